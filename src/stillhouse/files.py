@@ -1,0 +1,86 @@
+"""Atomic writing: a file is either the old one or the whole new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from stillhouse.errors import EnvironmentFault
+
+
+@contextlib.contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` and rename it onto `path` when the block ends well.
+
+    Args:
+        path: the file to write; its folder is made.
+        mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written. No half-written file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EnvironmentFault):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentFault(
+                f"{path}: the disk is full. Free some space or set output.folder to another disk; "
+                "what was written before is intact."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise EnvironmentFault(f"{path}: may not be written ({error.strerror}).") from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic(path) as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False, allow_nan=True, default=str)
+        handle.write("\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines, atomically."""
+    with atomic(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one row as a single write, so that a reader sees whole lines only."""
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines that this package wrote; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    whole = lines[:-1]  # the text after the last newline is empty, or a line cut short
+    return [json.loads(line) for line in whole if line.strip()]

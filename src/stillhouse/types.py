@@ -1,0 +1,78 @@
+"""What flows between the parts: prompts, responses, progress. Frozen, and small enough to read at a glance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Source = Literal["fixed", "teacher", "student", "text"]
+"""Who wrote a response: the data set, the teacher, the student, or nobody (plain text)."""
+
+SOURCES: tuple[Source, ...] = get_args(Source)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as token ids, with the reference response where the data set has one.
+
+    Example: `Prompt("train:17", token_ids=(5, 9, 2), text="Name a fruit.", response_ids=(41, 0), references=("Fig",))`
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    response_ids: tuple[int, ...] | None = None
+    """The reference response, end-of-sequence token included; None where the row has no response."""
+    references: tuple[str, ...] = ()
+    """Reference texts for evaluation; may be several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response to one prompt, with who wrote it and, for the student, when.
+
+    Example: `Response(prompt=p, token_ids=(41, 0), source="student", finished=True, student_version=120)`
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    """Ends with the end-of-sequence token if and only if `finished`."""
+    source: Source
+    finished: bool = True
+    student_version: int | None = None
+    """The optimiser step whose weights wrote it; None unless `source` is "student"."""
+    logprobs: tuple[float, ...] | None = None
+    """Log-probabilities (nats) under the distribution it was sampled from, where the engine gave them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returns for one prompt.
+
+    Example: `Completion(token_ids=(41, 0), finished=True)`
+    """
+
+    token_ids: tuple[int, ...]
+    finished: bool
+    """True if the end-of-sequence token was written; False if the length limit cut the text."""
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the training has come; all that a schedule may look at.
+
+    Example: `Progress(step=30, max_steps=120, epoch=0.75, epochs=3.0)`
+    """
+
+    step: int
+    """Optimiser steps done."""
+    max_steps: int
+    epoch: float
+    """Passes over the prompts done, with fraction."""
+    epochs: float
+
+    @property
+    def fraction(self) -> float:
+        """step / max_steps, between 0 and 1."""
+        return min(1.0, self.step / max(1, self.max_steps))
