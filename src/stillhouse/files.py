@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -84,3 +85,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     whole = lines[:-1]  # the text after the last newline is empty, or a line cut short
     return [json.loads(line) for line in whole if line.strip()]
+
+
+PACKAGE = "package:"
+
+
+def locate(path: str | Path) -> Path:
+    """The place on disk of a path from a configuration.
+
+    `package:NAME/inner/path` is inside an installed Python package, which is found without being imported;
+    anything else is relative to the working directory.
+
+    Raises:
+        EnvironmentFault: the package is not installed.
+    """
+    text = str(path)
+    if not text.startswith(PACKAGE):
+        return Path(text).expanduser()
+    name, _, inner = text.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentFault(f"{text}: the Python package {name!r} is not installed. Install it with: pip install {name}")
+    return Path(next(iter(spec.submodule_search_locations))) / inner
