@@ -1,6 +1,7 @@
 """Every error that Stillhouse raises on purpose: one root, each also a standard-library error.
 
-`exit_code` is what the command line returns: 2 where the user can mend the input, 3 where the environment failed.
+`exit_code` is what the command line returns: 2 where the user can mend the input, 3 where the
+environment failed.
 """
 
 from __future__ import annotations

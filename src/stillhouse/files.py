@@ -105,5 +105,7 @@ def locate(path: str | Path) -> Path:
     name, _, inner = text.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentFault(f"{text}: the Python package {name!r} is not installed. Install it with: pip install {name}")
+        raise EnvironmentFault(
+            f"{text}: the Python package {name!r} is not installed. Install it with: pip install {name}"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / inner

@@ -1,4 +1,4 @@
-"""What flows between the parts: prompts, responses, progress. Frozen, and small enough to read at a glance."""
+"""What flows between the parts: prompts, responses, progress. Frozen and small."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 class Prompt:
     """A prompt as token ids, with the reference response where the data set has one.
 
-    Example: `Prompt("train:17", token_ids=(5, 9, 2), text="Name a fruit.", response_ids=(41, 0), references=("Fig",))`
+    Example:
+        `Prompt("train:17", token_ids=(5, 9), text="Name a fruit.", response_ids=(41, 0), references=("Fig",))`
     """
 
     id: str

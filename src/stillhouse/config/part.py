@@ -12,9 +12,12 @@ from pydantic_core import PydanticCustomError
 
 
 class Part(BaseModel):
-    """A frozen, strict piece of configuration. Unknown keys are refused; `True` is no number and "3" no integer.
+    """A frozen, strict piece of configuration.
 
-    Parts without heavy state (objectives, schedules) are what they configure; heavy ones have a `build` method.
+    Unknown keys are refused; `True` is no number and "3" no integer.
+
+    Parts without heavy state (objectives, schedules) are what they configure;
+    heavy ones have a `build` method.
     """
 
     model_config = ConfigDict(
@@ -96,7 +99,8 @@ class Registry(Generic[PartT]):
 
     def field(self) -> Any:
         """The annotation for a config field that holds one part of this family."""
-        return Annotated[SerializeAsAny[self.base], BeforeValidator(self.parse)]  # type: ignore[name-defined]
+        base: Any = self.base
+        return Annotated[SerializeAsAny[base], BeforeValidator(self.parse)]
 
 
 def nearest(name: str, names: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
@@ -106,7 +110,9 @@ def nearest(name: str, names: Mapping[str, Any] | tuple[str, ...] | list[str]) -
 
 
 def walk(part: Any, visit: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Rebuild a tree of parts with every value passed through `visit(path, value)`; unchanged parts are kept as they are.
+    """Rebuild a tree of parts with every value passed through `visit(path, value)`.
+
+    Parts in which nothing changed are kept as they are.
 
     `visit` returns a replacement, or the same object to go deeper.
     """

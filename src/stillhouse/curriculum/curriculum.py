@@ -1,4 +1,4 @@
-"""Turns a tree of parts with schedules into the same tree with plain numbers, and keeps what schedules remember."""
+"""Turns a tree of parts with schedules into one with plain numbers; keeps what schedules remember."""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ class Schedule(Part):
         return {}
 
     def observe(self, state: State, name: str, value: float) -> State:
-        """The state after `name` ("dev_loss", "train_loss") was measured as `value`. Stateless schedules ignore it."""
+        """The state after `name` ("dev_loss", "train_loss") was measured as `value`.
+
+        Schedules without state ignore it.
+        """
         return state
 
     @abstractmethod
@@ -38,7 +41,7 @@ class Schedule(Part):
         """The least and the greatest number it can give; the field's own limits are checked against them."""
 
 
-REGISTRY: Registry[Schedule] = Registry("schedule", Schedule)
+REGISTRY: Registry[Schedule] = Registry("schedule", Schedule)  # type: ignore[type-abstract]
 
 
 class _Ramp(Schedule):
@@ -102,7 +105,7 @@ _EXAMPLE = {"example": "{kind: linear, start: 0.0, end: 1.0}"}
 
 
 def scheduled(least: float = -math.inf, greatest: float = math.inf) -> Any:
-    """The annotation of a field that is a float between `least` and `greatest`, or a schedule that stays there."""
+    """The annotation of a field: a float between `least` and `greatest`, or a schedule that stays there."""
 
     def check(value: float | Schedule) -> float | Schedule:
         low, high = value.bounds() if isinstance(value, Schedule) else (value, value)
