@@ -16,7 +16,7 @@ class Prompt:
     """A prompt as token ids, with the reference response where the data set has one.
 
     Example:
-        `Prompt("train:17", token_ids=(5, 9), text="Name a fruit.", response_ids=(41, 0), references=("Fig",))`
+        `Prompt("train:17", token_ids=(5, 9), text="A fruit?", response_ids=(41, 0), references=("Fig",))`
     """
 
     id: str

@@ -100,7 +100,7 @@ class Registry(Generic[PartT]):
     def field(self) -> Any:
         """The annotation for a config field that holds one part of this family."""
         base: Any = self.base
-        return Annotated[SerializeAsAny[base], BeforeValidator(self.parse)]
+        return Annotated[SerializeAsAny[base], BeforeValidator(self.parse)]  # type: ignore[misc]
 
 
 def nearest(name: str, names: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
