@@ -1,0 +1,125 @@
+"""The mask covers exactly the response tokens, whatever the padding, the order and the division."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.data.collate import IGNORED, collate, split
+from stillhouse.types import SOURCES, Prompt, Response
+
+PAD = 0
+tokens = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)
+
+
+@st.composite
+def response_lists(draw: st.DrawFn) -> list[Response]:
+    made = []
+    for index in range(draw(st.integers(1, 6))):
+        source = draw(st.sampled_from(SOURCES))
+        answer = draw(tokens)
+        logprobs = draw(st.none() | st.just(tuple(-0.5 * k for k in range(len(answer)))))
+        version = draw(st.integers(0, 99)) if source == "student" else None
+        prompt = Prompt(f"p:{index}", draw(tokens), "text")
+        made.append(
+            Response(
+                prompt,
+                answer,
+                source,
+                finished=draw(st.booleans()),
+                student_version=version,
+                logprobs=logprobs,
+            )
+        )
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(response_lists(), st.integers(0, 30))
+def test_marked_positions_predict_exactly_the_response_tokens(responses: list[Response], extra: int) -> None:
+    batch = collate(responses, PAD, length=extra)
+    assert batch.num_tokens == int(batch.response_mask.sum())
+    for index, response in enumerate(responses):
+        start = len(response.prompt.token_ids)
+        marked = batch.response_mask[index].nonzero()[:, 0].tolist()
+        assert marked == list(range(start - 1, start + len(response.token_ids) - 1))
+        after = [batch.input_ids[index, position + 1].item() for position in marked]
+        assert tuple(after) == response.token_ids
+        assert batch.labels[index][batch.response_mask[index]].tolist() == after
+        assert int(batch.attention_mask[index].sum()) == start + len(response.token_ids)
+        assert SOURCES[batch.sources[index]] == response.source
+        version = int(batch.student_versions[index])
+        assert version == (-1 if response.student_version is None else response.student_version)
+    assert (batch.labels[~batch.response_mask] == IGNORED).all()
+    assert (batch.input_ids[batch.attention_mask == 0] == PAD).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(response_lists(), st.integers(0, 30), st.randoms(use_true_random=False))
+def test_rows_do_not_depend_on_padding_and_follow_the_order(
+    responses: list[Response], extra: int, random
+) -> None:  # type: ignore[no-untyped-def]
+    plain, padded = collate(responses, PAD), collate(responses, PAD, length=extra)
+    for name in ("row_labels", "row_sequences", "row_sources"):
+        assert torch.equal(getattr(plain, name)(), getattr(padded, name)())
+    order = list(range(len(responses)))
+    random.shuffle(order)
+    shuffled = collate([responses[index] for index in order], PAD)
+    for new, old in enumerate(order):
+        assert torch.equal(shuffled.input_ids[new], plain.input_ids[old])
+        assert torch.equal(shuffled.response_mask[new], plain.response_mask[old])
+        assert shuffled.prompt_ids[new] == plain.prompt_ids[old]
+
+
+@settings(max_examples=40, deadline=None)
+@given(response_lists())
+def test_logprobs_sit_at_the_position_that_predicts_their_token(responses: list[Response]) -> None:
+    rows = collate(responses, PAD).row_logprobs()
+    if all(response.logprobs is None for response in responses):
+        assert rows is None
+        return
+    assert rows is not None
+    flat = [p for r in responses for p in (r.logprobs or (math.nan,) * len(r.token_ids))]
+    assert torch.equal(rows.nan_to_num(7.0), torch.tensor(flat).nan_to_num(7.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(response_lists(), st.integers(1, 9), st.booleans(), st.booleans())
+def test_a_division_loses_and_doubles_nothing(
+    responses: list[Response], num_micro: int, by_length: bool, keep: bool
+) -> None:
+    doubled = [*responses, *responses[: len(responses) // 2]]
+    parts = split(doubled, num_micro, by_length=by_length, keep_prompts=keep)
+    assert sorted((r for part in parts for r in part), key=id) == sorted(doubled, key=id)
+    assert all(parts)
+    assert len(parts) <= num_micro
+    if keep:
+        homes = [{r.prompt.id for r in part} for part in parts]
+        assert sum(map(len, homes)) == len(set().union(*homes))
+    else:
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_what_cannot_be_predicted_is_refused() -> None:
+    prompt = Prompt("p:1", (5,), "x")
+    with pytest.raises(ValueError, match="at least one response"):
+        collate([], PAD)
+    with pytest.raises(ValueError, match="p:1: its teacher response has no tokens"):
+        collate([Response(prompt, (), "teacher")], PAD)
+    with pytest.raises(ValueError, match="has no tokens"):
+        collate([Response(Prompt("p:2", (), ""), (3,), "fixed")], PAD)
+    with pytest.raises(ValueError, match="1 log-probabilities for 2 tokens"):
+        collate([Response(prompt, (3, 4), "student", logprobs=(-1.0,))], PAD)
+
+
+def test_moving_keeps_everything_else() -> None:
+    batch = collate([Response(Prompt("p:1", (5,), "x"), (3, 4), "student", student_version=2)], PAD)
+    moved = batch.to("meta")
+    assert moved.input_ids.device.type == "meta"
+    assert moved.prompt_ids == batch.prompt_ids
+    assert moved.logprobs is None
