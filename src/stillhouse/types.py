@@ -24,6 +24,8 @@ class Prompt:
     text: str
     response_ids: tuple[int, ...] | None = None
     """The reference response, end-of-sequence token included; None where the row has no response."""
+    response_finished: bool = True
+    """False if the reference was cut at the length limit, so that it does not teach where to stop."""
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
 

@@ -1,0 +1,21 @@
+"""Whose responses a step trains on."""
+
+from stillhouse.responses.base import REGISTRY, Context, Policy, ResponsesConfig, ResponsesField
+from stillhouse.responses.fixed import Fixed
+from stillhouse.responses.generated import Generated
+from stillhouse.responses.mixed import Mixed
+from stillhouse.responses.pairs import Pairs
+from stillhouse.responses.writer import Writer
+
+__all__ = [
+    "REGISTRY",
+    "Context",
+    "Fixed",
+    "Generated",
+    "Mixed",
+    "Pairs",
+    "Policy",
+    "ResponsesConfig",
+    "ResponsesField",
+    "Writer",
+]

@@ -1,0 +1,88 @@
+"""What a configuration may say about the two models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.config import Many, Part
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class LoraConfig(Part):
+    """Low-rank adapters (Hu et al. 2021) through peft; only they are trained, and they are merged on export."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    """The scale of the update is alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Many[str] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get an adapter; "all-linear" is every linear layer but the head."""
+    merge: bool = True
+    """Merge the adapters into the weights when the student is exported; false exports the adapters alone."""
+
+
+class Prune(Part):
+    """Start the student as the teacher with a subset of its layers."""
+
+    layers: Many[int]
+    """Which of the teacher's layers to keep, counted from 0, in order; such as [0, 1, 2, 5, 8]."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.layers:
+            raise ValueError("needs at least one layer")
+        if any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False)) or self.layers[0] < 0:
+            raise ValueError("layers must be different, not negative and in ascending order")
+        return self
+
+
+class _Model(Part):
+    path: str | None = None
+    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed Python package."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in that folder, to load quantised llama.cpp weights (needs the extra [gguf])."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: that of the model."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; "auto" takes the one they are stored in."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources that you trust."""
+
+
+class StudentConfig(_Model):
+    """The model to train. Exactly one of `path`, `from_teacher` and `from_config` says where it starts."""
+
+    dtype: Dtype = "float32"
+    """Number format of the weights in training. bfloat16 halves memory; small updates may be rounded away."""
+    from_teacher: Prune | None = None
+    """Start as the teacher with a subset of its layers."""
+    from_config: dict[str, Any] | None = None
+    """Start from random weights: a Hugging Face config, such as {model_type: llama, hidden_size: 64, ...};
+    the vocabulary size is the tokenizer's unless given."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, much less memory."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        starts = [name for name in ("path", "from_teacher", "from_config") if getattr(self, name) is not None]
+        if len(starts) != 1:
+            given = " and ".join(starts) or "none of them"
+            raise ValueError(f"needs exactly one of path, from_teacher and from_config; got {given}")
+        if self.from_config is not None and "model_type" not in self.from_config:
+            raise ValueError("from_config needs a model_type, such as llama")
+        return self
+
+
+class TeacherModel(_Model):
+    """The model to learn from; frozen, in evaluation mode."""
+
+    path: str
+    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed Python package."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter that is merged into the teacher."""

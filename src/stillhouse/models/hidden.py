@@ -1,0 +1,105 @@
+"""The last hidden states at chosen positions, and the head that turns them into logits: all that a loss needs.
+
+Logits of a whole batch are never made here: [B, T, V] is the usual out-of-memory of distillation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.errors import ModelError
+from stillhouse.objectives.chunked import Head
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside DistributedDataParallel, torch.compile and peft wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Last hidden states where `batch["response_mask"]` is true, in row-major order.
+
+    The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
+    states are read at the decoder's exit, and the head runs for one position only.
+
+    Args:
+        model: a causal language model, possibly wrapped.
+        batch: input_ids [B, T], attention_mask [B, T], response_mask [B, T]; right-padded.
+
+    Returns:
+        [N, D] with N = number of true entries of the mask.
+    """
+    inner = unwrap(model)
+    decoder = decoder_of(inner)
+    caught: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _module, _inputs, output: caught.append(_states(output)))
+    call: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        call["logits_to_keep"] = 1
+    try:
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **call)
+    finally:
+        handle.remove()
+    return caught[-1][batch["response_mask"]]
+
+
+def decoder_of(inner: nn.Module) -> nn.Module:
+    """The part of a causal language model that ends in the last hidden states."""
+    decoder = getattr(inner, "base_model", None)
+    if isinstance(decoder, nn.Module) and decoder is not inner:
+        return decoder
+    raise ModelError(
+        f"{type(inner).__name__} has no decoder apart from its head. Stillhouse needs a model that "
+        "AutoModelForCausalLM loads."
+    )
+
+
+def _states(output: Any) -> Tensor:
+    states = getattr(output, "last_hidden_state", None)
+    found = output[0] if states is None else states
+    assert isinstance(found, Tensor)
+    return found
+
+
+def head_of(model: nn.Module, vocab: int | None = None) -> Head:
+    """The output embedding with what the architecture does to its logits (Gemma 2's cap, Cohere's and Granite's scale).
+
+    Args:
+        model: a causal language model, possibly wrapped.
+        vocab: number of token ids that both tokenizers share; rows beyond are padding and take no part.
+    """
+    inner = unwrap(model)
+    layer = inner.get_output_embeddings()  # type: ignore[operator]
+    if layer is None:
+        raise ModelError(f"{type(inner).__name__} has no output embeddings, so it has no head to distil through.")
+    if hasattr(layer, "lora_A"):
+        raise ModelError(
+            "student.lora.targets: the head (lm_head) has an adapter, which the fused loss would not see. "
+            "Leave it out of the targets."
+        )
+    config: Any = getattr(inner.config, "get_text_config", lambda: inner.config)()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    if getattr(config, "logits_scaling", None):
+        scale = 1.0 / float(config.logits_scaling)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(
+        weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale, softcap=float(cap) if cap else None, vocab=vocab
+    )
+
+
+def no_grad_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """`hidden_rows` without gradient, in the model's own mode."""
+    with torch.no_grad():
+        return hidden_rows(model, batch)

@@ -1,0 +1,228 @@
+"""Load models and tokenizers, with errors that say what the path lacks."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.errors import EnvironmentFault, ModelError
+from stillhouse.files import PACKAGE, locate
+from stillhouse.models.config import Dtype, Prune, StudentConfig, TeacherModel, _Model
+from stillhouse.models.hidden import unwrap
+
+
+def place(path: str) -> str:
+    """A local folder if there is one, else the text itself, taken as a hub name.
+
+    Raises:
+        ModelError: it looks like a folder but is none, or holds no model.
+    """
+    folder = locate(path)
+    if folder.is_dir():
+        return str(folder)
+    looks_local = path.startswith((PACKAGE, "/", ".", "~")) or path.count("/") != 1 or folder.exists()
+    if looks_local:
+        what = "is a file, not a folder" if folder.is_file() else "does not exist"
+        raise ModelError(f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name like org/name.")
+    return path
+
+
+def load_tokenizer(config: _Model, fallback: _Model | None = None) -> Any:
+    """The tokenizer of a model; `fallback` is the teacher, for students that start from it.
+
+    Raises:
+        ModelError: there is none at the path, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    owner = config if (config.path or config.tokenizer or fallback is None) else fallback
+    path = config.tokenizer or owner.path
+    if path is None:
+        raise ModelError("student.tokenizer: needed with from_config where there is no teacher to take it from.")
+    options: dict[str, Any] = {"trust_remote_code": owner.trust_remote_code}
+    if owner.gguf_file and not config.tokenizer:
+        options["gguf_file"] = owner.gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place(path), **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: no tokenizer could be loaded from there. {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_teacher(config: TeacherModel) -> nn.Module:
+    """The teacher: frozen, in evaluation mode.
+
+    Raises:
+        ModelError: the path holds no model that can be loaded.
+    """
+    model = _load(config, config.path, config.dtype)
+    if config.adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, place(config.adapter)).merge_and_unload()
+    return model.requires_grad_(False).eval()
+
+
+def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | None, seed: int) -> nn.Module:
+    """The student, ready to train: from a path, from the teacher's layers or from random weights.
+
+    Random weights and adapters depend on `seed` alone.
+
+    Raises:
+        ModelError: the start named in the configuration is not to be had.
+    """
+    torch.manual_seed(seed)
+    if config.path is not None:
+        model = _load(config, config.path, config.dtype)
+    elif config.from_teacher is not None:
+        if teacher is None:
+            raise ModelError("student.from_teacher: there is no teacher model to start from.")
+        model = keep_layers(unwrap(teacher), config.from_teacher, _torch_dtype(config.dtype))
+    else:
+        model = _from_config(config, tokenizer)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        if config.lora:
+            model.enable_input_require_grads()  # type: ignore[operator]
+    if config.lora:
+        model = _with_adapters(model, config)
+    return model
+
+
+def keep_layers(teacher: nn.Module, prune: Prune, dtype: torch.dtype | None) -> nn.Module:
+    """A copy of the teacher with only the named layers; embeddings, final norm and head are kept.
+
+    Raises:
+        ModelError: a layer that the teacher does not have, or an architecture whose layers cannot be found.
+    """
+    config = copy.deepcopy(teacher.config)
+    depth = config.num_hidden_layers  # type: ignore[union-attr]
+    if prune.layers[-1] >= depth:
+        raise ModelError(
+            f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} (0 to {depth - 1})."
+        )
+    stack = _layer_prefix(teacher, depth)
+    config.num_hidden_layers = len(prune.layers)  # type: ignore[union-attr]
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in prune.layers]  # type: ignore[union-attr]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # weights from GGUF are dequantised; the entry would make saving fail
+    student = type(teacher)(config)
+    new_index = {old: new for new, old in enumerate(prune.layers)}
+    state = {}
+    for name, tensor in teacher.state_dict().items():
+        if not name.startswith(stack):
+            state[name] = tensor
+            continue
+        number, _, rest = name.removeprefix(stack).partition(".")
+        if int(number) in new_index:
+            state[f"{stack}{new_index[int(number)]}.{rest}"] = tensor
+    student.load_state_dict(state)
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.to(dtype or next(teacher.parameters()).dtype)
+
+
+def _layer_prefix(model: nn.Module, depth: int) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return f"{name}."
+    raise ModelError(f"student.from_teacher: cannot find the {depth} layers of {type(model).__name__}.")
+
+
+def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"vocab_size": len(tokenizer), **(config.from_config or {})}
+    options.setdefault("eos_token_id", tokenizer.eos_token_id)
+    options.setdefault("bos_token_id", tokenizer.bos_token_id)
+    options.setdefault("pad_token_id", tokenizer.pad_token_id)
+    model_type = options.pop("model_type")
+    try:
+        built = AutoConfig.for_model(model_type, **options)
+        model: nn.Module = AutoModelForCausalLM.from_config(built)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"student.from_config: no model can be made of it. {_first_line(error)}") from error
+    return model.to(_torch_dtype(config.dtype) or torch.float32)
+
+
+def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    if config.attention != "auto":
+        options["attn_implementation"] = config.attention
+    if config.gguf_file:
+        options["gguf_file"] = config.gguf_file
+        _need("gguf", f"{path}: GGUF files need the package gguf. Install it with: pip install 'stillhouse[gguf]'")
+    folder = place(path)
+    if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"{path}: is not a model folder: it has no config.json.")
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: no causal language model could be loaded from there. {_first_line(error)}") from error
+    if config.gguf_file:
+        model = _clean(model)
+    return model
+
+
+def _clean(model: nn.Module) -> nn.Module:
+    """The same weights under a configuration that `save_pretrained` can write (GGUF leaves a quantisation entry)."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = type(model)(config).to(next(model.parameters()).dtype)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = copy.deepcopy(model.generation_config)
+    return fresh
+
+
+def _with_adapters(model: nn.Module, config: StudentConfig) -> nn.Module:
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    lora = config.lora
+    assert lora is not None
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    options = PeftLora(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        return get_peft_model(model, options)
+    except ValueError as error:
+        raise ModelError(f"student.lora: {_first_line(error)}") from error
+
+
+def parameters_of(model: nn.Module) -> dict[str, Any]:
+    """Counts for the run folder: parameters, trainable ones, bytes; tied weights are counted once."""
+    parameters = list(model.parameters())
+    return {
+        "architecture": type(unwrap(model)).__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+    }
+
+
+def _torch_dtype(name: Dtype) -> torch.dtype | None:
+    return None if name == "auto" else getattr(torch, name)
+
+
+def _need(package: str, message: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise EnvironmentFault(message)
+
+
+def _first_line(error: Exception) -> str:
+    return f"({type(error).__name__}: {str(error).strip().splitlines()[0][:300]})" if str(error).strip() else ""

@@ -1,0 +1,29 @@
+"""Do student and teacher speak the same token ids?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillhouse.errors import ModelError
+
+
+def check_same_tokenizer(student: Any, teacher: Any) -> int:
+    """The number of token ids that both have.
+
+    Heads of different height are no difference: they are padded, and the loss looks at shared ids only.
+
+    Raises:
+        ModelError: the same id means different text; a loss over ids would be silently wrong.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return len(ours)
+    differing = [token for token, index in ours.items() if theirs.get(token) != index]
+    extra = len(theirs.keys() - ours.keys())
+    example = ", ".join(f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher" for token in differing[:3])
+    raise ModelError(
+        f"student and teacher have different tokenizers: {len(differing):,} of the student's {len(ours):,} tokens have "
+        f"another id or none with the teacher, which has {extra:,} more ({example}). A loss over token ids would compare "
+        "different tokens. Choose a student of the teacher's family, or start one from the teacher "
+        "(student.from_teacher), or train on the teacher's text (recipe seqkd with a teacher that writes text)."
+    )

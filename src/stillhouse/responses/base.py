@@ -1,0 +1,116 @@
+"""The interface of every response policy, and random numbers that need no state.
+
+Every draw is a function of (seed, purpose, step), so a resumed run makes the same draws as one that never
+stopped, and all ranks agree without talking to each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillhouse.config import Part, Registry
+from stillhouse.responses.writer import Writer
+from stillhouse.types import Progress, Prompt, Response
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a policy may use."""
+
+    prompts: Sequence[Prompt]
+    """All prompts of the training set."""
+    student: Writer | None
+    teacher: Writer | None
+    folder: Path
+    """Where whole rounds of responses are kept, so that a resumed run reads instead of writing them again."""
+    seed: int
+
+
+class Policy(Protocol):
+    """Gives the responses of one optimiser step."""
+
+    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """The responses for each prompt, in the order of the prompts.
+
+        Args:
+            now: this policy's configuration with plain numbers instead of schedules.
+            prompts: the prompts of the step.
+            progress: how far the training has come.
+        """
+        ...
+
+    def facts(self) -> dict[str, float]:
+        """What the metrics log should show of the last draw."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be saved beside the weights; empty for policies whose draws depend on the step alone."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        ...
+
+
+class Stateless:
+    """A policy that remembers nothing between steps."""
+
+    def facts(self) -> dict[str, float]:
+        """Nothing to log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ResponsesConfig(Part):
+    """Whose responses a step trains on."""
+
+    kind: str
+
+    def writers(self) -> frozenset[str]:
+        """Who has to write text for this policy: of "student" and "teacher"."""
+        return frozenset()
+
+    def needs_reference(self) -> bool:
+        """Whether prompts need a response from the data set."""
+        return False
+
+    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that this policy can train on; the rest is left out and counted by the run."""
+        return list(prompts)
+
+    def sequences_per_prompt(self) -> int:
+        """How many sequences one prompt gives."""
+        return 1
+
+    def sources(self) -> frozenset[str]:
+        """The sources of the responses it can give; each needs an objective."""
+        raise NotImplementedError
+
+    def build(self, context: Context) -> Policy:
+        """The running policy."""
+        raise NotImplementedError
+
+
+REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)
+ResponsesField = REGISTRY.field()
+
+
+def derived_seed(seed: int, *purpose: object) -> int:
+    """A 63-bit seed that depends on `seed` and on what it is for, the same on every machine and rank."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def derived_uniform(seed: int, *purpose: object) -> float:
+    """A number in [0, 1) that depends on `seed` and on what it is for."""
+    return derived_seed(seed, *purpose) / 2**63

@@ -1,0 +1,87 @@
+"""Student-written responses for a share of the steps, another policy for the rest (GKD, ImitKD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from stillhouse.curriculum import Share
+from stillhouse.engines.base import Sampling
+from stillhouse.responses.base import (
+    REGISTRY,
+    Context,
+    Policy,
+    ResponsesConfig,
+    ResponsesField,
+    derived_seed,
+    derived_uniform,
+)
+from stillhouse.responses.fixed import Fixed
+from stillhouse.types import Progress, Prompt, Response
+
+
+@REGISTRY.register
+class Mixed(ResponsesConfig):
+    """At each step, with probability `student_share`, train on what the student writes now, else on `base`."""
+
+    kind: Literal["mixed"] = "mixed"
+    student_share: Share = 0.5
+    """Probability that a step is on-policy (lambda in GKD; 1 is fully on-policy)."""
+    base: ResponsesField = Fixed()
+    """Where the other responses come from."""
+    sampling: Sampling | None = None
+    """How the student samples; default: `engine.sampling`."""
+
+    def writers(self) -> frozenset[str]:
+        """The student, and whoever writes for `base`."""
+        return frozenset({"student"}) | self.base.writers()
+
+    def sources(self) -> frozenset[str]:
+        """The student's, and those of `base` unless it is never used."""
+        return frozenset({"student"}) | (frozenset() if self.student_share == 1 else self.base.sources())
+
+    def needs_reference(self) -> bool:
+        """As `base` does, unless it is never used."""
+        return self.student_share != 1 and bool(self.base.needs_reference())
+
+    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """What `base` can use, or everything if it is never used."""
+        return list(prompts) if self.student_share == 1 else list(self.base.usable(prompts))
+
+    def build(self, context: Context) -> MixedPolicy:
+        """The running policy."""
+        assert context.student is not None
+        return MixedPolicy(context, self.base.build(context), self.sampling)
+
+
+class MixedPolicy:
+    """One draw for each step, the same on all ranks."""
+
+    def __init__(self, context: Context, base: Policy, sampling: Sampling | None) -> None:
+        assert context.student is not None
+        self._student = context.student
+        self._seed = context.seed
+        self._base = base
+        self._sampling = sampling
+        self._on_policy = False
+
+    def draw(self, now: Mixed, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """One response for each prompt, all from the same source."""
+        assert isinstance(now.student_share, float | int)
+        self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
+        if not self._on_policy:
+            return self._base.draw(now.base, prompts, progress)
+        seed = derived_seed(self._seed, "mixed-text", progress.step)
+        return [[response] for response in self._student.write(prompts, seed, self._sampling)]
+
+    def facts(self) -> dict[str, float]:
+        """Whether the step was on-policy."""
+        return {**self._base.facts(), "responses/on_policy": float(self._on_policy)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `base` has to save; the draws themselves depend on the step alone."""
+        return {"base": self._base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._base.load_state_dict(state["base"])

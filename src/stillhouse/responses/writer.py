@@ -1,0 +1,56 @@
+"""A model that writes responses: an engine, with a name for who it is and a version for when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillhouse import console
+from stillhouse.engines.base import Engine, Sampling
+from stillhouse.types import Prompt, Response
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes responses as the student or as the teacher."""
+
+    engine: Engine
+    source: Literal["student", "teacher"]
+    sampling: Sampling
+    """How it samples where a policy does not say otherwise."""
+    version: Callable[[], int | None]
+    """The optimiser step of the weights it writes with; None for the teacher."""
+
+    def write(
+        self, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None = None, title: str | None = None
+    ) -> list[Response]:
+        """One response for each prompt.
+
+        Args:
+            prompts: whom to answer; their token ids are used as they are.
+            seed: the same seed gives the same text.
+            sampling: instead of the writer's own.
+            title: show progress under this title; None shows none.
+        """
+        settings = sampling or self.sampling
+        if settings.max_tokens is None:
+            settings = settings.model_copy(update={"max_tokens": self.sampling.max_tokens})
+        ids = [prompt.token_ids for prompt in prompts]
+        if title is None:
+            completions = self.engine.generate(ids, settings, seed)
+        else:
+            with console.progress(title, total=len(ids)) as bar:
+                done = 0
+
+                def advance(finished: int, _total: int) -> None:
+                    nonlocal done
+                    bar.advance(finished - done)
+                    done = finished
+
+                completions = self.engine.generate(ids, settings, seed, progress=advance)
+        version = self.version()
+        return [
+            Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)
+            for prompt, done in zip(prompts, completions, strict=True)
+        ]

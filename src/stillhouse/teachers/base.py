@@ -1,0 +1,40 @@
+"""The interface of every teacher signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from stillhouse.config import Part, Registry
+from stillhouse.objectives.chunked import Head
+
+
+class Teacher(Protocol):
+    """Gives the teacher's last hidden states for the rows of a batch; with `head` they are its exact distribution."""
+
+    @property
+    def head(self) -> Head:
+        """The teacher's output embedding, which turns its hidden states into logits."""
+        ...
+
+    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """[N, Dt]: one row for each true entry of `batch["response_mask"]`, in row-major order, without gradient."""
+        ...
+
+
+class TeacherConfig(Part):
+    """Where the teacher's signal comes from."""
+
+    kind: str
+    provides: ClassVar[frozenset[str]] = frozenset()
+    """Of "distribution" (all log-probabilities) and "text" (it can write responses)."""
+
+    def build(self, model: nn.Module | None, vocab: int) -> Teacher:
+        """The running teacher. `model` is the loaded model where the kind has one; `vocab` counts shared token ids."""
+        raise NotImplementedError
+
+
+REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig)
+TeacherField = REGISTRY.field()

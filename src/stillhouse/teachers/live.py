@@ -1,0 +1,39 @@
+"""The teacher as a model in memory, run on every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.models import TeacherModel, head_of, hidden_rows
+from stillhouse.objectives.chunked import Head
+from stillhouse.teachers.base import REGISTRY, TeacherConfig
+
+
+class LiveTeacher:
+    """Runs the teacher on the very token ids that the student sees."""
+
+    def __init__(self, model: nn.Module, vocab: int) -> None:
+        self.model = model.eval()
+        self.head: Head = head_of(model, vocab)
+
+    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """[N, Dt] last hidden states at the response rows, without gradient."""
+        with torch.no_grad():
+            return hidden_rows(self.model, dict(batch))
+
+
+@REGISTRY.register
+class LiveTeacherConfig(TeacherModel, TeacherConfig):
+    """A model in memory: exact, needs its weights and one forward pass for each batch."""
+
+    kind: Literal["live"] = "live"
+    provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
+
+    def build(self, model: nn.Module | None, vocab: int) -> LiveTeacher:
+        """The teacher around its loaded model."""
+        assert model is not None
+        return LiveTeacher(model, vocab)
