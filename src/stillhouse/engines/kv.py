@@ -1,0 +1,91 @@
+"""A key-value cache that is written in place, and whose rows can be dropped and replaced while it is in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values [B, H, capacity, D]; the first `length` columns are filled.
+
+    Looks like a transformers `DynamicLayer`, but a step writes one column instead of copying all of them.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; returns all keys and all values so far."""
+        start, self.length = self.length, self.length + key_states.shape[2]
+        if not self.is_initialized:
+            self.key_buffer = self._room(key_states)
+            self.value_buffer = self._room(value_states)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
+        self.key_buffer[:, :, start : self.length] = key_states
+        self.value_buffer[:, :, start : self.length] = value_states
+        if start == 0:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
+        return self.keys, self.values
+
+    def _room(self, states: Tensor) -> Tensor:
+        rows, heads, _, size = states.shape
+        return states.new_empty(rows, heads, self.capacity, size)
+
+    def get_seq_length(self) -> int:
+        """Number of filled columns."""
+        return self.length
+
+    def keep(self, rows: Tensor, start: int) -> None:
+        """Keep only these rows, and drop the first `start` columns."""
+        length = self.length - start
+        for name in ("key_buffer", "value_buffer"):
+            old = getattr(self, name)
+            new = old.new_empty(len(rows), *old.shape[1:])
+            torch.index_select(old[:, :, start : self.length], 0, rows, out=new[:, :, :length])
+            setattr(self, name, new)
+        self.length = length
+
+    def put(self, rows: Tensor, other: GrowingLayer) -> None:
+        """Overwrite these rows with the rows of `other`, so that both end at the same column."""
+        start = self.length - other.length
+        self.key_buffer[rows, :, start : self.length] = other.key_buffer[:, :, : other.length]
+        self.value_buffer[rows, :, start : self.length] = other.value_buffer[:, :, : other.length]
+
+
+class GrowingCache(Cache):
+    """A `GrowingLayer` for every layer of a model."""
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        super().__init__(layers=[GrowingLayer(capacity) for _ in range(num_layers)])
+
+    def keep(self, rows: Tensor, start: int) -> None:
+        """Keep only these rows, and drop the first `start` columns."""
+        for layer in self.layers:
+            layer.keep(rows, start)
+
+    def put(self, rows: Tensor, other: GrowingCache) -> None:
+        """Overwrite these rows with the rows of `other`."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.put(rows, theirs)
+
+
+def num_attention_layers(config: Any) -> int | None:
+    """The number of layers if all of them are full or sliding-window attention; None for any other architecture.
+
+    Recurrent, hybrid, chunked and shared-cache architectures keep a state that this cache does not hold.
+    """
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
+    if not set(types) <= {"full_attention", "sliding_attention"}:
+        return None
+    layers = DynamicCache(config=config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return len(layers) if plain else None

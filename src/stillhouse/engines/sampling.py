@@ -1,0 +1,159 @@
+"""From logits to tokens: penalties and bans, the warpers, and a draw by the inverse of the cumulative distribution.
+
+Each step gives what the logits processor of the same name in transformers 5 gives. The draw uses one
+uniform number a token, so that which rows share a batch does not change what is written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stillhouse.engines.base import Sampling
+
+PAD = -1
+"""Stands left of the prompt in a history of token ids."""
+
+_BLOCK = 256
+_FIRST_PREFIX = 512
+
+
+class Sampler:
+    """Draws the next token for a batch of rows.
+
+    Example:
+        >>> sampler = Sampler(Sampling(temperature=0.7), eos_ids=torch.tensor([2]))
+        >>> tokens, logprobs = sampler.draw(logits, history, generated, uniform)
+    """
+
+    def __init__(self, sampling: Sampling, eos_ids: Tensor) -> None:
+        self.sampling = sampling
+        self.eos_ids = eos_ids
+
+    def draw(
+        self, logits: Tensor, history: Tensor, generated: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B] and, where asked for, their log-probabilities [B] in nats.
+
+        Args:
+            logits: [B, V] floats; overwritten.
+            history: [B, T] token ids of prompt and response so far, `PAD` on the left.
+            generated: [B] number of response tokens in the history.
+            uniform: [B] numbers in [0, 1).
+        """
+        logits = self.scores(logits, history, generated)
+        if self.sampling.temperature == 0:
+            tokens = logits.argmax(-1)
+            return tokens, _logprob(logits, tokens) if self.sampling.logprobs else None
+        weights = _weights(logits)
+        tokens = inverse_cdf(weights, uniform)
+        if not self.sampling.logprobs:
+            return tokens, None
+        chosen = weights.gather(1, tokens[:, None]).squeeze(1)
+        return tokens, torch.log(chosen) - torch.log(weights.sum(-1))
+
+    def scores(self, logits: Tensor, history: Tensor, generated: Tensor) -> Tensor:
+        """The logits [B, V] of the distribution that is drawn from; excluded tokens have -inf."""
+        s = self.sampling
+        if s.repetition_penalty != 1.0:
+            logits = penalise_repetition(logits, history, s.repetition_penalty)
+        if s.no_repeat_ngram_size:
+            logits = ban_repeated_ngrams(logits, history, s.no_repeat_ngram_size)
+        if s.min_tokens and len(self.eos_ids):
+            early = (generated < s.min_tokens)[:, None]
+            logits[:, self.eos_ids] = logits[:, self.eos_ids].masked_fill(early, -torch.inf)
+        if s.temperature == 0:
+            return logits
+        if s.temperature != 1.0:
+            logits = logits.div_(s.temperature)
+        if 0 < s.top_k < logits.shape[1]:
+            least = torch.topk(logits, s.top_k).values[:, -1:]
+            logits = logits.masked_fill_(logits < least, -torch.inf)
+        if s.top_p < 1.0:
+            logits = keep_nucleus(logits, s.top_p)
+        if s.min_p > 0.0:
+            least = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(s.min_p))
+            logits = logits.masked_fill_(logits < least, -torch.inf)
+        return logits
+
+
+def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The least index whose cumulative weight exceeds `uniform` times the total; [B].
+
+    Two levels, blocks and then the tokens of one block: a cumulative sum over a whole vocabulary cannot be
+    vectorised, sums of blocks can.
+
+    Args:
+        weights: [B, V] non-negative, not all zero in any row; they need not sum to one.
+        uniform: [B] numbers in [0, 1).
+    """
+    vocab = weights.shape[1]
+    whole = vocab - vocab % _BLOCK
+    sums = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    if whole < vocab:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+    cumulative = sums.double().cumsum(1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    block = _first_above(cumulative, target)
+    below = cumulative.gather(1, block) - sums.gather(1, block)
+    places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(1, places.clamp(max=vocab - 1)).double().masked_fill_(places >= vocab, 0.0)
+    offset = _first_above(inside.cumsum(1), target - below)
+    return (block * _BLOCK + offset).squeeze(1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first index [B, 1] with cumulative > target; rounding may put the target past the end, hence the cap."""
+    target = torch.minimum(target.clamp(min=0.0), cumulative[:, -1:] * (1 - 1e-12))
+    return (cumulative <= target).sum(1, keepdim=True)
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """exp(logits - max), in place of the logits."""
+    return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+
+
+def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
+
+
+def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """-inf for every token that has at least `top_p` of probability above it.
+
+    Only as long a prefix of the sorted vocabulary is made as the nucleus needs.
+    """
+    vocab = logits.shape[1]
+    total = logits.logsumexp(-1, keepdim=True)
+    size = min(_FIRST_PREFIX, vocab)
+    while True:
+        values, indices = torch.topk(logits, size)
+        probs = (values - total).exp_()
+        cumulative = probs.cumsum(1)
+        if size == vocab or bool((cumulative[:, -1] >= top_p).all()):
+            break
+        size = min(size * 8, vocab)
+    keep = cumulative - probs < top_p
+    keep[:, 0] = True
+    kept = values.masked_fill_(~keep, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter_(1, indices, kept)
+
+
+def penalise_repetition(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
+    """Divide positive logits of tokens in the history by `penalty`, multiply negative ones by it."""
+    rows, vocab = logits.shape
+    seen = torch.zeros(rows, vocab + 1, dtype=torch.bool, device=logits.device)
+    seen.scatter_(1, torch.where(history == PAD, vocab, history), True)
+    penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen[:, :vocab], penalised, logits)
+
+
+def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
+    """-inf for every token that would complete an n-gram which is in the history already."""
+    if history.shape[1] < size:
+        return logits
+    grams = history.unfold(1, size, 1)
+    last = history[:, history.shape[1] - size + 1 :]
+    repeats = (grams[:, :, :-1] == last[:, None, :]).all(-1) & (grams[:, :, 0] != PAD)
+    row, place = repeats.nonzero(as_tuple=True)
+    logits[row, grams[row, place, -1]] = -torch.inf
+    return logits

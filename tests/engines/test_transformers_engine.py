@@ -1,0 +1,252 @@
+"""The transformers engine writes what `generate` would, whatever shares a batch, also on a model in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
+from transformers import GenerationConfig
+
+from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines.decode import uniforms
+from stillhouse.engines.sampling import Sampler
+from stillhouse.errors import ConfigError, EngineError
+
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+
+
+def write(model: Any, prompts: list[list[int]], sampling: Sampling, batch_size: int = 64, seed: int = 0) -> Any:
+    return TransformersConfig(batch_size=batch_size).build(model, FACTS).generate(prompts, sampling, seed)
+
+
+def generated(model: Any, prompt: list[int], sampling: Sampling) -> tuple[int, ...]:
+    """What transformers writes for one prompt, greedily."""
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=sampling.max_tokens, eos_token_id=list(FACTS.eos_ids), pad_token_id=0,
+        min_new_tokens=sampling.min_tokens or None, repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+    )  # fmt: skip
+    ids = torch.tensor([prompt])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return tuple(output[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_greedy_is_that_of_generate_token_for_token(kind: str) -> None:
+    model = tiny(kind)
+    prompts = some_prompts(12)
+    got = write(model, prompts, GREEDY, batch_size=5)
+    assert [c.token_ids for c in got] == [generated(model, prompt, GREEDY) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "options", [{"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.4}, {"min_tokens": 15}, {"no_repeat_ngram_size": 1}]
+)
+def test_greedy_with_penalties_is_that_of_generate(options: dict[str, Any]) -> None:
+    model = tiny()
+    prompts = some_prompts(8)
+    sampling = Sampling(temperature=0.0, max_tokens=24, **options)
+    got = write(model, prompts, sampling, batch_size=3)
+    assert [c.token_ids for c in got] == [generated(model, prompt, sampling) for prompt in prompts]
+    assert [c.token_ids for c in got] != [c.token_ids for c in write(model, prompts, GREEDY)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2", "mamba"])
+def test_text_depends_on_neither_batch_size_nor_company(kind: str) -> None:
+    model = tiny(kind)
+    prompts = some_prompts(30)
+    sampling = Sampling(max_tokens=30)
+    texts = [[c.token_ids for c in write(model, prompts, sampling, batch_size, seed=3)] for batch_size in (1, 4, 7, 64)]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert texts[0][:9] == [c.token_ids for c in write(model, prompts[:9], sampling, 4, seed=3)]
+    assert texts[0] != [c.token_ids for c in write(model, prompts, sampling, 4, seed=4)]
+
+
+def test_completions_end_with_eos_exactly_if_finished_and_keep_the_limit() -> None:
+    completions = write(tiny(), some_prompts(60), Sampling(max_tokens=30), batch_size=8)
+    assert {c.finished for c in completions} == {True, False}
+    for c in completions:
+        assert c.finished == (c.token_ids[-1] == 2)
+        assert 2 not in c.token_ids[:-1]
+        assert len(c.token_ids) == 30 or c.finished
+
+
+SETTINGS = [
+    {}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"min_tokens": 6},
+    {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"temperature": 0.0},
+    {"temperature": 1.4, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 0.8},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "mamba"])
+def test_logprobs_equal_those_of_a_full_forward_pass(kind: str, options: dict[str, Any]) -> None:
+    model = tiny(kind)
+    prompts = some_prompts(14)
+    sampling = Sampling(max_tokens=20, logprobs=True, **options)
+    sampler = Sampler(sampling, torch.tensor(FACTS.eos_ids))
+    for prompt, completion in zip(prompts, write(model, prompts, sampling, batch_size=4), strict=True):
+        text = torch.tensor([*prompt, *completion.token_ids])
+        with torch.no_grad():
+            logits = model(input_ids=text[None, :-1]).logits[0, len(prompt) - 1 :]
+        for place, token in enumerate(completion.token_ids):
+            history = text[None, : len(prompt) + place]
+            scores = sampler.scores(logits[place, None].clone(), history, torch.tensor([place]))
+            assert completion.logprobs is not None
+            assert completion.logprobs[place] == pytest.approx(float(scores.log_softmax(-1)[0, token]), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_tokens_follow_the_model_s_probabilities(kind: str) -> None:
+    model = tiny(kind, vocab=12)
+    prompt, count = [5, 7, 3], 4000
+    completions = write(model, [prompt] * count, Sampling(temperature=1.5, max_tokens=2), batch_size=500, seed=11)
+    with torch.no_grad():
+        first = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 1.5).softmax(-1)
+        branches = torch.tensor([[*prompt, token] for token in range(12)])
+        second = (model(input_ids=branches).logits[:, -1] / 1.5).softmax(-1)
+    joint = (first[:, None] * second).clone()
+    joint[2] = 0.0
+    joint[2, 0] = first[2]  # a text that ends at once has no second token
+    seen = torch.zeros(12, 12)
+    for c in completions:
+        seen[c.token_ids[0], c.token_ids[1] if len(c.token_ids) == 2 else 0] += 1
+    expected = (joint * count).flatten()
+    usual = expected >= 5
+    observed = [*seen.flatten()[usual].tolist(), float(seen.flatten()[~usual].sum())]
+    predicted = [*expected[usual].tolist(), float(expected[~usual].sum())]
+    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, predicted, strict=True))
+    freedom = len(observed) - 1
+    assert freedom > 20
+    spread = 2 / (9 * freedom)
+    # Wilson-Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal.
+    assert abs((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5 < 3.3
+
+
+def test_uniform_numbers_belong_to_seed_prompt_and_position() -> None:
+    whole = uniforms(7, range(5), 9)
+    assert torch.equal(uniforms(7, [3, 1], 4), whole[[3, 1], :4])
+    assert len(set(whole.flatten().tolist())) == 45
+    assert not torch.equal(uniforms(8, range(5), 9), whole)
+    assert uniforms(-1, [0], 2).shape == (1, 2)
+
+
+def test_a_model_in_training_goes_on_training_as_if_nothing_had_been_written() -> None:
+    def steps(write_between: bool) -> list[torch.Tensor]:
+        model: Any = tiny()
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        model.model.layers[0].eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        batch = torch.tensor(some_prompts(1, longest=1) * 8 + [[4]]).repeat(1, 12)
+        torch.manual_seed(5)
+        for _ in range(2):
+            if write_between:
+                write(model, some_prompts(6), Sampling(max_tokens=12), batch_size=2)
+            modes = [module.training for module in model.modules()]
+            assert True in modes
+            assert model.model.layers[0].training is False
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert model.config.use_cache is False
+        assert model.is_gradient_checkpointing
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    for with_text, without in zip(steps(True), steps(False), strict=True):
+        assert torch.equal(with_text, without)
+
+
+def test_weights_are_read_as_they_are_at_each_call() -> None:
+    model = tiny()
+    engine = TransformersConfig().build(model, FACTS)
+    before = engine.generate(some_prompts(4), GREEDY, 0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1.0)
+    after = engine.generate(some_prompts(4), GREEDY, 0)
+    assert before != after
+    assert after == write(model, some_prompts(4), GREEDY)
+
+
+def test_wrapped_models_write_the_same_text_with_their_adapters() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    prompts = some_prompts(6)
+    bare = [c.token_ids for c in write(tiny(), prompts, GREEDY)]
+    adapted: Any = get_peft_model(tiny(), LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear"))
+    merged = get_peft_model(tiny(), LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear"))
+    merged.load_state_dict(adapted.state_dict())
+    texts = [c.token_ids for c in write(adapted, prompts, GREEDY)]
+    assert texts != bare
+    assert texts == [c.token_ids for c in write(merged.merge_and_unload(), prompts, GREEDY)]
+
+
+def test_the_model_s_own_generation_settings_do_not_leak_in() -> None:
+    prompts = some_prompts(4)
+    for kind in ("llama", "mamba"):
+        plain = write(tiny(kind), prompts, GREEDY)
+        model: Any = tiny(kind)
+        model.generation_config = GenerationConfig(repetition_penalty=1.9, top_k=2, do_sample=True, suppress_tokens=[5])
+        assert write(model, prompts, GREEDY) == plain
+        assert model.generation_config.repetition_penalty == 1.9
+
+
+def test_the_limit_on_cached_tokens_bounds_the_batch_and_not_the_text() -> None:
+    model, prompts, sampling = tiny(), some_prompts(12), Sampling(max_tokens=10)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    text = TransformersConfig(batch_tokens=90).build(model, FACTS).generate(prompts, sampling, 0)
+    handle.remove()
+    assert max(seen) == 90 // (max(map(len, prompts)) + 10)
+    assert text == write(model, prompts, sampling)
+
+
+def test_progress_counts_every_completion_once() -> None:
+    told: list[tuple[int, int]] = []
+    TransformersConfig(batch_size=3).build(tiny(), FACTS).generate(
+        some_prompts(10), Sampling(max_tokens=6), 0, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(done, 10) for done in range(1, 11)]
+
+
+def test_several_end_of_sequence_tokens_all_end_a_text_and_none_ends_no_text() -> None:
+    prompts = some_prompts(30)
+    several = TransformersConfig().build(tiny(), TokenizerFacts((2, 9, 11), 0)).generate(prompts, Sampling(max_tokens=30), 0)
+    assert {c.token_ids[-1] for c in several if c.finished} == {2, 9, 11}
+    none = TransformersConfig().build(tiny(), TokenizerFacts((), 0)).generate(prompts, Sampling(max_tokens=30), 0)
+    assert {len(c.token_ids) for c in none} == {30}
+    assert not any(c.finished for c in none)
+
+
+def test_no_prompts_give_no_completions() -> None:
+    assert write(tiny(), [], GREEDY) == []
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_whole_context_can_be_used_but_no_more(kind: str) -> None:
+    model = tiny(kind)
+    assert len(write(model, [[5] * 90, [6]], Sampling(max_tokens=6, min_tokens=6), 1)[0].token_ids) == 6
+    with pytest.raises(ConfigError, match=r"engine\.sampling\.max_tokens.*90 tokens.*96.*at most 6"):
+        write(model, [[5] * 90], Sampling(max_tokens=7))
+    with pytest.raises(EngineError, match="prompt 1: has 96 tokens"):
+        write(model, [[5], [5] * 96], Sampling(max_tokens=1))
+
+
+def test_prompts_that_no_model_can_take_are_refused() -> None:
+    with pytest.raises(EngineError, match="prompt 1: is empty"):
+        write(tiny(), [[5], []], GREEDY)
+    with pytest.raises(EngineError, match=f"prompt 0: holds token ids 3 to {VOCAB}"):
+        write(tiny(), [[3, VOCAB]], GREEDY)
+
+
+def test_the_engine_is_made_from_its_configuration() -> None:
+    config = REGISTRY.parse({"kind": "transformers", "batch_size": 2, "sampling": {"temperature": 0.0, "max_tokens": 3}})
+    assert config.sampling == Sampling(temperature=0.0, max_tokens=3)
+    assert len(config.build(tiny(), FACTS).generate([[5]], config.sampling, 0)) == 1
+    with pytest.raises(ValueError, match="top_p"):
+        REGISTRY.parse({"kind": "transformers", "sampling": {"top_p": 1.5}})
