@@ -84,10 +84,6 @@ class ResponsesConfig(Part):
         """Whether prompts need a response from the data set."""
         return False
 
-    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that this policy can train on; the rest is left out and counted by the run."""
-        return list(prompts)
-
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""
         return 1

@@ -44,10 +44,6 @@ class Mixed(ResponsesConfig):
         """As `base` does, unless it is never used."""
         return self.student_share != 1 and bool(self.base.needs_reference())
 
-    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """What `base` can use, or everything if it is never used."""
-        return list(prompts) if self.student_share == 1 else list(self.base.usable(prompts))
-
     def build(self, context: Context) -> MixedPolicy:
         """The running policy."""
         assert context.student is not None

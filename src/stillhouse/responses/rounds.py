@@ -52,7 +52,7 @@ class Rounds:
         return self._writer.write(self._prompts, seed, self._sampling, title)
 
     def _header(self, number: int) -> dict[str, Any]:
-        sampling = self._sampling or self._writer.sampling
+        sampling = self._writer.settings(self._sampling)
         return {
             "format": FORMAT,
             "source": self._writer.source,

@@ -22,6 +22,14 @@ class Writer:
     version: Callable[[], int | None]
     """The optimiser step of the weights it writes with; None for the teacher."""
 
+    def settings(self, sampling: Sampling | None) -> Sampling:
+        """`sampling`, or the writer's own; its length limit too, unless `sampling` sets one."""
+        if sampling is None:
+            return self.sampling
+        if "max_tokens" in sampling.model_fields_set:
+            return sampling
+        return sampling.model_copy(update={"max_tokens": self.sampling.max_tokens})
+
     def write(
         self, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None = None, title: str | None = None
     ) -> list[Response]:
@@ -33,9 +41,7 @@ class Writer:
             sampling: instead of the writer's own.
             title: show progress under this title; None shows none.
         """
-        settings = sampling or self.sampling
-        if settings.max_tokens is None:
-            settings = settings.model_copy(update={"max_tokens": self.sampling.max_tokens})
+        settings = self.settings(sampling)
         ids = [prompt.token_ids for prompt in prompts]
         if title is None:
             completions = self.engine.generate(ids, settings, seed)

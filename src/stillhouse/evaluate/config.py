@@ -1,0 +1,30 @@
+"""What a configuration may say about evaluation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stillhouse.config import Many, Part
+from stillhouse.data.prompts import Source
+from stillhouse.engines.base import Sampling
+
+
+class EvaluateConfig(Part):
+    """How teacher and student are compared on held-out prompts."""
+
+    data: Source | None = None
+    """Held-out prompts with references; default: data.valid."""
+    sampling: Sampling = Sampling(temperature=0.0)
+    """How answers are written; temperature 0 is greedy. The length limit is data.max_response unless set."""
+    seeds: Many[int] = (10,)
+    """One pass over the prompts for each; the papers take five at temperature 1. Greedy needs one."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences in one forward pass when likelihoods are measured."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many prompts."""
+    valid_limit: int | None = Field(100, ge=1)
+    """At most this many prompts of data.valid when the student is validated during training."""
+    before: bool = True
+    """Also evaluate the student before training."""
+    teacher: bool = True
+    """Also evaluate the teacher."""

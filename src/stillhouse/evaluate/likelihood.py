@@ -1,0 +1,104 @@
+"""Likelihood of given text and fidelity to the teacher on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.data.collate import collate
+from stillhouse.errors import DataError
+from stillhouse.evaluate.metrics.fidelity import Fidelity, FidelityScores
+from stillhouse.models import head_of, hidden_rows
+from stillhouse.objectives.chunked import Head, logits_of
+from stillhouse.types import Prompt, Response
+
+ROWS = 1024
+"""Response positions whose logits are held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Means over response tokens.
+
+    Example: `Likelihood(loss=1.02, tokens=3310, fidelity=None)`
+    """
+
+    loss: float
+    """-log q(token), in nats per token."""
+    tokens: int
+    fidelity: FidelityScores | None
+    """How near the student is to the teacher at the same positions; None without a teacher."""
+
+
+def likelihood(
+    student: nn.Module,
+    responses: Sequence[Response],
+    pad_id: int,
+    *,
+    teacher: nn.Module | None = None,
+    vocab: int | None = None,
+    batch_size: int = 32,
+) -> Likelihood:
+    """Measure a student, and the teacher beside it, on given responses.
+
+    Args:
+        student: a causal language model; its mode is put back.
+        responses: with at least one token each.
+        pad_id: fills the right of shorter sequences.
+        teacher: also measure how near the student is to it.
+        vocab: number of token ids that both share.
+        batch_size: sequences in one forward pass.
+
+    Raises:
+        DataError: there are no responses.
+    """
+    if not responses:
+        raise DataError("there are no responses to measure a likelihood on; evaluation needs rows with references.")
+    training = student.training
+    student.eval()
+    fidelity = Fidelity()
+    total, tokens = 0.0, 0
+    try:
+        with torch.no_grad():
+            for part in _batches(responses, batch_size):
+                batch = _on(collate(part, pad_id), student)
+                labels = batch["labels"][batch["response_mask"]]
+                hidden = hidden_rows(student, batch)
+                theirs = None if teacher is None else hidden_rows(teacher, batch)
+                for rows in torch.arange(len(labels)).split(ROWS):
+                    logits = logits_of(hidden[rows], _head(student, vocab))
+                    total -= logits.log_softmax(-1).gather(1, labels[rows, None]).double().sum().item()
+                    if teacher is not None and theirs is not None:
+                        fidelity.update(logits, logits_of(theirs[rows], _head(teacher, vocab)))
+                tokens += len(labels)
+    finally:
+        student.train(training)
+    return Likelihood(total / tokens, tokens, None if teacher is None else fidelity.scores())
+
+
+def references_of(prompts: Iterable[Prompt]) -> list[Response]:
+    """The data set's own responses, as far as there are any."""
+    return [
+        Response(prompt, prompt.response_ids, "fixed", prompt.response_finished)
+        for prompt in prompts
+        if prompt.response_ids is not None
+    ]
+
+
+def _batches(responses: Sequence[Response], size: int) -> Iterable[list[Response]]:
+    by_length = sorted(responses, key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]
+
+
+def _on(batch: Any, model: nn.Module) -> dict[str, Tensor]:
+    moved = batch.to(next(model.parameters()).device)
+    return {name: getattr(moved, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
+
+
+def _head(model: nn.Module, vocab: int | None) -> Head:
+    return head_of(model, vocab)

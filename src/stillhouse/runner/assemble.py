@@ -1,0 +1,125 @@
+"""Builds the parts of a run from its configuration, in the order in which they depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.data import Data, load
+from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.models import (
+    TeacherModel,
+    check_same_tokenizer,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    parameters_of,
+)
+from stillhouse.responses import Context, Writer
+from stillhouse.responses.base import derived_seed
+from stillhouse.runner.folder import RunFolder
+from stillhouse.settings import RunConfig
+from stillhouse.train.step import Method, Step
+from stillhouse.types import Response
+
+
+@dataclass
+class Parts:
+    """Everything that a run works with."""
+
+    config: RunConfig
+    tokenizer: Any
+    facts: TokenizerFacts
+    student: nn.Module
+    teacher: nn.Module | None
+    vocab: int
+    data: Data
+
+    @property
+    def sampling(self) -> Sampling:
+        """How text is written by default: `engine.sampling`, with data.max_response as its length limit."""
+        return self.limited(self.config.engine.sampling)
+
+    def limited(self, sampling: Sampling) -> Sampling:
+        """The sampling with data.max_response as its length limit, unless it sets one."""
+        if "max_tokens" in sampling.model_fields_set:
+            return sampling
+        limited: Sampling = sampling.model_copy(update={"max_tokens": self.config.data.max_response})
+        return limited
+
+    def engine(self, model: nn.Module) -> Engine:
+        """The configured engine over one of the models."""
+        engine: Engine = self.config.engine.build(model, self.facts)
+        return engine
+
+    def model_facts(self) -> dict[str, Any]:
+        """What the run folder keeps about the models."""
+        student = {"path": self.config.student.path, **parameters_of(self.student), "vocab": self.vocab}
+        teacher = None
+        if self.teacher is not None:
+            teacher = {"path": self.config.teacher.path, **parameters_of(self.teacher)}
+        return {"student": student, "teacher": teacher}
+
+
+def assemble(config: RunConfig) -> Parts:
+    """Load tokenizer, teacher, student and data; the cheapest checks come first.
+
+    Raises:
+        ModelError: a model or tokenizer cannot be had, or the two do not fit.
+        DataError: the data cannot be used.
+    """
+    from transformers import set_seed
+
+    set_seed(config.train.seed)
+    teacher_model = config.teacher if isinstance(config.teacher, TeacherModel) else None
+    tokenizer = load_tokenizer(config.student, teacher_model)
+    vocab = len(tokenizer)
+    if teacher_model is not None:
+        vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
+    data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    teacher = load_teacher(teacher_model) if teacher_model is not None else None
+    student = load_student(config.student, tokenizer, teacher, config.train.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
+    return Parts(
+        config, tokenizer, facts, student.to(device), None if teacher is None else teacher.to(device), vocab, data
+    )
+
+
+def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
+    """The step of the configured method over loaded parts.
+
+    Args:
+        parts: what `assemble` gave.
+        folder: where rounds of responses are kept.
+        version: the optimiser step whose weights the student has now.
+    """
+    config = parts.config
+    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+    teacher = None
+    if parts.teacher is not None:
+        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
+    context = Context(parts.data.train, student, teacher, folder.responses, config.train.seed)
+    signal = None
+    if config.teacher is not None and "teacher" in config.objective.required:
+        signal = config.teacher.build(parts.teacher, parts.vocab)
+    return Step(
+        Method(config.responses, config.objective, config.train.normalise),
+        config.responses.build(context),
+        signal,
+        pad_id=parts.facts.pad_id,
+        vocab=parts.vocab,
+        text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+    )
+
+
+def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:
+    def draw(step: int, count: int) -> list[Response]:
+        picks = [derived_seed(seed, "text", step, index) % len(blocks) for index in range(count)]
+        return [blocks[pick] for pick in picks]
+
+    return draw

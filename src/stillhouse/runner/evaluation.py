@@ -1,0 +1,77 @@
+"""Evaluates one system of a run on held-out prompts and keeps the result in the run folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from stillhouse.data import load_prompts
+from stillhouse.data.template import Encoder
+from stillhouse.evaluate import answer, likelihood
+from stillhouse.evaluate.likelihood import references_of
+from stillhouse.models import parameters_of
+from stillhouse.runner.assemble import Parts
+from stillhouse.runner.folder import RunFolder
+from stillhouse.types import Prompt
+
+
+def held_out(parts: Parts) -> tuple[Prompt, ...]:
+    """The prompts of evaluate.data, or else of data.valid."""
+    config = parts.config
+    if config.evaluate.data is None:
+        return parts.data.valid[: config.evaluate.limit]
+    encoder = Encoder(config.data.template, parts.tokenizer)
+    found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
+    return found.prompts[: config.evaluate.limit]
+
+
+def evaluate_system(parts: Parts, folder: RunFolder, system: str, model: nn.Module) -> dict[str, float]:
+    """Answers, likelihood and fidelity of one system; nothing if there are no held-out prompts or it is done.
+
+    Args:
+        parts: a loaded run.
+        folder: where the result goes.
+        system: "teacher", "student before" or "student after".
+        model: whose weights to use.
+    """
+    prompts = held_out(parts)
+    if not prompts or (system != "student after" and folder.has_evaluation(system)):
+        return {}
+    metrics, settings, rows = measure(parts, model, prompts, title=f"Evaluating {system}")
+    label = parts.config.name if system == "student after" else system
+    folder.write_evaluation(
+        system, {"label": label, "task": "rouge_l", "settings": settings, "metrics": metrics}, rows
+    )
+    return metrics
+
+
+def measure(
+    parts: Parts, model: nn.Module, prompts: tuple[Prompt, ...], title: str | None
+) -> tuple[dict[str, float], dict[str, Any], list[dict[str, Any]]]:
+    """Metrics, the settings they were taken with, and one row for each answer."""
+    config = parts.config.evaluate
+    sampling = parts.limited(config.sampling)
+    training = model.training
+    model.eval()
+    answers = answer(parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title)
+    options: dict[str, Any] = {"pad_id": parts.facts.pad_id, "vocab": parts.vocab, "batch_size": config.batch_size}
+    if model is not parts.teacher and parts.teacher is not None:
+        options["teacher"] = parts.teacher
+    on_references = likelihood(model, references_of(prompts), **options)
+    metrics = {**answers.metrics, "loss": on_references.loss, "parameters": parameters_of(model)["parameters"]}
+    if on_references.fidelity is not None:
+        metrics |= on_references.fidelity.as_metrics()
+        own = likelihood(model, answers.responses, **options).fidelity
+        assert own is not None
+        metrics |= {f"{name}_on_own_text": value for name, value in own.as_metrics().items()}
+    model.train(training)
+    settings = {
+        "sampling": sampling.model_dump(mode="json"),
+        "seeds": list(config.seeds),
+        "prompts": len(prompts),
+        "rouge": "rouge-score rougeL F, stemmer, best over references",
+        "loss": "nats per reference token",
+        "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",
+    }
+    return metrics, settings, answers.rows

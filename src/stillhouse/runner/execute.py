@@ -1,0 +1,264 @@
+"""Runs a configuration from beginning to end and leaves a run folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse import console
+from stillhouse.errors import StillhouseError, TrainingError
+from stillhouse.evaluate import answer, likelihood
+from stillhouse.evaluate.likelihood import references_of
+from stillhouse.runner.assemble import Parts, assemble, make_step
+from stillhouse.runner.evaluation import evaluate_system
+from stillhouse.runner.export import export
+from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
+from stillhouse.runner.resolve import Resolved, resolve
+from stillhouse.settings import RunConfig
+from stillhouse.train import checkpoints
+from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.step import Step
+from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_epoch
+
+logger = logging.getLogger("stillhouse")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run has come to.
+
+    Example: `Result(folder=Path("runs/kd"), state="done", metrics={"rouge_l": 57.1, ...})`
+    """
+
+    folder: Path
+    state: str
+    """"done", or "interrupted" after Ctrl-C."""
+    metrics: dict[str, float]
+    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
+
+
+def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overrides: Any) -> Result:
+    """Distil as a YAML file or a dictionary says.
+
+    Args:
+        source: a YAML file, or the same as a dictionary.
+        resume: go on with the run that is in the folder, from its newest whole checkpoint.
+        **overrides: values that lie over those of the source; nested ones as dictionaries or with double
+            underscores, such as `train__lr=1e-4`.
+
+    Returns:
+        The run folder and the metrics.
+
+    Raises:
+        StillhouseError: something is wrong with configuration, data, models or machine; the message says what.
+
+    Example:
+        >>> result = stillhouse.run("run.yaml", train__epochs=2)
+        >>> result.metrics["rouge_l"]
+    """
+    return execute(resolve(source, overrides), resume=resume)
+
+
+def execute(resolved: Resolved, resume: bool = False) -> Result:
+    """Run a configuration that has been checked."""
+    config = resolved.config
+    folder = RunFolder(default_folder(config))
+    folder.open(resume)
+    with _recorded(folder, config) as interrupt:
+        folder.write_text("resolved.yaml", resolved.yaml)
+        folder.write("provenance.json", resolved.provenance)
+        folder.write("environment.json", environment())
+        parts = assemble(config)
+        facts = parts.model_facts()
+        needs_space(folder.path, _bytes_needed(config, facts))
+        folder.write("data.json", parts.data.report)
+        folder.write("models.json", facts)
+        _before(parts, folder)
+        finished = train(parts, folder, interrupt, resume)
+        if finished:
+            export(parts, folder)
+            evaluate_system(parts, folder, "student after", parts.student)
+    if config.output.report:
+        _write_report(folder)
+    return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
+
+
+def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -> bool:
+    """Train the student in place.
+
+    Returns:
+        Whether it came to the end; False after Ctrl-C.
+    """
+    config = parts.config
+    state = {"step": 0}
+    step = make_step(parts, folder, lambda: int(trainer.state.global_step if trainer is not None else state["step"]))
+    trainer: DistilTrainer | None = None
+    log = MetricsLog(folder.metrics, step)
+    validation = _validation(parts, folder, step, log)
+    saver = Saver(config.train, step, validation, folder.checkpoints)
+    bar = ProgressBar(f"Training {config.name}", step)
+    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    trainer = make_trainer(parts, step, folder, callbacks)
+    step.world = Ranks(trainer.args.world_size, trainer.args.device)
+    for callback in (validation, saver):
+        if callback is not None:
+            callback.steps_per_epoch = steps_in_epoch(trainer)
+    checkpoint = checkpoints.newest_whole(folder.checkpoints) if resume else None
+    if checkpoint is not None:
+        saved = checkpoints.load_state(checkpoint)
+        step.load_state_dict(saved["step"])
+        if validation is not None:
+            validation.best = saved["best"]
+    log.cut(after=-1 if checkpoint is None else checkpoints.step_of(checkpoint))
+    if checkpoint is None and validation is not None:
+        validation.now(0)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        bar.close()
+    return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
+
+
+def make_trainer(parts: Parts, step: Step, folder: RunFolder, callbacks: list[Any]) -> DistilTrainer:
+    """The trainer for a run, with Hugging Face's own printing and saving switched off where ours does it."""
+    from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+
+    config = parts.config.train
+    world = max(1, int(_environment_number("WORLD_SIZE", 1)))
+    options: dict[str, Any] = {
+        "output_dir": str(folder.checkpoints),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": max(1, config.batch_size // (config.micro_batch_size * world)),
+        "learning_rate": config.lr,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.clip,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": config.precision == "bfloat16",
+        "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": list(config.report_to),
+        "run_name": parts.config.name,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "label_names": [],
+        **config.hf,
+    }
+    try:
+        arguments = TrainingArguments(**options)
+    except (TypeError, ValueError) as error:
+        from stillhouse.errors import ConfigError, Fault
+
+        raise ConfigError(Fault("train.hf", f"transformers does not accept it: {error}", got=str(config.hf))) from error
+    trainer = DistilTrainer(
+        step=step,
+        model=parts.student,
+        args=arguments,
+        train_dataset=list(parts.data.train),
+        processing_class=parts.tokenizer,
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.callback_handler.callbacks[:0] = callbacks
+    return trainer
+
+
+def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) -> Validation | None:
+    config = parts.config
+    held_out = parts.data.valid[: config.evaluate.valid_limit]
+    if not held_out or config.train.validate_every == "never":
+        return None
+    engine = parts.engine(parts.student)
+    sampling = parts.limited(config.evaluate.sampling)
+
+    def measure() -> dict[str, float]:
+        references = references_of(held_out)
+        values = {"loss": likelihood(parts.student, references, parts.facts.pad_id, batch_size=config.evaluate.batch_size).loss}
+        if config.train.validate_rouge:
+            answers = answer(engine, held_out, sampling, config.evaluate.seeds[:1], parts.tokenizer)
+            values |= {name: answers.metrics[name] for name in ("rouge_l", "mean_length", "finished") if name in answers.metrics}
+        return values
+
+    def keep_best() -> None:
+        fresh = folder.path / ".best.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        torch.save(parts.student.state_dict(), fresh / "weights.pt")
+        checkpoints.replace_folder(fresh, folder.best)
+
+    return Validation(config.train, step, log, measure, keep_best)
+
+
+def _before(parts: Parts, folder: RunFolder) -> None:
+    if parts.config.evaluate.before:
+        evaluate_system(parts, folder, "student before", parts.student)
+    if parts.config.evaluate.teacher and parts.teacher is not None:
+        evaluate_system(parts, folder, "teacher", parts.teacher)
+
+
+@contextmanager
+def _recorded(folder: RunFolder, config: RunConfig) -> Iterator[Interrupt]:
+    """Keep state.json true whatever happens."""
+    folder.begin(config.name, config.recipe)
+    interrupt = Interrupt()
+    try:
+        with interrupt:
+            yield interrupt
+    except KeyboardInterrupt:
+        folder.end("interrupted", "stopped by Ctrl-C")
+        raise
+    except StillhouseError as error:
+        folder.end("failed", str(error))
+        raise
+    except Exception as error:
+        folder.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    folder.end("interrupted" if interrupt.asked else "done")
+
+
+def _write_report(folder: RunFolder) -> None:
+    from stillhouse.report import write_report
+
+    path = write_report([folder.path], folder.report)
+    console.messages().print(f"Report: {path}")
+
+
+def _headline(folder: RunFolder) -> dict[str, float]:
+    import json
+
+    after = folder.path / "evaluation" / "student-after.json"
+    if after.exists():
+        metrics: dict[str, float] = json.loads(after.read_text(encoding="utf-8"))["metrics"]
+        return metrics
+    return {k: v for k, v in last_row(folder.metrics).items() if isinstance(v, int | float)}
+
+
+def _bytes_needed(config: RunConfig, facts: dict[str, Any]) -> int:
+    trainable, whole = facts["student"]["trainable"], facts["student"]["bytes"]
+    checkpoint = whole + 8 * trainable
+    return int((config.train.keep_checkpoints + 1) * checkpoint + 2 * whole)
+
+
+def _environment_number(name: str, default: int) -> float:
+    import os
+
+    value = os.environ.get(name, "")
+    return float(value) if value and math.isfinite(float(value)) else default
+
+
+__all__ = ["Result", "TrainingError", "execute", "make_trainer", "run", "train"]

@@ -1,0 +1,124 @@
+"""The whole configuration of a run: one tree, checked before anything loads."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.config import FilePath, Part
+from stillhouse.data import DataConfig
+from stillhouse.engines import EngineField
+from stillhouse.engines.transformers import TransformersEngineConfig
+from stillhouse.errors import Fault
+from stillhouse.evaluate import EvaluateConfig
+from stillhouse.models import StudentConfig
+from stillhouse.objectives import BySource, Objective, ObjectiveField
+from stillhouse.responses import ResponsesField
+from stillhouse.responses.fixed import Fixed
+from stillhouse.teachers import TeacherField
+from stillhouse.train.config import TrainConfig
+
+
+class OutputConfig(Part):
+    """Where a run leaves its files."""
+
+    folder: FilePath | None = None
+    """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
+    report: bool = True
+    """Write report.html at the end."""
+
+
+class RunConfig(Part):
+    """One distillation run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The name of the run, of its folder and its row in tables."""
+    recipe: str | None = None
+    """The recipe that was the starting point; its values lie beneath those of the file."""
+    student: StudentConfig
+    """The model to train."""
+    teacher: TeacherField | None = None  # type: ignore[valid-type]
+    """The model to learn from; none for supervised fine-tuning."""
+    data: DataConfig
+    """Prompts and responses."""
+    engine: EngineField = TransformersEngineConfig()  # type: ignore[valid-type]
+    """What writes text, and how it samples by default."""
+    responses: ResponsesField = Fixed()  # type: ignore[valid-type]
+    """Whose responses the student is trained on."""
+    objective: ObjectiveField  # type: ignore[valid-type]
+    """What is compared, for all responses or by source."""
+    train: TrainConfig = TrainConfig()
+    """How the student is optimised."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How teacher and student are compared at the end."""
+    output: OutputConfig = OutputConfig()
+    """Where the files go."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = list(mismatches(self))
+        if faults:
+            raise Mismatch(faults)
+        return self
+
+
+class Mismatch(ValueError):
+    """Parts that are right by themselves do not fit together."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(map(str, faults)))
+
+
+def mismatches(config: RunConfig) -> list[Fault]:
+    """What one part of the configuration asks for and no other gives."""
+    faults: list[Fault] = []
+    objective: Objective = config.objective
+    sources = set(config.responses.sources()) | ({"text"} if config.data.text is not None else set())
+    mapped = objective.mapped() if isinstance(objective, BySource) else None
+    if mapped is not None:
+        faults += [
+            Fault(
+                "objective",
+                f"says nothing about {source}-written responses, which responses.kind={config.responses.kind} gives",
+                got=", ".join(mapped),
+                hint=f"Add objective.{source}.",
+            )
+            for source in sorted(sources - set(mapped))
+        ]
+        unused = sorted(set(mapped) - sources)
+        faults += [
+            Fault(
+                f"objective.{source}",
+                f"never applies: responses.kind={config.responses.kind} gives no {source}-written responses",
+                allowed=", ".join(sorted(sources)),
+            )
+            for source in unused
+        ]
+    provided: frozenset[str] = config.teacher.provides if config.teacher is not None else frozenset()
+    if "teacher" in objective.required and "distribution" not in provided:
+        faults.append(_no_teacher(config, f"objective.kind={objective.kind} compares with the teacher's distribution"))
+    if "teacher" in config.responses.writers() and "text" not in provided:
+        faults.append(_no_teacher(config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"))
+    if config.student.from_teacher is not None and "text" not in provided:
+        faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
+    if config.train.keep == "best" and (config.data.valid is None or config.train.validate_every == "never"):
+        faults.append(
+            Fault("train.keep", "best needs validation", hint="Set data.valid and train.validate_every, or keep: last.")
+        )
+    return faults
+
+
+def _no_teacher(config: RunConfig, why: str) -> Fault:
+    got = "no teacher" if config.teacher is None else f"teacher.kind={config.teacher.kind}"
+    return Fault("teacher", f"{why}", got=got, hint="Set teacher: {kind: live, path: FOLDER}.")
+
+
+def example(**_: Any) -> dict[str, Any]:
+    """The smallest tree that is valid, for documentation and tests."""
+    return {
+        "student": {"path": "student"},
+        "data": {"train": "train.jsonl"},
+        "objective": {"kind": "cross_entropy"},
+    }

@@ -1,0 +1,178 @@
+"""What happens beside the optimiser: the metrics log, validation, checkpoints, progress, Ctrl-C.
+
+One callback each. All of them read the step; only validation speaks back to it (`observe`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from stillhouse import console
+from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
+from stillhouse.train import checkpoints
+from stillhouse.train.config import TrainConfig, due
+from stillhouse.train.step import Step
+
+Validate = Callable[[], dict[str, float]]
+
+
+class MetricsLog(TrainerCallback):
+    """Writes `metrics.jsonl`: one row for every `log_every` steps and one for each validation."""
+
+    def __init__(self, path: Path, step: Step) -> None:
+        self._path = path
+        self._step = step
+        self._last = time.perf_counter()
+
+    def cut(self, after: int) -> None:
+        """Remove rows after optimiser step `after`, which a resumed run will write again."""
+        rows = read_jsonl(self._path)
+        kept = [row for row in rows if row["step"] <= after]
+        if len(kept) < len(rows) or not rows:
+            write_jsonl(self._path, kept)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._last = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Complete the trainer's row with ours, so that TensorBoard and others get it too, and write it."""
+        if logs is None or "learning_rate" not in logs or not state.is_world_process_zero:
+            return
+        seconds = time.perf_counter() - self._last
+        self._last = time.perf_counter()
+        logs.update(self._step.meter.row())
+        logs["seconds"] = seconds
+        logs["tokens_per_second"] = logs.get("tokens", 0.0) / max(seconds, 1e-9)
+        self.write("train", state.global_step, logs)
+
+    def write(self, phase: str, step: int, values: dict[str, Any]) -> None:
+        """Append one row."""
+        append_jsonl(self._path, {"phase": phase, "step": step, **{k: v for k, v in values.items() if k != "step"}})
+
+
+class Validation(TrainerCallback):
+    """Measures the student on data.valid, tells the curriculum, and keeps the best weights."""
+
+    def __init__(
+        self, config: TrainConfig, step: Step, log: MetricsLog, measure: Validate, keep_best: Callable[[], None]
+    ) -> None:
+        self._config = config
+        self._step = step
+        self._log = log
+        self._measure = measure
+        self._keep_best = keep_best
+        self.best: dict[str, float] = {}
+        self.steps_per_epoch = 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Validate when due; before a checkpoint of the same step, so that it is part of it."""
+        if due(self._config.validate_every, state.global_step, self.steps_per_epoch, state.global_step >= state.max_steps):
+            self.now(state.global_step, state.is_world_process_zero)
+
+    def now(self, step: int, main: bool = True) -> None:
+        """Measure, log, tell the curriculum, keep the weights if they are the best so far."""
+        values = self._measure()
+        self._step.observe("dev_loss", values["loss"])
+        if main:
+            self._log.write("valid", step, values)
+        name = self._config.best_by if self._config.best_by in values else "loss"
+        sign = -1.0 if name == "loss" else 1.0
+        if not self.best or sign * values[name] > sign * self.best[name]:
+            self.best = {**values, "step": float(step)}
+            if main and self._config.keep == "best":
+                self._keep_best()
+
+
+class Saver(TrainerCallback):
+    """Asks for checkpoints when due, completes them with our state, seals them and removes old ones."""
+
+    def __init__(self, config: TrainConfig, step: Step, validation: Validation | None, folder: Path) -> None:
+        self._config = config
+        self._step = step
+        self._validation = validation
+        self._folder = folder
+        self.steps_per_epoch = 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask the trainer to save."""
+        last = state.global_step >= state.max_steps
+        if due(self._config.save_every, state.global_step, self.steps_per_epoch, last):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Complete and seal what the trainer wrote."""
+        if not state.is_world_process_zero:
+            return
+        checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
+        best = self._validation.best if self._validation else {}
+        checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": best})
+        checkpoints.seal(checkpoint)
+        checkpoints.rotate(self._folder, self._config.keep_checkpoints)
+
+
+class ProgressBar(TrainerCallback):
+    """The bar, or plain lines without a terminal."""
+
+    def __init__(self, title: str, step: Step) -> None:
+        self._title = title
+        self._step = step
+        self._context: Any = None
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open it."""
+        self._context = console.progress(self._title, total=state.max_steps, done=state.global_step)
+        self._bar = self._context.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance it."""
+        if self._bar is not None:
+            self._bar.advance(1, loss=f"{self._step.last_loss:.4f}")
+
+    def close(self) -> None:
+        """Close it, whatever happened."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = self._bar = None
+
+
+class Interrupt(TrainerCallback):
+    """The first Ctrl-C finishes the step, writes a checkpoint and stops; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        console.messages().print("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop if asked to."""
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole row of a metrics log."""
+    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    last: dict[str, Any] = json.loads(rows[-1]) if rows else {}
+    return last

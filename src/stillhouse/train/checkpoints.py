@@ -1,0 +1,109 @@
+"""Checkpoints that are whole or not at all.
+
+A checkpoint counts only once its manifest (name, size and checksum of each file) is there, and the manifest is
+written last and atomically. A kill during a save therefore leaves the one before in force.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.files import atomic, told, write_json
+
+MANIFEST = "complete.json"
+STATE = "stillhouse.pt"
+PREFIX = "checkpoint-"
+
+logger = logging.getLogger("stillhouse")
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write what the trainer does not save itself: curriculum, replay, meter, best score."""
+    with atomic(folder / STATE, "wb") as handle:
+        torch.save(state, handle)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read back what `save_state` wrote."""
+    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+    return state
+
+
+def seal(folder: Path) -> None:
+    """Declare a checkpoint whole."""
+    files = {str(p.relative_to(folder)): _facts(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    write_json(folder / MANIFEST, {"format": 1, "files": files})
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return "was cut short while it was written"
+    try:
+        files: dict[str, list[int]] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return f"has a damaged {MANIFEST}"
+    for name, facts in files.items():
+        if not (folder / name).is_file():
+            return f"lacks {name}"
+        if _facts(folder / name) != facts:
+            return f"has a damaged {name}"
+    return None
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole. Damaged ones are named in a warning and passed over."""
+    for checkpoint in sorted(numbered(folder), key=step_of, reverse=True):
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        logger.warning("%s %s; going back to the checkpoint before it.", checkpoint, fault)
+    return None
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; a damaged one never pushes out a whole one."""
+    by_age = sorted(numbered(folder), key=step_of, reverse=True)
+    whole = [checkpoint for checkpoint in by_age if (checkpoint / MANIFEST).is_file()]
+    for checkpoint in by_age:
+        if checkpoint not in whole[:keep]:
+            (checkpoint / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """All checkpoint folders, whole or not."""
+    found = folder.glob(f"{PREFIX}*") if folder.is_dir() else iter(())
+    return [path for path in found if path.name.removeprefix(PREFIX).isdigit()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put a finished folder in the place of another, so that `final` is never half-written."""
+    old = final.with_name(f".{final.name}.old")
+    with told(final):
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _facts(path: Path) -> list[int]:
+    checksum = 0
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return [path.stat().st_size, checksum]

@@ -1,0 +1,79 @@
+"""What a configuration may say about training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.config import Many, Part
+
+Every = Literal["epoch", "never"] | int
+"""At the end of each epoch, never, or every so many optimiser steps."""
+
+
+class TrainConfig(Part):
+    """How the student is optimised. Everything else that Hugging Face's TrainingArguments know goes into `hf`."""
+
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the prompts."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps; if given, it decides instead of `epochs`."""
+    batch_size: int = Field(32, ge=1)
+    """Prompts in one optimiser step, over all processes."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Prompts in one forward pass on one process; changes memory and speed, not the gradient."""
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled decay; none on biases and norms."""
+    clip: float = Field(1.0, ge=0)
+    """Greatest norm of the gradient; 0 switches clipping off."""
+    seed: int = Field(42, ge=0)
+    """Decides random weights, order of prompts, dropout, every draw and every sampled text."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs matrix products under autocast; weights keep their own number format."""
+    normalise: Literal["token", "sequence"] = "token"
+    """The mean that the loss is: over all response tokens of the step, or over sequences of each one's token mean."""
+    log_every: int = Field(10, ge=1)
+    """Optimiser steps between two rows of metrics.jsonl."""
+    validate_every: Every = "epoch"
+    """When to measure loss and ROUGE-L on data.valid."""
+    save_every: Every = "epoch"
+    """When to write a checkpoint to resume from."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many checkpoints stay on disk."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the exported student."""
+    validate_rouge: bool = True
+    """Also let the student answer when it is validated; false measures the loss alone, which is faster."""
+    best_by: Literal["rouge_l", "loss"] = "rouge_l"
+    """What "best" is measured by, on data.valid."""
+    report_to: Many[str] = ()
+    """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
+    hf: dict[str, Any] = {}
+    """Further fields of transformers.TrainingArguments, passed through as they are."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        for name in ("validate_every", "save_every"):
+            every = getattr(self, name)
+            if isinstance(every, int) and every < 1:
+                raise ValueError(f"{name} must be at least 1, or epoch, or never")
+        return self
+
+
+def due(every: Every, step: int, steps_per_epoch: int, last: bool) -> bool:
+    """Whether something is due after optimiser step `step`; what happens at all also happens after the last step."""
+    if every == "never":
+        return False
+    interval = steps_per_epoch if every == "epoch" else every
+    return last or step % max(1, interval) == 0

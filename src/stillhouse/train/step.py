@@ -1,0 +1,243 @@
+"""One optimiser step of any method, top to bottom: whose responses, what the teacher says, the loss.
+
+Data flows down. Two things flow back, both here: the student's weights to whoever writes with them (the
+responses carry the version), and measured losses to the curriculum (`observe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.curriculum import Curriculum
+from stillhouse.data.collate import Batch, collate, split
+from stillhouse.errors import TrainingError
+from stillhouse.models import head_of, hidden_rows
+from stillhouse.objectives import BySource, Objective, Rows, fused_rows
+from stillhouse.responses import Policy, ResponsesConfig
+from stillhouse.teachers import Teacher
+from stillhouse.train.meter import Meter
+from stillhouse.train.reduce import Normalise, token_weights
+from stillhouse.types import SOURCES, Progress, Prompt, Response
+
+
+@dataclass(frozen=True)
+class Method:
+    """The scheduled parts of a method; the curriculum turns them into plain numbers at each step."""
+
+    responses: ResponsesConfig
+    objective: Objective
+    normalise: Normalise
+
+
+class World(Protocol):
+    """What the step must know of other processes."""
+
+    size: int
+
+    def add(self, counts: Tensor) -> Tensor:
+        """Sum over all ranks."""
+        ...
+
+
+class Alone:
+    """A single process."""
+
+    size = 1
+
+    def add(self, counts: Tensor) -> Tensor:
+        """The counts themselves."""
+        return counts
+
+
+class Step:
+    """Prepares the micro-batches of an optimiser step and computes their losses."""
+
+    def __init__(
+        self,
+        method: Method,
+        policy: Policy,
+        teacher: Teacher | None,
+        pad_id: int,
+        vocab: int,
+        world: World | None = None,
+        text: Callable[[int, int], list[Response]] | None = None,
+    ) -> None:
+        """Wire the parts of a method.
+
+        Args:
+            method: objective, response policy and normalisation, with schedules.
+            policy: the running response policy.
+            teacher: the running teacher; None if no objective needs one.
+            pad_id: fills the right of shorter sequences.
+            vocab: number of token ids that student and teacher share.
+            world: other processes.
+            text: (optimiser step, how many) -> plain-text sequences that are added to each step.
+        """
+        self.method = method
+        self.policy = policy
+        self.teacher = teacher
+        self.curriculum = Curriculum(_tree(method))
+        self.meter = Meter()
+        self.now: dict[str, Any] = _tree(method)
+        self.last_loss = 0.0
+        self._pad_id = pad_id
+        self._vocab = vocab
+        self.world: World = world or Alone()
+        self._text = text
+
+    def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> list[dict[str, Tensor]]:
+        """Once for each optimiser step: responses, micro-batches and the weight of every token.
+
+        Args:
+            prompts: this rank's prompts of the step.
+            progress: steps done before this one.
+            num_micro: exactly so many micro-batches come back.
+        """
+        self.now = self.curriculum.now(_tree(self.method), progress)
+        with self.meter.seconds("generate"):
+            drawn = self.policy.draw(self.now["responses"], prompts, progress)
+        responses = [response for group in drawn for response in group]
+        if self._text is not None:
+            responses += self._text(progress.step, len(prompts))
+        micro = [collate(part, self._pad_id) for part in split(responses, num_micro, by_length=True, keep_prompts=True)]
+        weights = token_weights(micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add)
+        self._note(micro, progress)
+        self.last_loss = 0.0
+        return [_tensors(batch, weight) for batch, weight in zip(micro, weights, strict=True)]
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Once for each micro-batch: its part of the step's loss, a scalar in nats.
+
+        The sum over micro-batches and ranks is the loss; the result is multiplied by the number of ranks,
+        because data-parallel training averages gradients over them.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        objective: Objective = self.now["objective"]
+        mask = batch["response_mask"]
+        teacher_hidden = None
+        if self.teacher is not None:
+            with self.meter.seconds("teacher"):
+                teacher_hidden = self.teacher.hidden(batch)
+        with self.meter.seconds("student"):
+            hidden = hidden_rows(model, dict(batch))
+            loss, values = fused_rows(
+                objective,
+                hidden,
+                head_of(model, self._vocab),
+                teacher_hidden,
+                None if self.teacher is None else self.teacher.head,
+                token_weight=batch["weight"][mask],
+                rows=rows_of(batch),
+            )
+        self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
+        return loss * self.world.size
+
+    def observe(self, name: str, value: float) -> None:
+        """Tell the curriculum what was measured ("dev_loss", "train_loss")."""
+        self.curriculum.observe(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside weights, optimiser and random states of the trainer."""
+        return {
+            "curriculum": self.curriculum.state_dict(),
+            "policy": self.policy.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.curriculum.load_state_dict(state["curriculum"])
+        self.policy.load_state_dict(state["policy"])
+        self.meter.load_state_dict(state["meter"])
+
+    def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
+        sources = torch.cat([batch.sources for batch in micro])
+        for code, source in enumerate(SOURCES):
+            share = (sources == code).float().mean().item()
+            if share or source in self.method.responses.sources():
+                self.meter.add_mean(f"responses/{source}", share, 1)
+        ages = [
+            progress.step - version
+            for batch in micro
+            for version in batch.student_versions.tolist()
+            if version >= 0
+        ]
+        if ages:
+            self.meter.add_mean("responses/student_age", float(sum(ages)), len(ages))
+        for name, value in {**self.policy.facts(), **_schedule_names(self.curriculum.values(progress))}.items():
+            self.meter.add_mean(name, value, 1)
+        self.meter.add("tokens", float(sum(batch.num_tokens for batch in micro)))
+        self.meter.add("sequences", float(sum(len(batch) for batch in micro)))
+        self.meter.add_mean("loss", 0.0, 1)
+
+    def _measure(self, loss: Tensor, values: Tensor, sources: Tensor) -> None:
+        total = loss.item()
+        self.last_loss += total
+        self.meter.add_mean("loss", total, 0)
+        for code in sources.unique().tolist():
+            chosen = values[sources == code]
+            self.meter.add_mean(f"loss/{SOURCES[code]}", chosen.sum().item(), chosen.numel())
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {total} ({type(self.now['objective']).__name__}). No weights were changed by this step. "
+                "Usual causes: train.lr too high, train.clip 0, or float16 weights; try a tenth of train.lr, or "
+                "student.dtype: float32."
+            )
+
+
+def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:
+    """source -> (number of its mean, loss weight): sources under one objective share a mean.
+
+    The weights within a map are part of its values already; here counts the weight of the whole.
+    """
+    parts = mapped(objective)
+    numbers = {source: 0 for source in SOURCES} if parts is None else {s: n for n, s in enumerate(parts)}
+    return {source: (number, float(objective.loss_weight)) for source, number in numbers.items()}
+
+
+def mapped(objective: Objective) -> dict[str, Objective] | None:
+    """The objective of each source; None if one objective is for all."""
+    return objective.mapped() if isinstance(objective, BySource) else None
+
+
+def rows_of(batch: Mapping[str, Tensor]) -> Rows:
+    """What objectives may ask about each response token of a micro-batch."""
+    mask = batch["response_mask"]
+    sequences = mask.nonzero()[:, 0]
+    return Rows(
+        labels=batch["labels"][mask],
+        sources=batch["sources"][sequences],
+        sequence_ids=sequences,
+        pair_ids=batch["pair_ids"][sequences],
+        positions=(mask.cumsum(1) - 1)[mask],
+        sampled_logprobs=batch["logprobs"][mask] if "logprobs" in batch else None,
+    )
+
+
+def _tensors(batch: Batch, weight: Tensor) -> dict[str, Tensor]:
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(batch.prompt_ids))}
+    tensors = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "response_mask": batch.response_mask,
+        "labels": batch.labels,
+        "sources": batch.sources,
+        "pair_ids": torch.tensor([numbers[name] for name in batch.prompt_ids]),
+        "weight": weight,
+    }
+    return tensors if batch.logprobs is None else {**tensors, "logprobs": batch.logprobs}
+
+
+def _tree(method: Method) -> dict[str, Any]:
+    return {"responses": method.responses, "objective": method.objective}
+
+
+def _schedule_names(values: Mapping[str, float]) -> dict[str, float]:
+    return {f"schedule/{path}": value for path, value in values.items()}
