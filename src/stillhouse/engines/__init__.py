@@ -3,4 +3,7 @@
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
 from stillhouse.engines.transformers import TransformersConfig
 
-__all__ = ["REGISTRY", "Engine", "EngineConfig", "Sampling", "TokenizerFacts", "TransformersConfig"]
+EngineField = REGISTRY.field()
+"""The annotation of a config field that holds an engine."""
+
+__all__ = ["REGISTRY", "Engine", "EngineConfig", "EngineField", "Sampling", "TokenizerFacts", "TransformersConfig"]
