@@ -1,0 +1,26 @@
+"""Every objective of the field behind one interface, plain and fused over the language-model head."""
+
+from stillhouse.objectives import combined, concrete, divergences, supervised
+from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
+from stillhouse.objectives.chunked import fused_loss, fused_rows
+from stillhouse.objectives.head import Head
+from stillhouse.objectives.rows import Rows, likelihood_gaps
+from stillhouse.objectives.work import Chunking
+
+__all__ = [
+    "REGISTRY",
+    "Chunking",
+    "Head",
+    "Objective",
+    "ObjectiveField",
+    "Rows",
+    "build",
+    "combined",
+    "concrete",
+    "divergences",
+    "fused_loss",
+    "fused_rows",
+    "kinds",
+    "likelihood_gaps",
+    "supervised",
+]

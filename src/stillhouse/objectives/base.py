@@ -1,0 +1,239 @@
+"""What every objective is: a frozen part that turns logits into one number per row, in nats per token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BeforeValidator, SerializeAsAny
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from stillhouse.config import Part, Registry, nearest
+from stillhouse.curriculum import NonNegative
+from stillhouse.objectives.rows import Rows
+from stillhouse.types import SOURCES
+
+EXCLUDED = -1e30
+"""The logit of an entry that takes no part: finite, so that differences stay numbers, and of probability
+zero."""
+
+Split = tuple[float, "Objective", Tensor | None]
+"""A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
+
+
+class Objective(Part):
+    """Compares student and teacher row by row. `objective(student_logits, teacher_logits, rows)` gives [N]
+    values.
+
+    Writing one: fields, `kind`, `needs`, and `per_token`; nothing else. The fused path, the laws, YAML and
+    the documentation follow from them. `value_and_gradient` may be given in closed form where that pays.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+    """What it must be given: teacher, reference, labels, sources, sequences, pairs, sampled_logprobs,
+    positions."""
+    divergence: ClassVar[bool] = True
+    """True if the value is never negative, and zero if and only if student and teacher agree."""
+    shift_invariant: ClassVar[bool] = True
+    """True if a constant added to all logits of a row changes nothing."""
+    same_vocabulary: ClassVar[bool] = True
+    """True if entry i of both models has to be the same token."""
+
+    has_token_part: ClassVar[bool] = True
+    """False if `per_token` is zero, so that the fused path may leave it out."""
+    has_sequence_part: ClassVar[bool] = False
+    """True if `per_sequence` is not zero."""
+
+    loss_weight: NonNegative = 1.0
+    """How much this term counts within a `sum` or a map from source to objective. Not part of its own
+    value."""
+
+    def __call__(
+        self, student_logits: Tensor, teacher_logits: Tensor | None = None, rows: Rows | None = None
+    ) -> Tensor:
+        """The value of each row, differentiable in the student only.
+
+        Args:
+            student_logits: [N, V]; half precision is raised to fp32. An entry that is -inf in either model
+                takes no part: it is left out of both and the rest renormalised.
+            teacher_logits: [N, V], or None if `needs` does not name the teacher.
+            rows: labels, sources and the rest of what `needs` names, [N] each.
+
+        Returns:
+            [N] nats per token.
+
+        Raises:
+            ValueError: something that `needs` names is missing, or shapes differ.
+        """
+        rows = rows or Rows()
+        self.check(teacher_logits is not None, rows)
+        student = _raised(student_logits)
+        teacher = None if teacher_logits is None else _raised(teacher_logits).detach()
+        if teacher is not None and self.shares_vocabulary and teacher.shape != student.shape:
+            raise ValueError(
+                f"{self.name}: student logits are {list(student.shape)} and teacher logits "
+                f"{list(teacher.shape)}; cut both to the ids that the models share"
+            )
+        student, teacher = aligned(student, teacher, self.shares_vocabulary)
+        if self.sequence_level:
+            rows = with_logprobs(student, teacher, rows)
+            return self.per_token(student, teacher, rows) + self.per_sequence(rows)
+        return self.per_token(student, teacher, rows)
+
+    @abstractmethod
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows."""
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        """What is added to `per_token` and depends on whole sequences: a function of `rows.student_logprobs`
+        [N],
+        through which its gradient flows. Only called if `needs` names sequences or pairs; sees all rows at
+        once."""
+        assert rows.student_logprobs is not None
+        return torch.zeros_like(rows.student_logprobs)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        """Values [n] and the gradient of their sum [n, V]. Both arguments are scratch: they may be
+        overwritten."""
+        with torch.enable_grad():
+            leaf = student.detach().requires_grad_()
+            value = self.per_token(leaf, teacher, rows)
+            if not value.requires_grad:
+                return value, torch.zeros_like(student)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient
+
+    def split(self, rows: Rows) -> list[Split]:
+        """Which objective is for which rows; itself for all of them unless it is a map from source to
+        objective."""
+        return [(1.0, self, None)]
+
+    @property
+    def name(self) -> str:
+        """Its `kind`."""
+        return str(getattr(self, "kind", type(self).__name__))
+
+    @property
+    def required(self) -> frozenset[str]:
+        """`needs` of this object; objectives that hold others override it."""
+        return self.needs
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """`same_vocabulary` of this object; objectives that hold others override it."""
+        return self.same_vocabulary
+
+    @property
+    def sequence_level(self) -> bool:
+        """True if a value depends on more than its own row, so that label log-probabilities come first."""
+        return bool(self.required & {"sequences", "pairs"})
+
+    def check(self, has_teacher: bool, rows: Rows) -> None:
+        """Raise a ValueError that names everything `required` and not given."""
+        present = {
+            "teacher": has_teacher,
+            "reference": rows.reference_logits is not None or rows.reference_hidden is not None,
+            "labels": rows.labels is not None,
+            "sources": rows.sources is not None,
+            "sequences": rows.sequence_ids is not None,
+            "pairs": rows.pair_ids is not None,
+            "sampled_logprobs": rows.sampled_logprobs is not None,
+            "positions": rows.positions is not None,
+        }
+        missing = sorted(name for name in self.required if not present[name])
+        if missing:
+            raise ValueError(f"{self.name} needs {', '.join(missing)}, which the rows do not have")
+
+
+REGISTRY: Registry[Objective] = Registry("objective", Objective)  # type: ignore[type-abstract]
+
+
+def build(kind: str, **options: Any) -> Objective:
+    """The objective of that name. Example: `build("skew_kl", alpha=0.1)(student_logits, teacher_logits)`."""
+    return REGISTRY.parse({"kind": kind, **options})
+
+
+def kinds() -> tuple[str, ...]:
+    """All names that `build` knows."""
+    return REGISTRY.kinds()
+
+
+def parse_objective(value: Any) -> Objective:
+    """Accept `{kind: ...}`, or a map from source to objective, which is short for `{kind: by_source,
+    ...}`."""
+    if isinstance(value, Mapping) and "kind" not in value and value:
+        unknown = [key for key in value if key not in SOURCES]
+        if unknown and len(unknown) == len(value):
+            return REGISTRY.parse(value)  # no source at all: the message about the missing kind fits
+        if unknown:
+            raise PydanticCustomError(
+                "objective_source",
+                "no source is called {source}{near}; allowed: {allowed}",
+                {
+                    "source": repr(unknown[0]),
+                    "near": nearest(str(unknown[0]), SOURCES),
+                    "allowed": ", ".join(SOURCES),
+                },
+            )
+        value = {"kind": "by_source", **value}
+    return REGISTRY.parse(value)
+
+
+ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_objective)]
+"""The annotation of a config field that holds an objective in any of the accepted spellings."""
+
+
+def aligned(
+    student: Tensor, teacher: Tensor | None, same_vocabulary: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Take entries that are -inf in either model out of both; finite logits come back as they are."""
+    left_out = torch.isneginf(student.detach())
+    if teacher is None:
+        return (student.masked_fill(left_out, EXCLUDED) if left_out.any() else student), None
+    if not same_vocabulary:
+        return student.masked_fill(left_out, EXCLUDED), teacher.masked_fill(torch.isneginf(teacher), EXCLUDED)
+    left_out = left_out | torch.isneginf(teacher)
+    if not left_out.any():
+        return student, teacher
+    return student.masked_fill(left_out, EXCLUDED), teacher.masked_fill(left_out, EXCLUDED)
+
+
+def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log softmax(logits)[label], [N] nats."""
+    return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def with_logprobs(student: Tensor, teacher: Tensor | None, rows: Rows) -> Rows:
+    """Rows with the label log-probabilities of both models filled in."""
+    if rows.labels is None:
+        raise ValueError("objectives over sequences need labels")
+    theirs = rows.teacher_logprobs
+    if theirs is None and teacher is not None:
+        theirs = label_logprobs(teacher, rows.labels)
+    return replace(rows, student_logprobs=label_logprobs(student, rows.labels), teacher_logprobs=theirs)
+
+
+def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The number of `value` with the gradient of `surrogate`."""
+    return value.detach() + surrogate - surrogate.detach()
+
+
+PartT = TypeVar("PartT", bound=type[Objective])
+
+
+def register(objective: PartT) -> PartT:
+    """Add an objective to the registry under the default of its `kind`."""
+    REGISTRY.register(objective)
+    return objective
+
+
+def _raised(logits: Tensor) -> Tensor:
+    if logits.dim() != 2:
+        raise ValueError(f"logits are [rows, vocabulary], got {list(logits.shape)}")
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

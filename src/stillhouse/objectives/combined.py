@@ -1,0 +1,131 @@
+"""Objectives made of objectives: a weighted sum on the same text, and a map from who wrote the text."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stillhouse.config import Many
+from stillhouse.objectives.base import Objective, ObjectiveField, Split, register
+from stillhouse.objectives.rows import Rows
+from stillhouse.types import SOURCES
+
+
+class _Holder(Objective):
+    """What objectives that hold others have in common: they need what those need."""
+
+    def held(self) -> tuple[Objective, ...]:
+        """The objectives inside."""
+        raise NotImplementedError
+
+    @property
+    def required(self) -> frozenset[str]:
+        return self.needs.union(*(part.required for part in self.held()))
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        return any(part.shares_vocabulary for part in self.held())
+
+    @property
+    def has_token_part(self) -> bool:  # type: ignore[override]
+        return any(part.has_token_part for part in self.held())
+
+    @property
+    def has_sequence_part(self) -> bool:  # type: ignore[override]
+        return any(part.has_sequence_part for part in self.held())
+
+
+@register
+class Sum(_Holder):
+    """A weighted sum of objectives on the same rows.
+
+    Equation: sum_k w_k L_k, w_k the `loss_weight` of term k.
+    Gradient: the same sum of the terms' gradients.
+    Character: that of its terms.
+    When: a distillation loss with some cross-entropy on the same text; the two parts of MiniLLM.
+    Source: every method with a weighted loss.
+    """
+
+    kind: Literal["sum"] = "sum"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    terms: Many[ObjectiveField] = Field(min_length=1)
+    """The objectives to add."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        parts = [term.loss_weight * term.per_token(student, teacher, rows) for term in self.terms]
+        return torch.stack(parts).sum(0)
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        parts = [term.loss_weight * term.per_sequence(rows) for term in self.terms]
+        return torch.stack(parts).sum(0)
+
+    def held(self) -> tuple[Objective, ...]:
+        return tuple(self.terms)
+
+
+@register
+class BySource(_Holder):
+    """Another objective for each source: who wrote a response decides how it is learnt from.
+
+    Equation: w_s L_s on the rows of source s, w_s the `loss_weight` of its objective.
+    Gradient: that of the row's objective.
+    Character: that of the row's objective.
+    When: DistiLLM-2's pairs, GKD's mixture of texts, a plain-text loss beside distillation. In YAML the kind
+        may be left out: `{teacher: {kind: skew_kl}, student: {kind: skew_rkl}}`.
+    Source: Ko et al. 2025, DistiLLM-2 (arXiv 2503.07067), for two sources.
+    """
+
+    kind: Literal["by_source"] = "by_source"
+    needs: ClassVar[frozenset[str]] = frozenset({"sources"})
+    fixed: ObjectiveField | None = None
+    """For responses of the data set."""
+    teacher: ObjectiveField | None = None
+    """For responses that the teacher wrote."""
+    student: ObjectiveField | None = None
+    """For responses that the student wrote."""
+    text: ObjectiveField | None = None
+    """For plain text."""
+
+    def mapped(self) -> dict[str, Objective]:
+        """The objectives that are there, by source."""
+        found = {source: getattr(self, source) for source in SOURCES}
+        return {source: objective for source, objective in found.items() if objective is not None}
+
+    def split(self, rows: Rows) -> list[Split]:
+        if rows.sources is None:
+            raise ValueError("an objective per source needs the source of every row")
+        mapped = self.mapped()
+        parts: list[Split] = []
+        for code in torch.unique(rows.sources).tolist():
+            source = SOURCES[code]
+            if source not in mapped:
+                raise ValueError(
+                    f"rows of source {source!r} came, but the objective maps {', '.join(mapped) or 'nothing'}. "
+                    f"Add objective.{source}, or change responses so that no such text is drawn"
+                )
+            objective = mapped[source]
+            parts.append((objective.loss_weight, objective, (rows.sources == code).nonzero().squeeze(-1)))
+        return parts
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        value = student.new_zeros(student.shape[0])
+        for weight, objective, index in self.split(rows):
+            assert index is not None
+            theirs = None if teacher is None else teacher[index]
+            part = weight * objective.per_token(student[index], theirs, rows[index])
+            value = value.index_put((index,), part)
+        return value
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        assert rows.student_logprobs is not None
+        value = torch.zeros_like(rows.student_logprobs)
+        for weight, objective, index in self.split(rows):
+            assert index is not None
+            value = value.index_put((index,), weight * objective.per_sequence(rows[index]))
+        return value
+
+    def held(self) -> tuple[Objective, ...]:
+        return tuple(self.mapped().values())

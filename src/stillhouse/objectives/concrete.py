@@ -1,0 +1,105 @@
+"""Concrete score distillation: objectives on differences of logits instead of probabilities.
+
+r = z - z_teacher is the logit residual. Weights are always detached.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.curriculum import Share
+from stillhouse.objectives.base import EXCLUDED, Objective, register
+from stillhouse.objectives.ranges import Temperature
+from stillhouse.objectives.rows import Rows
+
+Weight = Literal["student", "teacher", "uniform", "mix"]
+
+
+def weights(
+    which: str, student: Tensor, teacher: Tensor, temperature: float = 1.0, teacher_share: float = 0.0
+) -> Tensor:
+    """Detached weights over the vocabulary, [N, V], each row summing to one."""
+    with torch.no_grad():
+        if which == "uniform":
+            present = (student > EXCLUDED / 2).to(student.dtype)
+            return present / present.sum(-1, keepdim=True)
+        if which == "student":
+            return torch.softmax(student / temperature, -1)
+        if which == "teacher":
+            return torch.softmax(teacher / temperature, -1)
+        q, p = torch.softmax(student / temperature, -1), torch.softmax(teacher / temperature, -1)
+        return torch.lerp(q, p, teacher_share)
+
+
+@register
+class CSD(Objective):
+    """Concrete score distillation: matches all pairwise differences of logits, in linear time.
+
+    Equation: 1/4 sum_{x,y} w1(y) w2(x) (r_x - r_y)^2
+        = 1/4 [Var_w1(r) + Var_w2(r) + (E_w1 r - E_w2 r)^2], weights w1, w2 constant.
+    Gradient: 1/2 [w2_i (r_i - E_w1 r) + w1_i (r_i - E_w2 r)].
+    Character: by the weights: (student, student) seeks modes, (teacher, teacher) and (teacher, student)
+        cover, (uniform, student) is in between. The force grows linearly with the logit gap and does not
+        saturate.
+    When: (student, student) wherever reverse KL is used: at temperature 1 the two have exactly the same
+        gradient, so a difference between runs of the two is not an effect of the loss. (teacher, student)
+        for small data.
+    Source: CSD (arXiv 2509.25837), theorem 3; released code at commit c77a3a7, whose gradient is half the
+        paper's.
+    """
+
+    kind: Literal["csd"] = "csd"
+    w1: Weight = "student"
+    """Weights of the first token of a pair."""
+    w2: Weight = "student"
+    """Weights of the second token of a pair."""
+    temperature: Temperature = 1.0
+    """Divides the logits in the weights only; the residual stays at temperature 1."""
+    teacher_share: Share = 0.15
+    """Share of the teacher in the weights called mix; the student has the rest."""
+    factor: Literal["released", "paper"] = "released"
+    """The paper's value and gradient are twice those of the released code."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        r = student - teacher
+        w1 = weights(self.w1, student, teacher, self.temperature, self.teacher_share)
+        w2 = (
+            w1
+            if self.w2 == self.w1
+            else weights(self.w2, student, teacher, self.temperature, self.teacher_share)
+        )
+        # Centred at one mean before squaring: the textbook form cancels badly for large residuals.
+        first = r - (w1 * r).sum(-1, keepdim=True).detach()
+        mean1, mean2 = (w1 * first).sum(-1), (w2 * first).sum(-1)
+        spread = (w1 * first.square()).sum(-1) + (w2 * first.square()).sum(-1)
+        return (0.25 if self.factor == "released" else 0.5) * (spread - 2 * mean1 * mean2)
+
+
+@register
+class DLD(Objective):
+    """Direct logit distillation: a weighted square of logit differences.
+
+    Equation: 1/4 sum_i w_i r_i^2, weights constant; with `center`, r is first reduced by its plain mean.
+    Gradient: w_i r_i / 2; with `center` 1/2 (w_i d_i - sum_j w_j d_j / V), d the centred residual.
+    Character: by the weights, as for `csd`. Without `center` it is not invariant to a shift of the logits.
+    When: as the ablation of `csd`; the student has to match a constant that no probability depends on.
+    Source: CSD (arXiv 2509.25837), ablation; released code at commit c77a3a7.
+    """
+
+    kind: Literal["dld"] = "dld"
+    shift_invariant: ClassVar[bool] = False
+    weight: Literal["student", "teacher", "uniform"] = "student"
+    """Whose distribution weighs the vocabulary."""
+    center: bool = False
+    """Subtract the mean residual of the row first, which makes the objective invariant to shifts."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        r = student - teacher
+        if self.center:
+            r = r - (weights("uniform", student, teacher) * r).sum(-1, keepdim=True)
+        return 0.25 * (weights(self.weight, student, teacher) * r.square()).sum(-1)

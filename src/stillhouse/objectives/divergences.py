@@ -1,0 +1,230 @@
+"""Divergences between the token distributions of teacher p and student q, summed over the whole vocabulary.
+
+Throughout, z are the student's logits and q = softmax(z), p = softmax(teacher logits). Everything is
+computed from log-probabilities, so logit gaps of 1e4 give finite numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.curriculum import Share
+from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
+from stillhouse.objectives.rows import Rows
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities over the last axis."""
+    return torch.log_softmax(logits, -1)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) = sum p (log p - log q), [N] nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def mixture(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> Tensor:
+    """log(share p + (1 - share) q), without leaving log space."""
+    if isinstance(share, Tensor):
+        return torch.logaddexp(log_p + share.log(), log_q + torch.log1p(-share))
+    if share in (0.0, 1.0):
+        return log_p if share == 1.0 else log_q
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def both(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p of the teacher and log q of the student."""
+    assert teacher is not None
+    return log_softmax(teacher), log_softmax(student)
+
+
+@register
+class ForwardKL(Objective):
+    """Forward KL divergence KL(p || q): the plain distillation loss.
+
+    Equation: sum_i p_i log(p_i / q_i), with both softmaxes at `temperature`.
+    Gradient: (q_i - p_i) / temperature; bounded.
+    Character: covers every mode of the teacher.
+    When: the teacher's text, or data; a student that is not much smaller than its teacher; as the first
+        thing to try.
+    Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), equation 1, without the factor temperature^2.
+    """
+
+    kind: Literal["forward_kl"] = "forward_kl"
+    temperature: Temperature = 1.0
+    """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        log_p, log_q = both(student / self.temperature, teacher / self.temperature)
+        return kl(log_p, log_q)
+
+
+@register
+class ReverseKL(Objective):
+    """Reverse KL divergence KL(q || p).
+
+    Equation: sum_i q_i log(q_i / p_i), with both softmaxes at `temperature`.
+    Gradient: q_i (log(q_i / p_i) - KL(q || p)) / temperature; no force where q_i is zero, unbounded where
+        p_i is.
+    Character: seeks the modes of the teacher.
+    When: the student's own text, and a student too small to cover the teacher.
+    Source: Gu et al. 2024, MiniLLM (arXiv 2306.08543), the single-step part.
+    """
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+    temperature: Temperature = 1.0
+    """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        log_p, log_q = both(student / self.temperature, teacher / self.temperature)
+        return kl(log_q, log_p)
+
+
+@register
+class SymmetricKL(Objective):
+    """A weighted sum of both KL divergences on the same text.
+
+    Equation: (1 - w) KL(p || q) + w KL(q || p), w = `reverse_weight`.
+    Gradient: (1 - w)(q_i - p_i) + w q_i (log(q_i / p_i) - KL(q || p)).
+    Character: between covering and seeking, by the weight.
+    When: as a compromise where one weight per source is not wanted.
+    Source: DistiLLM code at commit d47e77f (its default weight is 0.9).
+    """
+
+    kind: Literal["symmetric_kl"] = "symmetric_kl"
+    reverse_weight: Share = 0.5
+    """The weight of KL(q || p), the student's side; lambda in the released code."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        w = self.reverse_weight
+        return (((1 - w) * log_p.exp() - w * log_q.exp()) * (log_p - log_q)).sum(-1)
+
+
+@register
+class Jeffreys(Objective):
+    """Jeffreys divergence: both KL divergences with weight one each.
+
+    Equation: sum_i (p_i - q_i)(log p_i - log q_i) = KL(p || q) + KL(q || p).
+    Gradient: (q_i - p_i) + q_i (log(q_i / p_i) - KL(q || p)).
+    Character: between covering and seeking; as unbounded as reverse KL.
+    When: as a baseline.
+    Source: Jeffreys 1946; the CSD code at commit c77a3a7.
+    """
+
+    kind: Literal["jeffreys"] = "jeffreys"
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+
+
+@register
+class JSD(Objective):
+    """Generalised Jensen-Shannon divergence.
+
+    Equation: w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q, w = `teacher_weight`.
+    Gradient: (1 - w) q_i (log(q_i / m_i) - KL(q || m)); bounded.
+    Character: covering for small w (divided by w it tends to forward KL), seeking for large w.
+    When: on-policy distillation with bounded gradients (GKD).
+    Source: Agarwal et al. 2024, GKD (arXiv 2306.13649), where w is beta. The DistiLLM code names the
+        student's weight.
+    """
+
+    kind: Literal["jsd"] = "jsd"
+    teacher_weight: InnerShare = 0.5
+    """Weight of the teacher, beta in GKD. At exactly 0 or 1 the divergence is zero for all q, so that is
+    refused;
+    use `forward_kl` or `reverse_kl`, which GKD means by these two numbers."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        w = self.teacher_weight
+        log_m = mixture(log_p, log_q, w)
+        return w * kl(log_p, log_m) + (1 - w) * kl(log_q, log_m)
+
+
+@register
+class TVD(Objective):
+    """Total variation distance.
+
+    Equation: 1/2 sum_i |p_i - q_i|.
+    Gradient: 1/2 q_i (s_i - sum_j q_j s_j), s = sign(q - p); bounded by 1/2, a subgradient where q_i = p_i.
+    Character: neither; treats every unit of mass alike.
+    When: to raise the acceptance rate of a draft model, which is 1 - TVD on its own text.
+    Source: DistillSpec (arXiv 2310.08461), Wen et al. 2023 (arXiv 2307.15190).
+    """
+
+    kind: Literal["tvd"] = "tvd"
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        return 0.5 * (torch.softmax(teacher, -1) - torch.softmax(student, -1)).abs().sum(-1)
+
+
+@register
+class SkewKL(Objective):
+    """Skew KL divergence: forward KL to a mixture with a share of the teacher in it.
+
+    Equation: KL(p || m), m = a p + (1 - a) q, a = `alpha`.
+    Gradient: (1 - a) q_i (sum_j p_j q_j / m_j - p_i / m_i); p / m is at most 1 / a, so it is bounded.
+    Character: covering; alpha -> 0 is forward KL.
+    When: teacher-written text.
+    Source: Ko et al. 2024, DistiLLM (arXiv 2402.03898), equation 4.
+    """
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    alpha: Skew = 0.1
+    """Share of the teacher in the mixture."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        return kl(log_p, mixture(log_p, log_q, self.alpha))
+
+
+@register
+class SkewRKL(Objective):
+    """Skew reverse KL divergence: reverse KL to a mixture with a share of the student in it.
+
+    Equation: KL(q || m), m = (1 - a) p + a q, a = `alpha`.
+    Gradient: q_i (c_i - sum_j q_j c_j), c = log(q / m) - a q / m; with `detach_mixture` c = log(q / m) alone.
+    Character: seeking, with bounded coefficients; alpha -> 0 is reverse KL.
+    When: student-written text.
+    Source: Ko et al. 2024, DistiLLM (arXiv 2402.03898), equation 5; DistiLLM-2's code detaches the mixture.
+    """
+
+    kind: Literal["skew_rkl"] = "skew_rkl"
+    alpha: Skew = 0.1
+    """Share of the student in the mixture."""
+    detach_mixture: bool = False
+    """Treat the student inside the mixture as a constant, as the DistiLLM-2 code (commit fe4cf9b) does. Same
+    value
+    and same zero, but another direction: the two gradients can even point apart."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        inside = log_q.detach() if self.detach_mixture else log_q
+        return kl(log_q, mixture(log_p, inside, 1 - self.alpha))
+
+
+__all__ = [
+    "JSD",
+    "TVD",
+    "ForwardKL",
+    "Jeffreys",
+    "ReverseKL",
+    "SkewKL",
+    "SkewRKL",
+    "SymmetricKL",
+    "both",
+    "kl",
+    "log_softmax",
+    "mixture",
+]

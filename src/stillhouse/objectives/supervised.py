@@ -1,0 +1,31 @@
+"""Objectives that learn from the tokens themselves."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from stillhouse.objectives.base import Objective, label_logprobs, register
+from stillhouse.objectives.rows import Rows
+
+
+@register
+class CrossEntropy(Objective):
+    """Negative log-likelihood of the response tokens: supervised fine-tuning, SeqKD, and the plain-text loss.
+
+    Equation: -log q(y), y the label of the row.
+    Gradient: q_i - [i = y].
+    Character: covering; it is forward KL from a teacher that puts all mass on one token.
+    When: references, teacher text without a teacher at hand (SeqKD), or plain text beside a distillation
+        loss.
+    Source: Kim and Rush 2016 (arXiv 1606.07947) for its use on teacher text.
+    """
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})
+    divergence: ClassVar[bool] = False
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert rows.labels is not None
+        return -label_logprobs(student, rows.labels)
