@@ -25,11 +25,15 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "llama": TINY,
     "qwen3": {**TINY, "head_dim": 8},
     "mistral": {**TINY, "sliding_window": 8},
-    "gemma3_text": {**TINY, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        **TINY, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "gpt_neox": {k: v for k, v in TINY.items() if k != "num_key_value_heads"},
-    "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,
-            "max_position_embeddings": 96},
+    "opt": {
+        "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "word_embed_proj_dim": 32, "max_position_embeddings": 96,
+    },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
 }  # fmt: skip
@@ -44,7 +48,7 @@ def tiny(kind: str = "llama", vocab: int = VOCAB, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(4.0)
+                parameter.mul_(2.0 if kind == "mamba" else 4.0)
     return model.eval()
 
 

@@ -94,8 +94,10 @@ class Decoder:
         self.live = rows
         self._settle(first)
 
-    def _prefill(self, indices: list[int], capacity: int) -> tuple[GrowingCache, Tensor, Tensor, Tensor | None]:
-        """Run prompts and draw their first token: (cache, history [B, L], tokens [B], their log-probabilities)."""
+    def _prefill(
+        self, indices: list[int], capacity: int
+    ) -> tuple[GrowingCache, Tensor, Tensor, Tensor | None]:
+        """Run prompts and draw their first tokens: (cache, history [B, L], tokens [B], log-probabilities)."""
         width = max(len(self.prompts[index]) for index in indices)
         history = torch.tensor(
             [[PAD] * (width - len(self.prompts[index])) + list(self.prompts[index]) for index in indices],
@@ -148,7 +150,9 @@ class Decoder:
             start = self.first_column[row] + len(self.prompts[index])
             written = slice(start, self.now + 1)
             logprobs = tuple(self.logprobs[row, written].tolist()) if self.sampling.logprobs else None
-            self.finish(index, Completion(tuple(self.history[row, written].tolist()), bool(ended[row]), logprobs))
+            self.finish(
+                index, Completion(tuple(self.history[row, written].tolist()), bool(ended[row]), logprobs)
+            )
             self.live -= 1
         self.alive &= ~over
         self.generated.masked_fill_(over, 0)

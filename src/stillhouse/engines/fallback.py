@@ -62,7 +62,10 @@ def _batch(
     kept, model.generation_config = model.generation_config, config
     try:
         output = model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), generation_config=config, logits_processor=[drawing]
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            logits_processor=[drawing],
         )
     finally:
         model.generation_config = kept

@@ -1,4 +1,4 @@
-"""A key-value cache that is written in place, and whose rows can be dropped and replaced while it is in use."""
+"""A key-value cache that is written in place, and whose rows can be dropped and replaced in use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self.capacity = capacity
         self.length = 0
+        self.is_initialized = False
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append columns; returns all keys and all values so far."""
         start, self.length = self.length, self.length + key_states.shape[2]
         if not self.is_initialized:
@@ -33,7 +36,10 @@ class GrowingLayer(DynamicLayer):
         if start == 0:
             self.keys, self.values = key_states, value_states
         else:
-            self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
+            self.keys, self.values = (
+                self.key_buffer[:, :, : self.length],
+                self.value_buffer[:, :, : self.length],
+            )
         return self.keys, self.values
 
     def _room(self, states: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ class GrowingCache(Cache):
 
 
 def num_attention_layers(config: Any) -> int | None:
-    """The number of layers if all of them are full or sliding-window attention; None for any other architecture.
+    """The number of layers if all are full or sliding-window attention; None for any other architecture.
 
     Recurrent, hybrid, chunked and shared-cache architectures keep a state that this cache does not hold.
     """

@@ -1,4 +1,4 @@
-"""From logits to tokens: penalties and bans, the warpers, and a draw by the inverse of the cumulative distribution.
+"""From logits to tokens: penalties and bans, the warpers, and a draw by the inverse of the CDF.
 
 Each step gives what the logits processor of the same name in transformers 5 gives. The draw uses one
 uniform number a token, so that which rows share a batch does not change what is written.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.engines.base import Sampling
+from stillhouse.errors import EngineError
 
 PAD = -1
 """Stands left of the prompt in a history of token ids."""
@@ -40,12 +41,20 @@ class Sampler:
             history: [B, T] token ids of prompt and response so far, `PAD` on the left.
             generated: [B] number of response tokens in the history.
             uniform: [B] numbers in [0, 1).
+
+        Raises:
+            EngineError: a row has no token with a finite logit, or a NaN.
         """
         logits = self.scores(logits, history, generated)
+        top, tokens = logits.max(-1)
+        if not bool(top.isfinite().all()):
+            raise EngineError(
+                "a row of logits is not finite or leaves no token to draw. Either the model's weights have "
+                "diverged, or min_tokens and no_repeat_ngram_size together ban every token."
+            )
         if self.sampling.temperature == 0:
-            tokens = logits.argmax(-1)
             return tokens, _logprob(logits, tokens) if self.sampling.logprobs else None
-        weights = _weights(logits)
+        weights = logits.sub_(top[:, None]).exp_()
         tokens = inverse_cdf(weights, uniform)
         if not self.sampling.logprobs:
             return tokens, None
@@ -103,14 +112,9 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """The first index [B, 1] with cumulative > target; rounding may put the target past the end, hence the cap."""
+    """The first index [B, 1] with cumulative > target; the cap keeps a rounded target inside."""
     target = torch.minimum(target.clamp(min=0.0), cumulative[:, -1:] * (1 - 1e-12))
     return (cumulative <= target).sum(1, keepdim=True)
-
-
-def _weights(logits: Tensor) -> Tensor:
-    """exp(logits - max), in place of the logits."""
-    return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
 
 def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class TransformersConfig(EngineConfig):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Most completions that are written side by side. It changes speed and memory, not the text."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens (longest prompt and `max_tokens`, times rows) that the key-value cache holds; none: no limit."""
+    """Most tokens that the key-value cache holds: rows times (longest prompt + `max_tokens`); none: no limit."""
 
     def build(self, model: Any, facts: TokenizerFacts) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
@@ -129,12 +129,13 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, config: 
             raise EngineError(f"prompt {index}: is empty. Generation needs at least one token, such as BOS.")
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise EngineError(
-                f"prompt {index}: holds token ids {min(prompt)} to {max(prompt)}; the model knows 0 to {vocab - 1}. "
-                "Tokenize with the model's own tokenizer."
+                f"prompt {index}: holds token ids {min(prompt)} to {max(prompt)}; the model knows "
+                f"0 to {vocab - 1}. Tokenize with the model's own tokenizer."
             )
         if context and len(prompt) >= context:
             raise EngineError(
-                f"prompt {index}: has {len(prompt)} tokens; the model's context is {context}. Shorten the prompt."
+                f"prompt {index}: has {len(prompt)} tokens; the model's context is {context}. "
+                "Shorten the prompt."
             )
     longest = max(map(len, prompts), default=0)
     if context and longest + sampling.max_tokens > context:
