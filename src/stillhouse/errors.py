@@ -28,9 +28,12 @@ class Fault:
     got: str | None = None
     allowed: str | None = None
     hint: str | None = None
+    origin: str | None = None
+    """Where the value was given, such as "run.yaml:12"."""
 
     def __str__(self) -> str:
-        parts = [f"{self.path}: {self.problem}"]
+        where = f"{self.path} ({self.origin})" if self.origin else self.path
+        parts = [f"{where}: {self.problem}"]
         if self.got is not None:
             parts.append(f"got {self.got}")
         if self.allowed is not None:

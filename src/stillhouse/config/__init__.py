@@ -1,5 +1,22 @@
 """Strict configuration: parts, registries, layered YAML with the origin of every value, errors with paths."""
 
+from stillhouse.config.layers import Layer, Layered
+from stillhouse.config.loading import validate
 from stillhouse.config.part import FilePath, Many, Part, Registry, nearest, walk
+from stillhouse.config.trees import flatten
+from stillhouse.config.writing import commented_yaml, to_yaml
 
-__all__ = ["FilePath", "Many", "Part", "Registry", "nearest", "walk"]
+__all__ = [
+    "FilePath",
+    "Layer",
+    "Layered",
+    "Many",
+    "Part",
+    "Registry",
+    "commented_yaml",
+    "flatten",
+    "nearest",
+    "to_yaml",
+    "validate",
+    "walk",
+]

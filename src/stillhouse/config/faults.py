@@ -1,0 +1,181 @@
+"""What pydantic found, said in words of the configuration: path, problem, got, allowed, hint, origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from stillhouse.config.layers import Layered
+from stillhouse.config.part import Part, nearest
+from stillhouse.config.strict_yaml import KeyPath
+from stillhouse.config.trees import class_at, dotted, places
+from stillhouse.errors import Fault
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "path_type": "a path",
+    "none_required": "nothing (null)",
+    "finite_number": "a finite number",
+}
+_LIMITS = {
+    "greater_than": ("must be greater than {gt}", "gt"),
+    "greater_than_equal": ("must be at least {ge}", "ge"),
+    "less_than": ("must be less than {lt}", "lt"),
+    "less_than_equal": ("must be at most {le}", "le"),
+}
+
+
+def faults(error: ValidationError, tree: type[Part], layered: Layered) -> list[Fault]:
+    """Everything that is wrong, each thing once, in the order of the configuration."""
+    found: dict[str, list[Fault]] = {}
+    for detail in error.errors(include_url=False):
+        for fault in _faults(detail, tree, layered):
+            same = found.setdefault(fault.path, [])
+            if fault not in same:
+                same.append(fault)
+    return [fault for path in found for fault in _joined(found[path])]
+
+
+def _joined(same: list[Fault]) -> list[Fault]:
+    """The branches of a union, all refused for their type, become one fault that allows any of them."""
+    typed = [fault for fault in same if fault.problem == _WRONG_TYPE]
+    if len(typed) < 2:
+        return same
+    allowed = " or ".join(dict.fromkeys(fault.allowed or "" for fault in typed))
+    first = typed[0]
+    one = Fault(first.path, first.problem, first.got, allowed, first.hint, first.origin)
+    return [one, *(fault for fault in same if fault not in typed)]
+
+
+_WRONG_TYPE = "has the wrong type"
+
+
+def _faults(detail: Any, tree: type[Part], layered: Layered) -> Iterator[Fault]:
+    kind, context = detail["type"], detail.get("ctx", {})
+    path = typed_path(detail["loc"], layered.values, keep_last=kind in ("missing", "extra_forbidden"))
+    inner = getattr(context.get("error"), "faults", None)
+    if inner:
+        for fault in inner:
+            yield _inner(fault, path, layered)
+        return
+    if kind == "part_kind":
+        path = (*path, "kind") if isinstance(_value(layered.values, path), Mapping) else path
+    origin = layered.origin(path)
+    name = dotted(path) or "the configuration"
+    if kind == "missing":
+        known = class_at(tree, path[:-1], layered.values)
+        info = known.model_fields.get(str(path[-1])) if known else None
+        about = (info.description or "").split("\n\n")[0].replace("\n", " ") if info else ""
+        yield Fault(name, "is missing", hint=about or None, origin=layered.origin(path[:-1]))
+    elif kind == "extra_forbidden":
+        yield _unknown(path, tree, layered)
+    elif kind in _TYPES:
+        yield Fault(
+            name, _WRONG_TYPE, _shown(detail["input"]), _TYPES[kind], _hint(detail["input"], kind), origin
+        )
+    elif kind in _LIMITS:
+        problem = _LIMITS[kind][0].format(**context)
+        yield Fault(name, problem, got=_shown(detail["input"]), origin=origin)
+    elif kind in ("literal_error", "enum"):
+        choices = str(context["expected"])
+        names = [choice.strip(" '") for choice in choices.replace(" or ", ", ").split(",")]
+        problem = f"is none of the choices{nearest(str(detail['input']), names)}"
+        yield Fault(name, problem, _shown(detail["input"]), choices, origin=origin)
+    elif kind == "value_error":
+        yield Fault(name, _lowered(str(context.get("error", detail["msg"]))), origin=origin)
+    elif kind == "string_pattern_mismatch":
+        yield Fault(
+            name, "has a form that is not allowed", _shown(detail["input"]), context["pattern"], origin=origin
+        )
+    else:
+        got = None if isinstance(detail["input"], Mapping) else _shown(detail["input"])
+        yield Fault(name, _lowered(detail["msg"]), got=got, origin=origin)
+
+
+def _inner(fault: Fault | str, path: KeyPath, layered: Layered) -> Fault:
+    """A fault that a part found itself, its path made whole."""
+    if isinstance(fault, str):
+        return Fault(dotted(path) or "the configuration", fault, origin=layered.origin(path))
+    whole = ".".join(text for text in (dotted(path), fault.path) if text)
+    keys = tuple(
+        int(key) if key.isdigit() else key for key in whole.replace("[", ".").replace("]", "").split(".")
+    )
+    return Fault(whole, fault.problem, fault.got, fault.allowed, fault.hint, layered.origin(keys))
+
+
+def _unknown(path: KeyPath, tree: type[Part], layered: Layered) -> Fault:
+    name = str(path[-1])
+    owner = class_at(tree, path[:-1], layered.values)
+    allowed = [key for key in owner.model_fields if key != "kind"] if owner else []
+    near = nearest(name, allowed)
+    elsewhere = [] if near else places(tree, name)[:3]
+    hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else None
+    return Fault(
+        dotted(path),
+        f"unknown key{near}",
+        allowed=", ".join(allowed) or None,
+        hint=hint,
+        origin=layered.origin(path),
+    )
+
+
+def typed_path(loc: tuple[str | int, ...], values: Any, *, keep_last: bool) -> KeyPath:
+    """The location as the user typed it: what pydantic adds for unions and wrappers is left out.
+
+    Args:
+        loc: pydantic's location.
+        values: what was validated.
+        keep_last: whether the last element names something that is not there, or should not be.
+    """
+    path: list[str | int] = []
+    for index, key in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(values, Mapping) and key in values:
+            values = values[str(key)]
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        elif not (last and keep_last):
+            continue
+        path.append(key)
+    return tuple(path)
+
+
+def _value(values: Any, path: KeyPath) -> Any:
+    for key in path:
+        values = values[key]
+    return values
+
+
+def _hint(value: Any, kind: str) -> str | None:
+    if isinstance(value, str) and kind in ("int_type", "float_type"):
+        try:
+            float(value)
+        except ValueError:
+            return None
+        return "Write it without quotes."
+    return None
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

@@ -1,0 +1,140 @@
+"""Values from several places on top of each other, each with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from stillhouse.config import strict_yaml
+from stillhouse.config.strict_yaml import KeyPath
+from stillhouse.errors import ConfigError
+
+COMMAND_LINE = "command line"
+CALL = "keyword"
+"""The origin of values given to `stillhouse.run(..., name=value)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place.
+
+    Example: `Layer({"train": {"lr": 1e-4}}, {("train",): "run.yaml:3", ("train", "lr"): "run.yaml:4"})`
+    """
+
+    values: dict[str, Any]
+    origins: dict[KeyPath, str]
+
+    @classmethod
+    def read(cls, path: str | Path, name: str | None = None) -> Self:
+        """A YAML file. With `name` ("recipe kd") all of its values have that origin instead of their lines.
+
+        Raises:
+            ConfigError: see `strict_yaml.read`.
+        """
+        values, origins = strict_yaml.read(path)
+        return cls(values, dict.fromkeys(origins, name) if name else origins)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], origin: str) -> Self:
+        """A mapping that is already there."""
+        origins: dict[KeyPath, str] = {}
+        return cls(_plain(values, (), origin, origins), origins)
+
+    @classmethod
+    def override(cls, text: str) -> Self:
+        """`a.b=value` of the command line: the value is YAML, and nothing after `=` is null.
+
+        Raises:
+            ConfigError: there is no `=`, the path is empty or broken, or the value is no YAML.
+        """
+        path, equals, value = text.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"{text!r}: an override is written name.name=value, such as train.lr=1e-4")
+        try:
+            parsed = strict_yaml.parse_value(value)
+        except ConfigError as error:
+            raise ConfigError(f"{text!r}: the value is not YAML: {error}") from error
+        return cls.of(_nested(keys, parsed), COMMAND_LINE)
+
+    @classmethod
+    def keywords(cls, values: Mapping[str, Any]) -> Self:
+        """Keyword arguments of a Python call; a name may be dotted: `{"train.lr": 1e-4}`."""
+        layered = Layered()
+        for name, value in values.items():
+            layered.add(Layer.of(_nested(name.split("."), value), CALL))
+        return cls(layered.values, layered.origins)
+
+
+@dataclass(slots=True)
+class Layered:
+    """The layers merged so far. A later layer wins.
+
+    Mappings are merged name by name, with one exception: a mapping that names a `kind` other than the one
+    beneath it replaces it as a whole, so that options of another kind cannot stay behind. Lists and single
+    values are replaced.
+
+    Example:
+        >>> Layered.merged(Layer.read("run.yaml"), Layer.override("train.lr=1e-4"))
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+    @classmethod
+    def merged(cls, *layers: Layer) -> Self:
+        """All layers, the first at the bottom."""
+        layered = cls()
+        for layer in layers:
+            layered.add(layer)
+        return layered
+
+    def add(self, layer: Layer) -> None:
+        """Put one more layer on top."""
+        self.values = self._over(self.values, layer.values, (), layer)
+
+    def _over(
+        self, below: dict[str, Any], above: dict[str, Any], path: KeyPath, layer: Layer
+    ) -> dict[str, Any]:
+        result = dict(below)
+        for key, value in above.items():
+            here = (*path, key)
+            old = below.get(key)
+            if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
+                result[key] = self._over(old, value, here, layer)
+                self.origins[here] = layer.origins[here]
+                continue
+            depth = len(here)
+            self.origins = {at: origin for at, origin in self.origins.items() if at[:depth] != here}
+            self.origins |= {at: origin for at, origin in layer.origins.items() if at[:depth] == here}
+            result[key] = value
+        return result
+
+    def origin(self, path: KeyPath) -> str | None:
+        """Where the value at `path` comes from, or the nearest mapping around it; None at the top."""
+        for depth in range(len(path), 0, -1):
+            if path[:depth] in self.origins:
+                return self.origins[path[:depth]]
+        return None
+
+
+def _another_kind(below: dict[str, Any], above: dict[str, Any]) -> bool:
+    return "kind" in above and above["kind"] != below.get("kind")
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _plain(value: Any, path: KeyPath, origin: str, origins: dict[KeyPath, str]) -> Any:
+    """Mappings and lists copied, so that nobody's dictionary is changed; all origins noted."""
+    origins[path] = origin
+    if isinstance(value, Mapping):
+        return {key: _plain(item, (*path, key), origin, origins) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, (*path, index), origin, origins) for index, item in enumerate(value)]
+    return value

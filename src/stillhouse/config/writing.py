@@ -1,0 +1,115 @@
+"""Trees of parts as YAML: complete, or as a commented form to fill in. Both load back."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from stillhouse.config.part import Part
+from stillhouse.config.strict_yaml import Loader
+from stillhouse.config.trees import class_of, kind_of, parts_in, plain
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either YAML 1.1 or our own loader would take for something else."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump(value: Any, *, flow: bool = False) -> str:
+    """A plain value as YAML."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
+    )
+    return text
+
+
+def to_yaml(part: Part) -> str:
+    """A tree with all of its values; reading it gives an equal tree."""
+    return dump(plain(part))
+
+
+def commented_yaml(tree: type[Part], values: Mapping[str, Any]) -> str:
+    """A YAML to edit: the given values, and every other option as a comment with its default.
+
+    A line that begins with `#` and no space is an option: take the `#` away to set it. `# ` begins an
+    explanation. Read as it is, it gives exactly `values`.
+
+    Args:
+        tree: the class of the configuration.
+        values: what is set; mappings, lists and single values.
+    """
+    return "\n".join(_section(tree, values, "", active=True)) + "\n"
+
+
+def _section(part: type[Part], values: Mapping[str, Any], indent: str, *, active: bool) -> Iterator[str]:
+    """The lines of one part: what is set first, in the order of the class, then the other options."""
+    mark = "" if active else "#"
+    kind = values.get("kind", kind_of(part))
+    if "kind" in values or (kind is not None and not active):
+        yield f"{indent}{mark}kind: {_inline(kind)}"
+    fields = {name: info for name, info in part.model_fields.items() if name != "kind"}
+    for name, info in fields.items():
+        if name in values:
+            yield from _comment(info, indent)
+            yield from _field(name, info, values[name], indent, active=active)
+    for name in values:
+        if name not in fields and name != "kind":
+            yield from _value(name, values[name], indent, "")
+    for name, info in fields.items():
+        if name not in values and not info.is_required():
+            yield from _comment(info, indent)
+            yield from _field(name, info, info.get_default(call_default_factory=True), indent, active=False)
+
+
+def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool) -> Iterator[str]:
+    mark = "" if active else "#"
+    bases = parts_in(info.annotation)
+    inner: type[Part] | None
+    if isinstance(value, Part):
+        inner, value = type(value), plain(value) if active else {}
+    else:
+        inner = class_of(bases, value) if isinstance(value, Mapping) else None
+    if inner is None:
+        yield from _value(name, plain(value), indent, mark)
+        return
+    lines = list(_section(inner, value, indent + "  ", active=active))
+    if any(not line.lstrip().startswith("# ") for line in lines):
+        empty = active and not value
+        yield f"{indent}{mark}{name}:{' {}' if empty else ''}"
+        yield from lines
+
+
+def _value(name: str, value: Any, indent: str, mark: str) -> Iterator[str]:
+    nested = isinstance(value, Mapping | list) and any(isinstance(v, Mapping | list) for v in _items(value))
+    if mark or not nested:
+        yield f"{indent}{mark}{name}: {_inline(value)}"
+    else:
+        yield textwrap.indent(dump({name: value}).rstrip("\n"), indent)
+
+
+def _items(value: Mapping[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else value
+
+
+def _inline(value: Any) -> str:
+    return dump([value], flow=True).strip()[1:-1]
+
+
+def _comment(info: FieldInfo, indent: str) -> Iterator[str]:
+    words = " ".join((info.description or "").split())
+    for line in textwrap.wrap(words, width=max(40, 100 - len(indent))):
+        yield f"{indent}# {line}"
