@@ -1,0 +1,244 @@
+"""Which plots a set of runs deserves: losses, validation, schedules, sources, speed. What nobody logged is
+not drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from stillhouse.report.measures import is_number, measure
+from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
+from stillhouse.report.record import Row, RunRecord
+from stillhouse.report.systems import run_colour
+
+SOURCE_COLOURS = {
+    "fixed": "--part-0",
+    "teacher": "--teacher",
+    "student": "--part-1",
+    "text": "--before",
+}
+PHASE_COLOURS = {
+    "generate": "--part-2",
+    "teacher": "--teacher",
+    "student": "--part-1",
+    "optimiser": "--part-3",
+    "evaluate": "--part-0",
+    "other": "--before",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a bar: a label, a CSS variable, a share of the whole, and what to write."""
+
+    label: str
+    colour: str
+    share: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A whole cut into parts, for one run."""
+
+    label: str
+    total: str
+    parts: tuple[Part, ...]
+
+
+def series(rows: Sequence[Row], key: str, x: Sequence[float] | None = None) -> list[tuple[float, float]]:
+    """The finite values of `key` over the step, or over `x` with one value a row."""
+    xs = x if x is not None else [row["step"] for row in rows]
+    return [
+        (float(at), float(row[key]))
+        for at, row in zip(xs, rows, strict=True)
+        if is_number(row.get(key)) and math.isfinite(row[key])
+    ]
+
+
+def main_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Validation quality over steps and over time, and the losses."""
+    plots = [_over_steps(runs, "valid", "rouge_l", "Validation ROUGE-L", "ROUGE-L", marked=True)]
+    plots.append(_quality_over_time(runs))
+    plots.append(_training_loss(runs))
+    plots.append(_over_steps(runs, "valid", "loss", "Validation loss", "nats per token", marked=True))
+    others = [
+        name for name in _keys(runs, "valid", "") if name not in ("rouge_l", "loss", "epoch", "seconds")
+    ]
+    for name in others:
+        known = measure(name)
+        plots.append(_over_steps(runs, "valid", name, f"Validation: {known.label}", known.label, marked=True))
+    return [plot for plot in plots if plot]
+
+
+def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Every scheduled number over the steps."""
+    names = _keys(runs, "train", "schedule/")
+    plots = [_over_steps(runs, "train", name, name.removeprefix("schedule/"), "value") for name in names]
+    return [plot for plot in plots if plot]
+
+
+def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Who wrote the responses over the steps, for each run in which that moves."""
+    plots = []
+    for index, run in enumerate(runs):
+        rows = run.metrics("train")
+        names = [name for name in _keys([run], "train", "responses/") if name.split("/")[1] in SOURCE_COLOURS]
+        rows = [row for row in rows if any(is_number(row.get(name)) for name in names)]
+        values = {name: [float(row.get(name) or 0.0) for row in rows] for name in names}
+        if len(rows) < 3 or len(names) < 2 or all(max(line) - min(line) < 0.02 for line in values.values()):
+            continue
+        curves = [
+            Curve(
+                name.split("/")[1],
+                SOURCE_COLOURS[name.split("/")[1]],
+                list(zip(_steps(rows), line, strict=True)),
+            )
+            for name, line in values.items()
+        ]
+        title = "Who wrote the responses" + (f" · {run.name}" if len(runs) > 1 else "")
+        plots.append(area_plot(f"sources-{index}", title, curves, "step", "share"))
+    return plots
+
+
+def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Learning rate, gradient norm, speed and whatever else was logged."""
+    known = {
+        "learning_rate": ("Learning rate", "learning rate"),
+        "grad_norm": ("Gradient norm", "norm before clipping"),
+        "tokens_per_second": ("Training speed", "tokens per second"),
+    }
+    seen = ("loss", "epoch", "tokens", "seconds", *known)
+    rest = [name for name in _keys(runs, "train", "") if "/" not in name and name not in seen]
+    titled = [(name, *labels) for name, labels in known.items()]
+    titled += [(name, name.replace("_", " ").capitalize(), name.replace("_", " ")) for name in rest]
+    plots = [_over_steps(runs, "train", name, title, y, smooth=True) for name, title, y in titled]
+    return [plot for plot in plots if plot]
+
+
+def source_bars(runs: Sequence[RunRecord]) -> list[Bar]:
+    """The mean share of each source, one bar a run."""
+    bars = []
+    for run in runs:
+        rows = run.metrics("train")
+        means = {
+            name: sum(points) / len(points)
+            for name in SOURCE_COLOURS
+            if (points := [y for _, y in series(rows, f"responses/{name}")])
+        }
+        total = sum(means.values())
+        if total > 0:
+            parts = [
+                Part(name, SOURCE_COLOURS[name], mean / total, f"{mean / total:.0%}")
+                for name, mean in means.items()
+                if mean > 0
+            ]
+            bars.append(Bar(run.name, "", tuple(parts)))
+    return bars
+
+
+def time_bars(runs: Sequence[RunRecord], duration: Any) -> list[Bar]:
+    """Where the seconds went, one bar a run; what no phase accounts for is "other"."""
+    bars = []
+    for run in runs:
+        spent: dict[str, float] = {}
+        for row in run.log:
+            for key, value in row.items():
+                if key.startswith("seconds/") and is_number(value) and math.isfinite(value):
+                    phase = key.removeprefix("seconds/")
+                    spent[phase] = spent.get(phase, 0.0) + value
+        if not spent:
+            continue
+        whole = run.state.get("seconds")
+        if is_number(whole) and math.isfinite(whole) and whole > sum(spent.values()):
+            spent["other"] = spent.get("other", 0.0) + whole - sum(spent.values())
+        total = sum(spent.values()) or 1.0
+        order = {name: index for index, name in enumerate(PHASE_COLOURS)}
+        names = sorted(spent, key=lambda name: order.get(name, len(order) - 2))
+        parts = [
+            Part(name, PHASE_COLOURS.get(name, "--part-4"), spent[name] / total, duration(spent[name]))
+            for name in names
+            if spent[name] > 0
+        ]
+        bars.append(Bar(run.name, duration(total), tuple(parts)))
+    return bars
+
+
+def elapsed(rows: Sequence[Row]) -> list[float]:
+    """Seconds since the start at each row: `seconds` itself, or its running sum where each row counts
+    anew."""
+    values = [float(row.get("seconds") or 0.0) for row in rows]
+    grows = all(before <= after for before, after in pairwise(values))
+    return values if grows else list(accumulate(values))
+
+
+def _training_loss(runs: Sequence[RunRecord]) -> Plot | None:
+    if len(runs) > 1:
+        caption = "Different objectives have different units of loss: compare the course, not the height."
+        return _over_steps(runs, "train", "loss", "Training loss", "loss", smooth=True, caption=caption)
+    rows = runs[0].metrics("train")
+    parts = [name for name in _keys(runs, "train", "loss/") if series(rows, name)]
+    curves = [Curve("total" if parts else "loss", "--run-0", series(rows, "loss"), smooth=True)]
+    colours = {"loss/teacher": "--teacher", "loss/student": "--run-1", "loss/fixed": "--run-2"}
+    curves += [
+        Curve(f"on {name[5:]} responses", colours.get(name, "--run-4"), series(rows, name), smooth=True)
+        for name in parts
+    ]
+    curves = [curve for curve in curves if curve.points]
+    return line_plot("loss", "Training loss", curves, "step", "nats per token") if curves else None
+
+
+def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
+    curves = []
+    for index, run in enumerate(runs):
+        train, valid = run.metrics("train"), run.metrics("valid")
+        times = dict(zip(_steps(train), elapsed(train), strict=True))
+        rows = [row for row in valid if row["step"] in times or row["step"] == 0]
+        points = series(rows, "rouge_l", [times.get(row["step"], 0.0) for row in rows])
+        if len(points) > 1:
+            curves.append(Curve(run.name, run_colour(index), points, marked=True))
+    if not curves:
+        return None
+    title = "Validation ROUGE-L over time"
+    return line_plot("quality-time", title, curves, "seconds of training", "ROUGE-L")
+
+
+def _over_steps(
+    runs: Sequence[RunRecord],
+    phase: str,
+    key: str,
+    title: str,
+    y: str,
+    *,
+    smooth: bool = False,
+    marked: bool = False,
+    caption: str = "",
+) -> Plot | None:
+    curves = [
+        Curve(run.name, run_colour(index), points, smooth=smooth, marked=marked)
+        for index, run in enumerate(runs)
+        if (points := series(run.metrics(phase), key))
+    ]
+    name = "".join(letter if letter.isalnum() else "-" for letter in f"{phase}-{key}")
+    return line_plot(name, title, curves, "step", y, caption) if curves else None
+
+
+def _keys(runs: Sequence[RunRecord], phase: str, prefix: str) -> list[str]:
+    keys: dict[str, None] = {}
+    for run in runs:
+        for row in run.metrics(phase):
+            keys.update(
+                dict.fromkeys(
+                    key
+                    for key, value in row.items()
+                    if key.startswith(prefix) and is_number(value) and key != "step"
+                )
+            )
+    return list(keys)
+
+
+def _steps(rows: Sequence[Row]) -> list[float]:
+    return [row["step"] for row in rows]

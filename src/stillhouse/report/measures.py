@@ -1,0 +1,158 @@
+"""What the metrics are called on the page, in which unit they are, and which way is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
+
+Kind = Literal["quality", "text", "size", "speed"]
+Style = Literal["points", "nats", "share", "count", "bytes", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How one metric is shown.
+
+    Example: `Measure("rouge_l", "ROUGE-L", "quality", "points", "higher", "F-measure in percent")`
+    """
+
+    name: str
+    label: str
+    kind: Kind = "text"
+    style: Style = "plain"
+    better: Literal["higher", "lower"] | None = None
+    about: str = ""
+
+    def show(self, value: Any) -> str:
+        """The value as text; a dash where there is none."""
+        if not is_number(value):
+            return "–" if value is None else str(value)
+        if not math.isfinite(value):
+            return str(float(value))
+        if self.style == "share":
+            return f"{100 * value:.1f}%"
+        if self.style == "bytes":
+            return _scaled(value, ("B", "kB", "MB", "GB", "TB"), " ")
+        if self.style == "count":
+            return (
+                _scaled(value, ("", "k", "M", "B", "T"), " ").strip() if value >= 10_000 else f"{value:,.0f}"
+            )
+        if self.style == "nats":
+            return f"{value:.3f}"
+        return f"{value:.1f}" if self.style == "points" else compact(value)
+
+    def change(self, value: float, before: float) -> str:
+        """The difference with its sign, in the unit of the metric."""
+        difference = value - before
+        if not math.isfinite(difference):
+            return ""
+        sign = "+" if difference >= 0 else "−"
+        return sign + self.show(abs(difference))
+
+    def improves(self, value: float, before: float) -> bool | None:
+        """True if better, False if worse, None where equal or where no direction is better."""
+        if self.better is None or value == before:
+            return None
+        return (value > before) == (self.better == "higher")
+
+
+MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        Measure("rouge_l", "ROUGE-L", "quality", "points", "higher",
+                "F-measure of the longest common subsequence of stemmed words; best over the references, 0 to 100."),
+        Measure("win_rate", "Win rate", "quality", "share", "higher",
+        "Share of prompts on which a judge prefers it."),
+        Measure("accuracy", "Accuracy", "quality", "share", "higher", "Share of right answers."),
+        Measure("exact_match", "Exact match", "quality", "share", "higher",
+                "Share of responses that equal a reference."),
+        Measure("bleu", "BLEU", "quality", "points", "higher", "Corpus BLEU, 0 to 100."),
+        Measure("chrf", "chrF", "quality", "points", "higher", "Character n-gram F-score, 0 to 100."),
+        Measure("kl_to_teacher", "KL to teacher", "quality", "nats", "lower",
+                "KL(teacher ‖ student) at the response positions, nats per token."),
+        Measure("reverse_kl_to_teacher", "Reverse KL", "quality", "nats", "lower",
+                "KL(student ‖ teacher) at the response positions, nats per token."),
+        Measure("tvd", "TVD", "quality", "nats", "lower", "Total variation distance to the teacher, 0 to 1."),
+        Measure("top1_agreement", "Top-1 agreement", "quality", "share", "higher",
+                "Share of positions where student and teacher rank the same token first."),
+        Measure("loss", "Loss", "quality", "nats", "lower", "Validation loss, nats per token."),
+        Measure("perplexity", "Perplexity", "quality", "plain", "lower",
+        "exp of the cross-entropy per token."),
+        Measure("self_bleu", "Self-BLEU", "text", "points", None,
+                "BLEU of each response against the others; lower is more diverse."),
+        Measure("distinct_2", "Distinct-2", "text", "nats", None,
+        "Share of different bigrams; higher is more diverse."),
+        Measure("mean_length", "Mean length", "text", "points", None, "Tokens per response."),
+        Measure("median_length", "Median length", "text", "points", None, "Tokens of the middle response."),
+        Measure("max_length", "Longest", "text", "count", None, "Tokens of the longest response."),
+        Measure("finished", "Finished", "text", "share", None,
+                "Share of responses that ended by themselves instead of at the length limit."),
+        Measure("parameters", "Parameters", "size", "count", "lower", "Numbers in the model."),
+        Measure("bytes", "Size", "size", "bytes", "lower", "Bytes of the weights."),
+        Measure("tokens_per_second", "Tokens/s", "speed", "count", "higher",
+                "Response tokens generated per second on the machine of the run."),
+    )
+}  # fmt: skip
+
+NOT_COLUMNS = ("rows", "tokens", "seconds")
+"""Counts that say how a result was made; they are no columns of a table of results."""
+
+
+def measure(name: str) -> Measure:
+    """The known measure, or a plain one under its own name."""
+    return MEASURES.get(name) or Measure(name, name.replace("_", " ").capitalize())
+
+
+def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
+    """The measures that occur, in the order of MEASURES and then as they come. `NAME_std` belongs to NAME."""
+    names: dict[str, None] = {}
+    for metrics in all_metrics:
+        names.update(
+            dict.fromkeys(name for name, value in metrics.items() if is_number(value) or value is None)
+        )
+    shown = [
+        name
+        for name in names
+        if name not in NOT_COLUMNS
+        and not any(name == f"{other}{end}" for other in names for end in ("_std", "_se"))
+    ]
+    order = {name: index for index, name in enumerate(MEASURES)}
+    shown.sort(key=lambda name: order.get(name, len(order)))
+    return [measure(name) for name in shown]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for int and float, not for bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def compact(value: float) -> str:
+    """Four significant digits without a tail of zeros."""
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as people say them; a dash where unknown."""
+    if not is_number(seconds) or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _scaled(value: float, units: tuple[str, ...], gap: str) -> str:
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value /= 1000
+        power += 1
+    digits = f"{value:.3g}" if abs(value) < 99.95 else f"{value:.0f}"
+    return f"{digits}{gap}{units[power]}"

@@ -1,0 +1,183 @@
+"""Curves as small inline SVG: text stays text, colours are CSS variables, so they follow the theme of the
+page."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+Points = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 400, 230
+"""Of a plot, in CSS pixels at scale 1: one column of a phone, a third of a desktop."""
+MOST_POINTS = 240
+
+# matplotlib knows no CSS variables: it draws in colours that nothing else uses, which are then replaced.
+INK, GRID = "#010203", "#010204"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a plot.
+
+    Example: `Curve("kd", "--run-0", [(1, 2.5), (2, 2.1)], smooth=True)`
+    """
+
+    label: str
+    colour: str
+    """A CSS variable, such as `--run-0`."""
+    points: Points
+    smooth: bool = False
+    """Draw a running mean, and the values themselves faintly behind it."""
+    marked: bool = False
+    """A dot at every point, for few points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A finished plot with what the page writes around it."""
+
+    key: str
+    title: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...]
+    """Pairs of label and CSS variable."""
+    caption: str = ""
+
+
+def line_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, caption: str = "") -> Plot:
+    """Curves over a common x axis; `x` and `y` name the axes with their units."""
+    figure, axes = _canvas(x, y)
+    paints = _paints(curves)
+    for curve in curves:
+        points = thinned(curve.points)
+        xs, ys = [point[0] for point in points], [point[1] for point in points]
+        paint = paints[curve.colour]
+        if curve.smooth and len(points) >= 12:
+            axes.plot(xs, ys, color=paint, linewidth=0.8, alpha=0.3)
+            axes.plot(xs, running_mean(ys, max(1, len(ys) // 24)), color=paint, linewidth=1.8)
+        else:
+            marker = "o" if curve.marked and len(points) <= 40 else None
+            axes.plot(xs, ys, color=paint, linewidth=1.8, marker=marker, markersize=3.5)
+            if len(points) == 1 and marker is None:
+                axes.plot(xs, ys, color=paint, marker="o", markersize=3.5)
+    legend = tuple((curve.label, curve.colour) for curve in curves)
+    described = "; ".join(f"{curve.label}: {_ends(curve.points)}" for curve in curves)
+    return Plot(key, title, _svg(figure, key, title, described, paints), legend, caption)
+
+
+def area_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, caption: str = "") -> Plot:
+    """Shares that add up, stacked. All curves have the same x values."""
+    figure, axes = _canvas(x, y)
+    paints = _paints(curves)
+    stacks = [thinned(curve.points) for curve in curves]
+    axes.stackplot(
+        [point[0] for point in stacks[0]],
+        *[[point[1] for point in stack] for stack in stacks],
+        colors=[paints[curve.colour] for curve in curves],
+        linewidth=0,
+    )
+    axes.set_ylim(0, 1)
+    legend = tuple((curve.label, curve.colour) for curve in curves)
+    described = "; ".join(f"{curve.label}: {_ends(curve.points)}" for curve in curves)
+    return Plot(key, title, _svg(figure, key, title, described, paints), legend, caption)
+
+
+def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means over equal runs of neighbours, so that no spike is invented or left out
+    whole."""
+    if len(points) <= most:
+        return list(points)
+    edges = [index * len(points) // most for index in range(most + 1)]
+    parts = [points[start:stop] for start, stop in itertools.pairwise(edges)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Mean over `reach` neighbours on both sides; fewer at the ends, the same number on both sides."""
+    means = []
+    for index in range(len(values)):
+        near = min(reach, index, len(values) - 1 - index)
+        part = values[index - near : index + near + 1]
+        means.append(sum(part) / len(part))
+    return means
+
+
+def _paints(curves: Sequence[Curve]) -> dict[str, str]:
+    colours = dict.fromkeys(curve.colour for curve in curves)
+    return {colour: f"#0102{16 + index:02x}" for index, colour in enumerate(colours)}
+
+
+def _canvas(x: str, y: str):  # type: ignore[no-untyped-def]
+    from matplotlib.figure import Figure  # slow to load, and needed by the report only
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(length=0, labelsize=10.5, colors=INK)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x, fontsize=10.5, color=INK)
+    axes.set_ylabel(y, fontsize=10.5, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.margins(x=0.02, y=0.08)
+    return figure, axes
+
+
+def _tick(value: float, position: int) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:,.4g}k"
+    return f"{value:.4g}".replace("-", "−").replace("e−0", "e−")
+
+
+def _ends(points: Points) -> str:
+    if not points:
+        return "no values"
+    return f"from {points[0][1]:.4g} to {points[-1][1]:.4g}"
+
+
+def _svg(figure, key: str, title: str, described: str, paints: dict[str, str]) -> Markup:  # type: ignore[no-untyped-def]
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.family": "sans-serif"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="patch_1">.*?</g>', "", text, count=1, flags=re.DOTALL)  # the white ground
+    text = re.sub(r'<g id="patch_2">.*?</g>', "", text, count=1, flags=re.DOTALL)
+    text = _own_ids(text, key)
+    for colour, paint in paints.items():
+        text = text.replace(paint, f"var({colour})")
+    text = text.replace(INK, "var(--soft)").replace(GRID, "var(--line)")
+    text = re.sub(r"font: ([\d.]+)px[^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*;?", "", text)
+    opening = (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
+        f'<desc id="{key}-desc">{escape(described)}</desc>'
+    )
+    text = re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
+    return Markup(text)
+
+
+def _own_ids(text: str, key: str) -> str:
+    """Keep only the ids that something points at, and make them the plot's own: a page holds many plots."""
+    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
+    names = {name for pair in used for name in pair if name}
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in names else "", text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", text)
+    return re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', text)

@@ -1,0 +1,238 @@
+"""Run folders as they lie on disk. Missing files are empty, broken ones are named in `problems`: a report
+never fails on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stillhouse.errors import DataError
+
+MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
+"""A folder that holds one of these is a run folder."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value of the configuration and where it came from.
+
+    Example: `Setting("train.lr", 0.0005, origin="run.yaml:12")`
+    """
+
+    path: str
+    value: Any
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One system on one task, as `evaluation/SYSTEM.json` and the rows beside it hold it."""
+
+    system: str
+    label: str
+    task: str
+    settings: Row
+    metrics: Row
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything a run folder tells. Example: `load_run(Path("runs/kd")).metrics("valid")[-1]["rouge_l"]`"""
+
+    folder: Path
+    state: Row = field(default_factory=dict)
+    config: dict[str, Setting] = field(default_factory=dict)
+    """Settings by dotted path."""
+    environment: Row = field(default_factory=dict)
+    data: list[Row] = field(default_factory=list)
+    """One entry a data set: rows, kept, dropped by reason."""
+    models: dict[str, Row] = field(default_factory=dict)
+    log: list[Row] = field(default_factory=list)
+    """Rows of metrics.jsonl in order of step; of a step that was logged twice (a resumed run) the later
+    row."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What could not be read, for the reader of the page."""
+
+    @property
+    def name(self) -> str:
+        """The run's own name, else its folder's."""
+        return str(self.state.get("name") or self.folder.name)
+
+    @property
+    def recipe(self) -> str:
+        """The recipe, or an empty text where the run used none."""
+        entry = self.config.get("recipe")
+        return str(self.state.get("recipe") or (entry.value if entry else "") or "")
+
+    @property
+    def status(self) -> str:
+        """running, interrupted, done, failed, or unknown."""
+        return str(self.state.get("state") or "unknown")
+
+    def metrics(self, phase: str) -> list[Row]:
+        """The log rows of one phase, "train" or "valid"."""
+        return [row for row in self.log if row.get("phase") == phase]
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The run folders among `folders` and, where one is only a parent, those up to three levels below it, by
+    name.
+
+    Raises:
+        DataError: a folder does not exist, or holds no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: is not a folder. Give the folder of a run, such as runs/kd.")
+        runs = list(_runs_below(folder, 3))
+        if not runs:
+            raise DataError(
+                f"{folder}: holds no run: neither it nor a folder below it has one of {', '.join(MARKERS)}. "
+                "Give a folder that `stillhouse run` wrote."
+            )
+        found += [run for run in runs if run not in found]
+    return found
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    own = [marker for marker in MARKERS if (folder / marker).exists()]
+    below: list[Path] = []
+    # A parent may keep a shared evaluation beside its runs; only that does not make it a run itself.
+    if depth and (not own or own == ["evaluation"]):
+        children = sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+        below = [
+            run for child in children if child.name != "evaluation" for run in _runs_below(child, depth - 1)
+        ]
+    if own and not (below and own == ["evaluation"]):
+        yield folder
+    yield from below
+
+
+def load_run(folder: Path) -> RunRecord:
+    """Read a run folder; a missing file counts as empty, a broken one is named in `problems`.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder. Give the folder of a run, such as runs/kd.")
+    problems: list[str] = []
+    data = _read_json(folder / "data.json", problems)
+    models = _read_json(folder / "models.json", problems)
+    sets = data.get("sets")
+    return RunRecord(
+        folder=folder,
+        state=_read_json(folder / "state.json", problems),
+        config=_read_config(folder, problems),
+        environment=_read_json(folder / "environment.json", problems),
+        data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
+        models={name: model for name, model in models.items() if isinstance(model, dict)},
+        log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
+        evaluations=_read_evaluations(folder / "evaluation", problems),
+        problems=problems,
+    )
+
+
+def _read_json(path: Path, problems: list[str]) -> Row:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} could not be read ({error}).")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} holds no JSON object.")
+        return {}
+    return value
+
+
+def _read_lines(path: Path, problems: list[str]) -> list[Row]:
+    if not path.exists():
+        return []
+    rows, broken = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            broken += 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            broken += 1
+    if broken:
+        problems.append(f"{path.name}: {broken} line{'s' * (broken > 1)} could not be read and are left out.")
+    return rows
+
+
+def _latest(rows: list[Row]) -> list[Row]:
+    """One row for each phase and step: a run that was resumed has logged some steps twice."""
+    latest: dict[tuple[Any, Any], Row] = {}
+    for row in rows:
+        if isinstance(row.get("step"), int | float):
+            latest[row.get("phase"), row["step"]] = row
+    return sorted(latest.values(), key=lambda row: row["step"])
+
+
+def _read_config(folder: Path, problems: list[str]) -> dict[str, Setting]:
+    provenance = _read_json(folder / "provenance.json", problems)
+    if provenance:
+        return {
+            path: Setting(path, entry.get("value"), str(entry.get("origin", "")))
+            if isinstance(entry, dict)
+            else Setting(path, entry)
+            for path, entry in provenance.items()
+        }
+    path = folder / "resolved.yaml"
+    if not path.exists():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"{path.name} could not be read ({error}).")
+        return {}
+    return {name: Setting(name, leaf) for name, leaf in _leaves(value, "")}
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, value
+
+
+def _read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
+    found = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        result = _read_json(path, problems)
+        if not result:
+            continue
+        system = str(result.get("system") or path.stem)
+        metrics, settings = result.get("metrics"), result.get("settings")
+        found.append(
+            Evaluation(
+                system=system,
+                label=str(result.get("label") or system),
+                task=str(result.get("task") or ""),
+                settings=settings if isinstance(settings, dict) else {},
+                metrics=metrics if isinstance(metrics, dict) else {},
+                rows=_read_lines(path.with_suffix(".jsonl"), problems),
+            )
+        )
+    return found

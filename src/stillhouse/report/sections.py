@@ -1,0 +1,315 @@
+"""What each section of the page says, as plain data for the template."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.report.measures import Measure, columns, compact, duration, is_number, measure
+from stillhouse.report.record import RunRecord
+from stillhouse.report.systems import System, baseline, run_colour, teacher_of
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of the results table, with its spread, its change, and a bar from 0 to 1 for the first
+    column."""
+
+    text: str
+    spread: str = ""
+    note: str = ""
+    good: bool | None = None
+    best: bool = False
+    bar: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """All systems on one task."""
+
+    task: str
+    columns: list[Measure]
+    rows: list[tuple[System, list[Cell]]]
+    settings: str
+
+
+def result_tables(systems: Sequence[System]) -> list[ResultTable]:
+    """One table for each task."""
+    tables = []
+    for task in dict.fromkeys(system.task for system in systems):
+        here = [system for system in systems if system.task == task]
+        shown = columns(system.metrics for system in here)
+        best = {column.name: _best(column, here) for column in shown}
+        rows = [
+            (system, [_cell(column, system, here, best[column.name]) for column in shown]) for system in here
+        ]
+        tables.append(ResultTable(task, shown, rows, _settings(here)))
+    return tables
+
+
+def _best(column: Measure, systems: Sequence[System]) -> float | None:
+    """The best value among several trained students; None where there is nothing to choose."""
+    values = [
+        s.metrics[column.name] for s in systems if s.role == "after" and is_number(s.metrics.get(column.name))
+    ]
+    if column.kind != "quality" or column.better is None or len(set(values)) < 2:
+        return None
+    return max(values) if column.better == "higher" else min(values)
+
+
+def _cell(column: Measure, system: System, systems: Sequence[System], best: float | None) -> Cell:
+    value = system.metrics.get(column.name)
+    if not is_number(value):
+        return Cell(column.show(value))
+    spread = system.metrics.get(f"{column.name}_std")
+    note, good = _change(column, value, system, systems)
+    tops = [s.metrics[column.name] for s in systems if is_number(s.metrics.get(column.name))]
+    bar = value / max(tops) if column.name == "rouge_l" and max(tops) > 0 else None
+    shown_spread = f"± {column.show(spread)}" if is_number(spread) else ""
+    return Cell(column.show(value), shown_spread, note, good, best is not None and value == best, bar)
+
+
+def _change(
+    column: Measure, value: float, system: System, systems: Sequence[System]
+) -> tuple[str, bool | None]:
+    """Quality against the student before; size and speed against the teacher."""
+    if column.kind in ("size", "speed"):
+        teacher = teacher_of(systems, system)
+        other = teacher.metrics.get(column.name) if teacher else None
+        if system.role == "teacher" or not is_number(other) or not other or not value:
+            return "", None
+        if column.kind == "size":
+            return (f"{compact(round(other / value, 1))}× smaller", None) if value < other else ("", None)
+        return f"{compact(round(value / other, 1))}× teacher", None
+    before = baseline(systems, system)
+    reference = before.metrics.get(column.name) if before else None
+    if system.role != "after" or column.kind != "quality" or not is_number(reference):
+        return "", None
+    return column.change(value, reference), column.improves(value, reference)
+
+
+def _settings(systems: Sequence[System]) -> str:
+    """The settings that all systems of a task share, and whether some differ."""
+    names = list(dict.fromkeys(name for system in systems for name in system.settings))
+    same = [n for n in names if len({json.dumps(s.settings.get(n), default=str) for s in systems}) == 1]
+    text = ", ".join(f"{name.replace('_', ' ')} {plain(systems[0].settings[name])}" for name in same)
+    differing = [name.replace("_", " ") for name in names if name not in same]
+    return f"{text}; differing: {', '.join(differing)}" if differing else text
+
+
+def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[str, Any] | None:
+    """The best trained student of the first task in three or four figures; None where nothing was
+    evaluated."""
+    if not tables or not tables[0].columns:
+        return None
+    main = next((column for column in tables[0].columns if column.kind == "quality"), None)
+    here = [system for system in systems if system.task == tables[0].task]
+    students = [s for s in here if s.role == "after" and main and is_number(s.metrics.get(main.name))]
+    if main is None or not students:
+        return None
+    sign = -1 if main.better == "lower" else 1
+    best = max(students, key=lambda system: sign * system.metrics[main.name])
+    value = best.metrics[main.name]
+    before, teacher = baseline(here, best), teacher_of(here, best)
+    start = before.metrics.get(main.name) if before else None
+    top = teacher.metrics.get(main.name) if teacher else None
+    compared = f"{main.change(value, start)} against the student before" if is_number(start) else ""
+    figures = [(main.show(value), main.label, compared)]
+    if is_number(start) and is_number(top) and sign * (top - start) > 0:
+        closed = (value - start) / (top - start)
+        figures.append(
+            (
+                f"{closed:.0%}",
+                "of the gap closed",
+                f"from {main.show(start)} to the teacher's {main.show(top)}",
+            )
+        )
+    figures += _ratios(best, teacher)
+    return {"label": best.label, "several": len(students) > 1, "figures": figures, "colour": best.colour}
+
+
+def _ratios(student: System, teacher: System | None) -> list[tuple[str, str, str]]:
+    found = []
+    for name, words in (("parameters", "smaller"), ("tokens_per_second", "faster")):
+        own, other = student.metrics.get(name), teacher.metrics.get(name) if teacher else None
+        if not is_number(own) or not is_number(other) or not own or not other:
+            continue
+        ratio = other / own if name == "parameters" else own / other
+        if ratio >= 1.05:
+            unit = "parameters" if name == "parameters" else "tokens/s"
+            shown = measure(name)
+            found.append((f"{ratio:.1f}×", words, f"{shown.show(own)} against {shown.show(other)} {unit}"))
+    return found
+
+
+def subtitle(runs: Sequence[RunRecord]) -> str:
+    """When, how long, with which version."""
+    parts = [f"{len(runs)} runs"] if len(runs) > 1 else []
+    started = sorted(
+        str(run.state["started"])[:16].replace("T", " ") for run in runs if run.state.get("started")
+    )
+    parts += started[:1]
+    seconds = [run.state["seconds"] for run in runs if is_number(run.state.get("seconds"))]
+    parts += [duration(sum(seconds))] if seconds else []
+    versions = dict.fromkeys(
+        str(run.environment["stillhouse"]) for run in runs if run.environment.get("stillhouse")
+    )
+    parts += [f"Stillhouse {', '.join(versions)}"] if versions else []
+    return " · ".join(parts)
+
+
+def glossary(tables: Sequence[ResultTable]) -> list[tuple[str, str]]:
+    """Each measure of the tables with what it means."""
+    seen = dict.fromkeys((column.label, column.about) for table in tables for column in table.columns)
+    return [(label, about) for label, about in seen if about]
+
+
+def run_card(index: int, run: RunRecord) -> dict[str, Any]:
+    """What one run was, in a few lines."""
+    facts = [("Recipe", run.recipe)]
+    facts += [(name.capitalize(), _model(model)) for name, model in run.models.items()]
+    facts += [(f"Data: {entry.get('name', '?')}", _set(entry)) for entry in run.data]
+    train = run.metrics("train")
+    if train:
+        tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
+        facts.append(("Steps", f"{compact(train[-1]['step'])}"))
+        if tokens:
+            growing = all(a <= b for a, b in itertools.pairwise(tokens)) and len(tokens) > 2
+            facts.append(("Tokens", measure("parameters").show(tokens[-1] if growing else sum(tokens))))
+    facts.append(("Took", duration(run.state.get("seconds"))))
+    return {
+        "name": run.name,
+        "status": run.status,
+        "colour": run_colour(index),
+        "message": str(run.state.get("message") or ""),
+        "facts": [(name, value) for name, value in facts if value and value != "–"],
+        "command": str(run.state.get("command") or ""),
+        "problems": run.problems,
+        "folder": run.folder.name,
+    }
+
+
+def _model(model: dict[str, Any]) -> str:
+    parts = [str(model["path"]).rstrip("/").rsplit("/", 1)[-1]] if model.get("path") else []
+    size, trainable = model.get("parameters"), model.get("trainable")
+    if is_number(size):
+        parts.append(f"{measure('parameters').show(size)} parameters")
+    if is_number(trainable) and is_number(size) and 0 < trainable < size:
+        parts.append(f"{measure('parameters').show(trainable)} of them trained")
+    if is_number(model.get("bytes")):
+        parts.append(measure("bytes").show(model["bytes"]))
+    return ", ".join(parts)
+
+
+def _set(entry: dict[str, Any]) -> str:
+    rows, kept = entry.get("rows"), entry.get("kept")
+    text = f"{compact(kept if is_number(kept) else rows)} rows" if is_number(rows) or is_number(kept) else ""
+    with_response = entry.get("with_response")
+    if is_number(with_response) and with_response != kept:
+        text += f", {compact(with_response)} with a response"
+    return text
+
+
+def data_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The data sets with what was dropped and why; runs with the same data share one table."""
+    grouped: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.data:
+            grouped.setdefault(json.dumps(run.data, sort_keys=True, default=str), []).append(run)
+    tables = []
+    for same in grouped.values():
+        whole = len(same) == len(runs)
+        heading = (
+            ("" if len(runs) == 1 else "the same in all runs") if whole else ", ".join(r.name for r in same)
+        )
+        tables.append((heading, [_data_row(entry) for entry in same[0].data]))
+    return tables
+
+
+def _data_row(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": str(entry.get("name", "")),
+        "path": str(entry.get("path", "")),
+        "sha256": str(entry.get("sha256") or "")[:12],
+        "rows": _count(entry.get("rows")),
+        "kept": _count(entry.get("kept")),
+        "responses": _count(entry.get("with_response")),
+        "dropped": _counts(entry.get("dropped")),
+        "truncated": _counts(entry.get("truncated")),
+    }
+
+
+def _counts(value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [(str(reason).replace("_", " "), _count(count)) for reason, count in value.items() if count]
+    return [("rows", _count(value))] if value else []
+
+
+def _count(value: Any) -> str:
+    return compact(value) if is_number(value) else "–" if value is None else str(value)
+
+
+def config_diff(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs: path and the value in each run."""
+    if len(runs) < 2:
+        return []
+    paths = dict.fromkeys(path for run in runs for path in run.config)
+    rows = []
+    for path in paths:
+        values = [plain(run.config[path].value) if path in run.config else "not set" for run in runs]
+        if len(set(values)) > 1:
+            rows.append((path, values))
+    return rows
+
+
+def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Every setting of every run with its origin; `given` tells those that somebody chose."""
+    return [
+        {
+            "name": run.name,
+            "rows": [
+                {
+                    "path": setting.path,
+                    "value": plain(setting.value),
+                    "origin": setting.origin,
+                    "given": setting.origin != "default",
+                }
+                for setting in run.config.values()
+            ],
+        }
+        for run in runs
+        if run.config
+    ]
+
+
+def environments(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Versions and machine; runs of the same environment share one list."""
+    grouped: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.environment:
+            grouped.setdefault(json.dumps(run.environment, sort_keys=True, default=str), []).append(run)
+    return [
+        (
+            "" if len(same) == len(runs) else ", ".join(run.name for run in same),
+            [(str(name), plain(value)) for name, value in same[0].environment.items()],
+        )
+        for same in grouped.values()
+    ]
+
+
+def plain(value: Any) -> str:
+    """A setting as it would stand in YAML, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,128 @@
+"""The systems that a set of runs has evaluated: teacher, student before, students after; shared ones once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stillhouse.report.measures import MEASURES, is_number
+from stillhouse.report.record import Evaluation, RunRecord
+
+Role = Literal["teacher", "before", "after"]
+ORDER: dict[Role, int] = {"teacher": 0, "before": 1, "after": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One evaluated system on one task.
+
+    Example: `System("student after kd", "after", "e2e", run=0, metrics={"rouge_l": 57.1}, ...)`
+    """
+
+    label: str
+    role: Role
+    task: str
+    run: int | None
+    """Index of the run it belongs to; None where all runs share it."""
+    metrics: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def colour(self) -> str:
+        """The CSS variable that paints it everywhere on the page."""
+        return run_colour(self.run or 0) if self.role == "after" else f"--{self.role}"
+
+
+def run_colour(run: int) -> str:
+    """The CSS variable of a run; eight of them, then from the start."""
+    return f"--run-{run % 8}"
+
+
+def gather(runs: Sequence[RunRecord]) -> list[System]:
+    """All systems of all runs, by task, then teacher, student before, students after.
+
+    The teacher and the student before are one system where every run measured the same quality on the same
+    task, and one system for each run otherwise.
+    """
+    tasks = list(dict.fromkeys(result.task for run in runs for result in run.evaluations))
+    systems: list[System] = []
+    for task in tasks:
+        for role in ORDER:
+            found = [
+                (index, result)
+                for index, run in enumerate(runs)
+                for result in run.evaluations
+                if result.task == task and role_of(result.system) == role
+            ]
+            systems += _shared(found, role) or [_system(index, result, role, runs) for index, result in found]
+    return systems
+
+
+def role_of(system: str) -> Role:
+    """The role that a system's name tells; what is neither teacher nor before counts as after."""
+    words = system.lower().replace("-", " ").replace("_", " ").split()
+    if words[:1] == ["teacher"]:
+        return "teacher"
+    return "before" if "before" in words else "after"
+
+
+def baseline(systems: Sequence[System], system: System) -> System | None:
+    """The student before training that `system` is to be compared with."""
+    return _of_role(systems, system, "before")
+
+
+def teacher_of(systems: Sequence[System], system: System) -> System | None:
+    """The teacher that `system` is to be compared with."""
+    return _of_role(systems, system, "teacher")
+
+
+def _of_role(systems: Sequence[System], system: System, role: Role) -> System | None:
+    fitting = (
+        other
+        for other in systems
+        if other.role == role and other.task == system.task and other.run in (None, system.run)
+    )
+    return next(fitting, None)
+
+
+def _shared(found: list[tuple[int, Evaluation]], role: Role) -> list[System]:
+    """One system for all, if the results are the same one measured again; nothing otherwise."""
+    if role == "after" or not found:
+        return []
+    first = found[0][1]
+    one_a_run = len({index for index, _ in found}) == len(found)
+    if not one_a_run or not all(_same_quality(first, other) for _, other in found[1:]):
+        return []
+    fullest = max((result for _, result in found), key=lambda result: len(result.rows))
+    return [System(first.label, role, first.task, None, first.metrics, first.settings, fullest.rows)]
+
+
+def _same_quality(one: Evaluation, other: Evaluation) -> bool:
+    """Equal in all but speed, which no two measurements share."""
+    names = {
+        name
+        for name in one.metrics.keys() & other.metrics.keys()
+        if name in MEASURES and MEASURES[name].kind != "speed" and is_number(one.metrics[name])
+    }
+    return bool(names) and all(
+        is_number(other.metrics[name]) and math.isclose(one.metrics[name], other.metrics[name], rel_tol=1e-6)
+        for name in names
+    )
+
+
+def _system(index: int, result: Evaluation, role: Role, runs: Sequence[RunRecord]) -> System:
+    label = result.label
+    if len(runs) > 1:
+        same = [
+            run
+            for run in runs
+            for other in run.evaluations
+            if other.label == label and other.task == result.task
+        ]
+        name = runs[index].name
+        if len(same) > 1 and name not in label:
+            label = f"{label} · {name}"
+    return System(label, role, result.task, index, result.metrics, result.settings, result.rows)

@@ -1,0 +1,189 @@
+"use strict";
+(() => {
+  const PAGE = 20;
+  const byId = (id) => document.getElementById(id);
+
+  const defaults = byId("config-defaults");
+  if (defaults) {
+    const show = () => {
+      for (const table of document.querySelectorAll(".settings")) table.classList.toggle("given", !defaults.checked);
+    };
+    defaults.checked = false;
+    defaults.addEventListener("change", show);
+    show();
+  }
+
+  const list = byId("answer-list");
+  if (!list) return;
+  const data = JSON.parse(byId("answer-data").textContent);
+  const search = byId("answer-search");
+  const order = byId("answer-order");
+  const task = byId("answer-task");
+  const more = byId("answer-more");
+  const count = byId("answer-count");
+  const hidden = new Set();
+  let found = [];
+  let shown = 0;
+  let words = "";
+
+  // All text goes in as text nodes: what a model wrote is never read as markup.
+  const make = (tag, className, text) => {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.append(text);
+    return element;
+  };
+
+  const marked = (tag, className, text) => {
+    const element = make(tag, className);
+    if (!words) {
+      element.append(text);
+      return element;
+    }
+    const low = text.toLowerCase();
+    let from = 0;
+    // Some letters change their length in lower case; then positions do not fit and nothing is marked.
+    let at = low.length === text.length ? low.indexOf(words) : -1;
+    while (at >= 0) {
+      element.append(text.slice(from, at), make("mark", "", text.slice(at, at + words.length)));
+      from = at + words.length;
+      at = low.indexOf(words, from);
+    }
+    element.append(text.slice(from));
+    return element;
+  };
+
+  const score = (row, index) => {
+    const response = row.responses[index];
+    return response && response[1] !== null ? response[1] : null;
+  };
+  const mean = (row, role) => {
+    const values = data.systems
+      .map((system, index) => (system.role === role && !hidden.has(index) ? score(row, index) : null))
+      .filter((value) => value !== null);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  };
+  const gain = (row) => {
+    const before = data.systems.findIndex((system, index) => system.role === "before" && score(row, index) !== null);
+    const after = mean(row, "after");
+    return before < 0 || after === null ? null : after - score(row, before);
+  };
+  const orders = {
+    gain: (row) => -gain(row),
+    loss: (row) => gain(row),
+    low: (row) => mean(row, "after"),
+    high: (row) => -mean(row, "after"),
+  };
+  const known = { gain, loss: gain, low: (row) => mean(row, "after"), high: (row) => mean(row, "after") };
+
+  const haystack = (row) => {
+    if (row.hay === undefined) {
+      const responses = Object.values(row.responses).map((response) => response[0]);
+      row.hay = [row.id, row.prompt, ...row.references, ...responses].join("\n").toLowerCase();
+    }
+    return row.hay;
+  };
+
+  const facts = (response) => {
+    const parts = [];
+    if (response[1] !== null) parts.push(`ROUGE-L ${response[1].toFixed(1)}`);
+    if (response[3] !== null) parts.push(`${response[3]} tokens`);
+    if (response[2] === false) parts.push("cut off");
+    return parts.join(" · ");
+  };
+
+  const card = (row) => {
+    const article = make("article", "card answer");
+    const head = make("div", "head");
+    head.append(make("span", "", row.id), make("span", "", row.task));
+    const pair = make("div", "pair");
+    const prompt = make("div");
+    prompt.append(make("div", "label", "Prompt"), marked("p", "text", row.prompt));
+    pair.append(prompt);
+    if (row.references.length) {
+      const reference = make("div");
+      reference.append(make("div", "label", row.references.length > 1 ? `${row.references.length} references` : "Reference"));
+      reference.append(marked("p", "text", row.references.join("\n")));
+      pair.append(reference);
+    }
+    const said = make("div", "said");
+    data.systems.forEach((system, index) => {
+      const response = row.responses[index];
+      if (!response || hidden.has(index)) return;
+      const box = make("div");
+      box.style.setProperty("--dot", `var(${system.colour})`);
+      const who = make("div", "who", system.label);
+      who.append(make("span", "", facts(response)));
+      box.append(who, response[0] ? marked("p", "text", response[0]) : make("p", "text soft", "(empty)"));
+      said.append(box);
+    });
+    article.append(head, pair, said);
+    return article;
+  };
+
+  const showMore = () => {
+    list.append(...found.slice(shown, shown + PAGE).map(card));
+    shown = Math.min(found.length, shown + PAGE);
+    more.hidden = shown >= found.length;
+    const total = data.rows.length;
+    const which = found.length === total ? `${total} prompts` : `${found.length} of ${total} prompts`;
+    count.textContent = found.length ? `${which}, ${shown} shown` : "Nothing found. Try fewer letters.";
+  };
+
+  const update = () => {
+    words = search.value.trim().toLowerCase();
+    found = data.rows.filter(
+      (row) => (task.value === "" || row.task === task.value) && (!words || haystack(row).includes(words)),
+    );
+    const by = orders[order.value];
+    if (by) {
+      const measured = found.filter((row) => known[order.value](row) !== null);
+      const keyed = measured.map((row) => [by(row), row]);
+      keyed.sort((one, other) => one[0] - other[0]);
+      found = keyed.map((pair) => pair[1]);
+    }
+    shown = 0;
+    list.replaceChildren();
+    showMore();
+  };
+
+  const tasks = [...new Set(data.rows.map((row) => row.task))];
+  task.append(new Option("all", ""), ...tasks.map((name) => new Option(name, name)));
+  byId("answer-task-label").hidden = tasks.length < 2;
+  data.systems.forEach((system, index) => {
+    if (!data.rows.some((row) => row.responses[index])) return;
+    const label = make("label");
+    const box = make("input");
+    box.type = "checkbox";
+    box.checked = true;
+    box.addEventListener("change", () => {
+      if (box.checked) hidden.delete(index);
+      else hidden.add(index);
+      update();
+    });
+    const dot = make("span", "dot");
+    dot.style.setProperty("--dot", `var(${system.colour})`);
+    dot.style.margin = "0";
+    const text = tasks.length > 1 ? `${system.label} (${system.task})` : system.label;
+    label.append(box, dot, text);
+    byId("answer-systems").append(label);
+  });
+
+  let wait;
+  search.addEventListener("input", () => {
+    clearTimeout(wait);
+    wait = setTimeout(update, 120);
+  });
+  order.addEventListener("change", update);
+  task.addEventListener("change", update);
+  more.addEventListener("click", showMore);
+  byId("answer-controls").addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    event.preventDefault();
+    search.focus();
+  });
+  byId("answer-controls").hidden = false;
+  update();
+})();
