@@ -1,18 +1,36 @@
-"""Stillhouse: distil large language models into small ones."""
+"""Stillhouse: distil large language models into small ones.
+
+Example:
+    >>> import stillhouse
+    >>> result = stillhouse.run("run.yaml")
+    >>> stillhouse.objectives.build("skew_kl", alpha=0.1)(student_logits, teacher_logits)
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from stillhouse.objectives.chunked import fused_loss
+    from stillhouse.runner.execute import Result, run
+
+_LAZY = {
+    "run": ("stillhouse.runner.execute", "run"),
+    "Result": ("stillhouse.runner.execute", "Result"),
+    "fused_loss": ("stillhouse.objectives.chunked", "fused_loss"),
+    "objectives": ("stillhouse.objectives", None),
+}
+
+__all__ = ["Result", "__version__", "fused_loss", "run"]
+
 
 def __getattr__(name: str) -> Any:
-    """`stillhouse.objectives` and `stillhouse.fused_loss` on first use, so that the command line starts
-    without torch."""
-    if name == "objectives":
-        return importlib.import_module("stillhouse.objectives")
-    if name == "fused_loss":
-        return importlib.import_module("stillhouse.objectives").fused_loss
-    raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
+    """Import what needs torch only when it is asked for, so that `stillhouse --help` answers at once."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)

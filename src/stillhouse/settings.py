@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 
 from stillhouse.config import FilePath, Part
 from stillhouse.data import DataConfig
-from stillhouse.engines import EngineField
-from stillhouse.engines.transformers import TransformersEngineConfig
+from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models import StudentConfig
-from stillhouse.objectives import BySource, Objective, ObjectiveField
+from stillhouse.objectives import Objective, ObjectiveField
+from stillhouse.objectives.combined import BySource
 from stillhouse.responses import ResponsesField
 from stillhouse.responses.fixed import Fixed
 from stillhouse.teachers import TeacherField
@@ -38,15 +38,15 @@ class RunConfig(Part):
     """The recipe that was the starting point; its values lie beneath those of the file."""
     student: StudentConfig
     """The model to train."""
-    teacher: TeacherField | None = None  # type: ignore[valid-type]
+    teacher: TeacherField | None = None
     """The model to learn from; none for supervised fine-tuning."""
     data: DataConfig
     """Prompts and responses."""
-    engine: EngineField = TransformersEngineConfig()  # type: ignore[valid-type]
+    engine: EngineField = TransformersConfig()
     """What writes text, and how it samples by default."""
-    responses: ResponsesField = Fixed()  # type: ignore[valid-type]
+    responses: ResponsesField = Fixed()
     """Whose responses the student is trained on."""
-    objective: ObjectiveField  # type: ignore[valid-type]
+    objective: ObjectiveField
     """What is compared, for all responses or by source."""
     train: TrainConfig = TrainConfig()
     """How the student is optimised."""
@@ -98,14 +98,24 @@ def mismatches(config: RunConfig) -> list[Fault]:
         ]
     provided: frozenset[str] = config.teacher.provides if config.teacher is not None else frozenset()
     if "teacher" in objective.required and "distribution" not in provided:
-        faults.append(_no_teacher(config, f"objective.kind={objective.kind} compares with the teacher's distribution"))
+        faults.append(
+            _no_teacher(config, f"objective={objective.name} compares with the teacher's distribution")
+        )
     if "teacher" in config.responses.writers() and "text" not in provided:
-        faults.append(_no_teacher(config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"))
+        faults.append(
+            _no_teacher(
+                config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"
+            )
+        )
     if config.student.from_teacher is not None and "text" not in provided:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
     if config.train.keep == "best" and (config.data.valid is None or config.train.validate_every == "never"):
         faults.append(
-            Fault("train.keep", "best needs validation", hint="Set data.valid and train.validate_every, or keep: last.")
+            Fault(
+                "train.keep",
+                "best needs validation",
+                hint="Set data.valid and train.validate_every, or keep: last.",
+            )
         )
     return faults
 

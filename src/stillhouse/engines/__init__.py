@@ -1,13 +1,14 @@
 """Engines write text: token ids in, token ids out."""
 
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
 from stillhouse.engines.transformers import TransformersConfig
 
-EngineField = REGISTRY.field()
+EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a configuration field that holds an engine."""
-
-EngineField = REGISTRY.field()
-"""The annotation of a config field that holds an engine."""
 
 __all__ = [
     "REGISTRY",

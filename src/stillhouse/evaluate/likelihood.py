@@ -13,7 +13,6 @@ from stillhouse.data.collate import collate
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.fidelity import Fidelity, FidelityScores
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.objectives.chunked import Head, logits_of
 from stillhouse.types import Prompt, Response
 
 ROWS = 1024
@@ -57,7 +56,9 @@ def likelihood(
         DataError: there are no responses.
     """
     if not responses:
-        raise DataError("there are no responses to measure a likelihood on; evaluation needs rows with references.")
+        raise DataError(
+            "there are no responses to measure a likelihood on; evaluation needs rows with references."
+        )
     training = student.training
     student.eval()
     fidelity = Fidelity()
@@ -70,10 +71,10 @@ def likelihood(
                 hidden = hidden_rows(student, batch)
                 theirs = None if teacher is None else hidden_rows(teacher, batch)
                 for rows in torch.arange(len(labels)).split(ROWS):
-                    logits = logits_of(hidden[rows], _head(student, vocab))
+                    logits = head_of(student, vocab).logits(hidden[rows])
                     total -= logits.log_softmax(-1).gather(1, labels[rows, None]).double().sum().item()
                     if teacher is not None and theirs is not None:
-                        fidelity.update(logits, logits_of(theirs[rows], _head(teacher, vocab)))
+                        fidelity.update(logits, head_of(teacher, vocab).logits(theirs[rows]))
                 tokens += len(labels)
     finally:
         student.train(training)
@@ -98,7 +99,3 @@ def _batches(responses: Sequence[Response], size: int) -> Iterable[list[Response
 def _on(batch: Any, model: nn.Module) -> dict[str, Tensor]:
     moved = batch.to(next(model.parameters()).device)
     return {name: getattr(moved, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
-
-
-def _head(model: nn.Module, vocab: int | None) -> Head:
-    return head_of(model, vocab)

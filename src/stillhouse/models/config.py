@@ -34,7 +34,10 @@ class Prune(Part):
     def _ordered(self) -> Self:
         if not self.layers:
             raise ValueError("needs at least one layer")
-        if any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False)) or self.layers[0] < 0:
+        if (
+            any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False))
+            or self.layers[0] < 0
+        ):
             raise ValueError("layers must be different, not negative and in ascending order")
         return self
 

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
-from stillhouse.objectives.chunked import Head
+from stillhouse.objectives.head import Head
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """The transformers model inside DistributedDataParallel, torch.compile and peft wrappers."""
+    inner: Any = model
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
         else:
-            return model
+            return inner
 
 
 def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -81,9 +82,11 @@ def head_of(model: nn.Module, vocab: int | None = None) -> Head:
         vocab: number of token ids that both tokenizers share; rows beyond are padding and take no part.
     """
     inner = unwrap(model)
-    layer = inner.get_output_embeddings()  # type: ignore[operator]
+    layer = inner.get_output_embeddings()
     if layer is None:
-        raise ModelError(f"{type(inner).__name__} has no output embeddings, so it has no head to distil through.")
+        raise ModelError(
+            f"{type(inner).__name__} has no output embeddings, so it has no head to distil through."
+        )
     if hasattr(layer, "lora_A"):
         raise ModelError(
             "student.lora.targets: the head (lm_head) has an adapter, which the fused loss would not see. "
@@ -95,11 +98,10 @@ def head_of(model: nn.Module, vocab: int | None = None) -> Head:
         scale = 1.0 / float(config.logits_scaling)
     cap = getattr(config, "final_logit_softcapping", None)
     return Head(
-        weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale, softcap=float(cap) if cap else None, vocab=vocab
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        scale=scale,
+        softcap=float(cap) if cap else None,
+        vocab=vocab,
     )
 
-
-def no_grad_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """`hidden_rows` without gradient, in the model's own mode."""
-    with torch.no_grad():
-        return hidden_rows(model, batch)

@@ -27,7 +27,9 @@ def place(path: str) -> str:
     looks_local = path.startswith((PACKAGE, "/", ".", "~")) or path.count("/") != 1 or folder.exists()
     if looks_local:
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
-        raise ModelError(f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name like org/name.")
+        raise ModelError(
+            f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name like org/name."
+        )
     return path
 
 
@@ -42,7 +44,9 @@ def load_tokenizer(config: _Model, fallback: _Model | None = None) -> Any:
     owner = config if (config.path or config.tokenizer or fallback is None) else fallback
     path = config.tokenizer or owner.path
     if path is None:
-        raise ModelError("student.tokenizer: needed with from_config where there is no teacher to take it from.")
+        raise ModelError(
+            "student.tokenizer: needed with from_config where there is no teacher to take it from."
+        )
     options: dict[str, Any] = {"trust_remote_code": owner.trust_remote_code}
     if owner.gguf_file and not config.tokenizer:
         options["gguf_file"] = owner.gguf_file
@@ -97,22 +101,22 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
     return model
 
 
-def keep_layers(teacher: nn.Module, prune: Prune, dtype: torch.dtype | None) -> nn.Module:
+def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Module:
     """A copy of the teacher with only the named layers; embeddings, final norm and head are kept.
 
     Raises:
         ModelError: a layer that the teacher does not have, or an architecture whose layers cannot be found.
     """
     config = copy.deepcopy(teacher.config)
-    depth = config.num_hidden_layers  # type: ignore[union-attr]
+    depth = config.num_hidden_layers
     if prune.layers[-1] >= depth:
         raise ModelError(
             f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} (0 to {depth - 1})."
         )
     stack = _layer_prefix(teacher, depth)
-    config.num_hidden_layers = len(prune.layers)  # type: ignore[union-attr]
+    config.num_hidden_layers = len(prune.layers)
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in prune.layers]  # type: ignore[union-attr]
+        config.layer_types = [config.layer_types[index] for index in prune.layers]
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # weights from GGUF are dequantised; the entry would make saving fail
     student = type(teacher)(config)
@@ -161,14 +165,19 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
         options["attn_implementation"] = config.attention
     if config.gguf_file:
         options["gguf_file"] = config.gguf_file
-        _need("gguf", f"{path}: GGUF files need the package gguf. Install it with: pip install 'stillhouse[gguf]'")
+        _need(
+            "gguf",
+            f"{path}: GGUF files need the package gguf. Install it with: pip install 'stillhouse[gguf]'",
+        )
     folder = place(path)
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{path}: is not a model folder: it has no config.json.")
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: no causal language model could be loaded from there. {_first_line(error)}") from error
+        raise ModelError(
+            f"{path}: no causal language model could be loaded from there. {_first_line(error)}"
+        ) from error
     if config.gguf_file:
         model = _clean(model)
     return model
@@ -193,7 +202,11 @@ def _with_adapters(model: nn.Module, config: StudentConfig) -> nn.Module:
     assert lora is not None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     options = PeftLora(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, options)
@@ -225,4 +238,6 @@ def _need(package: str, message: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return f"({type(error).__name__}: {str(error).strip().splitlines()[0][:300]})" if str(error).strip() else ""
+    return (
+        f"({type(error).__name__}: {str(error).strip().splitlines()[0][:300]})" if str(error).strip() else ""
+    )

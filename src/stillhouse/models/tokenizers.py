@@ -20,7 +20,10 @@ def check_same_tokenizer(student: Any, teacher: Any) -> int:
         return len(ours)
     differing = [token for token, index in ours.items() if theirs.get(token) != index]
     extra = len(theirs.keys() - ours.keys())
-    example = ", ".join(f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher" for token in differing[:3])
+    example = ", ".join(
+        f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher"
+        for token in differing[:3]
+    )
     raise ModelError(
         f"student and teacher have different tokenizers: {len(differing):,} of the student's {len(ours):,} tokens have "
         f"another id or none with the teacher, which has {extra:,} more ({example}). A loss over token ids would compare "

@@ -10,7 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Part, Registry
 from stillhouse.responses.writer import Writer
@@ -98,7 +100,8 @@ class ResponsesConfig(Part):
 
 
 REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)
-ResponsesField = REGISTRY.field()
+ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]
+"""The annotation of a config field that holds a response policy."""
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

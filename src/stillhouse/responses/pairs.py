@@ -52,5 +52,7 @@ class PairsPolicy(Stateless):
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """[teacher's response, student's response] for each prompt."""
-        sides = zip(self._teacher.one_each(prompts, progress), self._student.one_each(prompts, progress), strict=True)
+        sides = zip(
+            self._teacher.one_each(prompts, progress), self._student.one_each(prompts, progress), strict=True
+        )
         return [list(pair) for pair in sides]

@@ -82,7 +82,9 @@ def read(path: Path, header: dict[str, Any], prompts: Sequence[Prompt]) -> list[
         return None
     by_id = {prompt.id: prompt for prompt in prompts}
     if len(lines) != len(prompts) or any(line["prompt"] not in by_id for line in lines):
-        raise DataError(f"{path}: has {len(lines)} responses, not one for each of {len(prompts)} prompts. Delete the file to write it again.")
+        raise DataError(
+            f"{path}: has {len(lines)} responses, not one for each of {len(prompts)} prompts. Delete the file to write it again."
+        )
     version = first.get("student_version")
     return [
         Response(by_id[line["prompt"]], tuple(line["token_ids"]), header["source"], line["finished"], version)

@@ -60,8 +60,8 @@ class Parts:
         """What the run folder keeps about the models."""
         student = {"path": self.config.student.path, **parameters_of(self.student), "vocab": self.vocab}
         teacher = None
-        if self.teacher is not None:
-            teacher = {"path": self.config.teacher.path, **parameters_of(self.teacher)}
+        if self.teacher is not None and self.config.teacher is not None:
+            teacher = {"path": getattr(self.config.teacher, "path", None), **parameters_of(self.teacher)}
         return {"student": student, "teacher": teacher}
 
 
@@ -86,7 +86,13 @@ def assemble(config: RunConfig) -> Parts:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
     return Parts(
-        config, tokenizer, facts, student.to(device), None if teacher is None else teacher.to(device), vocab, data
+        config,
+        tokenizer,
+        facts,
+        student.to(device),
+        None if teacher is None else teacher.to(device),
+        vocab,
+        data,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,8 +13,9 @@ from stillhouse.data.template import Encoder
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import parameters_of
-from stillhouse.runner.assemble import Parts
+from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.folder import RunFolder
+from stillhouse.runner.resolve import resolve
 from stillhouse.types import Prompt
 
 
@@ -55,11 +58,19 @@ def measure(
     training = model.training
     model.eval()
     answers = answer(parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title)
-    options: dict[str, Any] = {"pad_id": parts.facts.pad_id, "vocab": parts.vocab, "batch_size": config.batch_size}
+    options: dict[str, Any] = {
+        "pad_id": parts.facts.pad_id,
+        "vocab": parts.vocab,
+        "batch_size": config.batch_size,
+    }
     if model is not parts.teacher and parts.teacher is not None:
         options["teacher"] = parts.teacher
     on_references = likelihood(model, references_of(prompts), **options)
-    metrics = {**answers.metrics, "loss": on_references.loss, "parameters": parameters_of(model)["parameters"]}
+    metrics = {
+        **answers.metrics,
+        "loss": on_references.loss,
+        "parameters": parameters_of(model)["parameters"],
+    }
     if on_references.fidelity is not None:
         metrics |= on_references.fidelity.as_metrics()
         own = likelihood(model, answers.responses, **options).fidelity
@@ -75,3 +86,41 @@ def measure(
         "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",
     }
     return metrics, settings, answers.rows
+
+
+def evaluate_model(
+    model: str,
+    data: Path,
+    *,
+    teacher: str | None,
+    template: str,
+    sampling: dict[str, Any],
+    seeds: Sequence[int],
+    limit: int | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Evaluate a model by itself, outside a run.
+
+    Returns:
+        System, settings and metrics as the run folder has them, and one row for each answer.
+
+    Raises:
+        StillhouseError: the model, the teacher or the data cannot be used.
+    """
+    tree: dict[str, Any] = {
+        "student": {"path": model, "dtype": "auto"},
+        "data": {"train": str(data), "template": template, "max_response": sampling["max_tokens"]},
+        "objective": "cross_entropy",
+        "evaluate": {"sampling": sampling, "seeds": list(seeds)},
+    }
+    if teacher is not None:
+        tree["teacher"] = {"kind": "live", "path": teacher}
+    parts = assemble(resolve(tree).config)
+    prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
+    metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
+    return {
+        "system": model,
+        "task": "rouge_l",
+        "data": str(data),
+        "settings": settings,
+        "metrics": metrics,
+    }, rows

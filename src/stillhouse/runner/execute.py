@@ -51,8 +51,8 @@ def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overr
     Args:
         source: a YAML file, or the same as a dictionary.
         resume: go on with the run that is in the folder, from its newest whole checkpoint.
-        **overrides: values that lie over those of the source; nested ones as dictionaries or with double
-            underscores, such as `train__lr=1e-4`.
+        **overrides: values that lie over those of the source: `train={"lr": 1e-4}`, or with a dotted name
+            `**{"train.lr": 1e-4}`.
 
     Returns:
         The run folder and the metrics.
@@ -61,7 +61,7 @@ def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overr
         StillhouseError: something is wrong with configuration, data, models or machine; the message says what.
 
     Example:
-        >>> result = stillhouse.run("run.yaml", train__epochs=2)
+        >>> result = stillhouse.run("run.yaml", train={"epochs": 2.0})
         >>> result.metrics["rouge_l"]
     """
     return execute(resolve(source, overrides), resume=resume)
@@ -99,7 +99,9 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     """
     config = parts.config
     state = {"step": 0}
-    step = make_step(parts, folder, lambda: int(trainer.state.global_step if trainer is not None else state["step"]))
+    step = make_step(
+        parts, folder, lambda: int(trainer.state.global_step if trainer is not None else state["step"])
+    )
     trainer: DistilTrainer | None = None
     log = MetricsLog(folder.metrics, step)
     validation = _validation(parts, folder, step, log)
@@ -164,7 +166,9 @@ def make_trainer(parts: Parts, step: Step, folder: RunFolder, callbacks: list[An
     except (TypeError, ValueError) as error:
         from stillhouse.errors import ConfigError, Fault
 
-        raise ConfigError(Fault("train.hf", f"transformers does not accept it: {error}", got=str(config.hf))) from error
+        raise ConfigError(
+            Fault("train.hf", f"transformers does not accept it: {error}", got=str(config.hf))
+        ) from error
     trainer = DistilTrainer(
         step=step,
         model=parts.student,
@@ -188,10 +192,18 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
 
     def measure() -> dict[str, float]:
         references = references_of(held_out)
-        values = {"loss": likelihood(parts.student, references, parts.facts.pad_id, batch_size=config.evaluate.batch_size).loss}
+        values = {
+            "loss": likelihood(
+                parts.student, references, parts.facts.pad_id, batch_size=config.evaluate.batch_size
+            ).loss
+        }
         if config.train.validate_rouge:
             answers = answer(engine, held_out, sampling, config.evaluate.seeds[:1], parts.tokenizer)
-            values |= {name: answers.metrics[name] for name in ("rouge_l", "mean_length", "finished") if name in answers.metrics}
+            values |= {
+                name: answers.metrics[name]
+                for name in ("rouge_l", "mean_length", "finished")
+                if name in answers.metrics
+            }
         return values
 
     def keep_best() -> None:

@@ -43,8 +43,10 @@ def merged(parts: Parts) -> Any:
 def card(parts: Parts) -> str:
     """A model card in Markdown."""
     config = parts.config
-    teacher = config.teacher.path if config.teacher is not None else "none"
-    start = config.student.path or ("layers of the teacher" if config.student.from_teacher else "random weights")
+    teacher = getattr(config.teacher, "path", "none")
+    start = config.student.path or (
+        "layers of the teacher" if config.student.from_teacher else "random weights"
+    )
     return "\n".join(
         [
             "---",
@@ -56,7 +58,7 @@ def card(parts: Parts) -> str:
             "",
             f"Distilled with [Stillhouse](https://pypi.org/project/stillhouse) {__version__}.",
             "",
-            f"- method: {config.recipe or config.objective.kind} (objective `{config.objective.kind}`, "
+            f"- method: {config.recipe or config.objective.name} (objective `{config.objective.name}`, "
             f"responses `{config.responses.kind}`)",
             f"- teacher: `{teacher}`",
             f"- student started from: `{start}`",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
+from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Part, Registry
-from stillhouse.objectives.chunked import Head
+from stillhouse.objectives.head import Head
 
 
 class Teacher(Protocol):
@@ -37,4 +38,5 @@ class TeacherConfig(Part):
 
 
 REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig)
-TeacherField = REGISTRY.field()
+TeacherField = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(REGISTRY.parse)]
+"""The annotation of a config field that holds a teacher."""

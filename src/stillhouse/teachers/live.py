@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.models import TeacherModel, head_of, hidden_rows
-from stillhouse.objectives.chunked import Head
+from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, TeacherConfig
 
 

@@ -42,7 +42,9 @@ class MetricsLog(TrainerCallback):
         """Start the clock."""
         self._last = time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Complete the trainer's row with ours, so that TensorBoard and others get it too, and write it."""
         if logs is None or "learning_rate" not in logs or not state.is_world_process_zero:
             return
@@ -55,14 +57,21 @@ class MetricsLog(TrainerCallback):
 
     def write(self, phase: str, step: int, values: dict[str, Any]) -> None:
         """Append one row."""
-        append_jsonl(self._path, {"phase": phase, "step": step, **{k: v for k, v in values.items() if k != "step"}})
+        append_jsonl(
+            self._path, {"phase": phase, "step": step, **{k: v for k, v in values.items() if k != "step"}}
+        )
 
 
 class Validation(TrainerCallback):
     """Measures the student on data.valid, tells the curriculum, and keeps the best weights."""
 
     def __init__(
-        self, config: TrainConfig, step: Step, log: MetricsLog, measure: Validate, keep_best: Callable[[], None]
+        self,
+        config: TrainConfig,
+        step: Step,
+        log: MetricsLog,
+        measure: Validate,
+        keep_best: Callable[[], None],
     ) -> None:
         self._config = config
         self._step = step
@@ -74,7 +83,12 @@ class Validation(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Validate when due; before a checkpoint of the same step, so that it is part of it."""
-        if due(self._config.validate_every, state.global_step, self.steps_per_epoch, state.global_step >= state.max_steps):
+        if due(
+            self._config.validate_every,
+            state.global_step,
+            self.steps_per_epoch,
+            state.global_step >= state.max_steps,
+        ):
             self.now(state.global_step, state.is_world_process_zero)
 
     def now(self, step: int, main: bool = True) -> None:

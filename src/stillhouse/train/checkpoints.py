@@ -38,7 +38,11 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def seal(folder: Path) -> None:
     """Declare a checkpoint whole."""
-    files = {str(p.relative_to(folder)): _facts(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    files = {
+        str(p.relative_to(folder)): _facts(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MANIFEST
+    }
     write_json(folder / MANIFEST, {"format": 1, "files": files})
 
 

@@ -55,7 +55,7 @@ class TrainConfig(Part):
     """What "best" is measured by, on data.valid."""
     report_to: Many[str] = ()
     """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
-    hf: dict[str, Any] = {}
+    hf: dict[str, Any] = Field(default_factory=dict)
     """Further fields of transformers.TrainingArguments, passed through as they are."""
 
     @model_validator(mode="after")

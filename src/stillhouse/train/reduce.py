@@ -54,7 +54,7 @@ def token_weights(
     counts = add_over_ranks(counts)
     scale = torch.zeros(len(SOURCES), dtype=torch.float64)
     for source, (group, weight) in groups.items():
-        scale[SOURCES.index(source)] = weight / counts[group].clamp(min=1)  # type: ignore[arg-type]
+        scale[SOURCES.index(source)] = weight / counts[group].clamp(min=1)
     return [_spread(batch, scale, normalise) for batch in micro_batches]
 
 

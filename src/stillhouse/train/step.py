@@ -17,7 +17,8 @@ from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
 from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.objectives import BySource, Objective, Rows, fused_rows
+from stillhouse.objectives import Objective, Rows, fused_rows
+from stillhouse.objectives.combined import BySource
 from stillhouse.responses import Policy, ResponsesConfig
 from stillhouse.teachers import Teacher
 from stillhouse.train.meter import Meter
@@ -90,7 +91,9 @@ class Step:
         self.world: World = world or Alone()
         self._text = text
 
-    def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> list[dict[str, Tensor]]:
+    def prepare(
+        self, prompts: Sequence[Prompt], progress: Progress, num_micro: int
+    ) -> list[dict[str, Tensor]]:
         """Once for each optimiser step: responses, micro-batches and the weight of every token.
 
         Args:
@@ -104,8 +107,13 @@ class Step:
         responses = [response for group in drawn for response in group]
         if self._text is not None:
             responses += self._text(progress.step, len(prompts))
-        micro = [collate(part, self._pad_id) for part in split(responses, num_micro, by_length=True, keep_prompts=True)]
-        weights = token_weights(micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add)
+        micro = [
+            collate(part, self._pad_id)
+            for part in split(responses, num_micro, by_length=True, keep_prompts=True)
+        ]
+        weights = token_weights(
+            micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
+        )
         self._note(micro, progress)
         self.last_loss = 0.0
         return [_tensors(batch, weight) for batch, weight in zip(micro, weights, strict=True)]
@@ -171,7 +179,10 @@ class Step:
         ]
         if ages:
             self.meter.add_mean("responses/student_age", float(sum(ages)), len(ages))
-        for name, value in {**self.policy.facts(), **_schedule_names(self.curriculum.values(progress))}.items():
+        for name, value in {
+            **self.policy.facts(),
+            **_schedule_names(self.curriculum.values(progress)),
+        }.items():
             self.meter.add_mean(name, value, 1)
         self.meter.add("tokens", float(sum(batch.num_tokens for batch in micro)))
         self.meter.add("sequences", float(sum(len(batch) for batch in micro)))

@@ -1,0 +1,39 @@
+"""stillhouse run: distil as a YAML file says."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stillhouse import console
+from stillhouse.cli.arguments import Overrides, RunFile
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("run")(command)
+
+
+def command(
+    file: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the newest whole checkpoint of the run's folder.")
+    ] = False,
+) -> None:
+    """Distil as a YAML file says; leaves a run folder with the student, metrics and report.html.
+
+    Ctrl-C finishes the step, writes a checkpoint and stops; go on later with --resume.
+    """
+    from stillhouse.runner.execute import execute
+    from stillhouse.runner.resolve import resolve
+    from stillhouse.runner.tables import show_systems
+
+    resolved = resolve(file, list(overrides or ()))
+    result = execute(resolved, resume=resume)
+    if result.state == "interrupted":
+        console.messages().print(f"Interrupted. Go on with: stillhouse run {file} --resume")
+        raise typer.Exit(130)
+    show_systems([result.folder])
+    console.output().print(f"Student: {result.folder / 'student'}")

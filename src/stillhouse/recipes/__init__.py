@@ -1,0 +1,67 @@
+"""One YAML file for each method. Its header says what it does, cites the paper, gives the loss, and lists where
+paper, released code and recipe differ. Copy one and edit it to make a method of your own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.config import nearest
+from stillhouse.errors import ConfigError, Fault
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A shipped method.
+
+    Example: `Recipe("kd", "Forward KL on the data set's own responses.", "Hinton et al. 2015", path)`
+    """
+
+    name: str
+    summary: str
+    paper: str
+    path: Path
+
+    @property
+    def header(self) -> str:
+        """The comment at the top of the file, without the comment signs."""
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.removeprefix("#").removeprefix(" "))
+        return "\n".join(lines)
+
+
+def all_recipes() -> list[Recipe]:
+    """All shipped methods, in alphabetical order."""
+    return [_read(path) for path in sorted(FOLDER.glob("*.yaml"))]
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name, or in that file.
+
+    Raises:
+        ConfigError: there is none; the nearest names are in the message.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(Fault("recipe", "there is no such file", got=name))
+        return _read(path)
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        names = [recipe.name for recipe in all_recipes()]
+        raise ConfigError(
+            Fault("recipe", f"no method is called {name!r}{nearest(name, names)}", allowed=", ".join(names))
+        )
+    return _read(path)
+
+
+def _read(path: Path) -> Recipe:
+    lines = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:12]]
+    summary = lines[0].partition(": ")[2] if lines else ""
+    paper = next((line.removeprefix("Paper:").strip() for line in lines if line.startswith("Paper:")), "")
+    return Recipe(path.stem, summary, paper, path)
