@@ -100,7 +100,8 @@ def _faults(detail: Any, tree: type[Part], layered: Layered) -> Iterator[Fault]:
             name, "has a form that is not allowed", _shown(detail["input"]), context["pattern"], origin=origin
         )
     else:
-        got = None if isinstance(detail["input"], Mapping) else _shown(detail["input"])
+        told = isinstance(detail["input"], Mapping) or "got " in detail["msg"]
+        got = None if told else _shown(detail["input"])
         yield Fault(name, _lowered(detail["msg"]), got=got, origin=origin)
 
 
@@ -159,6 +160,8 @@ def _value(values: Any, path: KeyPath) -> Any:
 
 
 def _hint(value: Any, kind: str) -> str | None:
+    if value is None and _TYPES[kind] == "a mapping":
+        return "Remove the line to have the defaults."
     if isinstance(value, str) and kind in ("int_type", "float_type"):
         try:
             float(value)

@@ -104,7 +104,8 @@ class Layered:
             old = below.get(key)
             if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
                 result[key] = self._over(old, value, here, layer)
-                self.origins[here] = layer.origins[here]
+                if layer.origins[here] not in (COMMAND_LINE, CALL):  # what is missing, is missing in the file
+                    self.origins[here] = layer.origins[here]
                 continue
             depth = len(here)
             self.origins = {at: origin for at, origin in self.origins.items() if at[:depth] != here}

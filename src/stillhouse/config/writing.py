@@ -83,13 +83,12 @@ def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool)
         inner, value = type(value), plain(value) if active else {}
     else:
         inner = class_of(bases, value) if isinstance(value, Mapping) else None
-    if inner is None:
+    if inner is None or (active and not value):
         yield from _value(name, plain(value), indent, mark)
         return
     lines = list(_section(inner, value, indent + "  ", active=active))
     if any(not line.lstrip().startswith("# ") for line in lines):
-        empty = active and not value
-        yield f"{indent}{mark}{name}:{' {}' if empty else ''}"
+        yield f"{indent}{mark}{name}:"
         yield from lines
 
 
