@@ -1,6 +1,16 @@
 """Every objective of the field behind one interface, plain and fused over the language-model head."""
 
-from stillhouse.objectives import combined, concrete, divergences, supervised
+from stillhouse.objectives import (
+    combined,
+    concrete,
+    contrastive,
+    crosstoken,
+    divergences,
+    mixtures,
+    preference,
+    sampled,
+    supervised,
+)
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
 from stillhouse.objectives.chunked import fused_loss, fused_rows
 from stillhouse.objectives.head import Head
@@ -17,10 +27,15 @@ __all__ = [
     "build",
     "combined",
     "concrete",
+    "contrastive",
+    "crosstoken",
     "divergences",
     "fused_loss",
     "fused_rows",
     "kinds",
     "likelihood_gaps",
+    "mixtures",
+    "preference",
+    "sampled",
     "supervised",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillhouse.config import Part, Registry, nearest
 from stillhouse.curriculum import NonNegative
-from stillhouse.objectives.rows import Rows
+from stillhouse.objectives.rows import Rows, with_gaps
 from stillhouse.types import SOURCES
 
 EXCLUDED = -1e30
@@ -43,6 +43,8 @@ class Objective(Part):
     same_vocabulary: ClassVar[bool] = True
     """True if entry i of both models has to be the same token."""
 
+    exact_gradient: ClassVar[bool] = True
+    """False if parts of the value are constants for the gradient, which then is not that of the number."""
     has_token_part: ClassVar[bool] = True
     """False if `per_token` is zero, so that the fused path may leave it out."""
     has_sequence_part: ClassVar[bool] = False
@@ -78,21 +80,25 @@ class Objective(Part):
                 f"{self.name}: student logits are {list(student.shape)} and teacher logits "
                 f"{list(teacher.shape)}; cut both to the ids that the models share"
             )
-        student, teacher = aligned(student, teacher, self.shares_vocabulary)
+        reference = None if rows.reference_logits is None else _raised(rows.reference_logits).detach()
+        student, *others = aligned(student, (teacher, reference), self.shares_vocabulary)
+        teacher, reference = others
+        if reference is not None:
+            rows = replace(rows, reference_logits=reference)
         if self.sequence_level:
             rows = with_logprobs(student, teacher, rows)
-            return self.per_token(student, teacher, rows) + self.per_sequence(rows)
-        return self.per_token(student, teacher, rows)
+        value = self.per_token(student, teacher, rows)
+        return value + self.per_sequence(rows) if self.has_sequence_part else value
 
     @abstractmethod
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows."""
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        """What is added to `per_token` and depends on whole sequences: a function of `rows.student_logprobs`
-        [N],
-        through which its gradient flows. Only called if `needs` names sequences or pairs; sees all rows at
-        once."""
+        """What depends on whole sequences and is added to `per_token`; sees all rows at once.
+
+        A function of `rows.student_logprobs` [N], through which its gradient flows.
+        """
         assert rows.student_logprobs is not None
         return torch.zeros_like(rows.student_logprobs)
 
@@ -189,19 +195,21 @@ ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_obje
 """The annotation of a config field that holds an objective in any of the accepted spellings."""
 
 
-def aligned(
-    student: Tensor, teacher: Tensor | None, same_vocabulary: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Take entries that are -inf in either model out of both; finite logits come back as they are."""
-    left_out = torch.isneginf(student.detach())
-    if teacher is None:
-        return (student.masked_fill(left_out, EXCLUDED) if left_out.any() else student), None
-    if not same_vocabulary:
-        return student.masked_fill(left_out, EXCLUDED), teacher.masked_fill(torch.isneginf(teacher), EXCLUDED)
-    left_out = left_out | torch.isneginf(teacher)
-    if not left_out.any():
-        return student, teacher
-    return student.masked_fill(left_out, EXCLUDED), teacher.masked_fill(left_out, EXCLUDED)
+def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: bool = True) -> Any:
+    """Take entries that are -inf in one of several models out of all; finite logits come back as they are.
+
+    Over different vocabularies each model only loses its own.
+    """
+    logits = (student, *others)
+    masks = [None if one is None else torch.isneginf(one.detach()) for one in logits]
+    if same_vocabulary:
+        present = [mask for mask in masks if mask is not None]
+        masks = [torch.stack(present).any(0)] * len(logits)
+    pairs = zip(logits, masks, strict=True)
+    return [
+        one.masked_fill(mask, EXCLUDED) if one is not None and mask is not None and mask.any() else one
+        for one, mask in pairs
+    ]
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -216,7 +224,8 @@ def with_logprobs(student: Tensor, teacher: Tensor | None, rows: Rows) -> Rows:
     theirs = rows.teacher_logprobs
     if theirs is None and teacher is not None:
         theirs = label_logprobs(teacher, rows.labels)
-    return replace(rows, student_logprobs=label_logprobs(student, rows.labels), teacher_logprobs=theirs)
+    ours = label_logprobs(student, rows.labels)
+    return with_gaps(replace(rows, student_logprobs=ours, teacher_logprobs=theirs))
 
 
 def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:

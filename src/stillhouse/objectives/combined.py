@@ -30,8 +30,20 @@ class _Holder(Objective):
         return any(part.shares_vocabulary for part in self.held())
 
     @property
+    def exact_gradient(self) -> bool:  # type: ignore[override]
+        return all(part.exact_gradient for part in self.held())
+
+    @property
     def has_token_part(self) -> bool:  # type: ignore[override]
         return any(part.has_token_part for part in self.held())
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return all(part.shift_invariant for part in self.held())
+
+    @property
+    def divergence(self) -> bool:  # type: ignore[override]
+        return all(part.divergence for part in self.held())
 
     @property
     def has_sequence_part(self) -> bool:  # type: ignore[override]
@@ -103,7 +115,7 @@ class BySource(_Holder):
             source = SOURCES[code]
             if source not in mapped:
                 raise ValueError(
-                    f"rows of source {source!r} came, but the objective maps {', '.join(mapped) or 'nothing'}. "
+                    f"rows of source {source!r} came, but the objective maps {', '.join(mapped)}. "
                     f"Add objective.{source}, or change responses so that no such text is drawn"
                 )
             objective = mapped[source]

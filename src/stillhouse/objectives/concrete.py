@@ -52,6 +52,7 @@ class CSD(Objective):
     """
 
     kind: Literal["csd"] = "csd"
+    exact_gradient: ClassVar[bool] = False
     w1: Weight = "student"
     """Weights of the first token of a pair."""
     w2: Weight = "student"
@@ -91,6 +92,7 @@ class DLD(Objective):
     """
 
     kind: Literal["dld"] = "dld"
+    exact_gradient: ClassVar[bool] = False
     shift_invariant: ClassVar[bool] = False
     weight: Literal["student", "teacher", "uniform"] = "student"
     """Whose distribution weighs the vocabulary."""

@@ -208,6 +208,10 @@ class SkewRKL(Objective):
     value
     and same zero, but another direction: the two gradients can even point apart."""
 
+    @property
+    def exact_gradient(self) -> bool:  # type: ignore[override]
+        return not self.detach_mixture
+
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         inside = log_q.detach() if self.detach_mixture else log_q

@@ -39,6 +39,10 @@ class Rows:
     sequences."""
     teacher_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the teacher."""
+    sequence_gaps: Tensor | None = None
+    """The likelihood gap of the row's sequence (see `sequence_gaps`); computed with the log-probabilities."""
+    mean_gaps: Tensor | None = None
+    """The mean gap over the sequences of the row's source."""
     reference_logits: Tensor | None = None
     """[N, V]: logits of a second teacher, for `advantage` and `aligned_teacher`."""
     reference_hidden: Tensor | None = None
@@ -64,6 +68,18 @@ class Rows:
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def with_gaps(rows: Rows) -> Rows:
+    """The rows with `sequence_gaps` and `mean_gaps` filled in where what they are made of is there."""
+    made_of = (rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids, rows.sources)
+    if any(fact is None for fact in made_of):
+        return rows
+    gap, sources = sequence_gaps(rows)
+    mean = torch.zeros_like(gap)
+    for code in torch.unique(sources):
+        mean[sources == code] = gap[sources == code].mean()
+    return replace(rows, sequence_gaps=gap[rows.sequence_ids], mean_gaps=mean[rows.sequence_ids])
 
 
 def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillhouse.objectives.base import Objective, aligned, label_logprobs
 from stillhouse.objectives.head import Head, gathered
-from stillhouse.objectives.rows import Rows
+from stillhouse.objectives.rows import Rows, with_gaps
 
 HALF = (torch.float16, torch.bfloat16)
 BLOCK_ENTRIES_CPU = 2**20
@@ -253,10 +253,12 @@ class Work:
         objective, rows = piece.objective, piece.rows
         student = piece.student.logits(product)
         teacher = others.get("teacher")
+        reference = others.get("reference")
         if self.exclude:
-            student, teacher = aligned(student, teacher, objective.shares_vocabulary)
-        if "reference" in others:
-            rows = replace(rows, reference_logits=others["reference"])
+            student, *rest = aligned(student, (teacher, reference), objective.shares_vocabulary)
+            teacher, reference = rest
+        if reference is not None:
+            rows = replace(rows, reference_logits=reference)
         if out is None:
             if not objective.has_token_part:
                 return student.new_zeros(student.shape[0])
@@ -291,7 +293,7 @@ class Work:
         }
         if logprobs["teacher_logprobs"] is None and "teacher" in part.others:
             logprobs["teacher_logprobs"] = self._label_logprobs(part.others["teacher"])
-        part.rows = replace(part.rows, **logprobs)
+        part.rows = with_gaps(replace(part.rows, **logprobs))
         if not part.objective.has_sequence_part:
             return torch.zeros_like(part.weights)
         with torch.enable_grad():

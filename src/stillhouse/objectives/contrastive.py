@@ -1,0 +1,136 @@
+"""DistiLLM-2: raise what the teacher writes, lower what the student writes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.curriculum import NonNegative
+from stillhouse.objectives.base import Objective, Split, register
+from stillhouse.objectives.divergences import SkewKL, SkewRKL, both, kl, mixture
+from stillhouse.objectives.ranges import Skew
+from stillhouse.objectives.rows import Rows
+from stillhouse.types import SOURCES
+
+TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")
+
+
+@register
+class Contrastive(Objective):
+    """Skew KL on teacher-written responses and skew reverse KL on student-written ones (CALD).
+
+    Equation: w_T KL(p || a p + (1 - a) q) on teacher-written rows, w_S KL(q || (1 - a) p + a q) on
+        student-written rows. With `alpha_rule: gap`, a = clip(1 - (1 - alpha) m / g, 0.01, 0.1) for each
+        sequence, where g is its likelihood gap in the direction that is to close (p - q on teacher-written,
+        q - p on student-written text; likelihood = geometric mean over the labels) and m the reference gap.
+    Gradient: that of `skew_kl` and `skew_rkl`; a is constant.
+    Character: covering on the teacher's text, seeking on the student's.
+    When: pairs of a teacher-written and a student-written response per prompt, renewed each epoch.
+    Source: Ko et al. 2025, DistiLLM-2 (arXiv 2503.07067), equations 2 and 7. The released code (commit
+        fe4cf9b) has the rule switched off. The paper's beta is w_S / 2 with w_T = 2 - w_S, and its factor
+        1/2 is left out.
+    """
+
+    kind: Literal["contrastive"] = "contrastive"
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sources"})
+    alpha: Skew = 0.1
+    """Share of the own side in both mixtures; with `alpha_rule: gap` the base value alpha_0."""
+    alpha_rule: Literal["fixed", "gap"] = "fixed"
+    """The same alpha for all, or one per sequence by its likelihood gap."""
+    alpha_least: Skew = 0.01
+    """Lower bound of the rule."""
+    alpha_most: Skew = 0.1
+    """Upper bound of the rule; also used for a gap of the other sign, which is closed already."""
+    teacher_gap: Literal["batch"] | NonNegative = "batch"
+    """Reference gap m of teacher-written text: a number (the mean of the previous round) or that of the
+    batch."""
+    student_gap: Literal["batch"] | NonNegative = "batch"
+    """Reference gap m of student-written text."""
+    teacher_weight: NonNegative = 1.0
+    """Weight of teacher-written rows; 2 - beta in the released code."""
+    student_weight: NonNegative = 1.0
+    """Weight of student-written rows; beta in the released code, which can raise it from 1 to 1.5."""
+    detach_mixture: bool = True
+    """Treat the student inside the mixture of skew reverse KL as a constant, as the released code does."""
+
+    @property
+    def exact_gradient(self) -> bool:  # type: ignore[override]
+        return self.alpha_rule == "fixed" and not self.detach_mixture
+
+    @property
+    def required(self) -> frozenset[str]:
+        return self.needs | {"labels", "sequences"} if self.alpha_rule == "gap" else self.needs
+
+    def split(self, rows: Rows) -> list[Split]:
+        teacher_rows, student_rows = self._written_by(rows)
+        return [(1.0, self, index) for index in (teacher_rows, student_rows) if index.numel()]
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        teacher_rows, student_rows = self._written_by(rows)
+        if student_rows.numel() == 0:
+            return self._teacher_written(student, teacher, rows)
+        if teacher_rows.numel() == 0:
+            return self._student_written(student, teacher, rows)
+        value = student.new_zeros(student.shape[0])
+        for index, part in ((teacher_rows, self._teacher_written), (student_rows, self._student_written)):
+            value = value.index_put((index,), part(student[index], teacher[index], rows[index]))
+        return value
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        if self.alpha_rule == "gap":
+            return super().value_and_gradient(student, teacher, rows)
+        teacher_rows, student_rows = self._written_by(rows)
+        skew, skew_reverse = self._fixed_parts()
+        if student_rows.numel() == 0:
+            value, gradient = skew.value_and_gradient(student, teacher, rows)
+            return value * self.teacher_weight, gradient.mul_(self.teacher_weight)
+        if teacher_rows.numel() == 0:
+            value, gradient = skew_reverse.value_and_gradient(student, teacher, rows)
+            return value * self.student_weight, gradient.mul_(self.student_weight)
+        return super().value_and_gradient(student, teacher, rows)
+
+    def alphas(self, rows: Rows, written_by: int) -> float | Tensor:
+        """The share of the own side, one number or a column [n, 1]; never a gradient through it."""
+        if self.alpha_rule == "fixed":
+            return float(self.alpha)
+        assert rows.sequence_gaps is not None
+        assert rows.mean_gaps is not None
+        sign = 1.0 if written_by == TEACHER else -1.0
+        given = self.teacher_gap if written_by == TEACHER else self.student_gap
+        gap = sign * rows.sequence_gaps.detach()
+        reference = sign * rows.mean_gaps.detach() if given == "batch" else torch.full_like(gap, float(given))
+        alpha = 1 - (1 - float(self.alpha)) * reference / (gap + 1e-5)
+        # A gap of zero or less is closed already; the quotient would show that only by its sign.
+        alpha = torch.where(gap + 1e-5 > 0, alpha, float(self.alpha_most))
+        return alpha.clamp(float(self.alpha_least), float(self.alpha_most))[:, None]
+
+    def _teacher_written(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        value = kl(log_p, mixture(log_p, log_q, self.alphas(rows, TEACHER)))
+        return float(self.teacher_weight) * value
+
+    def _student_written(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        inside = log_q.detach() if self.detach_mixture else log_q
+        value = kl(log_q, mixture(inside, log_p, self.alphas(rows, STUDENT)))
+        return float(self.student_weight) * value
+
+    def _fixed_parts(self) -> tuple[SkewKL, SkewRKL]:
+        return SkewKL(alpha=self.alpha), SkewRKL(alpha=self.alpha, detach_mixture=self.detach_mixture)
+
+    def _written_by(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        assert rows.sources is not None
+        teacher_rows = (rows.sources == TEACHER).nonzero().squeeze(-1)
+        student_rows = (rows.sources == STUDENT).nonzero().squeeze(-1)
+        if teacher_rows.numel() + student_rows.numel() != rows.sources.numel():
+            others = {SOURCES[code] for code in rows.sources.unique().tolist()} - {"teacher", "student"}
+            raise ValueError(
+                f"contrastive is for responses of teacher and student, got {', '.join(sorted(others))}; "
+                "use a map from source to objective for these"
+            )
+        return teacher_rows, student_rows

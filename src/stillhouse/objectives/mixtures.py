@@ -1,0 +1,177 @@
+"""Divergences with a shape of their own: adaptive weights, two exponents, generalised mixtures, moving
+targets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.curriculum import Share
+from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.divergences import both, kl, log_softmax, mixture
+from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
+from stillhouse.objectives.rows import Rows
+
+FEW = 512
+"""How many of the most probable tokens are tried before a row is sorted in full."""
+
+
+def head_of(probabilities: Tensor, mass: float) -> Tensor:
+    """Mask [N, V] of the fewest most probable tokens that together hold at least `mass`; never empty."""
+    few = min(FEW, probabilities.shape[-1])
+    mask = _top(probabilities, few, mass)
+    short = (probabilities * mask).sum(-1) < mass
+    if few < probabilities.shape[-1] and bool(short.any()):
+        rows = short.nonzero().squeeze(-1)
+        mask[rows] = _top(probabilities[rows], probabilities.shape[-1], mass)
+    return mask
+
+
+def _top(probabilities: Tensor, count: int, mass: float) -> Tensor:
+    top, index = probabilities.topk(count, dim=-1)
+    before = top.cumsum(-1) - top
+    return torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, index, before < mass)
+
+
+@register
+class AdaptiveKL(Objective):
+    """Forward and reverse KL, weighted by where the two models differ: in the teacher's head or in its tail.
+
+    Equation: g_h / (g_h + g_t) KL(p || q) + g_t / (g_h + g_t) KL(q || p), where g_h and g_t are the sums of
+        |p - q| over the head (the most probable tokens holding `head_mass`) and the tail; weights constant.
+    Gradient: the weighted sum of the two gradients.
+    Character: covering while the head differs, seeking while the tail does.
+    When: when neither direction of KL is wanted everywhere.
+    Source: Wu et al. 2024 (arXiv 2404.02657). The TAID code (commit a062892) does not detach the weights and
+        applies the head mask in sorted order to unsorted gaps; here both are done as the paper says.
+    """
+
+    kind: Literal["adaptive_kl"] = "adaptive_kl"
+    exact_gradient: ClassVar[bool] = False
+    head_mass: InnerShare = 0.5
+    """Probability mass of the teacher that makes the head; mu in the paper."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        share = self.head_share(log_p.exp(), log_q.detach().exp())
+        return share * kl(log_p, log_q) + (1 - share) * kl(log_q, log_p)
+
+    def head_share(self, p: Tensor, q: Tensor) -> Tensor:
+        """g_h / (g_h + g_t), [N]; one half where the models agree."""
+        gap = (p - q).abs()
+        total = gap.sum(-1)
+        inside = (gap * head_of(p, self.head_mass)).sum(-1)
+        return torch.where(total > 0, inside / total.clamp_min(torch.finfo(p.dtype).tiny), 0.5)
+
+
+@register
+class AB(Objective):
+    """AB divergence: two exponents that say how much large mismatches and the student's confidence count.
+
+    Equation: -1/(a b) sum_i [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], a = `alpha`, b = `beta`, and its
+        limits where a, b or a + b is zero; (0, 0) is 1/2 sum (log p - log q)^2.
+    Gradient: u_i - q_i sum_j u_j, u = (q^(a+b) - p^a q^b) / a.
+    Character: (1, 0) is forward KL, (0, 1) reverse KL, (0.5, 0.5) of Hellinger type.
+    When: to tune between the two with both exponents; the ABKD paper uses (0.2, 0.7).
+    Source: ABKD (arXiv 2505.04560). Its code (commit df81318) misses a factor alpha in two limits.
+    """
+
+    kind: Literal["ab"] = "ab"
+    alpha: Exponent = 0.2
+    """Exponent of the teacher. A negative one gives infinite values where the teacher's probability is
+    zero."""
+    beta: Exponent = 0.7
+    """Exponent of the student. A negative one gives infinite values where the student's probability is
+    zero."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        u, v = both(student, teacher)
+        a, b = float(self.alpha), float(self.beta)
+        if max(abs(a), abs(b)) < NEAR_ZERO[u.dtype]:
+            return 0.5 * (u - v).square().sum(-1)
+        if abs(a) < abs(b):  # D(a, b; p, q) = D(b, a; q, p): divide by the larger exponent
+            u, v, a, b = v, u, b, a
+        return -(_power_slope(u, v, a + b, b) - _power_slope(u, v, a + b, a + b)).sum(-1) / a
+
+
+NEAR_ZERO = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Below this both exponents of `ab` count as zero: the division would lose more than the limit does."""
+
+
+def _power_slope(u: Tensor, v: Tensor, total: float, x: float) -> Tensor:
+    """e^(total u) (e^(x d) - 1) / x with d = v - u; its limit e^(total u) d at x = 0. Accurate for small x
+    d."""
+    base = (total * u).exp()
+    d = v - u
+    if x == 0.0:
+        return base * d
+    power = x * d
+    far = ((total * u + power).exp() - base) / x
+    if abs(x) > 0.1:
+        return far
+    return torch.where(power.abs() < 1.0, base * torch.expm1(power.clamp(-1.0, 1.0)) / x, far)
+
+
+@register
+class AlphaMixture(Objective):
+    """KL divergence to a generalised mean of teacher and student (AMiD).
+
+    Equation: KL(p || m) or KL(q || m), m proportional to (s p^c + (1 - s) q^c)^(1/c), c = (1 - alpha) / 2,
+        s = `teacher_share`; at alpha = 1 m is proportional to p^s q^(1 - s).
+    Gradient: by differentiating through m, which is renormalised.
+    Character: alpha = -1 mixes probabilities as `skew_kl` does; alpha = 1 mixes logits, as `taid` does;
+        larger alpha keeps only what both models find probable (seeking), smaller what either does (covering).
+    When: to choose the geometry of the assistant distribution between those two.
+    Source: AMiD (arXiv 2510.15982).
+    """
+
+    kind: Literal["alpha_mixture"] = "alpha_mixture"
+    alpha: MixtureAlpha = -1.0
+    """The order of the mean: -1 arithmetic, 1 geometric, 3 harmonic."""
+    teacher_share: InnerShare = 0.1
+    """Share of the teacher in the mean; lambda in the paper."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """KL from the teacher (forward) or from the student (reverse) to the mean."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        log_p, log_q = both(student, teacher)
+        mean = log_softmax(self.log_mean(log_p, log_q))
+        return kl(log_p if self.direction == "forward" else log_q, mean)
+
+    def log_mean(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The logarithm of the generalised mean before it is normalised."""
+        c, share = (1 - float(self.alpha)) / 2, float(self.teacher_share)
+        if c == 0.0:
+            return torch.lerp(log_q, log_p, share)
+        if abs(c) > 0.1:
+            return mixture(c * log_p, c * log_q, share) / c
+        power = c * (log_p - log_q)
+        near = log_q + torch.log1p(share * torch.expm1(power.clamp(-1.0, 1.0))) / c
+        return torch.where(power.abs() < 1.0, near, mixture(c * log_p, c * log_q, share) / c)
+
+
+@register
+class TAID(Objective):
+    """Forward KL from a target that moves from the student to the teacher.
+
+    Equation: KL(p_t || q), p_t = softmax((1 - t) z + t z_teacher), the student's part constant.
+    Gradient: q_i - p_t,i; a gentle one while t is small.
+    Character: covering; t = 1 is forward KL, t -> 0 is no force at all.
+    When: a large gap between the sizes of teacher and student. Let t follow the `momentum` schedule.
+    Source: TAID (arXiv 2501.16937); released code at commit a062892, which logs the cross-entropy instead.
+    """
+
+    kind: Literal["taid"] = "taid"
+    exact_gradient: ClassVar[bool] = False
+    t: Share = 0.4
+    """How far the target has come from the student (0) to the teacher (1)."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        target = torch.lerp(student.detach(), teacher, float(self.t))
+        return kl(log_softmax(target), log_softmax(student))
+
+
+__all__ = ["AB", "TAID", "AdaptiveKL", "AlphaMixture", "head_of"]

@@ -1,0 +1,153 @@
+"""Objectives that come from preference optimisation: the teacher as reference, advantages, synthetic
+teachers."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from stillhouse.curriculum import NonNegative
+from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.contrastive import STUDENT, TEACHER
+from stillhouse.objectives.divergences import both, kl, log_softmax
+from stillhouse.objectives.rows import Rows, sequence_means
+
+
+@register
+class DPKD(Objective):
+    """Direct preference knowledge distillation: prefer the teacher's choice over the student's, relative to
+    the
+    teacher.
+
+    Equation: -log sigma(b D), D = [log q(y_c) - log q(y_r)] - [log p(y_c) - log p(y_r)], b = `scale`. At the
+        level of sequences y_c is the teacher-written and y_r the student-written response of a prompt; at
+        the level of tokens they are the most probable tokens of teacher and student. Every row of a pair has
+        the pair's value.
+    Gradient: -b sigma(-b D) (grad log q(y_c) - grad log q(y_r)).
+    Character: seeking; nothing stops q(y_r) from going to zero, and that hurts.
+    When: as a baseline for `contrastive`.
+    Source: DPKD (arXiv 2406.19774): tokens as in LMOps at commit 4f2a9de, sequences as in DistiLLM-2's code.
+    """
+
+    kind: Literal["dpkd"] = "dpkd"
+    divergence: ClassVar[bool] = False
+    scale: NonNegative = 0.1
+    """How sharp the preference is; beta in DPO."""
+    level: Literal["sequence", "token"] = "sequence"
+    """Compare whole responses, or the two favourite tokens at each position."""
+    length_normalised: bool = True
+    """Average log-probabilities over a response instead of adding them (sequence level)."""
+
+    @property
+    def required(self) -> frozenset[str]:
+        if self.level == "token":
+            return frozenset({"teacher"})
+        return frozenset({"teacher", "labels", "sources", "sequences", "pairs"})
+
+    @property
+    def has_token_part(self) -> bool:  # type: ignore[override]
+        return self.level == "token"
+
+    @property
+    def has_sequence_part(self) -> bool:  # type: ignore[override]
+        return self.level == "sequence"
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        if self.level == "sequence":
+            return student.new_zeros(student.shape[0])
+        log_p, log_q = both(student, teacher)
+        chosen, rejected = log_p.argmax(-1, keepdim=True), log_q.argmax(-1, keepdim=True)
+        gap = (log_q - log_p).gather(-1, chosen) - (log_q - log_p).gather(-1, rejected)
+        return -logsigmoid(float(self.scale) * gap.squeeze(-1))
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        ids, sources, pairs = rows.sequence_ids, rows.sources, rows.pair_ids
+        assert ids is not None
+        assert sources is not None
+        assert pairs is not None
+        assert rows.student_logprobs is not None
+        assert rows.teacher_logprobs is not None
+        ratio = sequence_means(rows.student_logprobs - rows.teacher_logprobs.detach(), ids)
+        if not self.length_normalised:
+            ratio = ratio * torch.bincount(ids, minlength=ratio.shape[0])
+        written = sources.new_zeros(ratio.shape[0]).index_copy(0, ids, sources)
+        prompts, pair = torch.unique(
+            pairs.new_zeros(ratio.shape[0]).index_copy(0, ids, pairs), return_inverse=True
+        )
+        gap = self._side(ratio, written == TEACHER, pair, len(prompts)) - self._side(
+            ratio, written == STUDENT, pair, len(prompts)
+        )
+        return -logsigmoid(float(self.scale) * gap)[pair[ids]]
+
+    @staticmethod
+    def _side(ratio: Tensor, chosen: Tensor, pair: Tensor, count: int) -> Tensor:
+        index = pair[chosen]
+        if index.numel() != count or torch.unique(index).numel() != count:
+            raise ValueError(
+                "dpkd needs exactly one teacher-written and one student-written response of each "
+                "pair in the batch; use responses.kind: pairs"
+            )
+        return torch.zeros(count, dtype=ratio.dtype, device=ratio.device).index_copy(0, index, ratio[chosen])
+
+
+@register
+class Advantage(Objective):
+    """Expected advantage under the student, where the advantage is what preference training did to the
+    teacher.
+
+    Equation: -sum_a q(a) A(a), A = log p - log p_ref, with p the preference-trained teacher and p_ref its
+        reference.
+    Gradient: -q_i (A_i - sum_j q_j A_j).
+    Character: seeking; the value may be negative, and it is a reward, not a divergence.
+    When: a teacher trained by DPO together with its reference; add cross-entropy on chosen responses.
+    Source: ADPA (arXiv 2502.17927), equation of the policy loss.
+    """
+
+    kind: Literal["advantage"] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "reference"})
+    divergence: ClassVar[bool] = False
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert rows.reference_logits is not None
+        log_p, log_q = both(student, teacher)
+        return -(log_q.exp() * (log_p - log_softmax(rows.reference_logits))).sum(-1)
+
+
+@register
+class AlignedTeacher(Objective):
+    """Reverse KL to a synthetic teacher that goes further than the teacher in the direction of its alignment.
+
+    Equation: s / w KL(q || softmax(z_T + w (z_T - z_ref))), s = `scale`; with `weight_rule: adaptive`
+        w = `extrapolation` sum |p - p_ref| + 0.001 for each token, else w = `extrapolation`.
+    Gradient: s / w q_i (d_i - sum_j q_j d_j), d = z - z_T - w (z_T - z_ref).
+    Character: seeking.
+    When: a teacher trained by DPO, and one trained by DPO on reversed pairs (or its reference) as
+        `reference`.
+    Source: AlignDistil (arXiv 2503.02832); the code (commit f80ca4e) uses the L1 distance in w, as here.
+    """
+
+    kind: Literal["aligned_teacher"] = "aligned_teacher"
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "reference"})
+    divergence: ClassVar[bool] = False
+    scale: NonNegative = 0.1
+    """beta in the paper."""
+    extrapolation: NonNegative = 15.0
+    """beta_2 of the adaptive rule (15 on-policy, 10 off-policy), or the fixed weight itself."""
+    weight_rule: Literal["adaptive", "fixed"] = "adaptive"
+    """A weight per token by how much the two teachers differ there, or the same for all."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        assert rows.reference_logits is not None
+        reference = rows.reference_logits
+        if self.weight_rule == "adaptive":
+            distance = (torch.softmax(teacher, -1) - torch.softmax(reference, -1)).abs().sum(-1, keepdim=True)
+            weight = float(self.extrapolation) * distance + 1e-3
+        else:
+            weight = teacher.new_full((teacher.shape[0], 1), float(self.extrapolation))
+        target = teacher + weight * (teacher - reference)
+        value = kl(log_softmax(student), log_softmax(target))
+        return float(self.scale) / weight.squeeze(-1).clamp_min(1e-3) * value
