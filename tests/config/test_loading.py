@@ -37,14 +37,14 @@ shapes:
 speed: {rate: "1e-5", mode: fsat, steps: 0}
 folder: 3
 rate: 1
-other: {kind: square, side: {kind: linear, start: 1, edn: 2}}
+other: {kind: square, side: {kind: linear, start: 1, ennd: 2}}
 """,
-        "spead.rate=1",
+        "sppeed.rate=1",
         "shapes2=1",
     )
     assert set(faults) == {
         "name", "shape.kind", "shapes[0].radius", "shapes[1].sied", "shapes[2]", "speed.rate", "speed.mode",
-        "speed.steps", "folder", "rate", "other.side.end", "other.side.edn", "spead", "shapes2",
+        "speed.steps", "folder", "rate", "other.side.end", "other.side.ennd", "sppeed", "shapes2",
     }  # fmt: skip
     assert "is missing" in faults["name"].problem
     assert faults["name"].hint == "What it is called."
@@ -60,9 +60,9 @@ other: {kind: square, side: {kind: linear, start: 1, edn: 2}}
     assert faults["speed.steps"].problem == "must be at least 1"
     assert faults["speed.steps"].got == "0"
     assert faults["rate"].hint == "Did you mean speed.rate?"
-    assert "did you mean 'end'" in faults["other.side.edn"].problem
-    assert faults["spead"].origin == "command line"
-    assert "did you mean 'speed'" in faults["spead"].problem
+    assert "did you mean 'end'" in faults["other.side.ennd"].problem
+    assert faults["sppeed"].origin == "command line"
+    assert "did you mean 'speed'" in faults["sppeed"].problem
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def _faults(detail: Any, tree: type[Part], layered: Layered) -> Iterator[Fault]:
             name, "has a form that is not allowed", _shown(detail["input"]), context["pattern"], origin=origin
         )
     else:
-        told = isinstance(detail["input"], Mapping) or "got " in detail["msg"]
+        told = isinstance(detail["input"], Mapping) or "got " in detail["msg"] or kind == "part_kind"
         got = None if told else _shown(detail["input"])
         yield Fault(name, _lowered(detail["msg"]), got=got, origin=origin)
 

@@ -29,6 +29,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Texts with line breaks or control characters in double quotes, where every character has an escape."""
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump(value: Any, *, flow: bool = False) -> str:
     """A plain value as YAML."""
     text: str = yaml.dump(
