@@ -12,7 +12,6 @@ from torch import nn
 from stillhouse.data import Data, load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.models import (
-    TeacherModel,
     check_same_tokenizer,
     load_student,
     load_teacher,
@@ -75,7 +74,7 @@ def assemble(config: RunConfig) -> Parts:
     from transformers import set_seed
 
     set_seed(config.train.seed)
-    teacher_model = config.teacher if isinstance(config.teacher, TeacherModel) else None
+    teacher_model = config.teacher.model() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:

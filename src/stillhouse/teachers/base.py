@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Part, Registry
+from stillhouse.models import TeacherModel
 from stillhouse.objectives.head import Head
 
 
@@ -31,6 +32,10 @@ class TeacherConfig(Part):
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
     """Of "distribution" (all log-probabilities) and "text" (it can write responses)."""
+
+    def model(self) -> TeacherModel | None:
+        """The model that has to be loaded for it; None if there is none."""
+        return None
 
     def build(self, model: nn.Module | None, vocab: int) -> Teacher:
         """The running teacher. `model` is the loaded model where the kind has one; `vocab` counts shared token ids."""

@@ -27,11 +27,15 @@ class LiveTeacher:
 
 
 @REGISTRY.register
-class LiveTeacherConfig(TeacherModel, TeacherConfig):
+class LiveTeacherConfig(TeacherConfig, TeacherModel):
     """A model in memory: exact, needs its weights and one forward pass for each batch."""
 
     kind: Literal["live"] = "live"
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
+
+    def model(self) -> TeacherModel:
+        """Itself."""
+        return self
 
     def build(self, model: nn.Module | None, vocab: int) -> LiveTeacher:
         """The teacher around its loaded model."""
