@@ -22,7 +22,10 @@ FLAGS = (
 
 def chromium() -> str | None:
     """The program, or None where it is not installed."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
 
 
 class Page:
@@ -124,7 +127,8 @@ def browser(profile: Path) -> Iterator[Page]:
 
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}"],
-        preexec_fn=wire, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=wire,  # noqa: PLW1509 - no threads here
+        close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(to_browser)
     os.close(from_browser)

@@ -52,7 +52,8 @@ def make_run(
 
 def _state(recipe: str) -> dict[str, Any]:
     return {
-        "state": "done", "name": recipe, "recipe": recipe, "started": "2030-01-02T10:11:12", "seconds": 61.4,
+        "state": "done", "name": recipe, "recipe": recipe,
+        "started": f"2030-01-02T10:1{len(recipe)}:12", "seconds": 61.4,
         "command": f"stillhouse run {recipe}.yaml train.seed=1",
     }  # fmt: skip
 
@@ -77,7 +78,8 @@ def _provenance(recipe: str) -> dict[str, Any]:
 def _data() -> dict[str, Any]:
     train = {
         "name": "train", "path": "demo/train.jsonl", "sha256": "9f2c" * 16, "rows": 3300,
-        "kept": 3262,         "dropped": {"prompt too long": 31, "empty prompt": 7}, "truncated": {"response": 12}, "with_response": 200,
+        "kept": 3262, "dropped": {"prompt too long": 31, "empty prompt": 7}, "truncated": {"response": 12},
+        "with_response": 200,
     }  # fmt: skip
     valid = {"name": "valid", "path": "demo/valid.jsonl", "sha256": "1b7e" * 16, "rows": 200, "kept": 200}
     return {"sets": [train, {**valid, "dropped": {}, "truncated": {}, "with_response": 200}]}
@@ -147,7 +149,7 @@ def _row(index: int, score: float, draw: random.Random) -> dict[str, Any]:
         [
             f"{name} is a {food} restaurant in the {area}.",
             f"There is a {food} place called {name} in the {area} area. It is family friendly.",
-            f"{name} serves {food} food near the {area}, with a high customer rating and a moderate price range.",
+            f"{name} serves {food} food near the {area}, with a high customer rating, for a moderate price.",
         ]
     )
     return {

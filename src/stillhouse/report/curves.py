@@ -171,7 +171,7 @@ def elapsed(rows: Sequence[Row]) -> list[float]:
     """Seconds since the start at each row: `seconds` itself, or its running sum where each row counts
     anew."""
     values = [float(row.get("seconds") or 0.0) for row in rows]
-    grows = all(before <= after for before, after in pairwise(values))
+    grows = all(before < after for before, after in pairwise(values))
     return values if grows else list(accumulate(values))
 
 

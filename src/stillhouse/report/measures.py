@@ -34,21 +34,21 @@ class Measure:
         if self.style == "share":
             return f"{100 * value:.1f}%"
         if self.style == "bytes":
-            return _scaled(value, ("B", "kB", "MB", "GB", "TB"), " ")
+            return _scaled(value, ("B", "kB", "MB", "GB", "TB"), "\u00a0")
         if self.style == "count":
-            return (
-                _scaled(value, ("", "k", "M", "B", "T"), " ").strip() if value >= 10_000 else f"{value:,.0f}"
-            )
+            return _scaled(value, ("", "k", "M", "B", "T"), "") if value >= 10_000 else f"{value:,.0f}"
         if self.style == "nats":
             return f"{value:.3f}"
         return f"{value:.1f}" if self.style == "points" else compact(value)
 
     def change(self, value: float, before: float) -> str:
-        """The difference with its sign, in the unit of the metric."""
+        """The difference with its sign, in the unit of the metric; of shares, in percentage points."""
         difference = value - before
         if not math.isfinite(difference):
             return ""
         sign = "+" if difference >= 0 else "−"
+        if self.style == "share":
+            return f"{sign}{100 * abs(difference):.1f} pp"
         return sign + self.show(abs(difference))
 
     def improves(self, value: float, before: float) -> bool | None:
@@ -62,7 +62,7 @@ MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
         Measure("rouge_l", "ROUGE-L", "quality", "points", "higher",
-                "F-measure of the longest common subsequence of stemmed words; best over the references, 0 to 100."),
+                "F-measure of the longest common subsequence of stemmed words, best reference, 0 to 100."),
         Measure("win_rate", "Win rate", "quality", "share", "higher",
         "Share of prompts on which a judge prefers it."),
         Measure("accuracy", "Accuracy", "quality", "share", "higher", "Share of right answers."),

@@ -60,7 +60,7 @@ def line_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, cap
         xs, ys = [point[0] for point in points], [point[1] for point in points]
         paint = paints[curve.colour]
         if curve.smooth and len(points) >= 12:
-            axes.plot(xs, ys, color=paint, linewidth=0.8, alpha=0.3)
+            axes.plot(xs, ys, color=paint, linewidth=0.8, alpha=0.3 if len(curves) == 1 else 0.15)
             axes.plot(xs, running_mean(ys, max(1, len(ys) // 24)), color=paint, linewidth=1.8)
         else:
             marker = "o" if curve.marked and len(points) <= 40 else None
@@ -100,13 +100,9 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
 
 
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Mean over `reach` neighbours on both sides; fewer at the ends, the same number on both sides."""
-    means = []
-    for index in range(len(values)):
-        near = min(reach, index, len(values) - 1 - index)
-        part = values[index - near : index + near + 1]
-        means.append(sum(part) / len(part))
-    return means
+    """Mean over `reach` neighbours on both sides, as far as there are any."""
+    parts = (values[max(0, index - reach) : index + reach + 1] for index in range(len(values)))
+    return [sum(part) / len(part) for part in parts]
 
 
 def _paints(curves: Sequence[Curve]) -> dict[str, str]:
@@ -123,10 +119,10 @@ def _canvas(x: str, y: str):  # type: ignore[no-untyped-def]
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.tick_params(length=0, labelsize=10.5, colors=INK)
+    axes.tick_params(length=0, labelsize=12, colors=INK)
     axes.set_axisbelow(True)
-    axes.set_xlabel(x, fontsize=10.5, color=INK)
-    axes.set_ylabel(y, fontsize=10.5, color=INK)
+    axes.set_xlabel(x, fontsize=12, color=INK)
+    axes.set_ylabel(y, fontsize=12, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))

@@ -115,9 +115,15 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
         below = [
             run for child in children if child.name != "evaluation" for run in _runs_below(child, depth - 1)
         ]
+        below.sort(key=_started)
     if own and not (below and own == ["evaluation"]):
         yield folder
     yield from below
+
+
+def _started(folder: Path) -> str:
+    """When a run began, so that runs stand in the order in which they were made."""
+    return str(_read_json(folder / "state.json", []).get("started") or "")
 
 
 def load_run(folder: Path) -> RunRecord:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from stillhouse.report.measures import Measure, columns, compact, duration, is_number, measure
 from stillhouse.report.record import RunRecord
 from stillhouse.report.systems import System, baseline, run_colour, teacher_of
@@ -83,7 +85,7 @@ def _change(
             return "", None
         if column.kind == "size":
             return (f"{compact(round(other / value, 1))}× smaller", None) if value < other else ("", None)
-        return f"{compact(round(value / other, 1))}× teacher", None
+        return f"{compact(round(value / other, 1))}× the teacher", None
     before = baseline(systems, system)
     reference = before.metrics.get(column.name) if before else None
     if system.role != "after" or column.kind != "quality" or not is_number(reference):
@@ -177,7 +179,7 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
         tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
         facts.append(("Steps", f"{compact(train[-1]['step'])}"))
         if tokens:
-            growing = all(a <= b for a, b in itertools.pairwise(tokens)) and len(tokens) > 2
+            growing = all(a < b for a, b in itertools.pairwise(tokens)) and len(tokens) > 2
             facts.append(("Tokens", measure("parameters").show(tokens[-1] if growing else sum(tokens))))
     facts.append(("Took", duration(run.state.get("seconds"))))
     return {
@@ -206,7 +208,8 @@ def _model(model: dict[str, Any]) -> str:
 
 def _set(entry: dict[str, Any]) -> str:
     rows, kept = entry.get("rows"), entry.get("kept")
-    text = f"{compact(kept if is_number(kept) else rows)} rows" if is_number(rows) or is_number(kept) else ""
+    count = kept if is_number(kept) else rows
+    text = f"{compact(count)} rows" if is_number(count) else ""
     with_response = entry.get("with_response")
     if is_number(with_response) and with_response != kept:
         text += f", {compact(with_response)} with a response"
@@ -312,4 +315,10 @@ def plain(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+        )
+    except yaml.YAMLError:
+        return str(value)
+    return text.strip()

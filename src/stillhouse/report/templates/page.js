@@ -21,6 +21,7 @@
   const task = byId("answer-task");
   const more = byId("answer-more");
   const count = byId("answer-count");
+  const tasks = [...new Set(data.rows.map((row) => row.task))];
   const hidden = new Set();
   let found = [];
   let shown = 0;
@@ -95,7 +96,7 @@
   const card = (row) => {
     const article = make("article", "card answer");
     const head = make("div", "head");
-    head.append(make("span", "", row.id), make("span", "", row.task));
+    head.append(make("span", "", tasks.length > 1 ? `${row.task} · ${row.id}` : row.id));
     const pair = make("div", "pair");
     const prompt = make("div");
     prompt.append(make("div", "label", "Prompt"), marked("p", "text", row.prompt));
@@ -147,7 +148,6 @@
     showMore();
   };
 
-  const tasks = [...new Set(data.rows.map((row) => row.task))];
   task.append(new Option("all", ""), ...tasks.map((name) => new Option(name, name)));
   byId("answer-task-label").hidden = tasks.length < 2;
   data.systems.forEach((system, index) => {

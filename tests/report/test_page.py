@@ -1,0 +1,179 @@
+"""What the page says, read out of the HTML."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stillhouse.report import find_runs, load_run, summary_cells, summary_table, write_report
+from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
+from stillhouse.report.systems import gather
+from tests.report.made_runs import HOSTILE, make_run
+
+
+class Tags(HTMLParser):
+    """Collects the elements, their ids and addresses, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href"):
+                self.addresses.append(value or "")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page(folders: list[Path], output: Path, title: str | None = None) -> tuple[str, Tags]:
+    html = write_report(folders, output, title).read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(html)
+    return html, tags
+
+
+def answers(html: str) -> dict:
+    found = re.search(r'<script type="application/json" id="answer-data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_comparison_says_what_the_files_say(three_runs, tmp_path):
+    _, tags = page([three_runs], tmp_path / "report.html", "Three students")
+    for words in (
+        "Three students", "student after distillm2", "58.3", "+16.5", "90% of the gap closed", "12.4×",
+        "31 prompt too long", "skew_kl", "command line", "recipe distillm2", "KL to teacher",
+    ):  # fmt: skip
+        assert words in tags.text, words
+    assert tags.tags.count("svg") >= 7
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_the_page_needs_no_other_file(three_runs, tmp_path):
+    html, tags = page([three_runs], tmp_path / "report.html")
+    assert all(address.startswith(("#", "data:")) for address in tags.addresses)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_model_text_cannot_become_markup(three_runs, tmp_path):
+    html, tags = page([three_runs], tmp_path / "report.html")
+    assert tags.tags.count("script") == 2
+    assert "img" not in tags.tags
+    assert "<img src=x" not in html
+    row = next(row for row in answers(html)["rows"] if row["id"] == "e2e:3")
+    assert row["responses"]["0"][0] == HOSTILE
+
+
+def test_names_and_settings_cannot_become_markup(tmp_path):
+    folder = make_run(tmp_path / "run")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "name": HOSTILE, "message": HOSTILE}))
+    entry = {"value": HOSTILE, "origin": HOSTILE}
+    (folder / "provenance.json").write_text(json.dumps({"student.path": entry, HOSTILE: entry}))
+    log = {"phase": "train", "step": 1, "loss": 1.0, f"schedule/{HOSTILE}": 0.5, f"loss/{HOSTILE}": 2.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(log) + "\n")
+    _, tags = page([folder], tmp_path / "report.html")
+    assert tags.tags.count("script") == 2
+    assert not {"img", "b><script"} & set(tags.tags)
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_the_shared_teacher_is_shown_once(three_runs):
+    runs = [load_run(folder) for folder in find_runs([three_runs])]
+    assert [(system.label, system.run) for system in gather(runs)] == [
+        ("teacher", None), ("student before", None), ("student after kd", 0), ("student after gkd", 1),
+        ("student after distillm2", 2),
+    ]  # fmt: skip
+
+
+def test_teachers_that_differ_are_shown_each(three_runs):
+    path = three_runs / "gkd" / "evaluation" / "teacher.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["rouge_l"] = 50.0
+    path.write_text(json.dumps(result))
+    rows = summary_table([three_runs])
+    assert [row["system"] for row in rows[:3]] == ["teacher · kd", "teacher · gkd", "teacher · distillm2"]
+    assert [row["rouge_l"] for row in rows[:3]] == [60.1, 50.0, 60.1]
+
+
+def test_summary_rows_and_cells(three_runs):
+    rows = summary_table([three_runs])
+    assert rows[2]["run"] == "kd"
+    assert rows[2]["rouge_l"] == 55.2
+    assert rows[0]["run"] is None
+    headings, cells = summary_cells(rows)
+    assert headings[:3] == ["system", "ROUGE-L", "KL to teacher"]
+    assert cells[2][:3] == ["student after kd", "55.2 ± 0.3", "0.210"]
+    assert all(len(line) == len(headings) for line in cells)
+
+
+@pytest.mark.parametrize(
+    "missing", ["evaluation", "metrics.jsonl", "data.json", "models.json", "provenance.json"]
+)
+def test_any_part_may_be_missing(three_runs, tmp_path, missing):
+    path = three_runs / "kd" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "58.3" in page([three_runs], tmp_path / "all.html")[1].text
+    assert "kd" in page([three_runs / "kd"], tmp_path / "one.html")[1].text
+
+
+def test_a_failed_run_says_why(tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    message = "loss is NaN at step 3"
+    (folder / "state.json").write_text(json.dumps({"state": "failed", "name": "broken", "message": message}))
+    (folder / "metrics.jsonl").write_text('{"phase": "train", "step": 3, "loss": NaN}\n{"cut": ')
+    text = page([folder], tmp_path / "report.html")[1].text
+    for words in ("failed", message, "1 line could not be read"):
+        assert words in text
+
+
+def test_plots_are_themed_and_named():
+    curve = Curve("kd", "--run-0", [(step, 1 / (step + 1)) for step in range(50)], smooth=True)
+    plot = line_plot("loss", "Loss <of> kd", [curve], "step", "nats per token")
+    assert "var(--run-0)" in plot.svg
+    assert "var(--soft)" in plot.svg
+    assert not re.search(r"#0102|#000000|#ffffff", plot.svg)
+    assert "Loss &lt;of&gt; kd</title>" in plot.svg
+    assert ">nats per token</text>" in plot.svg
+    assert plot == line_plot("loss", "Loss <of> kd", [curve], "step", "nats per token")
+
+
+def test_thinning_keeps_the_mean_and_smoothing_a_constant():
+    points = [(float(x), float(x * x)) for x in range(1000)]
+    few = thinned(points, 100)
+    assert len(few) == 100
+    assert sum(y for _, y in few) / 100 == pytest.approx(sum(y for _, y in points) / 1000)
+    assert thinned(points[:5]) == points[:5]
+    assert running_mean([2.0] * 7, 2) == [2.0] * 7
+    assert running_mean([0.0, 3.0, 0.0], 1) == [1.5, 1.0, 1.5]
+
+
+def test_the_report_loads_no_torch(three_runs, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from stillhouse.report import write_report;"
+        f"write_report([Path({str(three_runs)!r})], Path({str(tmp_path / 'r.html')!r}));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
