@@ -73,14 +73,16 @@ class Objective(Part):
         """
         rows = rows or Rows()
         self.check(teacher_logits is not None, rows)
-        student = _raised(student_logits)
-        teacher = None if teacher_logits is None else _raised(teacher_logits).detach()
+        student, teacher, reference = _raised(student_logits), None, None
+        if teacher_logits is not None and "teacher" in self.required:
+            teacher = _raised(teacher_logits).detach()
+        if rows.reference_logits is not None and "reference" in self.required:
+            reference = rows.reference_logits.detach().to(student.dtype)
         if teacher is not None and self.shares_vocabulary and teacher.shape != student.shape:
             raise ValueError(
                 f"{self.name}: student logits are {list(student.shape)} and teacher logits "
                 f"{list(teacher.shape)}; cut both to the ids that the models share"
             )
-        reference = None if rows.reference_logits is None else _raised(rows.reference_logits).detach()
         student, *others = aligned(student, (teacher, reference), self.shares_vocabulary)
         teacher, reference = others
         if reference is not None:

@@ -69,9 +69,10 @@ def fused_rows(
     """As `fused_loss`, with the detached values of all rows, [N]; rows of weight 0 have value 0."""
     head, rows = as_head(student_head), rows or Rows()
     others: dict[str, Side] = {}
-    if teacher_hidden is not None and teacher_head is not None:
+    wanted = objective.required
+    if "teacher" in wanted and teacher_hidden is not None and teacher_head is not None:
         others["teacher"] = Side.of(teacher_hidden, as_head(teacher_head))
-    if rows.reference_hidden is not None and rows.reference_head is not None:
+    if "reference" in wanted and rows.reference_hidden is not None and rows.reference_head is not None:
         others["reference"] = Side.of(rows.reference_hidden, rows.reference_head)
     _check(objective, student_hidden, others, token_weight, rows)
     weight = gathered(head.weight)

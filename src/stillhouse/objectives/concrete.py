@@ -93,11 +93,14 @@ class DLD(Objective):
 
     kind: Literal["dld"] = "dld"
     exact_gradient: ClassVar[bool] = False
-    shift_invariant: ClassVar[bool] = False
     weight: Literal["student", "teacher", "uniform"] = "student"
     """Whose distribution weighs the vocabulary."""
     center: bool = False
     """Subtract the mean residual of the row first, which makes the objective invariant to shifts."""
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return self.center
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

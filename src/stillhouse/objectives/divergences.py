@@ -205,8 +205,7 @@ class SkewRKL(Objective):
     """Share of the student in the mixture."""
     detach_mixture: bool = False
     """Treat the student inside the mixture as a constant, as the DistiLLM-2 code (commit fe4cf9b) does. Same
-    value
-    and same zero, but another direction: the two gradients can even point apart."""
+    value and same zero, but another direction: the two gradients can even point apart."""
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]

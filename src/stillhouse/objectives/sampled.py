@@ -13,6 +13,9 @@ from stillhouse.objectives.divergences import both, kl
 from stillhouse.objectives.ranges import Discount
 from stillhouse.objectives.rows import Rows
 
+LARGEST = 80.0
+"""e^80 is the largest p / q that k3 reports: beyond it fp32 has no number."""
+
 
 def returns(rewards: Tensor, ids: Tensor, discount: float, include_current: bool) -> tuple[Tensor, Tensor]:
     """For each row the discounted sum of the rewards after it in its sequence, and how many they are, both
@@ -102,7 +105,9 @@ class PolicyGradient(Objective):
         if self.single_step:
             value = torch.zeros_like(reward)
         else:
-            value = weight * (-reward if self.estimator == "k1" else torch.expm1(reward) - reward)
+            value = weight * (
+                -reward if self.estimator == "k1" else torch.expm1(reward.clamp(max=LARGEST)) - reward
+            )
         return with_gradient(value, -weight * self._surrogate(log_q, gain, rows))
 
     def _surrogate(self, log_q: Tensor, gain: Tensor, rows: Rows) -> Tensor:
@@ -110,7 +115,7 @@ class PolicyGradient(Objective):
         if self.ratio_clip is None:
             return gain * log_q
         assert rows.sampled_logprobs is not None
-        ratio = (log_q - rows.sampled_logprobs).exp()
+        ratio = (log_q - rows.sampled_logprobs.to(log_q.dtype)).clamp(max=LARGEST).exp()
         return torch.minimum(gain * ratio, gain * ratio.clamp(1 - self.ratio_clip, 1 + self.ratio_clip))
 
     def sampling_weight(self, rows: Rows) -> Tensor:
@@ -118,5 +123,7 @@ class PolicyGradient(Objective):
         assert rows.student_logprobs is not None
         assert rows.teacher_logprobs is not None
         share = float(self.sampling_teacher_share)
+        if share == 0.0:
+            return torch.ones_like(rows.student_logprobs)
         ratio = (rows.teacher_logprobs - rows.student_logprobs).detach().exp()
         return 1 / ((1 - share) + share * ratio)
