@@ -1,0 +1,181 @@
+"""Rows become exactly the text and the tokens that they should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from toy_tokenizers import FORGETFUL, REFUSING, TURNS, byte_tokenizer
+
+from stillhouse.data.rows import Fields, Row, understand
+from stillhouse.data.template import Alpaca, Auto, Chat, Custom, Encoder, Plain
+from stillhouse.errors import DataError, ModelError
+
+
+def row(**values: Any) -> Row:
+    return Row("rows.jsonl:1", **values)
+
+
+USER = {"role": "user", "content": "I"}
+ASSISTANT = {"role": "assistant", "content": "O"}
+ANSWERED = row(instruction="I", response="O", references=("O",))
+TALKED = row(messages=(USER,), response="O", references=("O",))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"instruction": "I", "input": "X", "output": "O"}, replace(ANSWERED, input="X")),
+        ({"instruction": "I", "input": "", "outputs": ["O", "P"]}, replace(ANSWERED, references=("O", "P"))),
+        ({"instruction": "I", "output": None}, row(instruction="I")),
+        ({"instruction": "I", "output": "  "}, row(instruction="I")),
+        ({"prompt": "I", "response": "O"}, ANSWERED),
+        ({"prompt": "I", "completion": "O"}, ANSWERED),
+        ({"question": "I", "answer": "O", "id": 3}, ANSWERED),
+        ({"text": "T"}, row(text="T")),
+        ({"prompt": "ignored", "messages": [USER, ASSISTANT]}, TALKED),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, TALKED),
+        ({"messages": [USER]}, row(messages=(USER,))),
+    ],
+)
+def test_shapes_are_understood(raw: dict[str, Any], expected: Row) -> None:
+    assert understand(raw, Fields(), "rows.jsonl:1") == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "fields", "words"),
+    [
+        ({"foo": "x"}, {}, "rows.jsonl:1: no prompt found in the fields foo"),
+        ({}, {}, "no prompt found in the fields (none)"),
+        (
+            {"quest": "x"},
+            {"prompt": "quesst"},
+            "has no field 'quesst' (fields.prompt) (did you mean 'quest'?)",
+        ),
+        ({"prompt": 3}, {}, "field 'prompt' should be text, got int 3"),
+        ({"prompt": "x", "response": ["a", 3]}, {}, "field 'response' should be text, got int 3"),
+        ({"messages": [{"role": "user"}]}, {}, "field 'messages[1].content' should be text"),
+        ({"messages": ["hello"]}, {}, "turn 1 of 'messages' should be {role, content}"),
+        ({"messages": [{"role": "assistant", "content": "O"}]}, {}, "no turn before the response"),
+    ],
+)
+def test_rows_that_are_not_understood_are_named(raw: Any, fields: dict[str, str], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        understand(raw, Fields(**fields), "rows.jsonl:1")
+    assert words in str(caught.value)
+
+
+def test_fields_may_be_named() -> None:
+    raw = {"q": "I", "ctx": "X", "a": "O", "instruction": "no"}
+    named = understand(raw, Fields(prompt="q", input="ctx", response="a"), "rows.jsonl:1")
+    assert named == row(instruction="I", input="X", response="O", references=("O",))
+    assert understand({"body": "T", "prompt": "no"}, Fields(text="body"), "x").text == "T"
+
+
+def test_alpaca_is_the_published_format() -> None:
+    tokenizer = byte_tokenizer()
+    without = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nI\n\n### Response:\n"
+    )
+    with_input = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n"
+    )
+    assert Alpaca().prompt(row(instruction="I"), tokenizer) == without
+    assert Alpaca().prompt(row(instruction="I", input="X"), tokenizer) == with_input
+    asked = ({"role": "system", "content": ""}, {"role": "user", "content": "I"})
+    assert Alpaca().prompt(row(messages=asked), tokenizer) == without
+    with pytest.raises(DataError, match="takes one question, got the turns system, user; use template: chat"):
+        Alpaca().prompt(row(messages=({"role": "system", "content": "Be brief."}, asked[1])), tokenizer)
+
+
+def test_plain_and_custom() -> None:
+    tokenizer = byte_tokenizer()
+    assert Plain().prompt(row(instruction="I", input="X"), tokenizer) == "I\nX\n"
+    custom = Custom(without_input="{{Q}} {instruction}\n", with_input="{input}|{instruction}:")
+    assert custom.prompt(row(instruction="{I}"), tokenizer) == "{Q} {I}\n"
+    assert custom.prompt(row(instruction="I", input="X"), tokenizer) == "X|I:"
+    with pytest.raises(DataError, match="with_input is not set"):
+        Custom(without_input="{instruction}").prompt(row(instruction="I", input="X"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "no field",
+        "{instruction} {other}",
+        "{instruction!r}",
+        "{instruction",
+        "{instruction:>9}",
+        "{}",
+        "{input}",
+    ],
+)
+def test_a_custom_template_is_checked(bad: str) -> None:
+    with pytest.raises(ValidationError):
+        Custom(without_input=bad)
+
+
+def test_prompt_and_response_are_encoded_apart_and_end_with_the_end_token() -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    encoder = Encoder(Plain(), tokenizer)
+    (text, prompt, response), (_, _, none) = encoder.encode(
+        [row(instruction="ab", response="cd"), row(instruction="ab")]
+    )
+    assert text == "ab\n"
+    assert prompt == (tokenizer.bos_token_id, *tokenizer("ab\n", add_special_tokens=False)["input_ids"])
+    assert response == (*tokenizer("cd", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    assert none is None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        Encoder(Plain(), byte_tokenizer(eos=None))
+
+
+def test_chat_ids_are_those_of_the_rendered_conversation() -> None:
+    tokenizer = byte_tokenizer(TURNS)
+    encoder = Encoder(Auto(), tokenizer)
+    assert encoder.template == Chat()
+    assert encoder.end_id == tokenizer.convert_tokens_to_ids("<|turn|>")
+    turns = (
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yo"},
+        {"role": "user", "content": "?"},
+    )
+    for answer in ("fine", "  fine \n", "a<|turn|>b"):
+        [(text, prompt, response)] = encoder.encode([row(messages=turns, response=answer)])
+        full = tokenizer.apply_chat_template(
+            [*turns, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        ids = tuple(tokenizer(full, add_special_tokens=False)["input_ids"])
+        assert full.startswith(text)
+        assert response is not None
+        assert ids[: len(prompt) + len(response)] == prompt + response
+        assert tokenizer.decode(ids[len(prompt + response) :]) == "\n"
+
+
+def test_chat_takes_instructions_too_and_a_system_message() -> None:
+    tokenizer = byte_tokenizer(TURNS)
+    chat = Chat(system="Be brief.")
+    text = chat.prompt(row(instruction="I", input="X"), tokenizer)
+    assert text == "<|start|>system\nBe brief.<|turn|>\n<|start|>user\nI\n\nX<|turn|>\n<|start|>assistant\n"
+    own = ({"role": "system", "content": "Mine."}, {"role": "user", "content": "I"})
+    assert "Be brief." not in chat.prompt(row(messages=own), tokenizer)
+
+
+def test_a_chat_template_that_rewrites_the_prompt_leaves_the_response_as_it_is() -> None:
+    tokenizer = byte_tokenizer(FORGETFUL)
+    encoder = Encoder(Chat(), tokenizer)
+    [(text, _, response)] = encoder.encode([row(instruction="I", response="O")])
+    assert text == "Q: I\nA:"
+    assert response == (*tokenizer("O")["input_ids"], tokenizer.eos_token_id)
+
+
+def test_chat_templates_that_are_missing_or_refuse() -> None:
+    with pytest.raises(DataError, match="has no chat template; use template: alpaca"):
+        Encoder(Chat(), byte_tokenizer())
+    with pytest.raises(DataError, match="refuses the conversation: only one system message"):
+        Encoder(Chat(), byte_tokenizer(REFUSING))
+    assert Encoder(Auto(), byte_tokenizer()).template == Alpaca()
