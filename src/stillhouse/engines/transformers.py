@@ -27,7 +27,7 @@ class TransformersConfig(EngineConfig):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Most completions that are written side by side. It changes speed and memory, not the text."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens that the key-value cache holds: rows times (longest prompt + `max_tokens`); none: no limit."""
+    """Most tokens in the key-value cache: rows times (longest prompt + `max_tokens`); none: no limit."""
 
     def build(self, model: Any, facts: TokenizerFacts) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
