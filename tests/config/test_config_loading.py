@@ -59,7 +59,7 @@ other: {kind: square, side: {kind: linear, start: 1, ennd: 2}}
     assert "did you mean 'fast'" in faults["speed.mode"].problem
     assert faults["speed.steps"].problem == "must be at least 1"
     assert faults["speed.steps"].got == "0"
-    assert faults["rate"].hint == "Did you mean speed.rate?"
+    assert faults["rate"].hint == "Did you mean speed.rate or top_speed.rate?"
     assert "did you mean 'end'" in faults["other.side.ennd"].problem
     assert faults["sppeed"].origin == "command line"
     assert "did you mean 'speed'" in faults["sppeed"].problem
@@ -178,6 +178,7 @@ def test_the_form_explains_each_option() -> None:
     assert "#side: 1.0" in form
     assert "# How it moves.\n#speed:\n  # How fast" in form
     assert "  #rate: 0.0001" in form
+    assert "  #rate: 7.0" in form
     assert yaml.safe_load(form) == {"name": "x", "shape": {"kind": "square"}}
 
 

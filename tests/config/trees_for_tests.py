@@ -51,6 +51,7 @@ class Tree(Part):
     other: ShapeField | None = None  # type: ignore[valid-type]
     speed: Speed = Speed()
     """How it moves."""
+    top_speed: Speed = Speed(rate=7.0, mode="fast")
     folder: FilePath | None = None
     labels: dict[str, str] = Field(default_factory=dict)
 

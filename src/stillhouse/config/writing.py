@@ -89,7 +89,7 @@ def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool)
     bases = parts_in(info.annotation)
     inner: type[Part] | None
     if isinstance(value, Part):
-        inner, value = type(value), plain(value) if active else {}
+        inner, value = type(value), plain(value)
     else:
         inner = class_of(bases, value) if isinstance(value, Mapping) else None
     if inner is None or (active and not value):
