@@ -1,4 +1,4 @@
-"""The demo's data is what the script derives from its source, and no meaning representation is in two files."""
+"""The demo data is what the script derives from its source; no prompt is in two files."""
 
 from __future__ import annotations
 
