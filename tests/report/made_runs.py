@@ -99,7 +99,7 @@ def _log(recipe: str, steps: int, score: float, draw: random.Random) -> list[dic
         loss = 0.3 + 1.1 * math.exp(-5 * done) + draw.gauss(0, 0.05)
         row = {
             "phase": "train", "step": step, "epoch": 3 * done, "loss": loss, "tokens": 2600,
-            "seconds": 0.5 * step,
+            "seconds": 0.5,
             "learning_rate": 0.002 * 0.5 * (1 + math.cos(math.pi * done)), "grad_norm": 0.8 + draw.random(),
             "tokens_per_second": 5200 + 300 * draw.random(),
             "seconds/generate": 0.0 if recipe == "kd" else 0.2,
@@ -125,7 +125,7 @@ def _evaluation(
     student = system != "teacher"
     metrics = {
         "rouge_l": score, "rouge_l_std": 0.3, "kl_to_teacher": kl, "top1_agreement": 1.0 - kl / 4,
-        "mean_length": 31.4 + draw.random(), "finished": 0.99,
+        "mean_length": 31.4 + draw.random(), "finished": 0.99, "tvd": 0.2, "kl_to_teacher_on_own_text": kl,
         "parameters": 164_352 if student else 2_031_616,
         "tokens_per_second": (9100 if student else 2900) + 200 * draw.random(), "rows": rows,
     }  # fmt: skip

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 from stillhouse.report.measures import is_number, measure
@@ -83,7 +82,7 @@ def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
 
 def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """Who wrote the responses over the steps, for each run in which that moves."""
-    plots = []
+    plots: list[Plot] = []
     for index, run in enumerate(runs):
         rows = run.metrics("train")
         names = [name for name in _keys([run], "train", "responses/") if name.split("/")[1] in SOURCE_COLOURS]
@@ -101,7 +100,10 @@ def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
         ]
         title = "Who wrote the responses" + (f" · {run.name}" if len(runs) > 1 else "")
         plots.append(area_plot(f"sources-{index}", title, curves, "step", "share"))
-    return plots
+    age = _over_steps(
+        runs, "train", "responses/student_age", "Age of the student's responses", "optimiser steps"
+    )
+    return [*plots, age] if age else plots
 
 
 def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
@@ -167,12 +169,17 @@ def time_bars(runs: Sequence[RunRecord], duration: Any) -> list[Bar]:
     return bars
 
 
-def elapsed(rows: Sequence[Row]) -> list[float]:
-    """Seconds since the start at each row: `seconds` itself, or its running sum where each row counts
-    anew."""
-    values = [float(row.get("seconds") or 0.0) for row in rows]
-    grows = all(before < after for before, after in pairwise(values))
-    return values if grows else list(accumulate(values))
+def elapsed(rows: Sequence[Row], step: float) -> float | None:
+    """Seconds of training up to `step`, linear between log rows; None after the last row."""
+    before, at = 0.0, 0.0
+    for row in rows:
+        seconds = row.get("seconds")
+        spent = float(seconds) if is_number(seconds) else 0.0
+        if step <= row["step"]:
+            share = (step - at) / (row["step"] - at) if row["step"] > at else 1.0
+            return before + max(0.0, share) * spent
+        before, at = before + spent, row["step"]
+    return None
 
 
 def _training_loss(runs: Sequence[RunRecord]) -> Plot | None:
@@ -194,10 +201,10 @@ def _training_loss(runs: Sequence[RunRecord]) -> Plot | None:
 def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
     curves = []
     for index, run in enumerate(runs):
-        train, valid = run.metrics("train"), run.metrics("valid")
-        times = dict(zip(_steps(train), elapsed(train), strict=True))
-        rows = [row for row in valid if row["step"] in times or row["step"] == 0]
-        points = series(rows, "rouge_l", [times.get(row["step"], 0.0) for row in rows])
+        train = run.metrics("train")
+        timed = [(elapsed(train, row["step"]), row) for row in run.metrics("valid")]
+        known = [(at, row) for at, row in timed if at is not None]
+        points = series([row for _, row in known], "rouge_l", [at for at, _ in known])
         if len(points) > 1:
             curves.append(Curve(run.name, run_colour(index), points, marked=True))
     if not curves:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 Kind = Literal["quality", "text", "size", "speed"]
@@ -24,6 +24,8 @@ class Measure:
     style: Style = "plain"
     better: Literal["higher", "lower"] | None = None
     about: str = ""
+    main: bool = True
+    """Whether it stands in the first table, or under "more measures"."""
 
     def show(self, value: Any) -> str:
         """The value as text; a dash where there is none."""
@@ -96,13 +98,27 @@ MEASURES: dict[str, Measure] = {
     )
 }  # fmt: skip
 
+MORE = (
+    "reverse_kl_to_teacher", "tvd", "loss", "perplexity", "self_bleu", "distinct_2", "median_length",
+    "max_length", "bytes",
+)  # fmt: skip
+"""Known measures that would crowd the first table."""
+
+OWN_TEXT = "_on_own_text"
+"""Ends the name of a fidelity that was taken on the student's own answers instead of the references."""
+
 NOT_COLUMNS = ("rows", "tokens", "seconds")
 """Counts that say how a result was made; they are no columns of a table of results."""
 
 
 def measure(name: str) -> Measure:
     """The known measure, or a plain one under its own name."""
-    return MEASURES.get(name) or Measure(name, name.replace("_", " ").capitalize())
+    if name.endswith(OWN_TEXT):
+        base = measure(name.removesuffix(OWN_TEXT))
+        label, about = f"{base.label}, own text", f"{base.about} On the student's own answers."
+        return replace(base, name=name, label=label, about=about, main=False)
+    known = MEASURES.get(name) or Measure(name, name.replace("_", " ").capitalize())
+    return replace(known, main=name not in MORE)
 
 
 def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
@@ -119,7 +135,7 @@ def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
         and not any(name == f"{other}{end}" for other in names for end in ("_std", "_se"))
     ]
     order = {name: index for index, name in enumerate(MEASURES)}
-    shown.sort(key=lambda name: order.get(name, len(order)))
+    shown.sort(key=lambda name: order.get(name.removesuffix(OWN_TEXT), len(order)))
     return [measure(name) for name in shown]
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from stillhouse import files
 from stillhouse.report import curves, sections
-from stillhouse.report.measures import duration
+from stillhouse.report.measures import MEASURES, duration
 from stillhouse.report.record import RunRecord, find_runs, load_run
 from stillhouse.report.systems import System, gather, run_colour
 
@@ -63,6 +63,7 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         headline=sections.headline(systems, tables),
         subtitle=sections.subtitle(runs),
         tables=tables,
+        named_task=bool(tables and tables[0].task and tables[0].task not in MEASURES),
         glossary=sections.glossary(tables),
         cards=[sections.run_card(index, run) for index, run in enumerate(runs)],
         run_legend=[(run.name, run_colour(index)) for index, run in enumerate(runs)],
@@ -105,6 +106,9 @@ def answers_json(systems: Sequence[System]) -> Markup:
                     "responses": {},
                 },
             )
+            # One answer a prompt: with several seeds the first; all of them are in the run folder.
+            if index in entry["responses"]:
+                continue
             entry["responses"][index] = [
                 str(row.get("response", "")),
                 _finite(row.get("rouge_l")),

@@ -59,6 +59,8 @@ class RunRecord:
     """Rows of metrics.jsonl in order of step; of a step that was logged twice (a resumed run) the later
     row."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What the run itself warned of while it read its data."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, for the reader of the page."""
 
@@ -137,7 +139,7 @@ def load_run(folder: Path) -> RunRecord:
     problems: list[str] = []
     data = _read_json(folder / "data.json", problems)
     models = _read_json(folder / "models.json", problems)
-    sets = data.get("sets")
+    sets, warnings = data.get("sets"), data.get("warnings")
     return RunRecord(
         folder=folder,
         state=_read_json(folder / "state.json", problems),
@@ -147,6 +149,7 @@ def load_run(folder: Path) -> RunRecord:
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
         evaluations=_read_evaluations(folder / "evaluation", problems),
+        warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
     )
 

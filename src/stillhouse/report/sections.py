@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -33,9 +32,12 @@ class ResultTable:
     """All systems on one task."""
 
     task: str
+    """Empty where it needs no mention."""
     columns: list[Measure]
     rows: list[tuple[System, list[Cell]]]
-    settings: str
+    settings: list[tuple[str, str]]
+    more: ResultTable | None = None
+    """The measures that do not stand in the first table."""
 
 
 def result_tables(systems: Sequence[System]) -> list[ResultTable]:
@@ -43,13 +45,17 @@ def result_tables(systems: Sequence[System]) -> list[ResultTable]:
     tables = []
     for task in dict.fromkeys(system.task for system in systems):
         here = [system for system in systems if system.task == task]
-        shown = columns(system.metrics for system in here)
-        best = {column.name: _best(column, here) for column in shown}
-        rows = [
-            (system, [_cell(column, system, here, best[column.name]) for column in shown]) for system in here
-        ]
-        tables.append(ResultTable(task, shown, rows, _settings(here)))
+        known = columns(system.metrics for system in here)
+        more = _table(task, here, [column for column in known if not column.main])
+        first = _table(task, here, [column for column in known if column.main])
+        tables.append(replace(first, more=more if more.columns else None))
     return tables
+
+
+def _table(task: str, systems: Sequence[System], shown: list[Measure]) -> ResultTable:
+    best = {column.name: _best(column, systems) for column in shown}
+    rows = [(one, [_cell(column, one, systems, best[column.name]) for column in shown]) for one in systems]
+    return ResultTable(task, shown, rows, _settings(systems))
 
 
 def _best(column: Measure, systems: Sequence[System]) -> float | None:
@@ -70,7 +76,7 @@ def _cell(column: Measure, system: System, systems: Sequence[System], best: floa
     note, good = _change(column, value, system, systems)
     tops = [s.metrics[column.name] for s in systems if is_number(s.metrics.get(column.name))]
     bar = value / max(tops) if column.name == "rouge_l" and max(tops) > 0 else None
-    shown_spread = f"± {column.show(spread)}" if is_number(spread) else ""
+    shown_spread = f"± {column.show(spread)}" if is_number(spread) and spread > 0 else ""
     return Cell(column.show(value), shown_spread, note, good, best is not None and value == best, bar)
 
 
@@ -93,13 +99,20 @@ def _change(
     return column.change(value, reference), column.improves(value, reference)
 
 
-def _settings(systems: Sequence[System]) -> str:
-    """The settings that all systems of a task share, and whether some differ."""
-    names = list(dict.fromkeys(name for system in systems for name in system.settings))
-    same = [n for n in names if len({json.dumps(s.settings.get(n), default=str) for s in systems}) == 1]
-    text = ", ".join(f"{name.replace('_', ' ')} {plain(systems[0].settings[name])}" for name in same)
-    differing = [name.replace("_", " ") for name in names if name not in same]
-    return f"{text}; differing: {', '.join(differing)}" if differing else text
+def _settings(systems: Sequence[System]) -> list[tuple[str, str]]:
+    """How a task was measured; where systems differ, what each of them had."""
+    names = dict.fromkeys(name for system in systems for name in system.settings)
+    found = []
+    for name in names:
+        values = {system.label: plain(system.settings.get(name)) for system in systems}
+        same = len(set(values.values())) == 1
+        text = (
+            next(iter(values.values()))
+            if same
+            else "; ".join(f"{who}: {value}" for who, value in values.items())
+        )
+        found.append((name.replace("_", " ").capitalize(), text))
+    return found
 
 
 def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[str, Any] | None:
@@ -165,7 +178,8 @@ def subtitle(runs: Sequence[RunRecord]) -> str:
 
 def glossary(tables: Sequence[ResultTable]) -> list[tuple[str, str]]:
     """Each measure of the tables with what it means."""
-    seen = dict.fromkeys((column.label, column.about) for table in tables for column in table.columns)
+    whole = [part for table in tables for part in (table, table.more) if part]
+    seen = dict.fromkeys((column.label, column.about) for table in whole for column in table.columns)
     return [(label, about) for label, about in seen if about]
 
 
@@ -177,10 +191,8 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
     train = run.metrics("train")
     if train:
         tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
-        facts.append(("Steps", f"{compact(train[-1]['step'])}"))
         if tokens:
-            growing = all(a < b for a, b in itertools.pairwise(tokens)) and len(tokens) > 2
-            facts.append(("Tokens", measure("parameters").show(tokens[-1] if growing else sum(tokens))))
+            facts.append(("Tokens", measure("parameters").show(sum(tokens))))
     facts.append(("Took", duration(run.state.get("seconds"))))
     return {
         "name": run.name,
@@ -189,7 +201,7 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
         "message": str(run.state.get("message") or ""),
         "facts": [(name, value) for name, value in facts if value and value != "–"],
         "command": str(run.state.get("command") or ""),
-        "problems": run.problems,
+        "problems": [*run.warnings, *run.problems],
         "folder": run.folder.name,
     }
 
@@ -277,7 +289,7 @@ def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 {
                     "path": setting.path,
                     "value": plain(setting.value),
-                    "origin": setting.origin,
+                    "origin": _short(setting.origin),
                     "given": setting.origin != "default",
                 }
                 for setting in run.config.values()
@@ -286,6 +298,11 @@ def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         for run in runs
         if run.config
     ]
+
+
+def _short(origin: str) -> str:
+    """The file's name without its folders: the page may travel further than the machine's paths should."""
+    return origin.replace("\\", "/").rsplit("/", 1)[-1] if origin != "command line" else origin
 
 
 def environments(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:

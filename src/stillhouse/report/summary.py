@@ -45,9 +45,9 @@ def summary_table(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def summary_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and formatted cells of `summary_table` rows, for `console.table`; a single task has no
-    column."""
-    named = columns({name: value for name, value in row.items() if name not in LEADING} for row in rows)
+    """Headings and formatted cells of the main measures, for `console.table`; a single task has no column."""
+    values = ({name: value for name, value in row.items() if name not in LEADING} for row in rows)
+    named = [column for column in columns(values) if column.main]
     several_tasks = len({row["task"] for row in rows}) > 1
     headings = ["system"] + ["task"] * several_tasks + [column.label for column in named]
     cells = []
@@ -56,6 +56,6 @@ def summary_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
         for column in named:
             text = measure(column.name).show(row.get(column.name))
             spread = row.get(f"{column.name}_std")
-            line.append(f"{text} ± {column.show(spread)}" if is_number(spread) else text)
+            line.append(f"{text} ± {column.show(spread)}" if is_number(spread) and spread > 0 else text)
         cells.append(line)
     return headings, cells
