@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -121,7 +122,8 @@ def browser(profile: Path) -> Iterator[Page]:
     our_read, from_browser = os.pipe()
 
     def wire() -> None:  # the browser reads commands from descriptor 3 and answers on descriptor 4
-        reading, writing = os.dup(to_browser), os.dup(from_browser)
+        reading = fcntl.fcntl(to_browser, fcntl.F_DUPFD, 10)  # out of the way of 3 and 4
+        writing = fcntl.fcntl(from_browser, fcntl.F_DUPFD, 10)
         os.dup2(reading, 3)
         os.dup2(writing, 4)
 

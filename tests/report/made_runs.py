@@ -54,13 +54,13 @@ def _state(recipe: str) -> dict[str, Any]:
     return {
         "state": "done", "name": recipe, "recipe": recipe,
         "started": f"2030-01-02T10:1{len(recipe)}:12", "seconds": 61.4,
-        "command": f"stillhouse run {recipe}.yaml train.seed=1",
+        "command": f"/opt/bin/stillhouse run {recipe}.yaml train.seed=1",
     }  # fmt: skip
 
 
 def _provenance(recipe: str) -> dict[str, Any]:
     values: dict[str, tuple[Any, str]] = {
-        "recipe": (recipe, f"{recipe}.yaml:1"),
+        "recipe": (recipe, f"/home/me/{recipe}.yaml:1"),
         "student.path": ("demo/student", f"{recipe}.yaml:2"),
         "teacher.path": ("demo/teacher", f"{recipe}.yaml:3"),
         "objective.kind": ("forward_kl" if recipe == "kd" else "skew_kl", f"recipe {recipe}"),

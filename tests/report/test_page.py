@@ -62,8 +62,11 @@ def test_the_comparison_says_what_the_files_say(three_runs, tmp_path):
     for words in (
         "Three students", "student after distillm2", "58.3", "+16.5", "90% of the gap closed", "12.4×",
         "31 prompt too long", "skew_kl", "command line", "recipe distillm2", "KL to teacher",
+        "Steps 120", "Tokens 312k", "More measures",
     ):  # fmt: skip
         assert words in tags.text, words
+    assert "/home/me" not in tags.text
+    assert "/opt/bin" not in tags.text
     assert tags.tags.count("svg") >= 7
     assert len(tags.ids) == len(set(tags.ids))
 

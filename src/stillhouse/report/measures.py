@@ -79,7 +79,7 @@ MEASURES: dict[str, Measure] = {
         Measure("tvd", "TVD", "quality", "nats", "lower", "Total variation distance to the teacher, 0 to 1."),
         Measure("top1_agreement", "Top-1 agreement", "quality", "share", "higher",
                 "Share of positions where student and teacher rank the same token first."),
-        Measure("loss", "Loss", "quality", "nats", "lower", "Validation loss, nats per token."),
+        Measure("loss", "Loss", "quality", "nats", "lower", "−log q of the references, nats per token."),
         Measure("perplexity", "Perplexity", "quality", "plain", "lower",
         "exp of the cross-entropy per token."),
         Measure("self_bleu", "Self-BLEU", "text", "points", None,

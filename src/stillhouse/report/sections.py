@@ -162,7 +162,7 @@ def _ratios(student: System, teacher: System | None) -> list[tuple[str, str, str
 
 def subtitle(runs: Sequence[RunRecord]) -> str:
     """When, how long, with which version."""
-    parts = [f"{len(runs)} runs"] if len(runs) > 1 else []
+    parts: list[str] = []
     started = sorted(
         str(run.state["started"])[:16].replace("T", " ") for run in runs if run.state.get("started")
     )
@@ -190,6 +190,7 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
     facts += [(f"Data: {entry.get('name', '?')}", _set(entry)) for entry in run.data]
     train = run.metrics("train")
     if train:
+        facts.append(("Steps", compact(train[-1]["step"])))
         tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
         if tokens:
             facts.append(("Tokens", measure("parameters").show(sum(tokens))))
@@ -200,10 +201,16 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
         "colour": run_colour(index),
         "message": str(run.state.get("message") or ""),
         "facts": [(name, value) for name, value in facts if value and value != "–"],
-        "command": str(run.state.get("command") or ""),
+        "command": _command(str(run.state.get("command") or "")),
         "problems": [*run.warnings, *run.problems],
         "folder": run.folder.name,
     }
+
+
+def _command(text: str) -> str:
+    """The command as somebody would type it: the program without its folder."""
+    program, gap, rest = text.partition(" ")
+    return _short(program) + gap + rest
 
 
 def _model(model: dict[str, Any]) -> str:
