@@ -113,7 +113,7 @@ def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
         "grad_norm": ("Gradient norm", "norm before clipping"),
         "tokens_per_second": ("Training speed", "tokens per second"),
     }
-    seen = ("loss", "epoch", "tokens", "seconds", *known)
+    seen = ("loss", "epoch", "tokens", "sequences", "seconds", *known)
     rest = [name for name in _keys(runs, "train", "") if "/" not in name and name not in seen]
     titled = [(name, *labels) for name, labels in known.items()]
     titled += [(name, name.replace("_", " ").capitalize(), name.replace("_", " ")) for name in rest]
@@ -163,7 +163,7 @@ def time_bars(runs: Sequence[RunRecord], duration: Any) -> list[Bar]:
         parts = [
             Part(name, PHASE_COLOURS.get(name, "--part-4"), spent[name] / total, duration(spent[name]))
             for name in names
-            if spent[name] > 0
+            if spent[name] >= 0.05  # would read as 0.0 s
         ]
         bars.append(Bar(run.name, duration(total), tuple(parts)))
     return bars
