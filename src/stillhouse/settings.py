@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import FilePath, Part
+from stillhouse.config import FilePath, Part, walk
+from stillhouse.curriculum import DevLoss
 from stillhouse.data import DataConfig
 from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
@@ -109,6 +110,17 @@ def mismatches(config: RunConfig) -> list[Fault]:
         )
     if config.student.from_teacher is not None and "text" not in provided:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
+    faults += _without_validation(config)
+    capacity = getattr(config.responses, "capacity", None)
+    if capacity is not None and capacity < config.train.batch_size:
+        faults.append(
+            Fault(
+                "responses.capacity",
+                "a batch cannot be drawn from a buffer that is smaller than it",
+                got=str(capacity),
+                allowed=f"at least train.batch_size ({config.train.batch_size})",
+            )
+        )
     if config.train.keep == "best" and (config.data.valid is None or config.train.validate_every == "never"):
         faults.append(
             Fault(
@@ -118,6 +130,29 @@ def mismatches(config: RunConfig) -> list[Fault]:
             )
         )
     return faults
+
+
+def _without_validation(config: RunConfig) -> list[Fault]:
+    """A schedule that follows the validation loss, and nothing that measures it."""
+    if config.data.valid is not None and config.train.validate_every != "never":
+        return []
+    found: list[str] = []
+
+    def visit(path: str, value: Any) -> Any:
+        if isinstance(value, DevLoss):
+            found.append(path)
+        return value
+
+    walk({"responses": config.responses, "objective": config.objective}, visit)
+    return [
+        Fault(
+            path,
+            "kind dev_loss follows the loss on data.valid, which is never measured",
+            got="no data.valid" if config.data.valid is None else "train.validate_every=never",
+            hint=f"Set data.valid and train.validate_every, or {path} to a number or a linear schedule.",
+        )
+        for path in found
+    ]
 
 
 def _no_teacher(config: RunConfig, why: str) -> Fault:

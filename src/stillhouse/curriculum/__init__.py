@@ -1,6 +1,17 @@
 """Numbers that move during training."""
 
+from stillhouse.curriculum.adaptive import DevLoss, Momentum
 from stillhouse.curriculum.curriculum import Curriculum
-from stillhouse.curriculum.schedule import REGISTRY, NonNegative, Schedule, Share, scheduled
+from stillhouse.curriculum.schedule import REGISTRY, Linear, NonNegative, Schedule, Share, scheduled
 
-__all__ = ["REGISTRY", "Curriculum", "NonNegative", "Schedule", "Share", "scheduled"]
+__all__ = [
+    "REGISTRY",
+    "Curriculum",
+    "DevLoss",
+    "Linear",
+    "Momentum",
+    "NonNegative",
+    "Schedule",
+    "Share",
+    "scheduled",
+]

@@ -46,10 +46,10 @@ class Curriculum:
         """Every scheduled number at this step by its path; what the metrics log shows."""
         return {path: s.value(progress, self._states[path]) for path, s in self._schedules.items()}
 
-    def observe(self, name: str, value: float) -> None:
-        """Tell every schedule that `name` was measured as `value`."""
+    def observe(self, name: str, value: float, progress: Progress) -> None:
+        """Tell every schedule that `name` was measured as `value`, at `progress`."""
         for path, schedule in self._schedules.items():
-            self._states[path] = schedule.observe(self._states[path], name, value)
+            self._states[path] = schedule.observe(self._states[path], name, value, progress)
 
     def state_dict(self) -> dict[str, State]:
         """All that has to be saved so that a resumed run goes on as if it had not stopped."""

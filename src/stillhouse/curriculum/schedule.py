@@ -25,8 +25,8 @@ class Schedule(Part):
         """What it remembers before the first step."""
         return {}
 
-    def observe(self, state: State, name: str, value: float) -> State:
-        """The state after `name` ("dev_loss", "train_loss") was measured as `value`.
+    def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
+        """The state after `name` ("dev_loss", "train_loss") was measured as `value`, at `progress`.
 
         Schedules without state ignore it.
         """

@@ -1,14 +1,17 @@
 """Whose responses a step trains on."""
 
+from stillhouse.responses.adaptive import Adaptive
 from stillhouse.responses.base import REGISTRY, Context, Policy, ResponsesConfig, ResponsesField
 from stillhouse.responses.fixed import Fixed
 from stillhouse.responses.generated import Generated
+from stillhouse.responses.memory import TeacherMemory
 from stillhouse.responses.mixed import Mixed
 from stillhouse.responses.pairs import Pairs
 from stillhouse.responses.writer import Writer
 
 __all__ = [
     "REGISTRY",
+    "Adaptive",
     "Context",
     "Fixed",
     "Generated",
@@ -17,5 +20,6 @@ __all__ = [
     "Policy",
     "ResponsesConfig",
     "ResponsesField",
+    "TeacherMemory",
     "Writer",
 ]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Part, Registry
+from stillhouse.responses.memory import TeacherMemory
 from stillhouse.responses.writer import Writer
 from stillhouse.types import Progress, Prompt, Response
 
@@ -30,6 +31,8 @@ class Context:
     folder: Path
     """Where whole rounds of responses are kept, so that a resumed run reads instead of writing them again."""
     seed: int
+    memory: TeacherMemory = field(default_factory=TeacherMemory)
+    """Where a policy asks for the teacher's hidden states to be kept for responses that it will give again."""
 
 
 class Policy(Protocol):

@@ -119,6 +119,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+        memory=context.memory,
     )
 
 

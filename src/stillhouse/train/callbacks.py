@@ -42,6 +42,10 @@ class MetricsLog(TrainerCallback):
         """Start the clock."""
         self._last = time.perf_counter()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the step before anybody looks at its loss or saves it."""
+        self._step.finish()
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:

@@ -19,10 +19,11 @@ from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.objectives import Objective, Rows, fused_rows
 from stillhouse.objectives.combined import BySource
-from stillhouse.responses import Policy, ResponsesConfig
+from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import Teacher
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
+from stillhouse.train.signal import teacher_hidden
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -67,6 +68,7 @@ class Step:
         vocab: int,
         world: World | None = None,
         text: Callable[[int, int], list[Response]] | None = None,
+        memory: TeacherMemory | None = None,
     ) -> None:
         """Wire the parts of a method.
 
@@ -78,6 +80,7 @@ class Step:
             vocab: number of token ids that student and teacher share.
             world: other processes.
             text: (optimiser step, how many) -> plain-text sequences that are added to each step.
+            memory: the policy's; what the teacher said about responses that come again.
         """
         self.method = method
         self.policy = policy
@@ -90,6 +93,8 @@ class Step:
         self._vocab = vocab
         self.world: World = world or Alone()
         self._text = text
+        self._memory = memory or TeacherMemory()
+        self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
     def prepare(
         self, prompts: Sequence[Prompt], progress: Progress, num_micro: int
@@ -101,6 +106,7 @@ class Step:
             progress: steps done before this one.
             num_micro: exactly so many micro-batches come back.
         """
+        self._progress = progress
         self.now = self.curriculum.now(_tree(self.method), progress)
         with self.meter.seconds("generate"):
             drawn = self.policy.draw(self.now["responses"], prompts, progress)
@@ -109,14 +115,14 @@ class Step:
             responses += self._text(progress.step, len(prompts))
         micro = [
             collate(part, self._pad_id)
-            for part in split(responses, num_micro, by_length=True, keep_prompts=True)
+            for part in split(responses, num_micro, by_length=True, keep_prompts=self._in_pairs)
         ]
         weights = token_weights(
             micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
         )
         self._note(micro, progress)
         self.last_loss = 0.0
-        return [_tensors(batch, weight) for batch, weight in zip(micro, weights, strict=True)]
+        return [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Once for each micro-batch: its part of the step's loss, a scalar in nats.
@@ -129,17 +135,17 @@ class Step:
         """
         objective: Objective = self.now["objective"]
         mask = batch["response_mask"]
-        teacher_hidden = None
+        theirs = None
         if self.teacher is not None:
             with self.meter.seconds("teacher"):
-                teacher_hidden = self.teacher.hidden(batch)
+                theirs = teacher_hidden(self.teacher, batch, objective, self._memory)
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
                 objective,
                 hidden,
                 head_of(model, self._vocab),
-                teacher_hidden,
+                theirs,
                 None if self.teacher is None else self.teacher.head,
                 token_weight=batch["weight"][mask],
                 rows=rows_of(batch),
@@ -147,9 +153,15 @@ class Step:
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
         return loss * self.world.size
 
+    def finish(self) -> None:
+        """Once after each optimiser step, before anything is saved: tell the curriculum the step's loss."""
+        if self.world.size > 1:
+            self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
+        self.observe("train_loss", self.last_loss)
+
     def observe(self, name: str, value: float) -> None:
         """Tell the curriculum what was measured ("dev_loss", "train_loss")."""
-        self.curriculum.observe(name, value)
+        self.curriculum.observe(name, value, self._progress)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside weights, optimiser and random states of the trainer."""
@@ -164,6 +176,11 @@ class Step:
         self.curriculum.load_state_dict(state["curriculum"])
         self.policy.load_state_dict(state["policy"])
         self.meter.load_state_dict(state["meter"])
+
+    @property
+    def _in_pairs(self) -> bool:
+        """Whether the responses of a prompt must stay together in a micro-batch."""
+        return "pairs" in self.method.objective.required
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
         sources = torch.cat([batch.sources for batch in micro])
@@ -232,7 +249,7 @@ def rows_of(batch: Mapping[str, Tensor]) -> Rows:
     )
 
 
-def _tensors(batch: Batch, weight: Tensor) -> dict[str, Tensor]:
+def _tensors(batch: Batch, weight: Tensor, memory: TeacherMemory) -> dict[str, Tensor]:
     numbers = {name: index for index, name in enumerate(dict.fromkeys(batch.prompt_ids))}
     tensors = {
         "input_ids": batch.input_ids,
@@ -243,6 +260,8 @@ def _tensors(batch: Batch, weight: Tensor) -> dict[str, Tensor]:
         "pair_ids": torch.tensor([numbers[name] for name in batch.prompt_ids]),
         "weight": weight,
     }
+    if memory:
+        tensors["kept"] = torch.tensor([memory.number(response) for response in batch.responses])
     return tensors if batch.logprobs is None else {**tensors, "logprobs": batch.logprobs}
 
 

@@ -1,0 +1,81 @@
+"""The teacher's hidden states for a micro-batch: computed, remembered, or left out where no loss asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stillhouse.objectives import Objective
+from stillhouse.objectives.combined import BySource
+from stillhouse.responses import TeacherMemory
+from stillhouse.teachers import Teacher
+from stillhouse.types import SOURCES
+
+
+def sources_with_teacher(objective: Objective) -> frozenset[int]:
+    """The codes of the sources whose objective looks at the teacher."""
+    if isinstance(objective, BySource):
+        wanted = {source for source, part in objective.mapped().items() if "teacher" in part.required}
+    else:
+        wanted = set(SOURCES) if "teacher" in objective.required else set()
+    return frozenset(SOURCES.index(source) for source in wanted)
+
+
+def teacher_hidden(
+    teacher: Teacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
+) -> Tensor:
+    """[N, Dt] hidden states for the response rows of a micro-batch; the teacher runs on as few sequences as it can.
+
+    Sequences whose objective does not need it get zeros, remembered ones what was kept, and what is new and
+    watched is kept.
+
+    Args:
+        teacher: the running teacher.
+        batch: input_ids, attention_mask, response_mask [B, T], sources [B]; `kept` [B] numbers of the memory.
+        objective: with plain numbers.
+        memory: of responses that come again.
+    """
+    mask = batch["response_mask"]
+    needs = sources_with_teacher(objective)
+    wanted = [code in needs for code in batch["sources"].tolist()]
+    numbers = batch["kept"].tolist() if "kept" in batch else [-1] * len(wanted)
+    known = [memory.get(number) if want else None for number, want in zip(numbers, wanted, strict=True)]
+    asked = [row for row, want in enumerate(wanted) if want and known[row] is None]
+    if len(asked) == len(wanted):
+        hidden = teacher.hidden(batch)
+        new = hidden.split(mask.sum(1).tolist())
+    else:
+        new = _run(teacher, batch, asked)
+        hidden = _assemble(teacher, mask, dict(zip(asked, new, strict=True)), known)
+    for row, states in zip(asked, new, strict=True):
+        memory.put(numbers[row], states)
+    return hidden
+
+
+def _run(teacher: Teacher, batch: Mapping[str, Tensor], rows: list[int]) -> tuple[Tensor, ...]:
+    """The teacher on some sequences of the batch, cut to the longest of them."""
+    if not rows:
+        return ()
+    index = torch.tensor(rows, device=batch["input_ids"].device)
+    length = int(batch["attention_mask"][index].sum(1).max())
+    names = ("input_ids", "attention_mask", "response_mask")
+    part = {name: batch[name][index, :length] for name in names}
+    return teacher.hidden(part).split(part["response_mask"].sum(1).tolist())
+
+
+def _assemble(
+    teacher: Teacher, mask: Tensor, new: Mapping[int, Tensor], known: list[Tensor | None]
+) -> Tensor:
+    counts = mask.sum(1).tolist()
+    weight = teacher.head.weight
+    some = next(iter(new.values()), None)
+    dtype = weight.dtype if some is None else some.dtype
+    parts = []
+    for row, count in enumerate(counts):
+        states = new.get(row, known[row])
+        if states is None:
+            states = torch.zeros(count, weight.shape[1], dtype=dtype)
+        parts.append(states.to(mask.device, dtype))
+    return torch.cat(parts)
