@@ -70,6 +70,22 @@ class Sum(_Holder):
         parts = [term.loss_weight * term.per_token(student, teacher, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        value, gradient = student.new_zeros(student.shape[0]), None
+        active = [term for term in self.terms if term.has_token_part]
+        for left, term in zip(range(len(active) - 1, -1, -1), active, strict=True):
+            ours = student.clone() if left else student  # the last term may overwrite the logits themselves
+            theirs = None if teacher is None else teacher.clone() if left else teacher
+            part, slope = term.value_and_gradient(ours, theirs, rows)
+            value = value + float(term.loss_weight) * part
+            if gradient is None:
+                gradient = slope.mul_(float(term.loss_weight))
+            else:
+                gradient.add_(slope, alpha=float(term.loss_weight))
+        return value, torch.zeros_like(student) if gradient is None else gradient
+
     def per_sequence(self, rows: Rows) -> Tensor:
         parts = [term.loss_weight * term.per_sequence(rows) for term in self.terms]
         return torch.stack(parts).sum(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.curriculum import Share
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import EXCLUDED, Objective, register
 from stillhouse.objectives.ranges import Temperature
 from stillhouse.objectives.rows import Rows
@@ -26,12 +27,13 @@ def weights(
         if which == "uniform":
             present = (student > EXCLUDED / 2).to(student.dtype)
             return present / present.sum(-1, keepdim=True)
+        if temperature != 1.0:
+            student, teacher = student / temperature, teacher / temperature
         if which == "student":
-            return torch.softmax(student / temperature, -1)
+            return torch.softmax(student, -1)
         if which == "teacher":
-            return torch.softmax(teacher / temperature, -1)
-        q, p = torch.softmax(student / temperature, -1), torch.softmax(teacher / temperature, -1)
-        return torch.lerp(q, p, teacher_share)
+            return torch.softmax(teacher, -1)
+        return torch.lerp(torch.softmax(student, -1), torch.softmax(teacher, -1), teacher_share)
 
 
 @register
@@ -67,17 +69,24 @@ class CSD(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         r = student - teacher
-        w1 = weights(self.w1, student, teacher, self.temperature, self.teacher_share)
-        w2 = (
-            w1
-            if self.w2 == self.w1
-            else weights(self.w2, student, teacher, self.temperature, self.teacher_share)
-        )
+        w1 = self._weights(self.w1, student, teacher)
+        w2 = w1 if self.w2 == self.w1 else self._weights(self.w2, student, teacher)
         # Centred at one mean before squaring: the textbook form cancels badly for large residuals.
         first = r - (w1 * r).sum(-1, keepdim=True).detach()
         mean1, mean2 = (w1 * first).sum(-1), (w2 * first).sum(-1)
         spread = (w1 * first.square()).sum(-1) + (w2 * first.square()).sum(-1)
         return (0.25 if self.factor == "released" else 0.5) * (spread - 2 * mean1 * mean2)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        w1 = self._weights(self.w1, student, teacher)
+        w2 = w1 if self.w2 == self.w1 else self._weights(self.w2, student, teacher)
+        return closed.csd(student.sub_(teacher), w1, w2, 0.25 if self.factor == "released" else 0.5)
+
+    def _weights(self, which: Weight, student: Tensor, teacher: Tensor) -> Tensor:
+        return weights(which, student, teacher, float(self.temperature), float(self.teacher_share))
 
 
 @register
@@ -108,3 +117,18 @@ class DLD(Objective):
         if self.center:
             r = r - (weights("uniform", student, teacher) * r).sum(-1, keepdim=True)
         return 0.25 * (weights(self.weight, student, teacher) * r.square()).sum(-1)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        weight = weights(self.weight, student, teacher)
+        even = weights("uniform", student, teacher) if self.center else None
+        r = student.sub_(teacher)
+        if even is not None:
+            r.sub_(closed.dot(even, r)[:, None])
+        force = weight.mul_(r)
+        value = 0.25 * closed.dot(force, r)
+        if even is not None:
+            force.sub_(even.mul_(force.sum(-1, keepdim=True)))
+        return value, force.mul_(0.5)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.curriculum import NonNegative
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, Split, register
-from stillhouse.objectives.divergences import SkewKL, SkewRKL, both, kl, mixture
+from stillhouse.objectives.divergences import both, kl, mixture
 from stillhouse.objectives.ranges import Skew
 from stillhouse.objectives.rows import Rows
 from stillhouse.types import SOURCES
@@ -82,17 +83,18 @@ class Contrastive(Objective):
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
-        if self.alpha_rule == "gap":
-            return super().value_and_gradient(student, teacher, rows)
+        assert teacher is not None
         teacher_rows, student_rows = self._written_by(rows)
-        skew, skew_reverse = self._fixed_parts()
+        if self.alpha_least == 0.0 or self.alpha == 0.0 or (teacher_rows.numel() and student_rows.numel()):
+            return super().value_and_gradient(student, teacher, rows)
         if student_rows.numel() == 0:
-            value, gradient = skew.value_and_gradient(student, teacher, rows)
-            return value * self.teacher_weight, gradient.mul_(self.teacher_weight)
-        if teacher_rows.numel() == 0:
-            value, gradient = skew_reverse.value_and_gradient(student, teacher, rows)
-            return value * self.student_weight, gradient.mul_(self.student_weight)
-        return super().value_and_gradient(student, teacher, rows)
+            value, gradient = closed.skew_kl(student, teacher, self.alphas(rows, TEACHER))
+            weight = float(self.teacher_weight)
+        else:
+            alpha = self.alphas(rows, STUDENT)
+            value, gradient = closed.skew_rkl(student, teacher, alpha, self.detach_mixture)
+            weight = float(self.student_weight)
+        return value * weight, gradient if weight == 1.0 else gradient.mul_(weight)
 
     def alphas(self, rows: Rows, written_by: int) -> float | Tensor:
         """The share of the own side, one number or a column [n, 1]; never a gradient through it."""
@@ -119,9 +121,6 @@ class Contrastive(Objective):
         inside = log_q.detach() if self.detach_mixture else log_q
         value = kl(log_q, mixture(inside, log_p, self.alphas(rows, STUDENT)))
         return float(self.student_weight) * value
-
-    def _fixed_parts(self) -> tuple[SkewKL, SkewRKL]:
-        return SkewKL(alpha=self.alpha), SkewRKL(alpha=self.alpha, detach_mixture=self.detach_mixture)
 
     def _written_by(self, rows: Rows) -> tuple[Tensor, Tensor]:
         assert rows.sources is not None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.rows import Rows
 
@@ -15,6 +17,31 @@ def ranked(logits: Tensor, size: int) -> Tensor:
     """Probabilities from the largest to the smallest, [N, size], padded with zeros."""
     probabilities = torch.softmax(logits, -1).sort(-1, descending=True).values
     return torch.nn.functional.pad(probabilities, (0, size - logits.shape[-1]))
+
+
+def ascending(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted values, smallest first, and where each came from, [N, V] both.
+
+    On a CPU in fp32 value and place are sorted as one integer, which numpy does ten times faster than torch
+    sorts: the bits of positive floats have the order of the floats.
+    """
+    if probabilities.device.type != "cpu" or probabilities.dtype != torch.float32:
+        return probabilities.sort(-1)
+    bits = probabilities.numpy().view(np.uint32)
+    keys = bits.astype(np.uint64)
+    keys <<= 32
+    keys |= np.arange(bits.shape[-1], dtype=np.uint64)
+    keys.sort(axis=-1)
+    place = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).view(np.int64))
+    keys >>= 32
+    return torch.from_numpy(keys.astype(np.uint32).view(np.float32)), place
+
+
+def ascending_values(probabilities: Tensor) -> Tensor:
+    """Sorted values alone, smallest first."""
+    if probabilities.device.type != "cpu":
+        return probabilities.sort(-1).values
+    return torch.from_numpy(np.sort(probabilities.numpy(), axis=-1))
 
 
 @register
@@ -37,3 +64,18 @@ class ULD(Objective):
         assert teacher is not None
         size = max(student.shape[-1], teacher.shape[-1])
         return (ranked(student, size) - ranked(teacher, size)).abs().sum(-1)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        q = torch.softmax(student, -1)
+        theirs = ascending_values(torch.softmax(teacher, -1))
+        ours, place = ascending(q)
+        size = max(ours.shape[-1], theirs.shape[-1])
+        difference = torch.nn.functional.pad(ours, (size - ours.shape[-1], 0))
+        difference = difference - torch.nn.functional.pad(theirs, (size - theirs.shape[-1], 0))
+        sign = torch.sign(difference)
+        value = closed.dot(sign, difference)
+        force = torch.empty_like(q).scatter_(-1, place, sign[:, size - ours.shape[-1] :])
+        return value, force.sub_(closed.dot(q, force)[:, None]).mul_(q)

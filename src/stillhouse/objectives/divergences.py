@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.curriculum import Share
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
 from stillhouse.objectives.rows import Rows
@@ -64,6 +65,15 @@ class ForwardKL(Objective):
         log_p, log_q = both(student / self.temperature, teacher / self.temperature)
         return kl(log_p, log_q)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        if self.temperature == 1.0:
+            return closed.forward_kl(student, teacher)
+        value, gradient = closed.forward_kl(student.div_(self.temperature), teacher.div_(self.temperature))
+        return value, gradient.div_(self.temperature)
+
 
 @register
 class ReverseKL(Objective):
@@ -86,6 +96,15 @@ class ReverseKL(Objective):
         log_p, log_q = both(student / self.temperature, teacher / self.temperature)
         return kl(log_q, log_p)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        if self.temperature == 1.0:
+            return closed.reverse_kl(student, teacher)
+        value, gradient = closed.reverse_kl(student.div_(self.temperature), teacher.div_(self.temperature))
+        return value, gradient.div_(self.temperature)
+
 
 @register
 class SymmetricKL(Objective):
@@ -107,6 +126,13 @@ class SymmetricKL(Objective):
         w = self.reverse_weight
         return (((1 - w) * log_p.exp() - w * log_q.exp()) * (log_p - log_q)).sum(-1)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        weight = float(self.reverse_weight)
+        return closed.symmetric_kl(student, teacher, 1 - weight, weight)
+
 
 @register
 class Jeffreys(Objective):
@@ -124,6 +150,12 @@ class Jeffreys(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        return closed.symmetric_kl(student, teacher, 1.0, 1.0)
 
 
 @register
@@ -150,6 +182,12 @@ class JSD(Objective):
         log_m = mixture(log_p, log_q, w)
         return w * kl(log_p, log_m) + (1 - w) * kl(log_q, log_m)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        return closed.jsd(student, teacher, float(self.teacher_weight))
+
 
 @register
 class TVD(Objective):
@@ -167,6 +205,12 @@ class TVD(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         return 0.5 * (torch.softmax(teacher, -1) - torch.softmax(student, -1)).abs().sum(-1)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        return closed.tvd(student, teacher)
 
 
 @register
@@ -187,6 +231,14 @@ class SkewKL(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         return kl(log_p, mixture(log_p, log_q, self.alpha))
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        if self.alpha == 0.0:
+            return closed.forward_kl(student, teacher)
+        return closed.skew_kl(student, teacher, float(self.alpha))
 
 
 @register
@@ -215,6 +267,14 @@ class SkewRKL(Objective):
         log_p, log_q = both(student, teacher)
         inside = log_q.detach() if self.detach_mixture else log_q
         return kl(log_q, mixture(log_p, inside, 1 - self.alpha))
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        if self.alpha == 0.0:
+            return closed.reverse_kl(student, teacher)
+        return closed.skew_rkl(student, teacher, float(self.alpha), self.detach_mixture)
 
 
 __all__ = [

@@ -9,30 +9,35 @@ import torch
 from torch import Tensor
 
 from stillhouse.curriculum import Share
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.divergences import both, kl, log_softmax, mixture
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
 from stillhouse.objectives.rows import Rows
 
-FEW = 512
-"""How many of the most probable tokens are tried before a row is sorted in full."""
+FEW = (32, 512)
+"""How many of the most probable tokens are tried before a row is sorted in full, which is slow."""
 
 
 def head_of(probabilities: Tensor, mass: float) -> Tensor:
     """Mask [N, V] of the fewest most probable tokens that together hold at least `mass`; never empty."""
-    few = min(FEW, probabilities.shape[-1])
-    mask = _top(probabilities, few, mass)
-    short = (probabilities * mask).sum(-1) < mass
-    if few < probabilities.shape[-1] and bool(short.any()):
-        rows = short.nonzero().squeeze(-1)
-        mask[rows] = _top(probabilities[rows], probabilities.shape[-1], mass)
+    vocab = probabilities.shape[-1]
+    sizes = [size for size in FEW if size < vocab]
+    mask, held = _top(probabilities, sizes[0] if sizes else vocab, mass)
+    for size in (*sizes[1:], vocab) if sizes else ():
+        short = (held < mass).nonzero().squeeze(-1)
+        if short.numel() == 0:
+            break
+        mask[short], held[short] = _top(probabilities[short], size, mass)
     return mask
 
 
-def _top(probabilities: Tensor, count: int, mass: float) -> Tensor:
+def _top(probabilities: Tensor, count: int, mass: float) -> tuple[Tensor, Tensor]:
+    """The mask made from the `count` most probable tokens, and the mass that these hold, [N]."""
     top, index = probabilities.topk(count, dim=-1)
     before = top.cumsum(-1) - top
-    return torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, index, before < mass)
+    mask = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, index, before < mass)
+    return mask, top.sum(-1)
 
 
 @register
@@ -65,6 +70,13 @@ class AdaptiveKL(Objective):
         inside = (gap * head_of(p, self.head_mass)).sum(-1)
         return torch.where(total > 0, inside / total.clamp_min(torch.finfo(p.dtype).tiny), 0.5)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        share = self.head_share(torch.softmax(teacher, -1), torch.softmax(student, -1))
+        return closed.symmetric_kl(student, teacher, share, 1 - share)
+
 
 @register
 class AB(Objective):
@@ -94,6 +106,15 @@ class AB(Objective):
         if abs(a) < abs(b):  # D(a, b; p, q) = D(b, a; q, p): divide by the larger exponent
             u, v, a, b = v, u, b, a
         return -(_power_slope(u, v, a + b, b) - _power_slope(u, v, a + b, a + b)).sum(-1) / a
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        a, b = float(self.alpha), float(self.beta)
+        if min(abs(a), abs(b), abs(a + b)) <= 0.1:
+            return super().value_and_gradient(student, teacher, rows)
+        return closed.ab(student, teacher, a, b)
 
 
 NEAR_ZERO = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -172,6 +193,13 @@ class TAID(Objective):
         assert teacher is not None
         target = torch.lerp(student.detach(), teacher, float(self.t))
         return kl(log_softmax(target), log_softmax(student))
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        target = torch.lerp(student, teacher, float(self.t), out=teacher)
+        return closed.forward_kl(student, target)
 
 
 __all__ = ["AB", "TAID", "AdaptiveKL", "AlphaMixture", "head_of"]

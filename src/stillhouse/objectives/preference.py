@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stillhouse.curriculum import NonNegative
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.contrastive import STUDENT, TEACHER
 from stillhouse.objectives.divergences import both, kl, log_softmax
@@ -115,6 +116,14 @@ class Advantage(Objective):
         log_p, log_q = both(student, teacher)
         return -(log_q.exp() * (log_p - log_softmax(rows.reference_logits))).sum(-1)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        assert rows.reference_logits is not None
+        reward = log_softmax(teacher).sub_(log_softmax(rows.reference_logits))
+        return closed.expectation(student, reward)
+
 
 @register
 class AlignedTeacher(Objective):
@@ -141,6 +150,11 @@ class AlignedTeacher(Objective):
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
+        target, factor = self._target(teacher, rows)
+        return factor * kl(log_softmax(student), log_softmax(target))
+
+    def _target(self, teacher: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Logits of the synthetic teacher [n, V], and scale / weight [n]."""
         assert rows.reference_logits is not None
         reference = rows.reference_logits
         if self.weight_rule == "adaptive":
@@ -148,6 +162,13 @@ class AlignedTeacher(Objective):
             weight = float(self.extrapolation) * distance + 1e-3
         else:
             weight = teacher.new_full((teacher.shape[0], 1), float(self.extrapolation))
-        target = teacher + weight * (teacher - reference)
-        value = kl(log_softmax(student), log_softmax(target))
-        return float(self.scale) / weight.squeeze(-1).clamp_min(1e-3) * value
+        target = (teacher - reference).mul_(weight).add_(teacher)
+        return target, float(self.scale) / weight.squeeze(-1).clamp_min(1e-3)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        target, factor = self._target(teacher, rows)
+        value, gradient = closed.reverse_kl(student, target)
+        return factor * value, gradient.mul_(factor[:, None])

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, label_logprobs, register
 from stillhouse.objectives.rows import Rows
 
@@ -29,3 +30,9 @@ class CrossEntropy(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert rows.labels is not None
         return -label_logprobs(student, rows.labels)
+
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert rows.labels is not None
+        return closed.cross_entropy(student, rows.labels)
