@@ -26,7 +26,7 @@ from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
-from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_epoch
+from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
 
 logger = logging.getLogger("stillhouse")
 
@@ -119,7 +119,12 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         step.load_state_dict(saved["step"])
         if validation is not None:
             validation.best = saved["best"]
-    log.cut(after=-1 if checkpoint is None else checkpoints.step_of(checkpoint))
+    reached = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
+    checkpoints.drop_after(folder.checkpoints, reached)
+    log.cut(after=reached)
+    if checkpoint is not None and reached >= steps_in_all(trainer):
+        trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
+        return True
     if checkpoint is None and validation is not None:
         validation.now(0)
     try:

@@ -79,8 +79,23 @@ def rotate(folder: Path, keep: int) -> None:
     whole = [checkpoint for checkpoint in by_age if (checkpoint / MANIFEST).is_file()]
     for checkpoint in by_age:
         if checkpoint not in whole[:keep]:
-            (checkpoint / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove(checkpoint)
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Delete checkpoints after `step`: those that a resumed run has passed over as damaged and writes again.
+
+    Left there, they would count as the newest when old ones are deleted.
+    """
+    for checkpoint in numbered(folder):
+        if step_of(checkpoint) > step:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; at no moment does half of it look whole."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -66,6 +66,13 @@ def steps_in_epoch(trainer: Trainer) -> int:
     return max(1, math.ceil(forwards / trainer.args.gradient_accumulation_steps))
 
 
+def steps_in_all(trainer: Trainer) -> int:
+    """Optimiser steps of the whole training."""
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    return math.ceil(trainer.args.num_train_epochs * steps_in_epoch(trainer))
+
+
 class Ranks:
     """The processes of a distributed run."""
 

@@ -1,0 +1,139 @@
+"""Whole runs that take about a second, in processes of their own, killed wherever a test wants.
+
+A child is forked, so it need not import anything again. It dies by SIGKILL at a chosen system event: Python
+announces each opening, renaming and deleting of a file to an audit hook, and nothing has to be replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama
+import transformers.trainer  # noqa: F401  (once here, instead of in every child)
+from safetensors.torch import load_file
+
+import stillhouse
+from stillhouse.runner.execute import execute
+from stillhouse.runner.resolve import resolve
+
+Event = Callable[[str, str], bool]
+"""(name of the event, its file) -> whether to die now."""
+
+TEACHER = "package:stillhouse/demo/teacher"
+STUDENT = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+"""A GPT-2, because it has dropout on embeddings, attention and residuals."""
+
+
+def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
+    source = Path(stillhouse.__file__).parent / "demo" / "data"
+    for name, count, file in (("train", rows, "train.jsonl"), ("valid", valid, "dev.jsonl")):
+        lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """9 optimiser steps over 18 prompts: epochs of 5 steps, the last of which is half as large as the others."""
+    train = {
+        "max_steps": 9, "batch_size": 4, "micro_batch_size": 2, "lr": 3e-3, "log_every": 2,
+        "save_every": 2, "validate_every": 3, "validate_rouge": False,
+    }  # fmt: skip
+    return {
+        "name": name,
+        "student": {"tokenizer": TEACHER, "from_config": STUDENT},
+        "teacher": {"kind": "live", "path": TEACHER},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "valid": str(folder / "valid.jsonl"),
+            "template": {"kind": "plain"},
+            "max_prompt": 96,
+            "max_response": 10,
+        },
+        "evaluate": {"before": False, "teacher": False, "sampling": {"max_tokens": 8}},
+        "output": {"folder": str(folder / name), "report": False},
+        **changes,
+        "train": {**train, **changes.get("train", {})},
+    }
+
+
+def in_child(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> int:
+    """Run a configuration in a process of its own; its exit code, negative for a signal."""
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, resume, die))
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _run(tree: dict[str, Any], resume: bool, die: Event | None) -> None:
+    if die is not None:
+        sys.addaudithook(lambda event, args: _maybe_die(event, args, die))
+    try:
+        execute(resolve(tree), resume=resume)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _maybe_die(event: str, args: tuple[Any, ...], die: Event) -> None:
+    if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
+        return
+    file = args[1] if event == "os.rename" else args[0]
+    if isinstance(file, str | os.PathLike) and die(event, str(file)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nth(count: int, event: str, ending: str) -> Event:
+    """The `count`-th time that `event` happens to a file whose path ends so."""
+    left = [count]
+
+    def die(name: str, file: str) -> bool:
+        if name == event and file.endswith(ending):
+            left[0] -= 1
+        return left[0] == 0
+
+    return die
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything of a run that must not depend on interruptions."""
+    last = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "weights": load_file(folder / "student" / "model.safetensors"),
+        "optimizer": torch.load(last / "optimizer.pt", weights_only=True),
+        "scheduler": torch.load(last / "scheduler.pt", weights_only=True),
+        "state": torch.load(last / "stillhouse.pt", weights_only=True),
+        "rows": [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows],
+        "evaluation": json.loads((folder / "evaluation" / "student-after.json").read_text(encoding="utf-8"))["metrics"]
+        if (folder / "evaluation" / "student-after.json").exists() else None,
+    }  # fmt: skip
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two outcomes differ, bit for bit; times are left out."""
+    if "seconds" in path or "per_second" in path:
+        return []
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [path]
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in {**one, **other}]
+        return [d for key in keys for d in differences(one.get(key), other.get(key), f"{path}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [
+            d
+            for i, (a, b) in enumerate(zip(one, other, strict=True))
+            for d in differences(a, b, f"{path}/{i}")
+        ]
+    return [] if one == other else [f"{path}: {one!r} != {other!r}"]

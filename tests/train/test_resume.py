@@ -1,0 +1,119 @@
+"""A run that is killed and resumed ends as one that was not: weights, optimiser, buffer, log, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import differences, in_child, nth, outcome, tree, write_data
+
+from stillhouse.train import checkpoints
+
+SKEW = {"kind": "skew_rkl"}
+METHODS: dict[str, dict[str, Any]] = {
+    "fixed": {"objective": {"kind": "taid", "t": {"kind": "momentum", "rate": 0.05}}, "responses": "fixed"},
+    "mixed": {"objective": "reverse_kl", "responses": {"kind": "mixed", "student_share": 0.5}},
+    "pairs": {
+        "objective": {"teacher": "skew_kl", "student": SKEW},
+        "responses": {"kind": "pairs", "refresh": "epoch"},
+    },
+    "adaptive": {
+        "objective": SKEW,
+        "responses": {
+            "kind": "adaptive", "capacity": 8, "keep_teacher": True,
+            "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
+        },
+        "train": {"keep": "best", "best_by": "loss"},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("resume")
+    write_data(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Any:
+    """The outcome of a method's run that nothing interrupts, made when it is first asked for."""
+
+    @functools.cache
+    def made(method: str) -> dict[str, Any]:
+        assert in_child(tree(folder, f"{method}-straight", **METHODS[method])) == 0
+        return outcome(folder / f"{method}-straight")
+
+    return made
+
+
+KILLS = {
+    "before the first checkpoint": nth(1, "open", "metrics.jsonl"),
+    "while the log is written": nth(6, "open", "metrics.jsonl"),
+    "while the trainer saves": nth(1, "open", "checkpoint-6/trainer_state.json"),
+    "between the trainer's state and ours": nth(1, "os.rename", "checkpoint-6/stillhouse.pt"),
+    "before a checkpoint is sealed": nth(1, "os.rename", "checkpoint-8/complete.json"),
+    "while an old checkpoint is deleted": nth(1, "shutil.rmtree", "checkpoint-4"),
+    "while the student is exported": nth(1, "open", "student.new/README.md"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "kill"),
+    [
+        *(("adaptive", kill) for kill in KILLS),
+        ("fixed", "while the log is written"),
+        ("fixed", "while the trainer saves"),
+        ("mixed", "between the trainer's state and ours"),
+        ("pairs", "while the trainer saves"),
+        ("pairs", "before a checkpoint is sealed"),
+    ],
+)
+def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, method: str, kill: str) -> None:
+    wanted = straight(method)
+    name = f"{method}-{list(KILLS).index(kill)}"
+    run = tree(folder, name, **METHODS[method])
+    die = KILLS[kill]
+    assert in_child(run, die=die) == -9, "the process was to be killed"
+    assert in_child(run, resume=True) == 0
+    assert differences(wanted, outcome(folder / name)) == []
+
+
+def test_it_may_be_killed_again_and_again(folder: Path, straight: Any) -> None:
+    run = tree(folder, "often", **METHODS["adaptive"])
+    assert in_child(run, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
+    assert in_child(run, resume=True, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
+    assert in_child(run, resume=True, die=nth(1, "os.rename", "checkpoint-6/complete.json")) == -9
+    assert in_child(run, resume=True) == 0
+    assert differences(straight("adaptive"), outcome(folder / "often")) == []
+
+
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    folder: Path, straight: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tree(folder, "damaged", **METHODS["adaptive"])
+    assert in_child(run, die=nth(1, "open", "checkpoint-8/trainer_state.json")) == -9
+    damaged = folder / "damaged" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    found = checkpoints.newest_whole(folder / "damaged" / "checkpoints")
+    assert found is not None
+    assert found.name == "checkpoint-4"
+    assert "checkpoint-6 has a damaged optimizer.pt; going back to the checkpoint before it" in caplog.text
+    assert in_child(run, resume=True) == 0
+    assert differences(straight("adaptive"), outcome(folder / "damaged")) == []
+
+
+def test_saves_are_bounded(folder: Path, straight: Any) -> None:
+    straight("adaptive")
+    left = sorted(path.name for path in (folder / "adaptive-straight" / "checkpoints").iterdir())
+    assert left == ["checkpoint-8", "checkpoint-9"]
+
+
+def test_another_seed_gives_another_outcome(folder: Path, straight: Any) -> None:
+    """The comparison can fail."""
+    assert in_child(tree(folder, "other", **METHODS["mixed"], train={"seed": 43})) == 0
+    assert len(differences(straight("mixed"), outcome(folder / "other"))) > 10

@@ -1,0 +1,191 @@
+"""The gradient of a step is that of its tokens: not of how they are split, padded, accumulated or spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor, nn
+
+from stillhouse.errors import TrainingError
+from stillhouse.objectives import Objective, build
+from stillhouse.objectives.base import parse_objective
+from stillhouse.responses import Fixed
+from stillhouse.responses.base import Stateless
+from stillhouse.teachers.live import LiveTeacher
+from stillhouse.train.step import Method, Step
+from stillhouse.types import Progress, Prompt, Response
+
+PAIRED = {
+    "teacher": {"kind": "skew_kl", "alpha": 0.1, "loss_weight": {"kind": "linear", "start": 1.0, "end": 0.5}},
+    "student": {"kind": "skew_rkl", "alpha": 0.1},
+}
+NOW = Progress(step=3, max_steps=10, epoch=0.3, epochs=1.0)
+
+
+class Given(Stateless):
+    """Hands out given responses, whatever the prompts."""
+
+    def __init__(self, groups: list[list[Response]]) -> None:
+        self.groups = groups
+
+    def draw(self, now: object, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        return self.groups
+
+
+class Other:
+    """A second rank with known counts."""
+
+    def __init__(self, size: int, counts: Tensor) -> None:
+        self.size = size
+        self.counts = counts
+
+    def add(self, counts: Tensor) -> Tensor:
+        return self.counts
+
+
+def step_of(
+    objective: Objective,
+    groups: list[list[Response]],
+    normalise: str = "token",
+    teacher_seed: int = 7,
+    dtype: torch.dtype = torch.float32,
+) -> Step:
+    method = Method(Fixed(), objective, normalise)  # type: ignore[arg-type]
+    teacher = LiveTeacher(tiny.model(teacher_seed, width=24, dtype=dtype), tiny.VOCAB)
+    return Step(method, Given(groups), teacher, tiny.PAD, tiny.VOCAB)
+
+
+def gradient(step: Step, student: nn.Module, num_micro: int, padding: int = 0) -> tuple[float, Tensor]:
+    student.zero_grad()
+    total = 0.0
+    for batch in step.prepare([], NOW, num_micro):
+        if padding:
+            batch = {name: widened(name, value, padding) for name, value in batch.items()}
+        loss = step.loss(student, batch)
+        loss.backward()
+        total += loss.item()
+    return total, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+def widened(name: str, value: Tensor, padding: int) -> Tensor:
+    if value.dim() < 2:
+        return value
+    fill = {"labels": -100, "input_ids": tiny.PAD}.get(name, 0)
+    return nn.functional.pad(value, (0, padding), value=fill)
+
+
+def groups_of(paired: bool) -> list[list[Response]]:
+    if not paired:
+        return [[response] for response in tiny.responses(8)]
+    teacher = tiny.responses(4, seed=1, sources=("teacher",))
+    student = tiny.responses(4, seed=2, sources=("student",))
+    return [
+        [t, Response(t.prompt, s.token_ids, "student", True, 0)]
+        for t, s in zip(teacher, student, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_gradient_does_not_depend_on_micro_batches_or_padding(normalise: str, paired: bool) -> None:
+    objective = parse_objective(PAIRED) if paired else build("forward_kl")
+    student = tiny.model(1, dtype=torch.float64)
+    step = step_of(objective, groups_of(paired), normalise, dtype=torch.float64)
+    splits = (1, 2, 4) if paired else (1, 2, 4, 8)
+    value, whole = gradient(step, student, 1)
+    for num_micro in splits:
+        for padding in (0, 5):
+            other_value, other = gradient(step, student, num_micro, padding)
+            assert other_value == pytest.approx(value, rel=1e-6)
+            assert (other - whole).norm() <= 1e-6 * whole.norm()
+
+
+def test_token_mean_and_sequence_mean_are_what_they_say() -> None:
+    groups = groups_of(paired=False)
+    student, teacher = tiny.model(1), tiny.model(7, width=24)
+    per_sequence = []
+    for (response,) in groups:
+        ids = torch.tensor([(*response.prompt.token_ids, *response.token_ids)])
+        start = len(response.prompt.token_ids) - 1
+        rows = slice(start, start + len(response.token_ids))
+        with torch.no_grad():
+            s, t = student(input_ids=ids).logits[0, rows], teacher(input_ids=ids).logits[0, rows]
+        per_sequence.append((t.softmax(-1) * (t.log_softmax(-1) - s.log_softmax(-1))).sum(-1))
+    token_mean = torch.cat(per_sequence).mean().item()
+    sequence_mean = torch.stack([values.mean() for values in per_sequence]).mean().item()
+    assert abs(token_mean - sequence_mean) > 1e-3
+    for normalise, expected in (("token", token_mean), ("sequence", sequence_mean)):
+        value, _ = gradient(step_of(build("forward_kl"), groups, normalise), student, 2)
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_ranks_together_give_the_gradient_of_one() -> None:
+    groups = groups_of(paired=False)
+    student = tiny.model(1, dtype=torch.float64)
+    _, whole = gradient(step_of(build("forward_kl"), groups, dtype=torch.float64), student, 1)
+    tokens = torch.tensor([sum(len(r.token_ids) for g in groups for r in g)], dtype=torch.float64)
+    parts = []
+    for part in (groups[:5], groups[5:]):
+        step = step_of(build("forward_kl"), part, dtype=torch.float64)
+        step.world = Other(2, tokens)
+        parts.append(gradient(step, student, 2)[1])
+    averaged = (parts[0] + parts[1]) / 2
+    assert (averaged - whole).norm() <= 1e-9 * whole.norm()
+
+
+def test_another_teacher_gives_another_loss() -> None:
+    groups = groups_of(paired=False)
+    student = tiny.model(1)
+    one, g1 = gradient(step_of(build("forward_kl"), groups, teacher_seed=7), student, 1)
+    two, g2 = gradient(step_of(build("forward_kl"), groups, teacher_seed=8), student, 1)
+    assert abs(one - two) > 1e-3
+    assert (g1 - g2).norm() > 1e-2 * g1.norm()
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient() -> None:
+    groups = groups_of(paired=False)
+    step = step_of(build("forward_kl"), groups)
+    assert isinstance(step.teacher, LiveTeacher)
+    student = tiny.model(7, width=24)
+    value, grads = gradient(step, student, 2)
+    assert abs(value) < 1e-6
+    assert grads.norm() < 1e-5
+
+
+def test_schedules_reach_the_loss() -> None:
+    groups = groups_of(paired=True)
+    student = tiny.model(1)
+    step = step_of(parse_objective(PAIRED), groups)
+    values = []
+    for progress in (Progress(0, 10, 0.0, 1.0), Progress(10, 10, 1.0, 1.0)):
+        batches = step.prepare([], progress, 1)
+        values.append(step.loss(student, batches[0]).item())
+    row = step.meter.row()
+    assert row["schedule/objective.teacher.loss_weight"] == pytest.approx(0.75)
+    assert values[1] < values[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_way_out() -> None:
+    student = tiny.model(1)
+    with torch.no_grad():
+        next(iter(student.parameters())).fill_(float("nan"))
+    step = step_of(build("forward_kl"), groups_of(paired=False))
+    batch = step.prepare([], NOW, 1)[0]
+    with pytest.raises(TrainingError, match=r"train\.lr"):
+        step.loss(student, batch)
+
+
+def test_the_log_shows_true_divergences_by_source() -> None:
+    groups = groups_of(paired=True)
+    step = step_of(parse_objective(PAIRED), groups)
+    student = tiny.model(1)
+    total = sum(step.loss(student, batch).item() for batch in step.prepare([], NOW, 2))
+    row = step.meter.row()
+    assert row["responses/teacher"] == row["responses/student"] == 0.5
+    assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert row["loss/teacher"] > 0
+    assert row["loss/student"] > 0
+    assert row["responses/student_age"] == 3

@@ -1,0 +1,138 @@
+"""The adapter over Hugging Face's Trainer: it overrides two methods, and matches the plain loop step by step."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tests import tiny
+from tests.conftest import ROOT
+from transformers import Trainer, TrainingArguments
+
+from stillhouse.objectives import build
+from stillhouse.responses import Fixed
+from stillhouse.responses.fixed import FixedPolicy
+from stillhouse.teachers.live import LiveTeacher
+from stillhouse.train.step import Method, Step
+from stillhouse.train.trainer import DistilTrainer
+
+
+def test_the_adapter_shadows_exactly_two_methods() -> None:
+    ours = {name for name in vars(DistilTrainer) if not name.startswith("__")}
+    assert ours & set(dir(Trainer)) == {"get_batch_samples", "compute_loss"}
+
+
+def test_instance_attributes_do_not_collide_with_the_trainers(tmp_path: Path) -> None:
+    plain = Trainer(
+        model=tiny.model(1), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    )
+    assert "step" not in vars(plain)
+    assert not hasattr(Trainer, "step")
+
+
+def oracle() -> ModuleType:
+    """examples/kd_loop.py, which imports nothing of ours."""
+    spec = importlib.util.spec_from_file_location("kd_loop", ROOT / "examples" / "kd_loop.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Record:
+    """Remembers the loss of every step and the prompts that it was given."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.losses: list[float] = []
+        self.prompts: list[list[str]] = []
+
+    def watch(self, trainer: DistilTrainer) -> None:
+        from transformers import TrainerCallback
+
+        record = self
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+                record.losses.append(record.step.last_loss)
+
+        trainer.add_callback(Watch())
+
+
+class Remembering(FixedPolicy):
+    """The data set's responses, and a note of which prompts were asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def draw(self, now, prompts, progress):  # type: ignore[no-untyped-def]
+        self.seen.append([prompt.id for prompt in prompts])
+        return super().draw(now, prompts, progress)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_library_matches_the_plain_loop_loss_by_loss(tmp_path: Path, accumulation: int) -> None:
+    prompts = tiny.prompts(40)
+    student, teacher = tiny.model(1), tiny.model(7, width=24)
+    ours = copy.deepcopy(student)
+    policy = Remembering()
+    step = Step(
+        Method(Fixed(), build("forward_kl"), "token"), policy, LiveTeacher(teacher, tiny.VOCAB), 0, tiny.VOCAB
+    )
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=10,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=3,
+    )
+    trainer = DistilTrainer(step=step, model=ours, args=arguments, train_dataset=prompts)
+    record = Record(step)
+    record.watch(trainer)
+    trainer.train()
+
+    by_id = {prompt.id: (list(prompt.token_ids), list(prompt.response_ids or ())) for prompt in prompts}
+    steps = [[by_id[name] for name in names] for names in policy.seen]
+    assert len(steps) == 10
+    assert {len(names) for names in policy.seen} == {8}
+    losses = oracle().kd_losses(student, teacher, steps, pad_id=0, lr=1e-2, micro_batch=3)
+    assert record.losses == pytest.approx(losses, rel=2e-4)
+    assert losses[-1] < losses[0]
+    for mine, theirs in zip(ours.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
+
+
+def test_every_epoch_sees_every_prompt_once(tmp_path: Path) -> None:
+    prompts = tiny.prompts(22)
+    policy = Remembering()
+    student = tiny.model(1)
+    step = Step(Method(Fixed(), build("cross_entropy"), "token"), policy, None, 0, tiny.VOCAB)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    DistilTrainer(step=step, model=student, args=arguments, train_dataset=prompts).train()
+    assert [len(names) for names in policy.seen] == [8, 8, 6, 8, 8, 6]
+    for epoch in (policy.seen[:3], policy.seen[3:]):
+        assert sorted(name for names in epoch for name in names) == sorted(prompt.id for prompt in prompts)
