@@ -84,9 +84,10 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         _before(parts, folder)
         finished = train(parts, folder, interrupt, resume)
         if finished:
-            export(parts, folder)
+            if folder.main:
+                export(parts, folder)
             evaluate_system(parts, folder, "student after", parts.student)
-    if config.output.report:
+    if config.output.report and folder.main:
         _write_report(folder)
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
 

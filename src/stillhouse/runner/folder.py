@@ -24,8 +24,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenize
 class RunFolder:
     """Knows where each file of a run is, and writes them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, main: bool | None = None) -> None:
+        """A run folder; of several processes only the main one (rank 0) writes."""
         self.path = path
+        self.main = os.environ.get("RANK", "0") == "0" if main is None else main
         self.checkpoints = path / "checkpoints"
         self.responses = path / "responses"
         self.student = path / "student"
@@ -41,6 +43,8 @@ class RunFolder:
         Raises:
             ConfigError: there is a run in it already, and it was not asked to go on with it.
         """
+        if not self.main:
+            return
         if self.path.is_file():
             raise ConfigError(Fault("output.folder", "is a file, not a folder", got=str(self.path)))
         if (self.path / "state.json").exists() and not resume:
@@ -68,25 +72,29 @@ class RunFolder:
             "process": os.getpid(),
             "message": None,
         }
-        write_json(self.path / "state.json", self._state)
+        self.write("state.json", self._state)
 
     def end(self, state: str, message: str | None = None) -> None:
         """Note how the run has ended: "done", "interrupted" or "failed"."""
         seconds = round(time.monotonic() - self._start, 3)
         self._state.update(state=state, ended=_now(), seconds=seconds, message=message)
-        write_json(self.path / "state.json", self._state)
+        self.write("state.json", self._state)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the folder."""
-        write_json(self.path / name, value)
+        if self.main:
+            write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
-        with atomic(self.path / name) as handle:
-            handle.write(text)
+        if self.main:
+            with atomic(self.path / name) as handle:
+                handle.write(text)
 
     def write_evaluation(self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Write the result and the answers of one system ("teacher", "student before", "student after")."""
+        if not self.main:
+            return
         slug = system.replace(" ", "-")
         write_jsonl(self.path / "evaluation" / f"{slug}.jsonl", rows)
         write_json(self.path / "evaluation" / f"{slug}.json", {"system": system, **facts})

@@ -209,9 +209,13 @@ class Step:
         total = loss.item()
         self.last_loss += total
         self.meter.add_mean("loss", total, 0)
+        parts = mapped(self.now["objective"]) or {}
         for code in sources.unique().tolist():
+            source = SOURCES[code]
             chosen = values[sources == code]
-            self.meter.add_mean(f"loss/{SOURCES[code]}", chosen.sum().item(), chosen.numel())
+            weight = float(parts[source].loss_weight) if source in parts else 1.0
+            if weight:  # a map's values hold the loss weight; the log shows the divergence itself
+                self.meter.add_mean(f"loss/{source}", chosen.sum().item() / weight, chosen.numel())
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss became {total} ({type(self.now['objective']).__name__}). No weights were changed by this step. "
