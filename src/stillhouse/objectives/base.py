@@ -73,6 +73,10 @@ class Objective(Part):
         """
         rows = rows or Rows()
         self.check(teacher_logits is not None, rows)
+        if rows.count not in (None, student_logits.shape[0]):
+            raise ValueError(
+                f"{self.name}: {student_logits.shape[0]} rows of logits but facts on {rows.count}"
+            )
         student, teacher, reference = _raised(student_logits), None, None
         if teacher_logits is not None and "teacher" in self.required:
             teacher = _raised(teacher_logits).detach()

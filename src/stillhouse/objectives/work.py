@@ -16,7 +16,7 @@ from stillhouse.objectives.head import Head, gathered
 from stillhouse.objectives.rows import Rows, with_gaps
 
 HALF = (torch.float16, torch.bfloat16)
-BLOCK_ENTRIES_CPU = 2**20
+BLOCK_ENTRIES_CPU = 2**19
 """Logits of one block on a CPU: so few that the temporaries of the arithmetic stay in its cache."""
 BLOCK_ENTRIES = 2**26
 """Elsewhere blocks are large, so that starting kernels costs nothing."""
@@ -120,7 +120,8 @@ class Sums:
         # One chunk is one product, rounded once; several are summed in fp32 so that late ones are not lost.
         dtype = exact if chunks > 1 and weight.dtype in HALF else weight.dtype
         self.hidden = torch.zeros_like(student.hidden) if needs[0] else None
-        self.weight = torch.zeros_like(weight, dtype=dtype) if needs[1] else None
+        # Not filled with zeros: the first chunk writes, the others add.
+        self.weight = torch.empty_like(weight, dtype=dtype) if needs[1] else None
         self.bias = weight.new_zeros(weight.shape[0], dtype=exact) if needs[2] else None
         self._empty = True
 
@@ -136,10 +137,17 @@ class Sums:
             else:
                 self.weight.addmm_(gradient.t(), student.hidden)
         else:
+            if self._empty:
+                self.weight.zero_()
             for start in range(0, gradient.shape[1], TILE):
                 tile = slice(start, start + TILE)
                 self.weight[tile] += torch.mm(gradient[:, tile].t(), student.hidden)
         self._empty = False
+
+    def finish(self) -> None:
+        """Make sure that a gradient to which no chunk came is zero."""
+        if self._empty and self.weight is not None:
+            self.weight.zero_()
 
 
 @functools.lru_cache(maxsize=32)
@@ -224,6 +232,7 @@ class Work:
                 chunk = slice(start, start + self.chunk_rows)
                 where = chunk if index is None else index[chunk]
                 values[where] += self._chunk(piece.at(chunk), sums, where)
+        sums.finish()
         return (values * part.weights).sum(), values, sums
 
     def _chunk(self, piece: Part, sums: Sums, where: Tensor | slice) -> Tensor:

@@ -1,0 +1,261 @@
+"""Identities and limits that tie objectives to each other and to enumeration."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tests.objectives.problems import drawn_rows, gradient, logits
+from torch import Tensor
+
+from stillhouse.objectives import Rows, build, likelihood_gaps
+from stillhouse.objectives.mixtures import head_of
+from stillhouse.types import SOURCES
+
+NONE = Rows()
+
+
+def pair(count: int = 6, vocab: int = 9) -> tuple[Tensor, Tensor]:
+    return logits(count, vocab, 1), logits(count, vocab, 2)
+
+
+def slope(kind: str, **options) -> Tensor:
+    return gradient(build(kind, **options), *pair(), NONE)[1]
+
+
+def value(kind: str, **options) -> Tensor:
+    return build(kind, **options)(*pair())
+
+
+def test_csd_of_the_student_has_the_gradient_of_reverse_kl() -> None:
+    torch.testing.assert_close(slope("csd"), slope("reverse_kl"), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(slope("csd", factor="paper"), 2 * slope("reverse_kl"))
+    assert not torch.allclose(slope("csd", temperature=1.5), slope("reverse_kl"), rtol=0.05)
+
+
+@pytest.mark.parametrize("w1", ["student", "teacher", "uniform", "mix"])
+@pytest.mark.parametrize("w2", ["student", "teacher", "uniform", "mix"])
+def test_csd_in_linear_time_is_the_sum_over_all_pairs(w1: str, w2: str) -> None:
+    student, teacher = pair()
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    weights = {
+        "student": q,
+        "teacher": p,
+        "uniform": torch.full_like(q, 1 / 9),
+        "mix": 0.15 * p + 0.85 * q,
+    }
+    residual = student - teacher
+    differences = (residual[:, :, None] - residual[:, None, :]).square()
+    pairs = 0.25 * (weights[w1][:, :, None] * weights[w2][:, None, :] * differences).sum((1, 2))
+    torch.testing.assert_close(value("csd", w1=w1, w2=w2), pairs)
+
+
+def test_centred_uniform_dld_is_half_of_uniform_csd() -> None:
+    both = slope("dld", weight="uniform", center=True), slope("csd", w1="uniform", w2="uniform")
+    torch.testing.assert_close(both[0], both[1] / 2)
+
+
+def test_jsd_is_a_mixture_of_the_skew_divergences() -> None:
+    for share in (0.1, 0.5, 0.8):
+        mixed = share * value("skew_kl", alpha=share) + (1 - share) * value("skew_rkl", alpha=1 - share)
+        torch.testing.assert_close(value("jsd", teacher_weight=share), mixed)
+
+
+def test_jeffreys_is_the_sum_of_both_kl() -> None:
+    torch.testing.assert_close(value("jeffreys"), value("forward_kl") + value("reverse_kl"))
+    torch.testing.assert_close(value("symmetric_kl", reverse_weight=0.5), value("jeffreys") / 2)
+
+
+@pytest.mark.parametrize(
+    ("near", "limit"),
+    [
+        (("skew_kl", {"alpha": 1e-7}), ("forward_kl", {})),
+        (("skew_rkl", {"alpha": 1e-7}), ("reverse_kl", {})),
+        (("skew_rkl", {"alpha": 1e-7, "detach_mixture": True}), ("reverse_kl", {})),
+        (("ab", {"alpha": 1.0, "beta": 0.0}), ("forward_kl", {})),
+        (("ab", {"alpha": 0.0, "beta": 1.0}), ("reverse_kl", {})),
+        (("ab", {"alpha": 1.0, "beta": 1e-6}), ("forward_kl", {})),
+        (("ab", {"alpha": 0.3, "beta": 1e-7}), ("ab", {"alpha": 0.3, "beta": 0.0})),
+        (("ab", {"alpha": 0.3, "beta": -0.3 + 1e-7}), ("ab", {"alpha": 0.3, "beta": -0.3})),
+        (("ab", {"alpha": 2e-6, "beta": 2e-6}), ("ab", {"alpha": 0.0, "beta": 0.0})),
+        (("taid", {"t": 1.0}), ("forward_kl", {})),
+        (("alpha_mixture", {"alpha": -1.0, "teacher_share": 0.2}), ("skew_kl", {"alpha": 0.2})),
+        (("alpha_mixture", {"alpha": 1 - 1e-6}), ("alpha_mixture", {"alpha": 1.0})),
+        (("symmetric_kl", {"reverse_weight": 0.0}), ("forward_kl", {})),
+        (("symmetric_kl", {"reverse_weight": 1.0}), ("reverse_kl", {})),
+    ],
+)
+def test_limits(near: tuple[str, dict], limit: tuple[str, dict]) -> None:
+    torch.testing.assert_close(value(near[0], **near[1]), value(limit[0], **limit[1]), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(slope(near[0], **near[1]), slope(limit[0], **limit[1]), rtol=2e-4, atol=1e-4)
+
+
+def test_ab_limits_are_those_of_the_textbook() -> None:
+    student, teacher = pair()
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    a = 0.4
+    at_zero_beta = (p**a * (p**a / q**a).log() - p**a + q**a).sum(-1) / a**2
+    torch.testing.assert_close(value("ab", alpha=a, beta=0.0), at_zero_beta)
+    opposite = ((q**a / p**a).log() + p**a / q**a - 1).sum(-1) / a**2
+    torch.testing.assert_close(value("ab", alpha=a, beta=-a), opposite)
+    torch.testing.assert_close(value("ab", alpha=0.0, beta=0.0), 0.5 * (p.log() - q.log()).square().sum(-1))
+
+
+def test_jsd_over_its_weight_tends_to_forward_kl() -> None:
+    tiny = 1e-4
+    torch.testing.assert_close(
+        value("jsd", teacher_weight=tiny) / tiny, value("forward_kl"), rtol=0.02, atol=0
+    )
+
+
+def test_kl_temperature_is_neither_squared_nor_left_out() -> None:
+    student, teacher = pair()
+    expected = build("forward_kl")(student / 2, teacher / 2)
+    torch.testing.assert_close(value("forward_kl", temperature=2.0), expected)
+
+
+def test_detaching_the_mixture_changes_the_gradient_but_not_the_value() -> None:
+    torch.testing.assert_close(
+        value("skew_rkl", alpha=0.3), value("skew_rkl", alpha=0.3, detach_mixture=True)
+    )
+    assert not torch.allclose(
+        slope("skew_rkl", alpha=0.3), slope("skew_rkl", alpha=0.3, detach_mixture=True), rtol=0.05
+    )
+
+
+def test_the_head_of_a_distribution_is_the_fewest_tokens_with_the_mass() -> None:
+    probabilities = torch.tensor([[0.3, 0.05, 0.4, 0.25], [0.9, 0.02, 0.05, 0.03]])
+    assert head_of(probabilities, 0.5).tolist() == [[True, False, True, False], [True, False, False, False]]
+    flat = torch.rand(2, 700, dtype=torch.float64)
+    flat /= flat.sum(-1, keepdim=True)
+    for row, mask in zip(flat, head_of(flat, 0.9), strict=True):
+        assert row[mask].sum() >= 0.9
+        assert row[mask].sum() - row[mask].min() < 0.9
+        assert row[mask].min() >= row[~mask].max()
+
+
+def test_uld_is_blind_to_which_token_is_which_and_pads_the_smaller_vocabulary() -> None:
+    student, teacher = pair()
+    shuffled = teacher[:, torch.randperm(9, generator=torch.Generator().manual_seed(3))]
+    torch.testing.assert_close(build("uld")(student, shuffled), value("uld"))
+    assert build("uld")(student, student.flip(-1)).abs().max() < 1e-12
+    padded = torch.cat([teacher, teacher.new_full((6, 4), -torch.inf)], -1)
+    torch.testing.assert_close(build("uld")(student, padded), value("uld"))
+
+
+def test_closed_form_of_uld_in_fp32() -> None:
+    student, teacher = logits(5, 300, 1).float(), logits(5, 280, 2).float()
+    leaf = student.clone().requires_grad_()
+    expected = build("uld")(leaf, teacher)
+    (wanted,) = torch.autograd.grad(expected.sum(), leaf)
+    got, force = build("uld").value_and_gradient(student.clone(), teacher.clone(), NONE)
+    torch.testing.assert_close(got, expected.detach())
+    torch.testing.assert_close(force, wanted)
+
+
+def _chain(seed: int) -> tuple[Tensor, Tensor]:
+    """Logits of a two-token process: the first token, then the second given the first; [1 + V, V]."""
+    return logits(4, 3, seed, 1.0), logits(4, 3, seed + 1, 1.0)
+
+
+def test_minillm_gradient_by_enumeration() -> None:
+    student, teacher = _chain(5)
+    leaf = student.clone().requires_grad_()
+    log_q, log_p = leaf.log_softmax(-1), teacher.log_softmax(-1)
+    exact, estimated = 0.0, torch.zeros_like(student)
+    objective = build("policy_gradient", single_step=True)
+    for first, second in itertools.product(range(3), repeat=2):
+        visited = torch.tensor([0, 1 + first])
+        labels = torch.tensor([first, second])
+        sequence_q = log_q[visited, labels].sum()
+        exact = exact + sequence_q.exp() * (sequence_q - log_p[visited, labels].sum())
+        rows = Rows(labels=labels, sequence_ids=torch.zeros(2, dtype=torch.long))
+        part = gradient(objective, student[visited], teacher[visited], rows)[1]
+        estimated[visited] += sequence_q.exp().detach() * part
+    (wanted,) = torch.autograd.grad(exact, leaf)
+    torch.testing.assert_close(estimated, wanted)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_on_policy_distillation_is_reverse_kl_in_expectation(estimator: str) -> None:
+    student, teacher = _chain(8)
+    objective = build("policy_gradient", discount=0.0, include_current=True, estimator=estimator)
+    expected, wanted = gradient(build("reverse_kl"), student, teacher, NONE)
+    mean, force = torch.zeros(4, dtype=torch.float64), torch.zeros_like(student)
+    for token in range(3):
+        rows = Rows(labels=torch.full((4,), token), sequence_ids=torch.arange(4))
+        part, part_force = gradient(objective, student, teacher, rows)
+        chance = student.softmax(-1)[:, token]
+        mean += chance * part
+        force += chance[:, None] * part_force
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(force, wanted)
+
+
+def test_returns_are_discounted_by_distance_and_not_by_position() -> None:
+    from stillhouse.objectives.sampled import returns
+
+    ids = torch.tensor([0, 1, 0, 1, 0])
+    gain, left = returns(torch.tensor([1.0, 10.0, 2.0, 20.0, 3.0]), ids, 0.5, include_current=True)
+    assert gain.tolist() == [1 + 0.5 * 2 + 0.25 * 3, 10 + 0.5 * 20, 2 + 0.5 * 3, 20, 3]
+    assert left.tolist() == [3, 2, 2, 1, 1]
+    gain, left = returns(torch.tensor([1.0, 10.0, 2.0, 20.0, 3.0]), ids, 0.5, include_current=False)
+    assert gain.tolist() == [0.5 * 2 + 0.25 * 3, 0.5 * 20, 0.5 * 3, 0, 0]
+    assert left.tolist() == [2, 1, 1, 0, 0]
+
+
+def test_dpkd_is_the_sigmoid_of_the_pairs_gap() -> None:
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    got = build("dpkd", scale=0.3, length_normalised=False)(student, teacher, rows)
+    ratio = (student.log_softmax(-1) - teacher.log_softmax(-1)).gather(-1, rows.labels[:, None])[:, 0]
+    for prompt in (0, 1):
+        mine = rows.pair_ids == prompt
+        signs = torch.where(rows.sources == SOURCES.index("teacher"), 1.0, -1.0)
+        gap = (signs * ratio)[mine].sum()
+        torch.testing.assert_close(got[mine], -torch.nn.functional.logsigmoid(0.3 * gap).expand(mine.sum()))
+    with pytest.raises(ValueError, match="exactly one teacher-written"):
+        build("dpkd")(student[:2], teacher[:2], rows[:2])
+
+
+def test_contrastive_alpha_follows_the_gap_and_stays_in_its_bounds() -> None:
+    teacher_code, student_code = SOURCES.index("teacher"), SOURCES.index("student")
+    objective = build("contrastive", alpha_rule="gap", teacher_gap=0.1, student_gap=0.1)
+    gaps = torch.tensor([0.1, 0.095, 0.05, 0.5, -0.2], dtype=torch.float64)
+    rows = Rows(sequence_gaps=gaps, mean_gaps=gaps)
+    inner = 1 - 0.9 * 0.1 / (0.095 + 1e-5)
+    assert objective.alphas(rows, teacher_code)[:, 0].tolist() == pytest.approx(
+        [0.1, inner, 0.01, 0.1, 0.1], abs=1e-3
+    )
+    mirrored = Rows(sequence_gaps=-gaps, mean_gaps=-gaps)
+    torch.testing.assert_close(objective.alphas(mirrored, student_code), objective.alphas(rows, teacher_code))
+
+
+def test_likelihood_gaps_are_means_over_sequences_by_source() -> None:
+    teacher_code, student_code = SOURCES.index("teacher"), SOURCES.index("student")
+    rows = Rows(
+        sequence_ids=torch.tensor([0, 0, 1, 2]),
+        sources=torch.tensor([teacher_code, teacher_code, student_code, teacher_code]),
+        student_logprobs=torch.tensor([-1.0, -3.0, -1.0, -2.0]),
+        teacher_logprobs=torch.tensor([-0.5, -1.5, -2.0, -1.0]),
+    )
+    found = likelihood_gaps(rows)
+    exp = torch.tensor([-1.0, -2.0]).exp()
+    assert found["teacher"] == pytest.approx(float(exp[0] - exp[1]))
+    assert found["student"] == pytest.approx(float(exp[1] - exp[0]))
+    assert set(found) == {"teacher", "student"}
+
+
+def test_advantage_pushes_towards_what_the_preference_raised() -> None:
+    student = torch.zeros(1, 3)
+    teacher, reference = torch.tensor([[2.0, 0.0, 0.0]]), torch.zeros(1, 3)
+    force = gradient(build("advantage"), student, teacher, Rows(reference_logits=reference))[1]
+    assert force[0, 0] < 0 < force[0, 1]
+
+
+def test_aligned_teacher_extrapolates_beyond_the_teacher() -> None:
+    teacher, reference = logits(3, 5, 1), logits(3, 5, 2)
+    rows = Rows(reference_logits=reference)
+    objective = build("aligned_teacher", weight_rule="fixed", extrapolation=0.5, scale=1.0)
+    assert objective(1.5 * teacher - 0.5 * reference, teacher, rows).abs().max() < 1e-12
+    assert objective(teacher, teacher, rows).min() > 1e-4
