@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stillhouse import console
 from stillhouse.errors import ConfigError, Fault
@@ -16,11 +18,12 @@ from stillhouse.errors import ConfigError, Fault
 STAGES = ("warm-start", "kd", "distillm2")
 
 
-def quickstart(folder: Path) -> Path:
+def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
     """Run the three stages, print the comparison and write one page for all of them.
 
     Args:
         folder: where the runs go; what an earlier quickstart left there is replaced.
+        more: values that lie over those of every stage, such as {"train.max_steps": 4}.
 
     Returns:
         The page.
@@ -38,7 +41,7 @@ def quickstart(folder: Path) -> Path:
     demo = Path(__file__).parent / "demo"
     for number, stage in enumerate(STAGES, start=1):
         console.note(f"{number} of {len(STAGES)}: {stage}")
-        overrides = {"output.folder": str(folder / stage), "output.report": False}
+        overrides = {"output.folder": str(folder / stage), "output.report": False, **(more or {})}
         if stage != "warm-start":
             overrides["student.path"] = str(folder / "warm-start" / "student")
         execute(resolve(demo / f"{stage}.yaml", overrides))
@@ -54,6 +57,8 @@ def _clear(folder: Path) -> None:
     if inside - {*STAGES, "report.html"}:
         strange = ", ".join(sorted(inside - {*STAGES, "report.html"})[:3])
         raise ConfigError(
-            Fault("--folder", f"{folder} holds other files ({strange})", hint="Choose an empty or new folder.")
+            Fault(
+                "--folder", f"{folder} holds other files ({strange})", hint="Choose an empty or new folder."
+            )
         )
     shutil.rmtree(folder, ignore_errors=True)

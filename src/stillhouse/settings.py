@@ -82,7 +82,8 @@ def mismatches(config: RunConfig) -> list[Fault]:
         faults += [
             Fault(
                 "objective",
-                f"says nothing about {source}-written responses, which responses.kind={config.responses.kind} gives",
+                f"says nothing about {source}-written responses, "
+                f"which responses.kind={config.responses.kind} gives",
                 got=", ".join(mapped),
                 hint=f"Add objective.{source}.",
             )

@@ -16,8 +16,8 @@ from stillhouse.errors import EnvironmentFault, StillhouseError
 app = typer.Typer(
     name="stillhouse",
     help="Distil large language models into small ones.\n\n"
-    "Start with [bold]stillhouse quickstart[/bold], or [bold]stillhouse init kd > run.yaml[/bold], edit it, then "
-    "[bold]stillhouse check run.yaml[/bold] and [bold]stillhouse run run.yaml[/bold].",
+    "Start with [bold]stillhouse quickstart[/bold], or [bold]stillhouse init kd -o run.yaml[/bold], edit it, "
+    "then [bold]stillhouse check run.yaml[/bold] and [bold]stillhouse run run.yaml[/bold].",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,

@@ -38,7 +38,7 @@ def command(
         typer.Option("--output", "-o", help="Write the result (JSON) and the answers (JSONL beside it)."),
     ] = None,
 ) -> None:
-    """ROUGE-L, length and termination of a model's answers; KL to a teacher and top-1 agreement with --teacher."""
+    """Measure a model on held-out prompts: ROUGE-L and length; with --teacher also KL and agreement."""
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.files import write_json, write_jsonl
     from stillhouse.runner.evaluation import evaluate_model

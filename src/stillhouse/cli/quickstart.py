@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def command(
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/quickstart"),
 ) -> None:
-    """Distil a small student from the embedded teacher, twice (KD and DistiLLM-2), and compare. Takes about 3 minutes."""
+    """Distil a student from the embedded teacher with KD and with DistiLLM-2. Takes about 3 minutes."""
     from stillhouse.quickstart import quickstart
 
     quickstart(folder)

@@ -12,7 +12,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class LoraConfig(Part):
-    """Low-rank adapters (Hu et al. 2021) through peft; only they are trained, and they are merged on export."""
+    """Low-rank adapters (Hu et al. 2021) through peft: only they are trained; export merges them."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
@@ -44,7 +44,7 @@ class Prune(Part):
 
 class _Model(Part):
     path: str | None = None
-    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed Python package."""
+    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed package."""
     gguf_file: str | None = None
     """Name of a GGUF file in that folder, to load quantised llama.cpp weights (needs the extra [gguf])."""
     tokenizer: str | None = None
@@ -86,6 +86,6 @@ class TeacherModel(_Model):
     """The model to learn from; frozen, in evaluation mode."""
 
     path: str
-    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed Python package."""
+    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed package."""
     adapter: str | None = None
     """Folder of a LoRA adapter that is merged into the teacher."""

@@ -1,4 +1,4 @@
-"""The last hidden states at chosen positions, and the head that turns them into logits: all that a loss needs.
+"""The last hidden states at chosen positions, and the head over them: all that a loss needs.
 
 Logits of a whole batch are never made here: [B, T, V] is the usual out-of-memory of distillation.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
@@ -75,7 +74,9 @@ def _states(output: Any) -> Tensor:
 
 
 def head_of(model: nn.Module, vocab: int | None = None) -> Head:
-    """The output embedding with what the architecture does to its logits (Gemma 2's cap, Cohere's and Granite's scale).
+    """The output embedding with what the architecture does to its logits.
+
+    That is Gemma 2's cap and the scales of Cohere and Granite.
 
     Args:
         model: a causal language model, possibly wrapped.
@@ -104,4 +105,3 @@ def head_of(model: nn.Module, vocab: int | None = None) -> Head:
         softcap=float(cap) if cap else None,
         vocab=vocab,
     )
-

@@ -28,7 +28,8 @@ def place(path: str) -> str:
     if looks_local:
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
         raise ModelError(
-            f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name like org/name."
+            f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name "
+            "like org/name."
         )
     return path
 
@@ -111,7 +112,8 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
     depth = config.num_hidden_layers
     if prune.layers[-1] >= depth:
         raise ModelError(
-            f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} (0 to {depth - 1})."
+            f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} "
+            f"(0 to {depth - 1})."
         )
     stack = _layer_prefix(teacher, depth)
     config.num_hidden_layers = len(prune.layers)
@@ -184,7 +186,7 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
 
 
 def _clean(model: nn.Module) -> nn.Module:
-    """The same weights under a configuration that `save_pretrained` can write (GGUF leaves a quantisation entry)."""
+    """The same weights without the quantisation entry of GGUF, which `save_pretrained` cannot write."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

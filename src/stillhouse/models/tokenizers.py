@@ -25,8 +25,8 @@ def check_same_tokenizer(student: Any, teacher: Any) -> int:
         for token in differing[:3]
     )
     raise ModelError(
-        f"student and teacher have different tokenizers: {len(differing):,} of the student's {len(ours):,} tokens have "
-        f"another id or none with the teacher, which has {extra:,} more ({example}). A loss over token ids would compare "
-        "different tokens. Choose a student of the teacher's family, or start one from the teacher "
-        "(student.from_teacher), or train on the teacher's text (recipe seqkd with a teacher that writes text)."
+        f"student and teacher have different tokenizers: {len(differing):,} of the student's {len(ours):,} "
+        f"tokens have another id or none with the teacher, which has {extra:,} more ({example}). A loss over "
+        "token ids would compare different tokens. Choose a student of the teacher's family, or start one "
+        "from the teacher (student.from_teacher)."
     )

@@ -1,5 +1,8 @@
-"""One YAML file for each method. Its header says what it does, cites the paper, gives the loss, and lists where
-paper, released code and recipe differ. Copy one and edit it to make a method of your own."""
+"""One YAML file for each method; copy one and edit it to make a method of your own.
+
+The header says what it does, cites the paper, gives the loss, and lists where paper, released code and recipe
+differ.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     """The size of a run, by name. Reads tokenizers, data and model configurations; loads no weights.
 
     The memory is an estimate: weights, gradients, Adam's moments, activations kept for the backward pass
-    (about 16 hidden-size numbers for each layer and token, 2 with gradient checkpointing) and the chunk of logits.
+    (about 16 hidden-size numbers for each layer and token, 2 with gradient checkpointing) and the chunk of
+    logits.
     """
     from stillhouse.data import load
     from stillhouse.models import check_same_tokenizer, load_tokenizer
@@ -65,7 +66,9 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     per_epoch = -(-prompts // config.train.batch_size)
     steps = config.train.max_steps or round(per_epoch * config.train.epochs)
     lengths = [len(p.token_ids) + len(p.response_ids or ()) for p in data.train]
-    per_sequence = max(lengths) if config.responses.needs_reference() else max(lengths) + config.data.max_response
+    per_sequence = (
+        max(lengths) if config.responses.needs_reference() else max(lengths) + config.data.max_response
+    )
     facts: dict[str, Any] = {
         "prompts": prompts,
         "held-out prompts": len(data.valid),
@@ -79,7 +82,9 @@ def sizes(config: RunConfig) -> dict[str, Any]:
         facts["teacher parameters"] = teacher.parameters
     sequences = config.train.micro_batch_size * config.responses.sequences_per_prompt()
     facts["longest sequence (tokens)"] = per_sequence
-    facts["peak memory, estimated (GB)"] = round(peak(config, student, teacher, sequences * per_sequence) / 1e9, 2)
+    facts["peak memory, estimated (GB)"] = round(
+        peak(config, student, teacher, sequences * per_sequence) / 1e9, 2
+    )
     return facts
 
 
@@ -89,7 +94,9 @@ def peak(config: RunConfig, student: Shape, teacher: Shape | None, tokens: int) 
     trained = student.parameters if lora is None else 14 * student.layers * student.width * lora.rank
     weights = student.parameters * student.bytes_each + trained * (student.bytes_each + ADAM_BYTES)
     kept = 2 if config.student.gradient_checkpointing else 16
-    activations = tokens * student.layers * student.width * kept * (2 if config.train.precision == "bfloat16" else 4)
+    activations = (
+        tokens * student.layers * student.width * kept * (2 if config.train.precision == "bfloat16" else 4)
+    )
     held = 0 if teacher is None else teacher.parameters * teacher.bytes_each + tokens * teacher.width * 8
     return weights + activations + held + CHUNK_BYTES
 
@@ -103,11 +110,15 @@ def shape_of(model: Any) -> Shape:
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
     try:
-        found = AutoConfig.from_pretrained(place(model.path), trust_remote_code=model.trust_remote_code, **options)
+        found = AutoConfig.from_pretrained(
+            place(model.path), trust_remote_code=model.trust_remote_code, **options
+        )
         with init_empty_weights(include_buffers=False):
             empty = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model.path}: no causal language model could be read from there. ({error})") from error
+        raise ModelError(
+            f"{model.path}: no causal language model could be read from there. ({error})"
+        ) from error
     return _shape(empty, found, model.dtype)
 
 
@@ -121,7 +132,9 @@ def student_shape(student: StudentConfig, teacher: Shape | None, vocab: int) -> 
         embeddings = teacher.vocab * teacher.width
         each = (teacher.parameters - embeddings) / teacher.layers
         kept = len(student.from_teacher.layers)
-        return Shape(int(embeddings + each * kept), kept, teacher.width, teacher.vocab, BYTES.get(student.dtype, 4))
+        return Shape(
+            int(embeddings + each * kept), kept, teacher.width, teacher.vocab, BYTES.get(student.dtype, 4)
+        )
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -58,7 +58,7 @@ def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overr
         The run folder and the metrics.
 
     Raises:
-        StillhouseError: something is wrong with configuration, data, models or machine; the message says what.
+        StillhouseError: configuration, data, models or machine are not as needed; the message says what.
 
     Example:
         >>> result = stillhouse.run("run.yaml", train={"epochs": 2.0})

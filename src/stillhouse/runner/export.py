@@ -65,7 +65,8 @@ def card(parts: Parts) -> str:
             f"- data: `{config.data.train.path}`",
             f"- seed: {config.train.seed}",
             "",
-            "The licences of teacher, student and data apply to this model too; check them before you pass it on.",
+            "The licences of teacher, student and data apply to this model too; "
+            "check them before you pass it on.",
             "",
         ]
     )

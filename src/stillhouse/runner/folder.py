@@ -52,7 +52,7 @@ class RunFolder:
                 Fault(
                     "output.folder",
                     f"{self.path} holds a run already",
-                    hint="Go on with it (--resume), give this one another name (name=...), or delete the folder.",
+                    hint="Go on with it (--resume), choose another name (name=...), or delete the folder.",
                 )
             )
         if resume and not (self.path / "state.json").exists():

@@ -14,7 +14,7 @@ from stillhouse.objectives.head import Head
 
 
 class Teacher(Protocol):
-    """Gives the teacher's last hidden states for the rows of a batch; with `head` they are its exact distribution."""
+    """The teacher's last hidden states for a batch; with `head` they are its exact distribution."""
 
     @property
     def head(self) -> Head:
@@ -22,7 +22,7 @@ class Teacher(Protocol):
         ...
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """[N, Dt]: one row for each true entry of `batch["response_mask"]`, in row-major order, without gradient."""
+        """[N, Dt]: a row for each true entry of `batch["response_mask"]`, row-major, without gradient."""
         ...
 
 
@@ -38,7 +38,7 @@ class TeacherConfig(Part):
         return None
 
     def build(self, model: nn.Module | None, vocab: int) -> Teacher:
-        """The running teacher. `model` is the loaded model where the kind has one; `vocab` counts shared token ids."""
+        """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
         raise NotImplementedError
 
 
