@@ -1,0 +1,54 @@
+"""The quickstart as a measurement: quality of every system, and how long the whole takes.
+
+    python benchmarks/quickstart.py            # the real thing; writes benchmarks/results/quickstart.json
+    python benchmarks/quickstart.py --small    # a few steps of each stage, writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+RESULT = Path(__file__).parent / "results" / "quickstart.json"
+SHOWN = ("rouge_l", "kl_to_teacher", "parameters", "tokens_per_second")
+
+
+def main() -> None:
+    """Run it and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a few steps, no result file")
+    small = parser.parse_args().small
+
+    import torch
+
+    from stillhouse.quickstart import quickstart
+    from stillhouse.report import summary_table
+
+    folder = Path(tempfile.mkdtemp()) / "quickstart"
+    start = time.perf_counter()
+    quickstart(folder, {"train.max_steps": 4, "evaluate.limit": 8} if small else None)
+    seconds = time.perf_counter() - start
+    table = summary_table([folder / "kd", folder / "distillm2"])
+    rows = [{"system": row["system"], **{name: row.get(name) for name in SHOWN}} for row in table]
+    result = {
+        "command": "python benchmarks/quickstart.py",
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "rows": rows,
+    }
+    print(json.dumps(result, indent=2))
+    if not small:
+        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
