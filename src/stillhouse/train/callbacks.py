@@ -46,6 +46,10 @@ class MetricsLog(TrainerCallback):
         """Close the step before anybody looks at its loss or saves it."""
         self._step.finish()
 
+    def pause(self, seconds: float) -> None:
+        """Leave time that was not spent on training out of the next row."""
+        self._last += seconds
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
@@ -97,7 +101,9 @@ class Validation(TrainerCallback):
 
     def now(self, step: int, main: bool = True) -> None:
         """Measure, log, tell the curriculum, keep the weights if they are the best so far."""
+        start = time.perf_counter()
         values = self._measure()
+        self._log.pause(time.perf_counter() - start)
         self._step.observe("dev_loss", values["loss"])
         if main:
             self._log.write("valid", step, values)
