@@ -96,6 +96,7 @@ class AdaptivePolicy:
         self._student = context.student
         self._prompts = context.prompts
         self._seed = context.seed
+        self._rank = context.rank
         self._base: Policy = config.base.build(context)
         self._buffer = ReplayBuffer(config.capacity, context.memory if config.keep_teacher else None)
         self._facts: dict[str, float] = {}
@@ -140,7 +141,8 @@ class AdaptivePolicy:
         """Responses to the step's prompts, and to others where several batches are written at a time."""
         seed = derived_seed(self._seed, "adaptive-text", step)
         others = min((now.write_batches - 1) * len(prompts), len(self._prompts))
-        asked = [*prompts, *random.Random(seed).sample(list(self._prompts), others)]
+        choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, self._rank))
+        asked = [*prompts, *choice.sample(list(self._prompts), others)]
         written = self._student.write(asked, seed, now.sampling)
         if now.skip_first_token:
             written = [without_first_token(response) for response in written]

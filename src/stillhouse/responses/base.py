@@ -10,14 +10,29 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Part, Registry
+from stillhouse.engines.base import TokenizerFacts
 from stillhouse.responses.memory import TeacherMemory
 from stillhouse.responses.writer import Writer
 from stillhouse.types import Progress, Prompt, Response
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher in this process, for policies that sample from both together."""
+
+    student: nn.Module
+    teacher: nn.Module
+    facts: TokenizerFacts
+    vocab: int
+    """Number of token ids that both share."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,11 @@ class Context:
     seed: int
     memory: TeacherMemory = field(default_factory=TeacherMemory)
     """Where a policy asks for the teacher's hidden states to be kept for responses that it will give again."""
+    pair: Pair | None = None
+    """Both models; None if there is no teacher in this process."""
+    rank: int = 0
+    """Which of `ranks` processes this one is; for policies that choose prompts themselves."""
+    ranks: int = 1
 
 
 class Policy(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from stillhouse.models import (
     parameters_of,
 )
 from stillhouse.responses import Context, Writer
-from stillhouse.responses.base import derived_seed
+from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.folder import RunFolder
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
@@ -105,10 +106,20 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
     """
     config = parts.config
     student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
-    teacher = None
+    teacher = pair = None
     if parts.teacher is not None:
         teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
-    context = Context(parts.data.train, student, teacher, folder.responses, config.train.seed)
+        pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
+    context = Context(
+        parts.data.train,
+        student,
+        teacher,
+        folder.responses,
+        config.train.seed,
+        pair=pair,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
