@@ -15,6 +15,7 @@ from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models import StudentConfig
 from stillhouse.objectives import Objective, ObjectiveField
 from stillhouse.objectives.combined import BySource
+from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import ResponsesField
 from stillhouse.responses.fixed import Fixed
 from stillhouse.teachers import TeacherField
@@ -77,7 +78,9 @@ def mismatches(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     objective: Objective = config.objective
     sources = set(config.responses.sources()) | ({"text"} if config.data.text is not None else set())
-    mapped = objective.mapped() if isinstance(objective, BySource) else None
+    mapped = list(objective.mapped()) if isinstance(objective, BySource) else None
+    if isinstance(objective, Contrastive):
+        mapped = ["teacher", "student"]
     if mapped is not None:
         faults += [
             Fault(

@@ -19,6 +19,7 @@ from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.objectives import Objective, Rows, fused_rows
 from stillhouse.objectives.combined import BySource
+from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import Teacher
 from stillhouse.train.meter import Meter
@@ -209,11 +210,11 @@ class Step:
         total = loss.item()
         self.last_loss += total
         self.meter.add_mean("loss", total, 0)
-        parts = mapped(self.now["objective"]) or {}
+        weights = weights_of(self.now["objective"]) or {}
         for code in sources.unique().tolist():
             source = SOURCES[code]
             chosen = values[sources == code]
-            weight = float(parts[source].loss_weight) if source in parts else 1.0
+            weight = weights.get(source, 1.0)
             if weight:  # a map's values hold the loss weight; the log shows the divergence itself
                 self.meter.add_mean(f"loss/{source}", chosen.sum().item() / weight, chosen.numel())
         if not torch.isfinite(loss):
@@ -229,14 +230,18 @@ def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:
 
     The weights within a map are part of its values already; here counts the weight of the whole.
     """
-    parts = mapped(objective)
-    numbers = {source: 0 for source in SOURCES} if parts is None else {s: n for n, s in enumerate(parts)}
+    weights = weights_of(objective)
+    numbers = {source: 0 for source in SOURCES} if weights is None else {s: n for n, s in enumerate(weights)}
     return {source: (number, float(objective.loss_weight)) for source, number in numbers.items()}
 
 
-def mapped(objective: Objective) -> dict[str, Objective] | None:
-    """The objective of each source; None if one objective is for all."""
-    return objective.mapped() if isinstance(objective, BySource) else None
+def weights_of(objective: Objective) -> dict[str, float] | None:
+    """The weight that each source has within the objective; None if all sources are treated alike."""
+    if isinstance(objective, BySource):
+        return {source: float(part.loss_weight) for source, part in objective.mapped().items()}
+    if isinstance(objective, Contrastive):
+        return {"teacher": float(objective.teacher_weight), "student": float(objective.student_weight)}
+    return None
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> Rows:
