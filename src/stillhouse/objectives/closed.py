@@ -8,6 +8,8 @@ of a ratio that is never large, so probabilities that underflow meet a finite lo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -139,6 +141,30 @@ def ab(student: Tensor, teacher: Tensor, alpha: float, beta: float) -> Result:
     sums = cross.sum(-1) - alpha / total * theirs.sum(-1) - beta / total * own.sum(-1)
     force = own.sub_(cross).mul_(1 / alpha)
     return -sums / (alpha * beta), force.sub_(q.mul_(force.sum(-1, keepdim=True)))
+
+
+def power_mixture(student: Tensor, teacher: Tensor, c: float, share: float, forward: bool) -> Result:
+    """KL(p || m) or KL(q || m), m proportional to (s p^c + (1 - s) q^c)^(1/c), c not near zero.
+
+    With b the student's part s_q q^c / (s p^c + s_q q^c), log m = log q - log(b) / c + constant, and the
+    gradient for log q flows through b alone.
+    """
+    p, q, d = log_ratio(student.clone(), teacher)
+    own = torch.mul(d, c).add_(math.log1p(-share) - math.log(share))
+    log_own = torch.nn.functional.logsigmoid(own)
+    log_m = student.sub_(log_own, alpha=1 / c)
+    m = torch.softmax(log_m, -1)
+    log_m.sub_(log_normaliser(log_m, m))
+    weight = log_own.exp_()
+    if forward:
+        value = dot(p, teacher.sub_(log_normaliser(teacher, p)).sub_(log_m))
+        force = m.sub_(p).mul_(weight)
+        return value, force.sub_(q.mul_(force.sum(-1, keepdim=True)))
+    gap = d.add_(teacher.sub_(log_normaliser(teacher, p))).sub_(log_m)
+    value = dot(q, gap)
+    force = m.sub_(q).mul_(weight)
+    through = force.sum(-1, keepdim=True)
+    return value, force.addcmul_(q, gap.sub_(value[:, None]).sub_(through))
 
 
 def _column(weight: float | Tensor) -> float | Tensor:

@@ -172,6 +172,17 @@ class AlphaMixture(Objective):
         near = log_q + torch.log1p(share * torch.expm1(power.clamp(-1.0, 1.0))) / c
         return torch.where(power.abs() < 1.0, near, mixture(c * log_p, c * log_q, share) / c)
 
+    def value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        assert teacher is not None
+        c, forward = (1 - float(self.alpha)) / 2, self.direction == "forward"
+        if abs(c) <= 0.1:
+            return super().value_and_gradient(student, teacher, rows)
+        if c == 1.0 and forward:
+            return closed.skew_kl(student, teacher, float(self.teacher_share))
+        return closed.power_mixture(student, teacher, c, float(self.teacher_share), forward)
+
 
 @register
 class TAID(Objective):

@@ -1,0 +1,87 @@
+"""The spellings of an objective in a configuration, and what they mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.objectives.problems import drawn_rows, logits
+
+from stillhouse.config import Part
+from stillhouse.curriculum import Curriculum
+from stillhouse.objectives import ObjectiveField, build
+from stillhouse.types import SOURCES, Progress
+
+
+class Run(Part):
+    """A configuration with an objective in it."""
+
+    objective: ObjectiveField
+
+
+def parsed(value: object):
+    return Run.model_validate({"objective": value}).objective
+
+
+def test_a_kind_with_options_a_bare_name_a_map_and_a_sum_are_accepted() -> None:
+    assert parsed({"kind": "skew_kl", "alpha": 0.2}) == build("skew_kl", alpha=0.2)
+    assert parsed("reverse_kl") == build("reverse_kl")
+    assert parsed({"teacher": {"kind": "skew_kl"}, "student": "jsd"}) == build(
+        "by_source", teacher={"kind": "skew_kl"}, student={"kind": "jsd"}
+    )
+    assert [term.kind for term in parsed({"kind": "sum", "terms": ["forward_kl", "tvd"]}).terms] == [
+        "forward_kl",
+        "tvd",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "message"),
+    [
+        ({"kind": "forward_lk"}, ("objective",), "did you mean 'forward_kl'"),
+        ({"teachr": {"kind": "skew_kl"}, "student": "jsd"}, ("objective",), "did you mean 'teacher'"),
+        ({"teacher": {"kind": "skew_kl", "alpha": 2.0}}, ("objective", "teacher", "alpha"), "between 0 and"),
+        ({"kind": "skew_kl", "alhpa": 0.1}, ("objective", "alhpa"), "Extra inputs"),
+        ({"kind": "sum", "terms": []}, ("objective", "terms"), "at least 1"),
+        ({"kind": "jsd", "teacher_weight": 1.0}, ("objective", "teacher_weight"), "must stay between"),
+        ({"kind": "csd", "w1": "pupil"}, ("objective", "w1"), "'student', 'teacher', 'uniform' or 'mix'"),
+    ],
+)
+def test_mistakes_are_reported_where_they_are(value: object, path: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        parsed(value)
+    (error,) = caught.value.errors()
+    assert error["loc"] == path
+    assert message in error["msg"]
+
+
+def test_weights_multiply_terms_and_sources_but_not_a_lone_objective() -> None:
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    heavy = {"kind": "forward_kl", "loss_weight": 3.0}
+    plain = build("forward_kl")(student, teacher)
+    torch.testing.assert_close(build(**heavy)(student, teacher), plain)
+    torch.testing.assert_close(build("sum", terms=[heavy])(student, teacher), 3 * plain)
+    mapped = build("by_source", teacher=heavy, student={"kind": "forward_kl"})(student, teacher, rows)
+    factor = torch.where(rows.sources == SOURCES.index("teacher"), 3.0, 1.0)
+    torch.testing.assert_close(mapped, factor * plain)
+
+
+def test_schedules_inside_maps_and_sums_become_numbers() -> None:
+    ramp = {"kind": "linear", "start": 0.0, "end": 0.4}
+    objective = parsed(
+        {
+            "teacher": {"kind": "skew_kl", "alpha": ramp},
+            "student": {"kind": "sum", "terms": [{"kind": "jsd", "loss_weight": ramp}]},
+        }
+    )
+    now = Curriculum(objective).now(objective, Progress(step=5, max_steps=10, epoch=0.5, epochs=1.0))
+    assert now.teacher.alpha == 0.2
+    assert now.student.terms[0].loss_weight == 0.2
+
+
+def test_what_an_objective_needs_is_known_before_it_runs() -> None:
+    assert build("forward_kl").required == {"teacher"}
+    assert build("contrastive").required == {"teacher", "sources"}
+    assert build("contrastive", alpha_rule="gap").required == {"teacher", "sources", "labels", "sequences"}
+    both = build("by_source", text={"kind": "cross_entropy"}, student={"kind": "policy_gradient"})
+    assert both.required == {"sources", "labels", "teacher", "sequences"}
