@@ -73,7 +73,9 @@ def assemble(config: RunConfig) -> Parts:
         DataError: the data cannot be used.
     """
     from transformers import set_seed
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
     teacher_model = config.teacher.model() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
