@@ -20,6 +20,8 @@ BLOCK_ENTRIES_CPU = 2**19
 """Logits of one block on a CPU: so few that the temporaries of the arithmetic stay in its cache."""
 BLOCK_ENTRIES = 2**26
 """Elsewhere blocks are large, so that starting kernels costs nothing."""
+SLAB_ROWS_CPU, SLAB_ROWS = 128, 1024
+"""Rows for which a teacher's logits are there at a time; the student's are kept until the chunk ends."""
 TILE = 8192
 """Head rows of which the gradient is summed at a time where the sum is kept in fp32."""
 
@@ -36,7 +38,7 @@ class Chunking:
     """
 
     memory_budget: int = 192 * 2**20
-    """Bytes for the logits of one chunk, all models together."""
+    """Bytes for the student's logits of one chunk; each teacher's take at most the same, a CPU less."""
     chunk_rows: int | None = None
     """Rows of a chunk; None: as many as the budget allows, evenly."""
     fp32_logits: bool = False
@@ -222,7 +224,7 @@ class Work:
         self.exclude = part.student.excludes or any(side.excludes for side in part.others.values())
         self.exact = torch.promote_types(part.student.weight.dtype, torch.float32)
         itemsize = part.student.weight.dtype.itemsize
-        row_bytes = part.student.weight.shape[0] * itemsize * (1 + len(part.others))
+        row_bytes = part.student.weight.shape[0] * itemsize
         self.chunk_rows = chunking.rows_of(part.weights.shape[0], row_bytes)
 
     def run(self) -> tuple[Tensor, Tensor, Sums]:
@@ -250,20 +252,23 @@ class Work:
 
     def _chunk(self, piece: Part, sums: Sums, where: Tensor | slice) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `sums`."""
-        product = piece.student.product(self.chunking.fp32_logits)
-        others = {name: side.product(self.chunking.fp32_logits) for name, side in piece.others.items()}
+        fp32 = self.chunking.fp32_logits
+        product = piece.student.product(fp32)
         gradient = None
         if any(self.needs):
             operand = piece.student.weight.dtype
             gradient = product if product.dtype == operand else torch.empty_like(product, dtype=operand)
-        per_block = BLOCK_ENTRIES_CPU if product.device.type == "cpu" else BLOCK_ENTRIES
-        size = max(1, per_block // product.shape[1])
+        on_cpu = product.device.type == "cpu"
+        slab_rows = SLAB_ROWS_CPU if on_cpu else SLAB_ROWS
+        block_rows = max(1, (BLOCK_ENTRIES_CPU if on_cpu else BLOCK_ENTRIES) // product.shape[1])
         values = []
-        for start in range(0, product.shape[0], size):
-            block = slice(start, start + size)
-            logits = {name: piece.others[name].logits(raw[block]) for name, raw in others.items()}
-            out = None if gradient is None else gradient[block]
-            values.append(self._block(piece.at(block), product[block], logits, out, sums))
+        for slab in _cut(0, product.shape[0], slab_rows):
+            others = {name: side.at(slab).product(fp32) for name, side in piece.others.items()}
+            for block in _cut(slab.start, slab.stop, block_rows):
+                inside = slice(block.start - slab.start, block.stop - slab.start)
+                logits = {name: piece.others[name].logits(raw[inside]) for name, raw in others.items()}
+                out = None if gradient is None else gradient[block]
+                values.append(self._block(piece.at(block), product[block], logits, out, sums))
         if gradient is not None:
             sums.add(gradient, piece.student, where)
         return torch.cat(values)
@@ -338,6 +343,11 @@ class Work:
                 block = side.logits(product[row : row + size])
                 found.append(label_logprobs(block, labels[chunk][row : row + size]))
         return torch.cat(found)
+
+
+def _cut(start: int, stop: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover start to stop."""
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
 def _label_gradient(student: Tensor, rows: Rows, coefficient: Tensor) -> Tensor:
