@@ -212,6 +212,20 @@ class Part:
         return replace(self, others={name: side for name, side in self.others.items() if name in wanted})
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows that share an objective."""
+
+    objective: Objective
+    share: float
+    rows: slice
+
+    def within(self, chunk: slice) -> Span:
+        """What of it lies in a chunk, counted from the chunk's start; maybe nothing."""
+        start, stop = max(self.rows.start, chunk.start), min(self.rows.stop, chunk.stop)
+        return replace(self, rows=slice(start - chunk.start, max(start, stop) - chunk.start))
+
+
 class Work:
     """One call. `run` returns the loss, the values of all rows, and the gradients that are wanted."""
 
@@ -234,43 +248,53 @@ class Work:
         values = torch.zeros(count, dtype=self.exact, device=part.weights.device)
         if part.objective.sequence_level:
             values += self._over_sequences()
-        pieces = [
-            (index, replace(part, objective=objective, share=share).at(index).trimmed())
-            for share, objective, index in part.objective.split(part.rows)
-        ]
-        chunks = sum(-(-piece.weights.shape[0] // self.chunk_rows) for _, piece in pieces)
-        sums = Sums(part.student, self.needs, self.exact, chunks)
-        for index, piece in pieces:
-            if not piece.objective.has_token_part and part.through_label is None:
-                continue
-            for start in range(0, piece.weights.shape[0], self.chunk_rows):
-                chunk = slice(start, start + self.chunk_rows)
-                where = chunk if index is None else index[chunk]
-                values[where] += self._chunk(piece.at(chunk), sums, where)
+        spans, order = self._spans()
+        ordered = part.at(order)
+        active = spans[-1].rows.stop if spans else 0
+        sums = Sums(part.student, self.needs, self.exact, -(-active // self.chunk_rows))
+        for chunk in _cut(0, active, self.chunk_rows):
+            where = chunk if order is None else order[chunk]
+            inside = [span.within(chunk) for span in spans]
+            values[where] += self._chunk(ordered.at(chunk), inside, sums, where)
         sums.finish()
         return (values * part.weights).sum(), values, sums
 
-    def _chunk(self, piece: Part, sums: Sums, where: Tensor | slice) -> Tensor:
+    def _spans(self) -> tuple[list[Span], Tensor | None]:
+        """Which objective is for which rows, once the rows are sorted by that; and the order (None: as they
+        are)."""
+        part, spans, indices, at = self.part, list[Span](), [], 0
+        for share, objective, index in part.objective.split(part.rows):
+            if objective.has_token_part or part.through_label is not None:
+                size = part.weights.shape[0] if index is None else index.shape[0]
+                spans.append(Span(objective, share, slice(at, at + size)))
+                indices.append(index)
+                at += size
+        found = [index for index in indices if index is not None]
+        return spans, torch.cat(found) if found else None
+
+    def _chunk(self, chunk: Part, spans: list[Span], sums: Sums, where: Tensor | slice) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `sums`."""
         fp32 = self.chunking.fp32_logits
-        product = piece.student.product(fp32)
+        product = chunk.student.product(fp32)
         gradient = None
         if any(self.needs):
-            operand = piece.student.weight.dtype
+            operand = chunk.student.weight.dtype
             gradient = product if product.dtype == operand else torch.empty_like(product, dtype=operand)
         on_cpu = product.device.type == "cpu"
         slab_rows = SLAB_ROWS_CPU if on_cpu else SLAB_ROWS
         block_rows = max(1, (BLOCK_ENTRIES_CPU if on_cpu else BLOCK_ENTRIES) // product.shape[1])
         values = []
-        for slab in _cut(0, product.shape[0], slab_rows):
-            others = {name: side.at(slab).product(fp32) for name, side in piece.others.items()}
-            for block in _cut(slab.start, slab.stop, block_rows):
-                inside = slice(block.start - slab.start, block.stop - slab.start)
-                logits = {name: piece.others[name].logits(raw[inside]) for name, raw in others.items()}
-                out = None if gradient is None else gradient[block]
-                values.append(self._block(piece.at(block), product[block], logits, out, sums))
+        for span in spans:
+            piece = replace(chunk, objective=span.objective, share=span.share).trimmed()
+            for slab in _cut(span.rows.start, span.rows.stop, slab_rows):
+                others = {name: side.at(slab).product(fp32) for name, side in piece.others.items()}
+                for block in _cut(slab.start, slab.stop, block_rows):
+                    inside = slice(block.start - slab.start, block.stop - slab.start)
+                    logits = {name: piece.others[name].logits(raw[inside]) for name, raw in others.items()}
+                    out = None if gradient is None else gradient[block]
+                    values.append(self._block(piece.at(block), product[block], logits, out, sums))
         if gradient is not None:
-            sums.add(gradient, piece.student, where)
+            sums.add(gradient, chunk.student, where)
         return torch.cat(values)
 
     def _block(
