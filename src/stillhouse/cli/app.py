@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from typing import Annotated
@@ -42,6 +43,16 @@ def _root(
     """Options before the verb."""
 
 
+class _Shown(logging.Handler):
+    """What the package logs, in the words and colours of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            console.warn(record.getMessage())
+        else:
+            console.note(record.getMessage())
+
+
 def main() -> None:
     """Run the command line; deliberate errors become one message and an exit code, never a traceback.
 
@@ -50,13 +61,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    log = logging.getLogger("stillhouse")
+    log.propagate = False
+    log.handlers[:] = [_Shown()]
     try:
         app()
     except StillhouseError as error:
         console.show_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        console.messages().print("Interrupted.")
+        console.note("Interrupted.")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

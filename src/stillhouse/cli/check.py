@@ -24,10 +24,12 @@ def command(
 ) -> None:
     """Check a YAML file and show its values with their origin, and the size of the run. Trains nothing."""
     from stillhouse.runner.checking import show_sizes, show_values
+    from stillhouse.runner.preflight import preflight
     from stillhouse.runner.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
     if values:
         show_values(resolved)
+    preflight(resolved.config)
     if sizes:
         show_sizes(resolved.config)

@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
 
 def command(
     model: Annotated[
-        str, typer.Argument(help="Model to evaluate: folder, hub name or package: path.", show_default=False)
+        str,
+        typer.Argument(help="Model to evaluate: folder or hub name.", metavar="MODEL", show_default=False),
     ],
     data: Annotated[
         Path, typer.Option(help="JSONL or parquet file of prompts with references.", show_default=False)

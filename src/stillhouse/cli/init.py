@@ -18,12 +18,15 @@ def register(app: typer.Typer) -> None:
 
 def command(
     method: Annotated[
-        str, typer.Argument(help="Name of a method; `stillhouse methods` lists them.", show_default=False)
+        str,
+        typer.Argument(
+            help="Name of a method; `stillhouse methods` lists them.", metavar="METHOD", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented YAML file for a method, to fill in paths and run."""
     from stillhouse.files import atomic
@@ -37,4 +40,4 @@ def command(
         raise ConfigError(f"{output}: exists already. Choose another name, or overwrite it with --force.")
     with atomic(output) as handle:
         handle.write(text)
-    console.messages().print(f"Wrote {output}. Edit the paths, then: stillhouse check {output}")
+    console.note(f"Wrote {output}. Edit the paths, then: stillhouse check {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ def command(
     file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on from the newest whole checkpoint of the run's folder.")
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run's folder.")
     ] = False,
 ) -> None:
     """Distil as a YAML file says; leaves a run folder with the student, metrics and report.html.
@@ -33,7 +34,8 @@ def command(
     resolved = resolve(file, list(overrides or ()))
     result = execute(resolved, resume=resume)
     if result.state == "interrupted":
-        console.messages().print(f"Interrupted. Go on with: stillhouse run {file} --resume")
+        command = shlex.join(["stillhouse", "run", str(file), *(overrides or ()), "--resume"])
+        console.note(f"Interrupted. Go on with: {command}")
         raise typer.Exit(130)
     show_systems([result.folder])
-    console.output().print(f"Student: {result.folder / 'student'}")
+    console.say(f"Student: {result.folder / 'student'}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.config import nearest
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.files import PACKAGE, locate
 from stillhouse.models.config import Dtype, Prune, StudentConfig, TeacherModel, _Model
@@ -26,12 +27,17 @@ def place(path: str) -> str:
         return str(folder)
     looks_local = path.startswith((PACKAGE, "/", ".", "~")) or path.count("/") != 1 or folder.exists()
     if looks_local:
-        what = "is a file, not a folder" if folder.is_file() else "does not exist"
+        what = "is a file, not a folder" if folder.is_file() else f"does not exist{_near(folder)}"
         raise ModelError(
             f"{path}: {what}. A model path is a folder with config.json and weights, or a hub name "
             "like org/name."
         )
     return path
+
+
+def _near(folder: Path) -> str:
+    beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    return nearest(folder.name, beside)
 
 
 def load_tokenizer(config: _Model, fallback: _Model | None = None) -> Any:
@@ -51,8 +57,9 @@ def load_tokenizer(config: _Model, fallback: _Model | None = None) -> Any:
     options: dict[str, Any] = {"trust_remote_code": owner.trust_remote_code}
     if owner.gguf_file and not config.tokenizer:
         options["gguf_file"] = owner.gguf_file
+    folder = place(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place(path), **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: no tokenizer could be loaded from there. {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -133,7 +140,7 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
             state[f"{stack}{new_index[int(number)]}.{rest}"] = tensor
     student.load_state_dict(state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.to(dtype or next(teacher.parameters()).dtype)
+    return cast(student, dtype or next(teacher.parameters()).dtype)
 
 
 def _layer_prefix(model: nn.Module, depth: int) -> str:
@@ -156,7 +163,7 @@ def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(built)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"student.from_config: no model can be made of it. {_first_line(error)}") from error
-    return model.to(_torch_dtype(config.dtype) or torch.float32)
+    return cast(model, _torch_dtype(config.dtype) or torch.float32)
 
 
 def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
@@ -190,10 +197,20 @@ def _clean(model: nn.Module) -> nn.Module:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = type(model)(config).to(next(model.parameters()).dtype)
+    fresh = cast(type(model)(config), next(model.parameters()).dtype)
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config = copy.deepcopy(model.generation_config)
     return fresh
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The same model with its parameters in another number format.
+
+    Buffers stay as they are: rotary frequencies in bfloat16 would put distant tokens at wrong positions.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _with_adapters(model: nn.Module, config: StudentConfig) -> nn.Module:

@@ -18,10 +18,12 @@ from stillhouse.models import (
     load_teacher,
     load_tokenizer,
     parameters_of,
+    unwrap,
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.folder import RunFolder
+from stillhouse.runner.preflight import context_of
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
 from stillhouse.types import Response
@@ -50,6 +52,12 @@ class Parts:
             return sampling
         limited: Sampling = sampling.model_copy(update={"max_tokens": self.config.data.max_response})
         return limited
+
+    @property
+    def contexts(self) -> dict[str, int | None]:
+        """The most tokens that each model can take."""
+        models = {"student": self.student, "teacher": self.teacher}
+        return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""

@@ -109,10 +109,9 @@ def shape_of(model: Any) -> Shape:
     from stillhouse.models.load import place
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
+    folder = place(model.path)
     try:
-        found = AutoConfig.from_pretrained(
-            place(model.path), trust_remote_code=model.trust_remote_code, **options
-        )
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
         with init_empty_weights(include_buffers=False):
             empty = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -29,22 +29,27 @@ def held_out(parts: Parts) -> tuple[Prompt, ...]:
     return found.prompts[: config.evaluate.limit]
 
 
-def evaluate_system(parts: Parts, folder: RunFolder, system: str, model: nn.Module) -> dict[str, float]:
+TASK = "held-out prompts"
+
+
+def evaluate_system(
+    parts: Parts, prompts: tuple[Prompt, ...], folder: RunFolder, system: str, model: nn.Module
+) -> dict[str, float]:
     """Answers, likelihood and fidelity of one system; nothing if there are no held-out prompts or it is done.
 
     Args:
         parts: a loaded run.
+        prompts: what `held_out` gave.
         folder: where the result goes.
         system: "teacher", "student before" or "student after".
         model: whose weights to use.
     """
-    prompts = held_out(parts)
     if not prompts or (system != "student after" and folder.has_evaluation(system)):
         return {}
     metrics, settings, rows = measure(parts, model, prompts, title=f"Evaluating {system}")
     label = parts.config.name if system == "student after" else system
     folder.write_evaluation(
-        system, {"label": label, "task": "rouge_l", "settings": settings, "metrics": metrics}, rows
+        system, {"label": label, "task": TASK, "settings": settings, "metrics": metrics}, rows
     )
     return metrics
 
@@ -119,7 +124,7 @@ def evaluate_model(
     metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
     return {
         "system": model,
-        "task": "rouge_l",
+        "task": TASK,
         "data": str(data),
         "settings": settings,
         "metrics": metrics,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ from typing import Any
 import torch
 
 from stillhouse import console
-from stillhouse.errors import StillhouseError, TrainingError
+from stillhouse.errors import TrainingError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
-from stillhouse.runner.evaluation import evaluate_system
+from stillhouse.runner.evaluation import evaluate_system, held_out
 from stillhouse.runner.export import export
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
+from stillhouse.runner.preflight import check_room, preflight
+from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
 from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
@@ -71,22 +72,32 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     """Run a configuration that has been checked."""
     config = resolved.config
     folder = RunFolder(default_folder(config))
-    folder.open(resume)
-    with _recorded(folder, config) as interrupt:
+    folder.check(resume)
+    preflight(config)
+    parts = assemble(config)
+    questions = held_out(parts)
+    check_room(config, parts.data.train, questions, parts.contexts)
+    facts = parts.model_facts()
+    needs_space(folder.path, _bytes_needed(config, facts))
+    if resume:
+        _tell_changes(folder, resolved)
+    # Nothing has been written so far: what is refused above leaves no folder behind.
+    with recorded(folder, config) as interrupt:
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())
-        parts = assemble(config)
-        facts = parts.model_facts()
-        needs_space(folder.path, _bytes_needed(config, facts))
         folder.write("data.json", parts.data.report)
         folder.write("models.json", facts)
-        _before(parts, folder)
+        if config.evaluate.before:
+            evaluate_system(parts, questions, folder, "student before", parts.student)
+        if config.evaluate.teacher and parts.teacher is not None:
+            evaluate_system(parts, questions, folder, "teacher", parts.teacher)
         finished = train(parts, folder, interrupt, resume)
         if finished:
             if folder.main:
                 export(parts, folder)
-            evaluate_system(parts, folder, "student after", parts.student)
+            evaluate_system(parts, questions, folder, "student after", parts.student)
+        folder.end("done" if finished else "interrupted")
     if config.output.report and folder.main:
         _write_report(folder)
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
@@ -222,38 +233,18 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
     return Validation(config.train, step, log, measure, keep_best)
 
 
-def _before(parts: Parts, folder: RunFolder) -> None:
-    if parts.config.evaluate.before:
-        evaluate_system(parts, folder, "student before", parts.student)
-    if parts.config.evaluate.teacher and parts.teacher is not None:
-        evaluate_system(parts, folder, "teacher", parts.teacher)
-
-
-@contextmanager
-def _recorded(folder: RunFolder, config: RunConfig) -> Iterator[Interrupt]:
-    """Keep state.json true whatever happens."""
-    folder.begin(config.name, config.recipe)
-    interrupt = Interrupt()
-    try:
-        with interrupt:
-            yield interrupt
-    except KeyboardInterrupt:
-        folder.end("interrupted", "stopped by Ctrl-C")
-        raise
-    except StillhouseError as error:
-        folder.end("failed", str(error))
-        raise
-    except Exception as error:
-        folder.end("failed", f"{type(error).__name__}: {error}")
-        raise
-    folder.end("interrupted" if interrupt.asked else "done")
+def _tell_changes(folder: RunFolder, resolved: Resolved) -> None:
+    """Warn of values that are not those with which the run began."""
+    changes = folder.changes({path: fact["value"] for path, fact in resolved.provenance.items()})
+    if changes:
+        logger.warning("--resume goes on with other values than the run began with: %s", ", ".join(changes))
 
 
 def _write_report(folder: RunFolder) -> None:
     from stillhouse.report import write_report
 
     path = write_report([folder.path], folder.report)
-    console.messages().print(f"Report: {path}")
+    console.note(f"Report: {path}")
 
 
 def _headline(folder: RunFolder) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import shutil
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.config import Part
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, write_json, write_jsonl
+from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
 
@@ -37,11 +38,12 @@ class RunFolder:
         self._state: dict[str, Any] = {}
         self._start = time.monotonic()
 
-    def open(self, resume: bool) -> None:
-        """Make the folder, or make sure that it may be used.
+    def check(self, resume: bool) -> None:
+        """Make sure that the folder may be used; nothing is written yet.
 
         Raises:
             ConfigError: there is a run in it already, and it was not asked to go on with it.
+            EnvironmentFault: it cannot be written.
         """
         if not self.main:
             return
@@ -57,7 +59,11 @@ class RunFolder:
             )
         if resume and not (self.path / "state.json").exists():
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
-        self.path.mkdir(parents=True, exist_ok=True)
+        place = existing(self.path)
+        if not place.is_dir():
+            raise ConfigError(Fault("output.folder", f"{place} is not a folder", got=str(self.path)))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise EnvironmentFault(f"output.folder: {place} may not be written. Choose another folder.")
 
     def begin(self, name: str, recipe: str | None) -> None:
         """Note that the run has started."""
@@ -79,6 +85,29 @@ class RunFolder:
         seconds = round(time.monotonic() - self._start, 3)
         self._state.update(state=state, ended=_now(), seconds=seconds, message=message)
         self.write("state.json", self._state)
+
+    def changes(self, values: dict[str, Any]) -> list[str]:
+        """Which of these values the run in the folder did not begin with, as `path (old -> new)`."""
+        try:
+            began = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return []
+        before = {path: fact["value"] for path, fact in began.items()}
+        now = json.loads(json.dumps(values, default=str))
+        return [
+            f"{path} ({before.get(path)} -> {now.get(path)})"
+            for path in dict.fromkeys((*before, *now))
+            if before.get(path) != now.get(path)
+        ]
+
+    def tidy(self) -> None:
+        """Delete what is half-written: checkpoints without a manifest, folders not yet in place."""
+        if not self.main:
+            return
+        unfinished = [self.path / ".student.new", self.path / ".best.new"]
+        unfinished += [found for found in numbered(self.checkpoints) if not (found / MANIFEST).is_file()]
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the folder."""
@@ -126,28 +155,26 @@ def default_folder(config: Any) -> Path:
     return Path(config.output.folder or Path("runs") / config.name)
 
 
+def existing(folder: Path) -> Path:
+    """The folder itself, or else the nearest one above it that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 def needs_space(folder: Path, size: int) -> None:
-    """Refuse to start where the first checkpoint cannot fit.
+    """Refuse to start where checkpoints and student cannot fit.
 
     Raises:
-        ConfigError: less than `size` bytes are free.
+        EnvironmentFault: less than `size` bytes are free.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < size:
-        raise ConfigError(
-            Fault(
-                "output.folder",
-                f"the disk of {folder} has {free / 1e9:.1f} GB free",
-                allowed=f"at least {size / 1e9:.1f} GB for checkpoints and the student",
-                hint="Choose another folder or lower train.keep_checkpoints.",
-            )
+        raise EnvironmentFault(
+            f"output.folder: the disk of {folder} has {free / 1e6:,.1f} MB free, and checkpoints and student "
+            f"need at least {size / 1e6:,.1f} MB. Free some space, choose another folder or lower "
+            "train.keep_checkpoints."
         )
-
-
-def dump(part: Part) -> dict[str, Any]:
-    """A part as plain data."""
-    return part.model_dump(mode="json")
 
 
 def _now() -> str:

@@ -9,8 +9,14 @@ from typing import Any
 
 from stillhouse import recipes
 from stillhouse.config import Layer, Layered, flatten, to_yaml, validate
+from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.settings import RunConfig
+
+ROWS: frozenset[KeyPath] = frozenset(
+    {("data", "train"), ("data", "valid"), ("data", "text"), ("evaluate", "data")}
+)
+"""Where a bare text is the path of a set of rows; elsewhere it is the kind of a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,41 @@ def resolve(
         upper = [Layer.keywords(overrides)]
     else:
         upper = [Layer.override(text) for text in overrides]
-    layered = Layered.merged(given, *upper)
+    layered = _stacked([given, *upper])
     name = layered.values.get("recipe")
     if name is not None:
         if not isinstance(name, str):
             raise ConfigError(Fault("recipe", "must be the name of a method", got=repr(name)))
         recipe = recipes.find(name)
-        layered = Layered.merged(Layer.read(recipe.path, f"recipe {recipe.name}"), given, *upper)
+        layered = _stacked([Layer.read(recipe.path, f"recipe {recipe.name}"), given, *upper])
     config, origins = validate(RunConfig, layered)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
     return Resolved(config, provenance, to_yaml(config))
+
+
+def _stacked(layers: Sequence[Layer]) -> Layered:
+    """All layers merged; a short form (`train: rows.jsonl`, `objective: jsd`) takes options from above."""
+    layered = Layered()
+    for layer in layers:
+        layered.values = _spelled_out(layered.values, layer.values, (), layered.origins)
+        layered.add(layer)
+    return layered
+
+
+def _spelled_out(
+    below: dict[str, Any], above: Mapping[str, Any], path: KeyPath, origins: dict[KeyPath, str]
+) -> dict[str, Any]:
+    """`below` with each text that a mapping of `above` would replace turned into a mapping itself."""
+    spelled = dict(below)
+    for key, upper in above.items():
+        here, lower = (*path, key), below.get(key)
+        if not isinstance(upper, Mapping):
+            continue
+        name = "path" if here in ROWS else "kind"
+        if isinstance(lower, str) and name not in upper and "kind" not in upper:
+            spelled[key] = {name: lower}
+            origins[(*here, name)] = origins[here]
+        elif isinstance(lower, dict):
+            spelled[key] = _spelled_out(lower, upper, here, origins)
+    return spelled

@@ -169,10 +169,11 @@ class ProgressBar(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """The first Ctrl-C finishes the step, writes a checkpoint and stops; the second stops at once."""
+    """The first Ctrl-C in training finishes the step, saves and stops; any other stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._training = False
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
@@ -183,10 +184,18 @@ class Interrupt(TrainerCallback):
         signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        if self.asked or not self._training:
             raise KeyboardInterrupt
         self.asked = True
-        console.messages().print("Stopping after this step; press Ctrl-C again to stop at once.")
+        console.note("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """From here on there is a step to finish."""
+        self._training = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """No step is left to wait for."""
+        self._training = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop if asked to."""

@@ -1,0 +1,151 @@
+"""What can be refused before anything is loaded: missing files and folders, options that no trainer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stillhouse.config import nearest
+from stillhouse.data.prompts import SourceConfig
+from stillhouse.errors import ConfigError, DataError, Fault, ModelError
+from stillhouse.models.load import place
+from stillhouse.settings import RunConfig
+from stillhouse.types import Prompt
+
+OURS = {
+    "output_dir": "output.folder",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "learning_rate": "train.lr",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.clip",
+    "seed": "train.seed",
+    "data_seed": "train.seed",
+    "bf16": "train.precision",
+    "gradient_checkpointing": "student.gradient_checkpointing",
+    "logging_steps": "train.log_every",
+    "logging_nan_inf_filter": "nothing: a loss that is not finite always stops the run",
+    "save_strategy": "train.save_every",
+    "save_steps": "train.save_every",
+    "save_total_limit": "train.keep_checkpoints",
+    "eval_strategy": "train.validate_every",
+    "load_best_model_at_end": "train.keep",
+    "report_to": "train.report_to",
+    "run_name": "name",
+    "remove_unused_columns": "nothing: prompts are no columns",
+    "label_names": "nothing: labels are made by the step",
+}
+"""Fields of TrainingArguments that another option of a run decides."""
+
+
+def preflight(config: RunConfig) -> None:
+    """Look for every file and folder that a run names, and at its options for Hugging Face's trainer.
+
+    Raises:
+        ConfigError: with everything that is missing or unknown, at once.
+        EnvironmentFault: a path is inside a Python package that is not installed.
+    """
+    found: list[Fault | str] = [*_missing_data(config), *_missing_models(config), *_unknown_options(config)]
+    if found:
+        raise ConfigError(*found)
+
+
+def _missing_data(config: RunConfig) -> Iterator[str]:
+    sources: dict[str, SourceConfig | None] = {
+        "data.train": config.data.train,
+        "data.valid": config.data.valid,
+        "data.text": config.data.text,
+        "evaluate.data": config.evaluate.data,
+    }
+    for name, source in sources.items():
+        found = getattr(source, "found", None)
+        if found is None:
+            continue
+        try:
+            found()
+        except DataError as error:
+            yield f"{name}: {error}"
+
+
+def _missing_models(config: RunConfig) -> Iterator[str]:
+    teacher = config.teacher.model() if config.teacher is not None else None
+    for name, model in (("student", config.student), ("teacher", teacher)):
+        for field in ("path", "tokenizer", "adapter"):
+            path = getattr(model, field, None)
+            if path is None:
+                continue
+            try:
+                place(path)
+            except ModelError as error:
+                yield f"{name}.{field}: {error}"
+
+
+def _unknown_options(config: RunConfig) -> Iterator[Fault]:
+    if not config.train.hf:
+        return
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for name, value in config.train.hf.items():
+        if name in OURS:
+            yield Fault(f"train.hf.{name}", "is decided by another option", str(value), hint=_instead(name))
+        elif name not in known:
+            yield Fault(
+                f"train.hf.{name}",
+                f"is no field of transformers.TrainingArguments{nearest(name, known)}",
+                got=str(value),
+            )
+
+
+def _instead(name: str) -> str:
+    owner = OURS[name]
+    return f"Remove it; {owner[9:]}." if owner.startswith("nothing: ") else f"Set {owner}."
+
+
+def check_room(
+    config: RunConfig, train: Sequence[Prompt], held_out: Sequence[Prompt], contexts: dict[str, int | None]
+) -> None:
+    """Refuse sequences that are longer than a model's context, before hours are spent on the others.
+
+    Args:
+        config: the run.
+        train: the prompts to train on.
+        held_out: the prompts of the evaluation.
+        contexts: the most tokens that "student" and "teacher" can take; None: nobody knows.
+
+    Raises:
+        ConfigError: prompt and response together can be too long for a model.
+    """
+    fixed = config.responses.needs_reference()
+    limit = config.data.max_response
+    answers = config.evaluate.sampling
+    answer = answers.max_tokens if "max_tokens" in answers.model_fields_set else limit
+    lengths = {
+        "data.train": max(len(p.token_ids) + (len(p.response_ids or ()) if fixed else limit) for p in train),
+        "evaluation": max((len(p.token_ids) + answer for p in held_out), default=0),
+    }
+    faults = [
+        Fault(
+            "data.max_response",
+            f"the longest prompt and response of {name} may take {length} tokens",
+            allowed=f"{context}, the context of the {model}",
+            hint="Lower data.max_prompt or data.max_response"
+            + (", or evaluate.sampling.max_tokens." if name == "evaluation" and answer != limit else "."),
+        )
+        for name, length in lengths.items()
+        for model, context in contexts.items()
+        if context is not None and length > context
+    ]
+    if faults:
+        raise ConfigError(*faults)
+
+
+def context_of(model_config: Any) -> int | None:
+    """The most tokens that a model with this Hugging Face configuration can take; None if it does not say."""
+    text = model_config.get_text_config(decoder=True)
+    found = getattr(text, "max_position_embeddings", None)
+    return int(found) if found else None
