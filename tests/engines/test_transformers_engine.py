@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
 from stillhouse.engines.decode import uniforms
 from stillhouse.engines.sampling import Sampler
+from stillhouse.engines.transformers import rounded_copy
 from stillhouse.errors import ConfigError, EngineError
 
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
@@ -187,6 +188,23 @@ def test_weights_are_read_as_they_are_at_each_call() -> None:
     after = engine.generate(some_prompts(4), GREEDY, 0)
     assert before != after
     assert after == write(model, some_prompts(4), GREEDY)
+
+
+def test_rounded_weights_write_nearly_the_same_and_leave_the_model_alone() -> None:
+    model: Any = tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prompts, sampling = some_prompts(8), Sampling(max_tokens=12, logprobs=True)
+    rounded = TransformersConfig(weights="bfloat16").build(model, FACTS).generate(prompts, sampling, 0)
+    exact = write(model, prompts, sampling)
+    first = torch.tensor([[a.logprobs[0], b.logprobs[0]] for a, b in zip(rounded, exact, strict=True)])
+    assert 0 < (first[:, 0] - first[:, 1]).abs().median() < 0.1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
+    copied = rounded_copy(model)
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
+    assert copied.model.rotary_emb.inv_freq.dtype == torch.float32
+    tied = tiny("gpt2")
+    assert len(list(rounded_copy(tied).parameters())) == len(list(tied.parameters()))
 
 
 def test_wrapped_models_write_the_same_text_with_their_adapters() -> None:

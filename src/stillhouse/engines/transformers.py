@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,9 +30,16 @@ class TransformersConfig(EngineConfig):
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens in the key-value cache: rows times (longest prompt + `max_tokens`); none: no limit."""
 
+    weights: Literal["model", "bfloat16"] = "model"
+    """`bfloat16` writes with a rounded copy, made anew at each call: about twice as fast for fp32 models of
+    30M parameters and more, for half their memory on top. The text then follows the rounded model's
+    distribution, not quite the model's own, and `logprobs` are the rounded one's."""
+
     def build(self, model: Any, facts: TokenizerFacts) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
-        return TransformersEngine(model, facts, self.batch_size, self.batch_tokens)
+        return TransformersEngine(
+            model, facts, self.batch_size, self.batch_tokens, self.weights == "bfloat16"
+        )
 
 
 class TransformersEngine:
@@ -46,12 +54,18 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, model: nn.Module, facts: TokenizerFacts, batch_size: int = 64, batch_tokens: int | None = None
+        self,
+        model: nn.Module,
+        facts: TokenizerFacts,
+        batch_size: int = 64,
+        batch_tokens: int | None = None,
+        rounded: bool = False,
     ) -> None:
         self.model = model
         self.facts = facts
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
+        self.rounded = rounded
 
     def generate(
         self,
@@ -83,6 +97,7 @@ class TransformersEngine:
 
         rows = self._rows(max(map(len, prompts)) + sampling.max_tokens)
         num_layers = num_attention_layers(model.config)
+        model = rounded_copy(model) if self.rounded else model
         with evaluating(model):
             if num_layers is None:
                 run_generate(model, self.facts, sampling, seed, prompts, rows, finish)
@@ -94,6 +109,19 @@ class TransformersEngine:
         if self.batch_tokens is None:
             return self.batch_size
         return max(1, min(self.batch_size, self.batch_tokens // length))
+
+
+def rounded_copy(model: nn.Module) -> nn.Module:
+    """The model with parameters in bfloat16; buffers, such as rotary frequencies, keep their precision."""
+    import torch
+
+    # Every parameter is named in the memo beforehand, so that deepcopy makes no second fp32 one; shared
+    # parameters (tied embeddings) stay shared.
+    memo: dict[int, Any] = {
+        id(parameter): torch.nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
 
 
 @contextlib.contextmanager
