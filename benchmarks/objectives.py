@@ -17,6 +17,7 @@ response
   (`pip install --no-deps trl liger-kernel`; Liger imports Triton's package when it is there, and runs
   without).
 
+`..._cpu_over_floor` is the same ratio of processor time, which other work on the machine disturbs less.
 Peak memory is the highest resident set during a step beyond that before it, less the gradients that are
 returned.
 """
@@ -197,11 +198,11 @@ FULL = {
 }
 
 
-def timed(step: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+def timed(step: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of one call by the clock, and of the processor."""
+    start, busy = time.perf_counter(), time.process_time()
     step()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def resident(field: str) -> int:
@@ -234,17 +235,20 @@ def measure(step: Step, kind: str, rounds: int) -> dict[str, Any]:
     running = {name: run for name, run in competitors.items() if run is not None}
     seconds: dict[str, list[float]] = {name: [] for name in ("floor", *running)}
     ratios: dict[str, list[float]] = {name: [] for name in running}
+    busy: dict[str, list[float]] = {name: [] for name in running}
     memory = {name: peak(run) for name, run in running.items()}  # also warms up
     for _ in range(rounds):
         for name, run in running.items():
             floor = timed(step.floor)
             spent = timed(run)
-            seconds["floor"].append(floor)
-            seconds[name].append(spent)
-            ratios[name].append(spent / floor)
+            seconds["floor"].append(floor[0])
+            seconds[name].append(spent[0])
+            ratios[name].append(spent[0] / floor[0])
+            busy[name].append(spent[1] / floor[1])
     row: dict[str, Any] = {"objective": kind, "family": family(kind)}
     row |= {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
     row |= {f"{name}_over_floor": round(statistics.median(values), 3) for name, values in ratios.items()}
+    row |= {f"{name}_cpu_over_floor": round(statistics.median(values), 3) for name, values in busy.items()}
     row |= {f"{name}_peak_mb": round(value / 2**20, 1) for name, value in memory.items()}
     for name in set(running) - {"ours"}:
         row[f"{name}_over_ours"] = round(row[f"{name}_seconds"] / row["ours_seconds"], 2)
@@ -330,29 +334,32 @@ def main() -> None:
     )
     parser.add_argument("--small", action="store_true", help="a sketch in under a minute")
     parser.add_argument("--output", type=Path, help="where the JSON goes; the plot goes beside it")
+    parser.add_argument("--only", default="", help="settings whose name holds this text, e.g. 'V=50257'")
+    parser.add_argument("--rounds", type=int, help="how often everybody takes a turn")
     arguments = parser.parse_args()
     name = "objectives_small.json" if arguments.small else "objectives.json"
     output = arguments.output or RESULTS / name
-    rows, threads_used = [], set()
-    for vocab, width, dtype, threads, kinds, rounds in settings(arguments.small):
-        torch.set_num_threads(threads)
-        threads_used.add(threads)
-        step = Step(vocab, width, dtype)
-        precision = str(dtype).removeprefix("torch.")
-        setting = f"V={vocab} D={width} {precision} threads={threads}"
-        for kind in kinds:
-            row = {"setting": setting, **measure(step, kind, rounds)}
-            rows.append(row)
-            print(" ".join(f"{key}={value}" for key, value in row.items() if key != "note"), flush=True)
-    record = {
+    record: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/objectives.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "versions": versions(),
-        "threads": sorted(threads_used),
-        "rows": rows,
+        "threads": [],
+        "rows": [],
     }
-    write_json(output, record)
-    plot(rows, output.with_suffix(".png"))
+    for vocab, width, dtype, threads, kinds, rounds in settings(arguments.small):
+        precision = str(dtype).removeprefix("torch.")
+        setting = f"V={vocab} D={width} {precision} threads={threads}"
+        if arguments.only not in setting:
+            continue
+        torch.set_num_threads(threads)
+        record["threads"] = sorted({*record["threads"], threads})
+        step = Step(vocab, width, dtype)
+        for kind in kinds:
+            row = {"setting": setting, **measure(step, kind, arguments.rounds or rounds)}
+            record["rows"].append(row)
+            print(" ".join(f"{key}={value}" for key, value in row.items() if key != "note"), flush=True)
+            write_json(output, record)  # after each row: a run that is cut off has measured something
+    plot(record["rows"], output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
