@@ -27,11 +27,12 @@ def command(
 
     Ctrl-C finishes the step, writes a checkpoint and stops; go on later with --resume.
     """
-    from stillhouse.runner.execute import execute
     from stillhouse.runner.resolve import resolve
-    from stillhouse.runner.tables import show_systems
 
     resolved = resolve(file, list(overrides or ()))
+    from stillhouse.runner.execute import execute  # only now: it takes seconds to load
+    from stillhouse.runner.tables import show_systems
+
     result = execute(resolved, resume=resume)
     if result.state == "interrupted":
         command = shlex.join(["stillhouse", "run", str(file), *(overrides or ()), "--resume"])

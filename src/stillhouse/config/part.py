@@ -79,7 +79,7 @@ class Registry(Generic[PartT]):
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
                 "part_type",
-                "should be a mapping with a kind, such as {{kind: {example}}}",
+                "should be a mapping with a kind, such as {kind: {example}}",
                 {"example": self.kinds()[0]},
             )
         kind = value.get("kind")

@@ -249,7 +249,7 @@ def parse_source(value: Any) -> Any:
     if kind is None:
         raise PydanticCustomError(
             "source_kind",
-            "{path} does not end in one of {endings}; name its kind, such as {{kind: hf, path: {path}}}",
+            "{path} does not end in one of {endings}; name its kind, such as {kind: hf, path: {path}}",
             {"path": path, "endings": ", ".join(_ENDINGS)},
         )
     return SOURCES.parse({"kind": kind, **value})
