@@ -222,6 +222,18 @@ def test_wrapped_models_write_the_same_text_with_their_adapters() -> None:
     assert texts == [c.token_ids for c in write(merged.merge_and_unload(), prompts, GREEDY)]
 
 
+def test_a_model_under_ddp_writes_the_same_text() -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(tiny().train())
+        assert write(wrapped, some_prompts(4), GREEDY) == write(tiny(), some_prompts(4), GREEDY)
+        wrapped(input_ids=torch.tensor([[4, 5]]), labels=torch.tensor([[4, 5]])).loss.backward()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_the_model_s_own_generation_settings_do_not_leak_in() -> None:
     prompts = some_prompts(4)
     for kind in ("llama", "mamba"):
