@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import differences, in_child, nth, outcome, tree, write_data
+from tests.small_runs import differences, in_child, nth, outcome, tree, write_data
 
 from stillhouse.train import checkpoints
 
@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": {"teacher": "skew_kl", "student": SKEW},
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },
+    "batched": {"objective": "forward_kl", "responses": {"kind": "batched", "every": 5}},
     "adaptive": {
         "objective": SKEW,
         "responses": {
@@ -67,6 +68,7 @@ KILLS = {
         ("fixed", "while the log is written"),
         ("fixed", "while the trainer saves"),
         ("mixed", "between the trainer's state and ours"),
+        ("batched", "between the trainer's state and ours"),
         ("pairs", "while the trainer saves"),
         ("pairs", "before a checkpoint is sealed"),
     ],

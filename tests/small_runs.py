@@ -42,7 +42,7 @@ def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
 
 
 def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """9 optimiser steps over 18 prompts: epochs of 5 steps, the last of which is half as large as the others."""
+    """9 optimiser steps over 18 prompts: epochs of 5 steps, the last of them half as large as the others."""
     train = {
         "max_steps": 9, "batch_size": 4, "micro_batch_size": 2, "lr": 3e-3, "log_every": 2,
         "save_every": 2, "validate_every": 3, "validate_rouge": False,
@@ -79,7 +79,7 @@ def _run(tree: dict[str, Any], resume: bool, die: Event | None) -> None:
         sys.addaudithook(lambda event, args: _maybe_die(event, args, die))
     try:
         execute(resolve(tree), resume=resume)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (the child must end here, whatever it was)
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
@@ -108,16 +108,20 @@ def nth(count: int, event: str, ending: str) -> Event:
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything of a run that must not depend on interruptions."""
     last = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluation = json.loads((folder / "evaluation" / "student-after.json").read_text(encoding="utf-8"))
     return {
         "weights": load_file(folder / "student" / "model.safetensors"),
         "optimizer": torch.load(last / "optimizer.pt", weights_only=True),
         "scheduler": torch.load(last / "scheduler.pt", weights_only=True),
         "state": torch.load(last / "stillhouse.pt", weights_only=True),
-        "rows": [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows],
-        "evaluation": json.loads((folder / "evaluation" / "student-after.json").read_text(encoding="utf-8"))["metrics"]
-        if (folder / "evaluation" / "student-after.json").exists() else None,
-    }  # fmt: skip
+        "rows": rows_of(folder),
+        "evaluation": evaluation["metrics"],
+    }
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

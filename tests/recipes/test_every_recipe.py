@@ -1,0 +1,70 @@
+"""Every shipped recipe trains a tiny student from a real teacher, on text that both sides write: the loss falls."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.small_runs import in_child, rows_of, tree, write_data
+
+from stillhouse import recipes
+
+NAMES = [recipe.name for recipe in recipes.all_recipes()]
+SLOW_TO_LEARN = {"minillm"}
+"""Policy gradients: their own loss falls only over many more steps; they get a warm start and a longer run."""
+EXTRA: dict[str, dict[str, Any]] = {
+    # So short a run does not over-fit, and the share of student text starts at zero.
+    "distillm": {"responses": {"student_share": 0.5}},
+    "distillm_released": {"responses": {"student_share": 0.5, "capacity": 64, "minimum_fill": 64}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("recipes")
+    write_data(made, rows=96, valid=24)
+    return made
+
+
+@pytest.fixture(scope="module")
+def warm(folder: Path) -> Any:
+    """A student that has learnt the format, as the papers' students have."""
+
+    @functools.cache
+    def made() -> Path:
+        config = tree(folder, "warm", recipe="sft", train={**LENGTH, "max_steps": 40, "lr": 1e-2})
+        assert in_child(config) == 0
+        return folder / "warm" / "student"
+
+    return made
+
+
+LENGTH = {
+    "max_steps": 24, "batch_size": 16, "micro_batch_size": 8, "lr": 5e-3, "validate_every": 24,
+    "save_every": "never", "log_every": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_validation_loss_falls(folder: Path, warm: Any, name: str) -> None:
+    config = tree(folder, name, recipe=name, train=dict(LENGTH), **EXTRA.get(name, {}))
+    if name in SLOW_TO_LEARN:
+        config["student"] = {"path": str(warm())}
+    if name == "sft":
+        del config["teacher"]
+    assert in_child(config) == 0
+    rows = rows_of(folder / name)
+    losses = [row["loss"] for row in rows if row["phase"] == "valid"]
+    assert losses[-1] < losses[0] - 0.02, losses
+    assert [row["step"] for row in rows if row["phase"] == "train"] == [6, 12, 18, 24]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_says_what_it_is(name: str) -> None:
+    recipe = recipes.find(name)
+    assert recipe.header.startswith(f"{name}: ")
+    assert recipe.summary.endswith(".")
+    assert recipe.paper
+    assert "Loss:" in recipe.header

@@ -1,0 +1,116 @@
+"""On-policy, batched and speculative responses, on real tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tests import tiny
+from tests.responses.written import FACTS, Clock, at, context
+
+from stillhouse.data.collate import collate
+from stillhouse.engines import Sampling
+from stillhouse.engines.mixture import Mixture, MixtureEngine
+from stillhouse.models import head_of, hidden_rows
+from stillhouse.responses import Batched, OnPolicy, Speculative
+
+
+def test_on_policy_writes_afresh_and_the_same_for_the_same_step(tmp_path: Path) -> None:
+    clock = Clock()
+    around = context(tmp_path, clock)
+    policy = OnPolicy().build(around)
+    one, again, other = (policy.draw(None, around.prompts[:4], at(step)) for step in (3, 3, 4))
+    assert one == again
+    assert one != other
+    assert all(group[0].source == "student" for group in one)
+
+
+def test_batched_uses_each_response_once_and_every_prompt_before_any_twice(tmp_path: Path) -> None:
+    clock = Clock()
+    around = context(tmp_path, clock)
+    policy = Batched(every=3).build(around)
+    seen, versions = [], []
+    for step in range(6):
+        clock.step = step
+        drawn = [group[0] for group in policy.draw(None, around.prompts[:2], at(step))]
+        seen += [response.prompt.id for response in drawn]
+        versions.append({response.student_version for response in drawn})
+    assert sorted(seen) == sorted(prompt.id for prompt in around.prompts)
+    assert versions == [{0}, {0}, {0}, {3}, {3}, {3}]
+
+
+def test_batched_goes_on_in_the_middle_of_a_round(tmp_path: Path) -> None:
+    clock = Clock()
+    around = context(tmp_path, clock)
+    straight, first, second = (Batched(every=4).build(around) for _ in range(3))
+    wanted = [straight.draw(None, around.prompts[:2], at(step)) for step in range(9)]
+    got = [first.draw(None, around.prompts[:2], at(step)) for step in range(6)]
+    second.load_state_dict(first.state_dict())
+    got += [second.draw(None, around.prompts[:2], at(step)) for step in range(6, 9)]
+    assert got == wanted
+
+
+def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
+    asked = []
+    for rank in range(2):
+        around = context(tmp_path, Clock(), rank=rank, ranks=2)
+        drawn = Batched(every=3).build(around).draw(None, around.prompts[:6], at(0))
+        asked.append({group[0].prompt.id for group in drawn})
+    assert len(asked[0]) == len(asked[1]) == 6
+    assert not asked[0] & asked[1]
+
+
+def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(tmp_path: Path) -> None:
+    around = context(tmp_path, Clock())
+    policy = Speculative(accept_top=3, block=4, teacher_top_p=0.01).build(around)
+    responses = [group[0] for group in policy.draw(None, around.prompts[:5], at(0))]
+    assert 0 < policy.facts()["responses/accepted"] < 1
+    assert around.pair is not None
+    for response in responses:
+        batch = collate([response], tiny.PAD)
+        tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
+        with torch.no_grad():
+            logits = head_of(around.pair.teacher).logits(hidden_rows(around.pair.teacher, tensors))
+        labels = batch.row_labels()
+        rank = (logits > logits.gather(1, labels[:, None])).sum(1)
+        assert int(rank.max()) < 3, "every token is accepted, or the teacher's first choice"
+        assert response.finished == (response.token_ids[-1] == tiny.END)
+        assert len(response.token_ids) <= 8
+
+
+def test_speculative_that_accepts_everything_is_the_students_own_text(tmp_path: Path) -> None:
+    around = context(tmp_path, Clock())
+    greedy = Sampling(temperature=0.0, max_tokens=8)
+    policy = Speculative(accept_top=tiny.VOCAB, block=3, sampling=greedy).build(around)
+    assert around.student is not None
+    mine = around.student.write(around.prompts[:6], 0, greedy)
+    theirs = [group[0] for group in policy.draw(None, around.prompts[:6], at(0))]
+    assert [r.token_ids for r in theirs] == [r.token_ids for r in mine]
+    assert policy.facts()["responses/accepted"] == 1.0
+
+
+def test_mixture_gives_the_probabilities_of_the_mixture(tmp_path: Path) -> None:
+    """Log-probabilities that the decode loop reports against a forward pass of both models."""
+    student, teacher = tiny.model(1).eval(), tiny.model(2, width=24, layers=3).eval()
+    engine = MixtureEngine(Mixture(student, teacher, 0.2, tiny.VOCAB), FACTS)
+    prompts = [prompt.token_ids for prompt in tiny.prompts(5)]
+    for prompt, done in zip(
+        prompts, engine.generate(prompts, Sampling(max_tokens=10, logprobs=True), seed=3), strict=True
+    ):
+        ids = torch.tensor([[*prompt, *done.token_ids]])
+        with torch.no_grad():
+            q, p = (model(ids).logits[0].softmax(-1) for model in (student, teacher))
+        mixed = (0.8 * q + 0.2 * p).log()
+        where = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+        wanted = mixed[where, ids[0, len(prompt) :]]
+        assert done.logprobs is not None
+        torch.testing.assert_close(torch.tensor(done.logprobs), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_mixture_leaves_the_student_in_training(tmp_path: Path) -> None:
+    around = context(tmp_path, Clock())
+    assert around.pair is not None
+    around.pair.student.train()
+    OnPolicy(teacher_share=0.3).build(around).draw(None, around.prompts[:2], at(0))
+    assert around.pair.student.training
+    assert not around.pair.teacher.training

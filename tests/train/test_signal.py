@@ -1,0 +1,82 @@
+"""The teacher runs on as few sequences as it can, and its signal is the same as if it ran on all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor
+
+from stillhouse.data.collate import collate
+from stillhouse.objectives import Objective
+from stillhouse.objectives.base import parse_objective
+from stillhouse.responses import TeacherMemory
+from stillhouse.teachers.live import LiveTeacher
+from stillhouse.train.signal import teacher_hidden
+from stillhouse.types import Response
+
+EVERYWHERE = parse_objective("forward_kl")
+NOT_ON_TEXT = parse_objective({"student": "forward_kl", "text": "cross_entropy"})
+
+
+class Counting(LiveTeacher):
+    """A teacher that counts the sequences it was run on."""
+
+    sequences = 0
+
+    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        self.sequences += len(batch["input_ids"])
+        return super().hidden(batch)
+
+
+@pytest.fixture
+def teacher() -> Counting:
+    return Counting(tiny.model(7, width=24), tiny.VOCAB)
+
+
+def signal(
+    teacher: LiveTeacher, responses: list[Response], objective: Objective, memory: TeacherMemory
+) -> tuple[Tensor, Tensor]:
+    """Hidden states, and the sequence of each row."""
+    batch = collate(responses, tiny.PAD)
+    tensors = {
+        name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "sources")
+    }
+    tensors["kept"] = torch.tensor([memory.number(response) for response in responses])
+    return teacher_hidden(teacher, tensors, objective, memory), batch.row_sequences()
+
+
+def test_plain_text_needs_no_teacher(teacher: Counting) -> None:
+    responses = tiny.responses(6, sources=("student", "text"))
+    hidden, rows = signal(teacher, responses, NOT_ON_TEXT, TeacherMemory())
+    assert teacher.sequences == 3
+    wanted, _ = signal(teacher, responses, EVERYWHERE, TeacherMemory())
+    student = rows % 2 == 0
+    torch.testing.assert_close(hidden[student], wanted[student], atol=1e-5, rtol=1e-5)
+    assert not hidden[~student].any()
+
+
+def test_remembered_responses_need_no_teacher_and_give_the_same(teacher: Counting) -> None:
+    responses = [replace(r, student_version=0) for r in tiny.responses(5, sources=("student",))]
+    memory = TeacherMemory()
+    for response in responses[:4]:
+        memory.watch(response)
+    first, _ = signal(teacher, responses, EVERYWHERE, memory)
+    assert teacher.sequences == 5
+    again, _ = signal(teacher, responses[::-1], EVERYWHERE, memory)
+    assert teacher.sequences == 6, "only the response that nobody watches"
+    parts = again.split([len(r.token_ids) for r in responses[::-1]])[::-1]
+    torch.testing.assert_close(torch.cat(parts), first, atol=1e-5, rtol=1e-5)
+    memory.forget(responses[0])
+    signal(teacher, responses, EVERYWHERE, memory)
+    assert teacher.sequences == 8
+
+
+def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: Counting) -> None:
+    hidden, _ = signal(teacher, tiny.responses(3, sources=("text",)), NOT_ON_TEXT, TeacherMemory())
+    assert teacher.sequences == 0
+    assert hidden.shape[1] == 24
