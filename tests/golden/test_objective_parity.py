@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import shared
 
 from stillhouse.objectives import Rows, build
 from stillhouse.types import SOURCES
-from tests.conftest import shared
 
 pytestmark = pytest.mark.needs_shared
 

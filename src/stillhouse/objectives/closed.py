@@ -61,11 +61,13 @@ def symmetric_kl(
 def jsd(student: Tensor, teacher: Tensor, teacher_weight: float) -> Result:
     """w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q."""
     p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
-    m = _mixture(q, p, teacher_weight)
-    from_teacher = dot(p, _log_of_ratio(teacher, p, m))
-    log_q = _log_of_ratio(student, q, m)
-    from_student = dot(q, log_q)
-    gradient = log_q.sub_(from_student[:, None]).mul_(q).mul_(1 - teacher_weight)
+    log_p = teacher.sub_(log_normaliser(teacher, p))
+    log_q = student.sub_(log_normaliser(student, q))
+    log_m = _mixture(q, p, teacher_weight).log_()  # one logarithm for both sides
+    from_teacher = dot(p, log_p.sub_(log_m))
+    force = log_q.sub_(log_m)
+    from_student = dot(q, force)
+    gradient = force.sub_(from_student[:, None]).mul_(q).mul_(1 - teacher_weight)
     return teacher_weight * from_teacher + (1 - teacher_weight) * from_student, gradient
 
 
@@ -180,7 +182,3 @@ def _mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
 def _log(ratio: Tensor, out: Tensor) -> Tensor:
     """log(ratio), finite where the ratio is zero."""
     return torch.clamp_min(ratio, torch.finfo(ratio.dtype).tiny, out=out).log_()
-
-
-def _log_of_ratio(scratch: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    return _log(torch.div(numerator, denominator, out=scratch), out=scratch)
