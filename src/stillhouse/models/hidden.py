@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
@@ -57,13 +58,37 @@ def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 def decoder_of(inner: nn.Module) -> nn.Module:
     """The part of a causal language model that ends in the last hidden states."""
-    decoder = getattr(inner, "base_model", None)
+    find = getattr(inner, "get_decoder", None)  # for OPT another one than base_model, which its head bypasses
+    decoder = getattr(inner, "base_model", None) if find is None else find()
     if isinstance(decoder, nn.Module) and decoder is not inner:
         return decoder
     raise ModelError(
         f"{type(inner).__name__} has no decoder apart from its head. Stillhouse needs a model that "
         "AutoModelForCausalLM loads."
     )
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Make sure that hidden states and head give the model's own logits, on four tokens.
+
+    An architecture that does more to its logits than `head_of` knows would be trained on a wrong loss.
+
+    Raises:
+        ModelError: the logits differ by more than rounding, or there is no head to use.
+    """
+    training = model.training
+    model.eval()
+    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": ids > 0}
+    ours = head_of(model).logits(hidden_rows(model, batch))
+    theirs = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[0].float()
+    model.train(training)
+    if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():  # bfloat16 has 8 bits
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} changes its logits after the head in a way that Stillhouse "
+            "does not know, so the loss over its hidden states would be wrong. Choose another architecture."
+        )
 
 
 def _states(output: Any) -> Tensor:
@@ -94,10 +119,10 @@ def head_of(model: nn.Module, vocab: int | None = None) -> Head:
             "Leave it out of the targets."
         )
     config: Any = getattr(inner.config, "get_text_config", lambda: inner.config)()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / float(config.logits_scaling)
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return Head(
         weight=layer.weight,
         bias=getattr(layer, "bias", None),

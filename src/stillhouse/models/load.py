@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from stillhouse.config import nearest
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.files import PACKAGE, locate
 from stillhouse.models.config import Dtype, Prune, StudentConfig, TeacherModel, _Model
-from stillhouse.models.hidden import unwrap
+from stillhouse.models.hidden import check_head, unwrap
+
+SPECIAL = ("eos_token_id", "bos_token_id", "pad_token_id")
+"""Ids that a random student takes from its tokenizer."""
 
 
 def place(path: str) -> str:
@@ -80,6 +85,7 @@ def load_teacher(config: TeacherModel) -> nn.Module:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, place(config.adapter)).merge_and_unload()
+    check_head(model)
     return model.requires_grad_(False).eval()
 
 
@@ -106,6 +112,7 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
             model.enable_input_require_grads()  # type: ignore[operator]
     if config.lora:
         model = _with_adapters(model, config)
+    check_head(model)
     return model
 
 
@@ -115,20 +122,14 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
     Raises:
         ModelError: a layer that the teacher does not have, or an architecture whose layers cannot be found.
     """
-    config = copy.deepcopy(teacher.config)
-    depth = config.num_hidden_layers
+    depth = teacher.config.num_hidden_layers
     if prune.layers[-1] >= depth:
         raise ModelError(
             f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} "
             f"(0 to {depth - 1})."
         )
     stack = _layer_prefix(teacher, depth)
-    config.num_hidden_layers = len(prune.layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in prune.layers]
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # weights from GGUF are dequantised; the entry would make saving fail
-    student = type(teacher)(config)
+    student = type(teacher)(_config_of_layers(teacher.config, prune.layers))
     new_index = {old: new for new, old in enumerate(prune.layers)}
     state = {}
     for name, tensor in teacher.state_dict().items():
@@ -143,6 +144,29 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
     return cast(student, dtype or next(teacher.parameters()).dtype)
 
 
+def _config_of_layers(whole: Any, layers: Sequence[int]) -> Any:
+    """The configuration with the named layers only; lists with an entry for each layer are cut likewise.
+
+    Raises:
+        ModelError: the kinds of layers follow a fixed pattern that the named ones do not.
+    """
+    config = copy.deepcopy(whole)
+    depth = whole.num_hidden_layers
+    config.num_hidden_layers = len(layers)
+    for name, value in whole.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == depth:
+            setattr(config, name, [value[index] for index in layers])
+    kinds = getattr(whole, "layer_types", None)
+    if kinds and list(config.layer_types) != [kinds[index] for index in layers]:
+        raise ModelError(
+            f"student.from_teacher.layers: {whole.model_type} repeats {', '.join(dict.fromkeys(kinds))} in a "
+            f"fixed pattern, and layers {list(layers)} do not follow it. Choose layers whose kinds do."
+        )
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # weights from GGUF are dequantised; the entry would make saving fail
+    return config
+
+
 def _layer_prefix(model: nn.Module, depth: int) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -150,18 +174,43 @@ def _layer_prefix(model: nn.Module, depth: int) -> str:
     raise ModelError(f"student.from_teacher: cannot find the {depth} layers of {type(model).__name__}.")
 
 
-def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def config_of(options: Mapping[str, Any], vocab: int) -> Any:
+    """A Hugging Face model configuration from `student.from_config`.
 
-    options = {"vocab_size": len(tokenizer), **(config.from_config or {})}
-    options.setdefault("eos_token_id", tokenizer.eos_token_id)
-    options.setdefault("bos_token_id", tokenizer.bos_token_id)
-    options.setdefault("pad_token_id", tokenizer.pad_token_id)
-    model_type = options.pop("model_type")
+    Raises:
+        ModelError: the model type or a field is unknown, or the values do not fit together.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    rest = {"vocab_size": vocab, **options}
+    model_type = rest.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        hint = nearest(model_type, list(CONFIG_MAPPING.keys()))
+        raise ModelError(
+            f"student.from_config.model_type: {model_type!r} is not known to transformers{hint}."
+        )
+    made = CONFIG_MAPPING[model_type]
+    known = {*made().to_dict(), *made.attribute_map, *inspect.signature(made).parameters, *SPECIAL}
+    for name in rest:
+        if name not in known:
+            raise ModelError(
+                f"student.from_config.{name}: {model_type} has no such field{nearest(name, sorted(known))}."
+            )
     try:
-        built = AutoConfig.for_model(model_type, **options)
+        return made(**rest)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"student.from_config: no model can be made of it. {_first_line(error)}") from error
+
+
+def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    special = {name: getattr(tokenizer, name) for name in SPECIAL}
+    built = config_of({**special, **(config.from_config or {})}, len(tokenizer))
+    try:
         model: nn.Module = AutoModelForCausalLM.from_config(built)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(f"student.from_config: no model can be made of it. {_first_line(error)}") from error
     return cast(model, _torch_dtype(config.dtype) or torch.float32)
 
