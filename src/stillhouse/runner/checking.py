@@ -135,10 +135,11 @@ def student_shape(student: StudentConfig, teacher: Shape | None, vocab: int) -> 
             int(embeddings + each * kept), kept, teacher.width, teacher.vocab, BYTES.get(student.dtype, 4)
         )
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    options = {"vocab_size": vocab, **(student.from_config or {})}
-    found = AutoConfig.for_model(options.pop("model_type"), **options)
+    from stillhouse.models.load import config_of
+
+    found = config_of(student.from_config or {}, vocab)
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(found)
     return _shape(empty, found, student.dtype)
