@@ -51,7 +51,11 @@ def symmetric_kl(
     student: Tensor, teacher: Tensor, forward: float | Tensor, reverse: float | Tensor
 ) -> Result:
     """forward KL(p || q) + reverse KL(q || p); the weights are numbers or [n]."""
-    p, q, d = log_ratio(student, teacher)
+    return weighed(*log_ratio(student, teacher), forward, reverse)
+
+
+def weighed(p: Tensor, q: Tensor, d: Tensor, forward: float | Tensor, reverse: float | Tensor) -> Result:
+    """As `symmetric_kl`, from what `log_ratio` gives."""
     to_teacher, to_student = -dot(p, d), dot(q, d)
     f, r = _column(forward), _column(reverse)
     gradient = d.sub_(to_student[:, None]).mul_(r).add_(f).mul_(q).sub_(p.mul_(f))

@@ -74,8 +74,9 @@ class AdaptiveKL(Objective):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        share = self.head_share(torch.softmax(teacher, -1), torch.softmax(student, -1))
-        return closed.symmetric_kl(student, teacher, share, 1 - share)
+        p, q, d = closed.log_ratio(student, teacher)
+        share = self.head_share(p, q)
+        return closed.weighed(p, q, d, share, 1 - share)
 
 
 @register
