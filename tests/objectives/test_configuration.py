@@ -41,7 +41,7 @@ def test_a_kind_with_options_a_bare_name_a_map_and_a_sum_are_accepted() -> None:
         ({"kind": "forward_lk"}, ("objective",), "did you mean 'forward_kl'"),
         ({"teachr": {"kind": "skew_kl"}, "student": "jsd"}, ("objective",), "did you mean 'teacher'"),
         ({"teacher": {"kind": "skew_kl", "alpha": 2.0}}, ("objective", "teacher", "alpha"), "between 0 and"),
-        ({"kind": "skew_kl", "alhpa": 0.1}, ("objective", "alhpa"), "Extra inputs"),
+        ({"kind": "skew_kl", "alfa": 0.1}, ("objective", "alfa"), "Extra inputs"),
         ({"kind": "sum", "terms": []}, ("objective", "terms"), "at least 1"),
         ({"kind": "jsd", "teacher_weight": 1.0}, ("objective", "teacher_weight"), "must stay between"),
         ({"kind": "csd", "w1": "pupil"}, ("objective", "w1"), "'student', 'teacher', 'uniform' or 'mix'"),
