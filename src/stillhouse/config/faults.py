@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stillhouse.config.layers import Layered
 from stillhouse.config.part import Part, nearest
 from stillhouse.config.strict_yaml import KeyPath
-from stillhouse.config.trees import class_at, dotted, places
+from stillhouse.config.trees import class_at, dotted, kind_of, places
 from stillhouse.errors import Fault
 
 _TYPES = {
@@ -120,6 +120,9 @@ def _unknown(path: KeyPath, tree: type[Part], layered: Layered) -> Fault:
     name = str(path[-1])
     owner = class_at(tree, path[:-1], layered.values)
     allowed = [key for key in owner.model_fields if key != "kind"] if owner else []
+    if owner is not None and name in allowed:  # the kind follows from something else, such as a file's ending
+        only = f"Only kind {kind_of(owner)} has it."
+        return Fault(dotted(path), "does not fit the kind", hint=only, origin=layered.origin(path))
     near = nearest(name, allowed)
     elsewhere = [] if near else places(tree, name)[:3]
     hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else None

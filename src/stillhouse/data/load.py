@@ -243,9 +243,11 @@ class _Reader:
             return
         first = ", ".join(self.missing[:3])
         more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
+        place = "evaluate.data" if self.name == "eval" else f"data.{self.name}"
+        way_out = ", or choose a method whose responses are generated" if self.name == "train" else ""
         raise DataError(
-            f"{first}{more}: no response, but data.{self.name} needs one in each row here. "
-            "Set data.no_response: drop, or choose a method whose responses are generated"
+            f"{first}{more}: no response, but {place} needs one in each row here. "
+            f"Add them, or set data.no_response: drop{way_out}"
         )
 
 

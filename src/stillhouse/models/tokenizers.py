@@ -20,13 +20,20 @@ def check_same_tokenizer(student: Any, teacher: Any) -> int:
         return len(ours)
     differing = [token for token, index in ours.items() if theirs.get(token) != index]
     extra = len(theirs.keys() - ours.keys())
-    example = ", ".join(
-        f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher"
-        for token in differing[:3]
-    )
+    facts = []
+    if differing:
+        example = ", ".join(
+            f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher"
+            for token in differing[:3]
+        )
+        facts.append(
+            f"{len(differing):,} of the student's {len(ours):,} tokens have another id or none with the "
+            f"teacher ({example})"
+        )
+    if extra:
+        facts.append(f"{extra:,} of the teacher's {len(theirs):,} tokens are none of the student's")
     raise ModelError(
-        f"student and teacher have different tokenizers: {len(differing):,} of the student's {len(ours):,} "
-        f"tokens have another id or none with the teacher, which has {extra:,} more ({example}). A loss over "
-        "token ids would compare different tokens. Choose a student of the teacher's family, or start one "
-        "from the teacher (student.from_teacher)."
+        f"student and teacher have different tokenizers: {'; '.join(facts)}. A loss over token ids would "
+        "compare different tokens. Choose a student of the teacher's family, or start one from the teacher "
+        "(student.from_teacher)."
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from stillhouse.data import Data, load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
     load_student,
@@ -93,6 +94,9 @@ def assemble(config: RunConfig) -> Parts:
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
+    _finite("student", student)
+    if teacher is not None:
+        _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
     return Parts(
@@ -104,6 +108,17 @@ def assemble(config: RunConfig) -> Parts:
         vocab,
         data,
     )
+
+
+def _finite(name: str, model: nn.Module) -> None:
+    """Refuse weights that would make every loss NaN."""
+    broken = [key for key, weights in model.named_parameters() if not torch.isfinite(weights).all()]
+    if broken:
+        raise ModelError(
+            f"{name}: {len(broken)} of its weights hold NaN or infinity, the first {broken[0]}. The model was "
+            "saved after its training broke down, or does not fit its number format."
+            " Take another copy."
+        )
 
 
 def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:

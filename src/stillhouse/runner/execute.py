@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from stillhouse.runner.assemble import Parts, assemble, make_step
 from stillhouse.runner.evaluation import evaluate_system, held_out
 from stillhouse.runner.export import export
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
+from stillhouse.runner.options import training_arguments
 from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
@@ -148,44 +148,9 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
 
 def make_trainer(parts: Parts, step: Step, folder: RunFolder, callbacks: list[Any]) -> DistilTrainer:
     """The trainer for a run, with Hugging Face's own printing and saving switched off where ours does it."""
-    from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+    from transformers import PrinterCallback, ProgressCallback
 
-    config = parts.config.train
-    world = max(1, int(_environment_number("WORLD_SIZE", 1)))
-    options: dict[str, Any] = {
-        "output_dir": str(folder.checkpoints),
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps or -1,
-        "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": max(1, config.batch_size // (config.micro_batch_size * world)),
-        "learning_rate": config.lr,
-        "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.clip,
-        "seed": config.seed,
-        "data_seed": config.seed,
-        "bf16": config.precision == "bfloat16",
-        "logging_steps": config.log_every,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": list(config.report_to),
-        "run_name": parts.config.name,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "label_names": [],
-        **config.hf,
-    }
-    try:
-        arguments = TrainingArguments(**options)
-    except (TypeError, ValueError) as error:
-        from stillhouse.errors import ConfigError, Fault
-
-        raise ConfigError(
-            Fault("train.hf", f"transformers does not accept it: {error}", got=str(config.hf))
-        ) from error
+    arguments = training_arguments(parts.config, folder.checkpoints)
     trainer = DistilTrainer(
         step=step,
         model=parts.student,
@@ -261,13 +226,6 @@ def _bytes_needed(config: RunConfig, facts: dict[str, Any]) -> int:
     trainable, whole = facts["student"]["trainable"], facts["student"]["bytes"]
     checkpoint = whole + 8 * trainable
     return int((config.train.keep_checkpoints + 1) * checkpoint + 2 * whole)
-
-
-def _environment_number(name: str, default: int) -> float:
-    import os
-
-    value = os.environ.get(name, "")
-    return float(value) if value and math.isfinite(float(value)) else default
 
 
 __all__ = ["Result", "TrainingError", "execute", "make_trainer", "run", "train"]

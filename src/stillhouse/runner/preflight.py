@@ -5,39 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from stillhouse.config import nearest
 from stillhouse.data.prompts import SourceConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models.load import place
+from stillhouse.runner.folder import default_folder
+from stillhouse.runner.options import check_loggers, training_arguments
 from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
-
-OURS = {
-    "output_dir": "output.folder",
-    "num_train_epochs": "train.epochs",
-    "max_steps": "train.max_steps",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size",
-    "learning_rate": "train.lr",
-    "weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.clip",
-    "seed": "train.seed",
-    "data_seed": "train.seed",
-    "bf16": "train.precision",
-    "gradient_checkpointing": "student.gradient_checkpointing",
-    "logging_steps": "train.log_every",
-    "logging_nan_inf_filter": "nothing: a loss that is not finite always stops the run",
-    "save_strategy": "train.save_every",
-    "save_steps": "train.save_every",
-    "save_total_limit": "train.keep_checkpoints",
-    "eval_strategy": "train.validate_every",
-    "load_best_model_at_end": "train.keep",
-    "report_to": "train.report_to",
-    "run_name": "name",
-    "remove_unused_columns": "nothing: prompts are no columns",
-    "label_names": "nothing: labels are made by the step",
-}
-"""Fields of TrainingArguments that another option of a run decides."""
 
 
 def preflight(config: RunConfig) -> None:
@@ -45,11 +19,16 @@ def preflight(config: RunConfig) -> None:
 
     Raises:
         ConfigError: with everything that is missing or unknown, at once.
-        EnvironmentFault: a path is inside a Python package that is not installed.
+        EnvironmentFault: a package that a path or a logger needs is not installed.
     """
-    found: list[Fault | str] = [*_missing_data(config), *_missing_models(config), *_unknown_options(config)]
+    found: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
+    try:
+        training_arguments(config, default_folder(config))
+    except ConfigError as error:
+        found += error.faults
     if found:
         raise ConfigError(*found)
+    check_loggers(config.train.report_to)
 
 
 def _missing_data(config: RunConfig) -> Iterator[str]:
@@ -80,30 +59,6 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
                 place(path)
             except ModelError as error:
                 yield f"{name}.{field}: {error}"
-
-
-def _unknown_options(config: RunConfig) -> Iterator[Fault]:
-    if not config.train.hf:
-        return
-    import dataclasses
-
-    from transformers import TrainingArguments
-
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for name, value in config.train.hf.items():
-        if name in OURS:
-            yield Fault(f"train.hf.{name}", "is decided by another option", str(value), hint=_instead(name))
-        elif name not in known:
-            yield Fault(
-                f"train.hf.{name}",
-                f"is no field of transformers.TrainingArguments{nearest(name, known)}",
-                got=str(value),
-            )
-
-
-def _instead(name: str) -> str:
-    owner = OURS[name]
-    return f"Remove it; {owner[9:]}." if owner.startswith("nothing: ") else f"Set {owner}."
 
 
 def check_room(

@@ -12,11 +12,13 @@ from stillhouse.config import Layer, Layered, flatten, to_yaml, validate
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.settings import RunConfig
+from stillhouse.types import SOURCES
 
 ROWS: frozenset[KeyPath] = frozenset(
     {("data", "train"), ("data", "valid"), ("data", "text"), ("evaluate", "data")}
 )
 """Where a bare text is the path of a set of rows; elsewhere it is the kind of a part."""
+OBJECTIVE: KeyPath = ("objective",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,15 @@ def _spelled_out(
         if not isinstance(upper, Mapping):
             continue
         name = "path" if here in ROWS else "kind"
-        if isinstance(lower, str) and name not in upper and "kind" not in upper:
+        if here == OBJECTIVE and "kind" in _mapping(lower) and upper.keys() & set(SOURCES) - {"kind"}:
+            spelled[key] = {}  # a map from source to objective takes the place of a single objective
+        elif isinstance(lower, str) and name not in upper and "kind" not in upper:
             spelled[key] = {name: lower}
             origins[(*here, name)] = origins[here]
         elif isinstance(lower, dict):
             spelled[key] = _spelled_out(lower, upper, here, origins)
     return spelled
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
