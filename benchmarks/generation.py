@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py            # about half an hour on a free core
     python benchmarks/generation.py --small    # under a minute: one model, two batch sizes
+    python benchmarks/generation.py --model 30M --rounds 2    # the rows of one model anew
 
 Both engines take turns in one run on the same prompts and settings; a row's ratio is the median over the
 rounds. Counted are response tokens up to the end-of-sequence token, which is what a trainer can use,
@@ -18,6 +19,7 @@ them and holds as many rows as that. Prompts = batch shows one batch alone, with
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import random
@@ -50,7 +52,8 @@ SHAPES = {
 }
 PLAIN = Sampling(max_tokens=MAX_TOKENS)
 WARPED = Sampling(max_tokens=MAX_TOKENS, temperature=0.8, top_p=0.95)
-GREEDY = Sampling(max_tokens=MAX_TOKENS, temperature=0.0)
+# The bias would end every greedy text at once, so greedy texts have the full length.
+GREEDY = Sampling(max_tokens=MAX_TOKENS, min_tokens=MAX_TOKENS, temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def cases(small: bool) -> list[Case]:
     rows = []
     for size, vocab in [*SHAPES, ("135M", 49152)]:
         rows += [Case(size, vocab, batch, batch) for batch in (8, 32, 128)]
-        rows += [Case(size, vocab, 8, 32), Case(size, vocab, 32, 128)]
-    rows += [Case("5M", 49152, 128, 512)]
+        rows += [Case(size, vocab, 8, 32)]
+    rows += [Case("5M", vocab, 32, 128) for vocab in (8192, 49152)]
     rows += [Case("5M", 49152, 32, 32, sampling) for sampling in (WARPED, GREEDY)]
     return sorted(rows, key=lambda row: (row.size != "5M", row.size != "30M", row.vocab))
 
@@ -158,7 +161,11 @@ def with_generate(subject: Subject, case: Case, seed: int) -> int:
     if sampling.temperature > 0:
         warp = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
     config = GenerationConfig(
-        max_new_tokens=sampling.max_tokens, eos_token_id=list(eos), pad_token_id=pad, **warp
+        max_new_tokens=sampling.max_tokens,
+        min_new_tokens=sampling.min_tokens or None,
+        eos_token_id=list(eos),
+        pad_token_id=pad,
+        **warp,
     )
     written = 0
     for start in range(0, case.num_prompts, case.batch):
@@ -194,6 +201,7 @@ def measure(subject: Subject, case: Case, rounds: int) -> dict[str, Any]:
         "batch": case.batch,
         "prompts": case.num_prompts,
         "sampling": describe(case.sampling),
+        "rounds": rounds,
         "generate_tokens_per_second": round(statistics.median(generate), 1),
         "engine_tokens_per_second": round(statistics.median(engine), 1),
         "ratio": round(statistics.median(ratios), 2),
@@ -204,7 +212,7 @@ def measure(subject: Subject, case: Case, rounds: int) -> dict[str, Any]:
 def describe(sampling: Sampling) -> str:
     """The settings that differ between rows."""
     if sampling.temperature == 0:
-        return "greedy"
+        return "greedy, full length"
     return f"temperature {sampling.temperature:g}" + (
         f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
     )
@@ -218,6 +226,8 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         "transformers": transformers.__version__,
     }
     command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
+    order = {"5M": 0, "30M": 1, "135M": 2}
+    rows = sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
     today = date.today().isoformat()
     write_json(path, {"command": command, "date": today, "versions": versions, "threads": 1, "rows": rows})
 
@@ -255,6 +265,7 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="a few rows only; writes nothing unless --output"
     )
+    parser.add_argument("--model", choices=["5M", "30M", "135M"], help="only this one; other rows are kept")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name} under benchmarks/results")
     options = parser.parse_args()
@@ -262,9 +273,14 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
+    output = options.output or (None if options.small else RESULTS)
     rows: list[dict[str, Any]] = []
+    if options.model and output and output.exists():
+        rows = [row for row in json.loads(output.read_text())["rows"] if row["model"] != options.model]
     subjects: dict[tuple[str, int], Subject] = {}
     for case in cases(options.small):
+        if options.model not in (None, case.size):
+            continue
         key = (case.size, case.vocab)
         if key not in subjects:
             subjects.clear()
@@ -273,7 +289,7 @@ def main() -> None:
             with_engine(subjects[key], Case(*key, 4, 4), 0)
         rows.append(measure(subjects[key], case, options.rounds))
         print("  ".join(str(value) for value in rows[-1].values()), flush=True)
-        if output := options.output or (None if options.small else RESULTS):
+        if output:
             save(rows, output)
             plot(rows, output.with_suffix(".svg"))
 

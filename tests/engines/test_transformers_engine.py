@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
 from transformers import GenerationConfig
 
 from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
-from stillhouse.engines.decode import uniforms
+from stillhouse.engines.decode import GROUP_TOKENS, similar, uniforms
 from stillhouse.engines.sampling import Sampler
 from stillhouse.engines.transformers import rounded_copy
 from stillhouse.errors import ConfigError, EngineError
@@ -142,6 +144,20 @@ def test_tokens_follow_the_model_s_probabilities(kind: str) -> None:
     spread = 2 / (9 * freedom)
     # Wilson-Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal.
     assert abs((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5 < 3.3
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=80))
+def test_prompts_are_run_with_others_of_about_their_length(lengths: list[int]) -> None:
+    lengths.sort(reverse=True)
+    prompts = [[5] * length for length in lengths]
+    groups = similar(list(range(len(prompts))), prompts)
+    assert [index for group in groups for index in group] == list(range(len(prompts)))
+    for group in groups:
+        padded = len(group) * lengths[group[0]]
+        close = all(lengths[index] * 4 >= lengths[group[0]] * 3 for index in group)
+        assert close or padded < GROUP_TOKENS + lengths[group[0]]
+    for group in groups[:-1]:
+        assert len(group) * lengths[group[0]] >= GROUP_TOKENS
 
 
 def test_uniform_numbers_belong_to_seed_prompt_and_position() -> None:

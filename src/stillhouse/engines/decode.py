@@ -20,6 +20,9 @@ from stillhouse.engines.kv import GrowingCache
 from stillhouse.engines.sampling import PAD, Sampler
 from stillhouse.types import Completion
 
+GROUP_TOKENS = 256
+"""Least tokens, padding included, for which prompts are run apart from longer ones."""
+
 REFILL, DROP = 1 / 8, 1 / 4
 """Shares of the rows that have to be finished before they are refilled, or dropped when no prompt waits.
 
@@ -72,38 +75,34 @@ class Decoder:
         self.finish = finish
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
         while waiting:
-            self._start([waiting.popleft() for _ in range(min(rows, len(waiting)))])
+            self._start(min(rows, len(waiting)), len(prompts[waiting[0]]))
+            self._refill([waiting.popleft() for _ in range(self.rows)])
             while self.live:
-                if self._rearrange(waiting):
-                    continue
-                self._step()
+                if not self._rearrange(waiting):
+                    self._step()
 
-    def _start(self, indices: list[int]) -> None:
-        width = max(len(self.prompts[index]) for index in indices)
-        self.capacity = width + self.sampling.max_tokens + max(16, width // 4)
-        self.cache, history, first, logprobs = self._prefill(indices, self.capacity)
+    def _start(self, rows: int, width: int) -> None:
+        """An empty table of rows that are free to be filled, at the column `width`."""
         self.now = width
-        rows = len(indices)
+        self.capacity = width + self.sampling.max_tokens + max(16, width // 4)
+        self.cache = GrowingCache(self.num_layers, self.capacity, rows, width)
         self.history = torch.full((rows, self.capacity + 1), PAD, device=self.device)
-        self.history[:, :width] = history
-        self.history[:, width] = first
-        self.visible = self.history[:, : self.capacity] != PAD
-        self.visible[:, width:] = True
+        self.visible = torch.ones(rows, self.capacity, dtype=torch.bool, device=self.device)
         self.logprobs = torch.zeros(rows, self.capacity + 1, device=self.device)
-        if logprobs is not None:
-            self.logprobs[:, width] = logprobs
-        self.position = torch.tensor([len(self.prompts[index]) for index in indices], device=self.device)
-        self.generated = torch.ones(rows, dtype=torch.long, device=self.device)
-        self.uniform = self._uniforms(indices)
-        self.owner = list(indices)
-        self.first_column = [width - len(self.prompts[index]) for index in indices]
-        self.alive = torch.ones(rows, dtype=torch.bool, device=self.device)
-        self.live = rows
-        self._settle(first)
+        self.position = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.generated = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.uniform = self._uniforms([0] * rows)
+        self.alive = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self.owner = [0] * rows
+        self.first_column = [0] * rows
+        self.live = 0
 
-    def _prefill(
-        self, indices: list[int], capacity: int
-    ) -> tuple[GrowingCache, Tensor, Tensor, Tensor | None]:
+    @property
+    def rows(self) -> int:
+        """Number of rows of the table, free ones included."""
+        return len(self.owner)
+
+    def _prefill(self, indices: list[int]) -> tuple[GrowingCache, Tensor, Tensor, Tensor | None]:
         """Run prompts and draw their first tokens: (cache, history [B, L], tokens [B], log-probabilities)."""
         width = max(len(self.prompts[index]) for index in indices)
         history = torch.tensor(
@@ -111,7 +110,7 @@ class Decoder:
             device=self.device,
         )
         mask = history != PAD
-        cache = GrowingCache(self.num_layers, capacity)
+        cache = GrowingCache(self.num_layers, width)
         logits = self._logits(
             history.masked_fill(~mask, self.facts.pad_id), mask, (mask.cumsum(1) - 1).clamp_(min=0), cache
         )
@@ -167,12 +166,11 @@ class Decoder:
 
     def _rearrange(self, waiting: deque[int]) -> bool:
         """Refill or drop finished rows where enough of them wait; true if a row was refilled."""
-        rows = len(self.owner)
-        free = rows - self.live
-        if waiting and free >= rows * REFILL:
+        free = self.rows - self.live
+        if waiting and free >= self.rows * REFILL:
             self._refill([waiting.popleft() for _ in range(min(free, len(waiting)))])
             return True
-        if not waiting and free >= rows * DROP:
+        if not waiting and free >= self.rows * DROP:
             self._compact(self.alive)
         elif self.now + 1 >= self.capacity:
             self._compact(torch.ones_like(self.alive))
@@ -200,23 +198,41 @@ class Decoder:
         self.first_column = [self.first_column[row] - start for row in kept.tolist()]
 
     def _refill(self, indices: list[int]) -> None:
-        """Put new prompts into rows that have ended."""
-        chosen = (~self.alive).nonzero().squeeze(1)[: len(indices)]
-        cache, history, first, logprobs = self._prefill(indices, max(len(self.prompts[i]) for i in indices))
-        self.cache.put(chosen, cache)
-        start = self.now - history.shape[1]
-        self.history[chosen, :start] = PAD
-        self.history[chosen, start : self.now] = history
-        self.history[chosen, self.now] = first
-        self.visible[chosen, : self.now] = self.history[chosen, : self.now] != PAD
-        if logprobs is not None:
-            self.logprobs[chosen, self.now] = logprobs
-        self.position[chosen] = torch.tensor([len(self.prompts[i]) for i in indices], device=self.device)
-        self.generated[chosen] = 1
-        self.uniform[chosen] = self._uniforms(indices)
-        self.alive[chosen] = True
-        for row, index in zip(chosen.tolist(), indices, strict=True):
-            self.owner[row] = index
-            self.first_column[row] = self.now - len(self.prompts[index])
-        self.live += len(indices)
+        """Put new prompts, in order of falling length, into rows that are free."""
+        for group in similar(indices, self.prompts):
+            chosen = (~self.alive).nonzero().squeeze(1)[: len(group)]
+            cache, history, first, logprobs = self._prefill(group)
+            self.cache.put(chosen, cache)
+            start = self.now - history.shape[1]
+            self.history[chosen, :start] = PAD
+            self.history[chosen, start : self.now] = history
+            self.history[chosen, self.now] = first
+            self.visible[chosen, : self.now] = self.history[chosen, : self.now] != PAD
+            if logprobs is not None:
+                self.logprobs[chosen, self.now] = logprobs
+            lengths = [len(self.prompts[index]) for index in group]
+            self.position[chosen] = torch.tensor(lengths, device=self.device)
+            self.generated[chosen] = 1
+            self.uniform[chosen] = self._uniforms(group)
+            self.alive[chosen] = True
+            for row, index, length in zip(chosen.tolist(), group, lengths, strict=True):
+                self.owner[row] = index
+                self.first_column[row] = self.now - length
+            self.live += len(group)
         self._settle(self.history[:, self.now])
+
+
+def similar(indices: list[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split prompts of falling length into groups of which little is padding, each worth a forward pass.
+
+    A group ends where a prompt is shorter than 3/4 of its longest, once it holds `GROUP_TOKENS`.
+    """
+    groups: list[list[int]] = []
+    widest = 0
+    for index in indices:
+        length = len(prompts[index])
+        if not groups or (length < widest * 3 / 4 and len(groups[-1]) * widest >= GROUP_TOKENS):
+            groups.append([])
+            widest = length
+        groups[-1].append(index)
+    return groups

@@ -15,36 +15,38 @@ class GrowingLayer(DynamicLayer):
     Looks like a transformers `DynamicLayer`, but a step writes one column instead of copying all of them.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, rows: int | None = None, length: int = 0) -> None:
+        """Room for `capacity` columns; with `rows`, `length` of them stand empty until `put` fills rows."""
         super().__init__()
         self.capacity = capacity
-        self.length = 0
+        self.rows = rows
+        self.length = length
         self.is_initialized = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append columns; returns all keys and all values so far."""
+        self._allocate(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        if not self.is_initialized:
-            self.key_buffer = self._room(key_states)
-            self.value_buffer = self._room(value_states)
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
         self.key_buffer[:, :, start : self.length] = key_states
         self.value_buffer[:, :, start : self.length] = value_states
-        if start == 0:
-            self.keys, self.values = key_states, value_states
-        else:
-            self.keys, self.values = (
-                self.key_buffer[:, :, : self.length],
-                self.value_buffer[:, :, : self.length],
-            )
+        self.keys = self.key_buffer[:, :, : self.length]
+        self.values = self.value_buffer[:, :, : self.length]
         return self.keys, self.values
 
-    def _room(self, states: Tensor) -> Tensor:
-        rows, heads, _, size = states.shape
-        return states.new_empty(rows, heads, self.capacity, size)
+    def _allocate(self, key_states: Tensor, value_states: Tensor) -> None:
+        if self.is_initialized:
+            return
+
+        def room(states: Tensor) -> Tensor:
+            # Zeros, because what is masked still has to be finite.
+            rows, heads, _, size = states.shape
+            return states.new_zeros(self.rows or rows, heads, self.capacity, size)
+
+        self.key_buffer, self.value_buffer = room(key_states), room(value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
 
     def get_seq_length(self) -> int:
         """Number of filled columns."""
@@ -62,6 +64,7 @@ class GrowingLayer(DynamicLayer):
 
     def put(self, rows: Tensor, other: GrowingLayer) -> None:
         """Overwrite these rows with the rows of `other`, so that both end at the same column."""
+        self._allocate(other.key_buffer, other.value_buffer)
         start = self.length - other.length
         self.key_buffer[rows, :, start : self.length] = other.key_buffer[:, :, : other.length]
         self.value_buffer[rows, :, start : self.length] = other.value_buffer[:, :, : other.length]
@@ -70,8 +73,9 @@ class GrowingLayer(DynamicLayer):
 class GrowingCache(Cache):
     """A `GrowingLayer` for every layer of a model."""
 
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[GrowingLayer(capacity) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, capacity: int, rows: int | None = None, length: int = 0) -> None:
+        """See `GrowingLayer`."""
+        super().__init__(layers=[GrowingLayer(capacity, rows, length) for _ in range(num_layers)])
 
     def keep(self, rows: Tensor, start: int) -> None:
         """Keep only these rows, and drop the first `start` columns."""
