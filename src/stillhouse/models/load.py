@@ -222,11 +222,11 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
     if config.attention != "auto":
         options["attn_implementation"] = config.attention
     if config.gguf_file:
-        options["gguf_file"] = config.gguf_file
         _need(
             "gguf",
             f"{path}: GGUF files need the package gguf. Install it with: pip install 'stillhouse[gguf]'",
         )
+        options |= {"gguf_file": config.gguf_file, "quantization_config": _dense()}
     folder = place(path)
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{path}: is not a model folder: it has no config.json.")
@@ -239,6 +239,14 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
     if config.gguf_file:
         model = _clean(model)
     return model
+
+
+def _dense() -> Any:
+    """Ask for ordinary weights: packed ones, which some kernels can use, can be neither cut nor trained."""
+    from transformers.utils import quantization_config
+
+    made = getattr(quantization_config, "GgufConfig", None)  # older transformers always unpack
+    return None if made is None else made(dequantize=True)
 
 
 def _clean(model: nn.Module) -> nn.Module:
