@@ -1,4 +1,4 @@
-"""Derives this example's data from rows of databricks-dolly-15k: the short ones, in an order fixed by their hash.
+"""Derives this example's data from databricks-dolly-15k: short rows, in an order fixed by their hash.
 
     python examples/smollm2/make_data.py FOLDER
 
