@@ -16,6 +16,7 @@ from stillhouse.models import StudentConfig
 from stillhouse.objectives import Objective, ObjectiveField
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
+from stillhouse.objectives.sampled import PolicyGradient
 from stillhouse.responses import ResponsesField
 from stillhouse.responses.fixed import Fixed
 from stillhouse.teachers import TeacherField
@@ -114,7 +115,7 @@ def mismatches(config: RunConfig) -> list[Fault]:
         )
     if config.student.from_teacher is not None and "text" not in provided:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
-    faults += _without_validation(config)
+    faults += _without_validation(config) + _sampled_otherwise(config)
     capacity = getattr(config.responses, "capacity", None)
     if capacity is not None and capacity < config.train.batch_size:
         faults.append(
@@ -157,6 +158,38 @@ def _without_validation(config: RunConfig) -> list[Fault]:
         )
         for path in found
     ]
+
+
+def _sampled_otherwise(config: RunConfig) -> list[Fault]:
+    """Policy gradients that assume another sampling than the responses come from; they would be biased."""
+    faults: list[Fault] = []
+    share = float(getattr(config.responses, "teacher_share", 0.0))
+    sampling = getattr(config.responses, "sampling", None) or config.engine.sampling
+
+    def visit(path: str, value: Any) -> Any:
+        if isinstance(value, PolicyGradient) and value.sampling_teacher_share != share:
+            faults.append(
+                Fault(
+                    f"{path}.sampling_teacher_share",
+                    "must be the teacher's share in the text that is trained on",
+                    got=str(value.sampling_teacher_share),
+                    allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
+                    hint="Set both to the same number (responses.kind=on_policy has teacher_share).",
+                )
+            )
+        return value
+
+    walk({"objective": config.objective}, visit)
+    if "sampled_logprobs" in config.objective.required and not sampling.logprobs:
+        faults.append(
+            Fault(
+                "responses.sampling.logprobs",
+                f"objective={config.objective.name} needs the log-probabilities that tokens were sampled with",
+                got="false",
+                hint="Set it to true.",
+            )
+        )
+    return faults
 
 
 def _no_teacher(config: RunConfig, why: str) -> Fault:
