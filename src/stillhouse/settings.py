@@ -184,7 +184,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
         faults.append(
             Fault(
                 "responses.sampling.logprobs",
-                f"objective={config.objective.name} needs the log-probabilities that tokens were sampled with",
+                f"objective={config.objective.name} needs the log-probabilities of the tokens when sampled",
                 got="false",
                 hint="Set it to true.",
             )

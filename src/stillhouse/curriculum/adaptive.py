@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 @REGISTRY.register
 class DevLoss(Schedule):
-    """Rises by `step` whenever the loss on data.valid has become worse by more than `tolerance` (DistiLLM's phi).
+    """Rises by `step` whenever the loss on data.valid has become worse (DistiLLM's phi).
 
     Paper (Algorithm 1): phi <- min(phi + 1/N_phi, 1) if L_now > L_previous + eps. `against: last_rise` is the
     released code (commit d47e77f): L_now >= L_reference + eps, where the reference is replaced only when phi
@@ -67,8 +67,8 @@ class Momentum(Schedule):
     """Rises faster while the training loss falls, and never slower than in a straight line (TAID's t).
 
     With the step's loss L: delta = (L_before - L) / L_before, m <- beta m + (1 - beta) delta, and
-    t <- min(end, max(start + (end - start) x, t + rate sigmoid(m) (1 - t))), x the share of the training done.
-    Paper: Shing et al. 2025 (arXiv 2501.16937), section 3.3; released code at commit a062892.
+    t <- min(end, max(start + (end - start) x, t + rate sigmoid(m) (1 - t))), x the share of the training
+    done. Paper: Shing et al. 2025 (arXiv 2501.16937), section 3.3; released code at commit a062892.
 
     Example: `objective: {kind: taid, t: {kind: momentum, start: 0.4, end: 1.0}}`
     """

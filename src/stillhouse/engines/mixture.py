@@ -20,7 +20,7 @@ from stillhouse.types import Completion
 
 
 class Mixture(nn.Module):
-    """A model whose next-token distribution is (1 - share) q + share p, q of the student and p of the teacher.
+    """A model whose next token comes from (1 - share) q + share p, q of the student and p of the teacher.
 
     Its cache holds the layers of the student, then those of the teacher.
     """
@@ -35,8 +35,8 @@ class Mixture(nn.Module):
         layers = [num_attention_layers(unwrap(model).config) for model in (student, teacher)]
         if None in layers:
             raise EngineError(
-                "text that student and teacher write together needs models whose layers are all attention; set "
-                "responses.teacher_share: 0."
+                "text that student and teacher write together needs models whose layers are all attention; "
+                "set responses.teacher_share: 0."
             )
         self.num_layers: list[int] = [count for count in layers if count is not None]
 

@@ -27,10 +27,10 @@ from stillhouse.types import Progress, Prompt, Response
 
 @REGISTRY.register
 class Adaptive(ResponsesConfig):
-    """Adaptive off-policy: a share of the steps trains on replayed responses of the student, the rest on `base`.
+    """Adaptive off-policy: a share of the steps trains on replayed text of the student, the rest on `base`.
 
     At step t with u uniform in [0, 1), phi = `student_share`, lambda = phi x `fresh_share`:
-    if u < lambda the student writes for the step's prompts and its responses go into the buffer; if u < phi the
+    if u < lambda the student writes for the step's prompts, which fills the buffer; if u < phi the
     step trains on a draw from the buffer, else on `base`. Paper: Ko et al. 2024, DistiLLM (arXiv 2402.03898),
     Algorithm 1. Its released code (commit d47e77f): `train_on_fresh: true`, `minimum_fill: 1000`,
     `skip_first_token: true` and a `dev_loss` share against the last rise; recipe `distillm_released`.
@@ -40,9 +40,9 @@ class Adaptive(ResponsesConfig):
     student_share: Share = DevLoss()
     """Probability that a step trains on student-written text; phi. `dev_loss` needs data.valid."""
     fresh_share: Share = Linear(start=1.0, end=0.0)
-    """Of those steps, the share that first writes anew; lambda / phi. The paper's three schedules of the replay
-    ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind: linear, start:
-    0.0, end: 1.0}`."""
+    """Of those steps, the share that first writes anew; lambda / phi. The paper's three schedules of the
+    replay ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind: linear,
+    start: 0.0, end: 1.0}`."""
     base: ResponsesField = Fixed()
     """Where the other responses come from: the data set, or `{kind: generated, by: teacher}`."""
     capacity: Annotated[int, Field(ge=1)] = 1000
@@ -52,7 +52,7 @@ class Adaptive(ResponsesConfig):
     train_on_fresh: bool = False
     """A step that has written trains on just these responses instead of on a draw from the buffer."""
     skip_first_token: bool = False
-    """Do not train on the first token of the student's responses, as the released code does by an oversight."""
+    """Do not train on the first token of the student's text; an oversight of the released code."""
     write_batches: Annotated[int, Field(ge=1)] = 1
     """Write for so many batches of prompts at a time, with a probability that is smaller by the same factor:
     as many responses in all, in fewer and larger batches, which is faster."""

@@ -47,7 +47,7 @@ class Context:
     """Where whole rounds of responses are kept, so that a resumed run reads instead of writing them again."""
     seed: int
     memory: TeacherMemory = field(default_factory=TeacherMemory)
-    """Where a policy asks for the teacher's hidden states to be kept for responses that it will give again."""
+    """Where a policy asks to keep the teacher's hidden states of responses that it will give again."""
     pair: Pair | None = None
     """Both models; None if there is no teacher in this process."""
     rank: int = 0
@@ -73,7 +73,7 @@ class Policy(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to be saved beside the weights; empty for policies whose draws depend on the step alone."""
+        """What has to be saved beside the weights; empty if the draws depend on the step alone."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ class Batched(ResponsesConfig):
     """Every `every` steps the student writes for as many batches of prompts; each response is used once.
 
     Between fully on-policy (1) and one round for each epoch: fewer and larger batches to write, at most
-    `every` - 1 steps stale. The prompts are the policy's own: all of the training set in random order, anew for
-    each pass, instead of the step's.
+    `every` - 1 steps stale. The prompts are the policy's own: all of the training set in random order, anew
+    for each pass, instead of the step's.
 
     Example: `responses: {kind: batched, every: 8}`
     """

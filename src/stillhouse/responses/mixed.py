@@ -22,7 +22,7 @@ from stillhouse.types import Progress, Prompt, Response
 
 @REGISTRY.register
 class Mixed(ResponsesConfig):
-    """At each step, with probability `student_share`, train on what the student writes now, else on `base`."""
+    """With probability `student_share` a step trains on what the student writes now, else on `base`."""
 
     kind: Literal["mixed"] = "mixed"
     student_share: Share = 0.5

@@ -13,7 +13,10 @@ from stillhouse.types import Progress, Prompt, Response
 
 @REGISTRY.register
 class Pairs(ResponsesConfig):
-    """Both sides for each prompt: the teacher writes once, the student at each `refresh` (DistiLLM-2, Algorithm 1)."""
+    """Both sides for each prompt: the teacher writes once, the student at each `refresh`.
+
+    Paper: DistiLLM-2 (arXiv 2503.07067), Algorithm 1.
+    """
 
     kind: Literal["pairs"] = "pairs"
     refresh: Literal["never", "epoch", "step"] = "epoch"
@@ -37,7 +40,8 @@ class Pairs(ResponsesConfig):
 
     def build(self, context: Context) -> PairsPolicy:
         """The running policy."""
-        assert context.teacher is not None and context.student is not None
+        assert context.teacher is not None
+        assert context.student is not None
         teacher = GeneratedPolicy(context, context.teacher, "never", self.teacher_sampling)
         student = GeneratedPolicy(context, context.student, self.refresh, self.student_sampling)
         return PairsPolicy(teacher, student)

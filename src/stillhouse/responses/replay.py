@@ -144,8 +144,8 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
         if prompt is None or prompt.token_ids != ids[: len(prompt.token_ids)]:
             raise DataError(
                 f"the checkpoint holds responses to prompt {name}, which the training data "
-                f"{'lacks' if prompt is None else 'has with other tokens'}. Resume with the data, the template "
-                "and the tokenizer of the run that was interrupted."
+                f"{'lacks' if prompt is None else 'has with other tokens'}. Resume with the data, the "
+                "template and the tokenizer of the run that was interrupted."
             )
         if prompt.token_ids != ids:  # tokens of the response that count to the prompt
             prompt = replace(prompt, token_ids=ids)

@@ -20,8 +20,8 @@ FORMAT = 1
 class Rounds:
     """The rounds of one writer. Only the newest is held in memory.
 
-    A round is a file `WRITER-NUMBER.jsonl`: a header (who, seed, sampling, student version), then one line for
-    each prompt. The header must fit what is asked for, so a file of another run or setting is never used.
+    A round is a file `WRITER-NUMBER.jsonl`: a header (who, seed, sampling, student version), then one line
+    for each prompt. The header must fit what is asked for, so a file of another run or setting is never used.
     """
 
     def __init__(self, context: Context, writer: Writer, sampling: Sampling | None) -> None:
@@ -83,7 +83,8 @@ def read(path: Path, header: dict[str, Any], prompts: Sequence[Prompt]) -> list[
     by_id = {prompt.id: prompt for prompt in prompts}
     if len(lines) != len(prompts) or any(line["prompt"] not in by_id for line in lines):
         raise DataError(
-            f"{path}: has {len(lines)} responses, not one for each of {len(prompts)} prompts. Delete the file to write it again."
+            f"{path}: has {len(lines)} responses, not one for each of {len(prompts)} prompts. "
+            "Delete the file to write it again."
         )
     version = first.get("student_version")
     return [

@@ -20,13 +20,14 @@ from stillhouse.types import Completion, Progress, Prompt, Response
 
 @REGISTRY.register
 class Speculative(ResponsesConfig):
-    """The student writes blocks; the first token that is not among the teacher's best is the teacher's instead.
+    """The student writes blocks; the first token that is not among the teacher's best is the teacher's
+    instead.
 
-    Paper: Xu et al. 2024, Speculative Knowledge Distillation (arXiv 2410.11325), Algorithm 1; released code at
-    commit c1379ed. A token is kept if it is one of the teacher's `accept_top` most likely at its place; at the
-    first that is not, the rest of the block is dropped and one token is drawn from the teacher. So the text
-    moves from the teacher's to the student's as the student learns. Each block costs one pass of the teacher
-    over the whole sequence.
+    Paper: Xu et al. 2024, Speculative Knowledge Distillation (arXiv 2410.11325), Algorithm 1; released code
+    at commit c1379ed. A token is kept if it is one of the teacher's `accept_top` most likely at its place;
+    at the first that is not, the rest of the block is dropped and one token is drawn from the teacher. So
+    the text moves from the teacher's to the student's as the student learns. Each block costs one pass of
+    the teacher over the whole sequence.
 
     Example: `responses: {kind: speculative, accept_top: 25, block: 5}`
     """

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not at all.
 
-A checkpoint counts only once its manifest (name, size and checksum of each file) is there, and the manifest is
-written last and atomically. A kill during a save therefore leaves the one before in force.
+A checkpoint counts only once its manifest (name, size and checksum of each file) is there, and the manifest
+is written last and atomically. A kill during a save therefore leaves the one before in force.
 """
 
 from __future__ import annotations

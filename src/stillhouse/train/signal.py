@@ -1,4 +1,5 @@
-"""The teacher's hidden states for a micro-batch: computed, remembered, or left out where no loss asks for them."""
+"""The teacher's hidden states for a micro-batch: computed, remembered, or left out where no loss asks for
+them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def sources_with_teacher(objective: Objective) -> frozenset[int]:
 def teacher_hidden(
     teacher: Teacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
 ) -> Tensor:
-    """[N, Dt] hidden states for the response rows of a micro-batch; the teacher runs on as few sequences as it can.
+    """[N, Dt] hidden states for the response rows of a micro-batch; the teacher runs on as few sequences as
+    it can.
 
     Sequences whose objective does not need it get zeros, remembered ones what was kept, and what is new and
     watched is kept.
