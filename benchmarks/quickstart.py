@@ -1,7 +1,7 @@
 """The quickstart as a measurement: quality of every system, and how long the whole takes.
 
-    python benchmarks/quickstart.py            # the real thing; writes benchmarks/results/quickstart.json
-    python benchmarks/quickstart.py --small    # a few steps of each stage, writes nothing
+python benchmarks/quickstart.py            # the real thing; writes benchmarks/results/quickstart.json
+python benchmarks/quickstart.py --small    # a few steps of each stage, writes nothing
 """
 
 from __future__ import annotations

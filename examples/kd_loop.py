@@ -1,4 +1,4 @@
-"""Knowledge distillation in plain torch, on one screen: the oracle that the library has to match step by step.
+"""Knowledge distillation in plain torch, on one screen: the oracle that the library matches step by step.
 
 No Stillhouse trainer, no fused loss, no tricks: full logits, a mask, a mean over the response tokens of the
 whole optimiser step. `tests/train/test_oracle.py` runs both and compares losses and weights.
@@ -91,7 +91,8 @@ def main(student_path: str, teacher_path: str, data: str) -> None:
         random.shuffle(encoded)
         steps += [encoded[start : start + batch] for start in range(0, len(encoded), batch)]
     pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-    for number, loss in enumerate(kd_losses(student, teacher, steps, pad_id, lr=5e-4, micro_batch=8), start=1):
+    losses = kd_losses(student, teacher, steps, pad_id, lr=5e-4, micro_batch=8)
+    for number, loss in enumerate(losses, start=1):
         print(f"step {number}: {loss:.4f} nats per token")
     student.save_pretrained("distilled")
 

@@ -16,7 +16,9 @@ END = 1
 PAD = 0
 
 
-def model(seed: int, *, width: int = 16, layers: int = 2, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
+def model(
+    seed: int, *, width: int = 16, layers: int = 2, dtype: torch.dtype = torch.float32, **more: Any
+) -> nn.Module:
     """A Llama with random weights, a bit larger than usual so that distributions are not flat."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(

@@ -6,10 +6,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-from tests.report.browser import Page, browser, chromium
-from tests.report.made_runs import HOSTILE, make_run
 
 from stillhouse.report import write_report
+from tests.report.browser import Page, browser, chromium
+from tests.report.made_runs import HOSTILE, make_run
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="chromium is not installed")
 

@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.made_runs import HOSTILE, make_run
 
 from stillhouse.report import find_runs, load_run, summary_cells, summary_table, write_report
 from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
 from stillhouse.report.systems import gather
+from tests.report.made_runs import HOSTILE, make_run
 
 
 class Tags(HTMLParser):

@@ -1,4 +1,4 @@
-"""The adapter over Hugging Face's Trainer: it overrides two methods, and matches the plain loop step by step."""
+"""The adapter over Hugging Face's Trainer: two methods overridden, and step by step equal to the plain loop."""
 
 from __future__ import annotations
 

@@ -27,14 +27,15 @@ from stillhouse.train.trainer import DistilTrainer, Ranks
 
 folder, accumulation = Path(sys.argv[1]), int(sys.argv[2])
 arguments = TrainingArguments(
-    output_dir=str(folder), max_steps=4, per_device_train_batch_size=3, gradient_accumulation_steps=accumulation,
+    output_dir=str(folder), max_steps=4, per_device_train_batch_size=3,
+    gradient_accumulation_steps=accumulation,
     learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.5, use_cpu=True, report_to=[],
     save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=5, optim="sgd",
 )
 student, teacher = tiny.model(1, dtype=torch.float64), tiny.model(7, width=24, dtype=torch.float64)
 step = Step(
-    Method(Fixed(), build("forward_kl"), "token"), FixedPolicy(), LiveTeacher(teacher, tiny.VOCAB), 0, tiny.VOCAB,
-    world=Ranks(arguments.world_size, arguments.device),
+    Method(Fixed(), build("forward_kl"), "token"), FixedPolicy(), LiveTeacher(teacher, tiny.VOCAB),
+    0, tiny.VOCAB, world=Ranks(arguments.world_size, arguments.device),
 )
 trainer = DistilTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))
 trainer.train()

@@ -13,7 +13,7 @@ Every = Literal["epoch", "never"] | int
 
 
 class TrainConfig(Part):
-    """How the student is optimised. Everything else that Hugging Face's TrainingArguments know goes into `hf`."""
+    """How the student is optimised. What else Hugging Face's TrainingArguments know goes into `hf`."""
 
     epochs: float = Field(1.0, gt=0)
     """Passes over the prompts."""
@@ -38,7 +38,8 @@ class TrainConfig(Part):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs matrix products under autocast; weights keep their own number format."""
     normalise: Literal["token", "sequence"] = "token"
-    """The mean that the loss is: over all response tokens of the step, or over sequences of each one's token mean."""
+    """The mean that the loss is: over all response tokens of the step, or over sequences of the mean over
+    each one's tokens."""
     log_every: int = Field(10, ge=1)
     """Optimiser steps between two rows of metrics.jsonl."""
     validate_every: Every = "epoch"
@@ -62,7 +63,8 @@ class TrainConfig(Part):
     def _divisible(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+                f"batch_size ({self.batch_size}) must be a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
             )
         for name in ("validate_every", "save_every"):
             every = getattr(self, name)
@@ -72,7 +74,7 @@ class TrainConfig(Part):
 
 
 def due(every: Every, step: int, steps_per_epoch: int, last: bool) -> bool:
-    """Whether something is due after optimiser step `step`; what happens at all also happens after the last step."""
+    """Whether something is due after optimiser step `step`; what happens at all also happens after the last."""
     if every == "never":
         return False
     interval = steps_per_epoch if every == "epoch" else every

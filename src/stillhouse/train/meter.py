@@ -11,8 +11,7 @@ from contextlib import contextmanager
 class Meter:
     """Adds up losses, tokens and seconds; `row` gives means and empties it.
 
-    Names ending in `/mean` are divided by the number of optimiser steps; sums over tokens are divided by their
-    token counts; seconds and counts stay sums.
+    Plain sums (seconds, tokens) stay sums; means are kept as a total and a count.
     """
 
     def __init__(self) -> None:

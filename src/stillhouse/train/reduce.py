@@ -30,21 +30,21 @@ def token_weights(
     With the response tokens of a group g of sources, loss weight w_g, on all ranks together:
 
     - "token": w_g / (number of tokens of g), the mean over tokens (DistiLLM, CSD, MiniLLM);
-    - "sequence": w_g / (number of sequences of g x length of the token's sequence), the mean over sequences of
-      the mean over tokens (DistiLLM-2).
+    - "sequence": w_g / (number of sequences of g x length of the token's sequence), the mean over
+      sequences of the mean over tokens (DistiLLM-2).
 
     The loss is the sum over groups: L = sum_g w_g mean_g.
 
     Args:
         micro_batches: all micro-batches of the step on this rank.
-        groups: source -> (number of its group, loss weight of the group). Sources under one objective share a
-            group and so one mean; sources with objectives of their own have means of their own.
+        groups: source -> (number of its group, loss weight of the group). Sources under one objective share
+            a group and so one mean; sources with objectives of their own have means of their own.
         normalise: which mean.
         add_over_ranks: adds a tensor of counts over all ranks.
 
     Returns:
-        For each micro-batch [B, T]: zero where `response_mask` is false. The sum of all weights of a group over
-        all ranks is w_g.
+        For each micro-batch [B, T]: zero where `response_mask` is false. The sum of all weights of a group
+        over all ranks is w_g.
     """
     num_groups = 1 + max(group for group, _ in groups.values())
     counts = torch.zeros(num_groups, dtype=torch.float64)
