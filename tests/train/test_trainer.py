@@ -1,4 +1,4 @@
-"""The adapter over Hugging Face's Trainer: two methods overridden, and step by step equal to the plain loop."""
+"""The adapter over Hugging Face's Trainer overrides two methods and equals the plain loop step by step."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _finite(name: str, model: nn.Module) -> None:
     broken = [key for key, weights in model.named_parameters() if not torch.isfinite(weights).all()]
     if broken:
         raise ModelError(
-            f"{name}: {len(broken)} of its weights hold NaN or infinity, the first {broken[0]}. The model was "
+            f"{name}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}. The model was "
             "saved after its training broke down, or does not fit its number format."
             " Take another copy."
         )

@@ -74,7 +74,7 @@ class TrainConfig(Part):
 
 
 def due(every: Every, step: int, steps_per_epoch: int, last: bool) -> bool:
-    """Whether something is due after optimiser step `step`; what happens at all also happens after the last."""
+    """Whether something is due after step `step`; what happens at all also happens after the last one."""
     if every == "never":
         return False
     interval = steps_per_epoch if every == "epoch" else every

@@ -219,9 +219,9 @@ class Step:
                 self.meter.add_mean(f"loss/{source}", chosen.sum().item() / weight, chosen.numel())
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss became {total} (objective {self.now['objective'].name}). No weights were changed by "
-                "this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; try a tenth of "
-                "train.lr, or student.dtype: float32."
+                f"the loss became {total} (objective {self.now['objective'].name}). No weights were changed "
+                "by this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; try a tenth "
+                "of train.lr, or student.dtype: float32."
             )
 
 
