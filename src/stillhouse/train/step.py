@@ -220,8 +220,8 @@ class Step:
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss became {total} (objective {self.now['objective'].name}). No weights were changed "
-                "by this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; try a tenth "
-                "of train.lr, or student.dtype: float32."
+                "by this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; try a "
+                "tenth of train.lr, or student.dtype: float32."
             )
 
 
