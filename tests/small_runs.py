@@ -65,18 +65,20 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def in_child(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> int:
+def in_child(
+    tree: dict[str, Any], resume: bool = False, die: Event | None = None, by: signal.Signals = signal.SIGKILL
+) -> int:
     """Run a configuration in a process of its own; its exit code, negative for a signal."""
-    child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, resume, die))
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, resume, die, by))
     child.start()
     child.join()
     assert child.exitcode is not None
     return child.exitcode
 
 
-def _run(tree: dict[str, Any], resume: bool, die: Event | None) -> None:
+def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:
     if die is not None:
-        sys.addaudithook(lambda event, args: _maybe_die(event, args, die))
+        sys.addaudithook(lambda event, args: _maybe_die(event, args, die, by))
     try:
         execute(resolve(tree), resume=resume)
     except BaseException:  # noqa: BLE001  (the child must end here, whatever it was)
@@ -85,12 +87,12 @@ def _run(tree: dict[str, Any], resume: bool, die: Event | None) -> None:
     os._exit(0)
 
 
-def _maybe_die(event: str, args: tuple[Any, ...], die: Event) -> None:
+def _maybe_die(event: str, args: tuple[Any, ...], die: Event, by: signal.Signals) -> None:
     if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
         return
     file = args[1] if event == "os.rename" else args[0]
     if isinstance(file, str | os.PathLike) and die(event, str(file)):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
 
 def nth(count: int, event: str, ending: str) -> Event:
@@ -98,8 +100,9 @@ def nth(count: int, event: str, ending: str) -> Event:
     left = [count]
 
     def die(name: str, file: str) -> bool:
-        if name == event and file.endswith(ending):
-            left[0] -= 1
+        if name != event or not file.endswith(ending):
+            return False
+        left[0] -= 1
         return left[0] == 0
 
     return die

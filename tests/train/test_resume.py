@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,16 @@ def test_it_may_be_killed_again_and_again(folder: Path, straight: Any) -> None:
     assert in_child(run, resume=True, die=nth(1, "os.rename", "checkpoint-6/complete.json")) == -9
     assert in_child(run, resume=True) == 0
     assert differences(straight("adaptive"), outcome(folder / "often")) == []
+
+
+def test_ctrl_c_ends_with_the_step_and_a_checkpoint(folder: Path, straight: Any) -> None:
+    run = tree(folder, "ctrl-c", **METHODS["adaptive"])
+    assert in_child(run, die=nth(5, "open", "metrics.jsonl"), by=signal.SIGINT) == 0
+    state = json.loads((folder / "ctrl-c" / "state.json").read_text(encoding="utf-8"))
+    assert state["state"] == "interrupted"
+    assert not (folder / "ctrl-c" / "student").exists()
+    assert in_child(run, resume=True) == 0
+    assert differences(straight("adaptive"), outcome(folder / "ctrl-c")) == []
 
 
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
