@@ -31,12 +31,19 @@ def command(
 
     resolved = resolve(file, list(overrides or ()))
     from stillhouse.runner.execute import execute  # only now: it takes seconds to load
+    from stillhouse.runner.folder import default_folder
     from stillhouse.runner.tables import show_systems
 
-    result = execute(resolved, resume=resume)
-    if result.state == "interrupted":
-        command = shlex.join(["stillhouse", "run", str(file), *(overrides or ()), "--resume"])
-        console.note(f"Interrupted. Go on with: {command}")
+    try:
+        result = execute(resolved, resume=resume)
+    except KeyboardInterrupt:
+        result = None
+    if result is None or result.state == "interrupted":
+        begun = (default_folder(resolved.config) / "state.json").exists()
+        again = shlex.join(
+            ["stillhouse", "run", str(file), *(overrides or ()), *(["--resume"] if begun else [])]
+        )
+        console.note(f"Interrupted. Go on with: {again}")
         raise typer.Exit(130)
     show_systems([result.folder])
     console.say(f"Student: {result.folder / 'student'}")

@@ -116,8 +116,8 @@ def _finite(name: str, model: nn.Module) -> None:
     if broken:
         raise ModelError(
             f"{name}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}. The model was "
-            "saved after its training broke down, or does not fit its number format."
-            " Take another copy."
+            "saved after its training broke down, or does not fit its number format. "
+            "Take another copy."
         )
 
 

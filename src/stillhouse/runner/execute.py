@@ -78,7 +78,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     questions = held_out(parts)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
-    needs_space(folder.path, _bytes_needed(config, facts))
+    needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
     if resume:
         _tell_changes(folder, resolved)
     # Nothing has been written so far: what is refused above leaves no folder behind.

@@ -86,6 +86,18 @@ class RunFolder:
         self._state.update(state=state, ended=_now(), seconds=seconds, message=message)
         self.write("state.json", self._state)
 
+    def end_in_place(self) -> None:
+        """Write state.json over itself: not atomic, but possible where the disk takes no new file."""
+        text = json.dumps(self._state)
+        with open(self.path / "state.json", "r+", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.truncate()
+
+    def size(self) -> int:
+        """Bytes that checkpoints and student take already."""
+        kept = [path for place in (self.checkpoints, self.best, self.student) for path in place.rglob("*")]
+        return sum(path.stat().st_size for path in kept if path.is_file())
+
     def changes(self, values: dict[str, Any]) -> list[str]:
         """Which of these values the run in the folder did not begin with, as `path (old -> new)`."""
         try:

@@ -19,6 +19,7 @@ TORN = (
     "File too large",
     "PytorchStreamWriter",
     "file write failed",
+    "unexpected pos",
 )
 """What the writers of torch and safetensors say, which raise no OSError, where the disk takes no more."""
 
@@ -64,5 +65,8 @@ def refusal(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
 
 def _end(folder: RunFolder, state: str, message: str) -> None:
     folder.tidy()
-    with contextlib.suppress(EnvironmentFault):  # a full disk; the error itself is on its way
+    try:
         folder.end(state, message)
+    except EnvironmentFault:  # the error itself is on its way; the old file's own space may still be written
+        with contextlib.suppress(OSError):
+            folder.end_in_place()
