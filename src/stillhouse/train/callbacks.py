@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from stillhouse import console
@@ -133,13 +134,13 @@ class Saver(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete and seal what the trainer wrote."""
-        if not state.is_world_process_zero:
-            return
         checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
         best = self._validation.best if self._validation else {}
         checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": best})
-        checkpoints.seal(checkpoint)
-        checkpoints.rotate(self._folder, self._config.keep_checkpoints)
+        self._step.world.add(torch.zeros(1))  # nobody seals before everybody has written
+        if state.is_world_process_zero:
+            checkpoints.seal(checkpoint)
+            checkpoints.rotate(self._folder, self._config.keep_checkpoints)
 
 
 class ProgressBar(TrainerCallback):

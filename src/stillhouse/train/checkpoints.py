@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -25,15 +26,24 @@ logger = logging.getLogger("stillhouse")
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write what the trainer does not save itself: curriculum, replay, meter, best score."""
-    with atomic(folder / STATE, "wb") as handle:
+    """Write what the trainer does not save itself: curriculum, replay, meter, best score.
+
+    Each process writes its own, because each has a replay buffer of its own.
+    """
+    with atomic(folder / _name_of_state(), "wb") as handle:
         torch.save(state, handle)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read back what `save_state` wrote."""
-    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+    """Read back what `save_state` wrote; a process that was not there then takes the main one's."""
+    own = folder / _name_of_state()
+    state: dict[str, Any] = torch.load(own if own.is_file() else folder / STATE, weights_only=True)
     return state
+
+
+def _name_of_state() -> str:
+    rank = os.environ.get("RANK", "0")
+    return STATE if rank == "0" else f"stillhouse-{rank}.pt"
 
 
 def seal(folder: Path) -> None:
