@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -74,6 +75,27 @@ def in_child(
     child.join()
     assert child.exitcode is not None
     return child.exitcode
+
+
+def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int | None]:
+    """Run a configuration in two processes (gloo); both die at the same event. Their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in ("0", "1"):
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        arguments = (tree, resume, die, signal.SIGKILL)
+        children.append(multiprocessing.get_context("fork").Process(target=_run, args=arguments))
+        children[-1].start()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"):
+        del os.environ[name]
+    for child in children:
+        child.join(timeout=120)
+        child.kill()
+        child.join()
+    return [child.exitcode for child in children]
 
 
 def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:

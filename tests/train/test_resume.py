@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.small_runs import differences, in_child, nth, outcome, tree, write_data
+import torch
+from tests.small_runs import differences, in_child, in_two, nth, outcome, tree, write_data
 
 from stillhouse.train import checkpoints
 
@@ -119,6 +120,25 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert "checkpoint-6 has a damaged optimizer.pt; going back to the checkpoint before it" in caplog.text
     assert in_child(run, resume=True) == 0
     assert differences(straight("adaptive"), outcome(folder / "damaged")) == []
+
+
+def test_two_processes_resume_with_a_buffer_each(folder: Path) -> None:
+    changes = {**METHODS["adaptive"], "train": {"hf": {"ddp_backend": "gloo"}, "batch_size": 4}}
+    straight, killed = (tree(folder, name, **changes) for name in ("two", "two-killed"))
+    assert in_two(straight) == [0, 0]
+    assert -9 in in_two(killed, die=nth(1, "os.rename", "checkpoint-6/complete.json"))
+    assert in_two(killed, resume=True) == [0, 0]
+    assert differences(outcome(folder / "two"), outcome(folder / "two-killed")) == []
+    buffers = [
+        torch.load(
+            folder / name / "checkpoints" / "checkpoint-9" / f"stillhouse{rank}.pt", weights_only=True
+        )["step"]["policy"]["buffer"]
+        for name in ("two", "two-killed")
+        for rank in ("", "-1")
+    ]
+    assert differences(buffers[0], buffers[2]) == []
+    assert differences(buffers[1], buffers[3]) == []
+    assert differences(buffers[0], buffers[1]) != []
 
 
 def test_saves_are_bounded(folder: Path, straight: Any) -> None:
