@@ -6,7 +6,7 @@ gets the same 300 prompts, steps, batches and seeds. Seconds are those of traini
 apart, saving is off. They are processor seconds of one thread, which on an idle machine are wall-clock and
 on a shared one do not depend on others.
 
-    python benchmarks/distillm_speed.py --folder runs/distillm-speed             # 3 seeds, 7 methods
+    python benchmarks/distillm_speed.py --folder runs/distillm-speed             # 3 seeds: half an hour
     python benchmarks/distillm_speed.py --folder /tmp/small --small              # a check that it runs
 
 Writes benchmarks/results/distillm_speed.{json,png,md} (with --small into --folder). A folder that holds
@@ -20,7 +20,7 @@ import json
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,14 @@ class Size:
     teacher: tuple[int, int] = (256, 6)
     student: tuple[int, int] = (192, 4)
     rows: int = 300
-    teacher_epochs: float = 0.75
+    teacher_epochs: float = 0.5
     warm_steps: int = 100
-    steps: int = 120
+    steps: int = 60
     batch: int = 8
     max_response: int = 112
-    validate_every: int = 30
-    valid: int = 32
-    limit: int = 75
+    validate_every: int = 15
+    valid: int = 16
+    limit: int = 40
     seeds: int = 3
 
 
@@ -208,10 +208,11 @@ def summary(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         rouge = [run["rouge_l"] for run in runs]
         rows.append({
             "method": name, "seconds": seconds, "times_kd": seconds / base,
-            "rouge_l": statistics.mean(rouge), "rouge_l_sd": statistics.stdev(rouge) if len(rouge) > 1 else 0.0,
+            "rouge_l": statistics.mean(rouge),
+            "rouge_l_sd": statistics.stdev(rouge) if len(rouge) > 1 else 0.0,
             "dev_loss": statistics.mean(run["dev_loss"] for run in runs),
             "seconds_to_gkds_quality": time_to(curves[name], target),
-            "student_share": statistics.mean(run["student_share"] for run in runs),
+            "student_share": statistics.mean(r["student_share"] for r in runs),
             "parts": {part: statistics.mean(run["parts"][part] for run in runs) for part in runs[0]["parts"]},
             "curve": curves[name],
         })  # fmt: skip
@@ -230,8 +231,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         parts = " | ".join(f"{value:.1f}" for value in row["parts"].values())
         lines.append(
             f"| {row['method']} | {row['seconds']:.1f} | {row['times_kd']:.2f} | {parts} "
-            f"| {row['student_share']:.2f} | {row['rouge_l']:.1f} ± {row['rouge_l_sd']:.1f} | {row['dev_loss']:.3f} "
-            f"| {'-' if reached is None else f'{reached:.1f}'} |"
+            f"| {row['student_share']:.2f} | {row['rouge_l']:.1f} ± {row['rouge_l_sd']:.1f} "
+            f"| {row['dev_loss']:.3f} | {'-' if reached is None else f'{reached:.1f}'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -270,10 +271,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/distillm-speed"))
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
+    parser.add_argument("--steps", type=int, help="optimiser steps of each method; 60 unless given")
     parser.add_argument("--only", choices=("prepare",), help="stop after teacher and warm start")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = SMALL if options.small else Size()
+    if options.steps:
+        size = replace(size, steps=options.steps, validate_every=max(1, options.steps // 4))
     folder, start = options.folder.resolve(), time.monotonic()
     teacher, student = prepare(size, folder)
     if options.only == "prepare":
@@ -296,7 +300,8 @@ def main() -> None:
     out = folder if options.small else RESULTS
     out.mkdir(parents=True, exist_ok=True)
     facts = {
-        "size": vars(size), "threads": 1, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
+        "size": vars(size), "seeds": options.seeds or size.seeds, "threads": 1,
+        "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
         "minutes": (time.monotonic() - start) / 60, "rows": rows, "runs": found,
     }  # fmt: skip
     (out / "distillm_speed.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
