@@ -8,23 +8,25 @@ from typing import Any
 
 from torch import nn
 
-from stillhouse.data import load_prompts
+from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
+from stillhouse.errors import DataError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import parameters_of
 from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.folder import RunFolder
+from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.resolve import resolve
+from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
 
 
-def held_out(parts: Parts) -> tuple[Prompt, ...]:
+def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...]:
     """The prompts of evaluate.data, or else of data.valid."""
-    config = parts.config
     if config.evaluate.data is None:
-        return parts.data.valid[: config.evaluate.limit]
-    encoder = Encoder(config.data.template, parts.tokenizer)
+        return data.valid[: config.evaluate.limit]
+    encoder = Encoder(config.data.template, tokenizer)
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
 
@@ -115,12 +117,17 @@ def evaluate_model(
         "student": {"path": model, "dtype": "auto"},
         "data": {"train": str(data), "template": template, "max_response": sampling["max_tokens"]},
         "objective": "cross_entropy",
-        "evaluate": {"sampling": sampling, "seeds": list(seeds)},
+        "evaluate": {"sampling": sampling, "seeds": list(seeds), "limit": limit},
     }
     if teacher is not None:
         tree["teacher"] = {"kind": "live", "path": teacher}
-    parts = assemble(resolve(tree).config)
+    config = resolve(tree).config
+    preflight(config)
+    parts = assemble(config)
     prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
+    if not prompts:
+        raise DataError(f"{data}: no row has a response or a reference to compare answers with.")
+    check_room(config, prompts, prompts, parts.contexts)
     metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
     return {
         "system": model,

@@ -75,7 +75,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     folder.check(resume)
     preflight(config)
     parts = assemble(config)
-    questions = held_out(parts)
+    questions = held_out(config, parts.data, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())

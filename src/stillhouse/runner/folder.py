@@ -59,11 +59,31 @@ class RunFolder:
             )
         if resume and not (self.path / "state.json").exists():
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
+        if resume and (process := self._running()):
+            raise ConfigError(
+                Fault("--resume", f"process {process} is still at work on the run in {self.path}")
+            )
         place = existing(self.path)
         if not place.is_dir():
             raise ConfigError(Fault("output.folder", f"{place} is not a folder", got=str(self.path)))
         if not os.access(place, os.W_OK | os.X_OK):
             raise EnvironmentFault(f"output.folder: {place} may not be written. Choose another folder.")
+
+    def _running(self) -> int | None:
+        """The process that is at work on the run now, on this machine."""
+        import psutil
+
+        try:
+            state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+            if state["state"] != "running" or state["process"] == os.getpid():
+                return None
+            started = datetime.datetime.fromisoformat(state["started"]).timestamp()
+            process = psutil.Process(state["process"])
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            return None
+        # A number given anew, after a crash and a restart, belongs to a process that is younger than the run.
+        at_work = process.create_time() <= started + 1 and process.status() != psutil.STATUS_ZOMBIE
+        return int(state["process"]) if at_work else None
 
     def begin(self, name: str, recipe: str | None) -> None:
         """Note that the run has started."""

@@ -75,12 +75,11 @@ def check_room(
     Raises:
         ConfigError: prompt and response together can be too long for a model.
     """
-    fixed = config.responses.needs_reference()
     limit = config.data.max_response
     answers = config.evaluate.sampling
     answer = answers.max_tokens if "max_tokens" in answers.model_fields_set else limit
     lengths = {
-        "data.train": max(len(p.token_ids) + (len(p.response_ids or ()) if fixed else limit) for p in train),
+        "data.train": longest(config, train),
         "evaluation": max((len(p.token_ids) + answer for p in held_out), default=0),
     }
     faults = [
@@ -97,6 +96,15 @@ def check_room(
     ]
     if faults:
         raise ConfigError(*faults)
+
+
+def longest(config: RunConfig, train: Sequence[Prompt]) -> int:
+    """The most tokens that a prompt and a response of the training may take together."""
+    own = max(len(p.token_ids) + len(p.response_ids or ()) for p in train)
+    written = max(len(p.token_ids) for p in train) + config.data.max_response
+    if not config.responses.writers():
+        return own
+    return max(own, written) if config.responses.needs_reference() else written
 
 
 def context_of(model_config: Any) -> int | None:

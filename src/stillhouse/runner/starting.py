@@ -12,6 +12,10 @@ PLACES = {
 }
 TEACHER = {"kind": "live", "path": "path/or/hub-name/of/the/teacher"}
 
+HINT = """# Set the paths of the models and of the data; then: stillhouse check FILE, and stillhouse run FILE.
+# A line that begins with # and no space is an option with its default: take the # away to set it.
+"""
+
 
 def starting_yaml(method: str) -> str:
     """A YAML file with everything that a method needs, each field explained.
@@ -30,4 +34,4 @@ def starting_yaml(method: str) -> str:
         **values,
     }
     header = "\n".join(f"# {line}".rstrip() for line in recipe.header.splitlines())
-    return f"{header}\n\n{commented_yaml(RunConfig, tree)}"
+    return f"{header}\n\n{HINT}\n{commented_yaml(RunConfig, tree)}"
