@@ -46,14 +46,12 @@ def told(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, EnvironmentFault):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EnvironmentFault(
                 f"{path}: the disk is full. Free some space or set output.folder to another disk; "
                 "what was written before is intact."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise EnvironmentFault(f"{path}: may not be written ({error.strerror}).") from error
-        raise
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 def write_json(path: Path, value: Any) -> None:

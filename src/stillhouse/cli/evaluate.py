@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.errors import ConfigError, DataError, Fault
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +46,7 @@ def command(
     """Measure a model on held-out prompts: ROUGE-L and length; with --teacher also KL and agreement."""
     from stillhouse.files import write_json, write_jsonl
     from stillhouse.runner.evaluation import evaluate_model
+    from stillhouse.runner.folder import check_writable
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -54,6 +55,8 @@ def command(
     if min(numbers) < 0:
         raise ConfigError(Fault("--seeds", "must not be negative", got=seeds))
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
+    if output is not None:
+        check_writable("--output", output.parent)
     with _as_options():
         result, rows = evaluate_model(
             model, data, teacher=teacher, template=template, sampling=sampling, seeds=numbers, limit=limit
@@ -86,6 +89,8 @@ def _as_options() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(*dict.fromkeys(map(_as_option, error.faults))) from error
+    except DataError as error:
+        raise DataError(str(error).replace("data.train", "--data")) from error
 
 
 def _as_option(fault: Fault | str) -> Fault | str:

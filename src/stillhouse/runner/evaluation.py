@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from torch import nn
 
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
-from stillhouse.errors import DataError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import parameters_of
@@ -30,6 +30,8 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
 
+
+logger = logging.getLogger("stillhouse")
 
 TASK = "held-out prompts"
 
@@ -115,7 +117,12 @@ def evaluate_model(
     """
     tree: dict[str, Any] = {
         "student": {"path": model, "dtype": "auto"},
-        "data": {"train": str(data), "template": template, "max_response": sampling["max_tokens"]},
+        "data": {
+            "train": str(data),
+            "template": template,
+            "max_response": sampling["max_tokens"],
+            "no_response": "drop",
+        },
         "objective": "cross_entropy",
         "evaluate": {"sampling": sampling, "seeds": list(seeds), "limit": limit},
     }
@@ -125,8 +132,10 @@ def evaluate_model(
     preflight(config)
     parts = assemble(config)
     prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
-    if not prompts:
-        raise DataError(f"{data}: no row has a response or a reference to compare answers with.")
+    dropped = parts.data.report["sets"][0]["dropped"]
+    if dropped:
+        told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
+        logger.warning("%s: rows left out: %s", data, told)
     check_room(config, prompts, prompts, parts.contexts)
     metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
     return {

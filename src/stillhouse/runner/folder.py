@@ -60,14 +60,8 @@ class RunFolder:
         if resume and not (self.path / "state.json").exists():
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
         if resume and (process := self._running()):
-            raise ConfigError(
-                Fault("--resume", f"process {process} is still at work on the run in {self.path}")
-            )
-        place = existing(self.path)
-        if not place.is_dir():
-            raise ConfigError(Fault("output.folder", f"{place} is not a folder", got=str(self.path)))
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise EnvironmentFault(f"output.folder: {place} may not be written. Choose another folder.")
+            raise ConfigError(Fault("--resume", f"process {process} is still at work in {self.path}"))
+        check_writable("output.folder", self.path)
 
     def _running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
@@ -192,6 +186,20 @@ def existing(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder in which nothing can be made.
+
+    Raises:
+        ConfigError: there is a file in its place, or in that of a folder above it.
+        EnvironmentFault: it may not be written.
+    """
+    place = existing(folder)
+    if not place.is_dir():
+        raise ConfigError(Fault(name, f"{place} is not a folder", got=str(folder)))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{name}: {place} may not be written. Choose another folder.")
 
 
 def needs_space(folder: Path, size: int) -> None:
