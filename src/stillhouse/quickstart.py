@@ -6,6 +6,7 @@ Every student starts from the same short supervised warm start, as the papers' s
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from typing import Any
 from stillhouse import console
 from stillhouse.errors import ConfigError, Fault
 
-STAGES = ("warm-start", "kd", "distillm2")
+STAGES = {"warm-start": "warm-start", "kd": "KD", "distillm2": "DistiLLM-2"}
+"""The folder of each stage, and the name that its YAML file gives the run."""
 
 
 def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
@@ -31,11 +33,14 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
     Raises:
         ConfigError: the folder holds something that is not a quickstart.
     """
+    import torch
+
     from stillhouse.report import write_report
     from stillhouse.runner.execute import execute
     from stillhouse.runner.resolve import resolve
     from stillhouse.runner.tables import show_systems
 
+    torch.set_num_threads(1)  # models this small gain little from more, and lose much on a busy machine
     _clear(folder)
     start = time.perf_counter()
     demo = Path(__file__).parent / "demo"
@@ -45,7 +50,7 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
         if stage != "warm-start":
             overrides["student.path"] = str(folder / "warm-start" / "student")
         execute(resolve(demo / f"{stage}.yaml", overrides))
-    compared = [folder / stage for stage in STAGES[1:]]
+    compared = [folder / stage for stage in ("kd", "distillm2")]
     page = write_report(compared, folder / "report.html", "Quickstart: KD and DistiLLM-2 on E2E NLG")
     show_systems(compared, "Held-out prompts of E2E NLG, greedy")
     console.say(f"Took {console.duration(time.perf_counter() - start)}. Open {page}")
@@ -53,12 +58,24 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside - {*STAGES, "report.html"}:
-        strange = ", ".join(sorted(inside - {*STAGES, "report.html"})[:3])
-        raise ConfigError(
-            Fault(
-                "--folder", f"{folder} holds other files ({strange})", hint="Choose an empty or new folder."
-            )
-        )
+    """Delete what an earlier quickstart left, and nothing else."""
+    from stillhouse.runner.folder import check_writable
+
+    check_writable("--folder", folder)
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    strange = [path.name for path in inside if not _ours(path)]
+    if strange:
+        problem = f"{folder} holds something that is no quickstart's ({', '.join(strange[:3])})"
+        raise ConfigError(Fault("--folder", problem, hint="Choose an empty or new folder."))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ours(path: Path) -> bool:
+    """Whether the page, or the run of a stage: its folder and its name differ from those of a user's run."""
+    if path.name not in STAGES:
+        return path.name == "report.html"
+    try:
+        name = json.loads((path / "state.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(name == STAGES[path.name])
