@@ -58,7 +58,9 @@ def answer(
     """
     prompts = [prompt for prompt in prompts if prompt.references]
     if not prompts:
-        raise DataError("evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid.")
+        raise DataError(
+            "evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid."
+        )
     scores: list[float] = []
     rows: list[dict[str, Any]] = []
     first: list[Completion] = []
@@ -93,7 +95,8 @@ def answer(
         "tokens_per_second": sum(tokens) / max(seconds, 1e-9),
     }
     responses = [
-        Response(prompt, done.token_ids, source, done.finished) for prompt, done in zip(prompts, first, strict=True)
+        Response(prompt, done.token_ids, source, done.finished)
+        for prompt, done in zip(prompts, first, strict=True)
     ]
     return Answers(metrics, rows, responses)
 
