@@ -4,18 +4,16 @@
     python benchmarks/objectives.py --small    # under a minute: small vocabulary, few objectives
 
 A step is value and gradients for hidden states and head, of 4 x 256 tokens of which 40% are response.
-Everybody takes turns within one run; a ratio is the median over rounds of (time / time of the floor just
-before).
+Everybody takes turns within one run; a ratio is the median over rounds of time / time of the floor just
+before.
 
 - floor: the four products that no method can do without (student and teacher logits, gradients of hidden
-states and
-  head), on the response rows alone.
+  states and head), on the response rows alone.
 - full: logits of all tokens and the loss as the papers' released code forms it, masked afterwards.
-- trl: `ChunkedDivergenceFunction` of TRL. liger: `LigerFusedLinearJSDFunction`, not compiled. Both get the
-response
-  rows only, which is generous: their callers may pass all. They are measured where they can be imported
-  (`pip install --no-deps trl liger-kernel`; Liger imports Triton's package when it is there, and runs
-  without).
+- trl: `ChunkedDivergenceFunction` of TRL. liger: `LigerFusedLinearJSDFunction`, not compiled. Both get
+  the response rows only, which is generous: their callers may pass all. They are measured where they can
+  be imported (`pip install --no-deps trl liger-kernel`; Liger imports Triton's package when it is there,
+  and runs without).
 
 `..._cpu_over_floor` is the same ratio of processor time, which other work on the machine disturbs less.
 Peak memory is the highest resident set during a step beyond that before it, less the gradients that are
@@ -53,6 +51,15 @@ KL_FAMILY = ("forward_kl", "reverse_kl", "symmetric_kl", "jeffreys", "jsd", "ske
 OTHERS = ("csd", "dld", "tvd", "taid", "ab", "adaptive_kl", "alpha_mixture", "contrastive", "by_source")
 MORE = ("cross_entropy", "sum", "uld", "advantage", "aligned_teacher", "dpkd", "policy_gradient")
 NOTES = {
+    "skew_kl": "a second pass of exponentials and a logarithm over the vocabulary, for the mixture",
+    "skew_rkl": "a second pass of exponentials and a logarithm over the vocabulary, for the mixture",
+    "symmetric_kl": "both divergences and their two gradients",
+    "jsd": "exponentials of both models and the logarithm of their mixture",
+    "contrastive": "the arithmetic of skew_kl and skew_rkl",
+    "by_source": "the arithmetic of skew_kl and skew_rkl",
+    "ab": "two powers of the vocabulary's probabilities",
+    "adaptive_kl": "sorts the teacher's distribution to find its head",
+    "alpha_mixture": "the arithmetic of skew_kl and a normalisation of the mixture",
     "advantage": "a fifth product: the reference teacher",
     "aligned_teacher": "a fifth product: the reference teacher",
     "dpkd": "a fifth product: label log-probabilities of all rows come first",
@@ -334,7 +341,7 @@ def main() -> None:
     )
     parser.add_argument("--small", action="store_true", help="a sketch in under a minute")
     parser.add_argument("--output", type=Path, help="where the JSON goes; the plot goes beside it")
-    parser.add_argument("--only", default="", help="settings whose name holds this text, e.g. 'V=50257'")
+    parser.add_argument("--only", action="append", help="settings whose name holds this text, e.g. 'V=50257'")
     parser.add_argument("--rounds", type=int, help="how often everybody takes a turn")
     arguments = parser.parse_args()
     name = "objectives_small.json" if arguments.small else "objectives.json"
@@ -349,7 +356,7 @@ def main() -> None:
     for vocab, width, dtype, threads, kinds, rounds in settings(arguments.small):
         precision = str(dtype).removeprefix("torch.")
         setting = f"V={vocab} D={width} {precision} threads={threads}"
-        if arguments.only not in setting:
+        if arguments.only and not any(text in setting for text in arguments.only):
             continue
         torch.set_num_threads(threads)
         record["threads"] = sorted({*record["threads"], threads})
