@@ -32,7 +32,7 @@ def quickstart() -> str:
         )
         lines.append(f"| {row['system']} | {numbers} |")
     lines.append("")
-    lines.append(f"({result['seconds']:.0f} s of work, {result['threads']} threads, {result['date']}.)")
+    lines.append(f"({result['seconds']:.0f} s of work; threads: {result['threads']}; {result['date']}.)")
     return "\n".join(lines)
 
 
