@@ -216,6 +216,7 @@ def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
 
 
 def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
@@ -230,12 +231,19 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
     folder = place(path)
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{path}: is not a model folder: it has no config.json.")
+    model: nn.Module
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: no causal language model could be loaded from there. {_first_line(error)}"
         ) from error
+    if found["missing_keys"]:
+        first = sorted(found["missing_keys"])[0]
+        raise ModelError(
+            f"{path}: {len(found['missing_keys'])} of the model's weights are not in its files, the first "
+            f"{first}. They would be random. Is config.json that of these weights?"
+        )
     if config.gguf_file:
         model = _clean(model)
     return model

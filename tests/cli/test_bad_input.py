@@ -1,0 +1,245 @@
+"""The hostile user: every refusal is one message that says what to do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.workshop import CONTEXT, Workshop, copied
+
+FILES = {
+    "": "is empty",
+    "# only a comment\n": "is empty",
+    "a: [1": "is not YAML",
+    "- 1\n": "should be a mapping",
+    "recipe: kdd": "did you mean 'kd'",
+    "recipe: [kd]": "must be the name of a method",
+    "student: {path: a}\nstudent: {path: b}": "given twice, first at bad.yaml:1",
+    "\tstudent: 1": "is not YAML",
+    "student: !!python/object:os.system x": "is not allowed",
+    "recipe: kd\nstudent: {path: student}\nteacher: 3\ndata: {train: train.jsonl}": "such as {kind: live}",
+}
+
+
+@pytest.mark.parametrize("text", FILES, ids=lambda text: repr(text)[:30])
+def test_a_file_that_is_no_configuration(workshop: Workshop, text: str) -> None:
+    (workshop.folder / "bad.yaml").write_text(text, encoding="utf-8")
+    for verb in ("check", "run"):
+        assert FILES[text] in workshop.refused(verb, "bad.yaml")
+
+
+def test_a_file_that_is_not_there(workshop: Workshop) -> None:
+    assert "did you mean 'run.yaml'" in workshop.refused("run", "rn.yaml")
+    assert "is a folder" in workshop.refused("run", ".")
+    assert "is not YAML" in workshop.refused("run", "train.jsonl")
+
+
+OVERRIDES = {
+    ("train.lrr=1",): ["train.lrr", "did you mean 'lr'"],
+    ("trian.lr=1",): ["trian", "did you mean 'train'"],
+    ("train.lr=fast",): ["train.lr", "got 'fast'", "a number"],
+    ("train.batch_size=2.5",): ["train.batch_size", "a whole number"],
+    ("train.lr=-1",): ["train.lr", "must be greater than 0"],
+    ("train.lr",): ["name.name=value"],
+    ("train.batch_size=5",): ["must be a multiple of micro_batch_size"],
+    ("train.keep=best", "data.valid=null"): ["train.keep", "best needs validation"],
+    ("teacher=null",): ["teacher", "no teacher", "kind: live"],
+    ("objective={teacher: {kind: skew_kl}}",): ["Add objective.fixed", "objective.teacher", "never applies"],
+    ("responses.kind=pairs", "objective={teacher: skew_kl}"): ["Add objective.student"],
+    (
+        "objective=cross_entropy",
+        "responses={kind: mixed, student_share: 0.5, base: {kind: generated, by: teacher}}",
+        "teacher=null",
+    ): ["trains on text that the teacher writes", "no teacher"],
+    ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher and from_config"],
+    ("data.train=nope.jsonl",): ["data.train", "no such file"],
+    ("data.train=trian.jsonl",): ["did you mean 'train.jsonl'"],
+    ("data.train=train.csv",): ["does not end in one of .jsonl"],
+    ("data.train.split=test",): ["data.train.split", "Only kind hf has it"],
+    ("data.train.fields.prompt=question",): ["has no field 'question'", "its fields: prompt, outputs"],
+    ("evaluate.data=nope.jsonl",): ["evaluate.data", "no such file"],
+    ("student.path=studnet",): ["student.path", "did you mean 'student'"],
+    ("student.path=train.jsonl",): ["is a file, not a folder"],
+    ("teacher.path=runs/of/mine",): ["teacher.path", "does not exist"],
+    ("student.path=nobody/nothing",): ["nobody/nothing", "no tokenizer could be loaded"],
+    ("train.hf.optimm=adamw",): ["train.hf.optimm", "did you mean 'optim'"],
+    ("train.hf.optim=adamm",): ["train.hf", "adamm"],
+    ("train.hf.learning_rate=1",): ["Set train.lr."],
+    ("train.report_to=[tensorbord]",): ["train.report_to", "did you mean 'tensorboard'"],
+    (f"data.max_response={CONTEXT}",): ["data.max_response", f"{CONTEXT}, the context of the student"],
+    ("output.folder=train.jsonl",): ["output.folder", "not a folder"],
+    ("output.folder=train.jsonl/run",): ["output.folder", "train.jsonl is not a folder"],
+    ("--resume",): ["there is no run in runs/kd"],
+}
+
+
+@pytest.mark.parametrize("given", OVERRIDES, ids=lambda given: " ".join(given)[:60])
+def test_a_value_that_cannot_be(workshop: Workshop, given: tuple[str, ...]) -> None:
+    message = workshop.refused("run", "run.yaml", *given)
+    for words in OVERRIDES[given]:
+        assert words in message
+
+
+def test_everything_wrong_is_told_at_once(workshop: Workshop) -> None:
+    text = """\
+name: a b
+recipe: kd
+studnet: {path: student}
+teacher: {kind: life, path: teacher}
+data: {train: train.jsonl, max_prompt: "12", template: {kind: plan}}
+train: {lr: fast}
+"""
+    (workshop.folder / "bad.yaml").write_text(text, encoding="utf-8")
+    message = workshop.refused("check", "bad.yaml")
+    for place in (
+        "name",
+        "student",
+        "studnet",
+        "teacher.kind",
+        "data.template.kind",
+        "data.max_prompt",
+        "train.lr",
+    ):
+        assert f"\n- {place}" in message
+    assert "train.lr (bad.yaml:6)" in message
+    missing = "data.train=a.jsonl", "data.valid=b.jsonl", "student.path=c", "teacher.path=d", "train.hf.e=1"
+    assert workshop.refused("run", "run.yaml", *missing).count("\n- ") == 5
+
+
+ROWS = {
+    "": ["no row is left", "0 rows read"],
+    '{"prompt": "a", "respon': [":1: is not JSON"],
+    '{"prompt": "a", "response": "b"}\n[1]': [":2: is a JSON list"],
+    '{"prompt": "a"}': [":1: no response", "data.no_response: drop"],
+    '{"prompt": " ", "response": "b"}': ["1 x empty prompt"],
+    '{"text": "only text"}': ["holds plain text"],
+    '{"x": 1}': ["no prompt found in the fields x"],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: repr(rows)[:30])
+def test_rows_that_cannot_be_used(workshop: Workshop, rows: str) -> None:
+    (workshop.folder / "bad.jsonl").write_text(rows, encoding="utf-8")
+    for words in ROWS[rows]:
+        assert words in workshop.refused("run", "run.yaml", "data.train=bad.jsonl")
+        assert words in workshop.refused("check", "run.yaml", "data.train=bad.jsonl")
+    assert "bad.jsonl" in workshop.refused("run", "run.yaml", "evaluate.data=bad.jsonl")
+
+
+def test_tokenizers_that_differ(workshop: Workshop) -> None:
+    folder = copied(workshop.folder, "student")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    message = workshop.refused("run", "run.yaml", f"student.path={folder}")
+    assert "1 of the student's 1,025 tokens" in message
+    assert "'<new>' is 1024 for the student, None for the teacher" in message
+    message = workshop.refused("run", "run.yaml", f"teacher.path={folder}")
+    assert "1 of the teacher's 1,025 tokens are none of the student's" in message
+
+
+def test_a_folder_that_is_no_model(workshop: Workshop) -> None:
+    (workshop.folder / "empty").mkdir()
+    assert "no tokenizer could be loaded" in workshop.refused("run", "run.yaml", "student.path=empty")
+    folder = copied(workshop.folder, "student")
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    assert "no causal language model" in workshop.refused("run", "run.yaml", f"student.path={folder}")
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts["num_hidden_layers"] = 3
+    (folder / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+    shutil.copy(workshop.folder / "student" / "model.safetensors", folder)
+    message = workshop.refused("run", "run.yaml", f"student.path={folder}")
+    assert "9 of the model's weights are not in its files" in message
+    assert "model.layers.2." in message
+    (folder / "config.json").unlink()
+    assert "no config.json" in workshop.refused("run", "run.yaml", f"student.path={folder}")
+
+
+def test_weights_that_hold_nan(workshop: Workshop) -> None:
+    folder = copied(workshop.folder, "student")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
+    model.save_pretrained(folder)
+    for name in ("student", "teacher"):
+        message = workshop.refused("run", "run.yaml", f"{name}.path={folder}")
+        assert f"{name}: 1 of its weights hold NaN" in message
+        assert "layers.1.mlp.up_proj.weight" in message
+
+
+def test_a_loss_that_becomes_nan_ends_the_run(workshop: Workshop) -> None:
+    said = workshop.stillhouse("run", "run.yaml", "train.lr=1e30", "train.clip=0", "train.save_every=1")
+    assert said.code == 2
+    assert "the loss became nan" in said.err
+    assert "a tenth of train.lr" in said.err
+    assert said.err.count("error:") == 1
+    assert workshop.state()["state"] == "failed"
+    assert "the loss became nan" in workshop.state()["message"]
+    assert not (workshop.folder / "runs/kd/student").exists()
+
+
+@pytest.mark.parametrize("limit", [300_000, 30_000, 3_000])
+def test_a_disk_that_gets_full(workshop: Workshop, limit: int) -> None:
+    """The system refuses files larger than the limit: the weights, the optimiser's state, the log."""
+    said = workshop.in_child("run", "run.yaml", "train.save_every=2", file_limit=limit)
+    assert said.code == 3, said.err
+    assert said.err.count("error:") == 1
+    assert "the disk is full" in said.err
+    assert "Traceback" not in said.err
+    run = workshop.folder / "runs/kd"
+    assert workshop.state()["state"] == "failed"
+    assert not list(run.glob("checkpoints/*"))
+    assert not [path for path in run.rglob("*") if path.suffix in (".tmp", ".new")]
+    said = workshop.stillhouse("run", "run.yaml", "train.save_every=2", "--resume")
+    assert said.code == 0, said.err
+    assert workshop.state()["state"] == "done"
+
+
+def test_a_disk_that_is_too_small(workshop: Workshop) -> None:
+    said = workshop.stillhouse("run", "run.yaml", "output.folder=/proc/run")
+    assert said.code == 3, said.err
+    assert "output.folder" in said.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(workshop: Workshop) -> None:
+    locked = workshop.folder / "locked"
+    locked.mkdir(mode=0o500)
+    said = workshop.stillhouse("run", "run.yaml", "output.folder=locked/run")
+    assert said.code == 3
+    assert "may not be written" in said.err
+
+
+def test_eval_speaks_of_its_own_options(workshop: Workshop) -> None:
+    wrong = "--temperature", "-1", "--limit", "0", "--template", "plian"
+    message = workshop.refused("eval", "student", "--data", "valid.jsonl", *wrong)
+    for option in ("--temperature", "--limit", "--template"):
+        assert f"\n- {option}: " in message
+    message = workshop.refused("eval", "nope", "--data", "nope.jsonl", "--teacher", "nada")
+    for option in ("MODEL", "--data", "--teacher"):
+        assert f"\n- {option}: " in message
+    data = "--data", "valid.jsonl"
+    assert "--seeds" in workshop.refused("eval", "student", *data, "--seeds", "1,b")
+    assert "--seeds" in workshop.refused("eval", "student", *data, "--seeds", "-1")
+    assert "--max-tokens" in workshop.refused("eval", "student", *data, "--max-tokens", str(CONTEXT))
+    assert "--output" in workshop.refused("eval", "student", *data, "-o", "valid.jsonl/result.json")
+
+
+def test_report_on_what_is_no_run(workshop: Workshop) -> None:
+    assert "is not a folder" in workshop.refused("report", "nowhere")
+    assert "holds no run" in workshop.refused("report", "student")
+
+
+def test_the_quickstart_deletes_only_its_own(workshop: Workshop) -> None:
+    mine = workshop.folder / "runs" / "kd"
+    mine.mkdir(parents=True)
+    (mine / "state.json").write_text('{"name": "kd"}', encoding="utf-8")
+    assert "no quickstart's (kd)" in workshop.refused("quickstart", "--folder", "runs")
+    assert "is not a folder" in workshop.refused("quickstart", "--folder", "train.jsonl")
+    assert Path("runs/kd/state.json").exists()

@@ -1,0 +1,193 @@
+"""A folder as a user has it: two tiny models, a few rows, a YAML file; and the command line to use it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from stillhouse import cli
+from stillhouse.files import locate
+
+CONTEXT = 512
+YAML = """\
+name: kd
+recipe: kd
+student: {path: student}
+teacher: {kind: live, path: teacher}
+data:
+  train: train.jsonl
+  valid: valid.jsonl
+  template: {kind: plain}
+  max_prompt: 96
+  max_response: 8
+train: {batch_size: 4, micro_batch_size: 2, log_every: 1, validate_rouge: false}
+evaluate: {before: false, teacher: false}
+output: {report: false}
+"""
+
+
+def make_models(folder: Path) -> None:
+    """A teacher and a student of two layers, 32 wide, with the demonstration's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(str(locate("package:stillhouse/demo/teacher")))
+    for seed, name in enumerate(("teacher", "student")):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(
+            "llama",
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.2,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def make_workshop(folder: Path, models: Path) -> None:
+    """Models (linked), 24 rows to train on, 4 to validate, and `run.yaml`."""
+    for name in ("teacher", "student"):
+        (folder / name).symlink_to(models / name)
+    source = locate("package:stillhouse/demo/data")
+    for name, count, file in (("train", 24, "train.jsonl"), ("valid", 4, "dev.jsonl")):
+        lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "run.yaml").write_text(YAML, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command came to: exit code and words."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Workshop:
+    """The folder, and `stillhouse` in it."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def stillhouse(self, *arguments: str) -> Said:
+        """Run the command line in this process."""
+        self._capsys.readouterr()
+        before = sys.argv
+        sys.argv = ["stillhouse", *arguments]
+        log = logging.getLogger("stillhouse")
+        kept = log.propagate, log.handlers[:]
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        finally:
+            sys.argv = before
+            log.propagate, log.handlers[:] = kept
+        captured = self._capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+    def refused(self, *arguments: str) -> str:
+        """Run a command that must be refused: exit code 2, one message, nothing written."""
+        before = self.listing()
+        said = self.stillhouse(*arguments)
+        assert said.code == 2, said.out + said.err
+        assert said.err.count("error:") == 1, said.err
+        assert "Traceback" not in said.err
+        assert self.listing() == before
+        return said.err
+
+    def listing(self) -> set[str]:
+        """All files of the folder."""
+        return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
+
+    def state(self, run: str = "kd") -> dict[str, Any]:
+        """The run's state.json."""
+        path = self.folder / "runs" / run / "state.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def in_child(self, *arguments: str, hook: Event | None = None, file_limit: int | None = None) -> Said:
+        """Run the command line in a forked process that gets real signals or a real limit on files.
+
+        Args:
+            arguments: the command.
+            hook: called for each opening of a file, with its path; may send signals to the process.
+            file_limit: most bytes of a file, as a disk that gets full has it.
+        """
+        out, err = self.folder / ".out", self.folder / ".err"
+        child = os.fork()
+        if child == 0:
+            for path, stream in ((out, 1), (err, 2)):
+                os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+            _child(arguments, hook, file_limit)
+        _, status = os.waitpid(child, 0)
+        said = Said(os.waitstatus_to_exitcode(status), out.read_text(), err.read_text())
+        out.unlink()
+        err.unlink()
+        return said
+
+
+Event = Callable[[str], None]
+
+
+def _child(arguments: tuple[str, ...], hook: Event | None, file_limit: int | None) -> None:
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = ["stillhouse", *arguments]
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        if hook is not None:
+            sys.addaudithook(lambda event, args: hook(str(args[0])) if event == "open" else None)
+        cli.main()
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def sends(*moments: tuple[str, int], sig: signal.Signals = signal.SIGINT) -> Event:
+    """A hook that sends a signal when a file whose path holds the text is opened for the n-th time."""
+    left = [[text, count] for text, count in moments]
+
+    def hook(path: str) -> None:
+        if not left or str(left[0][0]) not in path:
+            return
+        left[0][1] = int(left[0][1]) - 1
+        if left[0][1] == 0:
+            left.pop(0)
+            os.kill(os.getpid(), sig)
+
+    return hook
+
+
+def copied(folder: Path, name: str) -> Path:
+    """A copy of one of the models that a test may damage."""
+    target = folder / f"{name}-copy"
+    shutil.copytree(folder / name, target)
+    return target
