@@ -240,7 +240,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     rows = [row for row in rows if row["sampling"] == describe(PLAIN)]
     models = dict.fromkeys((row["model"], row["vocabulary"]) for row in rows)
     for number, (size, vocab) in enumerate(models):
@@ -257,7 +257,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks([1, 1.5, 2, 4, 8], ["1", "1.5", "2", "4", "8"])
     axes.set_xlabel("batch size (dashed: one batch alone, no refilled rows)")
     axes.set_ylabel("speed relative to transformers' generate")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
