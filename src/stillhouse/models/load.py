@@ -122,14 +122,9 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
     Raises:
         ModelError: a layer that the teacher does not have, or an architecture whose layers cannot be found.
     """
-    depth = teacher.config.num_hidden_layers
-    if prune.layers[-1] >= depth:
-        raise ModelError(
-            f"student.from_teacher.layers: layer {prune.layers[-1]} does not exist; the teacher has {depth} "
-            f"(0 to {depth - 1})."
-        )
-    stack = _layer_prefix(teacher, depth)
-    student = type(teacher)(_config_of_layers(teacher.config, prune.layers))
+    config = config_of_layers(teacher.config, prune.layers)
+    stack = _layer_prefix(teacher, teacher.config.num_hidden_layers)
+    student = type(teacher)(config)
     new_index = {old: new for new, old in enumerate(prune.layers)}
     state = {}
     for name, tensor in teacher.state_dict().items():
@@ -144,14 +139,19 @@ def keep_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Mod
     return cast(student, dtype or next(teacher.parameters()).dtype)
 
 
-def _config_of_layers(whole: Any, layers: Sequence[int]) -> Any:
+def config_of_layers(whole: Any, layers: Sequence[int]) -> Any:
     """The configuration with the named layers only; lists with an entry for each layer are cut likewise.
 
     Raises:
-        ModelError: the kinds of layers follow a fixed pattern that the named ones do not.
+        ModelError: a layer that is not there, or layers that break a fixed pattern of kinds.
     """
-    config = copy.deepcopy(whole)
     depth = whole.num_hidden_layers
+    if layers[-1] >= depth:
+        raise ModelError(
+            f"student.from_teacher.layers: layer {layers[-1]} does not exist; the teacher has {depth} "
+            f"(0 to {depth - 1})."
+        )
+    config = copy.deepcopy(whole)
     config.num_hidden_layers = len(layers)
     for name, value in whole.to_dict().items():
         if "layer" in name and isinstance(value, list) and len(value) == depth:

@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from stillhouse.config import Part, Registry, nearest
+from stillhouse.config import Layer, Layered, Part, Registry, nearest, validate
 from stillhouse.curriculum import NonNegative
+from stillhouse.errors import ConfigError, Fault
 from stillhouse.objectives.rows import Rows, with_gaps
 from stillhouse.types import SOURCES
 
@@ -167,8 +168,15 @@ REGISTRY: Registry[Objective] = Registry("objective", Objective)  # type: ignore
 
 
 def build(kind: str, **options: Any) -> Objective:
-    """The objective of that name. Example: `build("skew_kl", alpha=0.1)(student_logits, teacher_logits)`."""
-    return REGISTRY.parse({"kind": kind, **options})
+    """The objective of that name. Example: `build("skew_kl", alpha=0.1)(student_logits, teacher_logits)`.
+
+    Raises:
+        ConfigError: no objective has that name, or an option is wrong.
+    """
+    if kind not in kinds():
+        problem = f"no objective is called {kind!r}{nearest(kind, kinds())}"
+        raise ConfigError(Fault("kind", problem, allowed=", ".join(kinds())))
+    return validate(REGISTRY[kind], Layered.merged(Layer.of(options, "keyword")))[0]
 
 
 def kinds() -> tuple[str, ...]:

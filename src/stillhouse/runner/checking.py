@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stillhouse import console
 from stillhouse.errors import ModelError
-from stillhouse.models.config import StudentConfig
+from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.objectives.work import Chunking
 from stillhouse.runner.preflight import check_room, context_of, longest
 from stillhouse.runner.resolve import Resolved
@@ -32,14 +33,8 @@ class Shape:
 
 def show_values(resolved: Resolved) -> None:
     """Print every value and where it comes from; what the user or the recipe set comes first."""
-    limit = resolved.config.data.max_response
-    rows = []
-    for path, fact in resolved.provenance.items():
-        value, origin = fact["value"], fact["origin"]
-        if path.endswith("sampling.max_tokens") and origin == "default":
-            value, origin = limit, "data.max_response"
-        rows.append((path, _text(value), origin))
-    rows.sort(key=lambda row: row[2] in ("default", "data.max_response"))
+    rows = [(path, _text(fact["value"]), fact["origin"]) for path, fact in resolved.provenance.items()]
+    rows.sort(key=lambda row: row[2] == "default")
     console.table(("value", "is", "from"), rows)
 
 
@@ -69,7 +64,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
     questions = held_out(config, data, tokenizer)
     teacher = shape_of(teacher_config) if teacher_config is not None else None
-    student = student_shape(config.student, teacher, len(tokenizer))
+    student = student_shape(config.student, teacher_config, len(tokenizer))
     contexts = {"student": student.context, "teacher": teacher.context if teacher else None}
     check_room(config, data.train, questions, contexts)
     per_epoch = -(-len(data.train) // config.train.batch_size)
@@ -121,19 +116,23 @@ def peak(config: RunConfig, student: Shape, teacher: Shape | None, length: int) 
     return static + max(step, rows * (length * cached + student.vocab * 12))
 
 
-def shape_of(model: Any) -> Shape:
-    """The size of a model at a path, read from its configuration alone."""
+def shape_of(model: Any, layers: Sequence[int] | None = None) -> Shape:
+    """The size of a model, or of these layers of it, read from its configuration alone."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stillhouse.models.load import place
+    from stillhouse.models.load import config_of_layers, place
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
     folder = place(model.path)
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
+        if layers is not None:
+            found = config_of_layers(found, layers)
         with init_empty_weights(include_buffers=False):
             empty = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{model.path}: no causal language model could be read from there. ({error})"
@@ -141,22 +140,15 @@ def shape_of(model: Any) -> Shape:
     return _shape(empty, found, model.dtype)
 
 
-def student_shape(student: StudentConfig, teacher: Shape | None, vocab: int) -> Shape:
+def student_shape(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> Shape:
     """The size of the student, however it starts."""
     if student.path is not None:
         return shape_of(student)
     if student.from_teacher is not None:
         if teacher is None:
             raise ModelError("student.from_teacher: there is no teacher model to start from.")
-        embeddings = teacher.vocab * teacher.width
-        each = (teacher.parameters - embeddings) / teacher.layers
-        kept = len(student.from_teacher.layers)
-        return replace(
-            teacher,
-            parameters=int(embeddings + each * kept),
-            layers=kept,
-            bytes_each=BYTES.get(student.dtype, teacher.bytes_each),
-        )
+        kept = shape_of(teacher, student.from_teacher.layers)
+        return replace(kept, bytes_each=BYTES.get(student.dtype, kept.bytes_each))
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import recipes
-from stillhouse.config import Layer, Layered, flatten, to_yaml, validate
+from stillhouse.config import Layer, Layered, flatten, to_yaml, validate, walk
 from stillhouse.config.strict_yaml import KeyPath
+from stillhouse.engines import Sampling
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.settings import RunConfig
 from stillhouse.types import SOURCES
@@ -57,10 +58,38 @@ def resolve(
             raise ConfigError(Fault("recipe", "must be the name of a method", got=repr(name)))
         recipe = recipes.find(name)
         layered = _stacked([Layer.read(recipe.path, f"recipe {recipe.name}"), given, *upper])
+    _name_default_kinds(layered)
     config, origins = validate(RunConfig, layered)
+    config = _with_limits(config, origins)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
     return Resolved(config, provenance, to_yaml(config))
+
+
+def _name_default_kinds(layered: Layered) -> None:
+    """Options without a kind, such as `engine.batch_size=128`, are those of the part that is the default."""
+    for name, info in RunConfig.model_fields.items():
+        kind, options = getattr(info.default, "kind", None), layered.values.get(name)
+        if kind is not None and isinstance(options, Mapping) and "kind" not in options:
+            layered.values[name] = {"kind": kind, **options}
+            layered.origins[(name, "kind")] = "default"
+
+
+def _with_limits(config: RunConfig, origins: dict[str, str]) -> RunConfig:
+    """The length limit of each sampling that sets none, written out, so that the resolved file says all."""
+    own = config.engine.sampling
+    written = own.max_tokens if "max_tokens" in own.model_fields_set else config.data.max_response
+
+    def visit(path: str, value: Any) -> Any:
+        if not isinstance(value, Sampling) or "max_tokens" in value.model_fields_set:
+            return value
+        follows = path.startswith("responses.")
+        origins[f"{path}.max_tokens"] = "engine.sampling.max_tokens" if follows else "data.max_response"
+        limit = written if follows else config.data.max_response
+        return value.model_copy(update={"max_tokens": limit})
+
+    limited: RunConfig = walk(config, visit)
+    return limited
 
 
 def _stacked(layers: Sequence[Layer]) -> Layered:

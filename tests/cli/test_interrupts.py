@@ -1,0 +1,96 @@
+"""Ctrl-C and kills at chosen moments, by real signals; what is left can always be resumed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stillhouse.train.checkpoints import fault_of, newest_whole
+from tests.workshop import Workshop, sends
+
+RUN = ("run", "run.yaml", "train.max_steps=12", "train.save_every=100", "train.validate_every=never")
+LOG = "metrics.jsonl"
+
+
+def finished(workshop: Workshop, *more: str) -> None:
+    said = workshop.stillhouse(*RUN, *more, "--resume")
+    assert said.code == 0, said.err
+    assert workshop.state()["state"] == "done"
+    rows = (workshop.folder / "runs/kd" / LOG).read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 12
+
+
+def test_ctrl_c_finishes_the_step_and_saves(workshop: Workshop) -> None:
+    said = workshop.in_child(*RUN, hook=sends((LOG, 4)))
+    assert said.code == 130, said.err
+    assert "stillhouse run run.yaml train.max_steps=12" in said.err
+    assert "--resume" in said.err
+    assert "Traceback" not in said.err
+    assert workshop.state()["state"] == "interrupted"
+    newest = newest_whole(workshop.folder / "runs/kd/checkpoints")
+    assert newest is not None
+    rows = (workshop.folder / "runs/kd" / LOG).read_text(encoding="utf-8").splitlines()
+    assert newest.name == f"checkpoint-{len(rows)}"
+    assert 0 < len(rows) < 12
+    assert not (workshop.folder / "runs/kd/student").exists()
+    finished(workshop)
+
+
+def test_ctrl_c_twice_stops_at_once_and_leaves_no_half_checkpoint(workshop: Workshop) -> None:
+    said = workshop.in_child(*RUN, "train.save_every=2", hook=sends((LOG, 4), ("stillhouse.pt", 1)))
+    assert said.code == 130, said.err
+    assert "Traceback" not in said.err
+    assert workshop.state()["message"] == "stopped by Ctrl-C"
+    checkpoints = workshop.folder / "runs/kd/checkpoints"
+    assert [fault_of(path) for path in checkpoints.iterdir()] in ([], [None])
+    finished(workshop, "train.save_every=2")
+
+
+def test_ctrl_c_outside_training_stops_at_once(workshop: Workshop) -> None:
+    said = workshop.in_child(*RUN, "evaluate.before=true", hook=sends(("student-before.jsonl", 1)))
+    assert said.code == 130
+    assert workshop.state()["state"] == "interrupted"
+    assert not (workshop.folder / "runs/kd" / LOG).exists()
+    finished(workshop)
+
+
+def test_ctrl_c_while_loading_leaves_nothing(workshop: Workshop) -> None:
+    before = workshop.listing()
+    said = workshop.in_child(*RUN, hook=sends(("valid.jsonl", 1)))
+    assert said.code == 130
+    assert "stillhouse run run.yaml" in said.err
+    assert "--resume" not in said.err
+    assert workshop.listing() == before
+
+
+def test_killed_in_the_evaluation_and_resumed(workshop: Workshop) -> None:
+    said = workshop.in_child(*RUN, hook=sends(("student-after.jsonl", 1), sig=signal.SIGKILL))
+    assert said.code == -signal.SIGKILL
+    assert workshop.state()["state"] == "running"
+    weights = (workshop.folder / "runs/kd/student/model.safetensors").read_bytes()
+    finished(workshop)
+    assert (workshop.folder / "runs/kd/student/model.safetensors").read_bytes() == weights
+    assert (workshop.folder / "runs/kd/evaluation/student-after.json").exists()
+
+
+def test_a_run_that_is_going_on_is_not_resumed(workshop: Workshop) -> None:
+    """A process of its own, as a user starts it; it must also answer Ctrl-C."""
+    command = [str(Path(sys.executable).with_name("stillhouse")), *RUN, "train.max_steps=5000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = workshop.folder / "runs/kd" / LOG
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline and not (log.exists() and log.stat().st_size) and process.poll() is None
+    ):
+        time.sleep(0.02)
+    message = workshop.stillhouse(*RUN, "--resume")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert message.code == 2
+    assert f"process {process.pid} is still at work" in message.err
+    assert process.returncode == 130, said
+    assert "Stopping after this step" in said
+    assert workshop.state()["state"] == "interrupted"
