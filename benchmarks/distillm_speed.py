@@ -7,7 +7,7 @@ apart, saving is off. They are processor seconds of one thread, which on an idle
 on a shared one do not depend on others.
 
     python benchmarks/distillm_speed.py --folder runs/distillm-speed             # 3 seeds: half an hour
-    python benchmarks/distillm_speed.py --folder /tmp/small --small              # a check that it runs
+    python benchmarks/distillm_speed.py --folder runs/small --small              # a check that it runs
 
 Writes benchmarks/results/distillm_speed.{json,png,md} (with --small into --folder). A folder that holds
 finished runs is gone on with.

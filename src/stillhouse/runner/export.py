@@ -56,7 +56,7 @@ def card(parts: Parts) -> str:
             "",
             f"# {config.name}",
             "",
-            f"Distilled with [Stillhouse](https://pypi.org/project/stillhouse) {__version__}.",
+            f"Distilled with Stillhouse {__version__}.",
             "",
             f"- method: {config.recipe or config.objective.name} (objective `{config.objective.name}`, "
             f"responses `{config.responses.kind}`)",
