@@ -1,5 +1,6 @@
-"""The work of one fused call: which rows, which chunks, which products. Knows no autograd graph outside a
-block."""
+"""The work of one fused call: which rows, which chunks, which products.
+
+Knows no autograd graph outside a block."""
 
 from __future__ import annotations
 
@@ -43,12 +44,11 @@ class Chunking:
     """Rows of a chunk; None: as many as the budget allows, evenly."""
     fp32_logits: bool = False
     """Keep fp32 logits of half-precision operands on a CPU too, where only a product of fp32 copies gives
-    them: slower.
-    Without it a CPU rounds each logit once to the precision of the operands, as the model's own head does."""
+    them: slower. Without it a CPU rounds each logit once to the precision of the operands, as the model's
+    own head does."""
     compile: bool = False
     """Run the definition of the objective through `torch.compile` instead of its closed form. On the CPUs
-    tried the
-    closed forms were faster."""
+    tried the closed forms were faster."""
 
     def rows_of(self, count: int, bytes_per_row: int) -> int:
         """How many of `count` rows make a chunk: the fewest chunks that fit the budget, of even size."""
@@ -61,8 +61,7 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model of a call: its hidden states, and its head over the ids that are compared, ready to
-    multiply."""
+    """One model of a call: hidden states, and the head over the ids that are compared, ready to multiply."""
 
     hidden: Tensor
     head: Head
@@ -87,8 +86,7 @@ class Side:
         return self if index is None else replace(self, hidden=self.hidden[index])
 
     def product(self, fp32: bool) -> Tensor:
-        """hidden weight^T, [n, V], in fp32 where the device can (or `fp32` insists), else rounded to the
-        operands'."""
+        """hidden weight^T, [n, V], in fp32 where the device can or `fp32` insists, else as the operands."""
         if self.weight.dtype in HALF:
             if self.hidden.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
                 return torch.mm(self.hidden, self.weight.t(), out_dtype=torch.float32)
@@ -159,8 +157,8 @@ def _let_the_heap_keep_what_is_freed() -> None:
     """Once per process: free one allocation of 31 MiB, so that glibc serves temporaries from its heap.
 
     glibc raises its limits for mapping and trimming to the largest mapped block that it saw freed (at most
-    32 MiB).
-    Without this every temporary of every block is fresh zeroed pages: a third of the arithmetic's time.
+    32 MiB). Without this every temporary of every block is fresh zeroed pages: a third of the arithmetic's
+    time.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
@@ -181,8 +179,7 @@ def _compiled(objective: Objective) -> Arithmetic:
 
 @dataclass(slots=True)
 class Part:
-    """Rows of a call that share an objective: their models, facts and weights, and how gradients reach
-    them."""
+    """Rows of a call that share an objective: models, facts, weights, and how gradients reach them."""
 
     objective: Objective
     share: float
@@ -191,8 +188,7 @@ class Part:
     rows: Rows
     weights: Tensor
     through_label: Tensor | None
-    """[n]: the gradient of the loss for the log-probability of each label, from the part over whole
-    sequences."""
+    """[n]: the gradient for the log-probability of each label, from the part over whole sequences."""
 
     def at(self, index: Tensor | slice | None) -> Part:
         """Some of its rows."""
@@ -262,8 +258,7 @@ class Work:
         return (values * part.weights).sum(), values, sums
 
     def _spans(self) -> tuple[list[Span], Tensor | None]:
-        """Which objective is for which rows, once the rows are sorted by that; and the order (None: as they
-        are)."""
+        """Which objective is for which rows once sorted by that, and the order (None: as they are)."""
         part, spans, indices, at = self.part, list[Span](), [], 0
         for share, objective, index in part.objective.split(part.rows):
             if objective.has_token_part or part.through_label is not None:
