@@ -151,16 +151,19 @@ class ProgressBar(TrainerCallback):
         self._step = step
         self._context: Any = None
         self._bar: Any = None
+        self._start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open it."""
+        self._start = time.perf_counter()
         self._context = console.progress(self._title, total=state.max_steps, done=state.global_step)
         self._bar = self._context.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance it."""
+        """Advance it, with the loss and the mean rate so far."""
         if self._bar is not None:
-            self._bar.advance(1, loss=f"{self._step.last_loss:.4f}")
+            rate = self._step.tokens / max(time.perf_counter() - self._start, 1e-9)
+            self._bar.advance(1, loss=f"{self._step.last_loss:.4f}", **{"tokens/s": f"{rate:,.0f}"})
 
     def close(self) -> None:
         """Close it, whatever happened."""

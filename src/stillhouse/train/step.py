@@ -90,6 +90,8 @@ class Step:
         self.meter = Meter()
         self.now: dict[str, Any] = _tree(method)
         self.last_loss = 0.0
+        self.tokens = 0
+        """Response tokens that this process has trained on."""
         self._pad_id = pad_id
         self._vocab = vocab
         self.world: World = world or Alone()
@@ -202,7 +204,9 @@ class Step:
             **_schedule_names(self.curriculum.values(progress)),
         }.items():
             self.meter.add_mean(name, value, 1)
-        self.meter.add("tokens", float(sum(batch.num_tokens for batch in micro)))
+        tokens = sum(batch.num_tokens for batch in micro)
+        self.tokens += tokens
+        self.meter.add("tokens", float(tokens))
         self.meter.add("sequences", float(sum(len(batch) for batch in micro)))
         self.meter.add_mean("loss", 0.0, 1)
 
