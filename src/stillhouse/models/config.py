@@ -52,6 +52,7 @@ class _Model(Part):
     dtype: Dtype = "auto"
     """Number format of the weights; "auto" takes the one they are stored in."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How attention is computed; "auto" leaves it to transformers."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources that you trust."""
 
