@@ -132,13 +132,14 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         if validation is not None:
             validation.best = saved["best"]
     reached = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
-    checkpoints.drop_after(folder.checkpoints, reached)
-    log.cut(after=reached)
+    if folder.main:
+        checkpoints.drop_after(folder.checkpoints, reached)
+        log.cut(after=reached)
     if checkpoint is not None and reached >= steps_in_all(trainer):
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
     if checkpoint is None and validation is not None:
-        validation.now(0)
+        validation.now(0, folder.main)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
