@@ -81,7 +81,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     if teacher is not None:
         facts["teacher parameters"] = teacher.parameters
     facts["longest sequence (tokens)"] = length
-    facts["peak memory, estimated (GB)"] = round(peak(config, student, teacher, length) / 1e9, 2)
+    facts["peak memory, estimated (GB)"] = float(f"{peak(config, student, teacher, length) / 1e9:.2g}")
     return facts
 
 
