@@ -42,7 +42,7 @@ def test_a_file_that_is_not_there(workshop: Workshop) -> None:
 
 OVERRIDES = {
     ("train.lrr=1",): ["train.lrr", "did you mean 'lr'"],
-    ("trian.lr=1",): ["trian", "did you mean 'train'"],
+    ("trein.lr=1",): ["trein", "did you mean 'train'"],
     ("train.lr=fast",): ["train.lr", "got 'fast'", "a number"],
     ("train.batch_size=2.5",): ["train.batch_size", "a whole number"],
     ("train.lr=-1",): ["train.lr", "must be greater than 0"],
@@ -59,7 +59,7 @@ OVERRIDES = {
     ): ["trains on text that the teacher writes", "no teacher"],
     ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher and from_config"],
     ("data.train=nope.jsonl",): ["data.train", "no such file"],
-    ("data.train=trian.jsonl",): ["did you mean 'train.jsonl'"],
+    ("data.train=trein.jsonl",): ["did you mean 'train.jsonl'"],
     ("data.train=train.csv",): ["does not end in one of .jsonl"],
     ("data.train.split=test",): ["data.train.split", "Only kind hf has it"],
     ("data.train.fields.prompt=question",): ["has no field 'question'", "its fields: prompt, outputs"],
@@ -217,7 +217,7 @@ def test_a_folder_that_may_not_be_written(workshop: Workshop) -> None:
 
 
 def test_eval_speaks_of_its_own_options(workshop: Workshop) -> None:
-    wrong = "--temperature", "-1", "--limit", "0", "--template", "plian"
+    wrong = "--temperature", "-1", "--limit", "0", "--template", "plane"
     message = workshop.refused("eval", "student", "--data", "valid.jsonl", *wrong)
     for option in ("--temperature", "--limit", "--template"):
         assert f"\n- {option}: " in message
