@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse import console
+from stillhouse.engines import shown
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.diversity import distinct_n
@@ -61,13 +61,14 @@ def answer(
         raise DataError(
             "evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid."
         )
+    ids = [prompt.token_ids for prompt in prompts]
     scores: list[float] = []
     rows: list[dict[str, Any]] = []
     first: list[Completion] = []
     seconds = 0.0
     for seed in seeds:
         start = time.perf_counter()
-        completions = _write(engine, prompts, sampling, seed, title)
+        completions = shown.generate(engine, ids, sampling, seed, title)
         seconds += time.perf_counter() - start
         texts = [tokenizer.decode(list(c.token_ids), skip_special_tokens=True).strip() for c in completions]
         rouge = rouge_l(texts, [prompt.references for prompt in prompts])
@@ -99,20 +100,3 @@ def answer(
         for prompt, done in zip(prompts, first, strict=True)
     ]
     return Answers(metrics, rows, responses)
-
-
-def _write(
-    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, seed: int, title: str | None
-) -> list[Completion]:
-    ids = [prompt.token_ids for prompt in prompts]
-    if title is None:
-        return engine.generate(ids, sampling, seed)
-    with console.progress(title, total=len(ids)) as bar:
-        done = 0
-
-        def advance(finished: int, _total: int) -> None:
-            nonlocal done
-            bar.advance(finished - done)
-            done = finished
-
-        return engine.generate(ids, sampling, seed, progress=advance)

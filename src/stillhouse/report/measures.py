@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
+from stillhouse import console
+
 Kind = Literal["quality", "text", "size", "speed"]
 Style = Literal["points", "nats", "share", "count", "bytes", "plain"]
 
@@ -157,12 +159,7 @@ def duration(seconds: Any) -> str:
         return "–"
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return console.duration(seconds)
 
 
 def _scaled(value: float, units: tuple[str, ...], gap: str) -> str:

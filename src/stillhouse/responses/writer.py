@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse import console
+from stillhouse.engines import shown
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.types import Prompt, Response
 
@@ -41,20 +41,8 @@ class Writer:
             sampling: instead of the writer's own.
             title: show progress under this title; None shows none.
         """
-        settings = self.settings(sampling)
         ids = [prompt.token_ids for prompt in prompts]
-        if title is None:
-            completions = self.engine.generate(ids, settings, seed)
-        else:
-            with console.progress(title, total=len(ids)) as bar:
-                done = 0
-
-                def advance(finished: int, _total: int) -> None:
-                    nonlocal done
-                    bar.advance(finished - done)
-                    done = finished
-
-                completions = self.engine.generate(ids, settings, seed, progress=advance)
+        completions = shown.generate(self.engine, ids, self.settings(sampling), seed, title)
         version = self.version()
         return [
             Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)
