@@ -54,6 +54,7 @@ NOTES = {
     "skew_kl": "a second pass of exponentials and a logarithm over the vocabulary, for the mixture",
     "skew_rkl": "a second pass of exponentials and a logarithm over the vocabulary, for the mixture",
     "symmetric_kl": "both divergences and their two gradients",
+    "jeffreys": "both divergences and their two gradients",
     "jsd": "exponentials of both models and the logarithm of their mixture",
     "contrastive": "the arithmetic of skew_kl and skew_rkl",
     "by_source": "the arithmetic of skew_kl and skew_rkl",
