@@ -32,7 +32,9 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp()) / "quickstart"
     start = time.perf_counter()
-    quickstart(folder, {"train.max_steps": 4, "evaluate.limit": 8} if small else None)
+    quickstart(
+        folder, {"train.max_steps": 4, "evaluate.limit": 8, "data.train.limit": 250} if small else None
+    )
     seconds = time.perf_counter() - start
     table = summary_table([folder / "kd", folder / "distillm2"])
     rows = [{"system": row["system"], **{name: row.get(name) for name in SHOWN}} for row in table]
