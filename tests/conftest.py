@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def shared() -> Path:
     """The folder of reference data: STILLHOUSE_SHARED, or `shared` beside the checkout."""
     return Path(os.environ.get("STILLHOUSE_SHARED", ROOT.parent / "shared"))
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file outside the package, such as an example, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

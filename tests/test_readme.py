@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,12 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "docs" / "readme.py")
 
 
 def test_the_yaml_and_the_python_example_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

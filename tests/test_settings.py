@@ -12,9 +12,19 @@ from stillhouse.config import Layer, Layered, commented_yaml, validate
 from stillhouse.config.strict_yaml import parse
 from stillhouse.errors import ConfigError
 from stillhouse.runner.resolve import resolve
-from stillhouse.settings import RunConfig, example
+from stillhouse.settings import RunConfig
 from stillhouse.train.config import TrainConfig
 from tests.conftest import ROOT
+
+
+def example() -> dict[str, Any]:
+    """The smallest tree that is valid."""
+    return {
+        "student": {"path": "student"},
+        "data": {"train": "train.jsonl"},
+        "objective": {"kind": "cross_entropy"},
+    }
+
 
 TEACHER = {"kind": "live", "path": "teacher"}
 SHIPPED = sorted(

@@ -195,12 +195,3 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
 def _no_teacher(config: RunConfig, why: str) -> Fault:
     got = "no teacher" if config.teacher is None else f"teacher.kind={config.teacher.kind}"
     return Fault("teacher", f"{why}", got=got, hint="Set teacher: {kind: live, path: FOLDER}.")
-
-
-def example(**_: Any) -> dict[str, Any]:
-    """The smallest tree that is valid, for documentation and tests."""
-    return {
-        "student": {"path": "student"},
-        "data": {"train": "train.jsonl"},
-        "objective": {"kind": "cross_entropy"},
-    }

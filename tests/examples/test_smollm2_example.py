@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 from stillhouse.runner.resolve import resolve
 
@@ -18,12 +17,7 @@ RESULT = ROOT / "benchmarks" / "results" / "smollm2.json"
 
 @pytest.fixture(scope="module")
 def publish() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("publish_smollm2", EXAMPLE / "publish.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(EXAMPLE / "publish.py")
 
 
 def test_the_run_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:

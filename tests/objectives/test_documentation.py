@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from tests.conftest import ROOT, script
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 def test_the_page_of_objectives_and_its_plots_are_up_to_date() -> None:
-    specification = importlib.util.spec_from_file_location("build_objectives", DOCS / "build_objectives.py")
-    builder = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(builder)
+    builder = script(DOCS / "build_objectives.py")
     for name, text in builder.pages().items():
         written = (DOCS / name).read_text(encoding="utf-8")
         if name.endswith(".md"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 from transformers import Trainer, TrainingArguments
 
 from stillhouse.objectives import build
@@ -36,12 +35,7 @@ def test_instance_attributes_do_not_collide_with_the_trainers(tmp_path: Path) ->
 
 def oracle() -> ModuleType:
     """examples/kd_loop.py, which imports nothing of ours."""
-    spec = importlib.util.spec_from_file_location("kd_loop", ROOT / "examples" / "kd_loop.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "examples" / "kd_loop.py")
 
 
 class Record:

@@ -70,6 +70,25 @@ class TokenizerFacts:
         return cls(eos_ids, pad if pad is not None else (eos_ids[0] if eos_ids else 0))
 
 
+class Finished:
+    """Collects completions in whatever order they finish, and tells how many there are."""
+
+    def __init__(self, total: int, progress: ProgressCall | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._done: dict[int, Completion] = {}
+
+    def __call__(self, index: int, completion: Completion) -> None:
+        """The completion of prompt number `index` is finished."""
+        self._done[index] = completion
+        if self._progress is not None:
+            self._progress(len(self._done), self._total)
+
+    def in_order(self) -> list[Completion]:
+        """All of them, in the order of the prompts."""
+        return [self._done[index] for index in range(self._total)]
+
+
 class Engine(Protocol):
     """Writes completions for prompts."""
 

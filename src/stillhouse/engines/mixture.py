@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from stillhouse.engines.base import ProgressCall, Sampling, TokenizerFacts
+from stillhouse.engines.base import Finished, ProgressCall, Sampling, TokenizerFacts
 from stillhouse.engines.decode import Decoder
 from stillhouse.engines.kv import num_attention_layers
 from stillhouse.engines.transformers import check_prompts, evaluating
@@ -94,14 +94,8 @@ class MixtureEngine:
         """One completion for each prompt; see `Engine.generate`. The sampling acts on the mixture."""
         for model in self.mixture.models:
             check_prompts(prompts, sampling, model.config)
-        done: dict[int, Completion] = {}
-
-        def finish(index: int, completion: Completion) -> None:
-            done[index] = completion
-            if progress is not None:
-                progress(len(done), len(prompts))
-
+        finish = Finished(len(prompts), progress)
         with evaluating(self.mixture):
             decoder = Decoder(self.mixture, self.facts, sampling, seed, sum(self.mixture.num_layers))
             decoder.run(prompts, self.batch_size, finish)
-        return [done[index] for index in range(len(prompts))]
+        return finish.in_order()

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, ProgressCall, Sampling, TokenizerFacts
+from stillhouse.engines.base import (
+    REGISTRY,
+    Engine,
+    EngineConfig,
+    Finished,
+    ProgressCall,
+    Sampling,
+    TokenizerFacts,
+)
 from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.types import Completion
 
@@ -88,13 +96,7 @@ class TransformersEngine:
         check_prompts(prompts, sampling, model.config)
         if not prompts:
             return []
-        done: dict[int, Completion] = {}
-
-        def finish(index: int, completion: Completion) -> None:
-            done[index] = completion
-            if progress is not None:
-                progress(len(done), len(prompts))
-
+        finish = Finished(len(prompts), progress)
         rows = self._rows(max(map(len, prompts)) + sampling.max_tokens)
         num_layers = num_attention_layers(model.config)
         model = rounded_copy(model) if self.rounded else model
@@ -103,7 +105,7 @@ class TransformersEngine:
                 run_generate(model, self.facts, sampling, seed, prompts, rows, finish)
             else:
                 Decoder(model, self.facts, sampling, seed, num_layers).run(prompts, rows, finish)
-        return [done[index] for index in range(len(prompts))]
+        return finish.in_order()
 
     def _rows(self, length: int) -> int:
         if self.batch_tokens is None:

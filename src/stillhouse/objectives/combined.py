@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -17,9 +18,9 @@ from stillhouse.types import SOURCES
 class _Holder(Objective):
     """What objectives that hold others have in common: they need what those need."""
 
+    @abstractmethod
     def held(self) -> tuple[Objective, ...]:
         """The objectives inside."""
-        raise NotImplementedError
 
     @property
     def required(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ stopped, and all ranks agree without talking to each other.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,16 +114,16 @@ class ResponsesConfig(Part):
         """How many sequences one prompt gives."""
         return 1
 
+    @abstractmethod
     def sources(self) -> frozenset[str]:
         """The sources of the responses it can give; each needs an objective."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, context: Context) -> Policy:
         """The running policy."""
-        raise NotImplementedError
 
 
-REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)
+REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)  # type: ignore[type-abstract]
 ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a response policy."""
 

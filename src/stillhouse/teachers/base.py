@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -37,11 +38,11 @@ class TeacherConfig(Part):
         """The model that has to be loaded for it; None if there is none."""
         return None
 
+    @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> Teacher:
         """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
-        raise NotImplementedError
 
 
-REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig)
+REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig)  # type: ignore[type-abstract]
 TeacherField = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a teacher."""
