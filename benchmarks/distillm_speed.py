@@ -58,7 +58,7 @@ class Size:
     teacher: tuple[int, int] = (256, 6)
     student: tuple[int, int] = (192, 4)
     rows: int = 300
-    teacher_epochs: float = 0.5
+    teacher_epochs: float = 4.0
     warm_steps: int = 100
     steps: int = 60
     batch: int = 8
@@ -106,7 +106,7 @@ def model(size: tuple[int, int], tokenizer: Path) -> dict[str, Any]:
         "tokenizer": str(tokenizer),
         "from_config": {
             "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers,
-            "num_attention_heads": width // 16, "num_key_value_heads": width // 16,
+            "num_attention_heads": max(1, width // 32), "num_key_value_heads": max(1, width // 32),
             "intermediate_size": width * 8 // 3, "max_position_embeddings": 320, "tie_word_embeddings": True,
         },
     }  # fmt: skip
@@ -149,8 +149,8 @@ def prepare(size: Size, folder: Path) -> tuple[Path, Path]:
         make_teacher.train_tokenizer(rows, tokenizer)
     teacher = tree(
         size, folder, "teacher", recipe="sft", student=model(size.teacher, tokenizer),
-        train={"epochs": size.teacher_epochs, "lr": 2e-3, "validate_every": "never", "batch_size": 16,
-               "micro_batch_size": 16},
+        train={"epochs": size.teacher_epochs, "lr": 2e-3, "validate_every": "never", "batch_size": 32,
+               "micro_batch_size": 32},
     )  # fmt: skip
     teacher["data"] |= {"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "each_output": True}}
     warm = tree(
