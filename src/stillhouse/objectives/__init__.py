@@ -9,8 +9,11 @@ from stillhouse.objectives import (
     mixtures,
     preference,
     sampled,
+    span,
     supervised,
+    transport,
 )
+from stillhouse.objectives.alignment import Alignment, Matching
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
 from stillhouse.objectives.chunked import fused_loss, fused_rows
 from stillhouse.objectives.head import Head
@@ -19,8 +22,10 @@ from stillhouse.objectives.work import Chunking
 
 __all__ = [
     "REGISTRY",
+    "Alignment",
     "Chunking",
     "Head",
+    "Matching",
     "Objective",
     "ObjectiveField",
     "Rows",
@@ -37,5 +42,7 @@ __all__ = [
     "mixtures",
     "preference",
     "sampled",
+    "span",
     "supervised",
+    "transport",
 ]

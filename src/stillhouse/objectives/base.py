@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
@@ -43,6 +43,10 @@ class Objective(Part):
     """True if a constant added to all logits of a row changes nothing."""
     same_vocabulary: ClassVar[bool] = True
     """True if entry i of both models has to be the same token."""
+    whole: ClassVar[Literal["row", "group", "sequence"]] = "row"
+    """What `per_token` must see all of where the tokenizers differ, or wherever it is "sequence"."""
+    mixes_rows: ClassVar[bool] = False
+    """True if the value of a row depends on the student's logits of other rows of the same `whole`."""
 
     exact_gradient: ClassVar[bool] = True
     """False if parts of the value are constants for the gradient, which then is not that of the number."""
@@ -88,6 +92,8 @@ class Objective(Part):
                 f"{self.name}: student logits are {list(student.shape)} and teacher logits "
                 f"{list(teacher.shape)}; cut both to the ids that the models share"
             )
+        if teacher is not None:
+            check_aligned(self, student.shape[0], teacher.shape[0], rows)
         student, *others = aligned(student, (teacher, reference), self.shares_vocabulary)
         teacher, reference = others
         if reference is not None:
@@ -139,8 +145,8 @@ class Objective(Part):
 
     @property
     def shares_vocabulary(self) -> bool:
-        """`same_vocabulary` of this object; objectives that hold others override it."""
-        return self.same_vocabulary
+        """Whether it compares entry i with entry i of another model: `same_vocabulary`, if there is one."""
+        return self.same_vocabulary and bool(self.required & {"teacher", "reference"})
 
     @property
     def sequence_level(self) -> bool:
@@ -224,6 +230,26 @@ def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: b
         one.masked_fill(mask, EXCLUDED) if one is not None and mask is not None and mask.any() else one
         for one, mask in pairs
     ]
+
+
+def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> None:
+    """Raise a ValueError if the rows of two models cannot be compared by this objective."""
+    alignment = rows.alignment
+    if alignment is None:
+        if theirs != ours:
+            raise ValueError(f"teacher: {theirs} rows, but the student has {ours}")
+        return
+    if alignment.matching is not None and objective.shares_vocabulary:
+        raise ValueError(
+            f"{objective.name} compares token with token, which models with different tokenizers do not "
+            "share; use objective uld, span or transport"
+        )
+    expected = {"student": alignment.student_groups.shape[0], "teacher": alignment.teacher_groups.shape[0]}
+    for name, got in (("student", ours), ("teacher", theirs)):
+        if got != expected[name]:
+            raise ValueError(f"{name}: {got} rows, but {expected[name]} are aligned")
+    if rows.labels is None:
+        raise ValueError(f"{objective.name}: aligned rows need labels")
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:

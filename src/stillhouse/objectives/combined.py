@@ -31,6 +31,14 @@ class _Holder(Objective):
         return any(part.shares_vocabulary for part in self.held())
 
     @property
+    def whole(self) -> Literal["row", "group", "sequence"]:  # type: ignore[override]
+        return max((part.whole for part in self.held()), key=("row", "group", "sequence").index)
+
+    @property
+    def mixes_rows(self) -> bool:  # type: ignore[override]
+        return any(part.mixes_rows for part in self.held())
+
+    @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
         return all(part.exact_gradient for part in self.held())
 
@@ -143,7 +151,7 @@ class BySource(_Holder):
         value = student.new_zeros(student.shape[0])
         for weight, objective, index in self.split(rows):
             assert index is not None
-            theirs = None if teacher is None else teacher[index]
+            theirs = None if teacher is None else teacher[rows.teacher_index(index)]
             part = weight * objective.per_token(student[index], theirs, rows[index])
             value = value.index_put((index,), part)
         return value
