@@ -39,6 +39,8 @@ class DataConfig(Part):
     """Held-out rows with responses: validation loss and the choice of the best checkpoint."""
     template: TemplateField = Auto()  # type: ignore[valid-type]
     """How a row becomes a prompt: auto, alpaca, chat, plain or custom."""
+    teacher_template: TemplateField | None = None  # type: ignore[valid-type]
+    """The same for a teacher with another tokenizer; default: as `template` says, by the teacher's own."""
     max_prompt: PositiveInt = 512
     """The most tokens of a prompt, template included."""
     max_response: PositiveInt = 512
@@ -80,20 +82,32 @@ class Data:
     """The token that ends a response: generation has to stop at it. For most tokenizers its eos token."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the run folder's data.json holds: rows, kept, dropped, truncated, digests."""
+    encoder: Encoder | None = None
+    """Template and tokenizer of the prompts, and the teacher's where that is another one."""
 
 
-def load(config: DataConfig, tokenizer: Tokenizer, *, needs_response: bool = False) -> Data:
+def load(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    needs_response: bool = False,
+    teacher_tokenizer: Tokenizer | None = None,
+) -> Data:
     """Read everything that `config` names.
 
     Args:
         config: the `data` part of a run.
         tokenizer: the student's tokenizer.
         needs_response: whether each training prompt must have a response (fixed responses) or not.
+        teacher_tokenizer: the teacher's, where it is another one; prompts then hold its ids too.
 
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or nothing is left.
     """
-    encoder = Encoder(config.template, tokenizer)
+    teacher = None
+    if teacher_tokenizer is not None:
+        teacher = Encoder(config.teacher_template or config.template, teacher_tokenizer)
+    encoder = Encoder(config.template, tokenizer, teacher)
     train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
     sets = [train]
     if config.valid is not None:
@@ -110,7 +124,9 @@ def load(config: DataConfig, tokenizer: Tokenizer, *, needs_response: bool = Fal
         text, about = load_text(config.text, config.text_block, encoder)
         reports.append(about)
     report = {"template": encoder.template.model_dump(), "sets": reports, "warnings": warnings}
-    return Data(train.prompts, valid, text, encoder.end_id, report)
+    if teacher is not None:
+        report["teacher_template"] = teacher.template.model_dump()
+    return Data(train.prompts, valid, text, encoder.end_id, report, encoder)
 
 
 def load_prompts(
@@ -227,7 +243,7 @@ class _Reader:
                 self.dropped["prompt too long"] += 1
                 return None
             self.truncated["prompt"] += 1
-            text, prompt_ids = cut
+            row, text, prompt_ids = cut
         fitted = response_ids
         if response_ids is not None:
             cutting = config.too_long.response
@@ -235,7 +251,12 @@ class _Reader:
             if fitted is None:
                 self.dropped["response too long"] += 1
                 return None
-        return Prompt(id, prompt_ids, text, fitted, fitted == response_ids, row.references)
+        finished = fitted == response_ids
+        theirs = self.encoder.teacher_ids(row)
+        if theirs is not None and not theirs:
+            self.dropped["empty prompt"] += 1
+            return None
+        return Prompt(id, prompt_ids, text, fitted, finished, row.references, theirs)
 
     def refuse_missing(self) -> None:
         """Name the rows without a response, if the method needs one and the config does not drop them."""

@@ -3,7 +3,7 @@
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.hidden import head_of, hidden_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
-from stillhouse.models.tokenizers import check_same_tokenizer
+from stillhouse.models.tokenizers import check_same_tokenizer, difference
 
 __all__ = [
     "LoraConfig",
@@ -11,6 +11,7 @@ __all__ = [
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",
+    "difference",
     "head_of",
     "hidden_rows",
     "load_student",

@@ -88,7 +88,11 @@ class Across(Work):
             teacher = piece.others["teacher"].at(alignment.teacher_rows(rows))
             others["teacher"] = teacher.logits(teacher.product(self.chunking.fp32_logits))
         small = replace(
-            piece, student=piece.student.at(rows), others={}, rows=piece.rows[rows], weights=piece.weights[rows]
+            piece,
+            student=piece.student.at(rows),
+            others={},
+            rows=piece.rows[rows],
+            weights=piece.weights[rows],
         )
         if out is None or not piece.objective.mixes_rows:
             return self._block(small, product, others, out, sums)

@@ -63,7 +63,9 @@ class Rows:
         """The rows that `index` (a slice, a mask or a tensor of positions) picks."""
         picked: dict[str, Any] = {name: value[index] for name, value in self._tensors().items()}
         if self.alignment is not None:
-            everything = torch.arange(len(self.alignment.student_groups), device=self.alignment.student_groups.device)
+            everything = torch.arange(
+                len(self.alignment.student_groups), device=self.alignment.student_groups.device
+            )
             picked["alignment"] = self.alignment.at(everything[index])
         return replace(self, **picked)
 

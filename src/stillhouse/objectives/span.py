@@ -52,7 +52,9 @@ class Span(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         alignment = rows.alignment
-        matching = None if alignment is None or alignment.matching is None else alignment.matching.to(student.device)
+        matching = (
+            None if alignment is None or alignment.matching is None else alignment.matching.to(student.device)
+        )
         if matching is None:  # of heads of different height the shared ids are compared
             size = min(student.shape[-1], teacher.shape[-1])
             student, teacher = student[:, :size], teacher[:, :size]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stillhouse.data.translate import Translator
 from stillhouse.engines import shown
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.types import Prompt, Response
@@ -21,6 +22,8 @@ class Writer:
     """How it samples where a policy does not say otherwise."""
     version: Callable[[], int | None]
     """The optimiser step of the weights it writes with; None for the teacher."""
+    translator: Translator | None = None
+    """For a teacher with another tokenizer: it reads and writes its own tokens."""
 
     def settings(self, sampling: Sampling | None) -> Sampling:
         """`sampling`, or the writer's own; its length limit too, unless `sampling` sets one."""
@@ -41,8 +44,13 @@ class Writer:
             sampling: instead of the writer's own.
             title: show progress under this title; None shows none.
         """
+        settings = self.settings(sampling)
         ids = [prompt.token_ids for prompt in prompts]
-        completions = shown.generate(self.engine, ids, self.settings(sampling), seed, title)
+        if self.translator is not None:
+            ids = [prompt.teacher_ids or prompt.token_ids for prompt in prompts]
+        completions = shown.generate(self.engine, ids, settings, seed, title)
+        if self.translator is not None:
+            completions = [self.translator.to_student(done, settings.max_tokens) for done in completions]
         version = self.version()
         return [
             Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)

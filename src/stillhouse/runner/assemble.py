@@ -14,10 +14,8 @@ from stillhouse.data import Data, load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
-    check_same_tokenizer,
     load_student,
     load_teacher,
-    load_tokenizer,
     parameters_of,
     unwrap,
 )
@@ -25,6 +23,7 @@ from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
+from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
 from stillhouse.types import Response
@@ -41,6 +40,8 @@ class Parts:
     teacher: nn.Module | None
     vocab: int
     data: Data
+    translation: Translation | None = None
+    """Between the two tokenizers, where the teacher has another one."""
 
     @property
     def sampling(self) -> Sampling:
@@ -62,7 +63,9 @@ class Parts:
 
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
-        engine: Engine = self.config.engine.build(model, self.facts)
+        foreign = self.translation is not None and model is self.teacher
+        facts = self.translation.facts if self.translation is not None and foreign else self.facts
+        engine: Engine = self.config.engine.build(model, facts)
         return engine
 
     def model_facts(self) -> dict[str, Any]:
@@ -87,11 +90,14 @@ def assemble(config: RunConfig) -> Parts:
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
     teacher_model = config.teacher.model() if config.teacher is not None else None
-    tokenizer = load_tokenizer(config.student, teacher_model)
-    vocab = len(tokenizer)
-    if teacher_model is not None:
-        vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
-    data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    found = tokenizers(config)
+    tokenizer = found.student
+    data = load(
+        config.data,
+        tokenizer,
+        needs_response=config.responses.needs_reference(),
+        teacher_tokenizer=found.teacher,
+    )
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)
@@ -99,14 +105,16 @@ def assemble(config: RunConfig) -> Parts:
         _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
+    context = None if teacher is None else context_of(unwrap(teacher).config)
     return Parts(
         config,
         tokenizer,
         facts,
         student.to(device),
         None if teacher is None else teacher.to(device),
-        vocab,
+        len(tokenizer),
         data,
+        Translation.of(found, data, context),
     )
 
 
@@ -132,8 +140,9 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
     config = parts.config
     student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
     teacher = pair = None
+    translator = None if parts.translation is None else parts.translation.translator
     if parts.teacher is not None:
-        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
+        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None, translator)
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
     context = Context(
         parts.data.train,
@@ -147,8 +156,9 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
     )
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
-        signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+        vocab = parts.vocab if translator is None else len(translator.teacher)
+        signal = config.teacher.build(parts.teacher, vocab)
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
@@ -157,6 +167,8 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
         memory=context.memory,
     )
+    step.translator = translator if signal is not None else None
+    return step
 
 
 def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
+from stillhouse.errors import ModelError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import parameters_of
@@ -18,6 +20,7 @@ from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.resolve import resolve
+from stillhouse.runner.vocabularies import Translation
 from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
 
@@ -26,7 +29,7 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     """The prompts of evaluate.data, or else of data.valid."""
     if config.evaluate.data is None:
         return data.valid[: config.evaluate.limit]
-    encoder = Encoder(config.data.template, tokenizer)
+    encoder = data.encoder or Encoder(config.data.template, tokenizer)
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
 
@@ -50,12 +53,21 @@ def evaluate_system(
     """
     if not prompts or (system != "student after" and folder.has_evaluation(system)):
         return {}
+    translation = parts.translation
+    if model is parts.teacher and translation is not None:
+        parts, prompts = as_teacher(parts, translation), translation.prompts(prompts)
     metrics, settings, rows = measure(parts, model, prompts, title=f"Evaluating {system}")
     label = parts.config.name if system == "student after" else system
     folder.write_evaluation(
         system, {"label": label, "task": TASK, "settings": settings, "metrics": metrics}, rows
     )
     return metrics
+
+
+def as_teacher(parts: Parts, translation: Translation) -> Parts:
+    """The parts as the teacher sees them: its tokenizer, its end token, its ids."""
+    tokenizer = translation.encoder.tokenizer
+    return replace(parts, tokenizer=tokenizer, facts=translation.facts, vocab=len(tokenizer))
 
 
 def measure(
@@ -72,7 +84,7 @@ def measure(
         "vocab": parts.vocab,
         "batch_size": config.batch_size,
     }
-    if model is not parts.teacher and parts.teacher is not None:
+    if model is not parts.teacher and parts.teacher is not None and parts.translation is None:
         options["teacher"] = parts.teacher
     on_references = likelihood(model, references_of(prompts), **options)
     metrics = {
@@ -131,6 +143,11 @@ def evaluate_model(
     config = resolve(tree).config
     preflight(config)
     parts = assemble(config)
+    if parts.translation is not None:
+        raise ModelError(
+            f"--teacher: {teacher} has another tokenizer than {model}. KL and agreement compare token with "
+            "token; evaluate the two apart, or take a teacher with the same tokenizer."
+        )
     prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
     dropped = parts.data.report["sets"][0]["dropped"]
     if dropped:

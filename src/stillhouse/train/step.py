@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
+from stillhouse.data.translate import Translator, alignment_of
 from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.objectives import Objective, Rows, fused_rows
@@ -24,7 +25,7 @@ from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import Teacher
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_hidden
+from stillhouse.train.signal import seen_by_teacher, teacher_hidden
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -92,6 +93,8 @@ class Step:
         self.last_loss = 0.0
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.translator: Translator | None = None
+        """Set where the teacher has another tokenizer."""
         self._pad_id = pad_id
         self._vocab = vocab
         self.world: World = world or Alone()
@@ -123,9 +126,13 @@ class Step:
         weights = token_weights(
             micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
         )
+        beside = [{} if self.translator is None else self.translator.beside(b.responses) for b in micro]
         self._note(micro, progress)
         self.last_loss = 0.0
-        return [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        return [
+            {**_tensors(batch, weight, self._memory), **more}
+            for batch, weight, more in zip(micro, weights, beside, strict=True)
+        ]
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Once for each micro-batch: its part of the step's loss, a scalar in nats.
@@ -141,7 +148,7 @@ class Step:
         theirs = None
         if self.teacher is not None:
             with self.meter.seconds("teacher"):
-                theirs = teacher_hidden(self.teacher, batch, objective, self._memory)
+                theirs = teacher_hidden(self.teacher, seen_by_teacher(batch), objective, self._memory)
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
@@ -151,7 +158,7 @@ class Step:
                 theirs,
                 None if self.teacher is None else self.teacher.head,
                 token_weight=batch["weight"][mask],
-                rows=rows_of(batch),
+                rows=rows_of(batch, self.translator),
             )
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
         return loss * self.world.size
@@ -204,6 +211,9 @@ class Step:
             **_schedule_names(self.curriculum.values(progress)),
         }.items():
             self.meter.add_mean(name, value, 1)
+        if self.translator is not None:
+            for name, (total, count) in self.translator.facts().items():
+                self.meter.add_mean(name, total, count)
         tokens = sum(batch.num_tokens for batch in micro)
         self.tokens += tokens
         self.meter.add("tokens", float(tokens))
@@ -248,7 +258,7 @@ def weights_of(objective: Objective) -> dict[str, float] | None:
     return None
 
 
-def rows_of(batch: Mapping[str, Tensor]) -> Rows:
+def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -> Rows:
     """What objectives may ask about each response token of a micro-batch."""
     mask = batch["response_mask"]
     sequences = mask.nonzero()[:, 0]
@@ -259,6 +269,7 @@ def rows_of(batch: Mapping[str, Tensor]) -> Rows:
         pair_ids=batch["pair_ids"][sequences],
         positions=(mask.cumsum(1) - 1)[mask],
         sampled_logprobs=batch["logprobs"][mask] if "logprobs" in batch else None,
+        alignment=None if translator is None else alignment_of(batch, translator.matching),
     )
 
 
