@@ -21,7 +21,8 @@ class Spans:
     A group ends where both have a boundary, so no group can be parted: at its start and at its end both
     tokenizers have said the same. The groups are numbered in order and cover the text without gap.
 
-    Example: "ab" as one token and as two, then the end: `Spans((0, 1), (0, 0, 1), (0.0, 1.0), (0.0, 0.5, 1.0))`
+    Example: "ab" as one token and as two, then the end:
+        `Spans((0, 1), (0, 0, 1), (0.0, 1.0), (0.0, 0.5, 1.0))`
     """
 
     student: tuple[int, ...]

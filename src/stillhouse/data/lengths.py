@@ -25,8 +25,7 @@ class TooLong(Part):
 def shortened(
     row: Row, encoder: Encoder, limit: int, side: Literal["truncate_left", "truncate_right"]
 ) -> tuple[Row, str, tuple[int, ...]] | None:
-    """The row with the longest prompt of at most `limit` tokens that keeps one side of what is asked, with that
-    prompt; None if none fits.
+    """The longest prompt of at most `limit` tokens that keeps one side of what is asked, with its row; else None.
 
     The cut is made in the row's own text and the prompt rendered anew, by bisection on the characters kept.
     """
