@@ -25,7 +25,7 @@ class TooLong(Part):
 def shortened(
     row: Row, encoder: Encoder, limit: int, side: Literal["truncate_left", "truncate_right"]
 ) -> tuple[Row, str, tuple[int, ...]] | None:
-    """The longest prompt of at most `limit` tokens that keeps one side of what is asked, with its row; else None.
+    """The longest prompt of `limit` tokens at most keeping one side of what is asked, and its row, or None.
 
     The cut is made in the row's own text and the prompt rendered anew, by bisection on the characters kept.
     """
