@@ -45,7 +45,7 @@ class Tests:
     """What decides. Example: `Tests("assert double(2) == 4")`"""
 
     text: str
-    """Python that raises unless the program is right. It sees the program's names, and may not be seen by it."""
+    """Python that raises unless the program is right. It sees the program's names, which do not see it."""
     entry_point: str | None = None
     """If given, the text defines `check(candidate)`, which is called with this function (HumanEval)."""
     provides: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def require() -> None:
         from stillhouse.sandbox.confine import landlock_version, seccomp_library
 
         if not landlock_version():
-            what = "the kernel has no Landlock (Linux 5.13 and newer, with landlock among its security modules)"
+            what = "the kernel has no Landlock (Linux 5.13 and newer have it)"
         elif seccomp_library() is None:
             what = "libseccomp is not installed (Debian and Ubuntu: apt install libseccomp2)"
     if what:

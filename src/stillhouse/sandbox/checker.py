@@ -15,7 +15,7 @@ from stillhouse.sandbox.values import Handle, decode, encode
 
 
 class Remote:
-    """A function, class or object of the program. What is done to it happens there; what comes back is data."""
+    """A function, class or object of the program. What is done to it happens there; data comes back."""
 
     def __init__(self, program: Program, handle: Handle) -> None:
         object.__setattr__(self, "_program", program)
@@ -80,7 +80,8 @@ def _exception(name: str, message: str) -> Exception:
 
 def free_names(source: str) -> set[str]:
     """Names that a text of tests reads and neither defines nor finds among the builtins."""
-    read, bound = set(), set()
+    read: set[str] = set()
+    bound: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
@@ -117,8 +118,8 @@ def judge(
     except Closed as error:
         return {"passed": False, "stage": stage, "reason": f"the program's process ended: {error}"}
     except BaseException as error:  # noqa: BLE001 - whatever a test raises, it has not passed
-        words = str(error)[:300]
-        return {"passed": False, "stage": stage, "reason": f"{type(error).__name__}{': ' * bool(words)}{words}"}
+        said = f"{type(error).__name__}: {str(error)[:300]}".removesuffix(": ")
+        return {"passed": False, "stage": stage, "reason": said}
     return {"passed": True, "stage": "tests", "reason": ""}
 
 

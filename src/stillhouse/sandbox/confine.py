@@ -1,9 +1,9 @@
 """Takes away from this process, for good, all that a program under test has no business with.
 
-In this order: resource limits; all capabilities; files (Landlock: the standard library may be read, one folder
-written, nothing else opened); system calls (seccomp: what Python needs to compute is allowed, everything else
-is refused, so there are no sockets, no other processes, no signals to anybody, no changes of owner or mode).
-None of it needs privileges, and nothing in the process can undo it.
+In this order: resource limits; all capabilities; files (Landlock: the standard library may be read, one
+folder written, nothing else opened); system calls (seccomp: what Python needs to compute is allowed and
+everything else refused, so there are no sockets, no other processes, no signals to anybody, no changes of
+owner or mode). None of it needs privileges, and nothing in the process can undo it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ctypes
 import os
 import resource
 import sysconfig
-from ctypes import util
 from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -43,7 +42,7 @@ clock_getres_time64 gettimeofday time times getrusage getitimer setitimer alarm
 sysinfo uname getrandom getrlimit ugetrlimit
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack
 sigreturn pause exit exit_group restart_syscall
-""".split()
+"""
 
 
 class Unconfined(OSError):
@@ -111,12 +110,10 @@ def landlock_version() -> int:
 
 def seccomp_library() -> ctypes.CDLL | None:
     """libseccomp, which turns names of system calls into a filter; None where it is not installed."""
-    for name in ("libseccomp.so.2", util.find_library("seccomp") if os.path.exists("/sbin/ldconfig") else None):
-        try:
-            return ctypes.CDLL(name, use_errno=True) if name else None
-        except OSError:
-            continue
-    return None
+    try:
+        return ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError:
+        return None
 
 
 def _close_files(folder: str) -> None:
@@ -132,9 +129,10 @@ def _close_files(folder: str) -> None:
     ruleset = _LIBC.syscall(_LANDLOCK_CREATE, ctypes.byref(rules), ctypes.c_size_t(8), ctypes.c_uint32(0))
     if ruleset < 0:
         raise Unconfined(ctypes.get_errno(), "Landlock refuses a set of rules")
-    library = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "/lib", "/lib64", "/usr/lib"}
-    rights = {**dict.fromkeys(library, _READ), "/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE}
-    for path, allowed in {**rights, folder: _WRITE}.items():
+    rights = {sysconfig.get_path(name): _READ for name in ("stdlib", "platstdlib")}
+    rights |= dict.fromkeys(("/lib", "/lib64", "/usr/lib"), _READ)
+    rights |= {"/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE, folder: _WRITE}
+    for path, allowed in rights.items():
         if Path(path).exists():
             _allow_beneath(ruleset, path, allowed & handled)
     if _LIBC.syscall(_LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)) < 0:
@@ -178,14 +176,12 @@ def _close_system_calls() -> None:
 
     def add(name: str, action: int, *compare: _Compare) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())
-        if number < 0 and name in ("clone", "clone3"):
-            return
         conditions = (_Compare * len(compare))(*compare)
         library.seccomp_rule_add_array(
             rules, ctypes.c_uint32(action), ctypes.c_int(number), ctypes.c_uint(len(compare)), conditions
         )
 
-    for name in _ALLOWED:
+    for name in _ALLOWED.split():
         add(name, _ALLOW)
     add("clone", _ALLOW, _Compare(0, _MASKED, _CLONE_THREAD, _CLONE_THREAD))
     add("clone3", _UNKNOWN)

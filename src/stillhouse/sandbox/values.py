@@ -1,7 +1,7 @@
 """Values as they go between worker and checker: JSON with a tag for what JSON lacks.
 
-Only builtin types cross. A subclass crosses as the builtin that it extends, by that builtin's own methods; any
-other object stays where it is and crosses as a number for it (a handle).
+Only builtin types cross. A subclass crosses as the builtin that it extends, by that builtin's own methods;
+any other object stays where it is and crosses as a number for it (a handle).
 """
 
 from __future__ import annotations
@@ -33,18 +33,40 @@ class CannotCross(TypeError):
 
 
 def encode(value: Any, keep: Callable[[Any], Handle], depth: int = 0) -> Any:
-    """Turn a value into JSON-able data; `keep` is given every object that cannot cross."""
+    """Turn a value into JSON-able data; `keep` is given every object that cannot cross.
+
+    Raises:
+        CannotCross: it is nested too deeply, or an iterator does not end.
+    """
     if depth > DEPTH:
         raise CannotCross(f"nested deeper than {DEPTH}")
+    if value is None or isinstance(value, _PLAIN):
+        return _plain(value)
 
     def each(items: Any) -> list[Any]:
         return [encode(item, keep, depth + 1) for item in items]
 
+    for name, kind in _SEQUENCES.items():
+        if isinstance(value, kind):
+            return [name, each(kind.__iter__(value))]
+    if isinstance(value, dict):
+        return ["dict", [each(pair) for pair in dict.items(value)]]
+    if isinstance(value, Iterator):
+        taken = list(itertools.islice(value, ITEMS + 1))
+        if len(taken) > ITEMS:
+            raise CannotCross(f"an iterator of more than {ITEMS} items")
+        return ["iterator", each(taken)]
+    kept = value if isinstance(value, Handle) else keep(value)
+    return ["handle", kept.number, kept.callable]
+
+
+_PLAIN = (bool, int, float, str, complex, bytes, bytearray)
+
+
+def _plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, Handle):
-        return ["handle", value.number, value.callable]
-    if isinstance(value, bool | int):
+    if isinstance(value, int):
         return int.__index__(value)
     if isinstance(value, float):
         return float.__float__(value)
@@ -52,20 +74,7 @@ def encode(value: Any, keep: Callable[[Any], Handle], depth: int = 0) -> Any:
         return str.__str__(value)
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
-    if isinstance(value, bytes | bytearray):
-        return ["bytes", bytes(value).hex()]
-    for name, kind in _SEQUENCES.items():
-        if isinstance(value, kind):
-            return [name, each(kind.__iter__(value))]
-    if isinstance(value, dict):
-        return ["dict", [[*each(pair)] for pair in dict.items(value)]]
-    if isinstance(value, Iterator):
-        taken = list(itertools.islice(value, ITEMS + 1))
-        if len(taken) > ITEMS:
-            raise CannotCross(f"an iterator of more than {ITEMS} items")
-        return ["iterator", each(taken)]
-    kept = keep(value)
-    return ["handle", kept.number, kept.callable]
+    return ["bytes", bytes(value).hex()]
 
 
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
