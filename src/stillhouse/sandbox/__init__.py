@@ -8,6 +8,6 @@ This package is imported inside those processes too, by a Python without site-pa
 library alone, and `errors` where it is asked by Stillhouse itself.
 """
 
-from stillhouse.sandbox.check import Limits, Tests, Verdict, check_program, require
+from stillhouse.sandbox.check import Checks, Limits, Verdict, check_program, require
 
-__all__ = ["Limits", "Tests", "Verdict", "check_program", "require"]
+__all__ = ["Checks", "Limits", "Verdict", "check_program", "require"]

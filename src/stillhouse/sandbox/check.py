@@ -41,8 +41,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Tests:
-    """What decides. Example: `Tests("assert double(2) == 4")`"""
+class Checks:
+    """What decides. Example: `Checks("assert double(2) == 4")`"""
 
     text: str
     """Python that raises unless the program is right. It sees the program's names, which do not see it."""
@@ -83,7 +83,7 @@ def require() -> None:
         raise EnvironmentFault(f"programs written by a model run only in a sandbox, and {what}.")
 
 
-def check_program(program: str, tests: Tests, limits: Limits | None = None) -> Verdict:
+def check_program(program: str, tests: Checks, limits: Limits | None = None) -> Verdict:
     """Run a program that nobody has read, and tests against it.
 
     Args:

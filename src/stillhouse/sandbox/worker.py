@@ -65,7 +65,9 @@ def _said(error: BaseException) -> str:
 def main(folder: str, limits: dict[str, Any], pipes: tuple[int, ...]) -> None:
     """Confine this process, then serve. Reads from standard input, writes to the pipe."""
     channel = Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(pipes[0], "wb"))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     confine(folder, **limits)
     sys.set_int_max_str_digits(0)
     Worker(channel).serve()
