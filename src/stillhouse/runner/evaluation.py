@@ -11,8 +11,8 @@ from torch import nn
 
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
-from stillhouse.evaluate import answer, likelihood
-from stillhouse.evaluate.likelihood import references_of
+from stillhouse.evaluate import answer
+from stillhouse.evaluate.likelihood import closeness
 from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.models import parameters_of
@@ -135,24 +135,19 @@ def measure(
     answers = answer(
         parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, partial=partial
     )
-    options: dict[str, Any] = {
-        "pad_id": parts.facts.pad_id,
-        "vocab": parts.vocab,
-        "batch_size": config.batch_size,
-    }
-    if model is not parts.teacher and parts.teacher is not None:
-        options["teacher"] = parts.teacher
-    on_references = likelihood(model, references_of(prompts), **options)
     metrics = {
         **answers.metrics,
-        "loss": on_references.loss,
+        **closeness(
+            model,
+            None if model is parts.teacher else parts.teacher,
+            prompts,
+            answers.responses,
+            pad_id=parts.facts.pad_id,
+            vocab=parts.vocab,
+            batch_size=config.batch_size,
+        ),
         "parameters": parameters_of(model)["parameters"],
     }
-    if on_references.fidelity is not None:
-        metrics |= on_references.fidelity.as_metrics()
-        own = likelihood(model, answers.responses, **options).fidelity
-        assert own is not None
-        metrics |= {f"{name}_on_own_text": value for name, value in own.as_metrics().items()}
     model.train(training)
     settings = {
         "sampling": sampling.model_dump(mode="json"),

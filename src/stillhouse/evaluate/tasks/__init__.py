@@ -1,6 +1,6 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import exact_match
+from stillhouse.evaluate.tasks import exact_match, instructions
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -22,5 +22,6 @@ __all__ = [
     "Task",
     "TaskField",
     "exact_match",
+    "instructions",
     "means_over_seeds",
 ]

@@ -146,8 +146,9 @@ class Task(Probe):
         prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, self.limit)
         if self._cut_tokens():
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
-        if counts["broken"]:
-            dropped["broken line"] += counts["broken"]
+        for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
+            if counts[reason]:
+                dropped[name] += counts[reason]
         if not prompts:
             told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
             raise DataError(f"{source.path}: no question is left for the task {self.title} ({told})")
@@ -256,6 +257,7 @@ class _Rows:
                 return
             found = self.task.row(raw, where, self.source)
             several = [found] if isinstance(found, Row) else list(found)
+            self.counts["left out"] += not several
             for index, row in enumerate(several, start=1):
                 id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
                 self.facts[id] = raw

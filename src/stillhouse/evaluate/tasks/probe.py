@@ -48,6 +48,10 @@ class Bench:
     """Where pieces of work with such a header are kept until the whole is done; by name where a measurement
     has several kinds of pieces."""
 
+    def options(self) -> dict[str, Any]:
+        """What `likelihood` needs to know besides the models."""
+        return {"pad_id": self.facts.pad_id, "vocab": self.vocab, "batch_size": self.batch_size}
+
     @property
     def role(self) -> Literal["teacher", "student"]:
         """Whose answers these are."""
@@ -61,7 +65,8 @@ class Outcome:
     Example: `Outcome({"rouge_l": 24.1, "rouge_l_std": 0.3}, {"seeds": [10, 20]}, [{"id": "dolly:1", ...}])`
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+    """Numbers by name; a list (the points of a curve) is kept but is no column of a table."""
     settings: dict[str, Any]
     """Everything that the metrics depend on, for the reader."""
     rows: list[dict[str, Any]]
