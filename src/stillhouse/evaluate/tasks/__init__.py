@@ -1,0 +1,27 @@
+"""Tasks of the evaluation, one file for each family."""
+
+from stillhouse.evaluate.tasks import exact_match, instructions
+from stillhouse.evaluate.tasks.base import (
+    REGISTRY,
+    Asked,
+    Question,
+    Scores,
+    Task,
+    means_over_seeds,
+)
+from stillhouse.evaluate.tasks.probe import Bench, Outcome, Probe, TaskField
+
+__all__ = [
+    "REGISTRY",
+    "Asked",
+    "Bench",
+    "Outcome",
+    "Probe",
+    "Question",
+    "Scores",
+    "Task",
+    "TaskField",
+    "exact_match",
+    "instructions",
+    "means_over_seeds",
+]
