@@ -1,6 +1,6 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import exact_match, instructions
+from stillhouse.evaluate.tasks import code, exact_match, instructions, maths
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -21,7 +21,9 @@ __all__ = [
     "Scores",
     "Task",
     "TaskField",
+    "code",
     "exact_match",
     "instructions",
+    "maths",
     "means_over_seeds",
 ]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import shared
 
-from stillhouse.evaluate.metrics import maths
 from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
+from stillhouse.verify import maths
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillhouse.evaluate.metrics.programs import continued, definitions, fenced, program
+from stillhouse.verify.programs import continued, definitions, fenced, program
 
 PROMPT = 'import math\n\ndef area(r):\n    """Area of a circle."""\n'
 

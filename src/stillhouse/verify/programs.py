@@ -43,6 +43,13 @@ def program(prompt: str, text: str, entry_point: str) -> str:
     return continued(prompt, whole)
 
 
+def marked(text: str) -> str:
+    """The program in a text: between [BEGIN] and [DONE] (as MBPP's authors mark it), in a fence, or all."""
+    text = text.split("[DONE]", 1)[0].split("[BEGIN]", 1)[-1]
+    block = fenced(text)
+    return text if block is None else block
+
+
 def definitions(source: str) -> tuple[str, ...]:
     """Names that a program defines at its top level; none if it is no Python."""
     try:

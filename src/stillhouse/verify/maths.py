@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
@@ -91,3 +92,37 @@ def equivalent(answer: str, reference: str) -> bool:
     truth = math_verify.parse(f"${reference}$", parsing_timeout=SECONDS)
     said = math_verify.parse(answer[-LONGEST:], parsing_timeout=SECONDS)
     return bool(math_verify.verify(truth, said, timeout_seconds=SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """Whether an answer is right. Example: `Graded("18", strict=True, flexible=True)`"""
+
+    answer: str | None
+    """What was taken as the final answer: after `####` or in the box, else the last number."""
+    strict: bool
+    """Right, and given in one of the two ways that a final answer is marked."""
+    flexible: bool
+    """Right, marked or not."""
+
+
+def grade(text: str, reference: str, tolerance: float = 1e-3) -> Graded:
+    """Compare the final answer of a text with the right one.
+
+    Numbers are compared with a tolerance, everything else as expressions.
+
+    Args:
+        text: what the model wrote.
+        reference: the right final answer, a number or an expression in LaTeX.
+        tolerance: how far apart two numbers may be and still count as equal.
+    """
+    marked = after_mark(text) or boxed(text)
+    answer = marked if marked is not None else last_number(text)
+    numeric = number(reference) is not None
+    if marked is not None:
+        right = equal_numbers(marked, reference, tolerance) or (
+            not (numeric and number(marked) is not None) and equivalent(f"${marked}$", reference)
+        )
+        return Graded(answer, right, right)
+    right = equal_numbers(answer, reference, tolerance) if numeric else equivalent(text, reference)
+    return Graded(answer, False, right)
