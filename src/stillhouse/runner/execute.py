@@ -25,7 +25,7 @@ from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
 from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
 
@@ -74,8 +74,9 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     folder = RunFolder(default_folder(config))
     folder.check(resume)
     preflight(config)
-    parts = assemble(config)
-    questions = held_out(config, parts.data, parts.tokenizer)
+    with console.phase("Loading models and data"):
+        parts = assemble(config)
+        questions = held_out(config, parts.data, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
@@ -95,7 +96,8 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         finished = train(parts, folder, interrupt, resume)
         if finished:
             if folder.main:
-                export(parts, folder)
+                with console.phase("Saving the student", quiet=True):
+                    export(parts, folder)
             evaluate_system(parts, questions, folder, "student after", parts.student)
         folder.end("done" if finished else "interrupted")
     if config.output.report and folder.main:
@@ -119,7 +121,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     validation = _validation(parts, folder, step, log)
     saver = Saver(config.train, step, validation, folder.checkpoints)
     bar = ProgressBar(f"Training {config.name}", step)
-    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    callbacks = [log, *([validation] if validation else []), saver, Phases(step), bar, interrupt]
     trainer = make_trainer(parts, step, folder, callbacks)
     step.world = Ranks(trainer.args.world_size, trainer.args.device)
     for callback in (validation, saver):
