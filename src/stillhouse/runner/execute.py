@@ -17,7 +17,7 @@ from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
 from stillhouse.runner.evaluation import evaluate_system, held_out
-from stillhouse.runner.export import export
+from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runner.options import training_arguments
 from stillhouse.runner.preflight import check_room, preflight
@@ -99,6 +99,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
                 with console.phase("Saving the student", quiet=True):
                     export(parts, folder)
             evaluate_system(parts, questions, folder, "student after", parts.student)
+            write_card(parts, folder)
         folder.end("done" if finished else "interrupted")
     if config.output.report and folder.main:
         _write_report(folder)
@@ -140,6 +141,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     if checkpoint is not None and reached >= steps_in_all(trainer):
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
+    folder.note(max_steps=steps_in_all(trainer))
     if checkpoint is None and validation is not None:
         validation.now(0, folder.main)
     try:
