@@ -127,10 +127,13 @@ def _objective(run: RunRecord) -> str:
 
 
 def _age(started: str | None, now: datetime.datetime) -> float | None:
-    try:
-        return (now - datetime.datetime.fromisoformat(started)).total_seconds() if started else None
-    except (TypeError, ValueError):
+    if started is None:
         return None
+    try:
+        began = datetime.datetime.fromisoformat(started)
+    except ValueError:
+        return None
+    return (now - (began if began.tzinfo else began.replace(tzinfo=datetime.UTC))).total_seconds()
 
 
 def _score_text(score: Score | None) -> str:

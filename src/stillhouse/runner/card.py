@@ -12,10 +12,9 @@ from typing import Any
 
 from stillhouse import __version__, recipes
 from stillhouse.config.writing import dump
-from stillhouse.errors import ConfigError
 from stillhouse.files import locate
 from stillhouse.report.formats import as_markdown, comparison_tables
-from stillhouse.report.measures import compact, duration, is_number
+from stillhouse.report.measures import compact, duration, is_number, measure
 from stillhouse.report.record import RunRecord
 from stillhouse.report.sections import plain
 from stillhouse.report.systems import role_of
@@ -40,7 +39,7 @@ def card(config: RunConfig, run: RunRecord) -> str:
         run: what its folder holds so far; a card written before the evaluation has no results.
     """
     parts = [_front(config, run), f"# {config.name}", _opening(config, run), _method(config), _data(run)]
-    parts += [_results(run), _training(config, run), _again(run), _licence(config), _versions(run)]
+    parts += [_results(run), _training(config, run), _again(config, run), _licence(config), _versions(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -55,7 +54,7 @@ def _front(config: RunConfig, run: RunRecord) -> str:
             dataset_type="held-out",
             dataset_name=result.task or "held-out prompts",
             metric_type=METRICS[name],
-            metric_name=name,
+            metric_name=measure(name).label,
             metric_value=round(float(result.metrics[name]), 4),
         )
         for result in run.evaluations
@@ -63,6 +62,8 @@ def _front(config: RunConfig, run: RunRecord) -> str:
         for name in METRICS
         if is_number(result.metrics.get(name))
     ]
+    train = config.data.train
+    data_set = _hub_name(train.path) if train.kind == "hf" else None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -75,9 +76,7 @@ def _front(config: RunConfig, run: RunRecord) -> str:
         license=None if own is None else own.lower() if known else "other",
         license_name=None if known or own is None else own,
         base_model=_hub_name(config.student.path),
-        datasets=[
-            name for name in [_hub_name(config.data.train.path)] if name and config.data.train.kind == "hf"
-        ],
+        datasets=[data_set] if data_set else None,
         model_name=config.name if results else None,
         eval_results=results or None,
     )
@@ -105,10 +104,7 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
 
 def _method(config: RunConfig) -> str:
     lines = ["## Method", ""]
-    try:
-        recipe = recipes.find(config.recipe) if config.recipe else None
-    except ConfigError:  # a file of the user's own that has gone
-        recipe = None
+    recipe = _recipe(config)
     if recipe is not None:
         lines += [f"**{recipe.name}**: {recipe.summary}", "", f"- Paper: {recipe.paper or 'none'}"]
         lines += [
@@ -118,6 +114,11 @@ def _method(config: RunConfig) -> str:
         dump(_mode(part), flow=True).strip() for part in (config.objective, config.responses)
     )
     return "\n".join([*lines, f"- Objective: `{objective}`", f"- Responses: `{responses}`"])
+
+
+def _recipe(config: RunConfig) -> recipes.Recipe | None:
+    """The recipe, if it is one of the shipped ones."""
+    return next((one for one in recipes.all_recipes() if one.name == config.recipe), None)
 
 
 def _mode(part: Any) -> Any:
@@ -201,12 +202,16 @@ def _training(config: RunConfig, run: RunRecord) -> str:
     return "\n".join(["## Training", "", *(f"- {name}: {value}" for name, value in facts.items())])
 
 
-def _again(run: RunRecord) -> str:
-    """How to get it again: every value that is not a default, as a YAML file."""
+def _again(config: RunConfig, run: RunRecord) -> str:
+    """How to get it again: what somebody chose, as a YAML file. A shipped recipe gives the rest."""
+    shipped = _recipe(config) is not None
     given = {
         path: setting.value
         for path, setting in run.config.items()
-        if setting.origin != "default" and not path.startswith("output.")
+        if setting.origin != "default"
+        and setting.origin not in run.config  # a limit that follows another setting
+        and not (shipped and setting.origin.startswith("recipe "))
+        and not path.startswith("output.")
     }
     if not given:
         return ""
