@@ -143,10 +143,11 @@ class Step:
         mask = batch["response_mask"]
         theirs = None
         if self.teacher is not None:
-            seen = getattr(self.teacher, "tokens", 0)
+            seen = getattr(self.teacher, "tokens", None)
             with self.meter.seconds("teacher"):
                 theirs = teacher_hidden(self.teacher, batch, objective, self._memory)
-            self.meter.add("tokens/teacher", float(getattr(self.teacher, "tokens", 0) - seen))
+            if seen is not None:
+                self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[attr-defined]
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
