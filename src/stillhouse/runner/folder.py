@@ -145,17 +145,43 @@ class RunFolder:
             with atomic(self.path / name) as handle:
                 handle.write(text)
 
-    def write_evaluation(self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write the result and the answers of one system ("teacher", "student before", "student after")."""
+    def evaluation(self, system: str, task: str | None = None) -> Path:
+        """The result of a system ("teacher", "student before", ...) on the held-out prompts, or on a task."""
+        slug = system.replace(" ", "-") + (f".{task}" if task else "")
+        return self.path / "evaluation" / f"{slug}.json"
+
+    def partial(self, system: str, task: str | None = None, name: str = "") -> Path | None:
+        """Where an evaluation that is going on keeps what it has; the main process alone keeps anything."""
+        if not self.main:
+            return None
+        result = self.evaluation(system, task)
+        return result.parent / ".partial" / f"{result.stem}{name and f'~{name}'}.jsonl"
+
+    def write_evaluation(
+        self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]], task: str | None = None
+    ) -> None:
+        """Write the result and the answers of one system; what was kept on the way there goes."""
         if not self.main:
             return
-        slug = system.replace(" ", "-")
-        write_jsonl(self.path / "evaluation" / f"{slug}.jsonl", rows)
-        write_json(self.path / "evaluation" / f"{slug}.json", {"system": system, **facts})
+        path = self.evaluation(system, task)
+        write_jsonl(path.with_name(f"{path.stem}.jsonl"), rows)
+        write_json(path, {"system": system, **facts})
+        kept = path.parent / ".partial"
+        for piece in (*kept.glob(f"{path.stem}.jsonl"), *kept.glob(f"{path.stem}~*.jsonl")):
+            piece.unlink()
+        if kept.is_dir() and not any(kept.iterdir()):
+            kept.rmdir()
 
-    def has_evaluation(self, system: str) -> bool:
-        """Whether a system has been evaluated; the result is written after the answers."""
-        return (self.path / "evaluation" / f"{system.replace(' ', '-')}.json").exists()
+    def has_evaluation(self, system: str, task: str | None = None, header: str | None = None) -> bool:
+        """Whether a system has been evaluated, under this header if one is given; the result is written after
+        the answers."""
+        path = self.evaluation(system, task)
+        if header is None:
+            return path.exists()
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["header"] == header)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 def environment() -> dict[str, Any]:
