@@ -34,7 +34,7 @@ class TeacherConfig(Part):
     provides: ClassVar[frozenset[str]] = frozenset()
     """Of "distribution" (all log-probabilities) and "text" (it can write responses)."""
 
-    def model(self) -> TeacherModel | None:
+    def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
 

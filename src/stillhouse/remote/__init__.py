@@ -1,0 +1,6 @@
+"""Talking to OpenAI-compatible servers over HTTP: bounded concurrency, retries, counts."""
+
+from stillhouse.remote.client import Client, Counts
+from stillhouse.remote.server import Server
+
+__all__ = ["Client", "Counts", "Server"]
