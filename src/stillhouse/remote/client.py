@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 from stillhouse.console import duration
 from stillhouse.errors import EngineError, EnvironmentFault, StillhouseError
 from stillhouse.remote import loop
-from stillhouse.remote.retry import LONGEST_ORDERED_WAIT, TRANSIENT, Again, gave_up, pause, retry_after
+from stillhouse.remote.retry import (
+    LONGEST_ORDERED_WAIT,
+    TRANSIENT,
+    Again,
+    Refused,
+    gave_up,
+    pause,
+    retry_after,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -123,6 +131,19 @@ class Client:
         """
         return self._run(path, bodies, read)
 
+    def allowed(self, path: str, body: Body | None = None) -> Any:
+        """The answer to a question that the server may not know; None where it refuses.
+
+        Raises:
+            EngineError: (or `failure`) it does not answer.
+        """
+        try:
+            return self.ask(path, body)
+        except StillhouseError as error:
+            if isinstance(error.__cause__, Refused):
+                return None
+            raise
+
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         if self._http is not None:
@@ -177,6 +198,8 @@ class Client:
             self.counts.retries += attempt > 0
             try:
                 return await self._try(url, body, read)
+            except Refused as refusal:
+                raise self.failure(self._safe(str(refusal))) from refusal
             except Again as fault:
                 faults[fault.what] += 1
                 hopeless = (fault.after or 0.0) > LONGEST_ORDERED_WAIT
@@ -197,15 +220,19 @@ class Client:
         try:
             reply = response.json()
             answer = read(reply)
+        except StillhouseError:
+            raise
         except (KeyError, IndexError, TypeError, ValueError) as error:
             garbled = isinstance(error, ValueError)
             what = "an answer that is not whole JSON" if garbled else "an unexpected answer"
             detail = f"{type(error).__name__} {error}; got {_short(response.text)}"
             raise Again(what, detail) from error
-        usage = reply.get("usage") if isinstance(reply, dict) else None
-        if isinstance(usage, dict):
-            self.counts.prompt_tokens += usage.get("prompt_tokens") or 0
-            self.counts.completion_tokens += usage.get("completion_tokens") or 0
+        if isinstance(reply, dict):
+            usage = reply.get("usage") or {}
+            self.counts.prompt_tokens += usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
+            self.counts.completion_tokens += (
+                usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
+            )
         return answer
 
     async def _send(self, url: str, body: Body | None) -> httpx.Response:
@@ -222,7 +249,7 @@ class Client:
         except httpx.ConnectError as error:
             raise Again("no connection", str(error)) from error
         except httpx.InvalidURL as error:
-            raise self.failure(f"{url}: is no URL ({error}).") from error
+            raise Refused(f"{url}: is no URL ({error}).") from error
         except httpx.HTTPError as error:
             raise Again("a broken connection", f"{type(error).__name__} {error}".strip()) from error
 
@@ -236,7 +263,7 @@ class Client:
             403: " The key may not do this: key_env must name a variable that holds one that may.",
             404: " Look at url, and at the name in model: a server knows a model under one name only.",
         }.get(response.status_code, "")
-        return self.failure(self._safe(f"{url}: refused with {status}: {words.rstrip('.')}.{advice}"))
+        return Refused(f"{url}: refused with {status}: {words.rstrip('.')}.{advice}")
 
     def _connect(self) -> httpx.AsyncClient:
         import httpx

@@ -35,6 +35,10 @@ class Again(Exception):
         """Seconds that the server asked to wait; None: it did not say."""
 
 
+class Refused(Exception):
+    """The server understood a request and will not answer it, however often it is asked."""
+
+
 def pause(fault: Again, attempt: int, backoff: float, source: str) -> float:
     """Seconds to wait before the next try.
 
