@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillhouse.models import TeacherModel, head_of, hidden_rows
 from stillhouse.objectives.head import Head
-from stillhouse.teachers.base import REGISTRY, TeacherConfig
+from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
 
 
 class LiveTeacher:
@@ -24,6 +24,10 @@ class LiveTeacher:
         """[N, Dt] last hidden states at the response rows, without gradient."""
         with torch.no_grad():
             return hidden_rows(self.model, dict(batch))
+
+    def counts(self) -> Counts:
+        """Nothing is counted."""
+        return {}
 
 
 @REGISTRY.register

@@ -21,10 +21,10 @@ from stillhouse.objectives import Objective, Rows, fused_rows
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
-from stillhouse.teachers import Teacher
+from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_hidden
+from stillhouse.train.signal import teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -64,7 +64,7 @@ class Step:
         self,
         method: Method,
         policy: Policy,
-        teacher: Teacher | None,
+        teacher: AnyTeacher | None,
         pad_id: int,
         vocab: int,
         world: World | None = None,
@@ -141,7 +141,9 @@ class Step:
         theirs = None
         if self.teacher is not None:
             with self.meter.seconds("teacher"):
-                theirs = teacher_hidden(self.teacher, batch, objective, self._memory)
+                theirs = teacher_signal(self.teacher, batch, objective, self._memory)
+            for name, (total, count) in self.teacher.counts().items():
+                self.meter.add_mean(name, total, count)
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
@@ -149,7 +151,7 @@ class Step:
                 hidden,
                 head_of(model, self._vocab),
                 theirs,
-                None if self.teacher is None else self.teacher.head,
+                self.teacher.head if isinstance(self.teacher, Teacher) else None,
                 token_weight=batch["weight"][mask],
                 rows=rows_of(batch),
             )
