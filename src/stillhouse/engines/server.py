@@ -275,8 +275,8 @@ def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Comp
     elif len(ids) < sampling.max_tokens:
         raise EngineError(
             f"the server cut a text after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
-            "prompt it fills the server's context. Start the server with a longer one (vLLM's --max-model-len, "
-            "llama.cpp's --ctx-size, which its slots share), or lower data.max_prompt or max_tokens."
+            "prompt it fills the server's context. Start the server with a longer one (--max-model-len of "
+            "vLLM, --ctx-size of llama.cpp, which its slots share), or lower data.max_prompt or max_tokens."
         )
     finished = ids[-1] in facts.eos_ids
     return Completion(ids, finished, logprobs[: len(ids)] if sampling.logprobs and logprobs else None)
