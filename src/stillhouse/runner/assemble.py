@@ -86,7 +86,7 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:

@@ -69,7 +69,7 @@ class TeacherConfig(Part):
     remembers: ClassVar[bool] = False
     """True if it keeps what it said by itself, so that nothing else need remember it for replay."""
 
-    def model(self) -> TeacherModel | None:
+    def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
 

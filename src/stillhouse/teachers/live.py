@@ -40,7 +40,7 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     kind: Literal["live"] = "live"
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
 
-    def model(self) -> TeacherModel:
+    def model_to_load(self) -> TeacherModel:
         """Itself."""
         return self
 
