@@ -143,13 +143,13 @@ class Step:
         mask = batch["response_mask"]
         theirs = None
         if self.teacher is not None:
-            seen = getattr(self.teacher, "tokens", None)
+            seen = getattr(self.teacher, "tokens", 0)
             with self.meter.seconds("teacher"):
                 theirs = teacher_signal(self.teacher, batch, objective, self._memory)
             for name, (total, count) in self.teacher.counts().items():
                 self.meter.add_mean(name, total, count)
-            if seen is not None:
-                self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[attr-defined]
+            if tokens := getattr(self.teacher, "tokens", 0) - seen:
+                self.meter.add("tokens/teacher", float(tokens))
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
