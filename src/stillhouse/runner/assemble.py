@@ -91,6 +91,8 @@ def assemble(config: RunConfig) -> Parts:
     vocab = len(tokenizer)
     if teacher_model is not None:
         vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
+    elif config.teacher is not None:
+        config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
@@ -159,7 +161,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
-        memory=context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
     return step
 

@@ -9,11 +9,13 @@ from stillhouse.teachers.base import (
     TeacherConfig,
     TeacherField,
 )
+from stillhouse.teachers.cache import CacheTeacherConfig
 from stillhouse.teachers.live import LiveTeacherConfig
 
 __all__ = [
     "REGISTRY",
     "AnyTeacher",
+    "CacheTeacherConfig",
     "CompactTeacher",
     "Counts",
     "LiveTeacherConfig",

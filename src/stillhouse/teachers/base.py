@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Part, Registry
+from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
 from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head
@@ -23,6 +25,10 @@ class Counting(Protocol):
 
     def counts(self) -> Counts:
         """What has happened since this was last asked, such as cache hits; empty where nothing is counted."""
+        ...
+
+    def close(self) -> str | None:
+        """Let go of files and connections; a line for whoever ran it, where there is something to say."""
         ...
 
 
@@ -72,6 +78,21 @@ class TeacherConfig(Part):
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
+
+    def fingerprint(self, memory: Path) -> str:
+        """Hexadecimal digits that change with whatever the teacher's numbers depend on: the key of its cache.
+
+        Args:
+            memory: a folder in which the hashes of large files may be remembered.
+
+        Raises:
+            ModelError: its files are not there.
+            ConfigError: a teacher of this kind cannot be cached.
+        """
+        raise ConfigError(Fault("teacher.of", "cannot be cached", got=f"kind {self.kind}"))
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
 
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:

@@ -12,6 +12,7 @@ from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.compact import Compact, nothing, spread
 from stillhouse.responses import TeacherMemory
 from stillhouse.teachers import AnyTeacher, CompactTeacher, Teacher
+from stillhouse.teachers.live import sequences
 from stillhouse.types import SOURCES
 
 
@@ -42,7 +43,7 @@ def teacher_signal(
     rows = wanted.to(mask.device)[mask.nonzero()[:, 0]].nonzero().squeeze(-1)
     if not len(rows):
         return nothing(teacher.form, int(mask.sum()), mask.device)
-    part = _part(batch, wanted.nonzero().squeeze(-1).tolist())
+    part = sequences(batch, wanted.nonzero().squeeze(-1).tolist())
     return spread(teacher.compact(part), rows, int(mask.sum()))
 
 
@@ -82,16 +83,8 @@ def _run(teacher: Teacher, batch: Mapping[str, Tensor], rows: list[int]) -> tupl
     """The teacher on some sequences of the batch, cut to the longest of them."""
     if not rows:
         return ()
-    part = _part(batch, rows)
+    part = sequences(batch, rows)
     return teacher.hidden(part).split(part["response_mask"].sum(1).tolist())
-
-
-def _part(batch: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """Some sequences of the batch, cut to the longest of them."""
-    index = torch.tensor(rows, device=batch["input_ids"].device)
-    length = int(batch["attention_mask"][index].sum(1).max())
-    names = [name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batch]
-    return {name: batch[name][index, :length] for name in names}
 
 
 def _assemble(

@@ -99,7 +99,7 @@ class Step:
         self._vocab = vocab
         self.world: World = world or Alone()
         self._text = text
-        self._memory = memory or TeacherMemory()
+        self._memory = TeacherMemory() if memory is None else memory  # an empty one is falsy
         self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
     def prepare(
@@ -171,6 +171,10 @@ class Step:
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
         self.observe("train_loss", self.last_loss)
+
+    def close(self) -> str | None:
+        """Once at the end: let go of the teacher's files and connections; what it has to say about itself."""
+        return self.teacher.close() if self.teacher is not None else None
 
     def observe(self, name: str, value: float) -> None:
         """Tell the curriculum what was measured ("dev_loss", "train_loss")."""
