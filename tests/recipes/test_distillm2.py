@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+import yaml
+from tests.conftest import ROOT
 from tests.small_runs import STUDENT, TEACHER, in_child, in_two, rows_of, tree, write_data
 
 from stillhouse import recipes
@@ -39,6 +39,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_header_has_the_ablations_of_table_5() -> None:
     assert list(ablations()) == ["contrastive only", "+ alpha", "+ beta"]
+
+
+def test_the_page_shows_what_recipe_and_header_say(folder: Path) -> None:
+    page = (ROOT / "docs" / "distillm2.md").read_text(encoding="utf-8")
+    for line in ablations().values():
+        assert " ".join(["stillhouse run run.yaml", *line]) in page
+    start, shown = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    objective = resolve({**yaml.safe_load(start), "train": {"max_steps": 5}}).config.objective
+    bare = {"student": {"path": "s"}, "data": {"train": "t.jsonl"}}
+    bare["teacher"] = {"kind": "live", "path": "t"}
+    pairs = {"responses": {"kind": "pairs"}, "train": {"epochs": 3.0}}
+    assert resolve({**bare, **pairs, **yaml.safe_load(shown)}).config.objective == objective
 
 
 @pytest.mark.parametrize(
@@ -82,9 +94,6 @@ def test_two_processes_have_the_curriculum_of_one(folder: Path) -> None:
     assert in_child(tree(folder, "one", recipe="distillm2", train=train, **changes)) == 0
     train["hf"] = {"ddp_backend": "gloo"}
     assert in_two(tree(folder, "two", recipe="distillm2", train=train, **changes)) == [0, 0]
-    weights = [load_file(folder / name / "student" / "model.safetensors") for name in ("one", "two")]
-    for name, values in weights[0].items():
-        torch.testing.assert_close(weights[1][name], values, rtol=1e-3, atol=1e-4)
     one, two = (rows_of(folder / name) for name in ("one", "two"))
     for alone, together in zip(one, two, strict=True):
         for name in ("gap/teacher", "gap/student", "schedule/objective.student_gap"):

@@ -1,4 +1,4 @@
-"""Alpha by the likelihood gap within a step: the whole step's batch, whatever the split, and the round before."""
+"""Alpha by likelihood gaps: of the whole step's batch, whatever the split, and of the round before."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "gaps": {
         "objective": {
-            "kind": "contrastive", "alpha_rule": "gap", "teacher_gap": "previous_round", "student_gap": "batch",
-            "alpha_least": 0.001, "alpha_most": 0.9, "alpha": 0.5, "student_share": "gradual_beta",
+            "kind": "contrastive", "alpha_rule": "gap", "teacher_gap": "previous_round",
+            "student_gap": "batch", "alpha_least": 0.001, "alpha_most": 0.9, "alpha": 0.5,
+            "student_share": {"kind": "gradual_beta"},
         },
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },

@@ -90,8 +90,9 @@ def fused_label_facts(
 ) -> Rows:
     """The rows with the label log-probabilities of both models and the likelihood gaps; no gradient.
 
-    `fused_rows` does the same by itself where the objective is over sequences. For those who want the numbers
-    too, or want them for a whole batch before its first loss; what comes back here is not computed again there.
+    `fused_rows` does the same by itself where the objective is over sequences. This is for those who want the
+    numbers too, or want them for a whole batch before its first loss. Rows that have them are not computed
+    again.
     """
     call = _call(objective, student_hidden, student_head, teacher_hidden, teacher_head, None, rows, chunking)
     with torch.no_grad():

@@ -58,9 +58,9 @@ class Contrastive(Objective):
     rule_after: Annotated[float, Field(ge=0.0)] = 1.0
     """Passes over the prompts before a run follows the rule; until then `alpha` is for all (paper, B.3)."""
     teacher_gap: _reference_gap("teacher") = "batch"  # type: ignore[valid-type]
-    """Reference gap m of teacher-written text: `batch` (its mean over the whole optimiser step, for which both
-    models read the step's text once more), `previous_round` (its mean over the pass over the prompts before
-    this one, which costs nothing), or a number. Where m is not positive `alpha` is for all."""
+    """Reference gap m of teacher-written text: `batch` (its mean over the whole optimiser step, for which
+    both models read the step's text once more), `previous_round` (its mean over the pass over the prompts
+    before this one, which costs nothing), or a number. Where m is not positive `alpha` is for all."""
     student_gap: _reference_gap("student") = "batch"  # type: ignore[valid-type]
     """Reference gap m of student-written text."""
     student_share: Share = 0.5

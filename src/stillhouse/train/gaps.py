@@ -20,7 +20,7 @@ from stillhouse.types import SOURCES, Progress
 
 TreeT = TypeVar("TreeT")
 SIGNS = {"teacher": 1.0, "student": -1.0}
-"""The direction that is to close: the teacher above the student on its own text, below it on the student's."""
+"""The direction that is to close: the teacher above the student on its own text, below it on the other."""
 
 
 class Gaps:
