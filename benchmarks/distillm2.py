@@ -4,8 +4,8 @@ Task: the cleaned E2E NLG set that Stillhouse brings along. A teacher of 5.0 M p
 8,349 texts; a student of 1.4 M, warm-started by SFT on 300 labelled rows, from which every method starts.
 All methods take the same number of optimiser steps of 32 responses: 32 prompts, or 16 for methods that train
 on a pair for each prompt. SFT goes on with its 300 rows; all others know prompts only, and the teacher's text
-is written once for each seed and used by all methods of that seed. Text is sampled as DistiLLM-2 samples it
-(temperature 0.8, top-p 0.95). GKD and DistiLLM take their off-policy half from the teacher's text.
+is written once for each seed and used by all methods of that seed. Text is sampled at
+temperature 1, as it is evaluated; the probes have DistiLLM-2's 0.8 with top-p 0.95. GKD and DistiLLM take their off-policy half from the teacher's text.
 
     python benchmarks/distillm2.py --folder runs/distillm2          # three seeds: about an hour of one core
     python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one seed each
@@ -58,8 +58,9 @@ class Size:
     batch: int = 32
     """Responses in an optimiser step."""
     lr: float = 2e-3
-    temperature: float = 0.8
-    top_p: float = 0.95
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """How all text for training is sampled."""
     limit: int = 100
     seeds: int = 3
 

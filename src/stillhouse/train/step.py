@@ -6,6 +6,7 @@ responses carry the version), and measured losses to the curriculum (`observe`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,15 +18,15 @@ from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
 from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.objectives import Head, Objective, Rows, fused_label_facts, fused_rows
+from stillhouse.objectives import Compact, Head, Objective, Rows, fused_label_facts, fused_rows
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
-from stillhouse.teachers import Teacher
+from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_hidden
+from stillhouse.train.signal import teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -65,7 +66,7 @@ class Step:
         self,
         method: Method,
         policy: Policy,
-        teacher: Teacher | None,
+        teacher: AnyTeacher | None,
         pad_id: int,
         vocab: int,
         world: World | None = None,
@@ -93,6 +94,8 @@ class Step:
         self.last_loss = 0.0
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.forward_ended = 0.0
+        """When the last forward pass ended, by `time.perf_counter`; the backward pass follows."""
         self._pad_id = pad_id
         self._vocab = vocab
         self.world: World = world or Alone()
@@ -146,7 +149,7 @@ class Step:
         model.eval()
         with torch.no_grad(), self.meter.seconds("look"):
             for batch in batches:
-                sides = self._sides(model, batch, self._teacher_hidden(batch))
+                sides = self._sides(model, batch, self._teacher_signal(batch))
                 gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
         model.train(training)
         self.now = referred(self.now, gaps.means(self.world.add))
@@ -162,7 +165,7 @@ class Step:
         """
         objective: Objective = self.now["objective"]
         mask = batch["response_mask"]
-        theirs = self._teacher_hidden(batch)
+        theirs = self._teacher_signal(batch)
         with self.meter.seconds("student"):
             sides = self._sides(model, batch, theirs)
             rows = rows_of(batch)
@@ -170,7 +173,9 @@ class Step:
                 rows = fused_label_facts(objective, *sides, rows=rows)
                 self._gaps.add(rows)
             loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
+        self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
+        self.forward_ended = time.perf_counter()
         return loss * self.world.size
 
     def finish(self) -> None:
@@ -206,17 +211,24 @@ class Step:
         """Whether the responses of a prompt must stay together in a micro-batch."""
         return "pairs" in self.method.objective.required
 
-    def _teacher_hidden(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> Tensor | Compact | None:
+        """What the teacher says about a micro-batch, counted and timed."""
         if self.teacher is None:
             return None
+        seen = getattr(self.teacher, "tokens", None)
         with self.meter.seconds("teacher"):
-            return teacher_hidden(self.teacher, batch, self.now["objective"], self._memory)
+            signal = teacher_signal(self.teacher, batch, self.now["objective"], self._memory)
+        for name, (total, count) in self.teacher.counts().items():
+            self.meter.add_mean(name, total, count)
+        if seen is not None:
+            self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[union-attr]
+        return signal
 
     def _sides(
-        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | None
-    ) -> tuple[Tensor, Head, Tensor | None, Head | None]:
-        """Hidden states and head of the student, then of the teacher."""
-        head = None if self.teacher is None else self.teacher.head
+        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | Compact | None
+    ) -> tuple[Tensor, Head, Tensor | Compact | None, Head | None]:
+        """Hidden states and head of the student, then what the teacher says and its head, if it has one."""
+        head = self.teacher.head if isinstance(self.teacher, Teacher) else None
         return hidden_rows(model, dict(batch)), head_of(model, self._vocab), theirs, head
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
