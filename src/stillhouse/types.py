@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 Source = Literal["fixed", "teacher", "student", "text"]
 """Who wrote a response: the data set, the teacher, the student, or nobody (plain text)."""
@@ -28,6 +29,19 @@ class Prompt:
     """False if the reference was cut at the length limit, so that it does not teach where to stop."""
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What is asked, without the template, as a row of data has it: `prompt` (text or turns), `input`."""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The row's other fields, such as the tests of a programming task."""
+
+    @property
+    def question(self) -> str:
+        """What is asked as one text without the words of the template; `text` where nobody knows."""
+        prompt = self.asked.get("prompt", self.text)
+        if not isinstance(prompt, str):
+            prompt = "\n".join(turn["content"] for turn in prompt)
+        given = self.asked.get("input")
+        return f"{prompt}\n{given}" if given else prompt
 
 
 @dataclass(frozen=True, slots=True)
