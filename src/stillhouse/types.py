@@ -12,6 +12,14 @@ Source = Literal["fixed", "teacher", "student", "text"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
+def question_of(row: Mapping[str, Any]) -> str:
+    """What a row asks, as one text: its `prompt` (a text or turns) and its `input`."""
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        prompt = "\n".join(turn["content"] for turn in prompt)
+    return f"{prompt}\n{row['input']}" if row.get("input") else prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt as token ids, with the reference response where the data set has one.
@@ -37,11 +45,7 @@ class Prompt:
     @property
     def question(self) -> str:
         """What is asked as one text without the words of the template; `text` where nobody knows."""
-        prompt = self.asked.get("prompt", self.text)
-        if not isinstance(prompt, str):
-            prompt = "\n".join(turn["content"] for turn in prompt)
-        given = self.asked.get("input")
-        return f"{prompt}\n{given}" if given else prompt
+        return question_of(self.asked) if self.asked else self.text
 
 
 @dataclass(frozen=True, slots=True)

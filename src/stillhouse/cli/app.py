@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from stillhouse import __version__, console
-from stillhouse.cli import check, evaluate, init, methods, quickstart, report, run
+from stillhouse.cli import (
+    check,
+    curate,
+    evaluate,
+    generate,
+    init,
+    methods,
+    quickstart,
+    report,
+    run,
+    show,
+)
 from stillhouse.errors import EnvironmentFault, StillhouseError
 
 app = typer.Typer(
@@ -24,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, init, methods, check, run, evaluate, report):
+for verb in (quickstart, init, methods, check, run, generate, curate, show, evaluate, report):
     verb.register(app)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from stillhouse.models.hidden import unwrap
 
-_INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype")
-"""What a configuration says about where the model comes from or how it is run, not about what it computes."""
+_INCIDENTAL = ("architectures", "transformers_version", "use_cache", "dtype", "torch_dtype")
+"""What a configuration says about how a model was saved or is run, not about what it computes."""
 
 
 @torch.no_grad()
@@ -22,8 +22,13 @@ def fingerprint(model: nn.Module) -> str:
     reads every weight once, about a second for each gigabyte.
     """
     inner = unwrap(model)
-    config = {key: value for key, value in inner.config.to_dict().items() if key not in _INCIDENTAL}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    config = {
+        key: value
+        for key, value in inner.config.to_dict().items()
+        if key not in _INCIDENTAL and not key.startswith("_")
+    }
+    about = json.dumps([type(inner).__name__, config], sort_keys=True, default=str)
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
     for name, tensor in sorted(inner.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)

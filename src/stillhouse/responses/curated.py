@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,13 @@ from stillhouse.responses.side import Side
 from stillhouse.responses.together import from_first
 from stillhouse.types import Prompt, Response
 
+logger = logging.getLogger("stillhouse")
+
 SUMMARY = "curation.json"
 _EXAMPLES = 3
 """Dropped responses that the summary shows for each side and filter."""
+_FEW = 0.5
+"""Shares of kept prompts below this are warned about."""
 _SHOWN = 400
 """Characters of a text that the summary shows."""
 
@@ -115,6 +120,14 @@ class Curated:
                 f"{_told(attempts[-1])}. Loosen them; examples are in {record.summary}."
             )
         kept = 1 - len(lost) / total
+        if kept < _FEW and self._context.rank == 0:
+            logger.warning(
+                "round %d: filters dropped %d of %d prompts, so batches repeat the others: %s",
+                number + 1,
+                len(lost),
+                total,
+                _told(attempts[-1]),
+            )
         facts = {"curation/kept": kept, "curation/rewritten": float(rewritten.total())}
         return self._left(number, samples, lost, facts)
 

@@ -69,7 +69,8 @@ class NearDuplicates(Filter):
                 "the filter near_duplicates needs datasketch. "
                 "Install it with: pip install 'stillhouse[curate]'"
             ) from None
-        index = MinHashLSH(threshold=self.threshold, num_perm=self.hashes)
+        # Rather too many candidates than one too few: each is measured. The index has no bands above 0.9.
+        index = MinHashLSH(threshold=min(self.threshold, 0.9), num_perm=self.hashes, weights=(0.1, 0.9))
         kept: dict[int, MinHash] = {}
         verdicts: list[Drop | None] = []
         for place, sample in enumerate(samples):

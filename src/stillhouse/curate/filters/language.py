@@ -64,4 +64,4 @@ def _identifier() -> Any:
         raise EnvironmentFault(
             "the filter language needs py3langid. Install it with: pip install 'stillhouse[curate]'"
         ) from None
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
