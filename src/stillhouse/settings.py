@@ -125,6 +125,13 @@ def mismatches(config: RunConfig) -> list[Fault]:
                 config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"
             )
         )
+    if (
+        "teacher_logprob" in getattr(config.responses, "needs", frozenset)()
+        and "distribution" not in provided
+    ):
+        faults.append(
+            _no_teacher(config, "responses.filters and scores ask how likely the teacher finds a text")
+        )
     if config.student.from_teacher is not None and "text" not in provided:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
     faults += _without_validation(config) + _sampled_otherwise(config) + _never_begins(config)
