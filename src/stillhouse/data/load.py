@@ -16,6 +16,7 @@ from stillhouse.data.lengths import TooLong, fit_response, shortened
 from stillhouse.data.prompts import Source, SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.data.template import TEMPLATES, Auto, Encoder, Tokenizer
+from stillhouse.data.warning import losses, overlap
 from stillhouse.errors import DataError
 from stillhouse.types import Prompt, Response
 
@@ -104,10 +105,7 @@ def load(
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or nothing is left.
     """
-    teacher = None
-    if teacher_tokenizer is not None:
-        teacher = Encoder(config.teacher_template or config.template, teacher_tokenizer)
-    encoder = Encoder(config.template, tokenizer, teacher)
+    encoder = Encoder(config.template, tokenizer, _teacher(config, teacher_tokenizer))
     train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
     sets = [train]
     if config.valid is not None:
@@ -124,8 +122,8 @@ def load(
         text, about = load_text(config.text, config.text_block, encoder)
         reports.append(about)
     report = {"template": encoder.template.model_dump(), "sets": reports, "warnings": warnings}
-    if teacher is not None:
-        report["teacher_template"] = teacher.template.model_dump()
+    if encoder.teacher is not None:
+        report["teacher_template"] = encoder.teacher.template.model_dump()
     return Data(train.prompts, valid, text, encoder.end_id, report, encoder)
 
 
@@ -173,6 +171,33 @@ def load_prompts(
             f"{source.path}: no row is left for data.{name}: {report['rows']} rows read; {losses or 'empty'}"
         )
     return PromptSet(name, tuple(prompts), report)
+
+
+def read_rows(
+    rows: Iterable[tuple[str, Row]],
+    source: SourceConfig,
+    config: DataConfig,
+    encoder: Encoder,
+    limit: int | None = None,
+) -> tuple[list[Prompt], Counter[str], Counter[str]]:
+    """Prompts from rows that were read elsewhere, with the length rules of `config`.
+
+    Args:
+        rows: each with the id of its prompt; a response is not needed.
+        source: where they are from.
+        config: its `too_long`, `max_prompt` and `max_response` hold.
+        encoder: template and tokenizer.
+        limit: at most this many prompts.
+
+    Returns:
+        The prompts; what was dropped, by reason; what was cut.
+    """
+    reader = _Reader("eval", source, config, encoder, needs_response=False)
+    for chunk in _chunks(rows, _ROWS_AT_ONCE):
+        reader.read(chunk)
+        if limit is not None and len(reader.prompts) >= limit:
+            break
+    return reader.prompts[:limit], reader.dropped, reader.truncated
 
 
 class _Reader:
@@ -251,12 +276,21 @@ class _Reader:
             if fitted is None:
                 self.dropped["response too long"] += 1
                 return None
-        finished = fitted == response_ids
         theirs = self.encoder.teacher_ids(row)
         if theirs is not None and not theirs:
             self.dropped["empty prompt"] += 1
             return None
-        return Prompt(id, prompt_ids, text, fitted, finished, row.references, theirs)
+        return Prompt(
+            id,
+            prompt_ids,
+            text,
+            fitted,
+            fitted == response_ids,
+            row.references,
+            teacher_ids=theirs,
+            asked=row.question(),
+            facts=row.facts,
+        )
 
     def refuse_missing(self) -> None:
         """Name the rows without a response, if the method needs one and the config does not drop them."""
@@ -323,31 +357,9 @@ def _plain(row: Row) -> str:
     raise DataError(f"{row.where}: has no field text; name it: data.text.fields: {{text: ...}}")
 
 
-def overlap(train: Sequence[Prompt], other: PromptSet) -> list[str]:
-    """A warning if prompts of `other` are training prompts too (equal token for token)."""
-    seen = {prompt.token_ids for prompt in train}
-    both = sum(prompt.token_ids in seen for prompt in other.prompts)
-    if not both:
-        return []
-    other.report["also_in_train"] = both
-    return [
-        f"{both} of {len(other.prompts)} prompts of data.{other.name} ({other.report['path']}) are also in "
-        "data.train: what is measured on them says little about new prompts"
-    ]
-
-
-def losses(one: PromptSet) -> list[str]:
-    """A warning if more than a tenth of the rows could not be used as they are."""
-    report = one.report
-    lost = {key: count for key, count in report["dropped"].items() if key != "unlabelled"}
-    lost |= {f"{key} cut": count for key, count in report["truncated"].items()}
-    if sum(lost.values()) * 10 <= report["rows"]:
-        return []
-    told = ", ".join(f"{count} x {reason}" for reason, count in lost.items())
-    return [
-        f"data.{one.name} ({report['path']}): of {report['rows']} rows {told}. "
-        "See data.max_prompt, data.max_response and data.too_long"
-    ]
+def _teacher(config: DataConfig, tokenizer: Tokenizer | None) -> Encoder | None:
+    """The teacher's template and tokenizer; None if it has the student's."""
+    return None if tokenizer is None else Encoder(config.teacher_template or config.template, tokenizer)
 
 
 def _shown(rows: Iterable[Row], name: str) -> Iterator[Row]:

@@ -15,7 +15,8 @@ from stillhouse.objectives import (
 )
 from stillhouse.objectives.alignment import Alignment, Matching
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
-from stillhouse.objectives.chunked import fused_loss, fused_rows
+from stillhouse.objectives.chunked import fused_label_facts, fused_loss, fused_rows
+from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head
 from stillhouse.objectives.rows import Rows, likelihood_gaps
 from stillhouse.objectives.work import Chunking
@@ -24,6 +25,7 @@ __all__ = [
     "REGISTRY",
     "Alignment",
     "Chunking",
+    "Compact",
     "Head",
     "Matching",
     "Objective",
@@ -35,6 +37,7 @@ __all__ = [
     "contrastive",
     "crosstoken",
     "divergences",
+    "fused_label_facts",
     "fused_loss",
     "fused_rows",
     "kinds",

@@ -104,7 +104,10 @@ class Across(Work):
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
             value = small.share * small.objective.per_token(leaf, teacher_logits, small.rows)
-            (gradient,) = torch.autograd.grad((value * small.weights).sum(), leaf)
+            loss = (value * small.weights).sum()
+            gradient = torch.zeros_like(leaf)  # of a response that nothing is aligned with
+            if loss.requires_grad:
+                (gradient,) = torch.autograd.grad(loss, leaf)
         if slope is not None:
             gradient.mul_(slope)
         if sums.bias is not None:

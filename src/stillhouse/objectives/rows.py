@@ -12,6 +12,7 @@ from stillhouse.types import SOURCES
 
 if TYPE_CHECKING:
     from stillhouse.objectives.alignment import Alignment
+    from stillhouse.objectives.compact import Compact
     from stillhouse.objectives.head import Head
 
 
@@ -49,13 +50,17 @@ class Rows:
     reference_hidden: Tensor | None = None
     """[N, Dr]: its hidden states, for the fused path."""
     reference_head: Head | None = None
-    """Its head, for the fused path; not a tensor per row."""
+    """Its head, for the fused path; says nothing about single rows."""
     alignment: Alignment | None = None
     """Which rows of the teacher belong to which of the student, where tokenizers differ; None: row n to row
     n."""
+    compact: Compact | None = None
+    """What a teacher says that gives no whole distribution."""
 
     def __post_init__(self) -> None:
         lengths = {name: value.shape[0] for name, value in self._tensors().items()}
+        if self.compact is not None:
+            lengths["compact"] = len(self.compact)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"all fields of Rows have one entry per row, got {lengths}")
 
@@ -67,6 +72,8 @@ class Rows:
                 len(self.alignment.student_groups), device=self.alignment.student_groups.device
             )
             picked["alignment"] = self.alignment.at(everything[index])
+        if self.compact is not None:
+            picked["compact"] = self.compact[index]
         return replace(self, **picked)
 
     def teacher_index(self, index: Tensor) -> Tensor:

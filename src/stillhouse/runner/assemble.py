@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.data import Data, load
+from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
+    fingerprint,
     load_student,
     load_teacher,
     parameters_of,
@@ -21,12 +24,13 @@ from stillhouse.models import (
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
+from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
 from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Response
+from stillhouse.types import Prompt, Response
 
 
 @dataclass
@@ -61,6 +65,21 @@ class Parts:
         models = {"student": self.student, "teacher": self.teacher}
         return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
+    @property
+    def translator(self) -> Translator | None:
+        """What goes between the two tokenizers, where the teacher has another one."""
+        return None if self.translation is None else self.translation.translator
+
+    @property
+    def comparable(self) -> nn.Module | None:
+        """The teacher, where its distributions can be compared with the student's token by token."""
+        return self.teacher if self.translation is None else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens of a response as text, as the evaluation reads them."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
         foreign = self.translation is not None and model is self.teacher
@@ -89,7 +108,7 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
     data = load(
@@ -129,34 +148,72 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
-def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
-    """The step of the configured method over loaded parts.
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    questions: Sequence[Prompt] = (),
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
+        questions: what the run is evaluated on.
+        told: called with the number of tokens whenever a model has written.
     """
-    config = parts.config
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+    student = Writer(
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
+    )
     teacher = pair = None
-    translator = None if parts.translation is None else parts.translation.translator
+    translator = parts.translator
     if parts.teacher is not None:
-        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None, translator)
+        teacher = Writer(
+            parts.engine(parts.teacher),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            cache(partial(fingerprint, parts.teacher)),
+            told=told,
+            translator=translator,
+        )
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    context = Context(
+    return Context(
         parts.data.train,
         student,
         teacher,
         folder.responses,
-        config.train.seed,
+        parts.config.train.seed,
         pair=pair,
         rank=int(os.environ.get("RANK", "0")),
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        decode=parts.decode,
+        score=scorers(parts),
+        held_out=cache(partial(held_out_texts, parts, questions)),
+        others=other_responses(parts),
     )
+
+
+def make_step(
+    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
+) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
+    config = parts.config
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    context = make_context(parts, folder, version, questions, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
-        vocab = parts.vocab if translator is None else len(translator.teacher)
+        vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)
         signal = config.teacher.build(parts.teacher, vocab)
     step = Step(
         Method(config.responses, config.objective, config.train.normalise),
@@ -165,9 +222,9 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
-        memory=context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
-    step.translator = translator if signal is not None else None
+    step.translator = parts.translator if signal is not None else None
     return step
 
 

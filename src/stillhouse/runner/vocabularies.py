@@ -38,9 +38,11 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         ModelError: a tokenizer cannot be had, or the method compares or mixes single tokens of two that
             differ.
     """
-    model = config.teacher.model() if config.teacher is not None else None
+    model = config.teacher.model_to_load() if config.teacher is not None else None
     ours = load_tokenizer(config.student, model)
     if model is None:
+        if config.teacher is not None:
+            config.teacher.check_tokenizer(ours)
         return Tokenizers(ours)
     theirs = load_tokenizer(model)
     found = difference(ours, theirs)
