@@ -14,6 +14,7 @@ from stillhouse.objectives import Alignment, Chunking, Head, Matching, Objective
 from stillhouse.objectives.base import label_logprobs, parse_objective
 from stillhouse.objectives.sinkhorn import divergence, transport
 from stillhouse.objectives.span import merged
+from stillhouse.objectives.transport import profiles
 from stillhouse.types import SOURCES
 
 OURS, THEIRS = 11, 14
@@ -351,3 +352,46 @@ def test_memory_holds_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
         Chunking(chunk_rows=4),
     )  # fmt: skip
     assert max(sizes) <= 5 < M, "four rows of the student, or the five of the teacher that go with them"
+
+
+@pytest.mark.parametrize("width", [4, 9])
+def test_profiles_do_not_depend_on_basis_width_scale_or_place(width: int) -> None:
+    states, anchors = logits(7, 4, 1), torch.tensor([0, 2, 5])
+    turn = torch.linalg.qr(logits(width, width, 2, 1.0))[0][:, :4]
+    moved = 3.0 * states @ turn.t() + logits(1, width, 3)
+    torch.testing.assert_close(profiles(moved, anchors), profiles(states, anchors))
+    found = profiles(states, anchors)
+    assert torch.cdist(found, found).square().max() <= 1.0
+
+
+def test_layers_are_transported_too_and_reach_the_student() -> None:
+    rows = aligned_rows()
+    objective = build("transport", layers=[0.0, 1.0], layer_weight=2.0)
+    assert objective.depths == (0.0, 1.0)
+    ours = {depth: logits(N, 6, seed).requires_grad_() for depth, seed in ((0.0, 1), (1.0, 2))}
+    theirs = {depth: logits(M, 9, seed) for depth, seed in ((0.0, 3), (1.0, 4))}
+    value = objective.per_layers(ours, theirs, rows)
+    assert (value[:6] == value[0]).all()
+    assert value[0] > 0
+    assert (value[10:] == 0).all()
+    slopes = torch.autograd.grad(value.sum(), list(ours.values()))
+    direction = logits(N, 6, 8)
+    step = 1e-5
+    moved = [
+        objective.per_layers({**ours, 1.0: ours[1.0] + shift * direction}, theirs, rows)
+        for shift in (step, -step)
+    ]
+    slope = (moved[0] - moved[1]).sum().item() / (2 * step)
+    assert slope == pytest.approx((slopes[1] * direction).sum().item(), rel=1e-4, abs=1e-6)
+    holder = parse_objective({"kind": "sum", "terms": [{"kind": "span"}, objective.model_dump()]})
+    torch.testing.assert_close(holder.per_layers(ours, theirs, rows), value)
+    mapped = parse_objective({"fixed": {**objective.model_dump(), "loss_weight": 0.5}, "student": "uld"})
+    only = mapped.per_layers(ours, theirs, replace(rows, sources=torch.zeros(N, dtype=torch.int64)))
+    torch.testing.assert_close(only, 0.5 * value)
+
+
+def test_equal_layers_are_not_apart() -> None:
+    rows = replace(aligned_rows(), alignment=None)
+    states = {1.0: logits(N, 6, 1)}
+    found = build("transport", layers=[1.0]).per_layers(states, {1.0: 2 * states[1.0].flip(1)}, rows)
+    assert found.abs().max() < 1e-8

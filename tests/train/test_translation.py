@@ -33,7 +33,12 @@ ENDS = (OURS.eos_token_id, THEIRS.eos_token_id)
 TEXTS = ("good food", "café near the river", "a", "The Eagle is a pub \N{GRINNING FACE}.", "")
 MIXED = {
     "kind": "sum",
-    "terms": [{"kind": "span"}, {"kind": "uld"}, {"kind": "transport"}, {"kind": "cross_entropy"}],
+    "terms": [
+        {"kind": "span"},
+        {"kind": "uld"},
+        {"kind": "transport", "layers": [0.5, 1.0]},
+        {"kind": "cross_entropy"},
+    ],
 }
 
 

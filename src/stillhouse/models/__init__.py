@@ -2,7 +2,7 @@
 
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint
-from stillhouse.models.hidden import head_of, hidden_rows, unwrap
+from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
 from stillhouse.models.tokenizers import check_same_tokenizer, difference
 
@@ -16,6 +16,7 @@ __all__ = [
     "fingerprint",
     "head_of",
     "hidden_rows",
+    "layer_rows",
     "load_student",
     "load_teacher",
     "load_tokenizer",

@@ -23,6 +23,10 @@ Split = tuple[float, "Objective", Tensor | None]
 """A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
 
 
+Layers = Mapping[float, Tensor]
+"""Hidden states by depth."""
+
+
 class Objective(Part):
     """Compares student and teacher row by row. `objective(student_logits, teacher_logits, rows)` gives [N]
     values.
@@ -184,6 +188,21 @@ class Objective(Part):
         """`teacher_forms` of this object; every form if it needs no teacher. Objectives that hold others
         override it."""
         return self.teacher_forms if "teacher" in self.required else EVERY_FORM
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """The layers whose hidden states `per_layers` compares, as shares of the model's depth."""
+        return ()
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        """What hidden states of layers add to the value of each row, [N].
+
+        Args:
+            student: depth -> [N, Ds], differentiable.
+            teacher: depth -> [M, Dt].
+            rows: as for `per_token`, all of the micro-batch.
+        """
+        raise NotImplementedError(f"{self.name} compares no layers")
 
     @property
     def sequence_level(self) -> bool:

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from stillhouse.config import Many
 from stillhouse.curriculum import NonNegative
-from stillhouse.objectives.alignment import NOTHING, Alignment, Matching
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.alignment import NOTHING, Alignment, Matching, Members
+from stillhouse.objectives.base import Layers, Objective, register
 from stillhouse.objectives.rows import Rows
 from stillhouse.objectives.sinkhorn import divergence
 
+HALF = (torch.float16, torch.bfloat16)
+Points = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Rows of the student and of the teacher -> points of one space, with squared distances of at most 1."""
 
-class _Transport(Objective):
-    """The Sinkhorn divergence between the student's and the teacher's rows of each response."""
 
+@register
+class Transport(Objective):
+    """Optimal transport between the rows of a response under both models: which belong together is found.
+
+    Equation: S(Q, P) + v mean_l S(H_l, G_l) for each response; every row of a response has its value. S is
+        the Sinkhorn divergence (transport cost with entropy `blur`, debiased) for the cost d + w (place
+        distance)^2, w = `place_weight`. Sequence level: Q and P are the rows' distributions over the tokens
+        that both vocabularies spell alike and one entry for the rest, d = 1 - sum_v sqrt(q_v p_v), the
+        squared Hellinger distance. Layer level, for `layers` l and weight v = `layer_weight`: a row stands
+        for its profile, the cosines of its centred hidden state with those of all group starts, which needs
+        no common width or basis; d is the mean squared difference of two profiles over 4.
+    Gradient: the transport plans weigh the gradients of the costs.
+    Character: neither; bounded. Blind to what the rest of the vocabularies holds.
+    When: tokenizers that cut text so differently that few positions fall together; beside `span` or
+        cross-entropy.
+    Source: the idea is that of CoT2Align (arXiv 2502.16806), transport over whole sequences and over layers;
+        costs, entropy and debiasing are ours (Feydy et al. 2019, arXiv 1810.08278, for the divergence;
+        profiles of distances as in Park et al. 2019, arXiv 1904.05068).
+    """
+
+    kind: Literal["transport"] = "transport"
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sequences"})
     same_vocabulary: ClassVar[bool] = False
     whole: ClassVar[Literal["row", "group", "sequence"]] = "sequence"
     mixes_rows: ClassVar[bool] = True
@@ -28,29 +52,63 @@ class _Transport(Objective):
     place_weight: NonNegative = 10.0
     """Cost of moving text: times the squared distance of two rows in their response, measured in bytes, whole
     response = 1."""
+    layers: Many[Annotated[float, Field(ge=0.0, le=1.0)]] = ()
+    """Layers whose hidden states are compared too, as shares of the depth: 0 is the embedding, 1 the last."""
+    layer_weight: NonNegative = 1.0
+    """Weight of the layers, of which the mean is taken."""
 
     @property
     def sequence_level(self) -> bool:
         """False: whole sequences are needed, but no label's log-probability."""
         return False
 
-    def over_sequences(self, ours: Tensor, theirs: Tensor, alignment: Alignment) -> Tensor:
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """`layers`."""
+        return tuple(self.layers)
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        alignment = _aligned(rows)
+        matching = None if alignment.matching is None else alignment.matching.to(student.device)
+
+        def points(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+            q, p = student[ours], teacher[theirs]
+            if matching is None:
+                size = min(q.shape[-1], p.shape[-1])
+                return _root(q[:, :size], None), _root(p[:, :size], None)
+            return _root(q, matching, 0), _root(p, matching, 1)
+
+        return self._over_sequences(student, points, alignment)
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        alignment = _aligned(rows)
+        found = [
+            self._over_sequences(ours, self._profiles(ours, teacher[depth], alignment), alignment)
+            for depth, ours in ((depth, student[depth]) for depth in self.layers)
+        ]
+        return self.layer_weight * torch.stack(found).mean(0)
+
+    @staticmethod
+    def _profiles(ours: Tensor, theirs: Tensor, alignment: Alignment) -> Points:
+        def points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+            starts = (
+                Members.of(alignment.student_groups[student], last=False).anchors,
+                Members.of(alignment.teacher_groups[teacher], last=False).anchors,
+            )
+            return profiles(ours[student], starts[0]), profiles(theirs[teacher], starts[1])
+
+        return points
+
+    def _over_sequences(self, like: Tensor, points: Points, alignment: Alignment) -> Tensor:
         """The divergence of each sequence at each of its rows, [N]; zero where nothing is aligned."""
-        value = ours.new_zeros(ours.shape[0])
+        value = like.new_zeros(like.shape[0], dtype=torch.promote_types(like.dtype, torch.float32))
         for student, teacher in _sequences(alignment):
             places = alignment.student_places[student], alignment.teacher_places[teacher]
-            points = self.points(ours[student], theirs[teacher], alignment, student, teacher)
-            found = divergence(*self._costs(points, places), self.blur)
+            found = divergence(*self._costs(points(student, teacher), places), self.blur)
             whole = alignment.student_sequences == alignment.student_sequences[student[0]]
             value = torch.where(whole, found, value)
         return value
-
-    @abstractmethod
-    def points(
-        self, ours: Tensor, theirs: Tensor, alignment: Alignment, student: Tensor, teacher: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Points of the same space for n rows of the student and m of the teacher, with squared norms of at
-        most 1/2."""
 
     def _costs(
         self, points: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]
@@ -60,44 +118,20 @@ class _Transport(Objective):
 
         def cost(one: Tensor, other: Tensor, here: Tensor, there: Tensor) -> Tensor:
             squares = one.square().sum(-1)[:, None] + other.square().sum(-1)[None] - 2 * one @ other.t()
-            return squares.clamp_min(0) + float(self.place_weight) * (here[:, None] - there[None]).square()
+            return squares.clamp_min(0) + self.place_weight * (here[:, None] - there[None]).square()
 
         return cost(x, y, a, b), cost(x, x, a, a), cost(y, y, b, b)
 
 
-@register
-class Transport(_Transport):
-    """Optimal transport between the predicted distributions of a response: which rows belong together is
-    found.
+def profiles(states: Tensor, anchors: Tensor) -> Tensor:
+    """What each row is like, seen from the group starts: [n, G] cosines of centred states, scaled so that the
+    squared distance of two rows is at most 1.
 
-    Equation: S(Q, P) for each response, Q and P the rows' distributions over the tokens that both
-        vocabularies spell alike and one entry for the rest, S the Sinkhorn divergence (transport cost with
-        entropy, debiased) for the cost 1 - sum_v sqrt(q_v p_v) + w (place distance)^2: squared Hellinger
-        distance and `place_weight` w. Every row of a response has the response's value.
-    Gradient: the transport plans weigh the gradients of the costs.
-    Character: neither; bounded. Blind to what the rest of the vocabularies holds.
-    When: tokenizers that cut text so differently that few positions fall together; beside `span` or
-        cross-entropy.
-    Source: the idea is that of CoT2Align (arXiv 2502.16806), transport over whole sequences; cost, entropy
-        and debiasing are ours (Feydy et al. 2019, arXiv 1810.08278, for the divergence).
+    Does not change if the states are shifted, turned or scaled as a whole.
     """
-
-    kind: Literal["transport"] = "transport"
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sequences"})
-
-    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        assert teacher is not None
-        return self.over_sequences(student, teacher, _aligned(rows))
-
-    def points(
-        self, ours: Tensor, theirs: Tensor, alignment: Alignment, student: Tensor, teacher: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        matching = alignment.matching
-        if matching is None:
-            size = min(ours.shape[-1], theirs.shape[-1])
-            return _root(ours[:, :size], None), _root(theirs[:, :size], None)
-        matching = matching.to(ours.device)
-        return _root(ours, matching, 0), _root(theirs, matching, 1)
+    states = states.float() if states.dtype in HALF else states
+    centred = normalize(states - states[anchors].mean(0, keepdim=True), dim=-1)
+    return centred @ centred[anchors].t() / (2 * anchors.shape[0] ** 0.5)
 
 
 def _root(logits: Tensor, matching: Matching | None, side: int = 0) -> Tensor:

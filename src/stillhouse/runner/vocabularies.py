@@ -53,6 +53,8 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     reasons = []
     if config.responses.mixes_tokens():
         reasons.append(f"responses.kind={config.responses.kind} puts tokens of both into one response")
+    if "teacher_logprob" in getattr(config.responses, "needs", frozenset)():
+        reasons.append("responses.filters and scores ask how likely the teacher finds the student's tokens")
     if config.student.from_teacher is not None:
         reasons.append("student.from_teacher copies embeddings that are not student.tokenizer's")
     if config.data.text is not None and "teacher" in _on_text(config):

@@ -18,12 +18,14 @@ from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
 from stillhouse.data.translate import Translator, alignment_of
 from stillhouse.errors import TrainingError
-from stillhouse.models import head_of, hidden_rows
+from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Compact, Head, Objective, Rows, fused_label_facts, fused_rows
+from stillhouse.objectives.base import Layers
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import AnyTeacher, Teacher
+from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
@@ -156,7 +158,7 @@ class Step:
         model.eval()
         with torch.no_grad(), self.meter.seconds("look"):
             for batch in batches:
-                sides = self._sides(model, batch, self._teacher_signal(batch))
+                sides = self._sides(model, batch, self._teacher_signal(batch)[0])[0]
                 gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
         model.train(training)
         self.now = referred(self.now, gaps.means(self.world.add))
@@ -172,14 +174,18 @@ class Step:
         """
         objective: Objective = self.now["objective"]
         mask = batch["response_mask"]
-        theirs = self._teacher_signal(batch)
+        theirs, their_layers = self._teacher_signal(batch)
         with self.meter.seconds("student"):
-            sides = self._sides(model, batch, theirs)
+            sides, our_layers = self._sides(model, batch, theirs)
             rows = rows_of(batch, self.translator)
             if self._gaps is not None:
                 rows = fused_label_facts(objective, *sides, rows=rows)
                 self._gaps.add(rows)
             loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
+            if objective.depths:
+                more = objective.per_layers(our_layers, their_layers, rows)
+                loss = loss + (more * batch["weight"][mask]).sum()
+                values = values + more.detach()
         self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
         self.forward_ended = time.perf_counter()
@@ -222,26 +228,38 @@ class Step:
         """Whether the responses of a prompt must stay together in a micro-batch."""
         return "pairs" in self.method.objective.required
 
-    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> Tensor | Compact | None:
-        """What the teacher says about a micro-batch, counted and timed."""
+    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | Compact | None, Layers]:
+        """What the teacher says about a micro-batch and its layers that are compared, counted and timed."""
         if self.teacher is None:
-            return None
+            return None, {}
         seen = getattr(self.teacher, "tokens", 0)
         with self.meter.seconds("teacher"):
             seen_batch = seen_by_teacher(batch)
-            signal = teacher_signal(self.teacher, seen_batch, self.now["objective"], self._memory)
+            objective: Objective = self.now["objective"]
+            signal: Tensor | Compact
+            layers: Layers = {}
+            if objective.depths:
+                assert isinstance(self.teacher, LiveTeacher)
+                signal, layers = self.teacher.layers(seen_batch, objective.depths)
+            else:
+                signal = teacher_signal(self.teacher, seen_batch, objective, self._memory)
         for name, (total, count) in self.teacher.counts().items():
             self.meter.add_mean(name, total, count)
         if tokens := getattr(self.teacher, "tokens", 0) - seen:
             self.meter.add("tokens/teacher", float(tokens))
-        return signal
+        return signal, layers
 
     def _sides(
         self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | Compact | None
-    ) -> tuple[Tensor, Head, Tensor | Compact | None, Head | None]:
-        """Hidden states and head of the student, then what the teacher says and its head, if it has one."""
+    ) -> tuple[tuple[Tensor, Head, Tensor | Compact | None, Head | None], Layers]:
+        """Hidden states and head of the student, then what the teacher says and its head, if it has one; and
+        the student's layers that are compared."""
         head = self.teacher.head if isinstance(self.teacher, Teacher) else None
-        return hidden_rows(model, dict(batch)), head_of(model, self._vocab), theirs, head
+        depths = self.now["objective"].depths
+        hidden, layers = layer_rows(model, dict(batch), depths) if depths else (None, {})
+        if hidden is None:
+            hidden = hidden_rows(model, dict(batch))
+        return (hidden, head_of(model, self._vocab), theirs, head), layers
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
         sources = torch.cat([batch.sources for batch in micro])
