@@ -169,7 +169,7 @@ def test_what_the_teacher_cannot_read_is_compared_with_nothing_and_counted(
 ) -> None:
     given = responses()
     step = step_of({"kind": "sum", "terms": [{"kind": "span"}, {"kind": "cross_entropy"}]}, given)
-    step.translator = translator(context=14)  # "say 1" and 21 bytes are too long, "say 0" and 10 are not
+    step.translator = translator(context=14)  # "say 0", 9 bytes and the end are too long by one
     with caplog.at_level("WARNING", logger="stillhouse"):
         loss, slope = gradient(step, student(), 2)
     assert torch.isfinite(slope).all()
@@ -180,7 +180,7 @@ def test_what_the_teacher_cannot_read_is_compared_with_nothing_and_counted(
         "told once, counted always"
     )
     alone = step_of("span", given)
-    alone.translator = translator(context=6)
+    alone.translator = translator(context=5)
     total, slope = gradient(alone, student(), 1)
     assert total == 0.0
     assert not slope.any()

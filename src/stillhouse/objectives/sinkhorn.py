@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 STEPS = 500
-TOLERANCE = 1e-10
-"""Of the dual potentials, in units of cost."""
+TOLERANCE = {torch.float64: 1e-10}
+"""Of the dual potentials, in units of cost, by the number format of the cost."""
+OTHERWISE = 1e-6
 
 
 def transport(cost: Tensor, blur: float) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,7 @@ def transport(cost: Tensor, blur: float) -> tuple[Tensor, Tensor]:
     log_a, log_b = -math.log(n), -math.log(m)
     symmetric = n == m and torch.equal(c, c.t())
     f, g = c.new_zeros(n), c.new_zeros(m)
+    tolerance = TOLERANCE.get(cost.dtype, OTHERWISE) / blur
     for _ in range(STEPS):
         if symmetric:  # the mean of both updates: converges at once and keeps f = g
             new = (f - torch.logsumexp(f[None] - c, 1) - log_a) / 2
@@ -41,7 +43,7 @@ def transport(cost: Tensor, blur: float) -> tuple[Tensor, Tensor]:
             new = -torch.logsumexp(g[None] - c, 1) - log_b
             moved, f = (new - f).abs().max(), new
             g = -torch.logsumexp(f[:, None] - c, 0) - log_a
-        if moved * blur < TOLERANCE:
+        if moved < tolerance:
             break
     plan = (f[:, None] + g[None] - c + log_a + log_b).exp()
     value = blur * (f.mean() + g.mean())
