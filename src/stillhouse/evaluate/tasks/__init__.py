@@ -1,6 +1,6 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import exact_match, instructions
+from stillhouse.evaluate.tasks import cost, exact_match, fidelity, instructions, speculative
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -21,7 +21,10 @@ __all__ = [
     "Scores",
     "Task",
     "TaskField",
+    "cost",
     "exact_match",
+    "fidelity",
     "instructions",
     "means_over_seeds",
+    "speculative",
 ]
