@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.objectives.base import Objective
+from stillhouse.objectives.base import Objective, with_compact
+from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head, as_head, gathered
 from stillhouse.objectives.rows import Rows
 from stillhouse.objectives.work import Chunking, Gradients, Part, Side, Work, operand_dtype
@@ -26,7 +27,7 @@ def fused_loss(
     objective: Objective,
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor | None = None,
+    teacher_hidden: Tensor | Compact | None = None,
     teacher_head: Head | Tensor | None = None,
     token_weight: Tensor | None = None,
     rows: Rows | None = None,
@@ -38,7 +39,8 @@ def fused_loss(
         objective: any objective; its plain call on full logits is the definition that this equals.
         student_hidden: [N, Ds], gradient wanted or not.
         student_head: a [V, Ds] weight or a `Head`; a frozen one gets no gradient and costs none.
-        teacher_hidden: [N, Dt]; None if the objective needs no teacher.
+        teacher_hidden: [N, Dt], or what a teacher says about a few tokens of each row, which needs no head;
+            None if the objective needs no teacher.
         teacher_head: a [V', Dt] weight or a `Head`. Of heads of different height the shared ids are compared.
         token_weight: [N]; None: each row counts 1 / N. Rows of weight 0 reach no head.
         rows: labels, sources and the rest of what the objective needs, [N] each.
@@ -60,7 +62,7 @@ def fused_rows(
     objective: Objective,
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor | None = None,
+    teacher_hidden: Tensor | Compact | None = None,
     teacher_head: Head | Tensor | None = None,
     token_weight: Tensor | None = None,
     rows: Rows | None = None,
@@ -70,7 +72,9 @@ def fused_rows(
     head, rows = as_head(student_head), rows or Rows()
     others: dict[str, Side] = {}
     wanted = objective.required
-    if "teacher" in wanted and teacher_hidden is not None and teacher_head is not None:
+    if isinstance(teacher_hidden, Compact):
+        rows = with_compact(rows, teacher_hidden)
+    elif "teacher" in wanted and teacher_hidden is not None and teacher_head is not None:
         others["teacher"] = Side.of(teacher_hidden, as_head(teacher_head))
     if "reference" in wanted and rows.reference_hidden is not None and rows.reference_head is not None:
         others["reference"] = Side.of(rows.reference_hidden, rows.reference_head)

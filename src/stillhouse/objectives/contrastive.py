@@ -35,6 +35,7 @@ class Contrastive(Objective):
     """
 
     kind: Literal["contrastive"] = "contrastive"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sources"})
     alpha: Skew = 0.1
     """Share of the own side in both mixtures; with `alpha_rule: gap` the base value alpha_0."""

@@ -310,6 +310,8 @@ class Work:
         if out is None:
             if not objective.has_token_part:
                 return student.new_zeros(student.shape[0])
+            if rows.compact is not None:
+                return piece.share * objective.per_token_compact(student, rows.compact, rows)
             return piece.share * objective.per_token(student, teacher, rows)
         slope = piece.student.head.slope(student)
         through = None
@@ -317,6 +319,8 @@ class Work:
             through = _label_gradient(student, rows, piece.through_label)
         if objective.has_token_part:
             arithmetic = _compiled(objective) if self.chunking.compile else objective.value_and_gradient
+            if rows.compact is not None:
+                arithmetic = objective.compact_value_and_gradient
             value, gradient = arithmetic(student, teacher, rows)
             gradient.mul_((piece.share * piece.weights)[:, None])
             gradient = gradient if through is None else gradient.add_(through)

@@ -86,7 +86,7 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:
@@ -130,10 +130,14 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         version: the optimiser step whose weights the student has now.
     """
     config = parts.config
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    student = Writer(parts.engine(parts.student), "student", parts.sampling, version, written)
     teacher = pair = None
     if parts.teacher is not None:
-        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
+        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None, written)
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
     context = Context(
         parts.data.train,
@@ -148,7 +152,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
@@ -157,6 +161,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
         memory=context.memory,
     )
+    return step
 
 
 def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:

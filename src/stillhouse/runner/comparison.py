@@ -187,7 +187,7 @@ def _loaded(config: RunConfig) -> Parts:
     tokenizer = load_tokenizer(config.student)
     student = load_student(config.student, tokenizer, None, config.train.seed)
     where, teacher, vocab = (
-        config.teacher.model() if config.teacher is not None else None,
+        config.teacher.model_to_load() if config.teacher is not None else None,
         None,
         len(tokenizer),
     )

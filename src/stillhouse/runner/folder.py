@@ -17,6 +17,7 @@ from typing import Any
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, write_json, write_jsonl
+from stillhouse.report.state import at_work
 from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
@@ -65,19 +66,11 @@ class RunFolder:
 
     def _running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
-        import psutil
-
         try:
             state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            if state["state"] != "running" or state["process"] == os.getpid():
-                return None
-            started = datetime.datetime.fromisoformat(state["started"]).timestamp()
-            process = psutil.Process(state["process"])
-        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        except (OSError, ValueError):
             return None
-        # A number given anew, after a crash and a restart, belongs to a process that is younger than the run.
-        at_work = process.create_time() <= started + 1 and process.status() != psutil.STATUS_ZOMBIE
-        return int(state["process"]) if at_work else None
+        return at_work(state) if isinstance(state, dict) else None
 
     def begin(self, name: str, recipe: str | None) -> None:
         """Note that the run has started."""
@@ -90,8 +83,14 @@ class RunFolder:
             "seconds": None,
             "command": " ".join(sys.argv),
             "process": os.getpid(),
+            "host": platform.node(),
             "message": None,
         }
+        self.write("state.json", self._state)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the state of a run that is going on."""
+        self._state.update(facts)
         self.write("state.json", self._state)
 
     def end(self, state: str, message: str | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillhouse.models import TeacherModel, head_of, hidden_rows
 from stillhouse.objectives.head import Head
-from stillhouse.teachers.base import REGISTRY, TeacherConfig
+from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
 
 
 class LiveTeacher:
@@ -19,11 +19,18 @@ class LiveTeacher:
     def __init__(self, model: nn.Module, vocab: int) -> None:
         self.model = model.eval()
         self.head: Head = head_of(model, vocab)
+        self.tokens = 0
+        """Tokens that have gone through it, those of prompts included."""
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """[N, Dt] last hidden states at the response rows, without gradient."""
+        self.tokens += int(batch["attention_mask"].sum())
         with torch.no_grad():
             return hidden_rows(self.model, dict(batch))
+
+    def counts(self) -> Counts:
+        """Nothing is counted."""
+        return {}
 
 
 @REGISTRY.register
@@ -33,7 +40,7 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     kind: Literal["live"] = "live"
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
 
-    def model(self) -> TeacherModel:
+    def model_to_load(self) -> TeacherModel:
         """Itself."""
         return self
 

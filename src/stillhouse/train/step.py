@@ -6,6 +6,7 @@ responses carry the version), and measured losses to the curriculum (`observe`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,10 +22,10 @@ from stillhouse.objectives import Objective, Rows, fused_rows
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
-from stillhouse.teachers import Teacher
+from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_hidden
+from stillhouse.train.signal import teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -64,7 +65,7 @@ class Step:
         self,
         method: Method,
         policy: Policy,
-        teacher: Teacher | None,
+        teacher: AnyTeacher | None,
         pad_id: int,
         vocab: int,
         world: World | None = None,
@@ -92,6 +93,8 @@ class Step:
         self.last_loss = 0.0
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.forward_ended = 0.0
+        """When the last forward pass ended, by `time.perf_counter`; the backward pass follows."""
         self._pad_id = pad_id
         self._vocab = vocab
         self.world: World = world or Alone()
@@ -140,8 +143,13 @@ class Step:
         mask = batch["response_mask"]
         theirs = None
         if self.teacher is not None:
+            seen = getattr(self.teacher, "tokens", None)
             with self.meter.seconds("teacher"):
-                theirs = teacher_hidden(self.teacher, batch, objective, self._memory)
+                theirs = teacher_signal(self.teacher, batch, objective, self._memory)
+            for name, (total, count) in self.teacher.counts().items():
+                self.meter.add_mean(name, total, count)
+            if seen is not None:
+                self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[attr-defined]
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
@@ -149,11 +157,13 @@ class Step:
                 hidden,
                 head_of(model, self._vocab),
                 theirs,
-                None if self.teacher is None else self.teacher.head,
+                self.teacher.head if isinstance(self.teacher, Teacher) else None,
                 token_weight=batch["weight"][mask],
                 rows=rows_of(batch),
             )
+        self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
+        self.forward_ended = time.perf_counter()
         return loss * self.world.size
 
     def finish(self) -> None:

@@ -1,6 +1,6 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import cost, exact_match, fidelity, instructions, speculative
+from stillhouse.evaluate.tasks import code, cost, exact_match, fidelity, instructions, maths, speculative
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -21,10 +21,12 @@ __all__ = [
     "Scores",
     "Task",
     "TaskField",
+    "code",
     "cost",
     "exact_match",
     "fidelity",
     "instructions",
+    "maths",
     "means_over_seeds",
     "speculative",
 ]

@@ -133,6 +133,13 @@ class Asking(Probe):
         }
         return limits.model_copy(update=changed)
 
+    def settled(self, bench: Bench) -> tuple[Sampling, tuple[int, ...]]:
+        """The sampling and the seeds that are really used."""
+        sampling = self.sampling or bench.sampling
+        if "max_tokens" not in sampling.model_fields_set:
+            sampling = sampling.model_copy(update={"max_tokens": bench.sampling.max_tokens})
+        return sampling, tuple(self.seeds or bench.seeds)
+
     def begin(self, bench: Bench) -> Sitting:
         """Questions, sampling and seeds, ready to be answered.
 
@@ -142,9 +149,7 @@ class Asking(Probe):
         """
         encoder = Encoder(self.template or bench.data.template, bench.tokenizer)
         asked = self.questions(encoder, bench.data, bench.held_out)
-        sampling = self.sampling or bench.sampling
-        if "max_tokens" not in sampling.model_fields_set:
-            sampling = sampling.model_copy(update={"max_tokens": bench.sampling.max_tokens})
+        sampling, seeds = self.settled(bench)
         longest = max(len(question.prompt.token_ids) for question in asked.questions)
         if bench.context is not None and longest + sampling.max_tokens > bench.context:
             raise ConfigError(
@@ -157,7 +162,7 @@ class Asking(Probe):
                     hint="Lower max_prompt or sampling.max_tokens of the task.",
                 )
             )
-        return Sitting(bench, encoder, asked, sampling, tuple(self.seeds or bench.seeds))
+        return Sitting(bench, encoder, asked, sampling, seeds)
 
 
 @dataclass(frozen=True)
