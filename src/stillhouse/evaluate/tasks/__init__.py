@@ -1,6 +1,15 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import code, cost, exact_match, fidelity, instructions, maths, speculative
+from stillhouse.evaluate.tasks import (
+    code,
+    cost,
+    exact_match,
+    fidelity,
+    instructions,
+    lm_eval,
+    maths,
+    speculative,
+)
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -26,6 +35,7 @@ __all__ = [
     "exact_match",
     "fidelity",
     "instructions",
+    "lm_eval",
     "maths",
     "means_over_seeds",
     "speculative",
