@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
-from stillhouse.engines.server import ServerConfig
+from stillhouse.engines.server import ServerConfig, ServerEngine
 from stillhouse.engines.transformers import TransformersConfig
 
 EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
@@ -18,6 +18,7 @@ __all__ = [
     "EngineField",
     "Sampling",
     "ServerConfig",
+    "ServerEngine",
     "TokenizerFacts",
     "TransformersConfig",
 ]

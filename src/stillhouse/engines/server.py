@@ -64,6 +64,11 @@ class ServerConfig(EngineConfig, Server):
     student: TransformersConfig = TransformersConfig()
     """What writes the student's text, whose weights change here and not on the server."""
 
+    @classmethod
+    def of_teacher(cls, teacher: Any) -> ServerConfig:
+        """The engine for a teacher on a server: the same server."""
+        return cls(**{name: getattr(teacher, name) for name in (*Server.model_fields, "retokenise")})
+
     def build(self, model: Any, facts: TokenizerFacts) -> Engine:
         """The engine; what the server can do is looked up now.
 

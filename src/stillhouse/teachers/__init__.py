@@ -10,6 +10,7 @@ from stillhouse.teachers.base import (
     TeacherField,
 )
 from stillhouse.teachers.live import LiveTeacherConfig
+from stillhouse.teachers.server import ServerTeacherConfig
 
 __all__ = [
     "REGISTRY",
@@ -17,6 +18,7 @@ __all__ = [
     "CompactTeacher",
     "Counts",
     "LiveTeacherConfig",
+    "ServerTeacherConfig",
     "Teacher",
     "TeacherConfig",
     "TeacherField",

@@ -73,6 +73,12 @@ class TeacherConfig(Part):
         """The model that has to be loaded for it; None if there is none."""
         return None
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
+
+    def check_signal(self) -> None:
+        """Refuse early what `build` would refuse, where that takes no loaded model."""
+
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
         """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
