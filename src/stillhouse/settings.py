@@ -24,6 +24,17 @@ from stillhouse.teachers import TeacherField
 from stillhouse.train.config import TrainConfig
 
 
+class LicenceConfig(Part):
+    """Licences by their identifier on the Hugging Face hub, such as apache-2.0, or in words."""
+
+    student: str | None = None
+    """Under which the student is passed on."""
+    teacher: str | None = None
+    """Of the teacher; default: what its card says."""
+    data: str | None = None
+    """Of the data; default: what the card beside the file says."""
+
+
 class OutputConfig(Part):
     """Where a run leaves its files."""
 
@@ -31,6 +42,8 @@ class OutputConfig(Part):
     """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
     report: bool = True
     """Write report.html at the end."""
+    licence: LicenceConfig = LicenceConfig()
+    """Licences that the student's card names, where they are not found in the cards beside the files."""
 
 
 class RunConfig(Part):

@@ -21,6 +21,8 @@ class Writer:
     """How it samples where a policy does not say otherwise."""
     version: Callable[[], int | None]
     """The optimiser step of the weights it writes with; None for the teacher."""
+    told: Callable[[int], None] | None = None
+    """Told how many tokens each call has written."""
 
     def settings(self, sampling: Sampling | None) -> Sampling:
         """`sampling`, or the writer's own; its length limit too, unless `sampling` sets one."""
@@ -43,6 +45,8 @@ class Writer:
         """
         ids = [prompt.token_ids for prompt in prompts]
         completions = shown.generate(self.engine, ids, self.settings(sampling), seed, title)
+        if self.told is not None:
+            self.told(sum(len(done.token_ids) for done in completions))
         version = self.version()
         return [
             Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)

@@ -152,12 +152,16 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         version: the optimiser step whose weights the student has now.
     """
     config = parts.config
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    student = Writer(parts.engine(parts.student), "student", parts.sampling, version, written)
     teacher = pair = None
     if "teacher" in config.responses.writers() and (writes := parts.teacher_engine) is not None:
         if isinstance(writes, ServerEngine):
             writes.keep(folder.responses / "answers.jsonl")
-        teacher = Writer(writes, "teacher", parts.sampling, lambda: None)
+        teacher = Writer(writes, "teacher", parts.sampling, lambda: None, written)
     if parts.teacher is not None:
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
     context = Context(
@@ -173,7 +177,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
@@ -182,6 +186,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
         memory=context.memory,
     )
+    return step
 
 
 def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:

@@ -38,6 +38,8 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
         "data.text": config.data.text,
         "evaluate.data": config.evaluate.data,
     }
+    for index, task in enumerate(config.evaluate.tasks):
+        sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.sources().items()}
     for name, source in sources.items():
         found = getattr(source, "found", None)
         if found is None:

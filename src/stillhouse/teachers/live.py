@@ -19,9 +19,12 @@ class LiveTeacher:
     def __init__(self, model: nn.Module, vocab: int) -> None:
         self.model = model.eval()
         self.head: Head = head_of(model, vocab)
+        self.tokens = 0
+        """Tokens that have gone through it, those of prompts included."""
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """[N, Dt] last hidden states at the response rows, without gradient."""
+        self.tokens += int(batch["attention_mask"].sum())
         with torch.no_grad():
             return hidden_rows(self.model, dict(batch))
 

@@ -6,6 +6,7 @@ responses carry the version), and measured losses to the curriculum (`observe`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,6 +93,8 @@ class Step:
         self.last_loss = 0.0
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.forward_ended = 0.0
+        """When the last forward pass ended, by `time.perf_counter`; the backward pass follows."""
         self._pad_id = pad_id
         self._vocab = vocab
         self.world: World = world or Alone()
@@ -140,10 +143,13 @@ class Step:
         mask = batch["response_mask"]
         theirs = None
         if self.teacher is not None:
+            seen = getattr(self.teacher, "tokens", None)
             with self.meter.seconds("teacher"):
                 theirs = teacher_signal(self.teacher, batch, objective, self._memory)
             for name, (total, count) in self.teacher.counts().items():
                 self.meter.add_mean(name, total, count)
+            if seen is not None:
+                self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[attr-defined]
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
@@ -155,7 +161,9 @@ class Step:
                 token_weight=batch["weight"][mask],
                 rows=rows_of(batch),
             )
+        self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
+        self.forward_ended = time.perf_counter()
         return loss * self.world.size
 
     def finish(self) -> None:
