@@ -96,7 +96,7 @@ def test_seqkd_learns_from_the_text_of_llama_cpp(llama_server: str, tmp_path: Pa
         },
         teacher={"kind": "server", "url": llama_server, "concurrency": 2},
         engine={"sampling": {"temperature": 0.0, "max_tokens": 4}},
-        train={"max_steps": 10, "lr": 1e-2},
+        train={"max_steps": 12, "lr": 5e-2},
     )
     execute(resolve(plan))
     found = losses(folder / "seqkd")

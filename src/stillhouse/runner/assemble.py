@@ -73,8 +73,9 @@ class Parts:
     @cached_property
     def teacher_engine(self) -> Engine | None:
         """What writes the teacher's text: its own server, or the configured engine over it."""
-        if isinstance(self.config.teacher, ServerTeacherConfig):
-            return ServerConfig.of_teacher(self.config.teacher).build(None, self.facts)
+        teacher = getattr(self.config.teacher, "of", self.config.teacher)
+        if isinstance(teacher, ServerTeacherConfig):
+            return ServerConfig.of_teacher(teacher).build(None, self.facts)
         if self.teacher is None:
             return None
         engine: Engine = self.config.engine.build(self.teacher, self.facts)
@@ -184,7 +185,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
-        memory=context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
     return step
 

@@ -149,6 +149,8 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         bar.close()
+        if (line := step.close()) is not None and folder.main:
+            console.note(line)
         tell(parts, step.teacher, folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 

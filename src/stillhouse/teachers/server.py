@@ -11,11 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from stillhouse.config import FilePath
 from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import EXCLUDED, LEAST_TAIL, Compact, joined
 from stillhouse.remote import Completions, Server
 from stillhouse.remote.scores import Scores, scores_of
-from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
+from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
+from stillhouse.teachers.cache import CacheTeacherConfig
 
 
 @REGISTRY.register
@@ -28,6 +30,9 @@ class ServerTeacherConfig(TeacherConfig, Server):
     most the one over whole distributions (`objectives.compact`); CSD, which compares all pairs of tokens,
     cannot be computed from that and is refused.
 
+    Everything it says about given text is kept on disk, one sequence as soon as it is said, and not asked for
+    again by any run that shares the folder.
+
     Example: `teacher: {kind: server, url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen2.5-7B, top: 20}`
     """
 
@@ -37,8 +42,10 @@ class ServerTeacherConfig(TeacherConfig, Server):
     says, by default 20."""
     retokenise: bool = False
     """Exchange text instead of token ids when the teacher writes; see engine kind server."""
+    keep: FilePath | None = Path("teacher-cache")
+    """The folder of the store for what it says, as that of teacher kind cache; null keeps nothing."""
     identity: str | None = None
-    """What tells this teacher from others in a cache, in place of url and model: give it where one model is
+    """What tells this teacher from others in the store, in place of url and model: give it where one model is
     served at changing places. A server cannot show that its weights are still the same."""
     remembers: ClassVar[bool] = True
 
@@ -63,20 +70,27 @@ class ServerTeacherConfig(TeacherConfig, Server):
         Raises:
             TeacherError: it gives none, or not `top` of them.
         """
-        self.build(None, 0).check()
+        ServerTeacher(Completions(self, None, TeacherError), self.top).check()
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
         name = self.identity or f"{self.url} {self.served(self.client(TeacherError))}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
-    def build(self, model: nn.Module | None, vocab: int) -> ServerTeacher:
-        """The running teacher.
+    def plain(self) -> ServerTeacherConfig:
+        """The same without `keep`."""
+        return self.model_copy(update={"keep": None})
+
+    def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
+        """The running teacher, over its store.
 
         Raises:
             TeacherError: the server does not answer, or gives no log-probabilities of given text.
         """
-        return ServerTeacher(Completions(self, None, TeacherError), self.top)
+        if self.keep is None:
+            return ServerTeacher(Completions(self, None, TeacherError), self.top)
+        kept = CacheTeacherConfig(of=self, store="topk", k=self.top, logprobs="float32", folder=self.keep)
+        return kept.build(model, vocab)
 
 
 class ServerTeacher:
@@ -125,16 +139,16 @@ class ServerTeacher:
 
     def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
         """(sequence, its rows) as the answers come."""
-        sequences = [
-            ids[: int(mask.sum())].tolist()
-            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        ]
-        places = [mask.nonzero().squeeze(-1).tolist() for mask in batch["response_mask"]]
-        bodies = [self._body(sequence) for sequence in sequences]
-        for row, scores in self.completions.client.each("completions", bodies, self._read):
-            # A place predicts the token after it, whose scores are one further.
-            wanted = [place + 1 for place in places[row]]
-            yield row, top_rows(scores, sequences[row], wanted, self.top)
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+            rows.setdefault(tuple(ids[: int(mask.sum())].tolist()), []).append(row)
+        different = list(rows)
+        bodies = [self._body(sequence) for sequence in different]
+        for index, scores in self.completions.client.each("completions", bodies, self._read):
+            for row in rows[different[index]]:
+                # A place predicts the token after it, whose scores are one further.
+                wanted = (batch["response_mask"][row].nonzero().squeeze(-1) + 1).tolist()
+                yield row, top_rows(scores, different[index], wanted, self.top)
 
     def counts(self) -> Counts:
         """Nothing for the metrics log; `close` tells what was asked for."""
