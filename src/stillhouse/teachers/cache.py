@@ -21,8 +21,9 @@ from stillhouse.teachers.cached import CachedCompact, CachedTeacher
 from stillhouse.teachers.fingerprint import tokenizer_digest
 from stillhouse.teachers.forms import DTYPES, CompactForm, DrawsForm, Form, HiddenForm, Number, TopForm
 from stillhouse.teachers.store import Store
+from stillhouse.teachers.store.care import FACTS
 
-FACTS, HEAD = "store.json", "head.safetensors"
+HEAD = "head.safetensors"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("draws", "temperature", "logprobs")}
 """The fields that belong to each kind of store."""

@@ -150,7 +150,16 @@ class CachedTeacher:
 class CachedCompact:
     """A few tokens of each row, from a store."""
 
-    def __init__(self, store: Store, form: CompactForm, teacher: AnyTeacher | None) -> None:
+    def __init__(self, store: Store, form: CompactForm, teacher: AnyTeacher | None, seed: int = 0) -> None:
+        """Answer from a store.
+
+        Args:
+            store: where records are.
+            form: how they look.
+            teacher: says what is not there; None if it is not at hand.
+            seed: decides the draws, together with the text.
+        """
+        self._seed = seed
         self.form: str = form.kind
         self.inner: object = teacher
         """The teacher behind it."""
@@ -184,7 +193,7 @@ class CachedCompact:
             labels = batch["labels"][batch["response_mask"]].split(counts)
             hidden = self.inner.hidden(batch).split(counts)
             said = [
-                compacted(self._form, self.inner.head, states, ids, key)
+                compacted(self._form, self.inner.head, states, ids, self._seed_of(key))
                 for states, ids, key in zip(hidden, labels, keys, strict=True)
             ]
         else:
@@ -193,6 +202,10 @@ class CachedCompact:
             starts = torch.tensor([0, *counts]).cumsum(0).tolist()
             said = [whole[start : start + size] for start, size in zip(starts, counts, strict=False)]
         return [self._form.encode(part) for part in said]
+
+    def _seed_of(self, key: bytes) -> int:
+        """The same text always has the same draws."""
+        return int.from_bytes(key[:7], "big") ^ self._seed
 
     def counts(self) -> Counts:
         """See `Kept.counts`."""
@@ -218,7 +231,7 @@ def together(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, key: bytes) -> Compact:
+def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, seed: int) -> Compact:
     """A compact form of exact distributions, in blocks of rows.
 
     Args:
@@ -226,9 +239,9 @@ def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, key
         head: the teacher's.
         hidden: [R, Dt] of one sequence.
         labels: [R], the tokens that follow.
-        key: of the sequence; decides the draws, so that the same text always has the same.
+        seed: decides the draws.
     """
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    generator = torch.Generator().manual_seed(seed)
     size = max(1, LOGITS // head.height)
     parts = []
     for start in range(0, hidden.shape[0], size):
