@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
 from stillhouse.engines.server import ServerConfig, ServerEngine
 from stillhouse.engines.transformers import TransformersConfig
+from stillhouse.engines.vllm import VllmConfig
 
 EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a configuration field that holds an engine."""
@@ -21,4 +22,5 @@ __all__ = [
     "ServerEngine",
     "TokenizerFacts",
     "TransformersConfig",
+    "VllmConfig",
 ]

@@ -211,11 +211,37 @@ def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerF
         ConfigError: the server has no such setting.
     """
     names = OPTIONS[abilities.kind]
+    if faults := unsupported(sampling, names, f"a server of kind {abilities.kind}"):
+        raise ConfigError(*faults)
+    options: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
+        **ALWAYS[abilities.kind],
+    }
+    if abilities.kind == "llama.cpp":
+        return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
+    if abilities.kind == "vllm":
+        options["stop_token_ids"] = list(facts.eos_ids)
+    if abilities.ids:
+        options["return_token_ids"] = True
+    return options | ({"logprobs": 1} if sampling.logprobs else {})
+
+
+def unsupported(sampling: Sampling, names: Mapping[str, str], who: str) -> list[Fault]:
+    """The settings that an engine cannot follow.
+
+    Args:
+        sampling: what is asked for.
+        names: the settings beyond temperature, top_p and max_tokens that it knows.
+        who: the engine, for people.
+    """
     neutral = Sampling()
     faults = [
         Fault(
             f"engine.sampling.{name}",
-            f"is nothing that a server of kind {abilities.kind} can do",
+            f"is nothing that {who} can do",
             got=str(getattr(sampling, name)),
             allowed=str(getattr(neutral, name)),
             hint="Let engine: {kind: transformers} write, or leave it out.",
@@ -232,27 +258,12 @@ def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerF
         faults.append(
             Fault(
                 "engine.sampling.logprobs",
-                "servers give the model's own log-probabilities, not those of the distribution drawn from",
+                f"{who} gives the model's own log-probabilities, not those of the distribution drawn from",
                 allowed="temperature 1 (or 0), and nothing that bends the distribution",
                 got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *bent)),
             )
         )
-    if faults:
-        raise ConfigError(*faults)
-    options: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
-        **ALWAYS[abilities.kind],
-    }
-    if abilities.kind == "llama.cpp":
-        return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
-    if abilities.kind == "vllm":
-        options["stop_token_ids"] = list(facts.eos_ids)
-    if abilities.ids:
-        options["return_token_ids"] = True
-    return options | ({"logprobs": 1} if sampling.logprobs else {})
+    return faults
 
 
 def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:
