@@ -38,11 +38,14 @@ def server(service: Service, **more: Any) -> dict[str, Any]:
     return {"kind": "server", "url": service.url, "backoff": 0.001, **more}
 
 
-def asked(service: Service) -> Counter[str]:
-    """The questions of a run, without those that look at the server's abilities."""
+def asked(service: Service, field: str = "seed") -> Counter[str]:
+    """How often each question was put: texts have a seed, scores `prompt_logprobs`; probes are left out."""
     bodies = service.bodies("/v1/completions")
-    probes = [body for body in bodies if "seed" not in body and len(body["prompt"]) < 5]
-    return Counter(json.dumps(body) for body in bodies if body not in probes and "seed" in body)
+    return Counter(
+        json.dumps(b)
+        for b in bodies
+        if field in b and b.get("prompt_logprobs") in (None, 20) and len(b["prompt"]) > 3
+    )
 
 
 def losses(folder: Path) -> list[float]:
@@ -53,7 +56,7 @@ def test_kd_from_top_20_log_probabilities_learns_and_hides_the_key(
     service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    teacher = server(service, top=20, key_env="TEACHER_KEY")
+    teacher = server(service, top=20, key_env="TEACHER_KEY", keep=str(folder / "kd-store"))
     execute(resolve(tree(folder, "kd", teacher=teacher, recipe="kd", train={"max_steps": 12, "lr": 1e-2})))
     found = losses(folder / "kd")
     assert found[-1] < 0.8 * found[0]
@@ -69,7 +72,7 @@ def test_kd_from_top_20_log_probabilities_learns_and_hides_the_key(
 def test_top_k_losses_are_at_most_those_over_whole_distributions(service: Service, folder: Path) -> None:
     plan: dict[str, Any] = {"recipe": "kd", "train": {"max_steps": 2, "log_every": 1}}
     execute(resolve(tree(folder, "live", **plan)))
-    execute(resolve(tree(folder, "served", teacher=server(service, top=20), **plan)))
+    execute(resolve(tree(folder, "served", teacher=server(service, top=20, keep=None), **plan)))
     whole, top = losses(folder / "live")[0], losses(folder / "served")[0]
     assert 0.9 * whole < top <= whole + 1e-6
 
@@ -115,9 +118,25 @@ def test_a_run_that_was_killed_while_the_teacher_wrote_asks_nothing_twice(
     assert 0 < len(half) < 18
     assert in_child(plan, resume=True) == 0
     questions = asked(service)
-    # Only the answer that came in while the process died is asked for again.
+    # What was answered and kept is not asked for again: only the answer that the process died with, and the
+    # request that was under way.
     assert len(questions) == 18
-    assert sum(questions.values()) <= 18 + 1
+    assert sum(questions.values()) <= 18 + 2
+
+
+def test_scores_are_asked_for_once_by_runs_that_share_a_store(service: Service, folder: Path) -> None:
+    teacher = server(service, keep=str(folder / "store"), concurrency=4)
+    plan = tree(folder, "kd", teacher=teacher, recipe="kd", train={"save_every": 2})
+    assert in_child(plan, die=nth(2, "open", "metrics.jsonl")) == -signal.SIGKILL
+    begun = asked(service, "prompt_logprobs")
+    assert 0 < len(begun) < 18
+    assert in_child(plan, resume=True) == 0
+    assert (
+        in_child({**plan, "name": "jsd", "objective": "jsd", "output": {"folder": str(folder / "jsd")}}) == 0
+    )
+    questions = asked(service, "prompt_logprobs")
+    assert len(questions) == 18
+    assert set(questions.values()) == {1}
 
 
 @pytest.mark.parametrize("objective", ["csd", "dld"])
