@@ -167,6 +167,8 @@ def test_a_server_without_prompt_log_probabilities_is_refused_before_the_run(fol
             execute(resolve(plan))
     with demo_server(most=5) as few, pytest.raises(StillhouseError, match="max-logprobs"):
         execute(resolve(tree(folder, "x", teacher=server(few), recipe="kd")))
+    with demo_server(context=40) as short, pytest.raises(StillhouseError, match="takes 40 tokens at once"):
+        execute(resolve(tree(folder, "x", teacher=server(short), recipe="kd")))
     assert not (folder / "x").exists()
 
 

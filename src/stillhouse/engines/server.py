@@ -160,6 +160,7 @@ class ServerEngine:
                 are in the journal.
         """
         options = sampling_options(sampling, self.completions.abilities, self.facts)
+        self._check_room(max(map(len, prompts), default=0), sampling)
         finish = Finished(len(prompts), progress)
         bodies = [
             self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
@@ -168,6 +169,22 @@ class ServerEngine:
         for index, completion in self._answers(bodies, sampling):
             finish(index, completion)
         return finish.in_order()
+
+    def _check_room(self, longest: int, sampling: Sampling) -> None:
+        context = self.completions.abilities.context
+        if context is None or self.retokenise or longest + sampling.max_tokens <= context:
+            return
+        raise ConfigError(
+            Fault(
+                "engine.sampling.max_tokens",
+                f"the longest prompt has {longest} tokens and the server at {self.completions.client.url} "
+                f"takes {context} of prompt and response together",
+                got=str(sampling.max_tokens),
+                allowed=f"at most {context - longest}",
+                hint="Or start the server with a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, "
+                "which its slots share).",
+            )
+        )
 
     def _body(self, prompt: Sequence[int], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
         text = (

@@ -25,7 +25,7 @@ from stillhouse.models import (
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.folder import RunFolder
-from stillhouse.runner.preflight import context_of
+from stillhouse.runner.preflight import context_of, longest
 from stillhouse.settings import RunConfig
 from stillhouse.teachers import ServerTeacherConfig
 from stillhouse.train.step import Method, Step
@@ -109,9 +109,9 @@ def assemble(config: RunConfig) -> Parts:
         vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
     elif config.teacher is not None:
         config.teacher.check_tokenizer(tokenizer)
-    if config.teacher is not None and "teacher" in config.objective.required:
-        config.teacher.check_signal()
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    if config.teacher is not None and "teacher" in config.objective.required:
+        config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)

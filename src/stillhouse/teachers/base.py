@@ -117,8 +117,12 @@ class TeacherConfig(Part):
         """Itself without a store of its own, for a cache around it."""
         return self
 
-    def check_signal(self) -> None:
-        """Refuse early what `build` would refuse, where that takes no loaded model."""
+    def check_signal(self, tokens: int) -> None:
+        """Refuse early what `build` would refuse, where that takes no loaded model.
+
+        Args:
+            tokens: length of the longest sequence that it will be asked about.
+        """
 
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:

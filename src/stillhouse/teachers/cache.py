@@ -163,10 +163,10 @@ class CacheTeacherConfig(TeacherConfig):
                 "mean other text. Choose a student of the teacher's family."
             )
 
-    def check_signal(self) -> None:
+    def check_signal(self, tokens: int) -> None:
         """See the teacher behind it."""
         if self.on_miss == "fill":
-            self.of.check_signal()
+            self.of.check_signal(tokens)
 
     def _own(self, form: Form, teacher: AnyTeacher, vocab: int) -> tuple[Path, dict[str, Any]]:
         """The folder of the store of a teacher that is at hand, made if it is not there."""

@@ -64,13 +64,13 @@ class ServerTeacherConfig(TeacherConfig, Server):
         if not self.retokenise:
             Completions(self, tokenizer, TeacherError).check_tokenizer()
 
-    def check_signal(self) -> None:
-        """Ask the server for log-probabilities of a few tokens.
+    def check_signal(self, tokens: int) -> None:
+        """Ask the server for log-probabilities of a few tokens, and for its context.
 
         Raises:
-            TeacherError: it gives none, or not `top` of them.
+            TeacherError: it gives none, or not `top` of them, or its context is too short.
         """
-        ServerTeacher(Completions(self, None, TeacherError), self.top).check()
+        ServerTeacher(Completions(self, None, TeacherError), self.top).check(tokens)
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
@@ -111,12 +111,20 @@ class ServerTeacher:
             )
         self._how = told
 
-    def check(self) -> None:
+    def check(self, tokens: int) -> None:
         """Ask about a few tokens.
 
         Raises:
-            TeacherError: the server does not give `top` log-probabilities for each.
+            TeacherError: the server does not give `top` log-probabilities for each, or does not take `tokens`
+                at once.
         """
+        context = self.completions.abilities.context
+        if context is not None and tokens >= context:  # it writes one token after them
+            raise TeacherError(
+                f"{self.completions.client.url}: takes {context} tokens at once, and the longest prompt and "
+                f"response have {tokens}. Start the server with a longer context (vLLM: --max-model-len), or "
+                "lower data.max_prompt or data.max_response."
+            )
         probe = [5, 6, 7]
         scores = self.completions.client.ask("completions", self._body(probe), self._read)
         if any(len(place) < self.top for place in scores[1:3]):
