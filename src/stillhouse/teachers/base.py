@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Part, Registry
+from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
 from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head
@@ -18,11 +20,16 @@ Counts = dict[str, tuple[float, float]]
 """Name in the metrics log -> total, and over how many; the log shows the mean."""
 
 
+@runtime_checkable
 class Counting(Protocol):
     """What every running teacher tells the metrics log."""
 
     def counts(self) -> Counts:
         """What has happened since this was last asked, such as cache hits; empty where nothing is counted."""
+        ...
+
+    def close(self) -> str | None:
+        """Let go of files and connections; a line for whoever ran it, where there is something to say."""
         ...
 
 
@@ -56,6 +63,24 @@ class CompactTeacher(Counting, Protocol):
         ...
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A compact teacher that says one sequence after the other, so that each can be kept at once."""
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
+        """(sequence of the batch, its rows), in any order."""
+        ...
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """A teacher that is quicker when it is asked about all micro-batches of a step together."""
+
+    def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Find out what `compact` will be asked about each of them."""
+        ...
+
+
 AnyTeacher = Teacher | CompactTeacher
 
 
@@ -72,6 +97,32 @@ class TeacherConfig(Part):
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
+
+    def fingerprint(self, memory: Path) -> str:
+        """Hexadecimal digits that change with whatever the teacher's numbers depend on: the key of its cache.
+
+        Args:
+            memory: a folder in which the hashes of large files may be remembered.
+
+        Raises:
+            ModelError: its files are not there.
+            ConfigError: a teacher of this kind cannot be cached.
+        """
+        raise ConfigError(Fault("teacher.of", "cannot be cached", got=f"kind {self.kind}"))
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
+
+    def plain(self) -> TeacherConfig:
+        """Itself without a store of its own, for a cache around it."""
+        return self
+
+    def check_signal(self, tokens: int) -> None:
+        """Refuse early what `build` would refuse, where that takes no loaded model.
+
+        Args:
+            tokens: length of the longest sequence that it will be asked about.
+        """
 
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.compact import Compact, nothing, spread
 from stillhouse.responses import TeacherMemory
-from stillhouse.teachers import AnyTeacher, CompactTeacher, Teacher
+from stillhouse.teachers import Ahead, AnyTeacher, CompactTeacher, Teacher
+from stillhouse.teachers.live import sequences
 from stillhouse.types import SOURCES
 
 
@@ -42,8 +43,21 @@ def teacher_signal(
     rows = wanted.to(mask.device)[mask.nonzero()[:, 0]].nonzero().squeeze(-1)
     if not len(rows):
         return nothing(teacher.form, int(mask.sum()), mask.device)
-    part = _part(batch, wanted.nonzero().squeeze(-1).tolist())
+    part = sequences(batch, wanted.nonzero().squeeze(-1).tolist())
     return spread(teacher.compact(part), rows, int(mask.sum()))
+
+
+def look_ahead(teacher: object, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> None:
+    """Let a teacher that is quicker that way hear of all micro-batches of a step at once."""
+    if not isinstance(teacher, Ahead):
+        return
+    needs = sources_with_teacher(objective)
+    parts = []
+    for batch in batches:
+        rows = [row for row, code in enumerate(batch["sources"].tolist()) if code in needs]
+        if rows:
+            parts.append(batch if len(rows) == len(batch["sources"]) else sequences(batch, rows))
+    teacher.ahead(parts)
 
 
 def teacher_hidden(
@@ -82,16 +96,8 @@ def _run(teacher: Teacher, batch: Mapping[str, Tensor], rows: list[int]) -> tupl
     """The teacher on some sequences of the batch, cut to the longest of them."""
     if not rows:
         return ()
-    part = _part(batch, rows)
+    part = sequences(batch, rows)
     return teacher.hidden(part).split(part["response_mask"].sum(1).tolist())
-
-
-def _part(batch: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """Some sequences of the batch, cut to the longest of them."""
-    index = torch.tensor(rows, device=batch["input_ids"].device)
-    length = int(batch["attention_mask"][index].sum(1).max())
-    names = [name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batch]
-    return {name: batch[name][index, :length] for name in names}
 
 
 def _assemble(

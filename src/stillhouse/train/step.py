@@ -25,7 +25,7 @@ from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_signal
+from stillhouse.train.signal import look_ahead, teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -99,7 +99,7 @@ class Step:
         self._vocab = vocab
         self.world: World = world or Alone()
         self._text = text
-        self._memory = memory or TeacherMemory()
+        self._memory = TeacherMemory() if memory is None else memory  # an empty one is falsy
         self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
     def prepare(
@@ -128,7 +128,10 @@ class Step:
         )
         self._note(micro, progress)
         self.last_loss = 0.0
-        return [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        ready = [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        with self.meter.seconds("teacher"):
+            look_ahead(self.teacher, ready, self.now["objective"])
+        return ready
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Once for each micro-batch: its part of the step's loss, a scalar in nats.
@@ -149,7 +152,7 @@ class Step:
             for name, (total, count) in self.teacher.counts().items():
                 self.meter.add_mean(name, total, count)
             if seen is not None:
-                self.meter.add("tokens/teacher", float(self.teacher.tokens - seen))  # type: ignore[attr-defined]
+                self.meter.add("tokens/teacher", float(getattr(self.teacher, "tokens", seen) - seen))
         with self.meter.seconds("student"):
             hidden = hidden_rows(model, dict(batch))
             loss, values = fused_rows(
@@ -171,6 +174,10 @@ class Step:
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
         self.observe("train_loss", self.last_loss)
+
+    def close(self) -> str | None:
+        """Once at the end: let go of the teacher's files and connections; what it has to say about itself."""
+        return self.teacher.close() if self.teacher is not None else None
 
     def observe(self, name: str, value: float) -> None:
         """Tell the curriculum what was measured ("dev_loss", "train_loss")."""
