@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.data import Data, load
-from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerConfig, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
@@ -27,8 +27,9 @@ from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
-from stillhouse.runner.preflight import context_of
+from stillhouse.runner.preflight import context_of, longest
 from stillhouse.settings import RunConfig
+from stillhouse.teachers import ServerTeacherConfig, TeacherConfig
 from stillhouse.train.step import Method, Step
 from stillhouse.types import Prompt, Response
 
@@ -70,7 +71,21 @@ class Parts:
 
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
-        engine: Engine = self.config.engine.build(model, self.facts)
+        if model is self.teacher:
+            assert self.teacher_engine is not None
+            return self.teacher_engine
+        engine: Engine = self.config.engine.for_student().build(model, self.facts)
+        return engine
+
+    @cached_property
+    def teacher_engine(self) -> Engine | None:
+        """What writes the teacher's text: its own server, or the configured engine over it."""
+        teacher = getattr(self.config.teacher, "of", self.config.teacher)
+        if isinstance(teacher, ServerTeacherConfig):
+            return ServerConfig.of_teacher(teacher).build(None, self.facts)
+        if self.teacher is None:
+            return None
+        engine: Engine = self.config.engine.build(self.teacher, self.facts)
         return engine
 
     def model_facts(self) -> dict[str, Any]:
@@ -102,14 +117,16 @@ def assemble(config: RunConfig) -> Parts:
     elif config.teacher is not None:
         config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    if config.teacher is not None and "teacher" in config.objective.required:
+        config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)
     if teacher is not None:
         _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
-    return Parts(
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    parts = Parts(
         config,
         tokenizer,
         facts,
@@ -118,6 +135,9 @@ def assemble(config: RunConfig) -> Parts:
         vocab,
         data,
     )
+    if "teacher" in config.responses.writers():
+        _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
+    return parts
 
 
 def _finite(name: str, model: nn.Module) -> None:
@@ -156,15 +176,13 @@ def make_context(
         told=told,
     )
     teacher = pair = None
-    if parts.teacher is not None:
+    if "teacher" in parts.config.responses.writers() and (writes := parts.teacher_engine) is not None:
+        if isinstance(writes, ServerEngine):
+            writes.keep(folder.responses / "answers.jsonl")
         teacher = Writer(
-            parts.engine(parts.teacher),
-            "teacher",
-            parts.sampling,
-            lambda: None,
-            cache(partial(fingerprint, parts.teacher)),
-            told=told,
+            writes, "teacher", parts.sampling, lambda: None, cache(partial(_who, parts, folder)), told=told
         )
+    if parts.teacher is not None:
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
     return Context(
         parts.data.train,
@@ -180,6 +198,16 @@ def make_context(
         held_out=cache(partial(held_out_texts, parts, questions)),
         others=other_responses(parts),
     )
+
+
+def _who(parts: Parts, folder: RunFolder) -> str:
+    """A digest of whoever writes the teacher's text."""
+    if parts.teacher is not None:
+        return fingerprint(parts.teacher)
+    config = parts.config.teacher
+    assert config is not None
+    named: TeacherConfig = getattr(config, "of", config)
+    return named.fingerprint(folder.responses)
 
 
 def make_step(
