@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stillhouse.data import Data, load
-from stillhouse.engines import Engine, Sampling, ServerConfig, ServerEngine, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
@@ -28,8 +28,8 @@ from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of, longest
+from stillhouse.runner.served import ANSWERS, keeping, server_engine
 from stillhouse.settings import RunConfig
-from stillhouse.teachers import ServerTeacherConfig, TeacherConfig
 from stillhouse.train.step import Method, Step
 from stillhouse.types import Prompt, Response
 
@@ -80,9 +80,8 @@ class Parts:
     @cached_property
     def teacher_engine(self) -> Engine | None:
         """What writes the teacher's text: its own server, or the configured engine over it."""
-        teacher = getattr(self.config.teacher, "of", self.config.teacher)
-        if isinstance(teacher, ServerTeacherConfig):
-            return ServerConfig.of_teacher(teacher).build(None, self.facts)
+        if (served := server_engine(self.config, self.facts)) is not None:
+            return served
         if self.teacher is None:
             return None
         engine: Engine = self.config.engine.build(self.teacher, self.facts)
@@ -176,11 +175,15 @@ def make_context(
         told=told,
     )
     teacher = pair = None
-    if "teacher" in parts.config.responses.writers() and (writes := parts.teacher_engine) is not None:
-        if isinstance(writes, ServerEngine):
-            writes.keep(folder.responses / "answers.jsonl")
+    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
         teacher = Writer(
-            writes, "teacher", parts.sampling, lambda: None, cache(partial(_who, parts, folder)), told=told
+            keeping(engine, folder.responses / ANSWERS),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
+            told=told,
         )
     if parts.teacher is not None:
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
@@ -198,16 +201,6 @@ def make_context(
         held_out=cache(partial(held_out_texts, parts, questions)),
         others=other_responses(parts),
     )
-
-
-def _who(parts: Parts, folder: RunFolder) -> str:
-    """A digest of whoever writes the teacher's text."""
-    if parts.teacher is not None:
-        return fingerprint(parts.teacher)
-    config = parts.config.teacher
-    assert config is not None
-    named: TeacherConfig = getattr(config, "of", config)
-    return named.fingerprint(folder.responses)
 
 
 def make_step(
