@@ -18,7 +18,8 @@ from typing import Any
 from stillhouse import console
 from stillhouse.report.measures import Measure
 from stillhouse.report.record import RunRecord, find_runs, load_run
-from stillhouse.report.sections import Cell, ResultTable, config_diff, result_tables
+from stillhouse.report.results import Cell, ResultTable, result_tables
+from stillhouse.report.sections import config_diff
 from stillhouse.report.summary import LEADING, summary_rows
 from stillhouse.report.systems import gather
 

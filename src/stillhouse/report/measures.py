@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
+import yaml
+
 from stillhouse import console
 
 Kind = Literal["quality", "text", "size", "speed"]
@@ -151,6 +153,27 @@ def compact(value: float) -> str:
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def plain(value: Any) -> str:
+    """A setting as it would stand in YAML, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    try:
+        text = yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+        )
+    except yaml.YAMLError:
+        return str(value)
+    return text.strip()
 
 
 def duration(seconds: Any) -> str:

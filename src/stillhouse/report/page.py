@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse import files
-from stillhouse.report import curves, sections
+from stillhouse.report import curves, results, sections
 from stillhouse.report.measures import MEASURES, duration
 from stillhouse.report.record import RunRecord, find_runs, load_run
 from stillhouse.report.systems import System, gather, run_colour
@@ -54,17 +54,17 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         lstrip_blocks=True,
     )
     systems = gather(runs)
-    tables = sections.result_tables(systems)
+    tables = results.result_tables(systems)
     script = _asset("page.js")
     return environment.get_template("page.html.j2").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         single=len(runs) == 1,
-        headline=sections.headline(systems, tables),
+        headline=results.headline(systems, tables),
         subtitle=sections.subtitle(runs),
         tables=tables,
         named_task=bool(tables and tables[0].task and tables[0].task not in MEASURES),
-        glossary=sections.glossary(tables),
+        glossary=results.glossary(tables),
         cards=[sections.run_card(index, run) for index, run in enumerate(runs)],
         run_legend=[(run.name, run_colour(index)) for index, run in enumerate(runs)],
         main_plots=curves.main_plots(runs),
