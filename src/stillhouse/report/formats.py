@@ -82,8 +82,8 @@ def as_json(runs: Sequence[RunRecord]) -> str:
     """`{"systems": [...], "differences": {setting: {run: value}}}`; what is not finite becomes null."""
     names = [run.name for run in runs]
     differences = {
-        path: [{"run": name, "value": value} for name, value in zip(names, values, strict=True)]
-        for path, values in config_diff(runs)
+        row.path: [{"run": name, "value": value} for name, value in zip(names, row.values, strict=True)]
+        for row in config_diff(runs)
     }
     found = {"systems": summary_rows(runs), "differences": differences}
     return json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.report.measures import compact, duration, is_number, measure, plain
 from stillhouse.report.record import RunRecord
 from stillhouse.report.systems import run_colour
+from stillhouse.report.work import written_for
 
 NOT_SET = "not set"
 
@@ -40,6 +43,7 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
         tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
         if tokens:
             facts.append(("Tokens", measure("parameters").show(sum(tokens))))
+        facts.append(("Written", written_for(run)))
     facts.append(("Took", duration(run.state.get("seconds"))))
     return {
         "name": run.name,
@@ -54,9 +58,8 @@ def run_card(index: int, run: RunRecord) -> dict[str, Any]:
 
 
 def _command(text: str) -> str:
-    """The command as somebody would type it: the program without its folder."""
-    program, gap, rest = text.partition(" ")
-    return _short(program) + gap + rest
+    """The command as somebody would type it: absolute paths by their last part, the program's too."""
+    return re.sub(r"(^|(?<=[\s=]))/\S+", lambda found: _short(found[0]), text)
 
 
 def _model(model: dict[str, Any]) -> str:
@@ -81,47 +84,21 @@ def _set(entry: dict[str, Any]) -> str:
     return text
 
 
-def data_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The data sets with what was dropped and why; runs with the same data share one table."""
-    grouped: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        if run.data:
-            grouped.setdefault(json.dumps(run.data, sort_keys=True, default=str), []).append(run)
-    tables = []
-    for same in grouped.values():
-        whole = len(same) == len(runs)
-        heading = (
-            ("" if len(runs) == 1 else "the same in all runs") if whole else ", ".join(r.name for r in same)
-        )
-        tables.append((heading, [_data_row(entry) for entry in same[0].data]))
-    return tables
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A setting with its value in each run. Example: `Difference("train.lr", ("0.001", "0.002"))`"""
+
+    path: str
+    values: tuple[str, ...]
+
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the runs have it."""
+        return NOT_SET in self.values
 
 
-def _data_row(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": str(entry.get("name", "")),
-        "path": str(entry.get("path", "")),
-        "sha256": str(entry.get("sha256") or "")[:12],
-        "rows": _count(entry.get("rows")),
-        "kept": _count(entry.get("kept")),
-        "responses": _count(entry.get("with_response")),
-        "dropped": _counts(entry.get("dropped")),
-        "truncated": _counts(entry.get("truncated")),
-    }
-
-
-def _counts(value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [(str(reason).replace("_", " "), _count(count)) for reason, count in value.items() if count]
-    return [("rows", _count(value))] if value else []
-
-
-def _count(value: Any) -> str:
-    return compact(value) if is_number(value) else "–" if value is None else str(value)
-
-
-def config_diff(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: path and the value in each run; what all runs have first.
+def config_diff(runs: Sequence[RunRecord]) -> list[Difference]:
+    """Settings that are not the same in all runs; those that all runs have come first.
 
     Left out are the names of the runs, and defaults of parts that only some of the runs have, which follow
     from the part's kind.
@@ -135,8 +112,8 @@ def config_diff(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         follows = len(known) < len(runs) and all(setting.origin == "default" for setting in known)
         values = [plain(run.config[path].value) if path in run.config else NOT_SET for run in runs]
         if len(set(values)) > 1 and not follows and path not in ("name", "output.folder"):
-            rows.append((path, values))
-    return sorted(rows, key=lambda row: NOT_SET in row[1])
+            rows.append(Difference(path, tuple(values)))
+    return sorted(rows, key=lambda row: row.partial)
 
 
 def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
