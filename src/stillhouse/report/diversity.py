@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stillhouse.report.measures import is_number
@@ -23,15 +24,15 @@ GAMMA = {
 def diversity_plots(systems: Sequence[System]) -> list[Plot]:
     """ROUGE-L against the diversity of the answers over temperatures, for every task `curve`: a system is
     better where its line lies higher at the same diversity. Error bars are standard deviations over seeds."""
-    caption = (
-        "One point for each sampling temperature, written beside the first and the last. Higher at the same "
-        "diversity is better."
-    )
+    caption = "A point for each sampling temperature T. Higher at the same diversity is better."
     plots: list[Plot] = []
     for task, here in _with_list(systems, "curve"):
         for name, (title, unit) in AGAINST.items():
             curves = [curve for system in here if (curve := _curve(system, name)) is not None]
             if curves:
+                curves[1:] = [
+                    replace(curve, notes=()) for curve in curves[1:]
+                ]  # they would lie on each other
                 key = f"diversity-{name}-{len(plots)}"
                 plots.append(line_plot(key, f"{title}{task}", curves, unit, "ROUGE-L", caption))
     return plots

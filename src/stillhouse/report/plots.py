@@ -90,7 +90,7 @@ def _add_to_points(axes, curve: Curve, paint: str) -> None:  # type: ignore[no-u
                 (x, y),
                 (4, 4),
                 textcoords="offset points",
-                fontsize=10,
+                fontsize=11,
                 color=paint,
                 annotation_clip=True,
             )
