@@ -51,7 +51,7 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
-    teacher = config.teacher.model() if config.teacher is not None else None
+    teacher = config.teacher.model_to_load() if config.teacher is not None else None
     for name, model in (("student", config.student), ("teacher", teacher)):
         for field in ("path", "tokenizer", "adapter"):
             path = getattr(model, field, None)
