@@ -15,7 +15,7 @@ that with two options of ours, `write_batches: 4` and `keep_teacher: true`.
 Seconds are those of training alone: validation is timed apart, saving is off. They are processor seconds of
 one thread, which on an idle machine are wall-clock and on a shared one depend little on others; what the
 teacher writes for SeqKD before training counts too. A further row is GKD by TRL (`pip install trl`) on the
-same models, prompts and settings; it is left out where TRL is missing.
+same models, prompts and settings with the first seed; it is left out where TRL is missing.
 
     python benchmarks/distillm_speed.py --folder runs/distillm-speed             # 3 seeds: about an hour
     python benchmarks/distillm_speed.py --folder runs/small --small              # a check that it runs
@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SeqKD": {"recipe": "seqkd"},
     "ImitKD": {"recipe": "imitkd"},
     "GKD": {"recipe": "gkd"},
-    "MiniLLM": {"recipe": "minillm", "train": {"lr": 1e-4}},
+    "MiniLLM": {"recipe": "minillm", "train": {"lr": 2e-4}},
     "DistiLLM, no replay": {
         "recipe": "distillm",
         "responses": {"student_share": SHARE, "fresh_share": 1.0, "train_on_fresh": True},
@@ -76,10 +76,10 @@ class Size:
     rows: int = 300
     teacher_epochs: float = 4.0
     warm_steps: int = 300
-    steps: int = 100
+    steps: int = 80
     batch: int = 8
     max_response: int = 112
-    validate_every: int = 10
+    validate_every: int = 8
     valid: int = 24
     limit: int = 120
     seeds: int = 3
@@ -94,7 +94,7 @@ SMALL = Size(
 def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
     """What all runs share."""
     train = {
-        "batch_size": size.batch, "micro_batch_size": size.batch, "lr": 5e-4, "warmup": 0.05, "log_every": 5,
+        "batch_size": size.batch, "micro_batch_size": size.batch, "lr": 1e-3, "warmup": 0.05, "log_every": 5,
         "save_every": "never", "precision": "bfloat16", "validate_every": size.validate_every,
         **more.pop("train", {}),
     }  # fmt: skip
@@ -386,11 +386,11 @@ def main() -> None:
     if options.only == "teacher":
         return
     models = teacher, make_student(size, folder)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}  # one more where TRL is there
     for seed in range(options.seeds or size.seeds):
         for name in METHODS:
             found[name].append(one(size, folder, name, seed, models))
-        if importlib.util.find_spec("trl"):
+        if seed == 0 and importlib.util.find_spec("trl"):
             found.setdefault(PEER, []).append(of_peer(size, folder, seed, models))
         write(found, size, folder if options.small else RESULTS)
     print(markdown(summary(found)))
