@@ -24,7 +24,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "batched": {"objective": "forward_kl", "responses": {"kind": "batched", "every": 5}},
     "adaptive": {
-        "objective": SKEW,
+        "objective": {"fixed": SKEW, "student": SKEW, "text": "cross_entropy"},
+        "data": {"text_block": 8},
         "responses": {
             "kind": "adaptive", "capacity": 8, "keep_teacher": True,
             "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
