@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
+    fingerprint,
     load_student,
     load_teacher,
     load_tokenizer,
@@ -23,11 +25,12 @@ from stillhouse.models import (
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
+from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Response
+from stillhouse.types import Prompt, Response
 
 
 @dataclass
@@ -60,6 +63,11 @@ class Parts:
         models = {"student": self.student, "teacher": self.teacher}
         return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens of a response as text, as the evaluation reads them."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
         engine: Engine = self.config.engine.build(model, self.facts)
@@ -86,11 +94,13 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:
         vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
+    elif config.teacher is not None:
+        config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
@@ -121,42 +131,80 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
-def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
-    """The step of the configured method over loaded parts.
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    questions: Sequence[Prompt] = (),
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
+        questions: what the run is evaluated on.
+        told: called with the number of tokens whenever a model has written.
     """
-    config = parts.config
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+    student = Writer(
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
+    )
     teacher = pair = None
     if parts.teacher is not None:
-        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
+        teacher = Writer(
+            parts.engine(parts.teacher),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            cache(partial(fingerprint, parts.teacher)),
+            told=told,
+        )
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    context = Context(
+    return Context(
         parts.data.train,
         student,
         teacher,
         folder.responses,
-        config.train.seed,
+        parts.config.train.seed,
         pair=pair,
         rank=int(os.environ.get("RANK", "0")),
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        decode=parts.decode,
+        score=scorers(parts),
+        held_out=cache(partial(held_out_texts, parts, questions)),
+        others=other_responses(parts),
     )
+
+
+def make_step(
+    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
+) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
+    config = parts.config
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    context = make_context(parts, folder, version, questions, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
-        memory=context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
+    return step
 
 
 def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
