@@ -30,7 +30,15 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },
-    "batched": {"objective": "forward_kl", "responses": {"kind": "batched", "every": 5}},
+    "batched": {  # PPO as MiniLLM's code runs it
+        "objective": {
+            "kind": "policy_gradient", "discount": 0.95, "include_current": True, "reward_scale": 0.5,
+            "whiten": True, "ratio_clip": 0.2, "sampling_teacher_share": 0.2,
+        },
+        "responses": {
+            "kind": "batched", "every": 2, "uses": 2, "teacher_share": 0.2, "sampling": {"logprobs": True},
+        },
+    },
     "adaptive": {
         "objective": {"fixed": SKEW, "student": SKEW, "text": "cross_entropy"},
         "responses": {
