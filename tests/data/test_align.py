@@ -202,6 +202,8 @@ def test_matched_tokens_are_spelt_alike() -> None:
     assert len(ours) > 800
     assert len(set(ours)) == len(ours)
     assert len(set(theirs)) == len(theirs)
+    same = matched(spelling("demo"), spelling("demo"), (1, 1))
+    assert sorted(same[0]) == sorted(same[1]) == list(range(1024)), "one tokenizer matches itself wholly"
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert spelling("demo").table[a] == spelling("gpt2").table[b]
 

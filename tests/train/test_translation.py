@@ -189,12 +189,18 @@ def test_what_the_teacher_cannot_read_is_compared_with_nothing_and_counted(
 class Echo:
     """An engine that says what it was asked, and ends."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], *_: object, **__: object) -> list[Completion]:
         return [Completion((*ids, ENDS[1]), True) for ids in prompts]
 
 
 def test_a_teacher_writes_in_its_own_tokens_and_the_student_learns_the_text() -> None:
-    writer = Writer(Echo(), "teacher", Sampling(max_tokens=64), lambda: None, translator())  # type: ignore[arg-type]
+    writer = Writer(
+        Echo(),  # type: ignore[arg-type]
+        "teacher",
+        Sampling(max_tokens=64),
+        lambda: None,
+        translator=translator(),
+    )
     [written] = writer.write([prompt(0, "a café")], seed=0)
     assert written.token_ids == (*OURS("a café")["input_ids"], ENDS[0])
     assert (written.finished, written.source) == (True, "teacher")

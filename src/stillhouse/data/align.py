@@ -78,8 +78,15 @@ def align(ours: Sequence[bytes], theirs: Sequence[bytes], ends: bool) -> Spans:
 
 
 def matched(student: Spelling, teacher: Spelling, ends: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """The ids of tokens that both spell alike, of the student and of the teacher; the ends of text first."""
+    """The ids of tokens that both spell alike, of the student and of the teacher; the ends of text first.
+
+    Special tokens, which spell nothing, are alike if they have the same name.
+    """
     pairs = [ends]
+    for name, index in student.special.items():
+        other = teacher.special.get(name)
+        if other is not None and index != ends[0] and other != ends[1]:
+            pairs.append((index, other))
     for spelt, index in student.ids.items():
         theirs = teacher.ids.get(spelt)
         if theirs is not None:

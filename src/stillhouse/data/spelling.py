@@ -41,12 +41,15 @@ class Spelling:
                 f"{', '.join(sorted(parts)) or 'none'}), which comparing tokenizers needs. Byte-level and "
                 "SentencePiece tokenizers can."
             )
+        vocabulary = tokenizer.get_vocab()
         special = set(tokenizer.all_special_ids)
         added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
         special |= {i for i, token in added.items() if token.special}
+        self.special: dict[str, int] = {piece: i for piece, i in vocabulary.items() if i in special}
+        """The special tokens by name."""
         self.table: dict[int, bytes] = {}
         """The bytes of each token; special tokens spell nothing and are not in it."""
-        for piece, index in tokenizer.get_vocab().items():
+        for piece, index in vocabulary.items():
             if index in special:
                 continue
             spelt = str(added[index].content).encode() if index in added else self._bytes(piece)

@@ -106,7 +106,7 @@ class Translation:
         assert data.encoder is not None
         encoder = data.encoder.teacher
         assert encoder is not None
-        facts = TokenizerFacts(eos_ids=(encoder.end_id,), pad_id=found.teacher.pad_token_id)
+        facts = TokenizerFacts((encoder.end_id,), found.teacher.pad_token_id, found.teacher)
         translator = Translator(
             Spelling(found.student),
             Spelling(found.teacher),

@@ -14,12 +14,13 @@ from stillhouse.curate.samples import Sample
 from stillhouse.curate.scoring import mean_logprobs
 from stillhouse.curate.stages import Stage
 from stillhouse.data import load
-from stillhouse.engines import Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher
 from stillhouse.responses.base import derived_seed
 from stillhouse.responses.rounds import CHUNK, Order, Setting, make
 from stillhouse.responses.writer import Writer
+from stillhouse.runner.served import server_of
 from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 
@@ -85,10 +86,14 @@ def generate(config: RunConfig, wanted: Wanted) -> Written:
 
 def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], Setting]:
     found = tokenizers(config)
-    tokenizer, model = found.student, _model(config, wanted.by, found.student)
+    served = server_of(config) if wanted.by == "teacher" else None
+    tokenizer = found.student
+    if served is not None and wanted.score:
+        raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
+    model = None if served is not None else _model(config, wanted.by, tokenizer)
     data = load(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: wanted.limit]
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
     translation = Translation.of(found, data, None) if wanted.by == "teacher" else None
     if translation is not None:
         facts = translation.facts
@@ -96,12 +101,19 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
             raise ConfigError(
                 Fault("--score", "a teacher with another tokenizer cannot score tokens of the student's")
             )
+    engine: Engine
+    if served is not None:
+        engine = served.build(None, facts)
+        engine.keep(wanted.output.with_suffix(".answers.jsonl"))
+        weights = engine.fingerprint
+    else:
+        engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
     writer = Writer(
-        config.engine.build(model, facts),
+        engine,
         wanted.by,
         config.engine.sampling,
         lambda: None,
-        partial(fingerprint, model),
+        weights,
         wanted.label,
         translator=None if translation is None else translation.translator,
     )
@@ -138,7 +150,7 @@ def _sampling(config: RunConfig, by: Side) -> Sampling | None:
     return found.model_copy(update={"max_tokens": config.data.max_response})
 
 
-def _model(config: RunConfig, by: Side, tokenizer: Any) -> torch.nn.Module:
+def _model(config: RunConfig, by: Side, tokenizer: Any) -> Any:
     """The one model that writes."""
     teacher = config.teacher.model_to_load() if config.teacher is not None else None
     if by == "teacher":

@@ -29,7 +29,7 @@ from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import seen_by_teacher, teacher_signal
+from stillhouse.train.signal import look_ahead, seen_by_teacher, teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -136,10 +136,13 @@ class Step:
         beside = [{} if self.translator is None else self.translator.beside(b.responses) for b in micro]
         self._note(micro, progress)
         self.last_loss = 0.0
-        return [
+        ready = [
             {**_tensors(batch, weight, self._memory), **more}
             for batch, weight, more in zip(micro, weights, beside, strict=True)
         ]
+        with self.meter.seconds("teacher"):
+            look_ahead(self.teacher, [seen_by_teacher(batch) for batch in ready], self.now["objective"])
+        return ready
 
     @property
     def looks_ahead(self) -> bool:
