@@ -90,7 +90,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
     tokenizer = found.student
     if served is not None and wanted.score:
         raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
-    model = None if served is not None else _model(config, wanted.by, tokenizer)
+    model: Any = None if served is not None else _model(config, wanted.by, tokenizer)
     data = load(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: wanted.limit]
     facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
