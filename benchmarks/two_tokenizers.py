@@ -1,8 +1,8 @@
 """What a teacher with another tokenizer costs: time of a training step against distillation over shared ids.
 
 The same student and texts of the demonstration throughout, under two byte-level tokenizers that are trained
-here, one on the texts, one on the texts in capitals too, and filled up with words that do not occur to 16,384
-and 24,576 ids. Teacher and student are random Llamas; time does not depend on what they know. Every method
+here, one on the texts, one on the texts in capitals too, and filled up with words that do not occur to 8,192
+and 12,288 ids. Teacher and student are random Llamas; time does not depend on what they know. Every method
 takes its turn in each round; the table has medians of processor seconds.
 
     python benchmarks/two_tokenizers.py --output benchmarks/results/two_tokenizers.json
@@ -105,8 +105,8 @@ class Bench:
     """Steps of all methods over the same texts."""
 
     def __init__(self, small: bool) -> None:
-        count, self.width = (4, 32) if small else (8, 128)
-        sizes = (1024, 1536) if small else (16384, 24576)
+        count, self.width = (2, 32) if small else (4, 64)
+        sizes = (1024, 1536) if small else (8192, 12288)
         texts = rows(count)
         corpus = [text for pair in rows(200 if small else 500) for text in pair]
         self.ours, self.theirs = bpe(corpus, sizes[0]), bpe([t.upper() + t for t in corpus], sizes[1])
@@ -159,6 +159,8 @@ def main() -> None:
     medians = {name: statistics.median(one["seconds"] for one in taken) for name, taken in found.items()}
     base = medians[f"forward_kl, {ONE}"]
     tokens = sum(len(response.token_ids) for response in bench.responses)
+    bench.translator.facts()  # of the steps
+    bench.translator.beside(bench.responses)
     facts = bench.translator.facts()
     single, groups = facts["alignment/one_to_one"]
     table = [

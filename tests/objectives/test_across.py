@@ -360,6 +360,9 @@ def test_profiles_do_not_depend_on_basis_width_scale_or_place(width: int) -> Non
     turn = torch.linalg.qr(logits(width, width, 2, 1.0))[0][:, :4]
     moved = 3.0 * states @ turn.t() + logits(1, width, 3)
     torch.testing.assert_close(profiles(moved, anchors), profiles(states, anchors))
+    alone = states[:3].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(profiles(alone, anchors[:1]).sum(), alone)
+    assert slope.abs().max() < 1e4, "one group start is the centre itself"
     found = profiles(states, anchors)
     assert torch.cdist(found, found).square().max() <= 1.0
 

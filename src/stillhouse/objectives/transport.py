@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from stillhouse.config import Many
 from stillhouse.curriculum import NonNegative
@@ -130,8 +129,11 @@ def profiles(states: Tensor, anchors: Tensor) -> Tensor:
     Does not change if the states are shifted, turned or scaled as a whole.
     """
     states = states.float() if states.dtype in HALF else states
-    centred = normalize(states - states[anchors].mean(0, keepdim=True), dim=-1)
-    return centred @ centred[anchors].t() / (2 * anchors.shape[0] ** 0.5)
+    centred = states - states[anchors].mean(0, keepdim=True)
+    squares = centred.square().sum(-1, keepdim=True)
+    # A row at the centre has no direction: its profile goes to zero, and its gradient stays bounded.
+    unit = centred * (squares + 1e-6 * squares.mean() + torch.finfo(states.dtype).tiny).rsqrt()
+    return unit @ unit[anchors].t() / (2 * anchors.shape[0] ** 0.5)
 
 
 def _root(logits: Tensor, matching: Matching | None, side: int = 0) -> Tensor:

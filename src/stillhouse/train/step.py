@@ -186,7 +186,8 @@ class Step:
                 self._gaps.add(rows)
             loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
             if objective.depths:
-                more = objective.per_layers(our_layers, their_layers, rows)
+                with torch.autocast(mask.device.type, enabled=False):
+                    more = objective.per_layers(our_layers, their_layers, rows)
                 loss = loss + (more * batch["weight"][mask]).sum()
                 values = values + more.detach()
         self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
@@ -259,9 +260,9 @@ class Step:
         the student's layers that are compared."""
         head = self.teacher.head if isinstance(self.teacher, Teacher) else None
         depths = self.now["objective"].depths
-        hidden, layers = layer_rows(model, dict(batch), depths) if depths else (None, {})
-        if hidden is None:
-            hidden = hidden_rows(model, dict(batch))
+        hidden, layers = (
+            layer_rows(model, dict(batch), depths) if depths else (hidden_rows(model, dict(batch)), {})
+        )
         return (hidden, head_of(model, self._vocab), theirs, head), layers
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
