@@ -24,6 +24,17 @@ from stillhouse.teachers import TeacherField
 from stillhouse.train.config import TrainConfig
 
 
+class LicenceConfig(Part):
+    """Licences by their identifier on the Hugging Face hub, such as apache-2.0, or in words."""
+
+    student: str | None = None
+    """Under which the student is passed on."""
+    teacher: str | None = None
+    """Of the teacher; default: what its card says."""
+    data: str | None = None
+    """Of the data; default: what the card beside the file says."""
+
+
 class OutputConfig(Part):
     """Where a run leaves its files."""
 
@@ -31,6 +42,8 @@ class OutputConfig(Part):
     """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
     report: bool = True
     """Write report.html at the end."""
+    licence: LicenceConfig = LicenceConfig()
+    """Licences that the student's card names, where they are not found in the cards beside the files."""
 
 
 class RunConfig(Part):
@@ -112,9 +125,25 @@ def mismatches(config: RunConfig) -> list[Fault]:
                 config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"
             )
         )
-    if config.student.from_teacher is not None and "text" not in provided:
+    if (
+        "teacher_logprob" in getattr(config.responses, "needs", frozenset)()
+        and "distribution" not in provided
+    ):
+        faults.append(
+            _no_teacher(config, "responses.filters and scores ask how likely the teacher finds a text")
+        )
+    model = config.teacher.model_to_load() if config.teacher is not None else None
+    if config.student.from_teacher is not None and model is None:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
-    faults += _without_validation(config) + _sampled_otherwise(config)
+    if config.responses.together() and model is None and "text" in provided:
+        faults.append(
+            _no_teacher(
+                config,
+                f"responses.kind={config.responses.kind} draws from student and teacher together, which "
+                "takes both in this process",
+            )
+        )
+    faults += _without_validation(config) + _sampled_otherwise(config) + _never_begins(config)
     capacity = getattr(config.responses, "capacity", None)
     if capacity is not None and capacity < config.train.batch_size:
         faults.append(
@@ -159,6 +188,28 @@ def _without_validation(config: RunConfig) -> list[Fault]:
     ]
 
 
+def _never_begins(config: RunConfig) -> list[Fault]:
+    """A rule for alpha that begins after the last epoch; where max_steps decides, the length is not known."""
+    faults: list[Fault] = []
+
+    def visit(path: str, value: Any) -> Any:
+        gap = isinstance(value, Contrastive) and value.alpha_rule == "gap"
+        if gap and config.train.max_steps is None and value.rule_after >= config.train.epochs:
+            faults.append(
+                Fault(
+                    f"{path}.rule_after",
+                    "alpha_rule: gap would begin after the end of the training",
+                    got=f"{value.rule_after:g}, with train.epochs={config.train.epochs:g}",
+                    allowed=f"less than {config.train.epochs:g}",
+                    hint=f"Train for more epochs, or set {path}.alpha_rule: fixed.",
+                )
+            )
+        return value
+
+    walk({"objective": config.objective}, visit)
+    return faults
+
+
 def _sampled_otherwise(config: RunConfig) -> list[Fault]:
     """Policy gradients that assume another sampling than the responses come from; they would be biased."""
     faults: list[Fault] = []
@@ -173,7 +224,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
                     "must be the teacher's share in the text that is trained on",
                     got=str(value.sampling_teacher_share),
                     allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
-                    hint="Set both to the same number (responses.kind=on_policy has teacher_share).",
+                    hint="Set both to the same number (on_policy and batched responses have teacher_share).",
                 )
             )
         return value

@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from stillhouse import __version__, console
-from stillhouse.cli import cache, check, evaluate, init, methods, quickstart, report, run
+from stillhouse.cli import (
+    cache,
+    check,
+    compare,
+    curate,
+    evaluate,
+    generate,
+    init,
+    methods,
+    quickstart,
+    report,
+    run,
+    runs,
+    show,
+)
 from stillhouse.errors import EnvironmentFault, StillhouseError
 
 app = typer.Typer(
@@ -24,7 +38,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, init, methods, check, run, evaluate, report, cache):
+for verb in (
+    quickstart, init, methods, check, run, runs, generate, curate, show, evaluate, compare, report, cache,
+):  # fmt: skip
     verb.register(app)
 
 

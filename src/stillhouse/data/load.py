@@ -159,6 +159,33 @@ def load_prompts(
     return PromptSet(name, tuple(prompts), report)
 
 
+def read_rows(
+    rows: Iterable[tuple[str, Row]],
+    source: SourceConfig,
+    config: DataConfig,
+    encoder: Encoder,
+    limit: int | None = None,
+) -> tuple[list[Prompt], Counter[str], Counter[str]]:
+    """Prompts from rows that were read elsewhere, with the length rules of `config`.
+
+    Args:
+        rows: each with the id of its prompt; a response is not needed.
+        source: where they are from.
+        config: its `too_long`, `max_prompt` and `max_response` hold.
+        encoder: template and tokenizer.
+        limit: at most this many prompts.
+
+    Returns:
+        The prompts; what was dropped, by reason; what was cut.
+    """
+    reader = _Reader("eval", source, config, encoder, needs_response=False)
+    for chunk in _chunks(rows, min(limit or _ROWS_AT_ONCE, _ROWS_AT_ONCE)):
+        reader.read(chunk)
+        if limit is not None and len(reader.prompts) >= limit:
+            break
+    return reader.prompts[:limit], reader.dropped, reader.truncated
+
+
 class _Reader:
     """Turns the rows of one set into prompts and keeps count of what is lost."""
 
@@ -235,7 +262,16 @@ class _Reader:
             if fitted is None:
                 self.dropped["response too long"] += 1
                 return None
-        return Prompt(id, prompt_ids, text, fitted, fitted == response_ids, row.references)
+        return Prompt(
+            id,
+            prompt_ids,
+            text,
+            fitted,
+            fitted == response_ids,
+            row.references,
+            asked=row.question(),
+            facts=row.facts,
+        )
 
     def refuse_missing(self) -> None:
         """Name the rows without a response, if the method needs one and the config does not drop them."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from stillhouse.errors import DataError
+from stillhouse.report.state import status_of
 
 MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
 """A folder that holds one of these is a run folder."""
@@ -59,6 +60,8 @@ class RunRecord:
     """Rows of metrics.jsonl in order of step; of a step that was logged twice (a resumed run) the later
     row."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    curation: Row = field(default_factory=dict)
+    """responses/curation.json: what the filters of each round said."""
     warnings: list[str] = field(default_factory=list)
     """What the run itself warned of while it read its data."""
     problems: list[str] = field(default_factory=list)
@@ -78,7 +81,7 @@ class RunRecord:
     @property
     def status(self) -> str:
         """running, interrupted, done, failed, or unknown."""
-        return str(self.state.get("state") or "unknown")
+        return status_of(self.state)[0]
 
     def metrics(self, phase: str) -> list[Row]:
         """The log rows of one phase, "train" or "valid"."""
@@ -128,8 +131,12 @@ def _started(folder: Path) -> str:
     return str(_read_json(folder / "state.json", []).get("started") or "")
 
 
-def load_run(folder: Path) -> RunRecord:
+def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
     """Read a run folder; a missing file counts as empty, a broken one is named in `problems`.
+
+    Args:
+        folder: the run folder.
+        answers: also read what each system answered, which can be much.
 
     Raises:
         DataError: there is no such folder.
@@ -148,7 +155,8 @@ def load_run(folder: Path) -> RunRecord:
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
-        evaluations=_read_evaluations(folder / "evaluation", problems),
+        evaluations=_read_evaluations(folder / "evaluation", problems, answers),
+        curation=_read_json(folder / "responses" / "curation.json", problems),
         warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
     )
@@ -226,9 +234,12 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
+def _read_evaluations(folder: Path, problems: list[str], answers: bool) -> list[Evaluation]:
     found = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+    paths = folder.glob("*.json") if folder.is_dir() else []
+    for path in sorted(
+        paths, key=lambda path: ("." in path.stem, path.name)
+    ):  # further tasks: SYSTEM.TASK.json
         result = _read_json(path, problems)
         if not result:
             continue
@@ -241,7 +252,7 @@ def _read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
                 task=str(result.get("task") or ""),
                 settings=settings if isinstance(settings, dict) else {},
                 metrics=metrics if isinstance(metrics, dict) else {},
-                rows=_read_lines(path.with_suffix(".jsonl"), problems),
+                rows=_read_lines(path.with_suffix(".jsonl"), problems) if answers else [],
             )
         )
     return found

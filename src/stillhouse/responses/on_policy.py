@@ -34,6 +34,10 @@ class OnPolicy(ResponsesConfig):
         """The student, and the teacher if it has a share."""
         return frozenset({"student", "teacher"} if self.teacher_share else {"student"})
 
+    def together(self) -> bool:
+        """If the teacher has a share."""
+        return bool(self.teacher_share)
+
     def sources(self) -> frozenset[str]:
         """The student's."""
         return frozenset({"student"})
@@ -70,4 +74,4 @@ def with_teacher(context: Context, share: float) -> Writer:
     pair = context.pair
     mixture = Mixture(pair.student, pair.teacher, share, pair.vocab)
     own = context.student
-    return Writer(MixtureEngine(mixture, pair.facts), "student", own.sampling, own.version)
+    return Writer(MixtureEngine(mixture, pair.facts), "student", own.sampling, own.version, told=own.told)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.data import Data, load
-from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
+    fingerprint,
     load_student,
     load_teacher,
     load_tokenizer,
@@ -23,11 +25,13 @@ from stillhouse.models import (
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
+from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
-from stillhouse.runner.preflight import context_of
+from stillhouse.runner.preflight import context_of, longest
+from stillhouse.runner.served import ANSWERS, keeping, server_engine
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Response
+from stillhouse.types import Prompt, Response
 
 
 @dataclass
@@ -60,9 +64,27 @@ class Parts:
         models = {"student": self.student, "teacher": self.teacher}
         return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens of a response as text, as the evaluation reads them."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
-        engine: Engine = self.config.engine.build(model, self.facts)
+        if model is self.teacher:
+            assert self.teacher_engine is not None
+            return self.teacher_engine
+        engine: Engine = self.config.engine.for_student().build(model, self.facts)
+        return engine
+
+    @cached_property
+    def teacher_engine(self) -> Engine | None:
+        """What writes the teacher's text: its own server, or the configured engine over it."""
+        if (served := server_engine(self.config, self.facts)) is not None:
+            return served
+        if self.teacher is None:
+            return None
+        engine: Engine = self.config.engine.build(self.teacher, self.facts)
         return engine
 
     def model_facts(self) -> dict[str, Any]:
@@ -86,7 +108,7 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:
@@ -94,14 +116,16 @@ def assemble(config: RunConfig) -> Parts:
     elif config.teacher is not None:
         config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    if config.teacher is not None and "teacher" in config.objective.required:
+        config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)
     if teacher is not None:
         _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
-    return Parts(
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    parts = Parts(
         config,
         tokenizer,
         facts,
@@ -110,6 +134,9 @@ def assemble(config: RunConfig) -> Parts:
         vocab,
         data,
     )
+    if "teacher" in config.responses.writers():
+        _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
+    return parts
 
 
 def _finite(name: str, model: nn.Module) -> None:
@@ -123,47 +150,87 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
-def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
-    """The step of the configured method over loaded parts.
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    questions: Sequence[Prompt] = (),
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
+        questions: what the run is evaluated on.
+        told: called with the number of tokens whenever a model has written.
     """
-    config = parts.config
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version)
+    student = Writer(
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
+    )
     teacher = pair = None
+    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
+        teacher = Writer(
+            keeping(engine, folder.responses / ANSWERS),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
+            told=told,
+        )
     if parts.teacher is not None:
-        teacher = Writer(parts.engine(parts.teacher), "teacher", parts.sampling, lambda: None)
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    context = Context(
+    return Context(
         parts.data.train,
         student,
         teacher,
         folder.responses,
-        config.train.seed,
+        parts.config.train.seed,
         pair=pair,
         rank=int(os.environ.get("RANK", "0")),
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        decode=parts.decode,
+        score=scorers(parts),
+        held_out=cache(partial(held_out_texts, parts, questions)),
+        others=other_responses(parts),
     )
+
+
+def make_step(
+    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
+) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
+    config = parts.config
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    context = make_context(parts, folder, version, questions, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
-        text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
         memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
+    return step
 
 
-def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:
+def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
-        picks = [derived_seed(seed, "text", step, index) % len(blocks) for index in range(count)]
+        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
         return [blocks[pick] for pick in picks]
 
     return draw

@@ -58,7 +58,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     from stillhouse.models import check_same_tokenizer, load_tokenizer
     from stillhouse.runner.evaluation import held_out
 
-    teacher_config = config.teacher.model() if config.teacher is not None else None
+    teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_config)
     if teacher_config is not None:
         check_same_tokenizer(tokenizer, load_tokenizer(teacher_config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,21 @@ from stillhouse.errors import TrainingError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
+from stillhouse.runner.curation import curation_totals
 from stillhouse.runner.evaluation import evaluate_system, held_out
-from stillhouse.runner.export import export
+from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runner.options import training_arguments
 from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
+from stillhouse.runner.served import tell
 from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
+from stillhouse.types import Prompt
 
 logger = logging.getLogger("stillhouse")
 
@@ -74,8 +77,9 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     folder = RunFolder(default_folder(config))
     folder.check(resume)
     preflight(config)
-    parts = assemble(config)
-    questions = held_out(config, parts.data, parts.tokenizer)
+    with console.phase("Loading models and data"):
+        parts = assemble(config)
+        questions = held_out(config, parts.data, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
@@ -92,19 +96,31 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             evaluate_system(parts, questions, folder, "student before", parts.student)
         if config.evaluate.teacher and parts.teacher is not None:
             evaluate_system(parts, questions, folder, "teacher", parts.teacher)
-        finished = train(parts, folder, interrupt, resume)
+        finished = train(parts, folder, interrupt, resume, questions)
+        folder.write("data.json", {**parts.data.report, **curation_totals(folder)})
         if finished:
             if folder.main:
-                export(parts, folder)
+                with console.phase("Saving the student", quiet=True):
+                    export(parts, folder)
             evaluate_system(parts, questions, folder, "student after", parts.student)
+            write_card(parts, folder)
         folder.end("done" if finished else "interrupted")
     if config.output.report and folder.main:
         _write_report(folder)
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
 
 
-def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -> bool:
+def train(
+    parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool, questions: Sequence[Prompt] = ()
+) -> bool:
     """Train the student in place.
+
+    Args:
+        parts: the loaded run.
+        folder: where everything goes.
+        interrupt: asks to stop after a step.
+        resume: go on from the newest whole checkpoint.
+        questions: what the run is evaluated on; filters keep training text apart from it.
 
     Returns:
         Whether it came to the end; False after Ctrl-C.
@@ -112,14 +128,17 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     config = parts.config
     state = {"step": 0}
     step = make_step(
-        parts, folder, lambda: int(trainer.state.global_step if trainer is not None else state["step"])
+        parts,
+        folder,
+        lambda: int(trainer.state.global_step if trainer is not None else state["step"]),
+        questions,
     )
     trainer: DistilTrainer | None = None
     log = MetricsLog(folder.metrics, step)
     validation = _validation(parts, folder, step, log)
     saver = Saver(config.train, step, validation, folder.checkpoints)
     bar = ProgressBar(f"Training {config.name}", step)
-    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    callbacks = [log, *([validation] if validation else []), saver, Phases(step), bar, interrupt]
     trainer = make_trainer(parts, step, folder, callbacks)
     step.world = Ranks(trainer.args.world_size, trainer.args.device)
     for callback in (validation, saver):
@@ -138,6 +157,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     if checkpoint is not None and reached >= steps_in_all(trainer):
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
+    folder.note(max_steps=steps_in_all(trainer))
     if checkpoint is None and validation is not None:
         validation.now(0, folder.main)
     try:
@@ -146,6 +166,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         bar.close()
         if (line := step.close()) is not None and folder.main:
             console.note(line)
+        tell(parts, step.teacher, folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 

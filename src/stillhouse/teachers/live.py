@@ -28,10 +28,13 @@ class LiveTeacher:
         """
         self.model = model.eval()
         self.head: Head = head_of(model, vocab)
+        self.tokens = 0
+        """Tokens that have gone through it, those of prompts included."""
         self._alone = alone
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """[N, Dt] last hidden states at the response rows, without gradient."""
+        self.tokens += int(batch["attention_mask"].sum())
         with torch.no_grad():
             if not self._alone:
                 return hidden_rows(self.model, dict(batch))
@@ -66,7 +69,7 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
 
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
 
-    def model(self) -> TeacherModel:
+    def model_to_load(self) -> TeacherModel:
         """Itself."""
         return self
 
