@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+import yaml
 
+from stillhouse.cli.app import app
 from stillhouse.errors import ConfigError, TeacherError
 from stillhouse.runner.caching import bias, build
 from stillhouse.runner.checking import sizes
 from stillhouse.runner.execute import execute
 from stillhouse.runner.resolve import resolve
 from stillhouse.teachers.store import care
+from tests.conftest import ROOT
 from tests.small_runs import TEACHER, differences, in_child, in_two, nth, outcome, rows_of, tree, write_data
 
 QUICK = {"validate_every": "never"}
@@ -147,14 +152,12 @@ def test_a_cache_built_before_training_holds_all_that_a_run_asks(folder: Path) -
 
 def test_text_that_the_teacher_writes_once_is_built_too(folder: Path) -> None:
     pairs = {"kind": "pairs", "refresh": "epoch"}
-    run = cached(folder, "written", "written", responses=pairs)
+    run = cached(folder, "written-cache", "written", responses=pairs)
     run["objective"] = {"teacher": "skew_kl", "student": "skew_rkl"}
     build(resolve(run).config)
-    (store,) = care.contents(folder / "written")
+    (store,) = care.contents(folder / "written-cache")
     assert store.records == 18
-    assert (folder / "written" / "responses" / "teacher-0.jsonl").exists() or list(
-        folder.glob("written/responses/*")
-    )
+    assert list((folder / "written" / "responses").iterdir()), "the run will read it"
 
 
 def test_a_run_without_the_teacher_says_what_is_missing(folder: Path) -> None:
@@ -162,6 +165,19 @@ def test_a_run_without_the_teacher_says_what_is_missing(folder: Path) -> None:
     with pytest.raises(TeacherError, match="stillhouse cache build"):
         execute(resolve(run))
     assert not (folder / "nothing" / "state.json").exists()
+
+
+def test_the_page_on_caches_is_true() -> None:
+    page = (ROOT / "docs" / "teacher-cache.md").read_text(encoding="utf-8")
+    whole, without = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    found = sizes(resolve(yaml.safe_load(whole)).config)
+    assert found["teacher cache, expected (GB)"] > 0
+    merged = {**yaml.safe_load(whole), **yaml.safe_load(without), "student": {"path": TEACHER}}
+    assert resolve(merged).config.teacher.model_to_load() is None  # type: ignore[union-attr]
+    verbs = set(typer.main.get_command(app).commands["cache"].commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^stillhouse cache (\w+)", page, flags=re.MULTILINE)) == verbs
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
+        assert (ROOT / "docs" / target).exists(), target
 
 
 def test_bias_says_how_far_each_store_is_from_the_live_teacher(folder: Path) -> None:

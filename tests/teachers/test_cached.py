@@ -27,12 +27,12 @@ from stillhouse.types import Response
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """A teacher on disk, with a tokenizer that is never asked to encode."""
+    """A teacher on disk, its head three rows taller than the tokenizer, which is never asked to encode."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
     folder = tmp_path / "teacher"
-    tiny.model(7, width=24).save_pretrained(folder)
+    tiny.model(7, width=24, vocab_size=tiny.VOCAB + 3).save_pretrained(folder)
     words = WordLevel({f"t{index}": index for index in range(tiny.VOCAB)}, unk_token="t2")
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(words), eos_token="t1", pad_token="t0", unk_token="t2"
@@ -168,6 +168,7 @@ def test_without_the_teacher_it_reads_what_is_there_and_names_what_is_not(path: 
     assert isinstance(teacher, Teacher)
     assert torch.equal(teacher.hidden(tensors(tiny.responses(4))), wanted)
     assert torch.equal(teacher.head.logits(wanted), logits)
+    assert logits.shape[1] == tiny.VOCAB
     with pytest.raises(TeacherError, match=r"2 of the 6 sequences of a batch are not in the teacher cache"):
         teacher.hidden(tensors([*tiny.responses(4), *tiny.responses(2, seed=5)]))
     missing = CacheTeacherConfig(of=path, folder=folder, on_miss="error", store="topk")  # type: ignore[arg-type]
