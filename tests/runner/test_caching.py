@@ -138,13 +138,14 @@ def test_what_a_compact_store_cannot_give_is_refused_before_anything_loads(folde
 
 
 def test_a_cache_built_before_training_holds_all_that_a_run_asks(folder: Path) -> None:
-    config = resolve(cached(folder, "built", "after-build")).config
+    bf16 = {"precision": "bfloat16"}  # of the student's products; the teacher has a format of its own
+    config = resolve(cached(folder, "built", "after-build", train=bf16)).config
     expected = sizes(config)["teacher cache, expected (GB)"] * 1e9
     assert "0.0% of 18 sequences" in build(config)
     assert "100.0% of 18 sequences" in build(config, batch_size=5), "a second build passes over it"
     (store,) = care.contents(folder / "built")
     assert 0.7 < store.bytes / expected < 1.3
-    reading = cached(folder, "built", "after-build", teacher={"on_miss": "error"})
+    reading = cached(folder, "built", "after-build", teacher={"on_miss": "error"}, train=bf16)
     assert in_child(reading) == 0
     with pytest.raises(ConfigError, match=r"teacher.on_miss.*built where the teacher is"):
         build(resolve(reading).config)
