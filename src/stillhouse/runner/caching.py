@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,8 +85,7 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
             if translator is not None:
                 beside = translator.beside(batch.responses)
                 tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in beside.items()}})
-            with _autocast(config, device):
-                _ask(teacher, tensors)
+            _ask(teacher, tensors)
             bar.advance(batch.num_tokens)
     return teacher.close() or "There is nothing to build: the objective asks the teacher about no known text."
 
@@ -117,13 +115,6 @@ def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
         teacher.compact(batch)
     else:
         teacher.hidden(batch)
-
-
-@contextlib.contextmanager
-def _autocast(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """The number format in which the run computes, which is part of a record's key."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +218,7 @@ def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) ->
     total = 0.0
     for batch in batches:
         moved = {name: value.to(device) for name, value in batch.items()}
-        with _autocast(parts.config, device):
-            loss = step.loss(parts.student, moved)
+        loss = step.loss(parts.student, moved)
         loss.backward()
         total += loss.item()
     trained = [p for p in parts.student.parameters() if p.requires_grad and p.grad is not None]
