@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "needs_shared" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Iterator[str]:
+    """The URL of llama.cpp's server with SmolLM2-135M, called "smollm2"."""
+    from tests.servers import llama_cpp
+
+    with llama_cpp() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
+import pty
 import resource
 import shutil
 import signal
+import struct
 import sys
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +151,33 @@ class Workshop:
         out.unlink()
         err.unlink()
         return said
+
+    def in_terminal(
+        self, *arguments: str, columns: int = 100, lines: int = 30
+    ) -> tuple[int, list[list[str]]]:
+        """Run the command line in a forked process on a terminal of its own.
+
+        Returns:
+            The exit code, and what was on the screen after each piece of output, line by line.
+        """
+        import pyte
+
+        child, terminal = pty.fork()
+        if child == 0:
+            os.environ |= {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+            for name in ("NO_COLOR", "COLUMNS", "LINES"):
+                os.environ.pop(name, None)
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            _child(arguments, None, None)
+        screen = pyte.Screen(columns, lines)
+        stream = pyte.ByteStream(screen)
+        seen: list[list[str]] = []
+        with contextlib.suppress(OSError):  # how Linux says that the other end is gone
+            while data := os.read(terminal, 4096):
+                stream.feed(data)
+                seen.append([line.rstrip() for line in screen.display if line.strip()])
+        os.close(terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen
 
 
 Event = Callable[[str], None]

@@ -13,6 +13,7 @@ from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models import StudentConfig
+from stillhouse.objectives import REGISTRY as OBJECTIVES
 from stillhouse.objectives import Objective, ObjectiveField
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
@@ -23,6 +24,17 @@ from stillhouse.teachers import TeacherField
 from stillhouse.train.config import TrainConfig
 
 
+class LicenceConfig(Part):
+    """Licences by their identifier on the Hugging Face hub, such as apache-2.0, or in words."""
+
+    student: str | None = None
+    """Under which the student is passed on."""
+    teacher: str | None = None
+    """Of the teacher; default: what its card says."""
+    data: str | None = None
+    """Of the data; default: what the card beside the file says."""
+
+
 class OutputConfig(Part):
     """Where a run leaves its files."""
 
@@ -30,6 +42,8 @@ class OutputConfig(Part):
     """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
     report: bool = True
     """Write report.html at the end."""
+    licence: LicenceConfig = LicenceConfig()
+    """Licences that the student's card names, where they are not found in the cards beside the files."""
 
 
 class RunConfig(Part):
@@ -103,10 +117,8 @@ def mismatches(config: RunConfig) -> list[Fault]:
             for source in unused
         ]
     provided: frozenset[str] = config.teacher.provides if config.teacher is not None else frozenset()
-    if "teacher" in objective.required and "distribution" not in provided:
-        faults.append(
-            _no_teacher(config, f"objective={objective.name} compares with the teacher's distribution")
-        )
+    if "teacher" in objective.required and not objective.forms & provided:
+        faults.append(_no_signal(config, provided))
     if "teacher" in config.responses.writers() and "text" not in provided:
         faults.append(
             _no_teacher(
@@ -122,7 +134,7 @@ def mismatches(config: RunConfig) -> list[Fault]:
         )
     if config.student.from_teacher is not None and "text" not in provided:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
-    faults += _without_validation(config) + _sampled_otherwise(config)
+    faults += _without_validation(config) + _sampled_otherwise(config) + _never_begins(config)
     capacity = getattr(config.responses, "capacity", None)
     if capacity is not None and capacity < config.train.batch_size:
         faults.append(
@@ -167,6 +179,28 @@ def _without_validation(config: RunConfig) -> list[Fault]:
     ]
 
 
+def _never_begins(config: RunConfig) -> list[Fault]:
+    """A rule for alpha that begins after the last epoch; where max_steps decides, the length is not known."""
+    faults: list[Fault] = []
+
+    def visit(path: str, value: Any) -> Any:
+        gap = isinstance(value, Contrastive) and value.alpha_rule == "gap"
+        if gap and config.train.max_steps is None and value.rule_after >= config.train.epochs:
+            faults.append(
+                Fault(
+                    f"{path}.rule_after",
+                    "alpha_rule: gap would begin after the end of the training",
+                    got=f"{value.rule_after:g}, with train.epochs={config.train.epochs:g}",
+                    allowed=f"less than {config.train.epochs:g}",
+                    hint=f"Train for more epochs, or set {path}.alpha_rule: fixed.",
+                )
+            )
+        return value
+
+    walk({"objective": config.objective}, visit)
+    return faults
+
+
 def _sampled_otherwise(config: RunConfig) -> list[Fault]:
     """Policy gradients that assume another sampling than the responses come from; they would be biased."""
     faults: list[Fault] = []
@@ -197,6 +231,40 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
             )
         )
     return faults
+
+
+def _no_signal(config: RunConfig, provided: frozenset[str]) -> Fault:
+    """An objective that the teacher's signal is not enough for, with the parts of it that ask for more."""
+    compact = sorted(provided & {"top", "draws"})
+    if not compact or config.teacher is None:
+        return _no_teacher(
+            config, f"objective={config.objective.name} compares with the teacher's distribution"
+        )
+    asking: dict[str, str] = {}
+
+    def visit(path: str, value: Any) -> Any:
+        if isinstance(value, Objective) and not value.forms & provided and path not in asking:
+            asking[path] = value.name
+        return value
+
+    walk({"objective": config.objective}, visit)
+    innermost = [path for path in asking if not any(o.startswith(path + ".") for o in asking)]
+    enough = [kind for kind in OBJECTIVES.kinds() if OBJECTIVES[kind].teacher_forms & provided]
+    return Fault(
+        innermost[0] if innermost else "objective",
+        f"{asking[innermost[0]] if innermost else config.objective.name} cannot be computed from "
+        f"{SIGNALS[compact[0]]}, which is all that teacher.kind={config.teacher.kind} gives",
+        allowed=", ".join(sorted({*enough, "forward_kl"})),
+        hint="Take a teacher that gives whole distributions (kind: live, or kind: cache with store: hidden), "
+        "or another objective.",
+    )
+
+
+SIGNALS = {
+    "top": "the most probable tokens and the mass of the rest",
+    "draws": "weighted random draws",
+}
+"""What the compact forms are, for people."""
 
 
 def _no_teacher(config: RunConfig, why: str) -> Fault:

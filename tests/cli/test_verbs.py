@@ -14,7 +14,7 @@ from stillhouse.cli.app import app
 from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
-VERBS = ("quickstart", "init", "methods", "check", "run", "eval", "report")
+VERBS = ("quickstart", "init", "methods", "check", "run", "runs", "eval", "compare", "report")
 
 
 def test_help_names_every_verb_and_every_option_is_explained(workshop: Workshop) -> None:
@@ -126,6 +126,30 @@ def test_run_eval_and_report_on_a_whole_run(workshop: Workshop) -> None:
     page = (workshop.folder / "both.html").read_text(encoding="utf-8")
     assert "One against two" in page
     assert "<script src" not in page
+
+
+def test_runs_and_compare_tell_the_same_as_the_folders(workshop: Workshop) -> None:
+    assert "holds no run" in workshop.refused("runs", ".")
+    assert "runs: is not a folder" in workshop.refused("runs")
+    for name in ("one", "two"):
+        assert workshop.stillhouse("run", "run.yaml", "train.max_steps=2", f"name={name}").code == 0
+    (listed,) = [line for line in workshop.stillhouse("runs").out.splitlines() if "runs/two" in line]
+    assert listed.split()[:4] == ["runs/two", "done", "kd", "2/2"]
+    lines = json.loads(workshop.stillhouse("runs", "--json").out)
+    assert [line["name"] for line in lines] == ["one", "two"]
+    after = json.loads(
+        (workshop.folder / "runs/two/evaluation/student-after.json").read_text(encoding="utf-8")
+    )
+    assert lines[1]["score"]["value"] == after["metrics"]["rouge_l"]
+    assert re.search(
+        r"^ *two +[\d.]+ +[\d.]+ ", workshop.stillhouse("compare", "runs").out, flags=re.MULTILINE
+    )
+    said = workshop.stillhouse("compare", "runs", "--format", "latex", "-o", "table.tex")
+    assert (said.code, said.out) == (0, "")
+    assert "\\toprule" in (workshop.folder / "table.tex").read_text(encoding="utf-8")
+    found = json.loads(workshop.stillhouse("compare", "runs", "-f", "json").out)
+    assert found["systems"][-1]["rouge_l"] == after["metrics"]["rouge_l"]
+    assert "csv" in workshop.stillhouse("compare", "runs", "--format", "excel").err
 
 
 def test_a_finished_run_is_not_overwritten(workshop: Workshop) -> None:

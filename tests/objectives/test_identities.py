@@ -10,10 +10,12 @@ from tests.objectives.problems import drawn_rows, gradient, logits
 from torch import Tensor
 
 from stillhouse.objectives import Rows, build, likelihood_gaps
+from stillhouse.objectives.base import with_logprobs
 from stillhouse.objectives.mixtures import head_of
 from stillhouse.types import SOURCES
 
 NONE = Rows()
+TEACHER_CODE = SOURCES.index("teacher")
 
 
 def pair(count: int = 6, vocab: int = 9) -> tuple[Tensor, Tensor]:
@@ -229,6 +231,42 @@ def test_contrastive_alpha_follows_the_gap_and_stays_in_its_bounds() -> None:
     )
     mirrored = Rows(sequence_gaps=-gaps, mean_gaps=-gaps)
     torch.testing.assert_close(objective.alphas(mirrored, student_code), objective.alphas(rows, teacher_code))
+
+
+def test_contrastive_without_a_gap_to_hold_has_the_base_alpha() -> None:
+    gaps = torch.tensor([0.1, 0.05, -0.2], dtype=torch.float64)
+    objective = build("contrastive", alpha_rule="gap", alpha=0.05, teacher_gap=0.0)
+    rows = Rows(sequence_gaps=gaps, mean_gaps=-gaps.abs())
+    assert objective.alphas(rows, TEACHER_CODE)[:, 0].tolist() == [0.05] * 3
+    assert build("contrastive", alpha_rule="gap", alpha=0.05).alphas(rows, TEACHER_CODE)[:, 0].tolist() == (
+        [0.05] * 3
+    )
+
+
+def test_no_gradient_flows_through_the_alpha_of_a_gap() -> None:
+    """The gradient with the rule is that with the alphas it gave, held."""
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    objective = build("contrastive", alpha_rule="gap", teacher_gap=0.02, student_gap=0.02, alpha_least=0.0)
+    _, slope = gradient(objective, student, teacher, rows)
+    filled = with_logprobs(student, teacher, rows)
+    for row in range(8):
+        code = int(rows.sources[row])
+        alpha = objective.alphas(filled[row : row + 1], code).item()
+        if code == TEACHER_CODE:
+            alone = build("skew_kl", alpha=alpha)
+        else:
+            alone = build("skew_rkl", alpha=alpha, detach_mixture=True)
+        expected = gradient(alone, student[row : row + 1], teacher[row : row + 1], NONE)[1][0]
+        torch.testing.assert_close(slope[row], expected)
+
+
+@pytest.mark.parametrize("released", [1.0, 1.25, 1.5])
+def test_the_papers_share_and_the_released_weights_are_the_same_loss(released: float) -> None:
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    paper = build("contrastive", student_share=released / 2)
+    code = build("contrastive", teacher_weight=2 - released, student_weight=released)
+    torch.testing.assert_close(paper(student, teacher, rows), code(student, teacher, rows))
+    assert paper.source_weights() == {"teacher": 2 - released, "student": released}
 
 
 def test_likelihood_gaps_are_means_over_sequences_by_source() -> None:

@@ -66,6 +66,6 @@ def test_shape_reads_no_weights(workshop: Workshop) -> None:
     (workshop.folder / "bare").mkdir()
     config = (workshop.folder / "teacher" / "config.json").read_text(encoding="utf-8")
     (workshop.folder / "bare" / "config.json").write_text(config, encoding="utf-8")
-    model = resolve("run.yaml", {"teacher.path": "bare"}).config.teacher.model()
+    model = resolve("run.yaml", {"teacher.path": "bare"}).config.teacher.model_to_load()
     shape = shape_of(model)
     assert (shape.layers, shape.width, shape.vocab, shape.context) == (2, 32, 1024, 512)

@@ -22,6 +22,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": {"teacher": "skew_kl", "student": SKEW},
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },
+    "gaps": {
+        "objective": {
+            "kind": "contrastive", "alpha_rule": "gap", "teacher_gap": "previous_round",
+            "student_gap": "batch", "alpha_least": 0.001, "alpha_most": 0.9, "alpha": 0.5,
+            "student_share": {"kind": "gradual_beta"},
+        },
+        "responses": {"kind": "pairs", "refresh": "epoch"},
+    },
     "batched": {"objective": "forward_kl", "responses": {"kind": "batched", "every": 5}},
     "adaptive": {
         "objective": SKEW,
@@ -74,6 +82,7 @@ KILLS = {
         ("batched", "between the trainer's state and ours"),
         ("pairs", "while the trainer saves"),
         ("pairs", "before a checkpoint is sealed"),
+        ("gaps", "before a checkpoint is sealed"),
     ],
 )
 def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, method: str, kill: str) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from stillhouse.data.collate import collate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.compact import Compact, top_of
 from stillhouse.responses import TeacherMemory
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.train.signal import teacher_hidden
+from stillhouse.train.signal import teacher_hidden, teacher_signal
 from stillhouse.types import Response
 
 EVERYWHERE = parse_objective("forward_kl")
@@ -80,3 +81,34 @@ def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: Counting) -> No
     hidden, _ = signal(teacher, tiny.responses(3, sources=("text",)), NOT_ON_TEXT, TeacherMemory())
     assert teacher.sequences == 0
     assert hidden.shape[1] == 24
+
+
+class MostProbable(LiveTeacher):
+    """A teacher that tells its three most probable tokens alone, and counts as `Counting` does."""
+
+    form = "top"
+    sequences = 0
+
+    def compact(self, batch: Mapping[str, Any]) -> Compact:
+        self.sequences += len(batch["input_ids"])
+        logits = self.head.logits(super().hidden(batch))
+        return top_of(torch.log_softmax(logits, -1), 3, batch["labels"][batch["response_mask"]])
+
+
+def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> None:
+    teacher = MostProbable(tiny.model(7, width=24), tiny.VOCAB)
+    batch = collate(tiny.responses(6, sources=("student", "text")), tiny.PAD)
+    names = ("input_ids", "attention_mask", "response_mask", "labels", "sources")
+    tensors = {name: getattr(batch, name) for name in names}
+    said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherMemory())
+    assert isinstance(said, Compact)
+    assert teacher.sequences == 3
+    whole = teacher.compact(tensors)
+    student = batch.row_sequences() % 2 == 0
+    assert torch.equal(said.ids[student], whole.ids[student])
+    torch.testing.assert_close(said.labels[student], whole.labels[student])  # type: ignore[index]
+    assert (said.ids[~student] == -1).all()
+    text = collate(tiny.responses(2, sources=("text",)), tiny.PAD)
+    tensors = {name: getattr(text, name) for name in names}
+    teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherMemory())
+    assert teacher.sequences == 9, "nobody is asked about a batch of plain text"

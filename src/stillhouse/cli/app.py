@@ -12,7 +12,9 @@ import typer
 
 from stillhouse import __version__, console
 from stillhouse.cli import (
+    cache,
     check,
+    compare,
     curate,
     evaluate,
     generate,
@@ -21,6 +23,7 @@ from stillhouse.cli import (
     quickstart,
     report,
     run,
+    runs,
     show,
 )
 from stillhouse.errors import EnvironmentFault, StillhouseError
@@ -35,7 +38,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, init, methods, check, run, generate, curate, show, evaluate, report):
+for verb in (
+    quickstart, init, methods, check, run, runs, generate, curate, show, evaluate, compare, report, cache,
+):  # fmt: skip
     verb.register(app)
 
 

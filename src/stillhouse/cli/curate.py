@@ -100,4 +100,4 @@ def _teacher(path: str | None, config: RunConfig | None) -> TeacherModel | None:
 
     if path is not None:
         return TeacherModel(path=path)
-    return config.teacher.model() if config is not None and config.teacher is not None else None
+    return config.teacher.model_to_load() if config is not None and config.teacher is not None else None

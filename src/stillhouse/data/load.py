@@ -159,6 +159,33 @@ def load_prompts(
     return PromptSet(name, tuple(prompts), report)
 
 
+def read_rows(
+    rows: Iterable[tuple[str, Row]],
+    source: SourceConfig,
+    config: DataConfig,
+    encoder: Encoder,
+    limit: int | None = None,
+) -> tuple[list[Prompt], Counter[str], Counter[str]]:
+    """Prompts from rows that were read elsewhere, with the length rules of `config`.
+
+    Args:
+        rows: each with the id of its prompt; a response is not needed.
+        source: where they are from.
+        config: its `too_long`, `max_prompt` and `max_response` hold.
+        encoder: template and tokenizer.
+        limit: at most this many prompts.
+
+    Returns:
+        The prompts; what was dropped, by reason; what was cut.
+    """
+    reader = _Reader("eval", source, config, encoder, needs_response=False)
+    for chunk in _chunks(rows, _ROWS_AT_ONCE):
+        reader.read(chunk)
+        if limit is not None and len(reader.prompts) >= limit:
+            break
+    return reader.prompts[:limit], reader.dropped, reader.truncated
+
+
 class _Reader:
     """Turns the rows of one set into prompts and keeps count of what is lost."""
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
+from stillhouse.engines.server import ServerConfig
 from stillhouse.engines.transformers import TransformersConfig
 
 EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
@@ -16,6 +17,7 @@ __all__ = [
     "EngineConfig",
     "EngineField",
     "Sampling",
+    "ServerConfig",
     "TokenizerFacts",
     "TransformersConfig",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field
@@ -60,6 +60,8 @@ class TokenizerFacts:
     """Tokens that end a response."""
     pad_id: int
     """Fills the left of shorter prompts; it is masked, so any valid id does."""
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    """The tokenizer itself, for engines that meet text: those that ask servers."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenizerFacts:
@@ -67,7 +69,7 @@ class TokenizerFacts:
         eos = tokenizer.eos_token_id
         eos_ids = (eos,) if isinstance(eos, int) else tuple(eos or ())
         pad = tokenizer.pad_token_id
-        return cls(eos_ids, pad if pad is not None else (eos_ids[0] if eos_ids else 0))
+        return cls(eos_ids, pad if pad is not None else (eos_ids[0] if eos_ids else 0), tokenizer)
 
 
 class Finished:
@@ -129,6 +131,10 @@ class EngineConfig(Part):
     @abstractmethod
     def build(self, model: Any, facts: TokenizerFacts) -> Engine:
         """The engine over a model. It reads the model's weights as they are at each call."""
+
+    def for_student(self) -> EngineConfig:
+        """What writes with a model whose weights change in this process; itself unless it cannot."""
+        return self
 
 
 REGISTRY: Registry[EngineConfig] = Registry("engine", EngineConfig)  # type: ignore[type-abstract]

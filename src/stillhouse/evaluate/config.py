@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from stillhouse.config import Many, Part
 from stillhouse.data.prompts import Source
 from stillhouse.engines.base import Sampling
+from stillhouse.evaluate.tasks import Probe, TaskField
 
 
 class EvaluateConfig(Part):
@@ -28,3 +31,20 @@ class EvaluateConfig(Part):
     """Also evaluate the student before training."""
     teacher: bool = True
     """Also evaluate the teacher."""
+    tasks: Many[TaskField] = ()
+    """What else is measured on every system: tasks by name, or with options, such as
+    [instructions, {kind: exact_match, data: rows.jsonl}]."""
+
+    def single_tasks(self) -> tuple[Probe, ...]:
+        """The tasks, each that stands for several taken apart."""
+        return tuple(one for task in self.tasks for one in task.expanded())
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [task.title for task in self.single_tasks()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two tasks are called {', '.join(twice)}; give each a name of its own (name: ...)"
+            )
+        return self

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.collate import collate
 from stillhouse.errors import DataError
+from stillhouse.evaluate.metrics.calibration import Calibration
 from stillhouse.evaluate.metrics.fidelity import Fidelity, FidelityScores
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.types import Prompt, Response
@@ -23,7 +24,7 @@ ROWS = 1024
 class Likelihood:
     """Means over response tokens.
 
-    Example: `Likelihood(loss=1.02, tokens=3310, fidelity=None)`
+    Example: `Likelihood(loss=1.02, tokens=3310, fidelity=None, calibration=0.04, teacher_calibration=None)`
     """
 
     loss: float
@@ -31,6 +32,10 @@ class Likelihood:
     tokens: int
     fidelity: FidelityScores | None
     """How near the student is to the teacher at the same positions; None without a teacher."""
+    calibration: float
+    """Expected calibration error of the student, 0 to 1."""
+    teacher_calibration: float | None
+    """That of the teacher on the same text; None without a teacher."""
 
 
 def likelihood(
@@ -61,7 +66,7 @@ def likelihood(
         )
     training = student.training
     student.eval()
-    fidelity = Fidelity()
+    fidelity, calibration, theirs_too = Fidelity(), Calibration(), Calibration()
     total, tokens = 0.0, 0
     try:
         with torch.no_grad():
@@ -73,12 +78,51 @@ def likelihood(
                 for rows in torch.arange(len(labels)).split(ROWS):
                     logits = head_of(student, vocab).logits(hidden[rows])
                     total -= logits.log_softmax(-1).gather(1, labels[rows, None]).double().sum().item()
+                    calibration.update(logits, labels[rows])
                     if teacher is not None and theirs is not None:
-                        fidelity.update(logits, head_of(teacher, vocab).logits(theirs[rows]))
+                        wanted = head_of(teacher, vocab).logits(theirs[rows])
+                        fidelity.update(logits, wanted)
+                        theirs_too.update(wanted, labels[rows])
                 tokens += len(labels)
     finally:
         student.train(training)
-    return Likelihood(total / tokens, tokens, None if teacher is None else fidelity.scores())
+    return Likelihood(
+        total / tokens,
+        tokens,
+        None if teacher is None else fidelity.scores(),
+        calibration.error(),
+        None if teacher is None else theirs_too.error(),
+    )
+
+
+def closeness(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Response],
+    **options: Any,
+) -> dict[str, float]:
+    """Loss on the references; with a teacher also fidelity there and (`_on_own_text`) on the answers.
+
+    Args:
+        model: the model that wrote the answers.
+        teacher: what to compare it with.
+        prompts: those without a reference take no part in the loss.
+        answers: at least one.
+        **options: `pad_id`, `vocab` and `batch_size` of `likelihood`.
+    """
+    metrics: dict[str, float] = {}
+    references = references_of(prompts)
+    if references:
+        found = likelihood(model, references, teacher=teacher, **options)
+        metrics["loss"] = found.loss
+        if found.fidelity is not None:
+            metrics |= found.fidelity.as_metrics()
+    if teacher is not None:
+        own = likelihood(model, answers, teacher=teacher, **options).fidelity
+        assert own is not None
+        metrics |= {f"{name}_on_own_text": value for name, value in own.as_metrics().items()}
+    return metrics
 
 
 def references_of(prompts: Iterable[Prompt]) -> list[Response]:

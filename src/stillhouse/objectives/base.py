@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -15,12 +15,9 @@ from torch import Tensor
 from stillhouse.config import Layer, Layered, Part, Registry, nearest, validate
 from stillhouse.curriculum import NonNegative
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.objectives.compact import EVERY_FORM, EXCLUDED, Compact, buckets, drawn_logprobs
 from stillhouse.objectives.rows import Rows, with_gaps
 from stillhouse.types import SOURCES
-
-EXCLUDED = -1e30
-"""The logit of an entry that takes no part: finite, so that differences stay numbers, and of probability
-zero."""
 
 Split = tuple[float, "Objective", Tensor | None]
 """A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
@@ -43,6 +40,10 @@ class Objective(Part):
     """True if a constant added to all logits of a row changes nothing."""
     same_vocabulary: ClassVar[bool] = True
     """True if entry i of both models has to be the same token."""
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution"})
+    """What it can be computed from where it needs the teacher: of "distribution", "top" and "draws" (see
+    `objectives.compact`). "top" is for what stays meaningful with all improbable tokens as one outcome,
+    "draws" for expectations under the teacher, which `per_draw` gives."""
 
     exact_gradient: ClassVar[bool] = True
     """False if parts of the value are constants for the gradient, which then is not that of the number."""
@@ -56,14 +57,18 @@ class Objective(Part):
     value."""
 
     def __call__(
-        self, student_logits: Tensor, teacher_logits: Tensor | None = None, rows: Rows | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | Compact | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """The value of each row, differentiable in the student only.
 
         Args:
             student_logits: [N, V]; half precision is raised to fp32. An entry that is -inf in either model
                 takes no part: it is left out of both and the rest renormalised.
-            teacher_logits: [N, V], or None if `needs` does not name the teacher.
+            teacher_logits: [N, V], or what the teacher says about a few tokens of each row; None if `needs`
+                does not name the teacher.
             rows: labels, sources and the rest of what `needs` names, [N] each.
 
         Returns:
@@ -73,6 +78,8 @@ class Objective(Part):
             ValueError: something that `needs` names is missing, or shapes differ.
         """
         rows = rows or Rows()
+        if isinstance(teacher_logits, Compact):
+            rows, teacher_logits = with_compact(rows, teacher_logits), None
         self.check(teacher_logits is not None, rows)
         if rows.count not in (None, student_logits.shape[0]):
             raise ValueError(
@@ -94,12 +101,33 @@ class Objective(Part):
             rows = replace(rows, reference_logits=reference)
         if self.sequence_level:
             rows = with_logprobs(student, teacher, rows)
-        value = self.per_token(student, teacher, rows)
+        if rows.compact is None:
+            value = self.per_token(student, teacher, rows)
+        else:
+            value = self.per_token_compact(student, rows.compact, rows)
         return value + self.per_sequence(rows) if self.has_sequence_part else value
 
     @abstractmethod
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows."""
+
+    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
+        """`per_token` from what a teacher says about a few tokens of each row.
+
+        Over the most probable ones and the tail as one outcome it is `per_token` of the coarsened logits
+        [n, K + 1]; from draws it is sum_k w_k `per_draw`.
+        """
+        if "teacher" not in self.required or not self.has_token_part:
+            return self.per_token(student, None, rows)
+        if compact.form == "top":
+            return self.per_token(*buckets(student, compact), rows)
+        log_p, log_q, weights = drawn_logprobs(student, compact)
+        return (weights * self.per_draw(log_p, log_q)).sum(-1)
+
+    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """f of an objective E_p[f] at drawn tokens: log-probabilities [n, K] of teacher and student to
+        values."""
+        raise NotImplementedError(f"{self.name} is no expectation under the teacher")
 
     def per_sequence(self, rows: Rows) -> Tensor:
         """What depends on whole sequences and is added to `per_token`; sees all rows at once.
@@ -114,13 +142,16 @@ class Objective(Part):
     ) -> tuple[Tensor, Tensor]:
         """Values [n] and the gradient of their sum [n, V]. Both arguments are scratch: they may be
         overwritten."""
-        with torch.enable_grad():
-            leaf = student.detach().requires_grad_()
-            value = self.per_token(leaf, teacher, rows)
-            if not value.requires_grad:
-                return value, torch.zeros_like(student)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), gradient
+        return _differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
+
+    def compact_value_and_gradient(
+        self, student: Tensor, teacher: Tensor | None, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        """As `value_and_gradient`, with `rows.compact` as the teacher."""
+        if "teacher" not in self.required or rows.compact is None:
+            return self.value_and_gradient(student, teacher, rows)
+        compact = rows.compact
+        return _differentiated(student, lambda leaf: self.per_token_compact(leaf, compact, rows))
 
     def split(self, rows: Rows) -> list[Split]:
         """Which objective is for which rows; itself for all of them unless it is a map from source to
@@ -143,6 +174,12 @@ class Objective(Part):
         return self.same_vocabulary
 
     @property
+    def forms(self) -> frozenset[str]:
+        """`teacher_forms` of this object; every form if it needs no teacher. Objectives that hold others
+        override it."""
+        return self.teacher_forms if "teacher" in self.required else EVERY_FORM
+
+    @property
     def sequence_level(self) -> bool:
         """True if a value depends on more than its own row, so that label log-probabilities come first."""
         return bool(self.required & {"sequences", "pairs"})
@@ -150,7 +187,7 @@ class Objective(Part):
     def check(self, has_teacher: bool, rows: Rows) -> None:
         """Raise a ValueError that names everything `required` and not given."""
         present = {
-            "teacher": has_teacher,
+            "teacher": has_teacher or rows.compact is not None,
             "reference": rows.reference_logits is not None or rows.reference_hidden is not None,
             "labels": rows.labels is not None,
             "sources": rows.sources is not None,
@@ -162,6 +199,15 @@ class Objective(Part):
         missing = sorted(name for name in self.required if not present[name])
         if missing:
             raise ValueError(f"{self.name} needs {', '.join(missing)}, which the rows do not have")
+        if "teacher" not in self.required or rows.compact is None:
+            return
+        if rows.compact.form not in self.forms:
+            raise ValueError(
+                f"{self.name} cannot be computed from a teacher's {rows.compact.form}; it needs "
+                f"{' or '.join(sorted(self.forms))}"
+            )
+        if self.sequence_level and rows.teacher_logprobs is None:
+            raise ValueError(f"{self.name} needs the teacher's log-probability of each label")
 
 
 REGISTRY: Registry[Objective] = Registry("objective", Objective)  # type: ignore[type-abstract]
@@ -231,6 +277,12 @@ def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
+def with_compact(rows: Rows, compact: Compact) -> Rows:
+    """Rows with a compact teacher, and with what it says about labels."""
+    known = rows.teacher_logprobs if compact.labels is None else compact.labels
+    return replace(rows, compact=compact, teacher_logprobs=known)
+
+
 def with_logprobs(student: Tensor, teacher: Tensor | None, rows: Rows) -> Rows:
     """Rows with the label log-probabilities of both models filled in."""
     if rows.labels is None:
@@ -254,6 +306,17 @@ def register(objective: PartT) -> PartT:
     """Add an objective to the registry under the default of its `kind`."""
     REGISTRY.register(objective)
     return objective
+
+
+def _differentiated(student: Tensor, value_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Values and the gradient of their sum for the student's logits."""
+    with torch.enable_grad():
+        leaf = student.detach().requires_grad_()
+        value = value_of(leaf)
+        if not value.requires_grad:
+            return value, torch.zeros_like(student)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient
 
 
 def _raised(logits: Tensor) -> Tensor:

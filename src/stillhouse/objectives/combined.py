@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillhouse.config import Many
 from stillhouse.objectives.base import Objective, ObjectiveField, Split, register
+from stillhouse.objectives.compact import EVERY_FORM, Compact
 from stillhouse.objectives.rows import Rows
 from stillhouse.types import SOURCES
 
@@ -29,6 +30,10 @@ class _Holder(Objective):
     @property
     def shares_vocabulary(self) -> bool:
         return any(part.shares_vocabulary for part in self.held())
+
+    @property
+    def forms(self) -> frozenset[str]:
+        return EVERY_FORM.intersection(*(part.forms for part in self.held()))
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
@@ -69,6 +74,10 @@ class Sum(_Holder):
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         parts = [term.loss_weight * term.per_token(student, teacher, rows) for term in self.terms]
+        return torch.stack(parts).sum(0)
+
+    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
+        parts = [term.loss_weight * term.per_token_compact(student, compact, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def value_and_gradient(
@@ -145,6 +154,14 @@ class BySource(_Holder):
             assert index is not None
             theirs = None if teacher is None else teacher[index]
             part = weight * objective.per_token(student[index], theirs, rows[index])
+            value = value.index_put((index,), part)
+        return value
+
+    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
+        value = student.new_zeros(student.shape[0])
+        for weight, objective, index in self.split(rows):
+            assert index is not None
+            part = weight * objective.per_token_compact(student[index], compact[index], rows[index])
             value = value.index_put((index,), part)
         return value
 

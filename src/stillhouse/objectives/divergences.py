@@ -7,7 +7,7 @@ computed from log-probabilities, so logit gaps of 1e4 give finite numbers.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from stillhouse.curriculum import Share
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.compact import EVERY_FORM
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
 from stillhouse.objectives.rows import Rows
 
@@ -60,10 +61,17 @@ class ForwardKL(Objective):
     temperature: Temperature = 1.0
     """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
 
+    @property
+    def forms(self) -> frozenset[str]:
+        return EVERY_FORM if self.temperature == 1.0 else self.teacher_forms  # a softened tail is unknown
+
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         log_p, log_q = both(student / self.temperature, teacher / self.temperature)
         return kl(log_p, log_q)
+
+    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return log_p - log_q
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -90,6 +98,10 @@ class ReverseKL(Objective):
     kind: Literal["reverse_kl"] = "reverse_kl"
     temperature: Temperature = 1.0
     """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
+
+    @property
+    def forms(self) -> frozenset[str]:
+        return self.teacher_forms | ({"top"} if self.temperature == 1.0 else set())
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -118,6 +130,7 @@ class SymmetricKL(Objective):
     """
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     reverse_weight: Share = 0.5
     """The weight of KL(q || p), the student's side; lambda in the released code."""
 
@@ -146,6 +159,7 @@ class Jeffreys(Objective):
     """
 
     kind: Literal["jeffreys"] = "jeffreys"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -171,6 +185,7 @@ class JSD(Objective):
     """
 
     kind: Literal["jsd"] = "jsd"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     teacher_weight: InnerShare = 0.5
     """Weight of the teacher, beta in GKD. At exactly 0 or 1 the divergence is zero for all q, so that is
     refused;
@@ -201,6 +216,7 @@ class TVD(Objective):
     """
 
     kind: Literal["tvd"] = "tvd"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -225,12 +241,16 @@ class SkewKL(Objective):
     """
 
     kind: Literal["skew_kl"] = "skew_kl"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top", "draws"})
     alpha: Skew = 0.1
     """Share of the teacher in the mixture."""
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         return kl(log_p, mixture(log_p, log_q, self.alpha))
+
+    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return log_p - mixture(log_p, log_q, self.alpha)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -253,6 +273,7 @@ class SkewRKL(Objective):
     """
 
     kind: Literal["skew_rkl"] = "skew_rkl"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     alpha: Skew = 0.1
     """Share of the student in the mixture."""
     detach_mixture: bool = False

@@ -54,6 +54,7 @@ class AdaptiveKL(Objective):
     """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     exact_gradient: ClassVar[bool] = False
     head_mass: InnerShare = 0.5
     """Probability mass of the teacher that makes the head; mu in the paper."""
@@ -92,6 +93,7 @@ class AB(Objective):
     """
 
     kind: Literal["ab"] = "ab"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     alpha: Exponent = 0.2
     """Exponent of the teacher. A negative one gives infinite values where the teacher's probability is
     zero."""
@@ -150,6 +152,7 @@ class AlphaMixture(Objective):
     """
 
     kind: Literal["alpha_mixture"] = "alpha_mixture"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     alpha: MixtureAlpha = -1.0
     """The order of the mean: -1 arithmetic, 1 geometric, 3 harmonic."""
     teacher_share: InnerShare = 0.1
@@ -197,6 +200,7 @@ class TAID(Objective):
     """
 
     kind: Literal["taid"] = "taid"
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
     exact_gradient: ClassVar[bool] = False
     t: Share = 0.4
     """How far the target has come from the student (0) to the teacher (1)."""

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from stillhouse.curriculum import NonNegative
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.compact import EVERY_FORM
 from stillhouse.objectives.contrastive import STUDENT, TEACHER
 from stillhouse.objectives.divergences import both, kl, log_softmax
 from stillhouse.objectives.rows import Rows, sequence_means
@@ -47,6 +48,10 @@ class DPKD(Objective):
         if self.level == "token":
             return frozenset({"teacher"})
         return frozenset({"teacher", "labels", "sources", "sequences", "pairs"})
+
+    @property
+    def forms(self) -> frozenset[str]:
+        return self.teacher_forms if self.level == "token" else EVERY_FORM
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]

@@ -11,6 +11,7 @@ from torch import Tensor
 from stillhouse.types import SOURCES
 
 if TYPE_CHECKING:
+    from stillhouse.objectives.compact import Compact
     from stillhouse.objectives.head import Head
 
 
@@ -48,16 +49,22 @@ class Rows:
     reference_hidden: Tensor | None = None
     """[N, Dr]: its hidden states, for the fused path."""
     reference_head: Head | None = None
-    """Its head, for the fused path. The only field that is not a tensor per row."""
+    """Its head, for the fused path. The only field that says nothing about single rows."""
+    compact: Compact | None = None
+    """What a teacher says that gives no whole distribution."""
 
     def __post_init__(self) -> None:
         lengths = {name: value.shape[0] for name, value in self._tensors().items()}
+        if self.compact is not None:
+            lengths["compact"] = len(self.compact)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"all fields of Rows have one entry per row, got {lengths}")
 
     def __getitem__(self, index: Tensor | slice) -> Rows:
         """The rows that `index` (a slice, a mask or a tensor of positions) picks."""
         picked: dict[str, Any] = {name: value[index] for name, value in self._tensors().items()}
+        if self.compact is not None:
+            picked["compact"] = self.compact[index]
         return replace(self, **picked)
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stillhouse.curriculum import Share
 from stillhouse.objectives.base import Objective, register, with_gradient
+from stillhouse.objectives.compact import EVERY_FORM
 from stillhouse.objectives.divergences import both, kl
 from stillhouse.objectives.ranges import Discount
 from stillhouse.objectives.rows import Rows
@@ -80,6 +81,10 @@ class PolicyGradient(Objective):
     def required(self) -> frozenset[str]:
         extra = {"sampled_logprobs"} if self.ratio_clip is not None else set()
         return frozenset({"teacher", "labels", "sequences"} | extra)
+
+    @property
+    def forms(self) -> frozenset[str]:
+        return frozenset({"distribution", "top"}) if self.single_step else EVERY_FORM
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]

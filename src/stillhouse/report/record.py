@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from stillhouse.errors import DataError
+from stillhouse.report.state import status_of
 
 MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
 """A folder that holds one of these is a run folder."""
@@ -78,7 +79,7 @@ class RunRecord:
     @property
     def status(self) -> str:
         """running, interrupted, done, failed, or unknown."""
-        return str(self.state.get("state") or "unknown")
+        return status_of(self.state)[0]
 
     def metrics(self, phase: str) -> list[Row]:
         """The log rows of one phase, "train" or "valid"."""
@@ -128,8 +129,12 @@ def _started(folder: Path) -> str:
     return str(_read_json(folder / "state.json", []).get("started") or "")
 
 
-def load_run(folder: Path) -> RunRecord:
+def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
     """Read a run folder; a missing file counts as empty, a broken one is named in `problems`.
+
+    Args:
+        folder: the run folder.
+        answers: also read what each system answered, which can be much.
 
     Raises:
         DataError: there is no such folder.
@@ -148,7 +153,7 @@ def load_run(folder: Path) -> RunRecord:
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
-        evaluations=_read_evaluations(folder / "evaluation", problems),
+        evaluations=_read_evaluations(folder / "evaluation", problems, answers),
         warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
     )
@@ -226,7 +231,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
+def _read_evaluations(folder: Path, problems: list[str], answers: bool) -> list[Evaluation]:
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         result = _read_json(path, problems)
@@ -241,7 +246,7 @@ def _read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
                 task=str(result.get("task") or ""),
                 settings=settings if isinstance(settings, dict) else {},
                 metrics=metrics if isinstance(metrics, dict) else {},
-                rows=_read_lines(path.with_suffix(".jsonl"), problems),
+                rows=_read_lines(path.with_suffix(".jsonl"), problems) if answers else [],
             )
         )
     return found

@@ -13,6 +13,8 @@ from stillhouse.report.measures import Measure, columns, compact, duration, is_n
 from stillhouse.report.record import RunRecord
 from stillhouse.report.systems import System, baseline, run_colour, teacher_of
 
+NOT_SET = "not set"
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -275,16 +277,22 @@ def _count(value: Any) -> str:
 
 
 def config_diff(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: path and the value in each run."""
+    """Settings that are not the same in all runs: path and the value in each run; what all runs have first.
+
+    Left out are the names of the runs, and defaults of parts that only some of the runs have, which follow
+    from the part's kind.
+    """
     if len(runs) < 2:
         return []
     paths = dict.fromkeys(path for run in runs for path in run.config)
     rows = []
     for path in paths:
-        values = [plain(run.config[path].value) if path in run.config else "not set" for run in runs]
-        if len(set(values)) > 1:
+        known = [run.config[path] for run in runs if path in run.config]
+        follows = len(known) < len(runs) and all(setting.origin == "default" for setting in known)
+        values = [plain(run.config[path].value) if path in run.config else NOT_SET for run in runs]
+        if len(set(values)) > 1 and not follows and path not in ("name", "output.folder"):
             rows.append((path, values))
-    return rows
+    return sorted(rows, key=lambda row: NOT_SET in row[1])
 
 
 def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.report.measures import columns, is_number, measure
-from stillhouse.report.record import find_runs, load_run
+from stillhouse.report.record import RunRecord, find_runs, load_run
 from stillhouse.report.systems import gather
 
 LEADING = ("system", "task", "run", "recipe", "state")
@@ -23,7 +23,11 @@ def summary_table(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         DataError: a folder does not exist or holds no run.
     """
-    runs = [load_run(folder) for folder in find_runs(folders)]
+    return summary_rows([load_run(folder, answers=False) for folder in find_runs(folders)])
+
+
+def summary_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """`summary_table` over runs that have been read."""
     systems = gather(runs)
     names = [column.name for column in columns(system.metrics for system in systems)]
     rows = []

@@ -35,7 +35,13 @@ class Generated(InRounds):
 
     def build(self, context: Context) -> RoundsPolicy:
         """The running policy."""
+        return RoundsPolicy(self, context, {self.by: self._side(context)})
+
+    def teacher_side_of(self, context: Context) -> Side | None:
+        """Its one side, if the teacher writes it once."""
+        return self._side(context) if self.by == "teacher" and self.refresh == "never" else None
+
+    def _side(self, context: Context) -> Side:
         writer = context.student if self.by == "student" else context.teacher
         assert writer is not None
-        side = Side(context, self.by, writer, self.refresh, self.sampling, self.setting(context, self.by))
-        return RoundsPolicy(self, context, {self.by: side})
+        return Side(context, self.by, writer, self.refresh, self.sampling, self.setting(context, self.by))

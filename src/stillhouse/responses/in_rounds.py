@@ -45,6 +45,10 @@ class InRounds(ResponsesConfig):
         scored = {f"{name}_logprob" for name in self.scores}
         return needs_of(self.filters) | (scored & {"teacher_logprob"})
 
+    def teacher_side_of(self, context: Context) -> Side | None:
+        """The teacher's side of every round, which does not depend on the student; None if it has none."""
+        return None
+
     def setting(self, context: Context, side: Literal["teacher", "student"]) -> Setting:
         """How the rounds of one side are made.
 

@@ -100,27 +100,28 @@ class Pairs(InRounds):
     def build(self, context: Context) -> RoundsPolicy:
         """The running policy."""
         assert context.student is not None
+        student = Side(
+            context,
+            "student",
+            context.student,
+            self.refresh,
+            self.student_sampling,
+            self.setting(context, "student"),
+        )
+        return RoundsPolicy(self, context, {"teacher": self.teacher_side_of(context), "student": student})
+
+    def teacher_side_of(self, context: Context) -> Side:
+        """What stands on the teacher's side."""
         given = [self._given(number, prompt, context) for number, prompt in enumerate(context.prompts)]
-        sides = {
-            "teacher": Side(
-                context,
-                "teacher",
-                context.teacher if "teacher" in self._names else None,
-                "never",
-                self.teacher_sampling,
-                self.setting(context, "teacher"),
-                given if any(given) else (),
-            ),
-            "student": Side(
-                context,
-                "student",
-                context.student,
-                self.refresh,
-                self.student_sampling,
-                self.setting(context, "student"),
-            ),
-        }
-        return RoundsPolicy(self, context, sides)
+        return Side(
+            context,
+            "teacher",
+            context.teacher if "teacher" in self._names else None,
+            "never",
+            self.teacher_sampling,
+            self.setting(context, "teacher"),
+            given if any(given) else (),
+        )
 
     def _given(self, number: int, prompt: Prompt, context: Context) -> Sample | None:
         """What stands on the teacher's side of a prompt; None if the teacher has to write it."""

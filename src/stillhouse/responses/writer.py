@@ -25,6 +25,8 @@ class Writer:
     """A digest of the weights it writes with."""
     by: str | None = None
     """How its texts are labelled; default: its source."""
+    told: Callable[[int], None] | None = None
+    """Told how many tokens each call has written."""
 
     @property
     def name(self) -> str:
@@ -78,6 +80,8 @@ class Writer:
         return self._responses(prompts, completions)
 
     def _responses(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Response]:
+        if self.told is not None:
+            self.told(sum(len(done.token_ids) for done in completions))
         version = self.version()
         return [
             Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)

@@ -94,11 +94,13 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model() if config.teacher is not None else None
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_model)
     vocab = len(tokenizer)
     if teacher_model is not None:
         vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
+    elif config.teacher is not None:
+        config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
@@ -129,20 +131,29 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
-def make_step(
-    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
-) -> Step:
-    """The step of the configured method over loaded parts.
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    questions: Sequence[Prompt] = (),
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
         questions: what the run is evaluated on.
+        told: called with the number of tokens whenever a model has written.
     """
-    config = parts.config
     student = Writer(
-        parts.engine(parts.student), "student", parts.sampling, version, partial(fingerprint, parts.student)
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
     )
     teacher = pair = None
     if parts.teacher is not None:
@@ -152,14 +163,15 @@ def make_step(
             parts.sampling,
             lambda: None,
             cache(partial(fingerprint, parts.teacher)),
+            told=told,
         )
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    context = Context(
+    return Context(
         parts.data.train,
         student,
         teacher,
         folder.responses,
-        config.train.seed,
+        parts.config.train.seed,
         pair=pair,
         rank=int(os.environ.get("RANK", "0")),
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
@@ -168,18 +180,31 @@ def make_step(
         held_out=cache(partial(held_out_texts, parts, questions)),
         others=other_responses(parts),
     )
+
+
+def make_step(
+    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
+) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
+    config = parts.config
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    context = make_context(parts, folder, version, questions, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
-    return Step(
+    step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
-        memory=context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
+    return step
 
 
 def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:

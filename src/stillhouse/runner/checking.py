@@ -14,6 +14,7 @@ from stillhouse.objectives.work import Chunking
 from stillhouse.runner.preflight import check_room, context_of, longest
 from stillhouse.runner.resolve import Resolved
 from stillhouse.settings import RunConfig
+from stillhouse.teachers import CacheTeacherConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -57,7 +58,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     from stillhouse.models import check_same_tokenizer, load_tokenizer
     from stillhouse.runner.evaluation import held_out
 
-    teacher_config = config.teacher.model() if config.teacher is not None else None
+    teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher_config)
     if teacher_config is not None:
         check_same_tokenizer(tokenizer, load_tokenizer(teacher_config))
@@ -80,9 +81,30 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     }
     if teacher is not None:
         facts["teacher parameters"] = teacher.parameters
+    if isinstance(config.teacher, CacheTeacherConfig) and teacher is not None:
+        facts["teacher cache, expected (GB)"] = float(f"{_cached(config, data, teacher) / 1e9:.2g}")
     facts["longest sequence (tokens)"] = length
     facts["peak memory, estimated (GB)"] = float(f"{peak(config, student, teacher, length) / 1e9:.2g}")
     return facts
+
+
+def _cached(config: RunConfig, data: Any, teacher: Shape) -> float:
+    """Bytes that the teacher's cache will take for the texts that are known, or at most as long as allowed.
+
+    Text that the student writes anew at each step comes on top.
+    """
+    assert isinstance(config.teacher, CacheTeacherConfig)
+    dtype = {4: "float32", 2: "bfloat16"}[teacher.bytes_each]
+    form = config.teacher.form(teacher.vocab, dtype)
+    tokens = 0
+    for source in config.responses.sources():
+        if source == "fixed":
+            tokens += sum(len(prompt.response_ids or ()) for prompt in data.train)
+        else:
+            tokens += len(data.train) * config.data.max_response
+    size = tokens * form.row_bytes(teacher.width) + 100 * len(data.train)
+    head = teacher.vocab * teacher.width * teacher.bytes_each if config.teacher.store == "hidden" else 0
+    return min(size, config.teacher.limit or size) + head
 
 
 def peak(config: RunConfig, student: Shape, teacher: Shape | None, length: int) -> float:

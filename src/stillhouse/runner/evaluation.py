@@ -11,8 +11,10 @@ from torch import nn
 
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
-from stillhouse.evaluate import answer, likelihood
-from stillhouse.evaluate.likelihood import references_of
+from stillhouse.evaluate import answer
+from stillhouse.evaluate.likelihood import closeness
+from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.models import parameters_of
 from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.folder import RunFolder
@@ -20,6 +22,10 @@ from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.resolve import resolve
 from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
+
+logger = logging.getLogger("stillhouse")
+
+TASK = "held-out prompts"
 
 
 def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...]:
@@ -31,60 +37,117 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     return found.prompts[: config.evaluate.limit]
 
 
-logger = logging.getLogger("stillhouse")
-
-TASK = "held-out prompts"
-
-
 def evaluate_system(
     parts: Parts, prompts: tuple[Prompt, ...], folder: RunFolder, system: str, model: nn.Module
-) -> dict[str, float]:
-    """Answers, likelihood and fidelity of one system; nothing if there are no held-out prompts or it is done.
+) -> None:
+    """Answers, likelihood and fidelity of one system on the held-out prompts, then the further tasks.
+
+    What is done already is not done again, and an interrupted part goes on where it stopped.
 
     Args:
         parts: a loaded run.
-        prompts: what `held_out` gave.
-        folder: where the result goes.
+        prompts: what `held_out` gave; none: only the tasks.
+        folder: where the results go.
         system: "teacher", "student before" or "student after".
         model: whose weights to use.
     """
-    if not prompts or (system != "student after" and folder.has_evaluation(system)):
-        return {}
-    metrics, settings, rows = measure(parts, model, prompts, title=f"Evaluating {system}")
-    label = parts.config.name if system == "student after" else system
-    folder.write_evaluation(
-        system, {"label": label, "task": TASK, "settings": settings, "metrics": metrics}, rows
+    config = parts.config
+    label = config.name if system == "student after" else system
+    if prompts:
+        _on_held_out(parts, prompts, folder, system, model, label)
+    for task in config.evaluate.single_tasks():
+        if task.of_teacher or model is not parts.teacher:
+            evaluate_task(bench_of(parts, folder, system, model, task), task, folder, label)
+
+
+def _on_held_out(
+    parts: Parts, prompts: tuple[Prompt, ...], folder: RunFolder, system: str, model: nn.Module, label: str
+) -> None:
+    answers = {
+        "prompts": digest_of_prompts(prompts),
+        "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
+        "weights": digest_of_weights(model),
+    }
+    teacher = None if parts.teacher is None else digest_of_weights(parts.teacher)
+    header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
+    if folder.has_evaluation(system, header=header if system == "student after" else None):
+        return
+    partial = Partial(folder.partial(system), answers)
+    metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", partial)
+    facts = {"label": label, "task": TASK, "settings": settings, "metrics": metrics, "header": header}
+    folder.write_evaluation(system, facts, rows)
+
+
+def bench_of(parts: Parts, folder: RunFolder, system: str, model: nn.Module, task: Probe) -> Bench:
+    """One system of a run, ready for a task."""
+    config = parts.config
+    return Bench(
+        system=system,
+        model=model,
+        teacher=None if model is parts.teacher else parts.teacher,
+        tokenizer=parts.tokenizer,
+        facts=parts.facts,
+        vocab=parts.vocab,
+        engine=parts.engine(model),
+        data=config.data,
+        sampling=parts.limited(config.evaluate.sampling),
+        seeds=config.evaluate.seeds,
+        held_out=config.evaluate.data or config.data.valid,
+        batch_size=config.evaluate.batch_size,
+        title=f"{task.title}: {system}",
+        keep=lambda header, name: Partial(folder.partial(system, task.title, name), header),
     )
-    return metrics
+
+
+def evaluate_task(bench: Bench, task: Probe, folder: RunFolder, label: str) -> None:
+    """Measure one system on one task and write the result, unless the very same result is there already."""
+    header = digest(task.header(bench))
+    if folder.has_evaluation(bench.system, task.title, header):
+        return
+    training = bench.model.training
+    bench.model.eval()
+    try:
+        outcome = task.measure(bench)
+    finally:
+        bench.model.train(training)
+    facts = {
+        "label": label,
+        "task": task.title,
+        "settings": {"kind": task.kind, **outcome.settings},
+        "metrics": outcome.metrics,
+        "header": header,
+    }
+    folder.write_evaluation(bench.system, facts, outcome.rows, task.title)
 
 
 def measure(
-    parts: Parts, model: nn.Module, prompts: tuple[Prompt, ...], title: str | None
+    parts: Parts,
+    model: nn.Module,
+    prompts: tuple[Prompt, ...],
+    title: str | None,
+    partial: Partial | None = None,
 ) -> tuple[dict[str, float], dict[str, Any], list[dict[str, Any]]]:
     """Metrics, the settings they were taken with, and one row for each answer."""
     config = parts.config.evaluate
     sampling = parts.limited(config.sampling)
     training = model.training
     model.eval()
-    answers = answer(parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title)
-    options: dict[str, Any] = {
-        "pad_id": parts.facts.pad_id,
-        "vocab": parts.vocab,
-        "batch_size": config.batch_size,
-    }
-    if model is not parts.teacher and parts.teacher is not None:
-        options["teacher"] = parts.teacher
-    on_references = likelihood(model, references_of(prompts), **options)
+    answers = answer(
+        parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, partial=partial
+    )
     metrics = {
         **answers.metrics,
-        "loss": on_references.loss,
+        **closeness(
+            model,
+            None if model is parts.teacher else parts.teacher,
+            prompts,
+            answers.responses,
+            pad_id=parts.facts.pad_id,
+            vocab=parts.vocab,
+            batch_size=config.batch_size,
+        ),
         "parameters": parameters_of(model)["parameters"],
     }
-    if on_references.fidelity is not None:
-        metrics |= on_references.fidelity.as_metrics()
-        own = likelihood(model, answers.responses, **options).fidelity
-        assert own is not None
-        metrics |= {f"{name}_on_own_text": value for name, value in own.as_metrics().items()}
     model.train(training)
     settings = {
         "sampling": sampling.model_dump(mode="json"),

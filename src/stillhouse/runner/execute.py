@@ -18,7 +18,7 @@ from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
 from stillhouse.runner.curation import curation_totals
 from stillhouse.runner.evaluation import evaluate_system, held_out
-from stillhouse.runner.export import export
+from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runner.options import training_arguments
 from stillhouse.runner.preflight import check_room, preflight
@@ -26,7 +26,7 @@ from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
 from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
 from stillhouse.types import Prompt
@@ -76,8 +76,9 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     folder = RunFolder(default_folder(config))
     folder.check(resume)
     preflight(config)
-    parts = assemble(config)
-    questions = held_out(config, parts.data, parts.tokenizer)
+    with console.phase("Loading models and data"):
+        parts = assemble(config)
+        questions = held_out(config, parts.data, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
@@ -98,8 +99,10 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         folder.write("data.json", {**parts.data.report, **curation_totals(folder)})
         if finished:
             if folder.main:
-                export(parts, folder)
+                with console.phase("Saving the student", quiet=True):
+                    export(parts, folder)
             evaluate_system(parts, questions, folder, "student after", parts.student)
+            write_card(parts, folder)
         folder.end("done" if finished else "interrupted")
     if config.output.report and folder.main:
         _write_report(folder)
@@ -134,7 +137,7 @@ def train(
     validation = _validation(parts, folder, step, log)
     saver = Saver(config.train, step, validation, folder.checkpoints)
     bar = ProgressBar(f"Training {config.name}", step)
-    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    callbacks = [log, *([validation] if validation else []), saver, Phases(step), bar, interrupt]
     trainer = make_trainer(parts, step, folder, callbacks)
     step.world = Ranks(trainer.args.world_size, trainer.args.device)
     for callback in (validation, saver):
@@ -153,12 +156,15 @@ def train(
     if checkpoint is not None and reached >= steps_in_all(trainer):
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
+    folder.note(max_steps=steps_in_all(trainer))
     if checkpoint is None and validation is not None:
         validation.now(0, folder.main)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         bar.close()
+        if (line := step.close()) is not None and folder.main:
+            console.note(line)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 

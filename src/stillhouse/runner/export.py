@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from stillhouse import __version__
-from stillhouse.files import told
+from stillhouse.files import atomic, told
+from stillhouse.report import load_run
 from stillhouse.runner.assemble import Parts
+from stillhouse.runner.card import card
 from stillhouse.runner.folder import RunFolder
 from stillhouse.train.checkpoints import replace_folder
 
@@ -26,7 +27,9 @@ def export(parts: Parts, folder: RunFolder) -> None:
     with told(folder.student):
         merged(parts).save_pretrained(fresh)
         parts.tokenizer.save_pretrained(fresh)
-        (fresh / "README.md").write_text(card(parts), encoding="utf-8")
+        (fresh / "README.md").write_text(
+            card(parts.config, load_run(folder.path, answers=False)), encoding="utf-8"
+        )
     replace_folder(fresh, folder.student)
 
 
@@ -40,33 +43,8 @@ def merged(parts: Parts) -> Any:
     return copy.deepcopy(parts.student).merge_and_unload()  # type: ignore[operator]
 
 
-def card(parts: Parts) -> str:
-    """A model card in Markdown."""
-    config = parts.config
-    teacher = getattr(config.teacher, "path", "none")
-    start = config.student.path or (
-        "layers of the teacher" if config.student.from_teacher else "random weights"
-    )
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "tags: [distillation, stillhouse]",
-            "---",
-            "",
-            f"# {config.name}",
-            "",
-            f"Distilled with Stillhouse {__version__}.",
-            "",
-            f"- method: {config.recipe or config.objective.name} (objective `{config.objective.name}`, "
-            f"responses `{config.responses.kind}`)",
-            f"- teacher: `{teacher}`",
-            f"- student started from: `{start}`",
-            f"- data: `{config.data.train.path}`",
-            f"- seed: {config.train.seed}",
-            "",
-            "The licences of teacher, student and data apply to this model too; "
-            "check them before you pass it on.",
-            "",
-        ]
-    )
+def write_card(parts: Parts, folder: RunFolder) -> None:
+    """Write the student's card anew, with what the run folder holds by now."""
+    if folder.main:
+        with atomic(folder.student / "README.md") as handle:
+            handle.write(card(parts.config, load_run(folder.path, answers=False)))

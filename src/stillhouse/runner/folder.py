@@ -17,6 +17,7 @@ from typing import Any
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, write_json, write_jsonl
+from stillhouse.report.state import at_work
 from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
@@ -65,19 +66,11 @@ class RunFolder:
 
     def _running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
-        import psutil
-
         try:
             state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            if state["state"] != "running" or state["process"] == os.getpid():
-                return None
-            started = datetime.datetime.fromisoformat(state["started"]).timestamp()
-            process = psutil.Process(state["process"])
-        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        except (OSError, ValueError):
             return None
-        # A number given anew, after a crash and a restart, belongs to a process that is younger than the run.
-        at_work = process.create_time() <= started + 1 and process.status() != psutil.STATUS_ZOMBIE
-        return int(state["process"]) if at_work else None
+        return at_work(state) if isinstance(state, dict) else None
 
     def begin(self, name: str, recipe: str | None) -> None:
         """Note that the run has started."""
@@ -90,8 +83,14 @@ class RunFolder:
             "seconds": None,
             "command": " ".join(sys.argv),
             "process": os.getpid(),
+            "host": platform.node(),
             "message": None,
         }
+        self.write("state.json", self._state)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the state of a run that is going on."""
+        self._state.update(facts)
         self.write("state.json", self._state)
 
     def end(self, state: str, message: str | None = None) -> None:
@@ -146,17 +145,43 @@ class RunFolder:
             with atomic(self.path / name) as handle:
                 handle.write(text)
 
-    def write_evaluation(self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write the result and the answers of one system ("teacher", "student before", "student after")."""
+    def evaluation(self, system: str, task: str | None = None) -> Path:
+        """The result of a system ("teacher", "student before", ...) on the held-out prompts, or on a task."""
+        slug = system.replace(" ", "-") + (f".{task}" if task else "")
+        return self.path / "evaluation" / f"{slug}.json"
+
+    def partial(self, system: str, task: str | None = None, name: str = "") -> Path | None:
+        """Where an evaluation that is going on keeps what it has; the main process alone keeps anything."""
+        if not self.main:
+            return None
+        result = self.evaluation(system, task)
+        return result.parent / ".partial" / f"{result.stem}{name and f'~{name}'}.jsonl"
+
+    def write_evaluation(
+        self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]], task: str | None = None
+    ) -> None:
+        """Write the result and the answers of one system; what was kept on the way there goes."""
         if not self.main:
             return
-        slug = system.replace(" ", "-")
-        write_jsonl(self.path / "evaluation" / f"{slug}.jsonl", rows)
-        write_json(self.path / "evaluation" / f"{slug}.json", {"system": system, **facts})
+        path = self.evaluation(system, task)
+        write_jsonl(path.with_name(f"{path.stem}.jsonl"), rows)
+        write_json(path, {"system": system, **facts})
+        kept = path.parent / ".partial"
+        for piece in (*kept.glob(f"{path.stem}.jsonl"), *kept.glob(f"{path.stem}~*.jsonl")):
+            piece.unlink()
+        if kept.is_dir() and not any(kept.iterdir()):
+            kept.rmdir()
 
-    def has_evaluation(self, system: str) -> bool:
-        """Whether a system has been evaluated; the result is written after the answers."""
-        return (self.path / "evaluation" / f"{system.replace(' ', '-')}.json").exists()
+    def has_evaluation(self, system: str, task: str | None = None, header: str | None = None) -> bool:
+        """Whether a system has been evaluated, under this header if one is given; the result is written after
+        the answers."""
+        path = self.evaluation(system, task)
+        if header is None:
+            return path.exists()
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["header"] == header)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 def environment() -> dict[str, Any]:

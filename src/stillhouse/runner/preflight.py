@@ -38,6 +38,8 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
         "data.text": config.data.text,
         "evaluate.data": config.evaluate.data,
     }
+    for index, task in enumerate(config.evaluate.tasks):
+        sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.sources().items()}
     for name, source in sources.items():
         found = getattr(source, "found", None)
         if found is None:
@@ -49,7 +51,7 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
-    teacher = config.teacher.model() if config.teacher is not None else None
+    teacher = config.teacher.model_to_load() if config.teacher is not None else None
     for name, model in (("student", config.student), ("teacher", teacher)):
         for field in ("path", "tokenizer", "adapter"):
             path = getattr(model, field, None)

@@ -130,7 +130,7 @@ def _sampling(config: RunConfig, by: Side) -> Sampling | None:
 
 def _model(config: RunConfig, by: Side) -> tuple[Any, torch.nn.Module]:
     """The tokenizer, and the one model that writes."""
-    teacher = config.teacher.model() if config.teacher is not None else None
+    teacher = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher)
     if by == "teacher":
         if teacher is None:

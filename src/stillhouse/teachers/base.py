@@ -1,20 +1,39 @@
-"""The interface of every teacher signal."""
+"""The interfaces of every teacher signal: hidden states with a head, or a few tokens of each row."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Part, Registry
+from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
+from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head
 
+Counts = dict[str, tuple[float, float]]
+"""Name in the metrics log -> total, and over how many; the log shows the mean."""
 
-class Teacher(Protocol):
+
+class Counting(Protocol):
+    """What every running teacher tells the metrics log."""
+
+    def counts(self) -> Counts:
+        """What has happened since this was last asked, such as cache hits; empty where nothing is counted."""
+        ...
+
+    def close(self) -> str | None:
+        """Let go of files and connections; a line for whoever ran it, where there is something to say."""
+        ...
+
+
+@runtime_checkable
+class Teacher(Counting, Protocol):
     """The teacher's last hidden states for a batch; with `head` they are its exact distribution."""
 
     @property
@@ -27,19 +46,56 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class CompactTeacher(Counting, Protocol):
+    """A teacher that knows a few tokens of each row only: a compact cache, a server."""
+
+    form: str
+    """"top" or "draws"; the form of every `compact` that it gives."""
+
+    def compact(self, batch: Mapping[str, Any]) -> Compact:
+        """N rows: one for each true entry of `batch["response_mask"]`, row-major, on the batch's device.
+
+        Args:
+            batch: input_ids, attention_mask, response_mask, labels [B, T].
+        """
+        ...
+
+
+AnyTeacher = Teacher | CompactTeacher
+
+
 class TeacherConfig(Part):
     """Where the teacher's signal comes from."""
 
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
-    """Of "distribution" (all log-probabilities) and "text" (it can write responses)."""
+    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), and "text"
+    if it can write responses."""
+    remembers: ClassVar[bool] = False
+    """True if it keeps what it said by itself, so that nothing else need remember it for replay."""
 
-    def model(self) -> TeacherModel | None:
+    def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
 
+    def fingerprint(self, memory: Path) -> str:
+        """Hexadecimal digits that change with whatever the teacher's numbers depend on: the key of its cache.
+
+        Args:
+            memory: a folder in which the hashes of large files may be remembered.
+
+        Raises:
+            ModelError: its files are not there.
+            ConfigError: a teacher of this kind cannot be cached.
+        """
+        raise ConfigError(Fault("teacher.of", "cannot be cached", got=f"kind {self.kind}"))
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
+
     @abstractmethod
-    def build(self, model: nn.Module | None, vocab: int) -> Teacher:
+    def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
         """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,20 +11,51 @@ from torch import Tensor, nn
 
 from stillhouse.models import TeacherModel, head_of, hidden_rows
 from stillhouse.objectives.head import Head
-from stillhouse.teachers.base import REGISTRY, TeacherConfig
+from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
+from stillhouse.teachers.fingerprint import fingerprint
 
 
 class LiveTeacher:
     """Runs the teacher on the very token ids that the student sees."""
 
-    def __init__(self, model: nn.Module, vocab: int) -> None:
+    def __init__(self, model: nn.Module, vocab: int, alone: bool = False) -> None:
+        """Around a loaded model.
+
+        Args:
+            model: a causal language model.
+            vocab: number of token ids that student and teacher share.
+            alone: run it on one sequence at a time.
+        """
         self.model = model.eval()
         self.head: Head = head_of(model, vocab)
+        self.tokens = 0
+        """Tokens that have gone through it, those of prompts included."""
+        self._alone = alone
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """[N, Dt] last hidden states at the response rows, without gradient."""
+        self.tokens += int(batch["attention_mask"].sum())
         with torch.no_grad():
-            return hidden_rows(self.model, dict(batch))
+            if not self._alone:
+                return hidden_rows(self.model, dict(batch))
+            single = [sequences(batch, [row]) for row in range(len(batch["input_ids"]))]
+            return torch.cat([hidden_rows(self.model, one) for one in single])
+
+    def counts(self) -> Counts:
+        """Nothing is counted."""
+        return {}
+
+    def close(self) -> str | None:
+        """Nothing is held."""
+        return None
+
+
+def sequences(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some sequences of a batch, cut to the longest of them."""
+    index = torch.tensor(rows, device=batch["input_ids"].device)
+    length = int(batch["attention_mask"][index].sum(1).max())
+    names = [name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batch]
+    return {name: batch[name][index, :length] for name in names}
 
 
 @REGISTRY.register
@@ -31,13 +63,21 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     """A model in memory: exact, needs its weights and one forward pass for each batch."""
 
     kind: Literal["live"] = "live"
+    alone: bool = False
+    """Run it on one sequence at a time. Slower, but then what it says about a text is bit for bit the same in
+    every batch; otherwise rounding depends a little on what else is in the batch."""
+
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
 
-    def model(self) -> TeacherModel:
+    def model_to_load(self) -> TeacherModel:
         """Itself."""
         return self
 
     def build(self, model: nn.Module | None, vocab: int) -> LiveTeacher:
         """The teacher around its loaded model."""
         assert model is not None
-        return LiveTeacher(model, vocab)
+        return LiveTeacher(model, vocab, self.alone)
+
+    def fingerprint(self, memory: Path) -> str:
+        """A hash of its files."""
+        return fingerprint(self, memory)

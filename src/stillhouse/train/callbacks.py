@@ -71,6 +71,34 @@ class MetricsLog(TrainerCallback):
         )
 
 
+class Phases(TrainerCallback):
+    """Adds the seconds of backward passes and of the optimiser to the step's meter.
+
+    The step itself counts generation, teacher and student (the forward pass with the loss). On a GPU, which
+    works on while Python goes ahead, the border between two phases is where somebody waits for a number.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._began = 0.0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A micro-batch that is not the last of its step has been through the backward pass."""
+        self._backward()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last micro-batch has, and gradients are clipped."""
+        self._backward()
+        self._began = time.perf_counter()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights have moved."""
+        self._step.meter.add("seconds/optimiser", time.perf_counter() - self._began)
+
+    def _backward(self) -> None:
+        self._step.meter.add("seconds/backward", time.perf_counter() - self._step.forward_ended)
+
+
 class Validation(TrainerCallback):
     """Measures the student on data.valid, tells the curriculum, and keeps the best weights."""
 
@@ -103,11 +131,13 @@ class Validation(TrainerCallback):
     def now(self, step: int, main: bool = True) -> None:
         """Measure, log, tell the curriculum, keep the weights if they are the best so far."""
         start = time.perf_counter()
-        values = self._measure()
-        self._log.pause(time.perf_counter() - start)
+        with console.phase(f"Validating at step {step:,}", quiet=True):
+            values = self._measure()
+        spent = time.perf_counter() - start
+        self._log.pause(spent)
         self._step.observe("dev_loss", values["loss"])
         if main:
-            self._log.write("valid", step, values)
+            self._log.write("valid", step, {**values, "seconds/evaluate": spent})
         name = self._config.best_by if self._config.best_by in values else "loss"
         sign = -1.0 if name == "loss" else 1.0
         if not self.best or sign * values[name] > sign * self.best[name]:
@@ -156,14 +186,15 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open it."""
         self._start = time.perf_counter()
-        self._context = console.progress(self._title, total=state.max_steps, done=state.global_step)
+        total, done = state.max_steps, state.global_step
+        self._context = console.progress(self._title, total, done=done, trace="loss")
         self._bar = self._context.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Advance it, with the loss and the mean rate so far."""
         if self._bar is not None:
             rate = self._step.tokens / max(time.perf_counter() - self._start, 1e-9)
-            self._bar.advance(1, loss=f"{self._step.last_loss:.4f}", **{"tokens/s": f"{rate:,.0f}"})
+            self._bar.advance(1, loss=self._step.last_loss, **{"tokens/s": f"{rate:,.0f}"})
 
     def close(self) -> None:
         """Close it, whatever happened."""

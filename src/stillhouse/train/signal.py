@@ -1,5 +1,4 @@
-"""The teacher's hidden states for a micro-batch: computed, remembered, or left out where no loss asks for
-them."""
+"""The teacher's signal for a micro-batch: computed, remembered, or left out where no loss asks for it."""
 
 from __future__ import annotations
 
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
+from stillhouse.objectives.compact import Compact, nothing, spread
 from stillhouse.responses import TeacherMemory
-from stillhouse.teachers import Teacher
+from stillhouse.teachers import AnyTeacher, CompactTeacher, Teacher
+from stillhouse.teachers.live import sequences
 from stillhouse.types import SOURCES
 
 
@@ -22,6 +23,28 @@ def sources_with_teacher(objective: Objective) -> frozenset[int]:
     else:
         wanted = set(SOURCES) if "teacher" in objective.required else set()
     return frozenset(SOURCES.index(source) for source in wanted)
+
+
+def teacher_signal(
+    teacher: AnyTeacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
+) -> Tensor | Compact:
+    """What `fused_rows` takes as the teacher: hidden states [N, Dt], or a few tokens of each of the N rows.
+
+    See `teacher_hidden` for the arguments. A compact teacher is asked about the sequences that need it alone,
+    and remembers for itself.
+    """
+    if not isinstance(teacher, CompactTeacher):
+        return teacher_hidden(teacher, batch, objective, memory)
+    needs = sources_with_teacher(objective)
+    wanted = torch.tensor([code in needs for code in batch["sources"].tolist()])
+    if bool(wanted.all()):
+        return teacher.compact(batch)
+    mask = batch["response_mask"]
+    rows = wanted.to(mask.device)[mask.nonzero()[:, 0]].nonzero().squeeze(-1)
+    if not len(rows):
+        return nothing(teacher.form, int(mask.sum()), mask.device)
+    part = sequences(batch, wanted.nonzero().squeeze(-1).tolist())
+    return spread(teacher.compact(part), rows, int(mask.sum()))
 
 
 def teacher_hidden(
@@ -60,10 +83,7 @@ def _run(teacher: Teacher, batch: Mapping[str, Tensor], rows: list[int]) -> tupl
     """The teacher on some sequences of the batch, cut to the longest of them."""
     if not rows:
         return ()
-    index = torch.tensor(rows, device=batch["input_ids"].device)
-    length = int(batch["attention_mask"][index].sum(1).max())
-    names = ("input_ids", "attention_mask", "response_mask")
-    part = {name: batch[name][index, :length] for name in names}
+    part = sequences(batch, rows)
     return teacher.hidden(part).split(part["response_mask"].sum(1).tolist())
 
 

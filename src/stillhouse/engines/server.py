@@ -1,0 +1,317 @@
+"""Generation by a model on an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stillhouse.engines.base import (
+    REGISTRY,
+    Engine,
+    EngineConfig,
+    Finished,
+    ProgressCall,
+    Sampling,
+    TokenizerFacts,
+)
+from stillhouse.engines.transformers import TransformersConfig
+from stillhouse.errors import ConfigError, EngineError, Fault
+from stillhouse.remote import Abilities, Completions, Server
+from stillhouse.remote.journal import Journal
+from stillhouse.remote.written import Written
+from stillhouse.types import Completion
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "vllm": {
+        "top_k": "top_k",
+        "min_p": "min_p",
+        "min_tokens": "min_tokens",
+        "repetition_penalty": "repetition_penalty",
+    },
+    "llama.cpp": {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"},
+    "other": {},
+}
+"""What servers call the settings that are not in OpenAI's interface."""
+
+ALWAYS: dict[str, dict[str, Any]] = {
+    "vllm": {},
+    # By default it draws at temperature 0.8 after the other limits, and looks back 64 tokens for repetitions.
+    "llama.cpp": {
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+        "repeat_last_n": 65536,
+    },
+    "other": {},
+}
+
+
+@REGISTRY.register
+class ServerConfig(EngineConfig, Server):
+    """A model on an OpenAI-compatible server writes the teacher's text; the student's is written here.
+
+    Prompts go out and responses come back as token ids, so that training sees what was sampled. vLLM (0.10.2
+    or newer) and llama.cpp's server do that.
+
+    Example: `engine: {kind: server, url: "http://127.0.0.1:8000/v1", sampling: {temperature: 0.8}}`
+    """
+
+    kind: Literal["server"] = "server"
+    retokenise: bool = False
+    """Exchange text instead of token ids, and tokenise the answers with the student's tokenizer: for servers
+    that know no ids, and for teachers with another tokenizer. The tokens are then not quite those that were
+    sampled; how many answers were made so is counted in the run folder."""
+    student: TransformersConfig = TransformersConfig()
+    """What writes the student's text, whose weights change here and not on the server."""
+
+    def build(self, model: Any, facts: TokenizerFacts) -> Engine:
+        """The engine; what the server can do is looked up now.
+
+        Raises:
+            EngineError: the server does not answer, or gives no token ids and `retokenise` is off.
+            ModelError: its token ids are not the student's.
+        """
+        return ServerEngine(connect(self, facts.tokenizer, self.retokenise), facts, self.retokenise)
+
+    def for_student(self) -> EngineConfig:
+        """`student`, with the sampling of this engine."""
+        return self.student.model_copy(update={"sampling": self.sampling})
+
+
+def connect(server: Server, tokenizer: Any, retokenise: bool) -> Completions:
+    """A server that was found to be able to write responses as token ids, or as text with `retokenise`.
+
+    Raises:
+        EngineError: it is not, or does not answer.
+        ModelError: its token ids are not the student's.
+    """
+    completions = Completions(server, tokenizer, EngineError)
+    abilities = completions.abilities
+    if retokenise:
+        return completions
+    lacking = [
+        what
+        for what, there in (
+            ("takes no token ids as prompts", abilities.id_prompts),
+            ("does not return the ids of the tokens it writes", abilities.ids),
+        )
+        if not there
+    ]
+    if lacking:
+        raise EngineError(
+            f"{completions.client.url}: {' and '.join(lacking)}, so that training could not see the tokens "
+            "that were sampled. Use vLLM 0.10.2 or newer or llama.cpp's server, or set retokenise: true to "
+            "exchange text."
+        )
+    completions.check_tokenizer()
+    return completions
+
+
+class ServerEngine:
+    """Writes completions with one request for each, many at a time.
+
+    The seed of a request depends on the seed of the call and the prompt's number, so that the same call asks
+    the same; servers batch requests as they come, so that their text may still differ in the last bits of
+    rounding. What was answered is kept in `journal`, if there is one, and never asked again.
+
+    Example:
+        >>> engine = ServerConfig(url="http://127.0.0.1:8000/v1").build(None, TokenizerFacts.of(tokenizer))
+        >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
+    """
+
+    def __init__(self, completions: Completions, facts: TokenizerFacts, retokenise: bool = False) -> None:
+        self.completions = completions
+        self.facts = facts
+        self.retokenise = retokenise
+        self.journal: Journal | None = None
+        self.retokenised = 0
+        """Answers that came as text and were tokenised here."""
+        self.reused = 0
+        """Answers that were in the journal."""
+
+    def keep(self, path: Path) -> None:
+        """Keep answers in a file and look there first."""
+        self.journal = Journal(path)
+
+    def counts(self) -> dict[str, int]:
+        """What was asked for so far, for the run folder."""
+        counts = dict(vars(self.completions.client.counts), reused=self.reused)
+        return counts | ({"retokenised": self.retokenised} if self.retokenise else {})
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        *,
+        numbers: Sequence[int] | None = None,
+        progress: ProgressCall | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
+
+        Raises:
+            ConfigError: the server cannot sample so; the message names the setting.
+            EngineError: it refused a prompt, or did not answer within the retries. Answers that came before
+                are in the journal.
+        """
+        options = sampling_options(sampling, self.completions.abilities, self.facts)
+        finish = Finished(len(prompts), progress)
+        bodies = [
+            self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
+            for index, prompt in enumerate(prompts)
+        ]
+        for index, completion in self._answers(bodies, sampling):
+            finish(index, completion)
+        return finish.in_order()
+
+    def _body(self, prompt: Sequence[int], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        text = (
+            self.facts.tokenizer.decode(list(prompt), skip_special_tokens=False) if self.retokenise else None
+        )
+        return self.completions.body(prompt if text is None else text, seed=seed, **options)
+
+    def _answers(
+        self, bodies: Sequence[dict[str, Any]], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        waiting = []
+        for index, body in enumerate(bodies):
+            known = None if self.journal is None else self.journal.get(body)
+            if known is None:
+                waiting.append(index)
+            else:
+                self.reused += 1
+                yield index, _unpacked(known)
+        read = self._reader(sampling)
+        for place, completion in self.completions.write([bodies[index] for index in waiting], read):
+            index = waiting[place]
+            if self.journal is not None:
+                self.journal.put(bodies[index], _packed(completion))
+            self.retokenised += self.retokenise
+            yield index, completion
+
+    def _reader(self, sampling: Sampling) -> Callable[[Written], Completion]:
+        made = from_text if self.retokenise else from_ids
+        return lambda answer: made(answer, sampling, self.facts)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of one request: 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerFacts) -> dict[str, Any]:
+    """The settings as a server takes them. All are named, because servers have defaults of their own.
+
+    Raises:
+        ConfigError: the server has no such setting.
+    """
+    names = OPTIONS[abilities.kind]
+    neutral = Sampling()
+    faults = [
+        Fault(
+            f"engine.sampling.{name}",
+            f"is nothing that a server of kind {abilities.kind} can do",
+            got=str(getattr(sampling, name)),
+            allowed=str(getattr(neutral, name)),
+            hint="Let engine: {kind: transformers} write, or leave it out.",
+        )
+        for name in ("top_k", "min_p", "min_tokens", "repetition_penalty", "no_repeat_ngram_size")
+        if name not in names and getattr(sampling, name) != getattr(neutral, name)
+    ]
+    bent = [
+        name
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty")
+        if getattr(sampling, name) != getattr(neutral, name)
+    ]
+    if sampling.logprobs and (bent or sampling.temperature not in (0.0, 1.0)):
+        faults.append(
+            Fault(
+                "engine.sampling.logprobs",
+                "servers give the model's own log-probabilities, not those of the distribution drawn from",
+                allowed="temperature 1 (or 0), and nothing that bends the distribution",
+                got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *bent)),
+            )
+        )
+    if faults:
+        raise ConfigError(*faults)
+    options: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
+        **ALWAYS[abilities.kind],
+    }
+    if abilities.kind == "llama.cpp":
+        return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
+    if abilities.kind == "vllm":
+        options["stop_token_ids"] = list(facts.eos_ids)
+    if abilities.ids:
+        options["return_token_ids"] = True
+    return options | ({"logprobs": 1} if sampling.logprobs else {})
+
+
+def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+    """The tokens that were sampled, up to and with the end token.
+
+    A server may end a text with an end token of its own; the student's stands in its place.
+
+    Raises:
+        ValueError: the answer is not whole.
+        EngineError: the server cut it for a reason of its own, or gives no log-probabilities.
+    """
+    ids, logprobs = answer.ids, answer.logprobs
+    if not ids:
+        raise ValueError("a completion without tokens")
+    if sampling.logprobs and (logprobs is None or len(logprobs) != len(ids)):
+        raise EngineError(
+            f"the server gave {len(logprobs or ())} log-probabilities for {len(ids)} tokens (llama.cpp has "
+            "none for tokens that are part of a character). Set sampling.logprobs: false, or use vLLM."
+        )
+    end = next((place for place, token in enumerate(ids) if token in facts.eos_ids), None)
+    if end is not None:
+        ids = ids[: end + 1]
+    elif _finished(answer):
+        ids = (*ids[:-1], facts.eos_ids[0])
+    elif len(ids) < sampling.max_tokens:
+        raise EngineError(
+            f"the server cut a text after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
+            "prompt it fills the server's context. Start the server with a longer one (--max-model-len of "
+            "vLLM, --ctx-size of llama.cpp, which its slots share), or lower data.max_prompt or max_tokens."
+        )
+    finished = ids[-1] in facts.eos_ids
+    return Completion(ids, finished, logprobs[: len(ids)] if sampling.logprobs and logprobs else None)
+
+
+def from_text(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+    """The text, tokenised with the student's tokenizer; cut where that makes more than `max_tokens`.
+
+    Raises:
+        ValueError: the answer is not whole.
+        EngineError: the server cut it for a reason of its own.
+    """
+    finished = _finished(answer)
+    ids = [int(token) for token in facts.tokenizer(answer.text, add_special_tokens=False)["input_ids"]]
+    if finished:
+        ids.append(facts.eos_ids[0])
+    if not ids:
+        raise ValueError("a completion without text")
+    fits = len(ids) <= sampling.max_tokens
+    return Completion(tuple(ids[: sampling.max_tokens]), finished and fits)
+
+
+def _finished(answer: Written) -> bool:
+    if answer.ended not in ("stop", "length"):
+        raise EngineError(
+            f"the server ended a text because of {answer.ended!r}, and not at its end or at max_tokens. It "
+            "may filter contents or have been stopped."
+        )
+    return answer.ended == "stop"
+
+
+def _packed(completion: Completion) -> list[Any]:
+    return [list(completion.token_ids), completion.finished, completion.logprobs]
+
+
+def _unpacked(row: Sequence[Any]) -> Completion:
+    ids, finished, logprobs = row
+    return Completion(tuple(ids), finished, None if logprobs is None else tuple(logprobs))

@@ -1,0 +1,59 @@
+"""Answers on disk, by the content of what was asked, so that no question is put twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stillhouse.files import append_jsonl, read_jsonl
+
+Body = Mapping[str, Any]
+
+
+class Journal:
+    """An append-only file of answers. A line that a kill cut short is asked for again.
+
+    Example:
+        >>> journal = Journal(Path("answers.jsonl"))
+        >>> journal.put(body, {"token_ids": [5, 2], "finished": True})
+        >>> journal.get(body)
+        {'token_ids': [5, 2], 'finished': True}
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known = {row["asked"]: row["answer"] for row in _whole(path)}
+
+    def get(self, body: Body) -> Any:
+        """The answer to a request; None if it was never answered."""
+        return self._known.get(key_of(body))
+
+    def put(self, body: Body, answer: Any) -> None:
+        """Keep an answer; it is on disk when this returns."""
+        key = key_of(body)
+        self._known[key] = answer
+        append_jsonl(self.path, {"asked": key, "answer": answer})
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def key_of(body: Body) -> str:
+    """What a request asks, in 40 characters. Equal requests have equal keys, whatever the order of fields."""
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _whole(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal; a last one without its end is cut off, so that the next starts afresh."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with open(path, "r+b") as handle:
+            handle.truncate(end)
+    yield from read_jsonl(path)

@@ -1,0 +1,114 @@
+"""How a configuration names a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from stillhouse.config import Part
+from stillhouse.errors import EngineError, EnvironmentFault, StillhouseError
+from stillhouse.remote.client import Client, require_httpx
+
+
+class Server(Part):
+    """An OpenAI-compatible server: vLLM, llama.cpp, SGLang, TGI, Ollama, LM Studio or a hosted one."""
+
+    url: str
+    """Where the API is, such as http://127.0.0.1:8000/v1."""
+    model: str | None = None
+    """The name under which the server knows the model; default: the only one that it serves."""
+    key_env: str | None = None
+    """Name of the environment variable that holds the key. The key itself is never written anywhere."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Most requests under way at a time."""
+    retries: Annotated[int, Field(ge=0)] = 8
+    """Most repetitions of a request that was rate-limited, timed out or broke off, with growing pauses."""
+    timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds to wait for an answer; a long text on a busy server takes its time."""
+    backoff: Annotated[float, Field(gt=0)] = 0.5
+    """Seconds before the first repetition; doubled each time, up to a minute."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PydanticCustomError("url", "must look like http://HOST:PORT/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise PydanticCustomError(
+                "url_secret",
+                "must hold no user, password or query, because run folders keep it; put the key into an "
+                "environment variable and name that in key_env (got {it})",
+                {"it": f"{parts.scheme}://{parts.hostname}/..."},
+            )
+        return value
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isidentifier() and value.isupper()):
+            # Somebody may have put the key itself here, so the message does not repeat it.
+            raise PydanticCustomError(
+                "key_env",
+                "must be the name of an environment variable in capitals, such as OPENAI_API_KEY, and never "
+                "the key itself (got {it})",
+                {"it": f"{len(value)} characters that are none"},
+            )
+        return value
+
+    def client(self, failure: Callable[[str], StillhouseError] = EngineError) -> Client:
+        """A client with these settings; nothing is sent yet.
+
+        Args:
+            failure: the error to raise when the server does not answer or refuses.
+
+        Raises:
+            EnvironmentFault: httpx is not installed, or the environment variable is not set.
+        """
+        require_httpx()
+        return Client(
+            self.url,
+            self.key(),
+            concurrency=self.concurrency,
+            retries=self.retries,
+            timeout=self.timeout,
+            backoff=self.backoff,
+            failure=failure,
+        )
+
+    def key(self) -> str | None:
+        """The key from the environment.
+
+        Raises:
+            EnvironmentFault: the variable is not set.
+        """
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise EnvironmentFault(
+                f"key_env: the environment variable {self.key_env}, which should hold the key for "
+                f"{self.url}, is not set."
+            )
+        return key
+
+    def served(self, client: Client) -> str:
+        """The name of the model to ask for: `model`, or the only one that the server lists.
+
+        Raises:
+            EngineError: (or the client's failure) the server lists no model, or several.
+        """
+        if self.model is not None:
+            return self.model
+        names = client.ask("models", read=lambda reply: [str(model["id"]) for model in reply["data"]])
+        if len(names) != 1:
+            told = ", ".join(names[:10]) or "none"
+            raise client.failure(
+                f"{client.url}: serves {len(names)} models ({told}). Set model to one of them."
+            )
+        return names[0]

@@ -1,0 +1,192 @@
+"""Takes away from this process, for good, all that a program under test has no business with.
+
+In this order: resource limits; all capabilities; files (Landlock: the standard library may be read, one
+folder written, nothing else opened); system calls (seccomp: what Python needs to compute is allowed and
+everything else refused, so there are no sockets, no other processes, no signals to anybody, no changes of
+owner or mode). None of it needs privileges, and nothing in the process can undo it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sysconfig
+from pathlib import Path
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_SIGKILL = 9
+
+# The same numbers on every architecture (Linux 5.13).
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG = 1, 2, 4, 8, 32, 256
+_TRUNCATE = 1 << 14
+_READ = _EXECUTE | _READ_FILE | _READ_DIR
+_WRITE = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
+
+_ALLOWED = """
+read write readv writev pread64 pwrite64 lseek _llseek open openat openat2 creat close close_range
+fstat fstat64 stat stat64 lstat lstat64 newfstatat fstatat64 statx access faccessat faccessat2
+readlink readlinkat getdents getdents64 getcwd chdir fchdir dup dup2 dup3 fcntl fcntl64 ioctl
+ftruncate ftruncate64 fsync fdatasync fadvise64 unlink unlinkat rename renameat renameat2 umask
+statfs fstatfs statfs64 fstatfs64 flock pipe pipe2 poll ppoll ppoll_time64 select _newselect pselect6
+pselect6_time64 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2
+mmap mmap2 munmap mprotect mremap madvise brk msync membarrier mincore
+futex futex_time64 futex_waitv set_robust_list get_robust_list rseq set_tid_address arch_prctl
+getpid getppid gettid getuid geteuid getgid getegid getuid32 geteuid32 getgid32 getegid32
+getpgrp getpgid getsid getgroups getresuid getresgid capget
+sched_yield sched_getaffinity sched_getparam sched_getscheduler getcpu
+nanosleep clock_nanosleep clock_nanosleep_time64 clock_gettime clock_gettime64 clock_getres
+clock_getres_time64 gettimeofday time times getrusage getitimer setitimer alarm
+sysinfo uname getrandom getrlimit ugetrlimit
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack
+sigreturn pause exit exit_group restart_syscall
+"""
+
+
+class Unconfined(OSError):
+    """This machine cannot confine a process; the message says what is missing."""
+
+
+def confine(folder: str, *, memory: int, cpu_seconds: int, file_size: int) -> None:
+    """Confine the calling process.
+
+    Args:
+        folder: the one place where it may write.
+        memory: bytes of address space.
+        cpu_seconds: processor time; one second later the kernel kills.
+        file_size: bytes of one file.
+
+    Raises:
+        Unconfined: something is not to be had here. The process must end then.
+    """
+    _call("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for name, soft, hard in (
+        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_FSIZE, file_size, file_size),
+        (resource.RLIMIT_NOFILE, 64, 64),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        most = resource.getrlimit(name)[1]
+        inside = [value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard)]
+        resource.setrlimit(name, (inside[0], inside[1]))
+    _drop_capabilities()
+    _close_files(folder)
+    _close_system_calls()
+
+
+def _call(function: str, *arguments: int) -> int:
+    result: int = getattr(_LIBC, function)(*map(ctypes.c_ulong, arguments))
+    if result < 0:
+        raise Unconfined(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def _drop_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if _LIBC.capset(header, nothing) < 0:
+        raise Unconfined(ctypes.get_errno(), "capset: cannot drop capabilities")
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64),)
+
+
+class _Beneath(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
+
+
+def landlock_version() -> int:
+    """The version of Landlock that the kernel speaks; 0 where there is none."""
+    return max(0, int(_LIBC.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
+
+
+def seccomp_library() -> ctypes.CDLL | None:
+    """libseccomp, which turns names of system calls into a filter; None where it is not installed."""
+    try:
+        return ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError:
+        return None
+
+
+def _close_files(folder: str) -> None:
+    version = landlock_version()
+    if not version:
+        raise Unconfined("the kernel has no Landlock")
+    handled = (1 << 13) - 1  # version 1
+    if version >= 2:
+        handled |= 1 << 13  # moving files between folders
+    if version >= 3:
+        handled |= _TRUNCATE
+    rules = _Ruleset(handled)
+    ruleset = _LIBC.syscall(_LANDLOCK_CREATE, ctypes.byref(rules), ctypes.c_size_t(8), ctypes.c_uint32(0))
+    if ruleset < 0:
+        raise Unconfined(ctypes.get_errno(), "Landlock refuses a set of rules")
+    rights = {sysconfig.get_path(name): _READ for name in ("stdlib", "platstdlib")}
+    rights |= dict.fromkeys(("/lib", "/lib64", "/usr/lib"), _READ)
+    rights |= {"/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE, folder: _WRITE}
+    for path, allowed in rights.items():
+        if Path(path).exists():
+            _allow_beneath(ruleset, path, allowed & handled)
+    if _LIBC.syscall(_LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)) < 0:
+        raise Unconfined(ctypes.get_errno(), "Landlock does not restrict this process")
+    os.close(ruleset)
+
+
+def _allow_beneath(ruleset: int, path: str, allowed: int) -> None:
+    parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = _Beneath(allowed, parent)
+    done = _LIBC.syscall(
+        _LANDLOCK_ADD, ctypes.c_int(ruleset), ctypes.c_int(1), ctypes.byref(rule), ctypes.c_uint32(0)
+    )
+    os.close(parent)
+    if done < 0:
+        raise Unconfined(ctypes.get_errno(), f"Landlock refuses a rule for {path}")
+
+
+class _Compare(ctypes.Structure):
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("a", ctypes.c_uint64),
+        ("b", ctypes.c_uint64),
+    )
+
+
+_ALLOW = 0x7FFF0000
+_REFUSE = 0x00050000 | 1  # EPERM
+_UNKNOWN = 0x00050000 | 38  # ENOSYS: the C library then tries clone
+_EQUAL, _MASKED = 4, 7
+_CLONE_THREAD = 0x10000
+
+
+def _close_system_calls() -> None:
+    library = seccomp_library()
+    if library is None:
+        raise Unconfined("libseccomp is not installed")
+    library.seccomp_init.restype = ctypes.c_void_p
+    rules = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_REFUSE)))
+
+    def add(name: str, action: int, *compare: _Compare) -> None:
+        number = library.seccomp_syscall_resolve_name(name.encode())
+        conditions = (_Compare * len(compare))(*compare)
+        library.seccomp_rule_add_array(
+            rules, ctypes.c_uint32(action), ctypes.c_int(number), ctypes.c_uint(len(compare)), conditions
+        )
+
+    for name in _ALLOWED.split():
+        add(name, _ALLOW)
+    add("clone", _ALLOW, _Compare(0, _MASKED, _CLONE_THREAD, _CLONE_THREAD))
+    add("clone3", _UNKNOWN)
+    add("prlimit64", _ALLOW, _Compare(0, _EQUAL, 0, 0))
+    loaded = library.seccomp_load(rules)
+    library.seccomp_release(rules)
+    if loaded != 0:
+        raise Unconfined(-loaded, f"seccomp: {os.strerror(-loaded)}")

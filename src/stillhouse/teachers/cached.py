@@ -1,0 +1,220 @@
+"""A teacher that answers from a store, and asks the model behind it only about what is not there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillhouse.errors import TeacherError
+from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
+from stillhouse.objectives.head import Head
+from stillhouse.teachers.base import AnyTeacher, Counts, Teacher
+from stillhouse.teachers.forms import CompactForm, DrawsForm, HiddenForm, TopForm
+from stillhouse.teachers.live import sequences
+from stillhouse.teachers.store import Store
+
+LOGITS = 2**25
+"""Entries of logits that are there at a time while a compact form is made."""
+
+Encode = Callable[[Mapping[str, Any], Sequence[bytes]], list[bytes]]
+"""Sequences of a batch and their keys -> the payload of each, from the teacher itself."""
+
+
+def content_keys(batch: Mapping[str, Any]) -> list[bytes]:
+    """For each sequence of a batch 16 bytes that change with its token ids, with where the response begins,
+    and with the number format of autocast, but not with padding, order or step."""
+    device = batch["input_ids"].device.type
+    format_ = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+    ids, lengths = batch["input_ids"].cpu(), batch["attention_mask"].sum(1).tolist()
+    starts = batch["response_mask"].int().argmax(1).tolist()
+    keys = []
+    for row, length, start in zip(ids, lengths, starts, strict=True):
+        content = f"{start} {format_}\n".encode() + row[:length].numpy().astype("<i8").tobytes()
+        keys.append(hashlib.blake2b(content, digest_size=16).digest())
+    return keys
+
+
+class Kept:
+    """The payloads of a batch's sequences: from a store, or made now and kept."""
+
+    def __init__(self, store: Store, encode: Encode | None) -> None:
+        """Answer from a store.
+
+        Args:
+            store: where payloads are.
+            encode: makes those that are missing; None where the teacher is not at hand.
+        """
+        self.store = store
+        self._encode = encode
+        self._asked = self._hits = 0
+        self._told = (0, 0)
+
+    def payloads(self, batch: Mapping[str, Any]) -> list[memoryview | bytes]:
+        """One for each sequence of the batch.
+
+        Raises:
+            TeacherError: some are missing, and there is no teacher to make them.
+        """
+        keys = content_keys(batch)
+        found: list[memoryview | bytes | None] = [self.store.get(key) for key in keys]
+        if any(one is None for one in found):
+            self.store.refresh()  # another process may have written them
+            found = [
+                self.store.get(key) if one is None else one for key, one in zip(keys, found, strict=True)
+            ]
+        missing = [row for row, one in enumerate(found) if one is None]
+        self._asked += len(keys)
+        self._hits += len(keys) - len(missing)
+        if missing:
+            made = self._make(batch, missing, [keys[row] for row in missing])
+            for row, payload in zip(missing, made, strict=True):
+                found[row] = payload
+        return [one for one in found if one is not None]
+
+    def _make(self, batch: Mapping[str, Any], rows: list[int], keys: list[bytes]) -> list[bytes]:
+        if self._encode is None:
+            raise TeacherError(
+                f"{self.store.folder}: {len(rows)} of the {len(batch['input_ids'])} sequences of a batch are "
+                f"not in the teacher cache, which holds {len(self.store):,}, and teacher.on_miss is error. "
+                "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
+                "data, template, limits and train.precision; or set teacher.on_miss: fill."
+            )
+        part = batch if len(rows) == len(batch["input_ids"]) else sequences(batch, rows)
+        made = self._encode(part, keys)
+        counts = part["response_mask"].sum(1).tolist()
+        self.store.put(zip(keys, counts, made, strict=True))
+        return made
+
+    def counts(self) -> Counts:
+        """The share of sequences that were there since this was last asked, and the size of the store."""
+        asked, hits = self._asked - self._told[0], self._hits - self._told[1]
+        self._told = (self._asked, self._hits)
+        return {"cache/hits": (hits, asked), "cache/megabytes": (self.store.size / 1e6, 1)} if asked else {}
+
+    def close(self) -> str | None:
+        """Let go of the files; a line on what the cache was good for."""
+        self.store.close()
+        if not self._asked:
+            return None
+        line = (
+            f"Teacher cache: {self._hits / self._asked:.1%} of {self._asked:,} sequences were there; "
+            f"{self.store.size / 1e6:,.1f} MB in {self.store.folder}"
+        )
+        if self.store.refused:
+            line += f"; {self.store.refused:,} were not kept (teacher.limit)"
+        return f"{line}; {self.store.damaged:,} damaged" if self.store.damaged else line
+
+
+class CachedTeacher:
+    """The exact distribution: hidden states from a store, with the teacher's head."""
+
+    def __init__(self, store: Store, form: HiddenForm, head: Head, teacher: Teacher | None) -> None:
+        self.head = head
+        self._form = form
+        self._teacher = teacher
+        self._kept = Kept(store, None if teacher is None else self._encode)
+
+    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """[N, Dt]: the teacher's last hidden states at the response rows, as they are kept."""
+        counts = batch["response_mask"].sum(1).tolist()
+        payloads = self._kept.payloads(batch)
+        out = torch.empty(sum(counts), self.head.weight.shape[1], dtype=self._form.out_dtype)
+        for part, payload in zip(out.split(counts), payloads, strict=True):
+            self._form.decode_into(part, payload)
+        return out.to(batch["input_ids"].device)
+
+    def _encode(self, batch: Mapping[str, Any], _keys: Sequence[bytes]) -> list[bytes]:
+        assert self._teacher is not None
+        hidden = self._teacher.hidden(batch).cpu()
+        return [self._form.encode(part) for part in hidden.split(batch["response_mask"].sum(1).tolist())]
+
+    def counts(self) -> Counts:
+        """See `Kept.counts`."""
+        return self._kept.counts()
+
+    def close(self) -> str | None:
+        """See `Kept.close`."""
+        return self._kept.close()
+
+
+class CachedCompact:
+    """A few tokens of each row, from a store."""
+
+    def __init__(self, store: Store, form: CompactForm, teacher: AnyTeacher | None, seed: int = 0) -> None:
+        """Answer from a store.
+
+        Args:
+            store: where records are.
+            form: how they look.
+            teacher: says what is not there; None if it is not at hand.
+            seed: decides the draws, together with the text.
+        """
+        self._seed = seed
+        self.form: str = form.kind
+        self._form = form
+        self._teacher = teacher
+        self._kept = Kept(store, None if teacher is None else self._encode)
+
+    def compact(self, batch: Mapping[str, Any]) -> Compact:
+        """N rows, as they are kept."""
+        counts = batch["response_mask"].sum(1).tolist()
+        payloads = self._kept.payloads(batch)
+        parts = [self._form.decode(one, rows) for one, rows in zip(payloads, counts, strict=True)]
+        return joined(parts).to(batch["input_ids"].device)
+
+    def _encode(self, batch: Mapping[str, Any], keys: Sequence[bytes]) -> list[bytes]:
+        counts = batch["response_mask"].sum(1).tolist()
+        if isinstance(self._teacher, Teacher):
+            labels = batch["labels"][batch["response_mask"]].split(counts)
+            hidden = self._teacher.hidden(batch).split(counts)
+            said = [
+                compacted(self._form, self._teacher.head, states, ids, self._seed_of(key))
+                for states, ids, key in zip(hidden, labels, keys, strict=True)
+            ]
+        else:
+            assert self._teacher is not None
+            whole = self._teacher.compact(batch)
+            starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+            said = [whole[start : start + size] for start, size in zip(starts, counts, strict=False)]
+        return [self._form.encode(part) for part in said]
+
+    def _seed_of(self, key: bytes) -> int:
+        """The same text always has the same draws."""
+        return int.from_bytes(key[:7], "big") ^ self._seed
+
+    def counts(self) -> Counts:
+        """See `Kept.counts`."""
+        return self._kept.counts()
+
+    def close(self) -> str | None:
+        """See `Kept.close`."""
+        return self._kept.close()
+
+
+def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, seed: int) -> Compact:
+    """A compact form of exact distributions, in blocks of rows.
+
+    Args:
+        form: which one.
+        head: the teacher's.
+        hidden: [R, Dt] of one sequence.
+        labels: [R], the tokens that follow.
+        seed: decides the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1, LOGITS // head.height)
+    parts = []
+    for start in range(0, hidden.shape[0], size):
+        rows = slice(start, start + size)
+        logprobs = torch.log_softmax(head.logits(hidden[rows]), -1)
+        if isinstance(form, DrawsForm):
+            part = draws_of(logprobs.cpu(), form.count, generator, form.temperature, labels[rows].cpu())
+        else:
+            assert isinstance(form, TopForm)
+            part = top_of(logprobs, form.count, labels[rows])
+        parts.append(part)
+    return joined(parts)

@@ -1,0 +1,129 @@
+"""Tasks of mathematics and programming on their data sets' own rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import shared
+from tests.evaluate.benches import bench
+
+from stillhouse.data import Encoder
+from stillhouse.errors import ConfigError, DataError
+from stillhouse.evaluate.tasks import REGISTRY
+from stillhouse.verify import right
+
+KINDS = {
+    "gsm8k": "math/gsm8k_test.jsonl",
+    "svamp": "math/svamp_eval.jsonl",
+    "math500": "math/math500_eval.jsonl",
+    "humaneval": "code/humaneval.jsonl",
+    "mbpp": "code/mbpp_test.jsonl",
+}
+
+
+def task(kind: str, path: Path | str, **options: Any) -> Any:
+    source = {"kind": "jsonl", "path": str(path), "limit": 12}
+    return REGISTRY.parse({"kind": kind, "data": source, "max_prompt": 4000, **options})
+
+
+def questions(one: Any) -> Any:
+    place = bench()
+    return one.questions(Encoder(place.data.template, place.tokenizer), place.data).questions
+
+
+def answer(kind: str, raw: dict[str, Any]) -> str:
+    """The data set's own answer as a model would give it."""
+    if kind == "humaneval":
+        return str(raw["canonical_solution"])
+    if kind == "mbpp":
+        return f"Here it is:\n```python\n{raw['code']}\n```"
+    value = raw["answer"]
+    return str(value) if kind == "gsm8k" else f"It is $\\boxed{{{value}}}$."
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_data_sets_own_answers_are_right_and_those_to_other_questions_wrong(kind):
+    one = task(kind, shared() / "data" / KINDS[kind])
+    asked = questions(one)
+    assert len(asked) == 12
+    score = "passed" if kind in ("humaneval", "mbpp") else "accuracy"
+    answers = [answer(kind, dict(question.facts)) for question in asked]
+    assert [scores[score] for scores in one.scores(asked, answers)] == [1.0] * 12
+    others = [scores[score] for scores in one.scores(asked, answers[1:] + answers[:1])]
+    assert sum(others) <= 1  # two small numbers may be the same
+    assert all(right(question.facts, text) for question, text in zip(asked[:4], answers, strict=False))
+
+
+@pytest.mark.needs_shared
+def test_worked_examples_stand_before_the_question():
+    data = shared() / "data"
+    one = task("gsm8k", data / KINDS["gsm8k"], shots=2, examples=str(data / "math/gsm8k_train.jsonl"))
+    text = questions(one)[0].prompt.text
+    assert text.count("####") == 2
+    assert text.index("####") < text.index("Janet")
+    programs = task("mbpp", data / KINDS["mbpp"], shots=3, examples=str(data / "code/mbpp_prompt.jsonl"))
+    asked = questions(programs)[0]
+    assert asked.prompt.text.count("[DONE]") == 3
+    assert asked.prompt.text.rstrip().endswith("[BEGIN]")
+    going_on = (
+        f"{asked.facts['code']}\n[DONE]\n\nWrite a Python function.\nAnother\n[BEGIN]\ndef x(): pass\n[DONE]"
+    )
+    assert programs.score(asked, going_on)["passed"] == 1.0
+    with pytest.raises(DataError, match="10 rows, and 11 shots"):
+        questions(task("mbpp", data / KINDS["mbpp"], shots=11, examples=str(data / "code/mbpp_prompt.jsonl")))
+
+
+def rows(path: Path, *found: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+def test_a_right_number_that_is_not_marked_counts_as_flexible_only(tmp_path):
+    one = task("gsm8k", rows(tmp_path / "a.jsonl", {"question": "2 + 3?", "answer": "#### 5"}))
+    (asked,) = questions(one)
+    assert one.score(asked, "It makes 5.") == {"answer": "5", "accuracy": 0.0, "accuracy_flexible": 1.0}
+    assert one.score(asked, "#### 5.0004")["accuracy"] == 1.0
+    assert one.score(asked, "#### 5.01")["accuracy"] == 0.0
+    assert one.score(asked, "#### 4\nQuestion: 1 + 4?\n#### 5")["accuracy"] == 0.0
+    assert one.score(asked, r"\boxed{5}")["accuracy"] == 1.0
+    assert one.score(asked, "") == {"answer": None, "accuracy": 0.0, "accuracy_flexible": 0.0}
+
+
+def test_rows_of_another_shape_are_refused_with_their_place(tmp_path):
+    for kind in KINDS:
+        with pytest.raises(DataError, match=f"a.jsonl:1: {kind} needs"):
+            questions(task(kind, rows(tmp_path / "a.jsonl", {"text": "x"})))
+
+
+PROBLEM = {
+    "task_id": "x/0",
+    "prompt": "def one():\n",
+    "entry_point": "one",
+    "test": "def check(c):\n    assert c() == 1",
+}
+
+
+def test_pass_at_k_pools_samples_and_seeds(tmp_path):
+    one = task("humaneval", rows(tmp_path / "a.jsonl", PROBLEM), samples=2, k=[1, 3], seeds=[1, 2])
+    (asked,) = questions(one)
+    texts = ["    return 1\n", "    return 2\n", "    return 3\n", "    return 4\n"]
+    scored = [{"id": "a:1", "seed": 1, **scores} for scores in one.scores([asked] * 4, texts)]
+    assert one.summary(scored) == {"pass_at_1": 0.25, "pass_at_3": 0.75, "stopped_by_limit": 0.0}
+    with pytest.raises(ConfigError, match=r"at most 4 \(samples times seeds\)"):
+        task("humaneval", tmp_path / "a.jsonl", samples=2, k=[5], seeds=[1, 2]).measure(bench())
+
+
+def test_a_model_is_measured_from_prompts_to_verdicts(tmp_path):
+    sums = rows(tmp_path / "sums.jsonl", {"question": "2 + 3?", "answer": "#### 5"})
+    programs = rows(tmp_path / "programs.jsonl", PROBLEM)
+    short = {"temperature": 0.0, "max_tokens": 8}
+    maths = task("gsm8k", sums, sampling=short).measure(bench())
+    code = task("humaneval", programs, sampling=short).measure(bench())
+    assert (maths.metrics["accuracy"], code.metrics["pass_at_1"]) == (0.0, 0.0)  # it writes about restaurants
+    assert code.rows[0]["verdict"] == "failed"
+    assert code.settings["programs"].startswith("confined")
+    assert maths.settings["tolerance"] == 1e-3

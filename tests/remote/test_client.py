@@ -1,0 +1,230 @@
+"""Requests get their answers through every kind of fault, each once, or the error says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stillhouse.config import Layer, Layered, Part, validate
+from stillhouse.errors import ConfigError, EngineError, EnvironmentFault, TeacherError
+from stillhouse.remote import Client, Server
+from stillhouse.remote.client import is_loopback
+from stillhouse.remote.retry import LONGEST_BACKOFF, Again, pause, retry_after
+from tests.servers import Fault, Service, broken, free_port, serving
+
+
+def double(path: str, body: Any) -> tuple[int, Any]:
+    if body is None:
+        return 200, {"data": [{"id": "one"}]}
+    return 200, {"value": 2 * body["n"], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with serving(double) as running:
+        yield running
+
+
+def client(url: str, **options: Any) -> Client:
+    return Client(url, **{"backoff": 0.001, "timeout": 10.0, "concurrency": 8, **options})
+
+
+def ask_all(asking: Client, count: int) -> list[tuple[int, int]]:
+    bodies = [{"n": n} for n in range(count)]
+    return list(asking.each("completions", bodies, lambda reply: reply["value"]))
+
+
+def test_every_request_is_answered_once(service: Service) -> None:
+    asking = client(service.url)
+    assert sorted(ask_all(asking, 50)) == [(n, 2 * n) for n in range(50)]
+    assert sorted(body["n"] for body in service.bodies("/v1/completions")) == list(range(50))
+    assert vars(asking.counts) == {
+        "requests": 50, "retries": 0, "prompt_tokens": 150, "completion_tokens": 50,
+    }  # fmt: skip
+
+
+BEFORE: list[Fault] = ["drop", (429, {}), (500, {}), (503, {"Retry-After": "0"})]
+AFTER: list[Fault] = ["lose", "truncate", "garble"]
+
+
+def test_faults_before_the_server_lose_and_double_nothing(service: Service) -> None:
+    with broken(service.url, lambda n: BEFORE[n // 2 % 4] if n % 2 == 0 else None) as proxy:
+        asking = client(proxy.url, retries=30)
+        assert sorted(ask_all(asking, 60)) == [(n, 2 * n) for n in range(60)]
+    assert sorted(body["n"] for body in service.bodies("/v1/completions")) == list(range(60))
+    assert set(proxy.done) == {"drop", "429", "500", "503", "passed"}
+    assert asking.counts.retries == sum(proxy.done.values()) - 60
+
+
+def test_lost_and_damaged_answers_are_asked_for_again(service: Service) -> None:
+    with broken(service.url, lambda n: AFTER[n // 2 % 3] if n % 2 == 0 else None) as proxy:
+        asking = client(proxy.url, retries=30)
+        assert sorted(ask_all(asking, 60)) == [(n, 2 * n) for n in range(60)]
+    assert set(proxy.done) == {"lose", "truncate", "garble", "passed"}
+    # The server cannot know that an answer was lost, but only the damaged ones were asked for twice, and only
+    # what was used is counted.
+    asked = Counter(body["n"] for body in service.bodies("/v1/completions"))
+    assert sum(asked.values()) == 60 + asking.counts.retries
+    assert asking.counts.prompt_tokens == 180
+
+
+def test_stalled_connections_time_out_and_are_repeated(service: Service) -> None:
+    with broken(service.url, lambda n: "stall" if n in (1, 4) else None) as proxy:
+        asking = client(proxy.url, timeout=0.3)
+        assert sorted(ask_all(asking, 8)) == [(n, 2 * n) for n in range(8)]
+    assert asking.counts.retries >= 2
+    assert proxy.done["stall"] == 2
+
+
+def test_giving_up_says_what_happened_how_often_and_what_to_do(service: Service) -> None:
+    with broken(service.url, lambda n: (429, {})) as proxy, pytest.raises(TeacherError) as caught:
+        ask_all(client(proxy.url, retries=3, failure=TeacherError), 1)
+    text = str(caught.value)
+    assert "4 x status 429 Too Many Requests" in text
+    assert "not now" in text  # the server's own words
+    assert "lower concurrency" in text
+
+
+def test_answers_before_a_failure_are_given_first(service: Service) -> None:
+    got = []
+    with broken(service.url, lambda n: None if n < 5 else (500, {})) as proxy:
+        answers = client(proxy.url, retries=1, concurrency=1).each(
+            "completions", [{"n": n} for n in range(20)]
+        )
+        with pytest.raises(EngineError, match="asked 2 times"):
+            got.extend(index for index, _ in answers)
+    assert got == [0, 1, 2, 3, 4]
+    assert proxy.done == {"passed": 5, "500": 2}  # nobody goes on with the other fourteen
+
+
+@pytest.mark.parametrize(("status", "words"), [(400, "not now"), (401, "key_env"), (404, "model")])
+def test_a_refusal_is_not_repeated(service: Service, status: int, words: str) -> None:
+    with broken(service.url, lambda n: (status, {})) as proxy, pytest.raises(EngineError, match=words):
+        ask_all(client(proxy.url), 1)
+    assert sum(proxy.done.values()) == 1
+
+
+def test_an_answer_of_another_form_is_repeated_and_then_shown(service: Service) -> None:
+    asking = client(service.url, retries=2)
+    with pytest.raises(EngineError, match=r"3 x an unexpected answer.*'wrong'.*got .*value"):
+        asking.ask("completions", {"n": 1}, lambda reply: reply["wrong"])
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(EngineError, match=r"2 x no connection.*Look whether the server runs"):
+        client(f"http://127.0.0.1:{free_port()}", retries=1).ask("models")
+
+
+def test_a_server_that_asks_for_hours_is_not_waited_for(service: Service) -> None:
+    with broken(service.url, lambda n: (429, {"Retry-After": "7200"})) as proxy:
+        with pytest.raises(EngineError, match="asks to wait 2 h 00 min"):
+            client(proxy.url).ask("models")
+        assert sum(proxy.done.values()) == 1
+
+
+def test_leaving_early_hangs_up(service: Service) -> None:
+    answers = client(service.url, concurrency=2).each("completions", [{"n": n} for n in range(1000)])
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert len(service.bodies("/v1/completions")) < 1000
+
+
+def test_it_works_where_an_event_loop_runs_already(service: Service) -> None:
+    async def notebook() -> list[tuple[int, int]]:
+        return ask_all(client(service.url), 3)
+
+    assert sorted(asyncio.run(notebook())) == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_the_key_is_sent_and_never_shown(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "sk-very-secret")
+    server = Server(url=service.url, key_env="SECRET_KEY", retries=0)
+    server.client().ask("models")
+    assert service.headers[-1]["authorization"] == "Bearer sk-very-secret"
+    assert "sk-very" not in server.model_dump_json()
+    with (
+        serving(lambda path, body: (401, {"error": "wrong key sk-very-secret"})) as refusing,
+        pytest.raises(EngineError, match=r"wrong key \[key\]") as caught,
+    ):
+        Server(url=refusing.url, key_env="SECRET_KEY").client().ask("models")
+    assert "sk-very" not in str(caught.value)
+
+
+def test_a_key_that_is_not_there_is_an_error() -> None:
+    assert "NO_SUCH_KEY" not in os.environ
+    with pytest.raises(EnvironmentFault, match="NO_SUCH_KEY"):
+        Server(url="http://127.0.0.1:1/v1", key_env="NO_SUCH_KEY").client()
+
+
+@pytest.mark.parametrize(
+    ("fields", "secret"),
+    [
+        ({"url": "http://user:hunter2@host/v1"}, "hunter2"),
+        ({"url": "https://host/v1?api_key=hunter2"}, "hunter2"),
+        ({"url": "http://host/v1", "key_env": "sk-hunter2"}, "hunter2"),
+        ({"url": "host:8000"}, None),
+    ],
+)
+def test_secrets_in_the_configuration_are_refused_and_not_repeated(
+    fields: dict[str, Any], secret: str | None
+) -> None:
+    class Tree(Part):
+        server: Server
+
+    with pytest.raises(ConfigError, match="server") as caught:
+        validate(Tree, Layered.merged(Layer.of({"server": fields}, "run.yaml")))
+    if secret is not None:
+        assert secret not in str(caught.value)
+
+
+def test_the_served_model_is_found_when_there_is_one(service: Service) -> None:
+    server = Server(url=service.url)
+    assert server.served(server.client()) == "one"
+    with serving(lambda path, body: (200, {"data": [{"id": "a"}, {"id": "b"}]})) as two:
+        server = Server(url=two.url)
+        with pytest.raises(EngineError, match=r"2 models \(a, b\). Set model"):
+            server.served(server.client())
+
+
+def test_loopback_is_recognised() -> None:
+    assert all(map(is_loopback, ("http://127.0.0.1:80", "http://localhost/v1", "http://[::1]:8000")))
+    assert not is_loopback("https://api.example.org")
+
+
+def test_proxies_do_not_stand_before_loopback(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    assert ask_all(client(service.url), 1) == [(0, 0)]
+
+
+def test_pauses_double_up_to_a_limit_and_are_reproducible() -> None:
+    fault = Again("status 500")
+    pauses = [pause(fault, attempt, 0.5, "7") for attempt in range(12)]
+    assert pauses == [pause(fault, attempt, 0.5, "7") for attempt in range(12)]
+    assert all(0.25 * 2**n <= value < 0.5 * 2**n for n, value in enumerate(pauses[:7]))
+    assert max(pauses) <= LONGEST_BACKOFF
+    assert pause(Again("status 429", after=33.0), 0, 0.5, "7") == 33.0
+    assert pause(fault, 0, 0.5, "8") != pauses[0]
+
+
+def test_retry_after_as_seconds_and_as_a_date() -> None:
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert retry_after({"retry-after": "Thu, 01 Jan 2026 00:00:09 GMT"}, now) == 9.0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+def test_a_real_server_answers(llama_server: str) -> None:
+    server = Server(url=llama_server)
+    asking = server.client()
+    assert server.served(asking) == "smollm2"
+    body = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+    text = asking.ask("completions", body, lambda reply: reply["choices"][0]["text"])
+    assert "Paris" in text
+    assert asking.counts.completion_tokens == 3

@@ -1,0 +1,133 @@
+"""Right programs pass, wrong ones fail, and the reference solutions of the data sets are right."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.errors import EnvironmentFault
+from stillhouse.sandbox import Checks, check_program, confine, require
+from stillhouse.sandbox.checker import free_names
+from stillhouse.sandbox.values import CannotCross, Handle, decode, encode
+from stillhouse.verify.programs import definitions
+from tests.conftest import shared
+
+
+def test_a_right_program_passes_and_a_wrong_one_says_where_it_failed():
+    tests = Checks("assert double(2) == 4")
+    assert check_program("def double(x): return 2 * x", tests).passed
+    wrong = check_program("def double(x): return 3 * x", tests)
+    assert (wrong.passed, wrong.reason, wrong.detail) == (False, "failed", "tests: AssertionError")
+    broken = check_program("def double(x) return 2", tests)
+    assert broken.detail.startswith("program: SyntaxError")
+    assert "NameError" in check_program("x = 1", tests).detail
+
+
+def test_the_function_of_an_entry_point_is_given_to_check():
+    tests = Checks(
+        "def check(candidate):\n    assert candidate([1, (2,)], key={'a': {3}}) == [1, (2,), {'a': {3}}]", "f"
+    )
+    assert check_program("def f(items, key): return [*items, key]", tests).passed
+
+
+def test_objects_of_the_program_can_be_made_used_and_changed_by_tests():
+    program = (
+        "class Node:\n    def __init__(self, v): self.v, self.left = v, None\n"
+        "    def twice(self): return self.v * 2\n"
+        "def depth(node): return 0 if node is None else 1 + depth(node.left)\n"
+        "def numbers(n):\n    yield from range(n)\n"
+    )
+    tests = (
+        "root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2\nassert root.left.v == 2\n"
+        "assert root.twice() == 2\nassert list(numbers(3)) == [0, 1, 2]\nassert Node(1) != Node(1)"
+    )
+    verdict = check_program(program, Checks(tests))
+    assert verdict.passed, verdict
+
+
+def test_exceptions_of_the_program_reach_the_tests_as_what_they_are():
+    tests = "try: f()\nexcept ValueError as error: assert str(error) == 'no'\nelse: raise AssertionError"
+    assert check_program("def f(): raise ValueError('no')", Checks(tests)).passed
+
+
+def test_a_builtin_is_taken_from_the_program_only_where_the_tests_say_so():
+    program = "def len(x): return 3\ndef f(): return [1]"
+    assert check_program(program, Checks("assert len(f()) == 1")).passed
+    assert check_program(program, Checks("assert len(f()) == 3", provides=("len",))).passed
+
+
+def test_names_that_tests_define_themselves_are_not_asked_for():
+    source = "import math\ndef g(a):\n    return [b for b in a]\nassert math.isclose(f(g([1])), h)\n"
+    assert free_names(source) == {"f", "h"}
+
+
+values = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary(),
+        st.complex_numbers(allow_nan=False),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.tuples(inner, inner), st.dictionaries(st.text(), inner, max_size=3),
+        st.frozensets(st.integers(), max_size=3), st.sets(st.text(), max_size=3),
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(values)
+def test_builtin_values_cross_as_what_they_are(value):
+    def keep(_: object) -> Handle:
+        raise AssertionError("a builtin value must cross")
+
+    there = decode(json.loads(json.dumps(encode(value, keep))), lambda handle: handle)
+    assert there == value
+    assert type(there) is type(value)
+
+
+@pytest.mark.parametrize(
+    "data", [["tuple"], ["what", []], ["dict", [1]], [], ["set", [["list", []]]], {"a": 1}]
+)
+def test_data_that_is_no_value_is_refused(data):
+    with pytest.raises(CannotCross):
+        decode(data, lambda handle: handle)
+
+
+def test_a_machine_that_cannot_confine_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(confine, "landlock_version", lambda: 0)
+    with pytest.raises(EnvironmentFault, match="Landlock"):
+        require()
+    monkeypatch.setattr(confine, "landlock_version", lambda: 1)
+    monkeypatch.setattr(confine, "seccomp_library", lambda: None)
+    with pytest.raises(EnvironmentFault, match="libseccomp2"):
+        check_program("x = 1", Checks("assert x == 1"))
+
+
+def _references() -> list[tuple[str, str, Checks]]:
+    rows = [json.loads(line) for line in (shared() / "data/code/humaneval.jsonl").open(encoding="utf-8")]
+    found = [
+        (row["task_id"], row["prompt"] + row["canonical_solution"], Checks(row["test"], row["entry_point"]))
+        for row in rows
+    ]
+    for row in map(json.loads, (shared() / "data/code/mbpp_test.jsonl").open(encoding="utf-8")):
+        tests = Checks(
+            "\n".join([row["test_setup_code"], *row["test_list"]]), provides=definitions(row["code"])
+        )
+        found.append((f"MBPP/{row['task_id']}", row["code"], tests))
+    return found
+
+
+@pytest.mark.needs_shared
+def test_reference_solutions_pass_and_fail_when_their_results_are_changed():
+    everything = _references()
+    chosen = random.Random(0).sample(everything, 15)
+    # Those that need more than plain functions: helpers, classes, a builtin that is defined anew.
+    chosen += [one for one in everything if one[0] in ("HumanEval/32", "MBPP/126", "MBPP/367")]
+    for name, program, tests in chosen:
+        assert check_program(program, tests).passed, name
+        names = [*definitions(program)]
+        broken = program + "".join(f"\ndef {name}(*a, **k): return 'wrong'" for name in names)
+        assert not check_program(broken, tests).passed, name

@@ -1,0 +1,227 @@
+"""Hostile programs: every one is contained, and none passes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stillhouse.sandbox import Checks, Limits, check_program
+
+QUICK = Limits(seconds=4.0, cpu_seconds=1, memory=256 << 20)
+TESTS = Checks("assert double(2) == 4\nassert double(5) == 10")
+
+NEVER_PASSES = {
+    "leaves with success": "import os\nos._exit(0)",
+    "raises SystemExit": "import sys\nsys.exit(0)",
+    "returns what equals everything": (
+        "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
+        "def double(x): return Any()"
+    ),
+    "returns a number that equals everything": (
+        "class Any(int):\n    def __eq__(self, other): return True\n    def __index__(self): return 4\n"
+        "    def __int__(self): return 4\ndef double(x): return Any(7)"
+    ),
+    "pretends to be another class": (
+        "class Any:\n    __class__ = int\n    def __eq__(self, other): return True\n"
+        "def double(x): return Any()"
+    ),
+    "patches builtins": (
+        "import builtins\nbuiltins.AssertionError = None\n"
+        "builtins.compile = builtins.exec = lambda *a, **k: None\n"
+        "def double(x): return 0"
+    ),
+    "patches the worker": (
+        "import sys\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if 'sandbox' in name:\n"
+        "        for key in list(vars(module)): setattr(module, key, lambda *a, **k: True)\n"
+        "def double(x): return 0"
+    ),
+    "forges answers": (
+        "import os\n"
+        "for pipe in range(3, 64):\n"
+        "    try: os.write(pipe, b'{\"value\": null}\\n' * 3 + b'{\"value\": 4}\\n' * 9)\n"
+        "    except OSError: pass\n"
+        "def double(x): return 0"
+    ),
+    "forges a verdict": (
+        "import os\n"
+        "for pipe in range(0, 64):\n"
+        "    try: os.write(pipe, b'{\"passed\": true}\\n')\n"
+        "    except OSError: pass\n"
+        "os._exit(0)"
+    ),
+    "answers in no language": "import os\n[os.write(3 + n, b'\\xff' * 100) for n in range(1)]\ndouble = 3",
+    "nests without end": "def double(x):\n    a = []\n    a.append(a)\n    return a",
+    "counts without end": "import itertools\ndef double(x): return itertools.count()",
+    "searches its memory for the tests": (
+        "import gc, sys\n"
+        "def double(x):\n"
+        "    texts = [o for o in gc.get_objects() if isinstance(o, dict)]\n"
+        "    found = [v for d in texts for v in list(d.values()) if isinstance(v, str)]\n"
+        "    found = [v for v in found if 'double(5) ==' in v]\n"
+        "    return 2 * x if [f for f in found if 'gc.get_objects' not in f] else 0"
+    ),
+    "raises in its own text": (
+        "class Bad(Exception):\n    def __str__(self): raise self\ndef double(x): raise Bad()"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", NEVER_PASSES.values(), ids=NEVER_PASSES)
+def test_nothing_but_right_values_passes(program):
+    verdict = check_program(program, TESTS, QUICK)
+    assert not verdict.passed
+    assert verdict.reason != "passed"
+
+
+ENDED = {
+    "loops": ("while True: pass", {"time"}),
+    "sleeps": ("import time\ntime.sleep(1000)", {"time"}),
+    "ignores the signal of the processor limit": (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        {"time", "failed", "died"},
+    ),
+    "takes memory": ("held = []\nwhile True: held.append(bytearray(1 << 20))", {"memory", "time"}),
+    "prints gigabytes": ("while True: print('x' * 1_000_000)", {"failed"}),
+    "prints gigabytes and goes on": (
+        "while True:\n    try: print('x' * 1_000_000)\n    except OSError: pass",
+        {"time", "failed"},
+    ),
+    "writes many files": (
+        "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').write('x' * 900_000)",
+        {"size"},
+    ),
+    "makes many empty files": (
+        "n = 0\nwhile True:\n    n += 1\n    try: open(str(n), 'w').close()\n    except OSError: pass",
+        {"size", "time"},
+    ),
+    "makes threads": (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+        {"failed", "memory", "time", "died"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("program", "reasons"), ENDED.values(), ids=ENDED)
+def test_what_does_not_end_is_ended(program, reasons):
+    assert check_program(program, TESTS, QUICK).reason in reasons
+    left = psutil.Process().children(recursive=True)
+    assert not [process for process in left if "stillhouse.sandbox" in str(process.cmdline())]
+
+
+REFUSED = {
+    "forks": "os.fork()",
+    "starts a program": "import subprocess; subprocess.run(['/bin/true'])",
+    "replaces itself": "os.execv('/bin/true', ['true'])",
+    "spawns": "os.posix_spawn('/bin/true', ['true'], {})",
+    "opens a socket": "import socket; socket.socket()",
+    "opens a socket of the machine": "import socket; socket.socket(socket.AF_UNIX)",
+    "makes a pair of sockets": "import socket; socket.socketpair()",
+    "kills its parent": "os.kill(os.getppid(), 9)",
+    "stops everybody": "os.kill(-1, 19)",
+    "signals its group's leader": "os.killpg(os.getpgid(0), 15)",
+    "reads the password file": "open('/etc/passwd').read()",
+    "reads environments": "open(f'/proc/{os.getppid()}/environ', 'rb').read()",
+    "reads its own memory map": "open('/proc/self/maps').read()",
+    "lists the root": "os.listdir('/')",
+    "lists a home": "os.listdir(HOME)",
+    "reads a file of the user": "open(SECRET).read()",
+    "writes a file of the user": "open(SECRET, 'w').write('mine')",
+    "appends to a file of the user": "open(SECRET, 'a').write('mine')",
+    "cuts a file of the user": "os.truncate(SECRET, 0)",
+    "deletes a file of the user": "os.remove(SECRET)",
+    "renames a file of the user": "os.rename(SECRET, 'mine')",
+    "links to a file of the user": "os.link(SECRET, 'mine')",
+    "points to a file of the user and reads": "os.symlink(SECRET, 'mine'); open('mine').read()",
+    "changes the mode of a file": "os.chmod(SECRET, 0o777)",
+    "changes the time of a file": "os.utime(SECRET, (0, 0))",
+    "changes the owner of a file": "os.chown(SECRET, 0, 0)",
+    "changes an attribute of a file": "os.setxattr(SECRET, 'user.x', b'1')",
+    "writes beside its folder": "open('../mine', 'w').write('x')",
+    "writes to the temporary folder": "open('/tmp/stillhouse-hostile', 'w').write('x')",
+    "makes a folder": "os.mkdir('mine')",
+    "makes a pipe with a name": "os.mkfifo('mine')",
+    "changes the root": "os.chroot('.')",
+    "raises its limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "changes the limits of its parent": (
+        "import resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))"
+    ),
+    "becomes somebody": "os.setuid(0)",
+    "slows the others": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "makes memory without a name": "os.memfd_create('mine')",
+    "calls the kernel itself": (
+        "import ctypes; lib = ctypes.CDLL(None, use_errno=True)\n"
+        "if lib.syscall(ctypes.c_long(41), 2, 1, 0) < 0 and lib.kill(os.getppid(), 9) < 0: raise OSError"
+    ),
+    "traces its parent": (
+        "import ctypes; lib = ctypes.CDLL(None, use_errno=True)\n"
+        "if lib.ptrace(16, os.getppid(), 0, 0) < 0: raise OSError"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attempt", REFUSED.values(), ids=REFUSED)
+def test_attempts_on_the_machine_are_refused(attempt, tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the user's own")
+    before = secret.stat()
+    # A refusal is turned into a pass, so this test fails where an attempt succeeds.
+    body = "\n".join("    " + line for line in attempt.splitlines())
+    program = (
+        f"import os\nHOME, SECRET = {str(Path.home())!r}, {str(secret)!r}\ntry:\n{body}\n"
+        "except (OSError, ValueError, RuntimeError): refused = True\nelse: refused = False\n"
+    )
+    verdict = check_program(program, Checks("assert refused"), QUICK)
+    assert verdict.passed, verdict
+    assert secret.read_text() == "the user's own"
+    assert (secret.stat().st_mode, secret.stat().st_mtime, secret.stat().st_uid) == (
+        before.st_mode, before.st_mtime, before.st_uid,
+    )  # fmt: skip
+    assert not Path("/tmp/stillhouse-hostile").exists()
+
+
+def test_nothing_of_the_environment_is_inherited(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    handle = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(handle, True)
+    program = (
+        "import os, sys\nenvironment = dict(os.environ)\nargs = list(sys.argv)\nopened = []\n"
+        "for number in range(64):\n    try: os.fstat(number)\n"
+        "    except OSError: continue\n    opened.append(number)\n"
+    )
+    tests = (
+        "assert 'hunter2' not in str(environment) and len(environment) <= 1, environment\n"
+        f"assert len(opened) <= 5, opened\nassert {handle} not in opened or {handle} < 5\n"
+    )
+    try:
+        assert check_program(program, Checks(tests), QUICK).passed
+    finally:
+        os.close(handle)
+
+
+def test_its_folder_is_empty_its_own_and_gone_afterwards(tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os\nthere = os.listdir('.')\nopen('a.txt', 'w').write('2')\n"
+        "def double(x): return x * int(open('a.txt').read())"
+    )
+    tests = Checks("assert there == ['printed'] and double(4) == 8")
+    assert check_program(program, tests, QUICK).passed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_test_that_is_hostile_itself_is_contained(tmp_path):
+    mark = tmp_path / "mark"
+    verdict = check_program("x = 1", Checks(f"open({str(mark)!r}, 'w').write('x')"), QUICK)
+    assert (verdict.passed, mark.exists()) == (False, False)
+    assert not check_program("x = 1", Checks("import os\nos._exit(0)"), QUICK).passed
+    start = time.monotonic()
+    assert check_program("x = 1", Checks("while True: pass"), QUICK).reason in ("time", "died")
+    assert time.monotonic() - start < 60
