@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.curate.held_out import texts_of
 from stillhouse.data import Data, load
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
@@ -24,14 +25,14 @@ from stillhouse.models import (
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
-from stillhouse.runner.curation import held_out_texts, other_responses, scorers
+from stillhouse.runner.curation import evaluation_sets, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of, longest
 from stillhouse.runner.served import ANSWERS, keeping, server_engine
 from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Prompt, Response
+from stillhouse.types import Response
 
 
 @dataclass
@@ -170,7 +171,6 @@ def make_context(
     parts: Parts,
     folder: RunFolder,
     version: Callable[[], int | None],
-    questions: Sequence[Prompt] = (),
     told: Callable[[int], None] | None = None,
 ) -> Context:
     """What the run's response policy may use.
@@ -179,7 +179,6 @@ def make_context(
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
-        questions: what the run is evaluated on.
         told: called with the number of tokens whenever a model has written.
     """
     student = Writer(
@@ -215,21 +214,19 @@ def make_context(
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
         decode=parts.decode,
         score=scorers(parts),
-        held_out=cache(partial(held_out_texts, parts, questions)),
+        held_out=cache(partial(texts_of, evaluation_sets(parts.config))),
         others=other_responses(parts),
     )
 
 
-def make_step(
-    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
-) -> Step:
+def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
     """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
     config = parts.config
 
     def written(tokens: int) -> None:
         step.meter.add("tokens/generate", tokens)
 
-    context = make_context(parts, folder, version, questions, written)
+    context = make_context(parts, folder, version, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)

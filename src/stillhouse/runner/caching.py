@@ -100,7 +100,8 @@ def _known(parts: Parts) -> Iterator[Response]:
     if "teacher" in sources and isinstance(config.responses, InRounds):
         context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
         side = config.responses.teacher_side_of(context)
-        yield from (sample.response for sample in side.samples(0)) if side is not None else ()
+        samples = side.samples(0) if side is not None else []
+        yield from (sample.response for sample in samples if not sample.missing)
     if "text" in asked and parts.data.text:
         yield from parts.data.text
 
