@@ -14,7 +14,7 @@ from stillhouse.cli.app import app
 from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
-VERBS = ("quickstart", "init", "methods", "check", "run", "runs", "eval", "compare", "report")
+VERBS = ("quickstart", "init", "methods", "check", "run", "runs", "eval", "judge", "compare", "report")
 
 
 def test_help_names_every_verb_and_every_option_is_explained(workshop: Workshop) -> None:

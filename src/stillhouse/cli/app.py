@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from stillhouse import __version__, console
-from stillhouse.cli import cache, check, compare, evaluate, init, methods, quickstart, report, run, runs
+from stillhouse.cli import (
+    cache,
+    check,
+    compare,
+    evaluate,
+    init,
+    judge,
+    methods,
+    quickstart,
+    report,
+    run,
+    runs,
+)
 from stillhouse.errors import EnvironmentFault, StillhouseError
 
 app = typer.Typer(
@@ -24,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, init, methods, check, run, runs, evaluate, compare, report, cache):
+for verb in (quickstart, init, methods, check, run, runs, evaluate, judge, compare, report, cache):
     verb.register(app)
 
 

@@ -100,7 +100,7 @@ class Task(Asking):
         return {}
 
 
-ROW_FIELDS = ("id", "seed", "sample", "prompt", "references", "response", "tokens", "finished")
+ROW_FIELDS = ("id", "seed", "sample", "prompt", "question", "references", "response", "tokens", "finished")
 """What every row of answers has besides its scores."""
 
 
