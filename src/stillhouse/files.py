@@ -85,6 +85,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.strip()]
 
 
+STAGE = "stillhouse"
+"""The one key of the first line of a stage file, whose value says how the rows came to be."""
+
 PACKAGE = "package:"
 
 

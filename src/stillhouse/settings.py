@@ -125,6 +125,13 @@ def mismatches(config: RunConfig) -> list[Fault]:
                 config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"
             )
         )
+    if (
+        "teacher_logprob" in getattr(config.responses, "needs", frozenset)()
+        and "distribution" not in provided
+    ):
+        faults.append(
+            _no_teacher(config, "responses.filters and scores ask how likely the teacher finds a text")
+        )
     model = config.teacher.model_to_load() if config.teacher is not None else None
     if config.student.from_teacher is not None and model is None:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
@@ -136,7 +143,7 @@ def mismatches(config: RunConfig) -> list[Fault]:
                 "takes both in this process",
             )
         )
-    faults += _without_validation(config) + _sampled_otherwise(config)
+    faults += _without_validation(config) + _sampled_otherwise(config) + _never_begins(config)
     capacity = getattr(config.responses, "capacity", None)
     if capacity is not None and capacity < config.train.batch_size:
         faults.append(
@@ -181,6 +188,28 @@ def _without_validation(config: RunConfig) -> list[Fault]:
     ]
 
 
+def _never_begins(config: RunConfig) -> list[Fault]:
+    """A rule for alpha that begins after the last epoch; where max_steps decides, the length is not known."""
+    faults: list[Fault] = []
+
+    def visit(path: str, value: Any) -> Any:
+        gap = isinstance(value, Contrastive) and value.alpha_rule == "gap"
+        if gap and config.train.max_steps is None and value.rule_after >= config.train.epochs:
+            faults.append(
+                Fault(
+                    f"{path}.rule_after",
+                    "alpha_rule: gap would begin after the end of the training",
+                    got=f"{value.rule_after:g}, with train.epochs={config.train.epochs:g}",
+                    allowed=f"less than {config.train.epochs:g}",
+                    hint=f"Train for more epochs, or set {path}.alpha_rule: fixed.",
+                )
+            )
+        return value
+
+    walk({"objective": config.objective}, visit)
+    return faults
+
+
 def _sampled_otherwise(config: RunConfig) -> list[Fault]:
     """Policy gradients that assume another sampling than the responses come from; they would be biased."""
     faults: list[Fault] = []
@@ -195,7 +224,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
                     "must be the teacher's share in the text that is trained on",
                     got=str(value.sampling_teacher_share),
                     allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
-                    hint="Set both to the same number (responses.kind=on_policy has teacher_share).",
+                    hint="Set both to the same number (on_policy and batched responses have teacher_share).",
                 )
             )
         return value

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 Source = Literal["fixed", "teacher", "student", "text"]
 """Who wrote a response: the data set, the teacher, the student, or nobody (plain text)."""
 
 SOURCES: tuple[Source, ...] = get_args(Source)
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """What a row asks, as one text: its `prompt` (a text or turns) and its `input`."""
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        prompt = "\n".join(turn["content"] for turn in prompt)
+    return f"{prompt}\n{row['input']}" if row.get("input") else prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,15 @@ class Prompt:
     """False if the reference was cut at the length limit, so that it does not teach where to stop."""
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What is asked, without the template, as a row of data has it: `prompt` (text or turns), `input`."""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The row's other fields, such as the tests of a programming task."""
+
+    @property
+    def question(self) -> str:
+        """What is asked as one text without the words of the template; `text` where nobody knows."""
+        return question_of(self.asked) if self.asked else self.text
 
 
 @dataclass(frozen=True, slots=True)

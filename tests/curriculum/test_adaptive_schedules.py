@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from stillhouse.curriculum import Curriculum, DevLoss, Momentum
+from stillhouse.curriculum import Curriculum, DevLoss, GradualBeta, Momentum, PreviousRound
 from stillhouse.types import Progress
 
 LOSSES = [2.0, 2.05, 2.2, 2.25, 2.4, 2.3, 2.45]
@@ -98,3 +98,54 @@ def test_state_of_a_curriculum_survives_a_save() -> None:
     other.observe("dev_loss", 1.7, START)
     assert other.now(tree, START) == one.now(tree, START)
     assert one.now(tree, START)["share"] == pytest.approx(0.2)
+
+
+def test_previous_round_is_the_mean_of_the_pass_before() -> None:
+    schedule = PreviousRound(of="teacher_gap")
+    state, seen = schedule.initial(), []
+    for step, gap in enumerate([0.3, 0.1, 0.2, 0.6, 0.5, 0.1, 0.9]):
+        now = Progress(step, 9, step / 3, 3.0)
+        seen.append(round(schedule.value(now, state), 10))
+        state = schedule.observe(state, "teacher_gap", gap, now)
+        state = schedule.observe(state, "student_gap", 100.0, now)
+        assert schedule.value(now, state) == pytest.approx(seen[-1])
+    assert seen == [0, 0, 0, 0.2, 0.2, 0.2, 0.4]
+
+
+def test_previous_round_is_never_negative() -> None:
+    schedule = PreviousRound(of="student_gap")
+    state = schedule.observe(schedule.initial(), "student_gap", -0.3, Progress(0, 2, 0.0, 2.0))
+    assert schedule.value(Progress(1, 2, 1.0, 2.0), state) == 0.0
+
+
+def beta(rule: str, steps_per_epoch: int = 4, epochs: int = 3) -> list[float]:
+    schedule, total = GradualBeta(rule=rule), steps_per_epoch * epochs  # type: ignore[arg-type]
+    return [
+        schedule.value(Progress(step, total, step / steps_per_epoch, float(epochs)), {})
+        for step in range(total)
+    ]
+
+
+def test_gradual_beta_of_the_paper_stays_and_then_rises_to_the_end() -> None:
+    assert beta("paper") == pytest.approx([max(0.5, step / 12) for step in range(12)])
+
+
+def test_gradual_beta_as_printed_falls_back_at_each_epoch() -> None:
+    expected = [
+        min(1.0, max(0.5, epoch / 3 + iteration / 4)) for epoch in (1, 2, 3) for iteration in range(4)
+    ]
+    assert beta("printed") == pytest.approx(expected)
+    assert beta("printed")[3] == 1.0
+    assert beta("printed")[4] == pytest.approx(2 / 3)
+
+
+def test_gradual_beta_of_the_released_code_is_half_its_weight() -> None:
+    released = [1 + 0.5 * min(1.0, 2 * step / 12) for step in range(12)]
+    assert [2 * value for value in beta("released")] == pytest.approx(released)
+
+
+@pytest.mark.parametrize("rule", ["paper", "printed", "released"])
+def test_gradual_beta_stays_in_its_bounds(rule: str) -> None:
+    low, high = GradualBeta(rule=rule).bounds()  # type: ignore[arg-type]
+    assert low <= min(beta(rule))
+    assert max(beta(rule)) <= high

@@ -135,7 +135,7 @@ def test_texts_that_do_not_fit_the_servers_context_are_not_asked_for(demo: Any) 
         writer = engine(short.url, demo)
         before = len(short.seen)
         with pytest.raises(
-            ConfigError, match=r"max_tokens.*takes 20 of prompt and response.*allowed: at most 1"
+            ConfigError, match=r"max_tokens.*takes 20 for prompt and response.*allowed: at most 1"
         ):
             writer.generate([[5] * 8], Sampling(max_tokens=30), seed=0)
         assert len(short.seen) == before

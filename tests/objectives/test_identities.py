@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from tests.objectives.problems import drawn_rows, gradient, logits
 from torch import Tensor
 
 from stillhouse.objectives import Rows, build, likelihood_gaps
+from stillhouse.objectives.base import with_logprobs
 from stillhouse.objectives.mixtures import head_of
 from stillhouse.types import SOURCES
 
 NONE = Rows()
+TEACHER_CODE = SOURCES.index("teacher")
 
 
 def pair(count: int = 6, vocab: int = 9) -> tuple[Tensor, Tensor]:
@@ -193,6 +196,49 @@ def test_on_policy_distillation_is_reverse_kl_in_expectation(estimator: str) -> 
     torch.testing.assert_close(force, wanted)
 
 
+def _sampled(share: float, student: Tensor, teacher: Tensor, labels: Tensor) -> Rows:
+    """Two texts of three tokens each, with what they were sampled with from (1 - share) q + share p."""
+    log_q, log_p = (
+        logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1) for logits in (student, teacher)
+    )
+    mixture = ((1 - share) * log_q.exp() + share * log_p.exp()).log()
+    return Rows(labels=labels, sequence_ids=torch.tensor([0, 0, 0, 1, 1, 1]), sampled_logprobs=mixture)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_ppo_begins_with_the_plain_gradient_and_stops_where_it_is_clipped(share: float) -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(6, 3).double(), torch.randn(6, 3).double()
+    rows = _sampled(share, student, teacher, torch.tensor([0, 1, 2, 2, 1, 0]))
+    plain = build("policy_gradient", include_current=True, sampling_teacher_share=share)
+    clipped = build("policy_gradient", include_current=True, sampling_teacher_share=share, ratio_clip=0.2)
+    wanted = gradient(plain, student, teacher, rows)[1]
+    torch.testing.assert_close(gradient(clipped, student, teacher, rows)[1], wanted)
+    # After steps that made the sampled tokens much likelier, those that gain have nothing left to win.
+    raised = student.scatter_add(1, rows.labels[:, None], torch.full((6, 1), 3.0).double())
+    after = gradient(clipped, raised, teacher, rows)[1]
+    gains = gradient(plain, raised, teacher, rows)[1].gather(1, rows.labels[:, None]).squeeze(1) < 0
+    assert (after[gains] == 0).all()
+
+
+def test_whitened_returns_do_not_depend_on_scale_and_offset_of_the_rewards() -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(6, 3).double(), torch.randn(6, 3).double()
+    rows = Rows(labels=torch.tensor([0, 1, 2, 2, 1, 0]), sequence_ids=torch.tensor([0, 0, 0, 1, 1, 1]))
+    options = {"include_current": True, "discount": 0.95}
+    plain = build("policy_gradient", **options)
+    white, scaled = (build("policy_gradient", **options, whiten=True, reward_scale=s) for s in (1.0, 0.5))
+
+    def gains(objective: Any) -> Tensor:  # what multiplies grad -log q(y), from its column of the gradient
+        force = gradient(objective, student, teacher, rows)[1].gather(1, rows.labels[:, None]).squeeze(1)
+        return force / (student.softmax(-1).gather(1, rows.labels[:, None]).squeeze(1) - 1)
+
+    found = gains(white)
+    torch.testing.assert_close(gains(scaled), found, rtol=1e-6, atol=1e-6)
+    raw = gains(plain)
+    torch.testing.assert_close(found, (raw - raw.mean()) / raw.std(correction=0), rtol=1e-6, atol=1e-6)
+
+
 def test_returns_are_discounted_by_distance_and_not_by_position() -> None:
     from stillhouse.objectives.sampled import returns
 
@@ -229,6 +275,42 @@ def test_contrastive_alpha_follows_the_gap_and_stays_in_its_bounds() -> None:
     )
     mirrored = Rows(sequence_gaps=-gaps, mean_gaps=-gaps)
     torch.testing.assert_close(objective.alphas(mirrored, student_code), objective.alphas(rows, teacher_code))
+
+
+def test_contrastive_without_a_gap_to_hold_has_the_base_alpha() -> None:
+    gaps = torch.tensor([0.1, 0.05, -0.2], dtype=torch.float64)
+    objective = build("contrastive", alpha_rule="gap", alpha=0.05, teacher_gap=0.0)
+    rows = Rows(sequence_gaps=gaps, mean_gaps=-gaps.abs())
+    assert objective.alphas(rows, TEACHER_CODE)[:, 0].tolist() == [0.05] * 3
+    assert build("contrastive", alpha_rule="gap", alpha=0.05).alphas(rows, TEACHER_CODE)[:, 0].tolist() == (
+        [0.05] * 3
+    )
+
+
+def test_no_gradient_flows_through_the_alpha_of_a_gap() -> None:
+    """The gradient with the rule is that with the alphas it gave, held."""
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    objective = build("contrastive", alpha_rule="gap", teacher_gap=0.02, student_gap=0.02, alpha_least=0.0)
+    _, slope = gradient(objective, student, teacher, rows)
+    filled = with_logprobs(student, teacher, rows)
+    for row in range(8):
+        code = int(rows.sources[row])
+        alpha = objective.alphas(filled[row : row + 1], code).item()
+        if code == TEACHER_CODE:
+            alone = build("skew_kl", alpha=alpha)
+        else:
+            alone = build("skew_rkl", alpha=alpha, detach_mixture=True)
+        expected = gradient(alone, student[row : row + 1], teacher[row : row + 1], NONE)[1][0]
+        torch.testing.assert_close(slope[row], expected)
+
+
+@pytest.mark.parametrize("released", [1.0, 1.25, 1.5])
+def test_the_papers_share_and_the_released_weights_are_the_same_loss(released: float) -> None:
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    paper = build("contrastive", student_share=released / 2)
+    code = build("contrastive", teacher_weight=2 - released, student_weight=released)
+    torch.testing.assert_close(paper(student, teacher, rows), code(student, teacher, rows))
+    assert paper.source_weights() == {"teacher": 2 - released, "student": released}
 
 
 def test_likelihood_gaps_are_means_over_sequences_by_source() -> None:

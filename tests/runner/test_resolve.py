@@ -35,20 +35,20 @@ def test_an_option_extends_a_bare_path_and_a_bare_kind() -> None:
 
 
 def test_a_file_extends_the_recipes_short_form_and_is_extended_itself() -> None:
-    tree = {**TREE, "recipe": "distillm2", "evaluate": {"data": "eval.jsonl"}}
+    tree = {**TREE, "recipe": "csd_pairs", "evaluate": {"data": "eval.jsonl"}}
     del tree["objective"]
-    found = resolve(tree, {"evaluate.data.limit": 3, "objective": {"student": {"alpha": 0.2}}})
+    found = resolve(tree, {"evaluate.data.limit": 3, "objective": {"student": {"w1": "teacher"}}})
     assert found.config.evaluate.data.path == "eval.jsonl"
     assert found.config.evaluate.data.limit == 3
-    assert found.config.objective.mapped()["student"].alpha == 0.2
-    assert found.config.objective.mapped()["teacher"].alpha == 0.1
+    assert found.config.objective.mapped()["student"].w1 == "teacher"
+    assert found.config.objective.mapped()["teacher"].w1 == "student"
 
 
 def test_a_map_of_objectives_takes_the_place_of_a_single_one_and_the_other_way() -> None:
     mapped = {"objective": {"fixed": {"kind": "forward_kl"}}}
     found = resolve({**TREE, "recipe": "kd", **mapped})
     assert list(found.config.objective.mapped()) == ["fixed"]
-    tree = {**TREE, "recipe": "distillm2", "objective": {"kind": "jsd"}}
+    tree = {**TREE, "recipe": "csd_pairs", "objective": {"kind": "jsd"}}
     assert resolve(tree).config.objective.kind == "jsd"
 
 

@@ -55,3 +55,10 @@ def test_policy_gradient_has_to_know_how_the_text_was_sampled() -> None:
     with pytest.raises(ConfigError, match=r"responses.sampling.logprobs"):
         resolve(tree(recipe="minillm", objective={"ratio_clip": 0.2}))
     resolve(tree(recipe="minillm", objective={"ratio_clip": 0.2}, responses={"sampling": {"logprobs": True}}))
+
+
+def test_a_rule_that_would_begin_after_the_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective.rule_after.*begin after the end.*epochs=1"):
+        resolve(tree(recipe="distillm2", train={"epochs": 1.0}))
+    resolve(tree(recipe="distillm2", train={"epochs": 1.0}, objective={"alpha_rule": "fixed"}))
+    resolve(tree(recipe="distillm2", train={"max_steps": 5}))

@@ -15,7 +15,9 @@ from stillhouse.cli import (
     cache,
     check,
     compare,
+    curate,
     evaluate,
+    generate,
     init,
     judge,
     methods,
@@ -23,6 +25,7 @@ from stillhouse.cli import (
     report,
     run,
     runs,
+    show,
 )
 from stillhouse.errors import EnvironmentFault, StillhouseError
 
@@ -36,7 +39,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, init, methods, check, run, runs, evaluate, judge, compare, report, cache):
+for verb in (
+    quickstart, init, methods, check, run, runs, generate, curate, show, evaluate, judge, compare, report,
+    cache,
+):  # fmt: skip
     verb.register(app)
 
 

@@ -1,4 +1,5 @@
-"""Schedules that follow what is measured: DistiLLM's share of student text, TAID's target."""
+"""Schedules that follow what is measured: DistiLLM's share of student text, TAID's target, DistiLLM-2's
+gaps."""
 
 from __future__ import annotations
 
@@ -101,6 +102,40 @@ class Momentum(Schedule):
 
     def bounds(self) -> tuple[float, float]:
         return min(self.start, self.end), self.end
+
+
+@REGISTRY.register
+class PreviousRound(Schedule):
+    """The mean of what was measured during the pass over the prompts before this one (DistiLLM-2's m).
+
+    The mean is over the optimiser steps of that pass; 0 during the first one, and never less than 0.
+
+    Example: `objective: {kind: contrastive, alpha_rule: gap, teacher_gap: {kind: previous_round, of:
+    teacher_gap}}`, for which `teacher_gap: previous_round` is short.
+    """
+
+    kind: Literal["previous_round"] = "previous_round"
+    of: Literal["teacher_gap", "student_gap"]
+    """What is measured at each step: the mean likelihood gap of teacher-written sequences (p - q) or of
+    student-written ones (q - p)."""
+
+    def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
+        if name != self.of:
+            return state
+        now = {"round": float(math.floor(progress.epoch)), "before": self.value(progress, state)}
+        if state.get("round") != now["round"]:
+            return {**now, "sum": value, "count": 1.0}
+        return {**now, "sum": state["sum"] + value, "count": state["count"] + 1}
+
+    def value(self, progress: Progress, state: State) -> float:
+        if not state:
+            return 0.0
+        if math.floor(progress.epoch) > state["round"]:
+            return max(0.0, state["sum"] / state["count"])
+        return state["before"]
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, math.inf
 
 
 def _sigmoid(x: float) -> float:

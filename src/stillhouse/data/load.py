@@ -262,7 +262,16 @@ class _Reader:
             if fitted is None:
                 self.dropped["response too long"] += 1
                 return None
-        return Prompt(id, prompt_ids, text, fitted, fitted == response_ids, row.references)
+        return Prompt(
+            id,
+            prompt_ids,
+            text,
+            fitted,
+            fitted == response_ids,
+            row.references,
+            asked=row.question(),
+            facts=row.facts,
+        )
 
     def refuse_missing(self) -> None:
         """Name the rows without a response, if the method needs one and the config does not drop them."""

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from stillhouse.config import Part, Registry, nearest
 from stillhouse.data.rows import Fields, Row, understand
 from stillhouse.errors import DataError, EnvironmentFault
-from stillhouse.files import locate
+from stillhouse.files import STAGE, locate
 
 Raw = tuple[str, Mapping[str, Any]]
 """Where a row stands ("train.jsonl:17") and what it holds."""
@@ -118,6 +118,7 @@ class JsonLines(_File):
         if text.lstrip().startswith("["):
             yield from self._list(text, path)
             return
+        staged = False
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
@@ -127,8 +128,10 @@ class JsonLines(_File):
                 problem = None if isinstance(row, dict) else f"is a JSON {type(row).__name__}, not an object"
             except json.JSONDecodeError as error:
                 problem = f"is not JSON ({error.msg} at column {error.colno})"
-            if problem is None:
-                yield where, row
+            if problem is None and STAGE in row:
+                staged = True  # the header of a file that `stillhouse generate` or `curate` wrote
+            elif problem is None:
+                yield where, _of_stage(row) if staged else row
             elif self.skip_broken:
                 counts["broken"] += 1
             else:
@@ -144,6 +147,11 @@ class JsonLines(_File):
             if not isinstance(row, dict):
                 raise DataError(f"{path}: item {number} is not an object: {row!r:.60}")
             yield f"{path}[{number}]", row
+
+
+def _of_stage(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a stage file as a row of data: without token ids, scores and numbers."""
+    return {name: row[name] for name in ("prompt", "input", "response") if name in row} | row.get("facts", {})
 
 
 @SOURCES.register

@@ -12,7 +12,7 @@ Shapes understood without being told, the first that fits:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stillhouse.config import Part, nearest
@@ -56,6 +56,15 @@ class Row:
     response: str | None = None
     references: tuple[str, ...] = ()
     text: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The fields that are none of these."""
+
+    def question(self) -> dict[str, Any]:
+        """What is asked, in the fields of a row that `understand` reads back the same."""
+        if self.messages:
+            return {"prompt": list(self.messages)}
+        given = {"input": self.input} if self.input else {}
+        return {"prompt": self.instruction, **given}
 
     def asked(self) -> str:
         """The part of the prompt that may be cut: the input, the last message, or the instruction."""
@@ -109,7 +118,11 @@ def _asked(raw: Mapping[str, Any], fields: Fields, prompt: str, where: str) -> R
     first = responses[0] if responses else None
     if isinstance(raw[prompt], list):
         return Row(
-            where, messages=_messages(raw[prompt], prompt, where), response=first, references=responses
+            where,
+            messages=_messages(raw[prompt], prompt, where),
+            response=first,
+            references=responses,
+            facts=_others(raw, prompt, _response_field(raw, fields)),
         )
     given = fields.input or _first(raw, _INPUTS)
     return Row(
@@ -118,6 +131,7 @@ def _asked(raw: Mapping[str, Any], fields: Fields, prompt: str, where: str) -> R
         input=_text(raw[given], given, where) if given and raw[given] is not None else "",
         response=first,
         references=responses,
+        facts=_others(raw, prompt, given, _response_field(raw, fields)),
     )
 
 
@@ -129,7 +143,13 @@ def _conversation(raw: Mapping[str, Any], fields: Fields, name: str, where: str)
         messages = messages[:-1]
     if not messages:
         raise DataError(f"{where}: the conversation in {name!r} has no turn before the response")
-    return Row(where, messages=messages, response=answers[0] if answers else None, references=answers)
+    return Row(
+        where,
+        messages=messages,
+        response=answers[0] if answers else None,
+        references=answers,
+        facts=_others(raw, name, fields.response),
+    )
 
 
 def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
@@ -146,7 +166,7 @@ def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
 
 def _responses(raw: Mapping[str, Any], fields: Fields, where: str) -> tuple[str, ...]:
     """All responses of a row; empty ones count as none."""
-    name = fields.response or _first(raw, _RESPONSES)
+    name = _response_field(raw, fields)
     if name is None or raw.get(name) is None:
         return ()
     value = raw[name]
@@ -155,6 +175,14 @@ def _responses(raw: Mapping[str, Any], fields: Fields, where: str) -> tuple[str,
         values = [_messages(values, name, where)[-1]["content"]]
     texts = (_text(item, name, where) for item in values)
     return tuple(text for text in texts if text.strip())
+
+
+def _response_field(raw: Mapping[str, Any], fields: Fields) -> str | None:
+    return fields.response or _first(raw, _RESPONSES)
+
+
+def _others(raw: Mapping[str, Any], *understood: str | None) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if name not in understood}
 
 
 def _first(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

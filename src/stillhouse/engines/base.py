@@ -100,6 +100,7 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: int,
         *,
+        numbers: Sequence[int] | None = None,
         progress: ProgressCall | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts.
@@ -108,6 +109,9 @@ class Engine(Protocol):
             prompts: token ids, each at least one, not padded. Equal prompts get texts of their own.
             sampling: how tokens are drawn.
             seed: the same prompts, weights and seed give the same text.
+            numbers: what tells prompts apart: a prompt's random numbers depend on the seed and on its number
+                alone. By default its place in `prompts`; whoever asks for some of a larger set gives their
+                places in that, and gets the text that asking for all at once gives.
             progress: told how many completions are finished.
 
         Raises:

@@ -34,14 +34,14 @@ Finish = Callable[[int, Completion], None]
 """Told (index of the prompt, its completion)."""
 
 
-def uniforms(seed: int, indices: Sequence[int], length: int) -> Tensor:
-    """Uniform numbers [len(indices), length] in [0, 1), each a function of (seed, prompt index, position).
+def uniforms(seed: int, numbers: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers [len(numbers), length] in [0, 1), each a function of (seed, prompt number, position).
 
     Counter-based (Philox), so the same text is written whatever shares the batch and in whatever order.
     """
     rows = []
-    for index in indices:
-        key = np.array([seed % 2**64, index], dtype=np.uint64)
+    for number in numbers:
+        key = np.array([seed % 2**64, number], dtype=np.uint64)
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(length))
     return torch.from_numpy(np.stack(rows))
 
@@ -69,9 +69,16 @@ class Decoder:
         self.takes_positions = "position_ids" in accepted
         self.extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
-    def run(self, prompts: Sequence[Sequence[int]], rows: int, finish: Finish) -> None:
-        """Complete all prompts, at most `rows` at a time."""
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        finish: Finish,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Complete all prompts, at most `rows` at a time; `numbers` as in `Engine.generate`."""
         self.prompts = prompts
+        self.numbers = range(len(prompts)) if numbers is None else numbers
         self.finish = finish
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
         while waiting:
@@ -128,7 +135,8 @@ class Decoder:
 
     def _uniforms(self, indices: list[int]) -> Tensor:
         # One number more than tokens: a finished row that waits for its successor goes on drawing.
-        return uniforms(self.seed, indices, self.sampling.max_tokens + 1).to(self.device)
+        numbers = [self.numbers[index] for index in indices]
+        return uniforms(self.seed, numbers, self.sampling.max_tokens + 1).to(self.device)
 
     def _step(self) -> None:
         """Draw one token for every row."""

@@ -23,24 +23,28 @@ def run_generate(
     prompts: Sequence[Sequence[int]],
     rows: int,
     finish: Callable[[int, Completion], None],
+    numbers: Sequence[int] | None = None,
 ) -> None:
-    """Complete all prompts, at most `rows` at a time.
+    """Complete all prompts, at most `rows` at a time; `numbers` as in `Engine.generate`.
 
     Only prompts of equal length share a batch: a recurrent state must not see padding.
     """
+    numbers = range(len(prompts)) if numbers is None else numbers
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(index)
     for indices in by_length.values():
         for start in range(0, len(indices), rows):
-            _batch(model, facts, sampling, seed, prompts, indices[start : start + rows], finish)
+            batch = indices[start : start + rows]
+            uniform = uniforms(seed, [numbers[index] for index in batch], sampling.max_tokens)
+            _batch(model, facts, sampling, uniform, prompts, batch, finish)
 
 
 def _batch(
     model: Any,
     facts: TokenizerFacts,
     sampling: Sampling,
-    seed: int,
+    uniform: Tensor,
     prompts: Sequence[Sequence[int]],
     indices: list[int],
     finish: Callable[[int, Completion], None],
@@ -48,7 +52,7 @@ def _batch(
     device = next(model.parameters()).device
     drawing = _Drawing(
         Sampler(sampling, torch.tensor(facts.eos_ids, dtype=torch.long, device=device)),
-        uniforms(seed, indices, sampling.max_tokens).to(device),
+        uniform.to(device),
         len(prompts[indices[0]]),
     )
     inputs = torch.tensor([list(prompts[index]) for index in indices], device=device)

@@ -89,6 +89,7 @@ class MixtureEngine:
         sampling: Sampling,
         seed: int,
         *,
+        numbers: Sequence[int] | None = None,
         progress: ProgressCall | None = None,
     ) -> list[Completion]:
         """One completion for each prompt; see `Engine.generate`. The sampling acts on the mixture."""
@@ -97,5 +98,5 @@ class MixtureEngine:
         finish = Finished(len(prompts), progress)
         with evaluating(self.mixture):
             decoder = Decoder(self.mixture, self.facts, sampling, seed, sum(self.mixture.num_layers))
-            decoder.run(prompts, self.batch_size, finish)
+            decoder.run(prompts, self.batch_size, finish, numbers)
         return finish.in_order()

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from stillhouse.engines.base import (
     REGISTRY,
-    Engine,
     EngineConfig,
     Finished,
     ProgressCall,
@@ -69,7 +68,7 @@ class ServerConfig(EngineConfig, Server):
         """The engine for a teacher on a server: the same server."""
         return cls(**{name: getattr(teacher, name) for name in (*Server.model_fields, "retokenise")})
 
-    def build(self, model: Any, facts: TokenizerFacts) -> Engine:
+    def build(self, model: Any, facts: TokenizerFacts) -> ServerEngine:
         """The engine; what the server can do is looked up now.
 
         Raises:
@@ -138,6 +137,11 @@ class ServerEngine:
         """Keep answers in a file and look there first."""
         self.journal = Journal(path)
 
+    def fingerprint(self) -> str:
+        """A digest of the address and the model's name; weights on a server cannot be read."""
+        name = f"server\n{self.completions.client.url}\n{self.completions.model}"
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
+
     def counts(self) -> dict[str, int]:
         """What was asked for so far, for the run folder."""
         counts = dict(vars(self.completions.client.counts), reused=self.reused)
@@ -177,12 +181,12 @@ class ServerEngine:
         raise ConfigError(
             Fault(
                 "engine.sampling.max_tokens",
-                f"the longest prompt has {longest} tokens and the server at {self.completions.client.url} "
-                f"takes {context} of prompt and response together",
+                f"the longest prompt has {longest} tokens; the server at {self.completions.client.url} "
+                f"takes {context} for prompt and response together",
                 got=str(sampling.max_tokens),
                 allowed=f"at most {context - longest}",
-                hint="Or start the server with a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, "
-                "which its slots share).",
+                hint="Or start the server with a longer context (vLLM: --max-model-len, llama.cpp: "
+                "--ctx-size, which its slots share).",
             )
         )
 

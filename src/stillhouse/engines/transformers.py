@@ -81,6 +81,7 @@ class TransformersEngine:
         sampling: Sampling,
         seed: int,
         *,
+        numbers: Sequence[int] | None = None,
         progress: ProgressCall | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
@@ -102,9 +103,9 @@ class TransformersEngine:
         model = rounded_copy(model) if self.rounded else model
         with evaluating(model):
             if num_layers is None:
-                run_generate(model, self.facts, sampling, seed, prompts, rows, finish)
+                run_generate(model, self.facts, sampling, seed, prompts, rows, finish, numbers)
             else:
-                Decoder(model, self.facts, sampling, seed, num_layers).run(prompts, rows, finish)
+                Decoder(model, self.facts, sampling, seed, num_layers).run(prompts, rows, finish, numbers)
         return finish.in_order()
 
     def _rows(self, length: int) -> int:

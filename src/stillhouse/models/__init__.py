@@ -1,6 +1,7 @@
 """Loading students and teachers, and reading hidden states and heads from them."""
 
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
+from stillhouse.models.fingerprint import fingerprint
 from stillhouse.models.hidden import head_of, hidden_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
 from stillhouse.models.tokenizers import check_same_tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",
+    "fingerprint",
     "head_of",
     "hidden_rows",
     "load_student",

@@ -12,7 +12,7 @@ from stillhouse.objectives import (
     supervised,
 )
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
-from stillhouse.objectives.chunked import fused_loss, fused_rows
+from stillhouse.objectives.chunked import fused_label_facts, fused_loss, fused_rows
 from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head
 from stillhouse.objectives.rows import Rows, likelihood_gaps
@@ -32,6 +32,7 @@ __all__ = [
     "contrastive",
     "crosstoken",
     "divergences",
+    "fused_label_facts",
     "fused_loss",
     "fused_rows",
     "kinds",

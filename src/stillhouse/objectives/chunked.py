@@ -69,6 +69,49 @@ def fused_rows(
     chunking: Chunking = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """As `fused_loss`, with the detached values of all rows, [N]; rows of weight 0 have value 0."""
+    call = _call(
+        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, chunking
+    )
+    weight, bias = call.parameters
+    inputs = [tensor for tensor in (student_hidden, weight, bias) if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        loss, values = _Fused.apply(student_hidden, weight, bias, call)
+        return loss, values
+    with torch.no_grad():
+        return call.run(student_hidden, weight, bias, (False, False, False))[:2]
+
+
+def fused_label_facts(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: Head | Tensor,
+    teacher_hidden: Tensor | Compact | None = None,
+    teacher_head: Head | Tensor | None = None,
+    rows: Rows | None = None,
+    chunking: Chunking = DEFAULT,
+) -> Rows:
+    """The rows with the label log-probabilities of both models and the likelihood gaps; no gradient.
+
+    `fused_rows` does the same by itself where the objective is over sequences. This is for those who want the
+    numbers too, or want them for a whole batch before its first loss. Rows that have them are not computed
+    again.
+    """
+    call = _call(objective, student_hidden, student_head, teacher_hidden, teacher_head, None, rows, chunking)
+    with torch.no_grad():
+        return call.label_facts(student_hidden)
+
+
+def _call(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: Head | Tensor,
+    teacher_hidden: Tensor | Compact | None,
+    teacher_head: Head | Tensor | None,
+    token_weight: Tensor | None,
+    rows: Rows | None,
+    chunking: Chunking,
+) -> _Call:
+    """The checked arguments of one call."""
     head, rows = as_head(student_head), rows or Rows()
     others: dict[str, Side] = {}
     wanted = objective.required
@@ -79,15 +122,8 @@ def fused_rows(
     if "reference" in wanted and rows.reference_hidden is not None and rows.reference_head is not None:
         others["reference"] = Side.of(rows.reference_hidden, rows.reference_head)
     _check(objective, student_hidden, others, token_weight, rows)
-    weight = gathered(head.weight)
-    bias = None if head.bias is None else gathered(head.bias)
-    inputs = [tensor for tensor in (student_hidden, weight, bias) if tensor is not None]
-    call = _Call(objective, head, others, token_weight, rows, chunking, operand_dtype(student_hidden, weight))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        loss, values = _Fused.apply(student_hidden, weight, bias, call)
-        return loss, values
-    with torch.no_grad():
-        return call.run(student_hidden, weight, bias, (False, False, False))[:2]
+    operand = operand_dtype(student_hidden, head.weight)
+    return _Call(objective, head, others, token_weight, rows, chunking, operand)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +137,17 @@ class _Call:
     rows: Rows
     chunking: Chunking
     operand: torch.dtype
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the student's head, whole."""
+        return gathered(self.head.weight), None if self.head.bias is None else gathered(self.head.bias)
+
+    def label_facts(self, hidden: Tensor) -> Rows:
+        """See `fused_label_facts`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            part, _ = self._part(Side.of(hidden, self.head, self.operand))
+            return Work(part, self.chunking, (False, False, False)).label_facts()
 
     def run(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from stillhouse.curriculum import NonNegative
+from stillhouse.curriculum import NonNegative, Share
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, Split, register
 from stillhouse.objectives.divergences import both, kl, mixture
@@ -18,20 +19,30 @@ from stillhouse.types import SOURCES
 TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")
 
 
+def _reference_gap(side: str) -> Any:
+    """The annotation of a reference gap; `previous_round` is short for the schedule that observes it."""
+
+    def spelt_out(value: Any) -> Any:
+        return {"kind": "previous_round", "of": f"{side}_gap"} if value == "previous_round" else value
+
+    return Annotated[Literal["batch"] | NonNegative, BeforeValidator(spelt_out)]
+
+
 @register
 class Contrastive(Objective):
     """Skew KL on teacher-written responses and skew reverse KL on student-written ones (CALD).
 
     Equation: w_T KL(p || a p + (1 - a) q) on teacher-written rows, w_S KL(q || (1 - a) p + a q) on
-        student-written rows. With `alpha_rule: gap`, a = clip(1 - (1 - alpha) m / g, 0.01, 0.1) for each
+        student-written rows; w_T = 2 (1 - beta) `teacher_weight`, w_S = 2 beta `student_weight`, beta =
+        `student_share`. With `alpha_rule: gap`, a = clip(1 - (1 - alpha) m / g, 0.01, 0.1) for each
         sequence, where g is its likelihood gap in the direction that is to close (p - q on teacher-written,
         q - p on student-written text; likelihood = geometric mean over the labels) and m the reference gap.
     Gradient: that of `skew_kl` and `skew_rkl`; a is constant.
     Character: covering on the teacher's text, seeking on the student's.
     When: pairs of a teacher-written and a student-written response per prompt, renewed each epoch.
     Source: Ko et al. 2025, DistiLLM-2 (arXiv 2503.07067), equations 2 and 7. The released code (commit
-        fe4cf9b) has the rule switched off. The paper's beta is w_S / 2 with w_T = 2 - w_S, and its factor
-        1/2 is left out.
+        fe4cf9b) has the rule and the rise of beta switched off. The paper's factor 1/2 is left out, as
+        there.
     """
 
     kind: Literal["contrastive"] = "contrastive"
@@ -45,17 +56,41 @@ class Contrastive(Objective):
     """Lower bound of the rule."""
     alpha_most: Skew = 0.1
     """Upper bound of the rule; also used for a gap of the other sign, which is closed already."""
-    teacher_gap: Literal["batch"] | NonNegative = "batch"
-    """Reference gap m of teacher-written text: a number (the mean of the previous round) or that of the
-    batch."""
-    student_gap: Literal["batch"] | NonNegative = "batch"
+    rule_after: Annotated[float, Field(ge=0.0)] = 1.0
+    """Passes over the prompts before a run follows the rule; until then `alpha` is for all (paper, B.3)."""
+    teacher_gap: _reference_gap("teacher") = "batch"  # type: ignore[valid-type]
+    """Reference gap m of teacher-written text: `batch` (its mean over the whole optimiser step, for which
+    both models read the step's text once more), `previous_round` (its mean over the pass over the prompts
+    before this one, which costs nothing), or a number. Where m is not positive `alpha` is for all."""
+    student_gap: _reference_gap("student") = "batch"  # type: ignore[valid-type]
     """Reference gap m of student-written text."""
+    student_share: Share = 0.5
+    """How the weight is shared out; beta. 0.5 is even; `{kind: gradual_beta}` raises it."""
     teacher_weight: NonNegative = 1.0
-    """Weight of teacher-written rows; 2 - beta in the released code."""
+    """Weight of teacher-written rows, beside the share."""
     student_weight: NonNegative = 1.0
-    """Weight of student-written rows; beta in the released code, which can raise it from 1 to 1.5."""
+    """Weight of student-written rows, beside the share."""
     detach_mixture: bool = True
     """Treat the student inside the mixture of skew reverse KL as a constant, as the released code does."""
+
+    def source_weights(self) -> dict[str, float]:
+        """How much the rows of each source count."""
+        share = float(self.student_share)
+        return {
+            "teacher": 2 * (1 - share) * float(self.teacher_weight),
+            "student": 2 * share * float(self.student_weight),
+        }
+
+    def with_references(self, teacher: float, student: float) -> Contrastive:
+        """The same with numbers where the reference gap is that of the batch."""
+        found = {"teacher_gap": teacher, "student_gap": student}
+        update = {name: max(0.0, gap) for name, gap in found.items() if getattr(self, name) == "batch"}
+        return self.model_copy(update=update)
+
+    @property
+    def references(self) -> tuple[Any, Any]:
+        """Both reference gaps as they are given."""
+        return self.teacher_gap, self.student_gap
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
@@ -90,11 +125,11 @@ class Contrastive(Objective):
             return super().value_and_gradient(student, teacher, rows)
         if student_rows.numel() == 0:
             value, gradient = closed.skew_kl(student, teacher, self.alphas(rows, TEACHER))
-            weight = float(self.teacher_weight)
+            weight = self.source_weights()["teacher"]
         else:
             alpha = self.alphas(rows, STUDENT)
             value, gradient = closed.skew_rkl(student, teacher, alpha, self.detach_mixture)
-            weight = float(self.student_weight)
+            weight = self.source_weights()["student"]
         return value * weight, gradient if weight == 1.0 else gradient.mul_(weight)
 
     def alphas(self, rows: Rows, written_by: int) -> float | Tensor:
@@ -104,24 +139,25 @@ class Contrastive(Objective):
         assert rows.sequence_gaps is not None
         assert rows.mean_gaps is not None
         sign = 1.0 if written_by == TEACHER else -1.0
-        given = self.teacher_gap if written_by == TEACHER else self.student_gap
+        given = self.references[0 if written_by == TEACHER else 1]
         gap = sign * rows.sequence_gaps.detach()
         reference = sign * rows.mean_gaps.detach() if given == "batch" else torch.full_like(gap, float(given))
         alpha = 1 - (1 - float(self.alpha)) * reference / (gap + 1e-5)
         # A gap of zero or less is closed already; the quotient would show that only by its sign.
         alpha = torch.where(gap + 1e-5 > 0, alpha, float(self.alpha_most))
-        return alpha.clamp(float(self.alpha_least), float(self.alpha_most))[:, None]
+        alpha = alpha.clamp(float(self.alpha_least), float(self.alpha_most))
+        return torch.where(reference > 0, alpha, float(self.alpha))[:, None]
 
     def _teacher_written(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         value = kl(log_p, mixture(log_p, log_q, self.alphas(rows, TEACHER)))
-        return float(self.teacher_weight) * value
+        return self.source_weights()["teacher"] * value
 
     def _student_written(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         inside = log_q.detach() if self.detach_mixture else log_q
         value = kl(log_q, mixture(inside, log_p, self.alphas(rows, STUDENT)))
-        return float(self.student_weight) * value
+        return self.source_weights()["student"] * value
 
     def _written_by(self, rows: Rows) -> tuple[Tensor, Tensor]:
         assert rows.sources is not None

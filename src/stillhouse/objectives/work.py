@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -334,26 +333,33 @@ class Work:
         out.copy_(gradient)
         return piece.share * value
 
+    def label_facts(self) -> Rows:
+        """The rows with the label log-probabilities of both models, and the gaps that follow from them.
+
+        What the rows bring along is not computed again.
+        """
+        part = self.part
+        if part.rows.labels is None:
+            raise ValueError("log-probabilities of labels need labels")
+        ours, theirs = part.rows.student_logprobs, part.rows.teacher_logprobs
+        if ours is None:
+            ours = self._label_logprobs(part.student)
+        if theirs is None and "teacher" in part.others:
+            theirs = self._label_logprobs(part.others["teacher"])
+        return with_gaps(replace(part.rows, student_logprobs=ours, teacher_logprobs=theirs))
+
     def _over_sequences(self) -> Tensor:
         """Fill in label log-probabilities; values [N] that depend on whole sequences, and their gradient for
         labels."""
         part = self.part
-        assert part.rows.labels is not None
-        logprobs: dict[str, Any] = {
-            "student_logprobs": self._label_logprobs(part.student),
-            "teacher_logprobs": part.rows.teacher_logprobs,
-        }
-        if logprobs["teacher_logprobs"] is None and "teacher" in part.others:
-            logprobs["teacher_logprobs"] = self._label_logprobs(part.others["teacher"])
-        part.rows = with_gaps(replace(part.rows, **logprobs))
+        part.rows = self.label_facts()
         if not part.objective.has_sequence_part:
             return torch.zeros_like(part.weights)
         with torch.enable_grad():
-            leaf = part.rows.student_logprobs.requires_grad_()  # type: ignore[union-attr]
-            values = part.objective.per_sequence(part.rows)
+            leaf = part.rows.student_logprobs.detach().requires_grad_()  # type: ignore[union-attr]
+            values = part.objective.per_sequence(replace(part.rows, student_logprobs=leaf))
             if any(self.needs) and values.requires_grad:
                 (part.through_label,) = torch.autograd.grad((values * part.weights).sum(), leaf)
-        part.rows = replace(part.rows, student_logprobs=leaf.detach())
         return values.detach()
 
     def _label_logprobs(self, side: Side) -> Tensor:

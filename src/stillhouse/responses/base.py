@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Part, Registry
+from stillhouse.curate.filters.base import no_texts
 from stillhouse.engines.base import TokenizerFacts
 from stillhouse.responses.memory import TeacherMemory
 from stillhouse.responses.writer import Writer
@@ -54,6 +55,14 @@ class Context:
     rank: int = 0
     """Which of `ranks` processes this one is; for policies that choose prompts themselves."""
     ranks: int = 1
+    decode: Callable[[Sequence[int]], str] | None = None
+    """Token ids as text, for files and filters; never back."""
+    score: Mapping[str, Callable[[Sequence[Response]], list[float]]] = field(default_factory=dict)
+    """By "teacher" and "student": mean log-probabilities of responses, in nats per token."""
+    held_out: Callable[[], Sequence[str]] = no_texts
+    """Prompts and references of every set that the run evaluates on."""
+    others: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
+    """Responses of other generators, by the generator's name and the prompt's token ids."""
 
 
 class Policy(Protocol):

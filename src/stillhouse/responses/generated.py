@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from stillhouse.engines.base import Sampling
-from stillhouse.responses.base import REGISTRY, Context, ResponsesConfig, Stateless, derived_seed
-from stillhouse.responses.rounds import Rounds
-from stillhouse.responses.writer import Writer
-from stillhouse.types import Progress, Prompt, Response
+from stillhouse.responses.base import REGISTRY, Context
+from stillhouse.responses.in_rounds import InRounds, RoundsPolicy
+from stillhouse.responses.side import Side
 
 
 @REGISTRY.register
-class Generated(ResponsesConfig):
-    """Train on responses that the teacher or the student writes."""
+class Generated(InRounds):
+    """Train on responses that the teacher or the student writes.
+
+    Example: `responses: {kind: generated, by: teacher, filters: [empty, truncated]}`
+    """
 
     kind: Literal["generated"] = "generated"
     by: Literal["teacher", "student"] = "teacher"
@@ -32,32 +33,15 @@ class Generated(ResponsesConfig):
         """The one who writes."""
         return frozenset({self.by})
 
-    def build(self, context: Context) -> GeneratedPolicy:
+    def build(self, context: Context) -> RoundsPolicy:
         """The running policy."""
+        return RoundsPolicy(self, context, {self.by: self._side(context)})
+
+    def teacher_side_of(self, context: Context) -> Side | None:
+        """Its one side, if the teacher writes it once."""
+        return self._side(context) if self.by == "teacher" and self.refresh == "never" else None
+
+    def _side(self, context: Context) -> Side:
         writer = context.student if self.by == "student" else context.teacher
         assert writer is not None
-        return GeneratedPolicy(context, writer, self.refresh, self.sampling)
-
-
-class GeneratedPolicy(Stateless):
-    """Keeps the newest round of one writer, or writes for the step's prompts alone."""
-
-    def __init__(self, context: Context, writer: Writer, refresh: str, sampling: Sampling | None) -> None:
-        self._seed = context.seed
-        self._writer = writer
-        self._refresh = refresh
-        self._sampling = sampling
-        self._rounds = Rounds(context, writer, sampling)
-
-    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """One response for each prompt."""
-        return [[response] for response in self.one_each(prompts, progress)]
-
-    def one_each(self, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
-        """The writer's response to each prompt, from the round or fresh."""
-        if self._refresh == "step":
-            seed = derived_seed(self._seed, self._writer.source, "step", progress.step)
-            return self._writer.write(prompts, seed, self._sampling)
-        number = int(progress.epoch) if self._refresh == "epoch" else 0
-        written = self._rounds.responses(number)
-        return [written[prompt.id] for prompt in prompts]
+        return Side(context, self.by, writer, self.refresh, self.sampling, self.setting(context, self.by))

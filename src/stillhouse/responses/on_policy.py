@@ -74,4 +74,4 @@ def with_teacher(context: Context, share: float) -> Writer:
     pair = context.pair
     mixture = Mixture(pair.student, pair.teacher, share, pair.vocab)
     own = context.student
-    return Writer(MixtureEngine(mixture, pair.facts), "student", own.sampling, own.version, own.told)
+    return Writer(MixtureEngine(mixture, pair.facts), "student", own.sampling, own.version, told=own.told)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stillhouse.engines import shown
-from stillhouse.engines.base import Engine, Sampling
-from stillhouse.types import Prompt, Response
+from stillhouse.engines.base import Engine, ProgressCall, Sampling
+from stillhouse.types import Completion, Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,17 @@ class Writer:
     """How it samples where a policy does not say otherwise."""
     version: Callable[[], int | None]
     """The optimiser step of the weights it writes with; None for the teacher."""
+    fingerprint: Callable[[], str] = lambda: "unknown"
+    """A digest of the weights it writes with."""
+    by: str | None = None
+    """How its texts are labelled; default: its source."""
     told: Callable[[int], None] | None = None
     """Told how many tokens each call has written."""
+
+    @property
+    def name(self) -> str:
+        """How its texts are labelled."""
+        return self.by or self.source
 
     def settings(self, sampling: Sampling | None) -> Sampling:
         """`sampling`, or the writer's own; its length limit too, unless `sampling` sets one."""
@@ -45,6 +54,32 @@ class Writer:
         """
         ids = [prompt.token_ids for prompt in prompts]
         completions = shown.generate(self.engine, ids, self.settings(sampling), seed, title)
+        return self._responses(prompts, completions)
+
+    def write_some(
+        self,
+        prompts: Sequence[Prompt],
+        numbers: Sequence[int],
+        seed: int,
+        sampling: Sampling | None = None,
+        progress: ProgressCall | None = None,
+    ) -> list[Response]:
+        """Responses to some prompts of a larger set, the same as if the whole set were answered at once.
+
+        Args:
+            prompts: whom to answer.
+            numbers: their places in the set.
+            seed: that of the set.
+            sampling: instead of the writer's own.
+            progress: told how many responses are finished.
+        """
+        ids = [prompt.token_ids for prompt in prompts]
+        completions = self.engine.generate(
+            ids, self.settings(sampling), seed, numbers=numbers, progress=progress
+        )
+        return self._responses(prompts, completions)
+
+    def _responses(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Response]:
         if self.told is not None:
             self.told(sum(len(done.token_ids) for done in completions))
         version = self.version()

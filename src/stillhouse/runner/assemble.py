@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.data import Data, load
-from stillhouse.engines import Engine, Sampling, ServerConfig, ServerEngine, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
+    fingerprint,
     load_student,
     load_teacher,
     load_tokenizer,
@@ -24,12 +25,13 @@ from stillhouse.models import (
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
+from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of, longest
+from stillhouse.runner.served import ANSWERS, keeping, server_engine
 from stillhouse.settings import RunConfig
-from stillhouse.teachers import ServerTeacherConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Response
+from stillhouse.types import Prompt, Response
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Parts:
         models = {"student": self.student, "teacher": self.teacher}
         return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens of a response as text, as the evaluation reads them."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
         if model is self.teacher:
@@ -73,9 +80,8 @@ class Parts:
     @cached_property
     def teacher_engine(self) -> Engine | None:
         """What writes the teacher's text: its own server, or the configured engine over it."""
-        teacher = getattr(self.config.teacher, "of", self.config.teacher)
-        if isinstance(teacher, ServerTeacherConfig):
-            return ServerConfig.of_teacher(teacher).build(None, self.facts)
+        if (served := server_engine(self.config, self.facts)) is not None:
+            return served
         if self.teacher is None:
             return None
         engine: Engine = self.config.engine.build(self.teacher, self.facts)
@@ -144,37 +150,69 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
-def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
-    """The step of the configured method over loaded parts.
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    questions: Sequence[Prompt] = (),
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
+        questions: what the run is evaluated on.
+        told: called with the number of tokens whenever a model has written.
     """
+    student = Writer(
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
+    )
+    teacher = pair = None
+    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
+        teacher = Writer(
+            keeping(engine, folder.responses / ANSWERS),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
+            told=told,
+        )
+    if parts.teacher is not None:
+        pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
+    return Context(
+        parts.data.train,
+        student,
+        teacher,
+        folder.responses,
+        parts.config.train.seed,
+        pair=pair,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        decode=parts.decode,
+        score=scorers(parts),
+        held_out=cache(partial(held_out_texts, parts, questions)),
+        others=other_responses(parts),
+    )
+
+
+def make_step(
+    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
+) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
     config = parts.config
 
     def written(tokens: int) -> None:
         step.meter.add("tokens/generate", tokens)
 
-    student = Writer(parts.engine(parts.student), "student", parts.sampling, version, written)
-    teacher = pair = None
-    if "teacher" in config.responses.writers() and (writes := parts.teacher_engine) is not None:
-        if isinstance(writes, ServerEngine):
-            writes.keep(folder.responses / "answers.jsonl")
-        teacher = Writer(writes, "teacher", parts.sampling, lambda: None, written)
-    if parts.teacher is not None:
-        pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    context = Context(
-        parts.data.train,
-        student,
-        teacher,
-        folder.responses,
-        config.train.seed,
-        pair=pair,
-        rank=int(os.environ.get("RANK", "0")),
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
-    )
+    context = make_context(parts, folder, version, questions, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
         signal = config.teacher.build(parts.teacher, parts.vocab)
@@ -184,15 +222,15 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
-        text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
         memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
     return step
 
 
-def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:
+def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
-        picks = [derived_seed(seed, "text", step, index) % len(blocks) for index in range(count)]
+        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
         return [blocks[pick] for pick in picks]
 
     return draw

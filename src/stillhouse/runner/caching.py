@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillhouse import console
 from stillhouse.data.collate import collate
-from stillhouse.engines import TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import check_same_tokenizer, load_teacher, load_tokenizer
-from stillhouse.responses import Context, Writer
 from stillhouse.responses.fixed import reference
-from stillhouse.responses.rounds import Rounds
-from stillhouse.runner.assemble import Parts, assemble, make_step
+from stillhouse.responses.in_rounds import InRounds
+from stillhouse.runner.assemble import Parts, assemble, make_context, make_step
 from stillhouse.runner.folder import RunFolder, default_folder
 from stillhouse.settings import RunConfig
 from stillhouse.teachers import AnyTeacher, CompactTeacher, LiveTeacherConfig, Teacher
@@ -75,47 +72,34 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
         )
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    named = teacher_config.model_to_load()
-    tokenizer = load_tokenizer(config.student, named)
-    vocab = len(tokenizer) if named is None else check_same_tokenizer(tokenizer, load_tokenizer(named))
-    from stillhouse.data import load
-
-    data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
-    model = None if named is None else load_teacher(named).to(device)
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
-    responses = list(_known(config, data, model, facts))
+    parts = assemble(config)
+    responses = list(_known(parts))
     responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
     mine = responses[rank::ranks]
-    teacher = teacher_config.build(model, vocab)
+    teacher = teacher_config.build(parts.teacher, parts.vocab)
     size = batch_size or config.train.micro_batch_size
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
-            batch = collate(mine[start : start + size], facts.pad_id).to(device)
+            batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
             with _autocast(config, device):
                 _ask(teacher, batch_tensors(batch))
             bar.advance(batch.num_tokens)
     return teacher.close() or "There is nothing to build: the objective asks the teacher about no known text."
 
 
-def _known(
-    config: RunConfig, data: Any, model: nn.Module | None, facts: TokenizerFacts
-) -> Iterator[Response]:
+def _known(parts: Parts) -> Iterator[Response]:
     """The responses that will come whatever the student does, as far as the objective asks the teacher."""
+    config = parts.config
     asked = {SOURCES[code] for code in sources_with_teacher(config.objective)}
     sources = config.responses.sources() & asked
     if "fixed" in sources:
-        yield from (reference(prompt) for prompt in data.train if prompt.response_ids is not None)
-    if "teacher" in sources and model is not None:
-        limits = config.engine.sampling
-        if "max_tokens" not in limits.model_fields_set:
-            limits = limits.model_copy(update={"max_tokens": config.data.max_response})
-        writer = Writer(config.engine.build(model, facts), "teacher", limits, lambda: None)
-        folder = RunFolder(default_folder(config)).responses
-        context = Context(data.train, None, writer, folder, config.train.seed)
-        rounds = Rounds(context, writer, getattr(config.responses, "sampling", None))
-        yield from rounds.responses(0).values()
-    if "text" in asked and data.text:
-        yield from data.text
+        yield from (reference(prompt) for prompt in parts.data.train if prompt.response_ids is not None)
+    if "teacher" in sources and isinstance(config.responses, InRounds):
+        context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
+        side = config.responses.teacher_side_of(context)
+        yield from (sample.response for sample in side.samples(0)) if side is not None else ()
+    if "text" in asked and parts.data.text:
+        yield from parts.data.text
 
 
 def batch_tensors(batch: Any) -> dict[str, Tensor]:

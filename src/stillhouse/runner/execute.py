@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from stillhouse.errors import TrainingError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
+from stillhouse.runner.curation import curation_totals
 from stillhouse.runner.evaluation import evaluate_system, held_out
 from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
@@ -29,6 +30,7 @@ from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
+from stillhouse.types import Prompt
 
 logger = logging.getLogger("stillhouse")
 
@@ -94,7 +96,8 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             evaluate_system(parts, questions, folder, "student before", parts.student)
         if config.evaluate.teacher and parts.teacher is not None:
             evaluate_system(parts, questions, folder, "teacher", parts.teacher)
-        finished = train(parts, folder, interrupt, resume)
+        finished = train(parts, folder, interrupt, resume, questions)
+        folder.write("data.json", {**parts.data.report, **curation_totals(folder)})
         if finished:
             if folder.main:
                 with console.phase("Saving the student", quiet=True):
@@ -107,8 +110,17 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
 
 
-def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -> bool:
+def train(
+    parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool, questions: Sequence[Prompt] = ()
+) -> bool:
     """Train the student in place.
+
+    Args:
+        parts: the loaded run.
+        folder: where everything goes.
+        interrupt: asks to stop after a step.
+        resume: go on from the newest whole checkpoint.
+        questions: what the run is evaluated on; filters keep training text apart from it.
 
     Returns:
         Whether it came to the end; False after Ctrl-C.
@@ -116,7 +128,10 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     config = parts.config
     state = {"step": 0}
     step = make_step(
-        parts, folder, lambda: int(trainer.state.global_step if trainer is not None else state["step"])
+        parts,
+        folder,
+        lambda: int(trainer.state.global_step if trainer is not None else state["step"]),
+        questions,
     )
     trainer: DistilTrainer | None = None
     log = MetricsLog(folder.metrics, step)

@@ -1,14 +1,22 @@
-"""What a run has asked servers for: a line for whoever watches, and a file in the run folder."""
+"""Servers in a run: which one writes the teacher's text, and what was asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
-from stillhouse.engines import ServerEngine
-from stillhouse.runner.assemble import Parts
+from stillhouse.engines import Engine, ServerConfig, ServerEngine, TokenizerFacts
 from stillhouse.runner.folder import RunFolder
+from stillhouse.settings import RunConfig
+from stillhouse.teachers import ServerTeacherConfig
 from stillhouse.teachers.server import ServerTeacher
+
+if TYPE_CHECKING:
+    from stillhouse.runner.assemble import Parts
+
+ANSWERS = "answers.jsonl"
+"""What servers have written, beside the rounds of a run."""
 
 WORDS = {
     "requests": "requests",
@@ -19,6 +27,32 @@ WORDS = {
     "retokenised": "texts tokenised here",
 }
 """The counts in words."""
+
+
+def server_of(config: RunConfig) -> ServerConfig | None:
+    """The server that writes the teacher's text: the teacher's own, or the engine's; None if none does."""
+    teacher = getattr(config.teacher, "of", config.teacher)
+    if isinstance(teacher, ServerTeacherConfig):
+        return ServerConfig.of_teacher(teacher)
+    return config.engine if isinstance(config.engine, ServerConfig) else None
+
+
+def keeping(engine: Engine, answers: Path) -> Engine:
+    """The engine; one on a server keeps its answers in a file and looks there before it asks."""
+    if isinstance(engine, ServerEngine):
+        engine.keep(answers)
+    return engine
+
+
+def server_engine(config: RunConfig, facts: TokenizerFacts) -> ServerEngine | None:
+    """The engine of `server_of`, connected.
+
+    Raises:
+        EngineError: the server does not answer or cannot write token ids.
+        ModelError: its token ids are not the student's.
+    """
+    found = server_of(config)
+    return None if found is None else found.build(None, facts)
 
 
 def tell(parts: Parts, teacher: Any, folder: RunFolder) -> None:

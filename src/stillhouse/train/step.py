@@ -7,7 +7,7 @@ responses carry the version), and measured losses to the curriculum (`observe`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,11 +18,12 @@ from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
 from stillhouse.errors import TrainingError
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.objectives import Objective, Rows, fused_rows
+from stillhouse.objectives import Compact, Head, Objective, Rows, fused_label_facts, fused_rows
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import AnyTeacher, Teacher
+from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
 from stillhouse.train.signal import look_ahead, teacher_signal
@@ -100,6 +101,7 @@ class Step:
         self.world: World = world or Alone()
         self._text = text
         self._memory = TeacherMemory() if memory is None else memory  # an empty one is falsy
+        self._gaps = Gaps() if teacher is not None and ruled(method.objective) else None
         self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
     def prepare(
@@ -113,7 +115,7 @@ class Step:
             num_micro: exactly so many micro-batches come back.
         """
         self._progress = progress
-        self.now = self.curriculum.now(_tree(self.method), progress)
+        self.now = begun(self.curriculum.now(_tree(self.method), progress), progress)
         with self.meter.seconds("generate"):
             drawn = self.policy.draw(self.now["responses"], prompts, progress)
         responses = [response for group in drawn for response in group]
@@ -133,6 +135,28 @@ class Step:
             look_ahead(self.teacher, ready, self.now["objective"])
         return ready
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `look` has something to do in this step."""
+        return any("batch" in part.references for part in ruled(self.now["objective"]))
+
+    def look(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Between `prepare` and the first loss of a step: what an objective must know of the whole step.
+
+        Both models read all micro-batches without gradients or dropout; nothing happens unless an objective
+        refers to the batch.
+        """
+        if not self.looks_ahead:
+            return
+        gaps, training = Gaps(), model.training
+        model.eval()
+        with torch.no_grad(), self.meter.seconds("look"):
+            for batch in batches:
+                sides = self._sides(model, batch, self._teacher_signal(batch))
+                gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
+        model.train(training)
+        self.now = referred(self.now, gaps.means(self.world.add))
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Once for each micro-batch: its part of the step's loss, a scalar in nats.
 
@@ -144,26 +168,14 @@ class Step:
         """
         objective: Objective = self.now["objective"]
         mask = batch["response_mask"]
-        theirs = None
-        if self.teacher is not None:
-            seen = getattr(self.teacher, "tokens", None)
-            with self.meter.seconds("teacher"):
-                theirs = teacher_signal(self.teacher, batch, objective, self._memory)
-            for name, (total, count) in self.teacher.counts().items():
-                self.meter.add_mean(name, total, count)
-            if seen is not None:
-                self.meter.add("tokens/teacher", float(getattr(self.teacher, "tokens", seen) - seen))
+        theirs = self._teacher_signal(batch)
         with self.meter.seconds("student"):
-            hidden = hidden_rows(model, dict(batch))
-            loss, values = fused_rows(
-                objective,
-                hidden,
-                head_of(model, self._vocab),
-                theirs,
-                self.teacher.head if isinstance(self.teacher, Teacher) else None,
-                token_weight=batch["weight"][mask],
-                rows=rows_of(batch),
-            )
+            sides = self._sides(model, batch, theirs)
+            rows = rows_of(batch)
+            if self._gaps is not None:
+                rows = fused_label_facts(objective, *sides, rows=rows)
+                self._gaps.add(rows)
+            loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
         self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
         self.forward_ended = time.perf_counter()
@@ -174,13 +186,17 @@ class Step:
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
         self.observe("train_loss", self.last_loss)
+        if self._gaps is not None:
+            for name, mean in self._gaps.means(self.world.add).items():
+                self.observe(name, mean)
+                self.meter.add_mean(f"gap/{name.removesuffix('_gap')}", mean, 1)
 
     def close(self) -> str | None:
         """Once at the end: let go of the teacher's files and connections; what it has to say about itself."""
         return self.teacher.close() if self.teacher is not None else None
 
     def observe(self, name: str, value: float) -> None:
-        """Tell the curriculum what was measured ("dev_loss", "train_loss")."""
+        """Tell the curriculum what was measured ("dev_loss", "train_loss", "teacher_gap", "student_gap")."""
         self.curriculum.observe(name, value, self._progress)
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,6 +217,26 @@ class Step:
     def _in_pairs(self) -> bool:
         """Whether the responses of a prompt must stay together in a micro-batch."""
         return "pairs" in self.method.objective.required
+
+    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> Tensor | Compact | None:
+        """What the teacher says about a micro-batch, counted and timed."""
+        if self.teacher is None:
+            return None
+        seen = getattr(self.teacher, "tokens", 0)
+        with self.meter.seconds("teacher"):
+            signal = teacher_signal(self.teacher, batch, self.now["objective"], self._memory)
+        for name, (total, count) in self.teacher.counts().items():
+            self.meter.add_mean(name, total, count)
+        if tokens := getattr(self.teacher, "tokens", 0) - seen:
+            self.meter.add("tokens/teacher", float(tokens))
+        return signal
+
+    def _sides(
+        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | Compact | None
+    ) -> tuple[Tensor, Head, Tensor | Compact | None, Head | None]:
+        """Hidden states and head of the student, then what the teacher says and its head, if it has one."""
+        head = self.teacher.head if isinstance(self.teacher, Teacher) else None
+        return hidden_rows(model, dict(batch)), head_of(model, self._vocab), theirs, head
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
         sources = torch.cat([batch.sources for batch in micro])
@@ -261,7 +297,7 @@ def weights_of(objective: Objective) -> dict[str, float] | None:
     if isinstance(objective, BySource):
         return {source: float(part.loss_weight) for source, part in objective.mapped().items()}
     if isinstance(objective, Contrastive):
-        return {"teacher": float(objective.teacher_weight), "student": float(objective.student_weight)}
+        return objective.source_weights()
     return None
 
 

@@ -37,6 +37,9 @@ class DistilTrainer(Trainer):
             return [], None
         flat = [prompt for batch in prompts for prompt in batch]
         finished = self.step.prepare(flat, progress_of(self), num_micro=len(prompts))
+        if self.step.looks_ahead:
+            with self.compute_loss_context_manager():
+                self.step.look(self.model_wrapped, map(self._prepare_inputs, finished))
         batches: tuple[list[Any], Any] = super().get_batch_samples(iter(finished), len(finished), device)
         return batches
 

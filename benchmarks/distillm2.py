@@ -1,0 +1,472 @@
+"""DistiLLM-2 and its ablations against SFT, KD, SeqKD, GKD, DistiLLM, CSD and DPKD on a real task.
+
+Task: the cleaned E2E NLG set that Stillhouse brings along. A teacher of 5.0 M parameters, trained on all
+8,349 texts; a student of 1.4 M, warm-started by SFT on 300 labelled rows, from which every method starts.
+All methods take the same number of optimiser steps of 32 responses: 32 prompts, or 16 for methods that train
+on a pair for each prompt. SFT goes on with its 300 rows; all others know prompts only, and the teacher's text
+is written once for each seed and used by all methods of that seed. Text is sampled at
+temperature 1, as it is evaluated; the probes have DistiLLM-2's 0.8 with top-p 0.95. GKD and DistiLLM take their off-policy half from the teacher's text.
+
+    python benchmarks/distillm2.py --folder runs/distillm2          # three seeds: about an hour of one core
+    python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one seed each
+    python benchmarks/distillm2.py --folder runs/small --small      # a check that it runs
+
+Seconds are processor seconds of training on one thread; the student's writing is in them, the teacher's is
+not (it is shared, and stated apart). Each student answers 100 held-out prompts greedily and, as the
+papers do, five times by sampling at temperature 1. Writes benchmarks/results/distillm2.{json,png,md} (with
+--small into --folder) after every seed. A folder that holds finished runs is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+time.perf_counter = time.process_time  # before anything that measures is imported
+RESULTS = Path(__file__).parent / "results"
+DATA = "package:stillhouse/demo/data"
+SAMPLED = (10, 20, 30, 40, 50)
+WRITTEN_BY_TEACHER = {"kind": "generated", "by": "teacher", "sampling": None}
+"""Without a sampling of its own a policy samples as `engine` says: all models write in the same way."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is, and what the probes vary."""
+
+    teacher: tuple[int, int, int] = (256, 6, 8)
+    student: tuple[int, int, int] = (160, 4, 5)
+    """Width, layers, heads."""
+    teacher_epochs: float = 6.0
+    labelled: int = 300
+    warm_steps: int = 150
+    prompts: int = 512
+    steps: int = 96
+    batch: int = 32
+    """Responses in an optimiser step."""
+    lr: float = 2e-3
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """How all text for training is sampled."""
+    limit: int = 100
+    seeds: int = 3
+
+
+SMALL = Size(
+    teacher=(64, 2, 2), student=(48, 2, 2), teacher_epochs=0.04, labelled=32, warm_steps=6, prompts=32,
+    steps=6, batch=16, limit=8, seeds=1,
+)  # fmt: skip
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "DistiLLM-2, contrastive only": {"objective": {"alpha_rule": "fixed", "student_share": 0.5}},
+    "DistiLLM-2, + alpha": {"objective": {"student_share": 0.5}},
+    "DistiLLM-2, + beta": {"objective": {"alpha_rule": "fixed"}},
+    "DistiLLM-2": {},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "SeqKD": {"recipe": "seqkd", "responses": WRITTEN_BY_TEACHER},
+    "SFT": {"recipe": "sft"},
+    "KD": {"recipe": "kd", "responses": WRITTEN_BY_TEACHER},
+    "GKD": {"recipe": "gkd", "responses": {"sampling": None, "base": WRITTEN_BY_TEACHER}},
+    "DistiLLM": {
+        "recipe": "distillm",
+        "responses": {
+            "student_share": {"start": 0.5, "tolerance": 0.0},
+            "sampling": None,
+            "base": WRITTEN_BY_TEACHER,
+        },
+    },
+    "CSD": {"recipe": "csd", "responses": WRITTEN_BY_TEACHER},
+    **{name: {"recipe": "distillm2", **changes} for name, changes in ABLATIONS.items()},
+    "CSD on pairs": {"recipe": "csd_pairs"},
+    "DPKD": {"recipe": "dpkd"},
+}
+"""SeqKD comes first: the other methods of a seed take its teacher's text."""
+PAIRED = ("distillm2", "csd_pairs", "dpkd")
+WRITERS = {"student": 0, "teacher": 0}
+"""Response tokens written since the counter was last emptied."""
+
+
+def count_what_is_written() -> None:
+    """Count tokens wherever a model writes for training."""
+    from stillhouse.responses.writer import Writer
+
+    write = Writer.write
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        responses = write(self, *arguments, **options)
+        WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
+        return responses
+
+    Writer.write = counted  # type: ignore[method-assign]
+
+
+def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    """What all runs share."""
+    train = {
+        "batch_size": size.batch, "micro_batch_size": size.batch, "lr": size.lr, "warmup": 0.05,
+        "max_steps": size.steps, "log_every": max(1, size.steps // 24), "save_every": "never",
+        "validate_every": "never", "validate_rouge": False, "precision": "bfloat16", **more.pop("train", {}),
+    }  # fmt: skip
+    return {
+        "name": name,
+        "data": {
+            "train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.prompts},
+            "valid": f"{DATA}/dev.jsonl", "template": {"kind": "plain"},
+            "max_prompt": 128, "max_response": 96, **more.pop("data", {}),
+        },
+        "engine": {
+            "kind": "transformers", "batch_size": 256,
+            "sampling": {"temperature": size.temperature, "top_p": size.top_p},
+        },
+        "train": train,
+        "evaluate": {
+            "data": f"{DATA}/eval.jsonl", "before": False, "teacher": False, "limit": size.limit,
+            "sampling": {"temperature": 1.0}, "seeds": list(SAMPLED), **more.pop("evaluate", {}),
+        },
+        "output": {"folder": str(folder / name), "report": False},
+        **more,
+    }  # fmt: skip
+
+
+def model(size: tuple[int, int, int]) -> dict[str, Any]:
+    """A Llama from random weights, over the demo's own byte-level BPE of 1,024."""
+    width, layers, heads = size
+    return {
+        "tokenizer": "package:stillhouse/demo/teacher",
+        "from_config": {
+            "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": heads,
+            "intermediate_size": width * 8 // 3, "max_position_embeddings": 320,
+            "tie_word_embeddings": True,
+        },
+    }  # fmt: skip
+
+
+def run(config: dict[str, Any]) -> Path:
+    """Run a configuration unless it has been, and count what is written; its folder."""
+    import stillhouse
+
+    folder = Path(config["output"]["folder"])
+    state = folder / "state.json"
+    if not state.exists() or json.loads(state.read_text())["state"] != "done":
+        kept = folder / "responses"
+        for path in (p for p in folder.glob("*") if p != kept):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        WRITERS.update(student=0, teacher=0)
+        if stillhouse.run(config).state != "done":
+            raise SystemExit(f"{folder}: interrupted; run the same command again to go on")
+        (folder / "written.json").write_text(json.dumps(WRITERS), encoding="utf-8")
+    return folder
+
+
+def prepare(size: Size, folder: Path) -> tuple[Path, Path]:
+    """Teacher and warm-started student; the folders of the two models."""
+    teacher = tree(
+        size, folder, "teacher", recipe="sft", student=model(size.teacher),
+        data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "each_output": True}},
+        train={"epochs": size.teacher_epochs, "max_steps": None, "lr": 2e-3, "log_every": 50,
+               "batch_size": 32, "micro_batch_size": 32},
+        evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
+    )  # fmt: skip
+    warm = tree(
+        size, folder, "warm-start", recipe="sft", student=model(size.student),
+        data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.labelled}},
+        train={"max_steps": size.warm_steps, "lr": 2e-3},
+        evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
+    )  # fmt: skip
+    return run(teacher) / "student", run(warm) / "student"
+
+
+def method_run(
+    size: Size, folder: Path, models: tuple[Path, Path], name: str, method: dict[str, Any], seed: int
+) -> Path:
+    """Train one method with one seed, on the teacher's text of that seed."""
+    teacher, student = models
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    config = tree(
+        size, folder, f"{slug}-{seed}", student={"path": str(student)}, **method,
+        teacher={"kind": "live", "path": str(teacher), "dtype": "bfloat16"},
+    )  # fmt: skip
+    recipe = method["recipe"]
+    config["train"]["seed"] = seed
+    if name == "SeqKD" and seed == 0:
+        config["evaluate"] |= {"before": True, "teacher": True}
+    if recipe in PAIRED:
+        config["train"] |= {"batch_size": size.batch // 2, "micro_batch_size": size.batch // 2}
+    if recipe == "distillm":
+        config["train"]["validate_every"] = max(1, size.steps // 8)
+    if recipe == "sft":
+        config["data"]["train"] = {**config["data"]["train"], "limit": size.labelled}
+    text = folder / f"seqkd-{seed}" / "responses"
+    own = folder / f"{slug}-{seed}" / "responses"
+    if text.is_dir() and text != own and recipe != "sft":
+        own.mkdir(parents=True, exist_ok=True)
+        for path in text.glob("teacher*"):
+            shutil.copy2(path, own)
+    return run(config)
+
+
+def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]:
+    """ROUGE-L and BLEU of greedy answers; kept beside the run."""
+    from stillhouse.engines.base import Sampling
+    from stillhouse.evaluate import answer
+    from stillhouse.runner.assemble import assemble
+    from stillhouse.runner.evaluation import held_out
+    from stillhouse.runner.resolve import resolve
+
+    kept = folder / name / "greedy.json"
+    if not kept.exists():
+        config = resolve(
+            tree(size, folder, "greedy", recipe="sft", student={"path": str(student)},
+                 data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": 1}})
+        ).config  # fmt: skip
+        parts = assemble(config)
+        parts.student.eval()
+        prompts = held_out(config, parts.data, parts.tokenizer)
+        sampling = Sampling(temperature=0.0, max_tokens=config.data.max_response)
+        found = answer(parts.engine(parts.student), prompts, sampling, (10,), parts.tokenizer)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        scores = {"rouge_l": found.metrics["rouge_l"], "bleu": bleu(found.rows)}
+        kept.write_text(json.dumps(scores), encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return loaded
+
+
+def bleu(rows: list[dict[str, Any]]) -> float:
+    """Corpus BLEU, the mean over the seeds of the answers."""
+    import sacrebleu
+
+    scores = []
+    for seed in sorted({row["seed"] for row in rows}):
+        mine = [row for row in rows if row["seed"] == seed]
+        most = max(len(row["references"]) for row in mine)
+        references = [
+            [row["references"][n] if n < len(row["references"]) else None for row in mine]
+            for n in range(most)
+        ]
+        scores.append(sacrebleu.corpus_bleu([row["response"] for row in mine], references).score)
+    return statistics.fmean(scores)
+
+
+def measure(size: Size, folder: Path, run_folder: Path) -> dict[str, Any]:
+    """What one run came to."""
+    rows = lines(run_folder / "metrics.jsonl")
+    after = json.loads((run_folder / "evaluation" / "student-after.json").read_text())["metrics"]
+    found = greedy(size, folder, run_folder / "student", run_folder.name)
+    train = [row for row in rows if row["phase"] == "train"]
+    written = json.loads((run_folder / "written.json").read_text())
+    writing = sum(row.get("seconds/generate", 0.0) for row in train)
+    by_student = writing if written["student"] else 0.0
+    return {
+        "rouge_l_greedy": found["rouge_l"], "bleu_greedy": found["bleu"],
+        "rouge_l_sampled": after["rouge_l"],
+        "bleu_sampled": bleu(lines(run_folder / "evaluation" / "student-after.jsonl")),
+        "kl": after.get("kl_to_teacher"), "reverse_kl": after.get("reverse_kl_to_teacher"),
+        "kl_own": after.get("kl_to_teacher_on_own_text"),
+        "reverse_kl_own": after.get("reverse_kl_to_teacher_on_own_text"),
+        "distinct_2": after["distinct_2"], "mean_length": after["mean_length"],
+        "seconds": sum(row["seconds"] for row in train) - (writing - by_student),
+        "seconds_writing": by_student,
+        "trained_tokens": sum(row["tokens"] for row in train),
+        "steps": max(row["step"] for row in train),
+        "student_wrote": written["student"],
+    }  # fmt: skip
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row for each method: means and standard errors over seeds, and the distance to DistiLLM-2."""
+    rows = []
+    for name, runs in found.items():
+        row: dict[str, Any] = {"method": name, "seeds": len(runs)}
+        for key in runs[0]:
+            values = [run[key] for run in runs if run[key] is not None]
+            if values:
+                row[key], row[f"{key}_se"] = mean_and_error(values)
+        for key in ("rouge_l_greedy", "rouge_l_sampled"):
+            pairs = zip(runs, found.get("DistiLLM-2", []), strict=False)
+            behind = [ours[key] - theirs[key] for theirs, ours in pairs]
+            if behind:
+                row[f"{key}_behind"], row[f"{key}_behind_se"] = mean_and_error(behind)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["rouge_l_sampled"])
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), spread / len(values) ** 0.5
+
+
+PROBES: dict[str, tuple[str, dict[str, Any]]] = {}
+"""What is varied -> the method and the fields of `Size` that change; one seed each."""
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The table, the systems that every method starts from and learns from, and the probes."""
+    columns = (
+        "| method | ROUGE-L, T = 1 | ROUGE-L, greedy | BLEU, T = 1 | BLEU, greedy | KL(p, q) | KL(q, p) "
+        "| KL(q, p), own text | distinct-2 | student wrote | seconds | of it writing |"
+    )
+    head = [columns, "|---" * (columns.count("|") - 1) + "|"]
+    parts = ["\n".join([*head, *(line(row) for row in record["rows"])])]
+    parts += [
+        f"{row['system']}: ROUGE-L {row['rouge_l_sampled']:.1f} at temperature 1, "
+        f"{row['rouge_l_greedy']:.1f} greedy."
+        for row in record["systems"]
+    ]
+    if record["probes"]:
+        probes = ["## Probes", "", "One seed each.", "", *head, *(line(row) for row in record["probes"])]
+        parts.append("\n".join(probes))
+    return "\n\n".join(parts) + "\n"
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line of a table."""
+
+    def cell(key: str, digits: int = 1) -> str:
+        if row.get(key) is None:
+            return "-"
+        error = f" ± {row[f'{key}_se']:.{digits}f}" if row["seeds"] > 1 else ""
+        return f"{row[key]:,.{digits}f}{error}"
+
+    cells = [
+        row["method"], cell("rouge_l_sampled"), cell("rouge_l_greedy"), cell("bleu_sampled"),
+        cell("bleu_greedy"), cell("kl", 3), cell("reverse_kl", 3), cell("reverse_kl_own", 3),
+        f"{row['distinct_2']:.3f}", f"{row['student_wrote']:,.0f}", f"{row['seconds']:.0f}",
+        f"{row['seconds_writing']:.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """ROUGE-L of both decodings, with standard errors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharey=True, layout="constrained")
+    ordered = rows[::-1]
+    names = [row["method"] for row in ordered]
+    for axis, key, title in zip(
+        axes,
+        ("rouge_l_sampled", "rouge_l_greedy"),
+        ("sampled at temperature 1, five times", "greedy"),
+        strict=True,
+    ):
+        colours = ["#c0392b" if name.startswith("DistiLLM-2") else "#4c72b0" for name in names]
+        axis.barh(
+            names, [row[key] for row in ordered], xerr=[row[f"{key}_se"] for row in ordered], color=colours
+        )
+        low = min(row[key] for row in ordered)
+        axis.set_xlim(left=max(0, low - 3))
+        axis.set(title=title, xlabel="ROUGE-L, mean and standard error of the seeds")
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def systems(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[str, Any]]:
+    """Teacher and warm-started student under both decodings."""
+    found = []
+    for system, name, path in (
+        ("Teacher", "teacher", models[0]),
+        ("Student before", "student-before", models[1]),
+    ):
+        sampled = json.loads((folder / "seqkd-0" / "evaluation" / f"{name}.json").read_text())["metrics"]
+        scores = greedy(size, folder, path, name)
+        found.append({
+            "system": system, "parameters": sampled["parameters"], "rouge_l_greedy": scores["rouge_l"],
+            "bleu_greedy": scores["bleu"], "rouge_l_sampled": sampled["rouge_l"],
+            "kl": sampled.get("kl_to_teacher"), "reverse_kl": sampled.get("reverse_kl_to_teacher"),
+        })  # fmt: skip
+    return found
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    """JSON, table and plot."""
+    from stillhouse.files import atomic, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "distillm2.json", record)
+    with atomic(out / "distillm2.md") as handle:
+        handle.write(markdown(record))
+    plot(record["rows"], out / "distillm2.png")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    packages = ("torch", "transformers", "rouge-score", "sacrebleu", "stillhouse")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def main() -> None:
+    """Train what is missing, measure, write."""
+    import torch
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/distillm2"))
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
+    parser.add_argument("--only", action="append", choices=METHODS, help="some methods only")
+    parser.add_argument("--probes", action="store_true", help="run the probes as well")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    count_what_is_written()
+    size = SMALL if options.small else Size()
+    folder, out = options.folder.resolve(), options.folder.resolve() if options.small else RESULTS
+    models = prepare(size, folder)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or METHODS}
+    record: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/distillm2.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(), "versions": versions(), "threads": 1,
+        "cpu": torch.backends.cpu.get_cpu_capability(), "size": asdict(size),
+    }  # fmt: skip
+    for seed in range(options.seeds or size.seeds):
+        for name in found:
+            done = method_run(size, folder, models, name, METHODS[name], seed)
+            found[name].append(measure(size, folder, done))
+            score = found[name][-1]
+            print(f"{done.name}: {score['seconds']:.0f} s, ROUGE-L {score['rouge_l_sampled']:.1f} sampled, "
+                  f"{score['rouge_l_greedy']:.1f} greedy", flush=True)  # fmt: skip
+        record |= {"rows": summary(found), "systems": systems(size, folder, models), "probes": []}
+        write(out, record)
+    if options.probes:
+        record["probes"] = probed(size, folder, models)
+        write(out, record)
+    print(markdown(record))
+
+
+def probed(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[str, Any]]:
+    """One row for each probe."""
+    rows = []
+    for name, (method, changes) in PROBES.items():
+        inside = folder / "probes" / name.replace(" ", "-").replace(",", "")
+        varied = replace(size, **changes)
+        done = method_run(varied, inside, models, method, METHODS[method], 0)
+        rows.append({"method": f"{method}: {name}", "seeds": 1, **measure(varied, inside, done)})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""stillhouse curate: filters over files of responses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillhouse import console
+from stillhouse.errors import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from stillhouse.models import TeacherModel
+    from stillhouse.settings import RunConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("curate")(command)
+
+
+def command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Stage files (one side, or both of pairs), JSONL with responses, or a run folder.",
+            metavar="FILE|RUN...",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Kept rows; dropped ones go beside it.", show_default=False),
+    ],
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            "-f",
+            help="A name, or options such as '{kind: overlap, n: 8}'; in order, may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of a run: its filters, evaluation sets and teacher, unless named here."),
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option("--held-out", help="A set that must not overlap; may be repeated.", show_default=False),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Who says how likely a response is.")] = None,
+) -> None:
+    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts."""
+    from stillhouse.curate.filters import REGISTRY
+    from stillhouse.runner.filtering import curate, parse_filters
+    from stillhouse.runner.resolve import resolve
+
+    if output.suffix != ".jsonl":
+        raise ConfigError(Fault("--output", "must end in .jsonl", got=str(output)))
+    config = resolve(like).config if like is not None else None
+    chosen = parse_filters(filters or ())
+    if not chosen and config is not None:
+        chosen = list(getattr(config.responses, "filters", ()))
+    if not chosen:
+        raise ConfigError(Fault("--filter", "there is none", allowed=", ".join(REGISTRY.kinds())))
+    result = curate(
+        files, chosen, output, held_out=_held_out(held_out or (), config), teacher=_teacher(teacher, config)
+    )
+    if result.counts:
+        console.table(("side", "filter", "reason", "dropped"), result.counts)
+    unit = "prompts" if len({side for side, *_ in result.counts}) < 2 else "pairs"
+    told = f"{output}: kept {result.kept:,} of {result.asked:,} {unit}"
+    away = output.with_name(f"{output.stem}.dropped.jsonl")
+    if result.done_before:
+        console.say(f"{told}; it was there already with these filters, nothing to do.")
+    else:
+        console.say(f"{told}; what was dropped, and why: {away}")
+
+
+def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> list[str]:
+    """Prompts and references of the named sets, or of those that the run evaluates on."""
+    from stillhouse.data.prompts import parse_source
+    from stillhouse.types import question_of
+
+    sources = [parse_source(str(path)) for path in paths]
+    if not sources and config is not None:
+        sources = [source for source in (config.data.valid, config.evaluate.data) if source is not None]
+    texts: dict[str, None] = {}
+    for source in sources:
+        for row in source.rows(Counter()):
+            texts |= dict.fromkeys(text for text in (question_of(row.question()), *row.references) if text)
+    return list(texts)
+
+
+def _teacher(path: str | None, config: RunConfig | None) -> TeacherModel | None:
+    from stillhouse.models import TeacherModel
+
+    if path is not None:
+        return TeacherModel(path=path)
+    return config.teacher.model_to_load() if config is not None and config.teacher is not None else None

@@ -1,0 +1,79 @@
+"""The interface of every filter."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from stillhouse.config import Part, Registry
+
+if TYPE_CHECKING:
+    from stillhouse.curate.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Why a response is not used.
+
+    Example: `Drop("repeats itself", "0.83 of its 4-grams")`
+    """
+
+    reason: str
+    """Few and the same words for the same fault, because they are counted."""
+    detail: str = ""
+    """What was seen in this very response."""
+
+
+def no_texts() -> Sequence[str]:
+    """Nothing to compare with."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Around:
+    """What filters may ask about the run and about the other side of a pair."""
+
+    held_out: Callable[[], Sequence[str]] = no_texts
+    """Prompts and references of every set that the run evaluates on."""
+    beside: Mapping[int, Sample] = field(default_factory=dict)
+    """The other side of each pair, by the sample's number; empty where there are no pairs."""
+
+
+class Filter(Part):
+    """One reason to drop a response.
+
+    A filter sees all responses of one side together, in the order of the prompts, without those that filters
+    before it have dropped.
+    """
+
+    kind: str
+    sides: Literal["all", "teacher", "student"] = "all"
+    """Whose responses it looks at: all, or only what stands on the teacher's or the student's side."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Of "teacher_logprob" (a teacher that gives its distribution) and "held_out" (sets to evaluate on)."""
+
+    @abstractmethod
+    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+        """For each sample why it is dropped, or None if it is kept."""
+
+
+REGISTRY: Registry[Filter] = Registry("filter", Filter)  # type: ignore[type-abstract]
+FilterField = Annotated[SerializeAsAny[Filter], BeforeValidator(REGISTRY.parse)]
+"""The annotation of a config field that holds a filter."""
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def grams(items: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """All n-grams in order; none where there are fewer items than `size`."""
+    return [tuple(items[start : start + size]) for start in range(len(items) - size + 1)]

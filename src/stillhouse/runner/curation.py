@@ -1,0 +1,73 @@
+"""What rounds of responses need of a run to be filtered and labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.curate.scoring import mean_logprobs
+from stillhouse.data import load_prompts
+from stillhouse.data.template import Encoder
+from stillhouse.responses.curated import SUMMARY
+from stillhouse.responses.pairs import Pairs
+from stillhouse.runner.folder import RunFolder
+from stillhouse.types import Prompt, Response
+
+if TYPE_CHECKING:
+    from stillhouse.runner.assemble import Parts
+
+
+def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float]]]:
+    """How likely each model of a run finds responses, in nats per token."""
+    models = {"student": parts.student, "teacher": parts.teacher}
+    options: dict[str, Any] = {
+        "pad_id": parts.facts.pad_id,
+        "vocab": parts.vocab,
+        "batch_size": parts.config.evaluate.batch_size,
+    }
+    return {
+        name: partial(mean_logprobs, model, **options) for name, model in models.items() if model is not None
+    }
+
+
+def held_out_texts(parts: Parts, questions: Sequence[Prompt]) -> tuple[str, ...]:
+    """Prompts (without the template) and references of data.valid and of what the run is evaluated on."""
+    prompts = (*questions, *parts.data.valid)
+    return tuple(dict.fromkeys(text for p in prompts for text in (p.question, *p.references) if text))
+
+
+def other_responses(parts: Parts) -> dict[str, dict[tuple[int, ...], Response]]:
+    """The responses of other generators that responses.teacher_side names, by name and prompt tokens.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    config = parts.config
+    if not isinstance(config.responses, Pairs) or not config.responses.others():
+        return {}
+    encoder = Encoder(config.data.template, parts.tokenizer)
+    found = {}
+    for name, source in config.responses.others().items():
+        prompts = load_prompts(name, source, config.data, encoder, needs_response=True).prompts
+        found[name] = {
+            prompt.token_ids: Response(prompt, prompt.response_ids, "teacher", prompt.response_finished)
+            for prompt in reversed(prompts)  # of several responses to a prompt the first
+            if prompt.response_ids is not None
+        }
+    return found
+
+
+def curation_totals(folder: RunFolder) -> dict[str, Any]:
+    """What data.json says about filters: prompts kept in each round. Empty where nothing was filtered."""
+    path = folder.responses / SUMMARY
+    if not path.exists():
+        return {}
+    rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    return {
+        "curation": [
+            {"round": one["round"], "prompts": one["prompts"], "kept": one["kept"], "sides": one["sides"]}
+            for one in rounds.values()
+        ]
+    }
