@@ -72,13 +72,6 @@ class Asking(Probe):
     """What happens to longer ones; default: `data.too_long.prompt`. `first_tokens` cuts the finished prompt,
     words of the template included."""
 
-    @property
-    def title(self) -> str:
-        """The name, or the file's where it has a file, or the kind."""
-        if self.name is None and self.data is not None:
-            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-        return super().title
-
     def sources(self) -> Mapping[str, SourceConfig]:
         """Its rows."""
         return {} if self.data is None else {"data": self.data}
