@@ -14,9 +14,8 @@ from stillhouse import __version__, recipes
 from stillhouse.config.writing import dump
 from stillhouse.files import locate
 from stillhouse.report.formats import as_markdown, comparison_tables
-from stillhouse.report.measures import compact, duration, is_number, measure
+from stillhouse.report.measures import compact, duration, is_number, measure, plain
 from stillhouse.report.record import RunRecord
-from stillhouse.report.sections import plain
 from stillhouse.report.systems import role_of
 from stillhouse.runner.licences import HUB, UNKNOWN, licences
 from stillhouse.settings import RunConfig
@@ -98,7 +97,8 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     begun = f"started from `{start}`" if start else (
         "started from layers of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
-    path = _short(getattr(config.teacher, "path", None) or config.teacher.kind)
+    named = getattr(config.teacher, "of", config.teacher)
+    path = _short(getattr(named, "path", None) or getattr(named, "model", None) or named.kind)
     return f"A student{size}, distilled from `{path}`{above} with Stillhouse; it {begun}."
 
 
