@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.conftest import ROOT
 
 import stillhouse
-from tests.conftest import ROOT
 
 
 def test_the_page_on_student_text_runs_and_logs_what_it_names(
