@@ -23,10 +23,17 @@ class DemoTeacher:
         prompt_logprobs: whether it gives log-probabilities of prompts.
         token_ids: whether it takes and returns token ids; without, it is as plain as OpenAI's.
         most: the largest number of log-probabilities for a position, as vLLM's --max-logprobs.
+        context: tokens of prompt and response together, as vLLM's --max-model-len.
     """
 
     def __init__(
-        self, path: str = TEACHER, *, prompt_logprobs: bool = True, token_ids: bool = True, most: int = 20
+        self,
+        path: str = TEACHER,
+        *,
+        prompt_logprobs: bool = True,
+        token_ids: bool = True,
+        most: int = 20,
+        context: int = 256,
     ) -> None:
         model = TeacherModel(path=path)
         self.tokenizer = load_tokenizer(model)
@@ -34,11 +41,16 @@ class DemoTeacher:
         self.facts = TokenizerFacts.of(self.tokenizer)
         self.engine = TransformersConfig().build(self.model, self.facts)
         self.prompt_logprobs, self.token_ids, self.most = prompt_logprobs, token_ids, most
+        self.context = context
 
     def __call__(self, path: str, body: Any) -> Answer:
         """Answer a request."""
         if path == "/v1/models":
-            known = {"id": "demo", "owned_by": "vllm" if self.token_ids else "somebody", "max_model_len": 256}
+            known = {
+                "id": "demo",
+                "owned_by": "vllm" if self.token_ids else "somebody",
+                "max_model_len": self.context,
+            }
             return 200, {"data": [known]}
         if path == "/tokenize" and self.token_ids:
             return 200, {"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}

@@ -132,8 +132,17 @@ def mismatches(config: RunConfig) -> list[Fault]:
         faults.append(
             _no_teacher(config, "responses.filters and scores ask how likely the teacher finds a text")
         )
-    if config.student.from_teacher is not None and "text" not in provided:
+    model = config.teacher.model_to_load() if config.teacher is not None else None
+    if config.student.from_teacher is not None and model is None:
         faults.append(_no_teacher(config, "student.from_teacher starts from the teacher's layers"))
+    if config.responses.together() and model is None and "text" in provided:
+        faults.append(
+            _no_teacher(
+                config,
+                f"responses.kind={config.responses.kind} draws from student and teacher together, which "
+                "takes both in this process",
+            )
+        )
     faults += _without_validation(config) + _sampled_otherwise(config) + _never_begins(config)
     capacity = getattr(config.responses, "capacity", None)
     if capacity is not None and capacity < config.train.batch_size:
@@ -215,7 +224,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
                     "must be the teacher's share in the text that is trained on",
                     got=str(value.sampling_teacher_share),
                     allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
-                    hint="Set both to the same number (responses.kind=on_policy has teacher_share).",
+                    hint="Set both to the same number (on_policy and batched responses have teacher_share).",
                 )
             )
         return value

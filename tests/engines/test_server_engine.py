@@ -130,6 +130,17 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     assert len(asked_for) == 12 + 12  # once for the two above together, once for the plain one
 
 
+def test_texts_that_do_not_fit_the_servers_context_are_not_asked_for(demo: Any) -> None:
+    with demo_server(context=20) as short:
+        writer = engine(short.url, demo)
+        before = len(short.seen)
+        with pytest.raises(
+            ConfigError, match=r"max_tokens.*takes 20 for prompt and response.*allowed: at most 1"
+        ):
+            writer.generate([[5] * 8], Sampling(max_tokens=30), seed=0)
+        assert len(short.seen) == before
+
+
 @pytest.mark.parametrize(
     ("sampling", "field"),
     [

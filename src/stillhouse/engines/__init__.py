@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
-from stillhouse.engines.server import ServerConfig
+from stillhouse.engines.server import ServerConfig, ServerEngine
 from stillhouse.engines.transformers import TransformersConfig
+from stillhouse.engines.vllm import VllmConfig
 
 EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a configuration field that holds an engine."""
@@ -18,6 +19,8 @@ __all__ = [
     "EngineField",
     "Sampling",
     "ServerConfig",
+    "ServerEngine",
     "TokenizerFacts",
     "TransformersConfig",
+    "VllmConfig",
 ]

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from stillhouse.engines.base import (
     REGISTRY,
-    Engine,
     EngineConfig,
     Finished,
     ProgressCall,
@@ -64,7 +63,12 @@ class ServerConfig(EngineConfig, Server):
     student: TransformersConfig = TransformersConfig()
     """What writes the student's text, whose weights change here and not on the server."""
 
-    def build(self, model: Any, facts: TokenizerFacts) -> Engine:
+    @classmethod
+    def of_teacher(cls, teacher: Any) -> ServerConfig:
+        """The engine for a teacher on a server: the same server."""
+        return cls(**{name: getattr(teacher, name) for name in (*Server.model_fields, "retokenise")})
+
+    def build(self, model: Any, facts: TokenizerFacts) -> ServerEngine:
         """The engine; what the server can do is looked up now.
 
         Raises:
@@ -133,6 +137,11 @@ class ServerEngine:
         """Keep answers in a file and look there first."""
         self.journal = Journal(path)
 
+    def fingerprint(self) -> str:
+        """A digest of the address and the model's name; weights on a server cannot be read."""
+        name = f"server\n{self.completions.client.url}\n{self.completions.model}"
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
+
     def counts(self) -> dict[str, int]:
         """What was asked for so far, for the run folder."""
         counts = dict(vars(self.completions.client.counts), reused=self.reused)
@@ -155,6 +164,7 @@ class ServerEngine:
                 are in the journal.
         """
         options = sampling_options(sampling, self.completions.abilities, self.facts)
+        self._check_room(max(map(len, prompts), default=0), sampling)
         finish = Finished(len(prompts), progress)
         bodies = [
             self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
@@ -163,6 +173,22 @@ class ServerEngine:
         for index, completion in self._answers(bodies, sampling):
             finish(index, completion)
         return finish.in_order()
+
+    def _check_room(self, longest: int, sampling: Sampling) -> None:
+        context = self.completions.abilities.context
+        if context is None or self.retokenise or longest + sampling.max_tokens <= context:
+            return
+        raise ConfigError(
+            Fault(
+                "engine.sampling.max_tokens",
+                f"the longest prompt has {longest} tokens; the server at {self.completions.client.url} "
+                f"takes {context} for prompt and response together",
+                got=str(sampling.max_tokens),
+                allowed=f"at most {context - longest}",
+                hint="Or start the server with a longer context (vLLM: --max-model-len, llama.cpp: "
+                "--ctx-size, which its slots share).",
+            )
+        )
 
     def _body(self, prompt: Sequence[int], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
         text = (
@@ -206,11 +232,37 @@ def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerF
         ConfigError: the server has no such setting.
     """
     names = OPTIONS[abilities.kind]
+    if faults := unsupported(sampling, names, f"a server of kind {abilities.kind}"):
+        raise ConfigError(*faults)
+    options: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
+        **ALWAYS[abilities.kind],
+    }
+    if abilities.kind == "llama.cpp":
+        return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
+    if abilities.kind == "vllm":
+        options["stop_token_ids"] = list(facts.eos_ids)
+    if abilities.ids:
+        options["return_token_ids"] = True
+    return options | ({"logprobs": 1} if sampling.logprobs else {})
+
+
+def unsupported(sampling: Sampling, names: Mapping[str, str], who: str) -> list[Fault]:
+    """The settings that an engine cannot follow.
+
+    Args:
+        sampling: what is asked for.
+        names: the settings beyond temperature, top_p and max_tokens that it knows.
+        who: the engine, for people.
+    """
     neutral = Sampling()
     faults = [
         Fault(
             f"engine.sampling.{name}",
-            f"is nothing that a server of kind {abilities.kind} can do",
+            f"is nothing that {who} can do",
             got=str(getattr(sampling, name)),
             allowed=str(getattr(neutral, name)),
             hint="Let engine: {kind: transformers} write, or leave it out.",
@@ -227,27 +279,12 @@ def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerF
         faults.append(
             Fault(
                 "engine.sampling.logprobs",
-                "servers give the model's own log-probabilities, not those of the distribution drawn from",
+                f"{who} gives the model's own log-probabilities, not those of the distribution drawn from",
                 allowed="temperature 1 (or 0), and nothing that bends the distribution",
                 got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *bent)),
             )
         )
-    if faults:
-        raise ConfigError(*faults)
-    options: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
-        **ALWAYS[abilities.kind],
-    }
-    if abilities.kind == "llama.cpp":
-        return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
-    if abilities.kind == "vllm":
-        options["stop_token_ids"] = list(facts.eos_ids)
-    if abilities.ids:
-        options["return_token_ids"] = True
-    return options | ({"logprobs": 1} if sampling.logprobs else {})
+    return faults
 
 
 def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:

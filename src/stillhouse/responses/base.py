@@ -115,6 +115,10 @@ class ResponsesConfig(Part):
         """Who has to write text for this policy: of "student" and "teacher"."""
         return frozenset()
 
+    def together(self) -> bool:
+        """Whether text is drawn from student and teacher together, so that both must be in this process."""
+        return False
+
     def needs_reference(self) -> bool:
         """Whether prompts need a response from the data set."""
         return False

@@ -34,6 +34,10 @@ class OnPolicy(ResponsesConfig):
         """The student, and the teacher if it has a share."""
         return frozenset({"student", "teacher"} if self.teacher_share else {"student"})
 
+    def together(self) -> bool:
+        """If the teacher has a share."""
+        return bool(self.teacher_share)
+
     def sources(self) -> frozenset[str]:
         """The student's."""
         return frozenset({"student"})

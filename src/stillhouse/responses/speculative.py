@@ -48,6 +48,10 @@ class Speculative(ResponsesConfig):
         """Both."""
         return frozenset({"student", "teacher"})
 
+    def together(self) -> bool:
+        """Yes."""
+        return True
+
     def sources(self) -> frozenset[str]:
         """The student's: it proposes most of the text."""
         return frozenset({"student"})

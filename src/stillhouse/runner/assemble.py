@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.data import Data, load
-from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     check_same_tokenizer,
@@ -27,7 +27,8 @@ from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
 from stillhouse.runner.curation import held_out_texts, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
-from stillhouse.runner.preflight import context_of
+from stillhouse.runner.preflight import context_of, longest
+from stillhouse.runner.served import ANSWERS, keeping, server_engine
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
 from stillhouse.types import Prompt, Response
@@ -70,7 +71,20 @@ class Parts:
 
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""
-        engine: Engine = self.config.engine.build(model, self.facts)
+        if model is self.teacher:
+            assert self.teacher_engine is not None
+            return self.teacher_engine
+        engine: Engine = self.config.engine.for_student().build(model, self.facts)
+        return engine
+
+    @cached_property
+    def teacher_engine(self) -> Engine | None:
+        """What writes the teacher's text: its own server, or the configured engine over it."""
+        if (served := server_engine(self.config, self.facts)) is not None:
+            return served
+        if self.teacher is None:
+            return None
+        engine: Engine = self.config.engine.build(self.teacher, self.facts)
         return engine
 
     def model_facts(self) -> dict[str, Any]:
@@ -102,14 +116,16 @@ def assemble(config: RunConfig) -> Parts:
     elif config.teacher is not None:
         config.teacher.check_tokenizer(tokenizer)
     data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    if config.teacher is not None and "teacher" in config.objective.required:
+        config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)
     if teacher is not None:
         _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
-    return Parts(
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    parts = Parts(
         config,
         tokenizer,
         facts,
@@ -118,6 +134,9 @@ def assemble(config: RunConfig) -> Parts:
         vocab,
         data,
     )
+    if "teacher" in config.responses.writers():
+        _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
+    return parts
 
 
 def _finite(name: str, model: nn.Module) -> None:
@@ -156,15 +175,17 @@ def make_context(
         told=told,
     )
     teacher = pair = None
-    if parts.teacher is not None:
+    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
         teacher = Writer(
-            parts.engine(parts.teacher),
+            keeping(engine, folder.responses / ANSWERS),
             "teacher",
             parts.sampling,
             lambda: None,
-            cache(partial(fingerprint, parts.teacher)),
+            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
             told=told,
         )
+    if parts.teacher is not None:
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
     return Context(
         parts.data.train,
@@ -201,15 +222,15 @@ def make_step(
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
-        text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
         memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
     return step
 
 
-def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:
+def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
-        picks = [derived_seed(seed, "text", step, index) % len(blocks) for index in range(count)]
+        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
         return [blocks[pick] for pick in picks]
 
     return draw

@@ -97,7 +97,8 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     begun = f"started from `{start}`" if start else (
         "started from layers of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
-    path = _short(getattr(config.teacher, "path", None) or config.teacher.kind)
+    named = getattr(config.teacher, "of", config.teacher)
+    path = _short(getattr(named, "path", None) or getattr(named, "model", None) or named.kind)
     return f"A student{size}, distilled from `{path}`{above} with Stillhouse; it {begun}."
 
 

@@ -24,6 +24,7 @@ from stillhouse.runner.options import training_arguments
 from stillhouse.runner.preflight import check_room, preflight
 from stillhouse.runner.recorded import recorded
 from stillhouse.runner.resolve import Resolved, resolve
+from stillhouse.runner.served import tell
 from stillhouse.settings import RunConfig
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
@@ -165,6 +166,7 @@ def train(
         bar.close()
         if (line := step.close()) is not None and folder.main:
             console.note(line)
+        tell(parts, step.teacher, folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 

@@ -14,12 +14,13 @@ from stillhouse.curate.samples import Sample
 from stillhouse.curate.scoring import mean_logprobs
 from stillhouse.curate.stages import Stage
 from stillhouse.data import load
-from stillhouse.engines import Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, load_tokenizer
 from stillhouse.responses.base import derived_seed
 from stillhouse.responses.rounds import CHUNK, Order, Setting, make
 from stillhouse.responses.writer import Writer
+from stillhouse.runner.served import server_of
 from stillhouse.settings import RunConfig
 
 Side = Literal["teacher", "student"]
@@ -83,18 +84,19 @@ def generate(config: RunConfig, wanted: Wanted) -> Written:
 
 
 def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], Setting]:
-    tokenizer, model = _model(config, wanted.by)
+    served = server_of(config) if wanted.by == "teacher" else None
+    tokenizer, model = _served(config, wanted) if served is not None else _model(config, wanted.by)
     data = load(config.data, tokenizer)
     prompts = data.train[: wanted.limit]
-    facts = TokenizerFacts(eos_ids=(data.end_id,), pad_id=tokenizer.pad_token_id)
-    writer = Writer(
-        config.engine.build(model, facts),
-        wanted.by,
-        config.engine.sampling,
-        lambda: None,
-        partial(fingerprint, model),
-        wanted.label,
-    )
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    engine: Engine
+    if served is not None:
+        engine = served.build(None, facts)
+        engine.keep(wanted.output.with_suffix(".answers.jsonl"))
+        weights = engine.fingerprint
+    else:
+        engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
+    writer = Writer(engine, wanted.by, config.engine.sampling, lambda: None, weights, wanted.label)
     seed = config.train.seed if wanted.seed is None else wanted.seed
     order = Order(
         prompts,
@@ -128,7 +130,15 @@ def _sampling(config: RunConfig, by: Side) -> Sampling | None:
     return found.model_copy(update={"max_tokens": config.data.max_response})
 
 
-def _model(config: RunConfig, by: Side) -> tuple[Any, torch.nn.Module]:
+def _served(config: RunConfig, wanted: Wanted) -> tuple[Any, Any]:
+    """The tokenizer where a server writes, and no model."""
+    if wanted.score:
+        raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
+    teacher = config.teacher.model_to_load() if config.teacher is not None else None
+    return load_tokenizer(config.student, teacher), None
+
+
+def _model(config: RunConfig, by: Side) -> tuple[Any, Any]:
     """The tokenizer, and the one model that writes."""
     teacher = config.teacher.model_to_load() if config.teacher is not None else None
     tokenizer = load_tokenizer(config.student, teacher)

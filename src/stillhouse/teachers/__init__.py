@@ -2,6 +2,7 @@
 
 from stillhouse.teachers.base import (
     REGISTRY,
+    Ahead,
     AnyTeacher,
     CompactTeacher,
     Counts,
@@ -11,14 +12,17 @@ from stillhouse.teachers.base import (
 )
 from stillhouse.teachers.cache import CacheTeacherConfig
 from stillhouse.teachers.live import LiveTeacherConfig
+from stillhouse.teachers.server import ServerTeacherConfig
 
 __all__ = [
     "REGISTRY",
+    "Ahead",
     "AnyTeacher",
     "CacheTeacherConfig",
     "CompactTeacher",
     "Counts",
     "LiveTeacherConfig",
+    "ServerTeacherConfig",
     "Teacher",
     "TeacherConfig",
     "TeacherField",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ Counts = dict[str, tuple[float, float]]
 """Name in the metrics log -> total, and over how many; the log shows the mean."""
 
 
+@runtime_checkable
 class Counting(Protocol):
     """What every running teacher tells the metrics log."""
 
@@ -62,6 +63,24 @@ class CompactTeacher(Counting, Protocol):
         ...
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A compact teacher that says one sequence after the other, so that each can be kept at once."""
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
+        """(sequence of the batch, its rows), in any order."""
+        ...
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """A teacher that is quicker when it is asked about all micro-batches of a step together."""
+
+    def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Find out what `compact` will be asked about each of them."""
+        ...
+
+
 AnyTeacher = Teacher | CompactTeacher
 
 
@@ -93,6 +112,17 @@ class TeacherConfig(Part):
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
+
+    def plain(self) -> TeacherConfig:
+        """Itself without a store of its own, for a cache around it."""
+        return self
+
+    def check_signal(self, tokens: int) -> None:
+        """Refuse early what `build` would refuse, where that takes no loaded model.
+
+        Args:
+            tokens: length of the longest sequence that it will be asked about.
+        """
 
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:

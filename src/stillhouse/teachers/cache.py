@@ -45,7 +45,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 
 def parse_of(value: Any) -> Any:
     """The model behind a cache: a path alone means a live one."""
-    return REGISTRY.parse({"kind": "live", "path": value} if isinstance(value, str) else value)
+    return REGISTRY.parse({"kind": "live", "path": value} if isinstance(value, str) else value).plain()
 
 
 @REGISTRY.register
@@ -154,6 +154,7 @@ class CacheTeacherConfig(TeacherConfig):
             TeacherError: the tokenizers differ, or there is no store.
         """
         if self.on_miss == "fill":
+            self.of.check_tokenizer(tokenizer)
             return
         place, facts = self._existing(self.form(len(tokenizer)))
         if facts["tokenizer"] not in (None, tokenizer_digest(tokenizer.get_vocab())):
@@ -161,6 +162,11 @@ class CacheTeacherConfig(TeacherConfig):
                 f"{place}: was filled by a teacher whose tokenizer is not the student's, so its token ids "
                 "mean other text. Choose a student of the teacher's family."
             )
+
+    def check_signal(self, tokens: int) -> None:
+        """See the teacher behind it."""
+        if self.on_miss == "fill":
+            self.of.check_signal(tokens)
 
     def _own(self, form: Form, teacher: AnyTeacher, vocab: int) -> tuple[Path, dict[str, Any]]:
         """The folder of the store of a teacher that is at hand, made if it is not there."""

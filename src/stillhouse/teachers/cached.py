@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
 from stillhouse.objectives.head import Head
-from stillhouse.teachers.base import AnyTeacher, Counts, Teacher
+from stillhouse.teachers.base import AnyTeacher, CompactTeacher, Counting, Counts, Streaming, Teacher
 from stillhouse.teachers.forms import CompactForm, DrawsForm, HiddenForm, TopForm
 from stillhouse.teachers.live import sequences
 from stillhouse.teachers.store import Store
@@ -53,8 +54,12 @@ class Kept:
         self._asked = self._hits = 0
         self._told = (0, 0)
 
-    def payloads(self, batch: Mapping[str, Any]) -> list[memoryview | bytes]:
+    def payloads(self, batch: Mapping[str, Any], counted: bool = True) -> list[memoryview | bytes]:
         """One for each sequence of the batch.
+
+        Args:
+            batch: the sequences.
+            counted: whether they count for the share that was there.
 
         Raises:
             TeacherError: some are missing, and there is no teacher to make them.
@@ -67,8 +72,9 @@ class Kept:
                 self.store.get(key) if one is None else one for key, one in zip(keys, found, strict=True)
             ]
         missing = [row for row, one in enumerate(found) if one is None]
-        self._asked += len(keys)
-        self._hits += len(keys) - len(missing)
+        if counted:
+            self._asked += len(keys)
+            self._hits += len(keys) - len(missing)
         if missing:
             made = self._make(batch, missing, [keys[row] for row in missing])
             for row, payload in zip(missing, made, strict=True):
@@ -155,29 +161,44 @@ class CachedCompact:
         """
         self._seed = seed
         self.form: str = form.kind
+        self.inner: object = teacher
+        """The teacher behind it."""
         self._form = form
-        self._teacher = teacher
         self._kept = Kept(store, None if teacher is None else self._encode)
+        self._looked_ahead = False
+
+    def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Ask a teacher that streams about the micro-batches of a step together."""
+        if batches and isinstance(self.inner, Streaming):
+            self._kept.payloads(together(batches))
+            self._looked_ahead = True
 
     def compact(self, batch: Mapping[str, Any]) -> Compact:
         """N rows, as they are kept."""
         counts = batch["response_mask"].sum(1).tolist()
-        payloads = self._kept.payloads(batch)
+        payloads = self._kept.payloads(batch, counted=not self._looked_ahead)
         parts = [self._form.decode(one, rows) for one, rows in zip(payloads, counts, strict=True)]
         return joined(parts).to(batch["input_ids"].device)
 
     def _encode(self, batch: Mapping[str, Any], keys: Sequence[bytes]) -> list[bytes]:
         counts = batch["response_mask"].sum(1).tolist()
-        if isinstance(self._teacher, Teacher):
+        if isinstance(self.inner, Streaming):
+            made = [b""] * len(keys)
+            for row, part in self.inner.each(batch):
+                made[row] = self._form.encode(part)
+                # At once, so that an interruption loses nothing that was paid for.
+                self._kept.store.put([(keys[row], counts[row], made[row])])
+            return made
+        if isinstance(self.inner, Teacher):
             labels = batch["labels"][batch["response_mask"]].split(counts)
-            hidden = self._teacher.hidden(batch).split(counts)
+            hidden = self.inner.hidden(batch).split(counts)
             said = [
-                compacted(self._form, self._teacher.head, states, ids, self._seed_of(key))
+                compacted(self._form, self.inner.head, states, ids, self._seed_of(key))
                 for states, ids, key in zip(hidden, labels, keys, strict=True)
             ]
         else:
-            assert self._teacher is not None
-            whole = self._teacher.compact(batch)
+            assert isinstance(self.inner, CompactTeacher)
+            whole = self.inner.compact(batch)
             starts = torch.tensor([0, *counts]).cumsum(0).tolist()
             said = [whole[start : start + size] for start, size in zip(starts, counts, strict=False)]
         return [self._form.encode(part) for part in said]
@@ -192,7 +213,22 @@ class CachedCompact:
 
     def close(self) -> str | None:
         """See `Kept.close`."""
-        return self._kept.close()
+        line = self._kept.close()
+        if isinstance(self.inner, Counting):
+            self.inner.close()
+        return line
+
+
+def together(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sequences of several batches in one, padded on the right to the longest."""
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    names = [
+        name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batches[0]
+    ]
+    return {
+        name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
+        for name in names
+    }
 
 
 def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, seed: int) -> Compact:

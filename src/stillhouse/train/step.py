@@ -26,7 +26,7 @@ from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import teacher_signal
+from stillhouse.train.signal import look_ahead, teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -130,7 +130,10 @@ class Step:
         )
         self._note(micro, progress)
         self.last_loss = 0.0
-        return [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        ready = [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        with self.meter.seconds("teacher"):
+            look_ahead(self.teacher, ready, self.now["objective"])
+        return ready
 
     @property
     def looks_ahead(self) -> bool:

@@ -1,0 +1,226 @@
+"""A teacher on an OpenAI-compatible server: its most probable tokens at every place of a text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stillhouse.config import FilePath
+from stillhouse.errors import TeacherError
+from stillhouse.objectives.compact import EXCLUDED, LEAST_TAIL, Compact, joined
+from stillhouse.remote import Completions, Server
+from stillhouse.remote.scores import Scores, scores_of
+from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
+from stillhouse.teachers.cache import CacheTeacherConfig
+
+
+@REGISTRY.register
+class ServerTeacherConfig(TeacherConfig, Server):
+    """A model on an OpenAI-compatible server writes the teacher's text and says how likely its tokens are.
+
+    Text alone (recipe seqkd) works with any server. Losses that compare distributions need log-probabilities
+    of given text, which vLLM has (`prompt_logprobs`); llama.cpp and most hosted servers have none. They see
+    the `top` most probable tokens of each place and the mass of the rest as one outcome, so that a loss is at
+    most the one over whole distributions (`objectives.compact`); CSD, which compares all pairs of tokens,
+    cannot be computed from that and is refused.
+
+    Everything it says about given text is kept on disk, one sequence as soon as it is said, and not asked for
+    again by any run that shares the folder.
+
+    Example: `teacher: {kind: server, url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen2.5-7B, top: 20}`
+    """
+
+    kind: Literal["server"] = "server"
+    top: Annotated[int, Field(ge=1)] = 20
+    """How many of the most probable tokens to ask for at each place; vLLM gives as many as its --max-logprobs
+    says, by default 20."""
+    retokenise: bool = False
+    """Exchange text instead of token ids when the teacher writes; see engine kind server."""
+    keep: FilePath | None = Path("teacher-cache")
+    """The folder of the store for what it says, as that of teacher kind cache; null keeps nothing."""
+    identity: str | None = None
+    """What tells this teacher from others in the store, in place of url and model: give it where one model is
+    served at changing places. A server cannot show that its weights are still the same."""
+    remembers: ClassVar[bool] = True
+
+    @property
+    def provides(self) -> frozenset[str]:  # type: ignore[override]
+        """Text; and the most probable tokens, unless token ids are not the student's."""
+        return frozenset({"text"}) if self.retokenise else frozenset({"text", "top"})
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Compare the server's tokenisation with the student's; with `retokenise` nothing needs to agree.
+
+        Raises:
+            ModelError: they differ.
+            TeacherError: the server does not answer.
+        """
+        if not self.retokenise:
+            Completions(self, tokenizer, TeacherError).check_tokenizer()
+
+    def check_signal(self, tokens: int) -> None:
+        """Ask the server for log-probabilities of a few tokens, and for its context.
+
+        Raises:
+            TeacherError: it gives none, or not `top` of them, or its context is too short.
+        """
+        ServerTeacher(Completions(self, None, TeacherError), self.top).check(tokens)
+
+    def fingerprint(self, memory: Path) -> str:
+        """From `identity`, or from the address and the model's name."""
+        name = self.identity or f"{self.url} {self.served(self.client(TeacherError))}"
+        return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
+
+    def plain(self) -> ServerTeacherConfig:
+        """The same without `keep`."""
+        return self.model_copy(update={"keep": None})
+
+    def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
+        """The running teacher, over its store.
+
+        Raises:
+            TeacherError: the server does not answer, or gives no log-probabilities of given text.
+        """
+        if self.keep is None:
+            return ServerTeacher(Completions(self, None, TeacherError), self.top)
+        kept = CacheTeacherConfig(of=self, store="topk", k=self.top, logprobs="float32", folder=self.keep)
+        return kept.build(model, vocab)
+
+
+class ServerTeacher:
+    """Asks for the log-probabilities of whole sequences, one request for each, many at a time."""
+
+    form: str = "top"
+
+    def __init__(self, completions: Completions, top: int) -> None:
+        self.completions = completions
+        self.top = top
+        told = completions.abilities.prompt_logprobs
+        if told is None:
+            raise TeacherError(
+                f"{completions.client.url}: gives no log-probabilities of given text (neither "
+                "prompt_logprobs nor echo with token ids), so that no loss can compare the student with "
+                "this teacher. Serve the model with vLLM, load it here (teacher: {kind: live, path: "
+                "...}), or train on its text alone (recipe seqkd)."
+            )
+        self._how = told
+
+    def check(self, tokens: int) -> None:
+        """Ask about a few tokens.
+
+        Raises:
+            TeacherError: the server does not give `top` log-probabilities for each, or does not take `tokens`
+                at once.
+        """
+        context = self.completions.abilities.context
+        if context is not None and tokens >= context:  # it writes one token after them
+            raise TeacherError(
+                f"{self.completions.client.url}: takes {context} tokens at once, and the longest prompt and "
+                f"response have {tokens}. Start the server with a longer context (vLLM: --max-model-len), or "
+                "lower data.max_prompt or data.max_response."
+            )
+        probe = [5, 6, 7]
+        scores = self.completions.client.ask("completions", self._body(probe), self._read)
+        if any(len(place) < self.top for place in scores[1:3]):
+            raise TeacherError(
+                f"{self.completions.client.url}: gives {len(scores[1])} log-probabilities for a place, and "
+                f"teacher.top is {self.top}. Lower teacher.top, or start vLLM with --max-logprobs {self.top}."
+            )
+
+    def compact(self, batch: Mapping[str, Any]) -> Compact:
+        """N rows for the response positions of a batch; see `CompactTeacher`.
+
+        Raises:
+            TeacherError: the server refuses a sequence or does not answer.
+        """
+        parts: list[Compact | None] = [None] * len(batch["input_ids"])
+        for row, part in self.each(batch):
+            parts[row] = part
+        whole = joined([part for part in parts if part is not None])
+        return whole.to(batch["input_ids"].device)
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
+        """(sequence, its rows) as the answers come."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+            rows.setdefault(tuple(ids[: int(mask.sum())].tolist()), []).append(row)
+        different = list(rows)
+        bodies = [self._body(sequence) for sequence in different]
+        for index, scores in self.completions.client.each("completions", bodies, self._read):
+            for row in rows[different[index]]:
+                # A place predicts the token after it, whose scores are one further.
+                wanted = (batch["response_mask"][row].nonzero().squeeze(-1) + 1).tolist()
+                yield row, top_rows(scores, different[index], wanted, self.top)
+
+    def counts(self) -> Counts:
+        """Nothing for the metrics log; `close` tells what was asked for."""
+        return {}
+
+    def close(self) -> str | None:
+        """Close the connections; a line that says what was asked for."""
+        self.completions.client.close()
+        made = self.completions.client.counts
+        return (
+            f"teacher {self.completions.client.url}: {made.requests:,} requests, {made.retries:,} of them "
+            f"repeated, {made.prompt_tokens:,} tokens read"
+        )
+
+    def _read(self, reply: Mapping[str, Any]) -> Scores:
+        return scores_of(reply["choices"][0], self._how)
+
+    def _body(self, sequence: Sequence[int]) -> dict[str, Any]:
+        if self._how == "echo":
+            more: dict[str, Any] = {
+                "echo": True,
+                "logprobs": self.top,
+                "return_tokens_as_token_ids": True,
+            }
+        else:
+            more = {"prompt_logprobs": self.top}
+        return self.completions.body(sequence, 1, temperature=0.0, **more)
+
+
+def top_rows(scores: Scores, sequence: Sequence[int], wanted: Sequence[int], top: int) -> Compact:
+    """The `top` most probable tokens, the tail and the label at some places of a sequence.
+
+    Args:
+        scores: of every place of the sequence.
+        sequence: its token ids.
+        wanted: places.
+        top: entries of a row.
+
+    Raises:
+        TeacherError: the server's answer is not about this sequence.
+    """
+    if len(scores) < len(sequence):
+        raise TeacherError(
+            f"the server gave scores for {len(scores)} of {len(sequence)} tokens; it cut the sequence or "
+            "tokenised it anew"
+        )
+    rows = [scores[place] for place in wanted]
+    missing = next(
+        (place for place, row in zip(wanted, rows, strict=True) if sequence[place] not in row), None
+    )
+    if missing is not None:
+        raise TeacherError(
+            f"the server's scores leave out token {sequence[missing]} at place {missing} of a sequence, "
+            "although it stands there: it does not take token ids as they are"
+        )
+    labels = torch.tensor([row[sequence[place]] for place, row in zip(wanted, rows, strict=True)])
+    best = [sorted(row.items(), key=lambda item: -item[1])[:top] for row in rows]
+    width = max(map(len, best))
+    ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
+    logprobs = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
+    return Compact(ids, logprobs, tail=_tail(logprobs), labels=labels)
+
+
+def _tail(logprobs: Tensor) -> Tensor:
+    """The log of the mass that is left, from rounded numbers that may sum to a little more than 1."""
+    left = 1.0 - logprobs.double().exp().sum(-1)
+    return left.clamp_min(0.0).log().clamp_min(LEAST_TAIL).float()

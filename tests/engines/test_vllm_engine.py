@@ -1,0 +1,189 @@
+"""The vLLM engine up to where a GPU is needed: what it asks of vLLM, and how it reads vLLM's outputs.
+
+The stand-ins below have the fields of vLLM 0.33's classes of these names (`vllm.outputs`, `vllm.logprobs`,
+`vllm.SamplingParams`, `vllm.LLM`), because vLLM itself cannot be installed without CUDA.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+
+from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig, VllmConfig
+from stillhouse.engines.server import seed_of
+from stillhouse.engines.vllm import VllmEngine, completion_of, sampling_arguments
+from stillhouse.errors import ConfigError, EnvironmentFault
+
+FACTS = TokenizerFacts((tiny.END,), tiny.PAD)
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass
+class CompletionOutput:
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass
+class RequestOutput:
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
+
+@dataclass
+class SamplingParams:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    detokenize: bool = True
+
+
+@dataclass
+class LLM:
+    """Writes with a transformers model that it loads from the folder, as vLLM does."""
+
+    model: str
+    options: dict[str, Any]
+    calls: list[str] = field(default_factory=list)
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.options, self.calls = options, []
+        self.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        MADE.append(self)
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        from transformers import AutoModelForCausalLM
+
+        assert method == "reload_weights"
+        assert (Path(kwargs["weights_path"]) / "model.safetensors").exists()
+        self.weights = AutoModelForCausalLM.from_pretrained(kwargs["weights_path"])
+        self.calls.append(method)
+
+    def reset_prefix_cache(self) -> None:
+        self.calls.append("reset_prefix_cache")
+
+    def generate(
+        self, prompts: list[dict[str, Any]], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        engine = TransformersConfig().build(self.weights, FACTS)
+        outputs = []
+        for prompt, one in zip(prompts, params, strict=True):
+            ids = prompt["prompt_token_ids"]
+            assert one.seed is not None
+            assert one.max_tokens is not None
+            sampling = Sampling(max_tokens=one.max_tokens, temperature=one.temperature, logprobs=True)
+            (done,) = engine.generate([ids], sampling, one.seed)
+            scores = [{t: Logprob(v)} for t, v in zip(done.token_ids, done.logprobs or (), strict=True)]
+            sample = CompletionOutput(
+                0, "", list(done.token_ids), None, None if one.logprobs is None else scores,
+                "stop" if done.finished else "length",
+            )  # fmt: skip
+            outputs.append(RequestOutput("0", ids, [sample]))
+        return outputs
+
+
+MADE: list[LLM] = []
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `vllm` with the names that the engine imports."""
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, SamplingParams, dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    MADE.clear()
+
+
+def test_text_follows_the_weights_as_training_changes_them(vllm: None) -> None:
+    model = tiny.model(0)
+    engine = VllmEngine(model, FACTS, VllmConfig(memory=0.3, options={"enforce_eager": True}))
+    prompts, sampling = [[5, 9, 12], [7], [5, 9, 12]], Sampling(max_tokens=8, logprobs=True)
+
+    def expected() -> list[tuple[int, ...]]:
+        own = TransformersConfig().build(model, FACTS)
+        return [own.generate([p], sampling, seed_of(3, n))[0].token_ids for n, p in enumerate(prompts)]
+
+    first = engine.generate(prompts, sampling, seed=3)
+    assert [done.token_ids for done in first] == expected()
+    assert first[0].token_ids != first[2].token_ids
+    assert all(len(done.logprobs or ()) == len(done.token_ids) for done in first)
+    engine.generate(prompts, sampling, seed=3)
+    (llm,) = MADE
+    assert llm.calls == ["reload_weights"]  # at its start; nothing has changed since
+    optimiser = torch.optim.SGD(model.parameters(), lr=5.0)
+    model(torch.tensor([[5, 9]])).logits.sum().backward()
+    optimiser.step()
+    second = engine.generate(prompts, sampling, seed=3)
+    assert [done.token_ids for done in second] == expected()
+    assert llm.calls == ["reload_weights", "reload_weights", "reset_prefix_cache"]
+    assert llm.options["gpu_memory_utilization"] == 0.3
+    assert llm.options["enforce_eager"] is True
+    assert not list(Path(llm.options.get("model", "/nowhere")).glob("*"))
+
+
+def test_part_of_a_larger_set_is_written_as_in_the_whole(vllm: None) -> None:
+    engine = VllmEngine(tiny.model(0), FACTS, VllmConfig())
+    prompts = [[5, 9], [7, 8], [3, 4]]
+    whole = engine.generate(prompts, Sampling(max_tokens=6), seed=1)
+    assert engine.generate(prompts[2:], Sampling(max_tokens=6), seed=1, numbers=[2]) == whole[2:]
+
+
+def test_every_setting_has_its_name_in_vllm() -> None:
+    sampling = Sampling(
+        temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, max_tokens=9, min_tokens=2, repetition_penalty=1.1
+    )
+    made = SamplingParams(seed=1, **sampling_arguments(sampling, FACTS))
+    assert made == SamplingParams(0.7, 0.9, 40, 0.05, 1.1, 1, [tiny.END], 9, 2, None, False)
+    for refused in (Sampling(no_repeat_ngram_size=2), Sampling(logprobs=True, top_k=5)):
+        with pytest.raises(ConfigError, match=r"engine\.sampling"):
+            sampling_arguments(refused, FACTS)
+
+
+def test_outputs_become_completions() -> None:
+    scores = [{4: Logprob(-0.5), 9: Logprob(-0.1)}, {tiny.END: Logprob(-0.2)}]
+    sample = CompletionOutput(0, "", [4, tiny.END], None, scores, "stop", tiny.END)
+    done = completion_of(RequestOutput("0", [5], [sample]), Sampling(max_tokens=4, logprobs=True), FACTS)
+    assert (done.token_ids, done.finished, done.logprobs) == ((4, tiny.END), True, (-0.5, -0.2))
+
+
+def test_without_vllm_the_message_says_how_to_get_it() -> None:
+    if "vllm" in sys.modules:
+        pytest.skip("vllm is installed here")
+    with pytest.raises(EnvironmentFault, match=r"stillhouse\[vllm\]"):
+        VllmConfig().build(tiny.model(0), FACTS)
+
+
+def test_its_settings_can_be_written_and_read_back() -> None:
+    config = VllmConfig(gpus=2, max_length=4096, options={"enforce_eager": True})
+    assert VllmConfig.model_validate(json.loads(config.model_dump_json())) == config
+    arguments = config.arguments(Path("folder"))
+    assert arguments["tensor_parallel_size"] == 2
+    assert arguments["max_model_len"] == 4096
+    assert arguments["skip_tokenizer_init"] is True

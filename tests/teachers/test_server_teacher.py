@@ -1,0 +1,160 @@
+"""What a teacher on a server says is what the same model says in this process, whatever lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.servers import Service, broken
+from tests.vllm_like import TEACHER, DemoTeacher, demo_server
+
+from stillhouse.data.collate import collate
+from stillhouse.errors import ModelError, TeacherError
+from stillhouse.models import TeacherModel, load_tokenizer
+from stillhouse.objectives.compact import top_of
+from stillhouse.remote.scores import scores_of
+from stillhouse.responses.fixed import reference
+from stillhouse.runner.caching import batch_tensors
+from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, ServerTeacherConfig
+from stillhouse.teachers.server import top_rows
+from stillhouse.types import Prompt
+
+TOP = 20
+
+
+@pytest.fixture(scope="module")
+def demo() -> DemoTeacher:
+    return DemoTeacher()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with demo_server() as running:
+        yield running
+
+
+def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> dict[str, Any]:
+    """Some prompts with answers, as a teacher gets them."""
+    prompts = []
+    for number, (prompt, answer) in enumerate(pairs):
+        ids = [
+            tuple(demo.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)
+        ]
+        prompts.append(Prompt(str(number), ids[0], prompt, (*ids[1], demo.facts.eos_ids[0])))
+    return batch_tensors(collate([reference(prompt) for prompt in prompts], 0))
+
+
+PAIRS = (
+    ("name[Blue Spice], eatType[pub]\n", "Blue Spice is a pub."),
+    ("name[Zizzi], food[Indian], near[Avalon]\n", "Zizzi serves Indian food near Avalon, cheaply."),
+    ("name[Blue Spice], eatType[pub]\n", "Blue Spice is a pub."),
+)
+
+
+def running(url: str, **options: Any) -> CompactTeacher:
+    config = ServerTeacherConfig(url=url, top=TOP, backoff=0.001, **{"keep": None, **options})
+    built = config.build(None, 1024)
+    assert isinstance(built, CompactTeacher)
+    return built
+
+
+def scored(service: Service) -> list[Any]:
+    """The questions about sequences, without the probes of abilities."""
+    bodies = service.bodies("/v1/completions")
+    return [b for b in bodies if b.get("prompt_logprobs") == TOP and len(b["prompt"]) > 3]
+
+
+def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> None:
+    part = batch(demo, *PAIRS)
+    live = LiveTeacherConfig(path=TEACHER).build(demo.model, 1024)
+    exact = torch.log_softmax(live.head.logits(live.hidden(part)), -1)
+    expected = top_of(exact, TOP, part["labels"][part["response_mask"]])
+    said = running(service.url).compact(part)
+    torch.testing.assert_close(said.logprobs, expected.logprobs, atol=2e-5, rtol=0)
+    torch.testing.assert_close(said.labels, expected.labels, atol=2e-5, rtol=0)
+    torch.testing.assert_close(said.tail, expected.tail, atol=2e-3, rtol=0)
+    assert (said.ids == expected.ids).float().mean() > 0.99  # ties may change places
+    assert len(scored(service)) == 2  # equal sequences are one question
+
+
+def test_faults_on_the_way_change_nothing(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
+    part = batch(demo, *(("name[Fitzbillies]\n", f"Fitzbillies, number {n}.") for n in range(12)))
+    expected = running(service.url).compact(part)
+    faults = ["drop", "truncate", (429, {}), "garble", (502, {}), "lose"]
+    with broken(service.url, lambda n: faults[n // 2 % 6] if n > 3 and n % 2 else None) as proxy:
+        teacher = running(proxy.url, keep=tmp_path, concurrency=3, retries=20)
+        first = teacher.compact(part)
+        asked = sum(proxy.done.values())
+        again = teacher.compact(part)
+        teacher.close()
+    assert sum(proxy.done.values()) == asked > 12 + 6
+    for said in (first, again):
+        assert torch.equal(said.ids, expected.ids)
+        assert torch.equal(said.logprobs, expected.logprobs)
+        assert said.tail is not None
+        assert expected.tail is not None
+        assert torch.equal(said.tail, expected.tail)
+
+
+def test_the_store_belongs_to_an_address_or_to_an_identity(
+    service: Service, demo: DemoTeacher, tmp_path: Path
+) -> None:
+    part = batch(demo, *PAIRS)
+    with demo_server() as other:
+        for options, asked in (({}, 2), ({"identity": "demo, revision 3"}, 0)):
+            running(service.url, keep=tmp_path, **options).compact(part)
+            running(other.url, keep=tmp_path, **options).compact(part)
+            assert len(scored(other)) == asked
+            other.seen.clear()
+
+
+def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
+    of = ServerTeacherConfig(url=service.url, top=TOP, keep=tmp_path / "not here")
+    cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path / "here")
+    built = cache.build(None, 1024)
+    assert isinstance(built, CompactTeacher)
+    built.compact(batch(demo, *PAIRS))
+    built.close()
+    assert not (tmp_path / "not here").exists()
+    assert list((tmp_path / "here").glob("*/*.shard"))
+
+
+def test_echoed_scores_are_understood_too() -> None:
+    choice = {
+        "logprobs": {
+            "tokens": ["token_id:5", "token_id:7"],
+            "token_logprobs": [None, -3.0],
+            "top_logprobs": [None, {"token_id:9": -0.1}],
+        }
+    }
+    assert scores_of(choice, "echo") == [{}, {7: -3.0, 9: -0.1}]
+    vllm = {"prompt_logprobs": [None, {"7": {"logprob": -3.0}, "9": {"logprob": -0.1}}]}
+    assert scores_of(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
+
+
+def test_scores_of_another_text_are_noticed() -> None:
+    scores: list[dict[int, float]] = [{}, {7: -3.0, 9: -0.1}]
+    rows = top_rows(scores, (5, 7), [1], top=1)
+    assert rows.ids.tolist() == [[9]]
+    assert rows.labels is not None
+    assert rows.labels.tolist() == [-3.0]
+    with pytest.raises(TeacherError, match="does not take token ids as they are"):
+        top_rows(scores, (5, 8), [1], top=1)
+    with pytest.raises(TeacherError, match="cut the sequence"):
+        top_rows(scores, (5, 7, 9), [1, 2], top=1)
+
+
+def test_another_tokenizer_is_refused(service: Service) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", eos_token="[UNK]")
+    with pytest.raises(ModelError, match="they part at token 0"):
+        ServerTeacherConfig(url=service.url).check_tokenizer(other)
+    ServerTeacherConfig(url=service.url).check_tokenizer(load_tokenizer(TeacherModel(path=TEACHER)))
+    assert ServerTeacherConfig(url=service.url, retokenise=True).provides == {"text"}
