@@ -190,7 +190,7 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
                     step.teacher, store = _over(form, exact, folder, seed)
                     found.append(_gradient(step, parts, batches))
                     size = store.size
-                    step.teacher.close()
+                    store.close()
                 tokens = sum(int(batch["response_mask"].sum()) for batch in batches)
                 rows.append(_row(form.name, size / tokens, found, loss, slope))
                 bar.advance(1)
