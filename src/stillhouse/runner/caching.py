@@ -196,7 +196,7 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
                     step.teacher, store = _over(form, exact, folder, seed)
                     found.append(_gradient(step, parts, batches))
                     size = store.size
-                    step.teacher.close()
+                    store.close()
                 tokens = sum(int(batch["response_mask"].sum()) for batch in batches)
                 rows.append(_row(form.name, size / tokens, found, loss, slope))
                 bar.advance(1)
@@ -229,7 +229,9 @@ def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) ->
 def _row(name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor) -> Bias:
     losses = torch.tensor([one for one, _ in found], dtype=torch.float64)
     mean = torch.stack([one for _, one in found]).mean(0)
-    cosines = [torch.nn.functional.cosine_similarity(one, slope, dim=0).item() for _, one in found]
+    cosines = [
+        torch.nn.functional.cosine_similarity(one.double(), slope.double(), dim=0).item() for _, one in found
+    ]
     errors = [((one - slope).norm() / slope.norm()).item() for _, one in found]
     return Bias(
         name=name,
