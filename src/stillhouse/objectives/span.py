@@ -10,6 +10,7 @@ from torch import Tensor
 from stillhouse.curriculum import NonNegative
 from stillhouse.objectives.alignment import Matching, Members
 from stillhouse.objectives.base import Objective, label_logprobs, register
+from stillhouse.objectives.crosstoken import ascending, ascending_values
 from stillhouse.objectives.divergences import kl, mixture
 from stillhouse.objectives.ranges import InnerShare
 from stillhouse.objectives.rows import Rows
@@ -102,15 +103,16 @@ def merged(logits: Tensor, labels: Tensor, members: Members) -> Tensor:
 
 
 def sorted_distance(q: Tensor, p: Tensor) -> Tensor:
-    """sum_k |q_(k) - p_(k)| over the k-th largest entries, zeros padded, [G]."""
-    size = max(q.shape[-1], p.shape[-1])
-    if not size:
-        return q.new_zeros(q.shape[0])
-    ordered = [
-        torch.nn.functional.pad(one.sort(-1, descending=True).values, (0, size - one.shape[-1]))
-        for one in (q, p)
-    ]
-    return (ordered[0] - ordered[1]).abs().sum(-1)
+    """sum_k |q_(k) - p_(k)| of the k-th largest, zeros padded, [G]; the gradient reaches q only."""
+    with torch.no_grad():
+        ours, place = ascending(q.detach())
+        theirs = ascending_values(p.detach())
+        size = max(ours.shape[-1], theirs.shape[-1])
+        theirs = torch.nn.functional.pad(theirs, (size - theirs.shape[-1], 0))
+        sign = torch.sign(torch.nn.functional.pad(ours, (size - ours.shape[-1], 0)) - theirs)
+        slope = torch.empty_like(q).scatter_(-1, place, sign[:, size - ours.shape[-1] :])
+        constant = (sign * theirs).sum(-1)
+    return (slope * q).sum(-1) - constant
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
