@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float]]]:
-    """How likely each model of a run finds responses, in nats per token."""
-    models = {"student": parts.student, "teacher": parts.teacher}
+    """How likely each model of a run finds responses, in nats per token.
+
+    A teacher with another tokenizer is not among them: its tokens are others.
+    """
+    models = {"student": parts.student, "teacher": parts.comparable}
     options: dict[str, Any] = {
         "pad_id": parts.facts.pad_id,
         "vocab": parts.vocab,
