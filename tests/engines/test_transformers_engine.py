@@ -339,3 +339,15 @@ def test_the_engine_is_made_from_its_configuration() -> None:
     assert len(config.build(tiny(), FACTS).generate([[5]], config.sampling, 0)) == 1
     with pytest.raises(ValueError, match="top_p"):
         REGISTRY.parse({"kind": "transformers", "sampling": {"top_p": 1.5}})
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_some_prompts_under_their_numbers_get_the_text_of_the_whole_set(kind: str) -> None:
+    engine = TransformersConfig(batch_size=3).build(tiny(kind), FACTS)
+    prompts, sampling = some_prompts(9), Sampling(max_tokens=12)
+    whole = engine.generate(prompts, sampling, seed=5)
+    places = [7, 2, 8]
+    some = engine.generate([prompts[place] for place in places], sampling, 5, numbers=places)
+    assert [one.token_ids for one in some] == [whole[place].token_ids for place in places]
+    unnumbered = engine.generate([prompts[place] for place in places], sampling, 5)
+    assert [one.token_ids for one in unnumbered] != [one.token_ids for one in some]
