@@ -103,7 +103,7 @@ def test_an_interrupted_comparison_goes_on(ready: Workshop) -> None:
 def test_what_is_wrong_with_tasks_is_told_before_anything_loads(ready: Workshop) -> None:
     command = ("eval", "student", "--tasks")
     assert "--data: is missing" in ready.refused("eval", "student")
-    assert "no task is called" in ready.refused(*command, "instructons", "--data", "valid.jsonl")
+    assert "no task is called" in ready.refused(*command, "instruct", "--data", "valid.jsonl")
     (ready.folder / "bad.yaml").write_text("tasks: [{kind: exact_match, data: absent.jsonl}]", "utf-8")
     said = ready.refused(*command, "bad.yaml")
     assert "--tasks[0].data" in said

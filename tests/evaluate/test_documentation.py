@@ -38,7 +38,9 @@ def test_the_python_example_runs() -> None:
 
 
 def test_the_commands_run(workshop: Workshop) -> None:
-    tasks = blocks("yaml")[0].replace("limit: 20", "limit: 2")
+    tasks = re.sub(r"limit: 20", "limit: 2", re.sub(r"max_tokens: \d+", "max_tokens: 6", blocks("yaml")[0]))
+    tasks = tasks.replace("- cost", "- {kind: cost, repeats: 1, batch: 1, new_tokens: 2}")
+    tasks = re.sub(r"kind: speculative", "kind: speculative, gammas: [1], sampling: {max_tokens: 6}", tasks)
     (workshop.folder / "tasks.yaml").write_text(tasks, "utf-8")
     for name, model in (("kd", "student"), ("distillm2", "teacher")):
         (workshop.folder / "runs" / name).mkdir(parents=True)

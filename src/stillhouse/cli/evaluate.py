@@ -103,7 +103,9 @@ def _compare(
         folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
     rows = summary_table(folders)
     for task in dict.fromkeys(row["task"] for row in rows):
-        headings, cells = summary_cells([row for row in rows if row["task"] == task])
+        here = [row for row in rows if row["task"] == task]
+        known = [name for name in here[0] if name == "run" or any(row.get(name) is not None for row in here)]
+        headings, cells = summary_cells([{name: row.get(name) for name in known} for row in here])
         console.table(headings, cells, title=task)
     console.say(str(write_report(folders, folder / "report.html")))
 

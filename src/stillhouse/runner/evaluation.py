@@ -89,7 +89,7 @@ def bench_of(
         tokenizer=parts.tokenizer,
         facts=parts.facts,
         vocab=parts.vocab,
-        writer=config.engine,
+        writer=config.engine.for_student(),
         data=config.data,
         sampling=parts.limited(config.evaluate.sampling),
         seeds=config.evaluate.seeds,
