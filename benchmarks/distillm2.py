@@ -385,6 +385,8 @@ def probed(size: Size, folder: Path, models: tuple[Path, Path], only_finished: b
                 continue
             ended = method_run(varied, inside, models, name, {**METHODS, **OTHERS}[name], 0)
             scores[name] = {0: measure(varied, inside, ended)}
+        if not scores:
+            continue
         found.append({"title": title, "changes": changes, "rows": summary(scores)})
     return found
 
