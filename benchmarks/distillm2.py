@@ -354,7 +354,7 @@ def main() -> None:
     models = prepare(size, folder)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
     record: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/distillm2.py", *sys.argv[1:]]),
+        "command": "python benchmarks/distillm2.py" + " --finished --probes" * options.finished,
         "date": date.today().isoformat(), "versions": versions(), "threads": 1,
         "cpu": torch.backends.cpu.get_cpu_capability(), "size": asdict(size),
     }  # fmt: skip

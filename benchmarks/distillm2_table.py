@@ -79,7 +79,7 @@ def line(row: dict[str, Any]) -> str:
     def cell(key: str, digits: int = 1) -> str:
         if row.get(key) is None:
             return "-"
-        error = f" ± {row[f'{key}_se']:.{digits}f}" if row["seeds"] > 1 else ""
+        error = f" ± {row[f'{key}_se']:.{digits}f}" if row.get(f"{key}_se") else ""
         return f"{row[key]:,.{digits}f}{error}"
 
     cells = [
