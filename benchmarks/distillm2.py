@@ -354,7 +354,7 @@ def main() -> None:
     models = prepare(size, folder)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
     record: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/distillm2.py", *sys.argv[1:]]),
+        "command": "python benchmarks/distillm2.py" + " --finished --probes" * options.finished,
         "date": date.today().isoformat(), "versions": versions(), "threads": 1,
         "cpu": torch.backends.cpu.get_cpu_capability(), "size": asdict(size),
     }  # fmt: skip
@@ -385,6 +385,8 @@ def probed(size: Size, folder: Path, models: tuple[Path, Path], only_finished: b
                 continue
             ended = method_run(varied, inside, models, name, {**METHODS, **OTHERS}[name], 0)
             scores[name] = {0: measure(varied, inside, ended)}
+        if not scores:
+            continue
         found.append({"title": title, "changes": changes, "rows": summary(scores)})
     return found
 

@@ -79,7 +79,7 @@ def line(row: dict[str, Any]) -> str:
     def cell(key: str, digits: int = 1) -> str:
         if row.get(key) is None:
             return "-"
-        error = f" ± {row[f'{key}_se']:.{digits}f}" if row["seeds"] > 1 else ""
+        error = f" ± {row[f'{key}_se']:.{digits}f}" if row.get(f"{key}_se") else ""
         return f"{row[key]:,.{digits}f}{error}"
 
     cells = [
@@ -107,12 +107,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         ("sampled at temperature 1, five times", "greedy"),
         strict=True,
     ):
-        colours = ["#c0392b" if name.startswith("DistiLLM-2") else "#4c72b0" for name in names]
-        axis.barh(
-            names, [row[key] for row in ordered], xerr=[row[f"{key}_se"] for row in ordered], color=colours
-        )
-        low = min(row[key] for row in ordered)
-        axis.set_xlim(left=max(0, low - 3))
-        axis.set(title=title, xlabel="ROUGE-L, mean and standard error of the seeds")
-        axis.grid(axis="x", alpha=0.3)
+        for place, row in enumerate(ordered):
+            colour = "#c0392b" if row["method"].startswith("DistiLLM-2") else "#4c72b0"
+            axis.errorbar(row[key], place, xerr=row[f"{key}_se"] or None, fmt="o", color=colour, capsize=3)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=title, xlabel="ROUGE-L, mean and standard error of the seeds (one seed: no bar)")
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
