@@ -15,6 +15,7 @@ from stillhouse.config import FilePath
 from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import EXCLUDED, LEAST_TAIL, Compact, joined
 from stillhouse.remote import Completions, Server
+from stillhouse.remote.retry import Refused
 from stillhouse.remote.scores import Scores, scores_of
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
 from stillhouse.teachers.cache import CacheTeacherConfig
@@ -126,7 +127,15 @@ class ServerTeacher:
                 "lower data.max_prompt or data.max_response."
             )
         probe = [5, 6, 7]
-        scores = self.completions.client.ask("completions", self._body(probe), self._read)
+        try:
+            scores = self.completions.client.ask("completions", self._body(probe), self._read)
+        except TeacherError as error:
+            if isinstance(error.__cause__, Refused):
+                raise TeacherError(
+                    f"{error} It was asked for teacher.top={self.top} log-probabilities of each token; vLLM "
+                    "gives as many as its --max-logprobs (20 by default)."
+                ) from error
+            raise
         if any(len(place) < self.top for place in scores[1:3]):
             raise TeacherError(
                 f"{self.completions.client.url}: gives {len(scores[1])} log-probabilities for a place, and "
