@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint demo-teacher docs clean
+.PHONY: quickstart test lint browser demo-teacher docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/stillhouse quickstart
@@ -20,6 +20,16 @@ lint: $(STAMP)
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Chromium for the tests of the report: Debian's package, where it is missing and root may install it.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "no Chromium here and no way to install it: the browser tests will be skipped"; exit 0; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	(timeout 120 apt-get update -qq && timeout 400 apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core) >/dev/null 2>&1 || \
+		echo "Chromium could not be installed: the browser tests will be skipped"
 
 demo-teacher: $(STAMP)
 	$(BIN)/python -m stillhouse.demo.make_teacher

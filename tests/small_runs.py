@@ -24,6 +24,7 @@ import transformers.trainer  # noqa: F401  (once here, instead of in every child
 from safetensors.torch import load_file
 
 import stillhouse
+from stillhouse.files import write_jsonl
 from stillhouse.runner.execute import execute
 from stillhouse.runner.resolve import resolve
 
@@ -40,6 +41,8 @@ def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
     for name, count, file in (("train", rows, "train.jsonl"), ("valid", valid, "dev.jsonl")):
         lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [{"text": json.loads(line)["outputs"][0]} for line in lines]
+    write_jsonl(folder / "text.jsonl", rows)
 
 
 def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
             "template": {"kind": "plain"},
             "max_prompt": 96,
             "max_response": 10,
+            **changes.pop("data", {}),
         },
         "evaluate": {"before": False, "teacher": False, "sampling": {"max_tokens": 8}},
         "output": {"folder": str(folder / name), "report": False},

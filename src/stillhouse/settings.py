@@ -224,7 +224,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
                     "must be the teacher's share in the text that is trained on",
                     got=str(value.sampling_teacher_share),
                     allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
-                    hint="Set both to the same number (responses.kind=on_policy has teacher_share).",
+                    hint="Set both to the same number (on_policy and batched responses have teacher_share).",
                 )
             )
         return value

@@ -35,7 +35,7 @@ def bench(system: str = "student after", **changes: Any) -> Bench:
         "tokenizer": tokenizer,
         "facts": facts,
         "vocab": len(tokenizer),
-        "engine": TransformersConfig().build(model, facts),
+        "writer": TransformersConfig(),
         "data": DataConfig(
             train={"kind": "jsonl", "path": f"{TEACHER.removesuffix('teacher')}data/dev.jsonl"},
             template=Plain(),

@@ -59,6 +59,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"kind": "policy_gradient", "discount": 0.0, "include_current": True, "estimator": "k3"},
     {"kind": "policy_gradient", "discount": 0.9, "ratio_clip": 0.2, "reward_clip": 1.0},
     {
+        "kind": "policy_gradient",
+        "whiten": True,
+        "reward_scale": 0.5,
+        "ratio_clip": 0.2,
+        "sampling_teacher_share": 0.2,
+    },
+    {
         "kind": "sum",
         "terms": [{"kind": "policy_gradient"}, {"kind": "reverse_kl"}, {"kind": "cross_entropy"}],
     },

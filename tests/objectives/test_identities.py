@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,49 @@ def test_on_policy_distillation_is_reverse_kl_in_expectation(estimator: str) -> 
         force += chance[:, None] * part_force
     torch.testing.assert_close(mean, expected)
     torch.testing.assert_close(force, wanted)
+
+
+def _sampled(share: float, student: Tensor, teacher: Tensor, labels: Tensor) -> Rows:
+    """Two texts of three tokens each, with what they were sampled with from (1 - share) q + share p."""
+    log_q, log_p = (
+        logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1) for logits in (student, teacher)
+    )
+    mixture = ((1 - share) * log_q.exp() + share * log_p.exp()).log()
+    return Rows(labels=labels, sequence_ids=torch.tensor([0, 0, 0, 1, 1, 1]), sampled_logprobs=mixture)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_ppo_begins_with_the_plain_gradient_and_stops_where_it_is_clipped(share: float) -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(6, 3).double(), torch.randn(6, 3).double()
+    rows = _sampled(share, student, teacher, torch.tensor([0, 1, 2, 2, 1, 0]))
+    plain = build("policy_gradient", include_current=True, sampling_teacher_share=share)
+    clipped = build("policy_gradient", include_current=True, sampling_teacher_share=share, ratio_clip=0.2)
+    wanted = gradient(plain, student, teacher, rows)[1]
+    torch.testing.assert_close(gradient(clipped, student, teacher, rows)[1], wanted)
+    # After steps that made the sampled tokens much likelier, those that gain have nothing left to win.
+    raised = student.scatter_add(1, rows.labels[:, None], torch.full((6, 1), 3.0).double())
+    after = gradient(clipped, raised, teacher, rows)[1]
+    gains = gradient(plain, raised, teacher, rows)[1].gather(1, rows.labels[:, None]).squeeze(1) < 0
+    assert (after[gains] == 0).all()
+
+
+def test_whitened_returns_do_not_depend_on_scale_and_offset_of_the_rewards() -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(6, 3).double(), torch.randn(6, 3).double()
+    rows = Rows(labels=torch.tensor([0, 1, 2, 2, 1, 0]), sequence_ids=torch.tensor([0, 0, 0, 1, 1, 1]))
+    options = {"include_current": True, "discount": 0.95}
+    plain = build("policy_gradient", **options)
+    white, scaled = (build("policy_gradient", **options, whiten=True, reward_scale=s) for s in (1.0, 0.5))
+
+    def gains(objective: Any) -> Tensor:  # what multiplies grad -log q(y), from its column of the gradient
+        force = gradient(objective, student, teacher, rows)[1].gather(1, rows.labels[:, None]).squeeze(1)
+        return force / (student.softmax(-1).gather(1, rows.labels[:, None]).squeeze(1) - 1)
+
+    found = gains(white)
+    torch.testing.assert_close(gains(scaled), found, rtol=1e-6, atol=1e-6)
+    raw = gains(plain)
+    torch.testing.assert_close(found, (raw - raw.mean()) / raw.std(correction=0), rtol=1e-6, atol=1e-6)
 
 
 def test_returns_are_discounted_by_distance_and_not_by_position() -> None:

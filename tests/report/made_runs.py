@@ -10,8 +10,10 @@ from typing import Any
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror=window.hacked=2> <b>bold</b> &amp; <!--"
-    " \u2028 \ud800"
+    " </style></title></textarea><svg onload=window.hacked=3> \"'><a href=javascript:window.hacked=4>x</a> "
+    "{{ 7 * 7 }} $x_{$ \u2028 \u202eRTL \x00 \x1b[2J \ud800 ]]>"
 )
+"""Text that would like to be more than text."""
 NAMES = ("Blue Spice", "The Eagle", "Green Man", "The Mill", "Zizzi", "The Vaults", "Alimentum", "Cocum")
 FOODS = ("Italian", "Japanese", "Chinese", "French", "Indian", "English", "fast food")
 AREAS = ("riverside", "city centre")
@@ -23,9 +25,15 @@ SOURCES = {
 
 
 def make_run(
-    folder: Path, recipe: str = "kd", *, rows: int = 12, steps: int = 120, score: float = 57.0
+    folder: Path,
+    recipe: str = "kd",
+    *,
+    rows: int = 12,
+    steps: int = 120,
+    score: float = 57.0,
+    tasks: bool = False,
 ) -> Path:
-    """Write a complete run folder."""
+    """Write a complete run folder; with `tasks` also two further tasks and filtered rounds of responses."""
     draw = random.Random(recipe)
     _write(folder / "state.json", _state(recipe))
     _write(folder / "provenance.json", _provenance(recipe))
@@ -47,7 +55,44 @@ def make_run(
         draw,
         f"student after {recipe}",
     )
+    if tasks:
+        _further_tasks(folder, recipe, score)
+        _write(folder / "responses" / "curation.json", _curation())
     return folder
+
+
+def _further_tasks(folder: Path, recipe: str, score: float) -> None:
+    """`maths`, scored by accuracy, and `curve`, quality against diversity over temperatures."""
+    for system, label, height in (
+        ("teacher", "teacher", 60.0),
+        ("student-after", f"student after {recipe}", score),
+    ):
+        accuracy = {"accuracy": height / 200, "accuracy_std": 0.02, "mean_length": 80.0}
+        found = {"system": system.replace("-", " "), "label": label, "settings": {"kind": "svamp"}}
+        _write(folder / f"evaluation/{system}.maths.json", {**found, "task": "maths", "metrics": accuracy})
+        answers = [
+            {"id": f"maths:{n}", "seed": 1, "prompt": f"{n} + {n}?", "references": [str(2 * n)], "tokens": 3,
+             "response": str(2 * n), "finished": True, "accuracy": float(n % 2), "answer": str(2 * n)}
+            for n in range(6)
+        ]  # fmt: skip
+        _lines(folder / f"evaluation/{system}.maths.jsonl", answers)
+        points = [
+            {"temperature": 0.5 + x, "rouge_l": height - 20 * x, "rouge_l_std": 0.4, "self_bleu": 70 - 40 * x,
+             "distinct_2": 0.2 + 0.3 * x}
+            for x in (0.0, 0.4, 0.8)
+        ]  # fmt: skip
+        metrics = {**points[1], "curve": points}
+        _write(folder / f"evaluation/{system}.curve.json", {**found, "task": "curve", "metrics": metrics})
+
+
+def _curation() -> dict[str, Any]:
+    example = {"id": "train:7", "side": "student", "by": "student", "filter": "repetition", "reason": "loops",
+               "detail": "4-gram 9 times", "prompt": HOSTILE, "response": "and and and and"}  # fmt: skip
+    side = {"by": {"student": 3300}, "dropped": {"repetition": {"loops": 31}}, "rewritten": 12,
+            "dropped_at_first": {"repetition": {"loops": 43}, "form": {"empty": 2}}}  # fmt: skip
+    one = {"round": 0, "prompts": 3300, "kept": 3269, "sides": {"student": side}, "examples": [example],
+           "filters": [{"kind": "form"}, {"kind": "repetition", "n": 4}]}  # fmt: skip
+    return {"format": 1, "rounds": {"0": one}}
 
 
 def _state(recipe: str) -> dict[str, Any]:
@@ -103,13 +148,16 @@ def _log(recipe: str, steps: int, score: float, draw: random.Random) -> list[dic
             "learning_rate": 0.002 * 0.5 * (1 + math.cos(math.pi * done)), "grad_norm": 0.8 + draw.random(),
             "tokens_per_second": 5200 + 300 * draw.random(),
             "seconds/generate": 0.0 if recipe == "kd" else 0.2,
-            "seconds/teacher": 0.12, "seconds/student": 0.2, "seconds/optimiser": 0.02,
+            "seconds/teacher": 0.12, "seconds/student": 0.1, "seconds/backward": 0.1,
+            "seconds/optimiser": 0.02, "tokens/teacher": 4000, "tokens/student": 4000,
         }  # fmt: skip
         for source, (start, end) in SOURCES.get(recipe, SOURCES["kd"]).items():
             row[f"responses/{source}"] = start + (end - start) * done
             row[f"loss/{source}"] = loss * (1.1 if source == "student" else 0.9)
         if recipe != "kd":
             row["schedule/objective.alpha"] = 0.1 + 0.3 * done
+            row |= {"replay/size": min(1000, 40 * step), "replay/age": step / 2, "replay/uses": 1 + done}
+            row["tokens/generate"] = 900
         rows.append(row)
         if step % max(1, steps // 8) == 0:
             reached = score - (score - 41.2) * math.exp(-4 * done) + draw.gauss(0, 0.4)

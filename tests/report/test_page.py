@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from stillhouse.console import visible
 from stillhouse.report import find_runs, load_run, summary_cells, summary_table, write_report
 from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
+from stillhouse.report.sections import config_diff
 from stillhouse.report.systems import gather
+from stillhouse.report.work import phase_tables, seconds_by_phase
 from tests.report.made_runs import HOSTILE, make_run
 
 
@@ -85,21 +89,97 @@ def test_model_text_cannot_become_markup(three_runs, tmp_path):
     assert "img" not in tags.tags
     assert "<img src=x" not in html
     row = next(row for row in answers(html)["rows"] if row["id"] == "e2e:3")
-    assert row["responses"]["0"][0] == HOSTILE
+    assert row["responses"]["0"][0] == visible(HOSTILE)
+    assert not re.search("[\x00\x1b\u2028\u202e\ud800]", html)
 
 
 def test_names_and_settings_cannot_become_markup(tmp_path):
     folder = make_run(tmp_path / "run")
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "name": HOSTILE, "message": HOSTILE}))
+    told = {"name": HOSTILE, "message": HOSTILE, "command": HOSTILE, "recipe": HOSTILE, "state": HOSTILE}
+    (folder / "state.json").write_text(json.dumps({**state, **told}))
+    (folder / "environment.json").write_text(json.dumps({"stillhouse": HOSTILE, HOSTILE: HOSTILE}))
+    sets = [{"name": HOSTILE, "path": HOSTILE, "sha256": HOSTILE, "rows": HOSTILE, "dropped": {HOSTILE: 3}}]
+    (folder / "data.json").write_text(json.dumps({"sets": sets, "warnings": [HOSTILE]}))
+    (folder / "models.json").write_text(json.dumps({HOSTILE: {"path": HOSTILE, "parameters": 3}}))
+    for path in (folder / "evaluation").glob("*.json"):
+        found = json.loads(path.read_text())
+        metrics = {**found["metrics"], HOSTILE: 1.0, "curve": [HOSTILE, {"temperature": HOSTILE}]}
+        path.write_text(json.dumps({**found, "label": HOSTILE, "task": HOSTILE, "metrics": metrics}))
     entry = {"value": HOSTILE, "origin": HOSTILE}
     (folder / "provenance.json").write_text(json.dumps({"student.path": entry, HOSTILE: entry}))
-    log = {"phase": "train", "step": 1, "loss": 1.0, f"schedule/{HOSTILE}": 0.5, f"loss/{HOSTILE}": 2.0}
-    (folder / "metrics.jsonl").write_text(json.dumps(log) + "\n")
-    _, tags = page([folder], tmp_path / "report.html")
+    log = {"phase": "train", "step": 1, "loss": 1.0, f"schedule/{HOSTILE}": 0.5, f"loss/{HOSTILE}": 2.0,
+           f"other/{HOSTILE}": 1.0, HOSTILE: 2.0}  # fmt: skip
+    valid = [{"phase": "valid", "step": step, f"v{HOSTILE}": step / 2} for step in (1, 2)]
+    rows = "".join(json.dumps(row) + "\n" for row in (log, *valid))
+    (folder / "metrics.jsonl").write_text(rows)
+    html, tags = page([folder], tmp_path / "report.html")
     assert tags.tags.count("script") == 2
-    assert not {"img", "b><script"} & set(tags.tags)
+    assert not {"img", "a><script"} & set(tags.tags)
+    assert not any("javascript:" in address for address in tags.addresses)
+    assert "{{ 7 * 7 }}" in tags.text
+    assert not re.search("[\x00\x1b\u2028\u202e\ud800]", html)
     assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_everything_that_a_run_logs_is_on_the_page(tmp_path):
+    make_run(tmp_path / "runs" / "distillm2", "distillm2", tasks=True)
+    make_run(tmp_path / "runs" / "kd", "kd", tasks=True)
+    html, tags = page([tmp_path / "runs"], tmp_path / "report.html")
+    for words in (
+        "All tasks", "maths Accuracy", "objective.alpha (α)", "Buffer: age of the responses",
+        "Buffer: responses held", "Quality and diversity: Self-BLEU", "Quality and diversity: distinct-2",
+        "Validation ROUGE-L over time", "backward the backward pass", "108k", "43 repetition: loops",
+        "31 repetition: loops", "2 form: empty", "Written again", "Keys",
+        "Round 1, student · repetition: loops (4-gram 9 times)",
+    ):  # fmt: skip
+        assert words in tags.text, words
+    assert ">T=0.5</text>" in html
+    assert tags.tags.count("script") == 2
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_error_bars_reach_as_far_as_the_deviation(three_runs, tmp_path):
+    html, _ = page([three_runs], tmp_path / "report.html")
+    widest = 60.1 + 0.3
+    left, width = 100 * (58.3 - 0.3) / widest, 100 * 0.6 / widest
+    assert f'<b style="left: {left:.1f}%; width: {width:.1f}%">' in html
+    path = three_runs / "kd" / "evaluation" / "student_after.json"
+    path.write_text(path.read_text().replace('"rouge_l_std": 0.3', '"rouge_l_std": NaN'))
+    assert "55.2" in page([three_runs], tmp_path / "report.html")[1].text
+
+
+def test_scores_of_any_task_stand_beside_the_answers(tmp_path):
+    folder = make_run(tmp_path / "run", tasks=True)
+    found = answers(page([folder], tmp_path / "report.html")[0])
+    index = next(str(n) for n, one in enumerate(found["systems"]) if one["task"] == "maths")
+    row = next(row for row in found["rows"] if row["id"] == "maths:1")
+    assert row["responses"][index] == ["2", 1.0, "Accuracy 100.0% · 3 tokens"]
+    cut = next(row for row in found["rows"] if row["id"] == "e2e:0")["responses"]["0"]
+    assert cut[2].startswith("ROUGE-L ")
+    assert cut[2].endswith("12 tokens · cut off")
+
+
+def test_the_time_is_counted_by_phase_and_the_rest_is_other(tmp_path):
+    run = load_run(make_run(tmp_path / "run", "gkd"))
+    spent = seconds_by_phase(run)
+    assert spent["backward"] == pytest.approx(12)
+    assert list(spent) == ["generate", "teacher", "student", "backward", "optimiser"]
+    whole = sum(spent.values())
+    longer = replace(run, state={**run.state, "seconds": whole + 5})
+    assert seconds_by_phase(longer)["other"] == pytest.approx(5)
+    ((name, rows),) = phase_tables([run])
+    generate = next(row for row in rows if row.name == "generate")
+    assert (name, generate.seconds, generate.tokens, generate.rate) == ("gkd", "24 s", "108k", "4,500")
+
+
+def test_differences_leave_out_what_follows_from_a_kind(three_runs):
+    runs = [load_run(folder) for folder in find_runs([three_runs])]
+    found = {row.path: row.values for row in config_diff(runs)}
+    assert found["objective.alpha"][0] == "not set"
+    assert list(found)[-1] == "objective.alpha"
+    runs[0].config["responses.extra"] = replace(runs[0].config["train.seed"], origin="default")
+    assert "responses.extra" not in {row.path for row in config_diff(runs)}
 
 
 def test_the_shared_teacher_is_shown_once(three_runs):

@@ -50,6 +50,40 @@ def test_batched_goes_on_in_the_middle_of_a_round(tmp_path: Path) -> None:
     assert got == wanted
 
 
+def test_batched_uses_a_round_several_times_each_time_in_another_order(tmp_path: Path) -> None:
+    clock = Clock()
+    around = context(tmp_path, clock)
+    straight, first, second = (Batched(every=3, uses=2).build(around) for _ in range(3))
+    drawn = []
+    for step in range(8):
+        clock.step = step
+        drawn.append([group[0] for group in straight.draw(None, around.prompts[:2], at(step))])
+    once, again = ([response for step in part for response in step] for part in (drawn[:3], drawn[3:6]))
+    assert once != again
+    assert sorted(r.prompt.id for r in once) == sorted(r.prompt.id for r in again)
+    assert {r.student_version for r in once + again} == {0}
+    assert {r.student_version for step in drawn[6:] for r in step} == {6}
+    got = []
+    for step in range(8):
+        clock.step = step
+        policy = first if step < 4 else second
+        if step == 4:
+            second.load_state_dict(first.state_dict())
+        got.append([group[0] for group in policy.draw(None, around.prompts[:2], at(step))])
+    assert got == drawn
+
+
+def test_batched_text_can_be_written_with_the_teachers_help(tmp_path: Path) -> None:
+    around = context(tmp_path, Clock())
+    alone, helped = (
+        Batched(teacher_share=share, sampling=Sampling(max_tokens=8, logprobs=True)).build(around)
+        for share in (0.0, 0.5)
+    )
+    texts = [policy.draw(None, around.prompts[:2], at(0)) for policy in (alone, helped)]
+    assert texts[0] != texts[1]
+    assert all(group[0].source == "student" and group[0].logprobs for group in texts[1])
+
+
 def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
     asked = []
     for rank in range(2):

@@ -30,9 +30,17 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },
-    "batched": {"objective": "forward_kl", "responses": {"kind": "batched", "every": 5}},
+    "batched": {  # PPO as MiniLLM's code runs it
+        "objective": {
+            "kind": "policy_gradient", "discount": 0.95, "include_current": True, "reward_scale": 0.5,
+            "whiten": True, "ratio_clip": 0.2, "sampling_teacher_share": 0.2,
+        },
+        "responses": {
+            "kind": "batched", "every": 2, "uses": 2, "teacher_share": 0.2, "sampling": {"logprobs": True},
+        },
+    },
     "adaptive": {
-        "objective": SKEW,
+        "objective": {"fixed": SKEW, "student": SKEW, "text": "cross_entropy"},
         "responses": {
             "kind": "adaptive", "capacity": 8, "keep_teacher": True,
             "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
@@ -40,6 +48,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "train": {"keep": "best", "best_by": "loss"},
     },
 }  # fmt: skip
+
+
+def changes(folder: Path, method: str) -> dict[str, Any]:
+    """A method, with plain text where it has a loss for it."""
+    wants_text = "text" in METHODS[method]["objective"]
+    return {
+        **METHODS[method],
+        **({"data": {"text": str(folder / "text.jsonl"), "text_block": 8}} if wants_text else {}),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +72,7 @@ def straight(folder: Path) -> Any:
 
     @functools.cache
     def made(method: str) -> dict[str, Any]:
-        assert in_child(tree(folder, f"{method}-straight", **METHODS[method])) == 0
+        assert in_child(tree(folder, f"{method}-straight", **changes(folder, method))) == 0
         return outcome(folder / f"{method}-straight")
 
     return made
@@ -88,7 +105,7 @@ KILLS = {
 def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, method: str, kill: str) -> None:
     wanted = straight(method)
     name = f"{method}-{list(KILLS).index(kill)}"
-    run = tree(folder, name, **METHODS[method])
+    run = tree(folder, name, **changes(folder, method))
     die = KILLS[kill]
     assert in_child(run, die=die) == -9, "the process was to be killed"
     assert in_child(run, resume=True) == 0
@@ -96,7 +113,7 @@ def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, meth
 
 
 def test_it_may_be_killed_again_and_again(folder: Path, straight: Any) -> None:
-    run = tree(folder, "often", **METHODS["adaptive"])
+    run = tree(folder, "often", **changes(folder, "adaptive"))
     assert in_child(run, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
     assert in_child(run, resume=True, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
     assert in_child(run, resume=True, die=nth(1, "os.rename", "checkpoint-6/complete.json")) == -9
@@ -105,7 +122,7 @@ def test_it_may_be_killed_again_and_again(folder: Path, straight: Any) -> None:
 
 
 def test_ctrl_c_ends_with_the_step_and_a_checkpoint(folder: Path, straight: Any) -> None:
-    run = tree(folder, "ctrl-c", **METHODS["adaptive"])
+    run = tree(folder, "ctrl-c", **changes(folder, "adaptive"))
     assert in_child(run, die=nth(5, "open", "metrics.jsonl"), by=signal.SIGINT) == 0
     state = json.loads((folder / "ctrl-c" / "state.json").read_text(encoding="utf-8"))
     assert state["state"] == "interrupted"
@@ -117,7 +134,7 @@ def test_ctrl_c_ends_with_the_step_and_a_checkpoint(folder: Path, straight: Any)
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
     folder: Path, straight: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = tree(folder, "damaged", **METHODS["adaptive"])
+    run = tree(folder, "damaged", **changes(folder, "adaptive"))
     assert in_child(run, die=nth(1, "open", "checkpoint-8/trainer_state.json")) == -9
     damaged = folder / "damaged" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
     content = bytearray(damaged.read_bytes())
@@ -132,8 +149,8 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
 
 def test_two_processes_resume_with_a_buffer_each(folder: Path) -> None:
-    changes = {**METHODS["adaptive"], "train": {"hf": {"ddp_backend": "gloo"}, "batch_size": 4}}
-    straight, killed = (tree(folder, name, **changes) for name in ("two", "two-killed"))
+    both = {**changes(folder, "adaptive"), "train": {"hf": {"ddp_backend": "gloo"}, "batch_size": 4}}
+    straight, killed = (tree(folder, name, **both) for name in ("two", "two-killed"))
     assert in_two(straight) == [0, 0]
     assert -9 in in_two(killed, die=nth(1, "os.rename", "checkpoint-6/complete.json"))
     assert in_two(killed, resume=True) == [0, 0]

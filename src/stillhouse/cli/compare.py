@@ -82,7 +82,7 @@ def _show(runs: Sequence[RunRecord], everything: bool) -> None:
         console.table(["system", *(column.label for column in table.columns)], rows, title=table.task or None)
     differences = config_diff(runs)
     if differences:
-        shown = [(path, *values) for path, values in differences[:MOST_DIFFERENCES]]
+        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
         left = len(differences) - len(shown)
         caption = f"{left} more on the page of `stillhouse report`" if left else None
         names = [run.name for run in runs]

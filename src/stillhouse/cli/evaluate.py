@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,15 +20,27 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(help="Model to evaluate: folder or hub name.", metavar="MODEL", show_default=False),
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Models to evaluate: folders, hub names or run folders. Several are compared.",
+            metavar="MODEL...",
+            show_default=False,
+        ),
     ],
     data: Annotated[
-        Path, typer.Option(help="JSONL or parquet file of prompts with references.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(help="JSONL or parquet file of prompts with references.", show_default=False),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Also measure KL and agreement with this model.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A YAML file with `tasks: [...]`, or the names of tasks; may be given several times.",
+            show_default=False,
+        ),
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: auto, alpaca, chat or plain.")] = "auto",
     temperature: Annotated[float, typer.Option(help="0 is greedy; the papers use 1.")] = 0.0,
@@ -37,34 +49,90 @@ def command(
     no_repeat_ngram: Annotated[
         int, typer.Option(help="Never repeat an n-gram of this size; the papers use 6, 0 is off.")
     ] = 0,
-    limit: Annotated[int | None, typer.Option(help="At most this many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many prompts of --data.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the result (JSON) and the answers (JSONL beside it)."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="One model: the result (JSON; the answers beside it). Several models, or tasks: a folder; "
+            "default: runs/comparison.",
+        ),
     ] = None,
 ) -> None:
-    """Measure a model on held-out prompts: ROUGE-L and length; with --teacher also KL and agreement."""
+    """Measure models on held-out prompts and tasks: ROUGE-L and length; with --teacher also KL and agreement.
+
+    Several models, or --tasks, make a comparison: a folder of results and its page, report.html. Given again,
+    the same command goes on where it was interrupted.
+    """
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
+    settings: dict[str, Any] = {"sampling": sampling, "seeds": _seeds(seeds), "limit": limit}
+    if data is None and not tasks:
+        raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
+    if len(models) > 1 or tasks:
+        _compare(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
+        return
+    assert data is not None
     from stillhouse.files import write_json, write_jsonl
-    from stillhouse.runner.evaluation import evaluate_model
+    from stillhouse.runner.comparison import evaluate_model
     from stillhouse.runner.folder import check_writable
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise ConfigError(Fault("--seeds", "must be whole numbers separated by commas", got=seeds)) from None
-    if min(numbers) < 0:
-        raise ConfigError(Fault("--seeds", "must not be negative", got=seeds))
-    sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
     if output is not None:
         check_writable("--output", output.parent)
     with _as_options():
-        result, rows = evaluate_model(
-            model, data, teacher=teacher, template=template, sampling=sampling, seeds=numbers, limit=limit
-        )
+        result, rows = evaluate_model(models[0], data, teacher=teacher, template=template, **settings)
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
         write_json(output, result)
-    console.table(("metric", "value"), list(result["metrics"].items()), title=model)
+    console.table(("metric", "value"), list(result["metrics"].items()), title=models[0])
+
+
+def _compare(
+    models: list[str],
+    data: Path | None,
+    teacher: str | None,
+    template: str,
+    evaluate: dict[str, Any],
+    output: Path | None,
+) -> None:
+    from stillhouse.report import summary_cells, summary_table, write_report
+    from stillhouse.runner.comparison import compare
+
+    folder = output or Path("runs/comparison")
+    with _as_options():
+        folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
+    rows = summary_table(folders)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        headings, cells = summary_cells([row for row in rows if row["task"] == task])
+        console.table(headings, cells, title=task)
+    console.say(str(write_report(folders, folder / "report.html")))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ConfigError(Fault("--seeds", "must be whole numbers separated by commas", got=text)) from None
+    if min(numbers) < 0:
+        raise ConfigError(Fault("--seeds", "must not be negative", got=text))
+    return numbers
+
+
+def _tasks(given: list[str]) -> dict[str, Any]:
+    """What YAML files and names say: `tasks`, and other values of the `evaluate` part of a run."""
+    from stillhouse.config.strict_yaml import read
+
+    values: dict[str, Any] = {"tasks": []}
+    for text in given:
+        if not text.endswith((".yaml", ".yml")):
+            values["tasks"] += [name.strip() for name in text.split(",")]
+            continue
+        found, _ = read(text)
+        more = found.pop("tasks", None)
+        if not isinstance(more, list):
+            raise ConfigError(Fault("--tasks", f"{text} has no list of tasks", hint="Write `tasks: [...]`."))
+        values = {**values, **found, "tasks": [*values["tasks"], *more]}
+    return values
 
 
 OPTIONS = {
@@ -95,8 +163,10 @@ def _as_options() -> Iterator[None]:
 
 def _as_option(fault: Fault | str) -> Fault | str:
     if isinstance(fault, Fault):
-        path = OPTIONS.get(fault.path, fault.path)
+        path = OPTIONS.get(fault.path, fault.path.replace("evaluate.tasks", "--tasks"))
         hint = "Set a lower --max-tokens." if path == "--max-tokens" and fault.hint else fault.hint
         return replace(fault, path=path, hint=hint, origin=None)
     place, _, rest = fault.partition(": ")
-    return f"{OPTIONS[place]}: {rest}" if place in OPTIONS else fault
+    if place in OPTIONS:
+        return f"{OPTIONS[place]}: {rest}"
+    return fault.replace("evaluate.tasks", "--tasks")

@@ -179,7 +179,7 @@ def read_rows(
         The prompts; what was dropped, by reason; what was cut.
     """
     reader = _Reader("eval", source, config, encoder, needs_response=False)
-    for chunk in _chunks(rows, _ROWS_AT_ONCE):
+    for chunk in _chunks(rows, min(limit or _ROWS_AT_ONCE, _ROWS_AT_ONCE)):
         reader.read(chunk)
         if limit is not None and len(reader.prompts) >= limit:
             break

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ def _progress(title: str | None, total: int) -> Iterator[Callable[[int], object]
         yield meter.advance
 
 
-def text_statistics(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
+def text_statistics(rows: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
     """Length, termination, distinct bigrams and speed, from the rows that a run folder keeps."""
     tokens = [row["tokens"] for row in rows]
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from stillhouse.curriculum import Share
@@ -16,6 +17,8 @@ from stillhouse.objectives.rows import Rows
 
 LARGEST = 80.0
 """e^80 is the largest p / q that k3 reports: beyond it fp32 has no number."""
+LEAST_SHARE = 1e-3
+"""Least share of the student in the probability that a token was sampled with; below it rounding decides."""
 
 
 def returns(rewards: Tensor, ids: Tensor, discount: float, include_current: bool) -> tuple[Tensor, Tensor]:
@@ -47,7 +50,8 @@ class PolicyGradient(Objective):
     Gradient: w_t [grad KL(q_t || p_t) - G_t grad log q(y_t)], G_t and the sampling weight w_t constant.
     Character: seeking, over sequences and not only tokens.
     When: student-written text. MiniLLM: `single_step`, `sampling_teacher_share` 0.2. On-policy distillation:
-        `discount` 0 with `include_current`, where only the sampled token counts.
+        `discount` 0 with `include_current`, where only the sampled token counts. PPO, as in MiniLLM's
+        code: several steps on the same text (`responses: {kind: batched, uses: 4}`) with `ratio_clip` 0.2.
     Source: MiniLLM (arXiv 2306.08543), equations 3 to 6; Thinking Machines 2025, on-policy distillation.
     """
 
@@ -62,10 +66,15 @@ class PolicyGradient(Objective):
     """Count the reward of the token itself too. Not together with `single_step`, which has it exactly."""
     length_normalised: bool = False
     """Divide each return by the number of its rewards."""
+    reward_scale: float = Field(1.0, gt=0)
+    """Rewards are divided by it, before they are cut; MiniLLM's code: 0.5."""
     reward_clip: float | None = None
     """Rewards are cut to this absolute value (nats); None: not."""
+    whiten: bool = False
+    """Shift and scale the returns to mean 0 and variance 1 over the tokens of a micro-batch, as MiniLLM's
+    code does. The only option with which the gradient depends on how a step is split into micro-batches."""
     ratio_clip: float | None = None
-    """PPO's clip of q / (probability when sampled) to 1 plus or minus this; None: plain score function."""
+    """PPO's clip of q / (q when sampled) to 1 plus or minus this; None: plain score function."""
     sampling_teacher_share: Share = 0.0
     """Share of the teacher in the distribution that the text was sampled from; gives the weight
     w = q / ((1 - share) q + share p)."""
@@ -102,10 +111,14 @@ class PolicyGradient(Objective):
         assert log_p is not None
         assert ids is not None
         reward = (log_p - log_q).detach()
-        clipped = reward if self.reward_clip is None else reward.clamp(-self.reward_clip, self.reward_clip)
+        clipped = reward / self.reward_scale
+        if self.reward_clip is not None:
+            clipped = clipped.clamp(-self.reward_clip, self.reward_clip)
         gain, terms = returns(clipped, ids, float(self.discount), self.include_current)
         if self.length_normalised:
             gain = gain / terms.clamp_min(1)
+        if self.whiten:
+            gain = (gain - gain.mean()) * (gain.var(correction=0) + 1e-8).rsqrt()
         weight = self.sampling_weight(rows)
         if self.single_step:
             value = torch.zeros_like(reward)
@@ -119,16 +132,38 @@ class PolicyGradient(Objective):
         """What is to be raised: gain log q, or PPO's clipped gain q / q_sampled."""
         if self.ratio_clip is None:
             return gain * log_q
-        assert rows.sampled_logprobs is not None
-        ratio = (log_q - rows.sampled_logprobs.to(log_q.dtype)).clamp(max=LARGEST).exp()
+        ratio = (log_q - self._logprobs_when_sampled(rows)).clamp(max=LARGEST).exp()
         return torch.minimum(gain * ratio, gain * ratio.clamp(1 - self.ratio_clip, 1 + self.ratio_clip))
 
     def sampling_weight(self, rows: Rows) -> Tensor:
-        """q / ((1 - share) q + share p) of each sampled token, [N]; one where the share is zero."""
+        """q / ((1 - share) q + share p) of each sampled token, [N]; one where the share is zero.
+
+        q is the student that sampled where PPO's ratio leads from it to the student of now.
+        """
         assert rows.student_logprobs is not None
         assert rows.teacher_logprobs is not None
         share = float(self.sampling_teacher_share)
         if share == 0.0:
             return torch.ones_like(rows.student_logprobs)
+        if self.ratio_clip is not None:
+            assert rows.sampled_logprobs is not None
+            sampled = rows.sampled_logprobs.to(rows.student_logprobs.dtype)
+            return (self._logprobs_when_sampled(rows) - sampled).exp()
         ratio = (rows.teacher_logprobs - rows.student_logprobs).detach().exp()
         return 1 / ((1 - share) + share * ratio)
+
+    def _logprobs_when_sampled(self, rows: Rows) -> Tensor:
+        """log q of each token under the student that wrote the text, [N].
+
+        What was kept is the log-probability m under the mixture: q = (m - share p) / (1 - share).
+        """
+        assert rows.sampled_logprobs is not None
+        assert rows.teacher_logprobs is not None
+        sampled, share = (
+            rows.sampled_logprobs.to(rows.teacher_logprobs.dtype),
+            float(self.sampling_teacher_share),
+        )
+        if share == 0.0:
+            return sampled
+        of_teacher = share * (rows.teacher_logprobs - sampled).exp()
+        return sampled + ((1 - of_teacher) / (1 - share)).clamp_min(LEAST_SHARE).log()

@@ -5,47 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from stillhouse.report.measures import is_number, measure
 from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
 from stillhouse.report.record import Row, RunRecord
 from stillhouse.report.systems import run_colour
-
-SOURCE_COLOURS = {
-    "fixed": "--part-0",
-    "teacher": "--teacher",
-    "student": "--part-1",
-    "text": "--before",
-}
-PHASE_COLOURS = {
-    "generate": "--part-2",
-    "teacher": "--teacher",
-    "student": "--part-1",
-    "optimiser": "--part-3",
-    "evaluate": "--part-0",
-    "other": "--before",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a bar: a label, a CSS variable, a share of the whole, and what to write."""
-
-    label: str
-    colour: str
-    share: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A whole cut into parts, for one run."""
-
-    label: str
-    total: str
-    parts: tuple[Part, ...]
+from stillhouse.report.work import SOURCE_COLOURS
 
 
 def series(rows: Sequence[Row], key: str, x: Sequence[float] | None = None) -> list[tuple[float, float]]:
@@ -64,19 +29,33 @@ def main_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     plots.append(_quality_over_time(runs))
     plots.append(_training_loss(runs))
     plots.append(_over_steps(runs, "valid", "loss", "Validation loss", "nats per token", marked=True))
-    others = [
-        name for name in _keys(runs, "valid", "") if name not in ("rouge_l", "loss", "epoch", "seconds")
-    ]
+    shown = ("rouge_l", "loss", "epoch", "seconds")
+    others = [name for name in _keys(runs, "valid", "") if name not in shown and "/" not in name]
     for name in others:
         known = measure(name)
-        plots.append(_over_steps(runs, "valid", name, f"Validation: {known.label}", known.label, marked=True))
+        if len({row[name] for run in runs for row in run.metrics("valid") if is_number(row.get(name))}) > 1:
+            title = f"Validation: {known.label}"
+            plots.append(_over_steps(runs, "valid", name, title, known.label, marked=True))
     return [plot for plot in plots if plot]
 
 
+SYMBOLS = {
+    "student_share": "φ",
+    "fresh_share": "λ / φ",
+    "alpha": "α",
+    "loss_weight": "weight; β in DistiLLM-2",
+    "t": "t in TAID",
+}
+"""What the papers call a number that often follows a schedule."""
+
+
 def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
-    """Every scheduled number over the steps."""
-    names = _keys(runs, "train", "schedule/")
-    plots = [_over_steps(runs, "train", name, name.removeprefix("schedule/"), "value") for name in names]
+    """Every scheduled number over the steps: phi, alpha, beta and t of the papers, or any other."""
+    plots = []
+    for name in _keys(runs, "train", "schedule/"):
+        path = name.removeprefix("schedule/")
+        symbol = SYMBOLS.get(path.rpartition(".")[2])
+        plots.append(_over_steps(runs, "train", name, f"{path} ({symbol})" if symbol else path, "value"))
     return [plot for plot in plots if plot]
 
 
@@ -100,10 +79,36 @@ def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
         ]
         title = "Who wrote the responses" + (f" · {run.name}" if len(runs) > 1 else "")
         plots.append(area_plot(f"sources-{index}", title, curves, "step", "share"))
-    age = _over_steps(
-        runs, "train", "responses/student_age", "Age of the student's responses", "optimiser steps"
-    )
-    return [*plots, age] if age else plots
+    return plots
+
+
+BUFFER = {
+    "replay/size": ("Buffer: responses held", "responses"),
+    "replay/age": ("Buffer: age of the responses", "optimiser steps"),
+    "replay/uses": ("Buffer: uses of a response so far", "draws"),
+    "responses/student_age": ("Age of the student's responses", "optimiser steps"),
+    "responses/on_policy": ("Steps on the student's text", "share"),
+    "responses/fresh": ("Steps that wrote anew", "share"),
+    "cache/hits": ("Teacher cache: found", "share of sequences"),
+    "cache/megabytes": ("Teacher cache: size", "MB"),
+    "curation/kept": ("Curation: prompts kept in the round", "share"),
+    "curation/rewritten": ("Curation: responses written again", "responses"),
+}
+DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/")
+
+
+def buffer_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Age, size and uses of what is kept, and whatever else a part of the method logs about itself."""
+    names = [name for name in BUFFER if any(name in row for run in runs for row in run.metrics("train"))]
+    for name in _keys(runs, "train", ""):
+        source = name.removeprefix("responses/") in SOURCE_COLOURS
+        if "/" in name and name not in BUFFER and not source and not name.startswith(DRAWN_ELSEWHERE):
+            names.append(name)
+    plots = []
+    for name in names:
+        title, unit = BUFFER.get(name, (name.replace("/", ": ").replace("_", " ").capitalize(), "value"))
+        plots.append(_over_steps(runs, "train", name, title, unit))
+    return [plot for plot in plots if plot]
 
 
 def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
@@ -119,54 +124,6 @@ def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     titled += [(name, name.replace("_", " ").capitalize(), name.replace("_", " ")) for name in rest]
     plots = [_over_steps(runs, "train", name, title, y, smooth=True) for name, title, y in titled]
     return [plot for plot in plots if plot]
-
-
-def source_bars(runs: Sequence[RunRecord]) -> list[Bar]:
-    """The mean share of each source, one bar a run."""
-    bars = []
-    for run in runs:
-        rows = run.metrics("train")
-        means = {
-            name: sum(points) / len(points)
-            for name in SOURCE_COLOURS
-            if (points := [y for _, y in series(rows, f"responses/{name}")])
-        }
-        total = sum(means.values())
-        if total > 0:
-            parts = [
-                Part(name, SOURCE_COLOURS[name], mean / total, f"{mean / total:.0%}")
-                for name, mean in means.items()
-                if mean > 0
-            ]
-            bars.append(Bar(run.name, "", tuple(parts)))
-    return bars
-
-
-def time_bars(runs: Sequence[RunRecord], duration: Any) -> list[Bar]:
-    """Where the seconds went, one bar a run; what no phase accounts for is "other"."""
-    bars = []
-    for run in runs:
-        spent: dict[str, float] = {}
-        for row in run.log:
-            for key, value in row.items():
-                if key.startswith("seconds/") and is_number(value) and math.isfinite(value):
-                    phase = key.removeprefix("seconds/")
-                    spent[phase] = spent.get(phase, 0.0) + value
-        if not spent:
-            continue
-        whole = run.state.get("seconds")
-        if is_number(whole) and math.isfinite(whole) and whole > sum(spent.values()):
-            spent["other"] = spent.get("other", 0.0) + whole - sum(spent.values())
-        total = sum(spent.values()) or 1.0
-        order = {name: index for index, name in enumerate(PHASE_COLOURS)}
-        names = sorted(spent, key=lambda name: order.get(name, len(order) - 2))
-        parts = [
-            Part(name, PHASE_COLOURS.get(name, "--part-4"), spent[name] / total, duration(spent[name]))
-            for name in names
-            if spent[name] >= 0.05  # would read as 0.0 s
-        ]
-        bars.append(Bar(run.name, duration(total), tuple(parts)))
-    return bars
 
 
 def elapsed(rows: Sequence[Row], step: float) -> float | None:
@@ -199,18 +156,22 @@ def _training_loss(runs: Sequence[RunRecord]) -> Plot | None:
 
 
 def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
-    curves = []
-    for index, run in enumerate(runs):
-        train = run.metrics("train")
-        timed = [(elapsed(train, row["step"]), row) for row in run.metrics("valid")]
-        known = [(at, row) for at, row in timed if at is not None]
-        points = series([row for _, row in known], "rouge_l", [at for at, _ in known])
-        if len(points) > 1:
-            curves.append(Curve(run.name, run_colour(index), points, marked=True))
-    if not curves:
-        return None
-    title = "Validation ROUGE-L over time"
-    return line_plot("quality-time", title, curves, "seconds of training", "ROUGE-L")
+    """ROUGE-L against seconds of training; the validation loss where no ROUGE-L was taken."""
+    names = ("rouge_l", "ROUGE-L"), ("loss", "nats per token")
+    for name, unit in names:
+        curves = []
+        for index, run in enumerate(runs):
+            train = run.metrics("train")
+            timed = [(elapsed(train, row["step"]), row) for row in run.metrics("valid")]
+            known = [(at, row) for at, row in timed if at is not None]
+            points = series([row for _, row in known], name, [at for at, _ in known])
+            if len(points) > 1:
+                curves.append(Curve(run.name, run_colour(index), points, marked=True))
+        if curves:
+            title = f"Validation {measure(name).label} over time"
+            caption = "Seconds of training with everything that it takes, writing responses included."
+            return line_plot("quality-time", title, curves, "seconds of training", unit, caption)
+    return None
 
 
 def _over_steps(

@@ -18,7 +18,8 @@ from typing import Any
 from stillhouse import console
 from stillhouse.report.measures import Measure
 from stillhouse.report.record import RunRecord, find_runs, load_run
-from stillhouse.report.sections import Cell, ResultTable, config_diff, result_tables
+from stillhouse.report.results import Cell, ResultTable, result_tables
+from stillhouse.report.sections import config_diff
 from stillhouse.report.summary import LEADING, summary_rows
 from stillhouse.report.systems import gather
 
@@ -81,8 +82,8 @@ def as_json(runs: Sequence[RunRecord]) -> str:
     """`{"systems": [...], "differences": {setting: {run: value}}}`; what is not finite becomes null."""
     names = [run.name for run in runs]
     differences = {
-        path: [{"run": name, "value": value} for name, value in zip(names, values, strict=True)]
-        for path, values in config_diff(runs)
+        row.path: [{"run": name, "value": value} for name, value in zip(names, row.values, strict=True)]
+        for row in config_diff(runs)
     }
     found = {"systems": summary_rows(runs), "differences": differences}
     return json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"

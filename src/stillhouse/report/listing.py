@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import console
-from stillhouse.report.measures import Measure, columns, compact, is_number, measure
+from stillhouse.report.measures import compact, is_number, main_measure, measure
 from stillhouse.report.record import RunRecord, find_runs, load_run
 from stillhouse.report.state import status_of
 from stillhouse.report.systems import role_of
@@ -104,7 +104,7 @@ def best_score(run: RunRecord) -> Score | None:
     """The main measure of the finished student, or else the best validation so far."""
     for result in run.evaluations:
         if role_of(result.system) == "after":
-            main = _main(columns([result.metrics]), result.metrics)
+            main = main_measure([result.metrics])
             if main is not None:
                 return Score(main.name, float(result.metrics[main.name]), result.task or "held-out prompts")
     rows = run.metrics("valid")
@@ -114,11 +114,6 @@ def best_score(run: RunRecord) -> Score | None:
             best = (max if measure(name).better == "higher" else min)(found, key=lambda row: row[name])
             return Score(name, float(best[name]), "validation", int(best["step"]))
     return None
-
-
-def _main(known: Sequence[Measure], metrics: dict[str, Any]) -> Measure | None:
-    quality = (one for one in known if one.kind == "quality" and is_number(metrics.get(one.name)))
-    return next(quality, None)
 
 
 def _objective(run: RunRecord) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
+
+import yaml
 
 from stillhouse import console
 
@@ -70,6 +73,8 @@ MEASURES: dict[str, Measure] = {
         Measure("win_rate", "Win rate", "quality", "share", "higher",
         "Share of prompts on which a judge prefers it."),
         Measure("accuracy", "Accuracy", "quality", "share", "higher", "Share of right answers."),
+        Measure("accuracy_flexible", "Accuracy, flexible", "quality", "share", "higher",
+                "Share of right answers where the last number counts as the answer if none is marked."),
         Measure("exact_match", "Exact match", "quality", "share", "higher",
                 "Share of responses that equal a reference."),
         Measure("bleu", "BLEU", "quality", "points", "higher", "Corpus BLEU, 0 to 100."),
@@ -81,11 +86,18 @@ MEASURES: dict[str, Measure] = {
         Measure("tvd", "TVD", "quality", "nats", "lower", "Total variation distance to the teacher, 0 to 1."),
         Measure("top1_agreement", "Top-1 agreement", "quality", "share", "higher",
                 "Share of positions where student and teacher rank the same token first."),
+        Measure("acceptance", "Acceptance", "quality", "share", "higher",
+                "Share of the student's proposed tokens that the teacher accepts in speculative decoding."),
+        Measure("block_efficiency", "Block efficiency", "quality", "nats", "higher",
+                "Tokens for each pass of the teacher in speculative decoding."),
         Measure("loss", "Loss", "quality", "nats", "lower", "−log q of the references, nats per token."),
         Measure("perplexity", "Perplexity", "quality", "plain", "lower",
         "exp of the cross-entropy per token."),
         Measure("self_bleu", "Self-BLEU", "text", "points", None,
                 "BLEU of each response against the others; lower is more diverse."),
+        Measure("calibration_error", "Calibration error", "quality", "share", "lower",
+                "Expected calibration error: how far confidence and accuracy of the next token are apart."),
+        Measure("distinct_1", "Distinct-1", "text", "nats", None, "Share of different words."),
         Measure("distinct_2", "Distinct-2", "text", "nats", None,
         "Share of different bigrams; higher is more diverse."),
         Measure("mean_length", "Mean length", "text", "points", None, "Tokens per response."),
@@ -95,19 +107,31 @@ MEASURES: dict[str, Measure] = {
                 "Share of responses that ended by themselves instead of at the length limit."),
         Measure("parameters", "Parameters", "size", "count", "lower", "Numbers in the model."),
         Measure("bytes", "Size", "size", "bytes", "lower", "Bytes of the weights."),
+        Measure("prompt_tokens_per_second", "Prompt tokens/s", "speed", "count", "higher",
+                "Prompt tokens read per second on the machine of the run."),
+        Measure("first_token_seconds", "First token", "speed", "plain", "lower",
+                "Seconds from a prompt to the first token."),
         Measure("tokens_per_second", "Tokens/s", "speed", "count", "higher",
                 "Response tokens generated per second on the machine of the run."),
     )
 }  # fmt: skip
 
 MORE = (
-    "reverse_kl_to_teacher", "tvd", "loss", "perplexity", "self_bleu", "distinct_2", "median_length",
-    "max_length", "bytes",
+    "reverse_kl_to_teacher", "tvd", "loss", "perplexity", "self_bleu", "distinct_1", "distinct_2",
+    "median_length", "max_length", "bytes", "accuracy_flexible", "calibration_error",
+    "teacher_calibration_error", "acceptance_expected", "block_efficiency_if_independent",
+    "overlap_on_teacher_text", "prompt_tokens_per_second", "first_token_seconds", "distinct_3", "distinct_4",
 )  # fmt: skip
 """Known measures that would crowd the first table."""
 
-OWN_TEXT = "_on_own_text"
-"""Ends the name of a fidelity that was taken on the student's own answers instead of the references."""
+PASS = Measure("pass_at_k", "pass@k", "quality", "share", "higher",
+               "Estimated share of problems that one of {} samples or more solves.")  # fmt: skip
+
+TEXTS = {
+    "_on_own_text": ("own", "the student's own answers"),
+    "_on_teacher_text": ("teacher's", "text that the teacher wrote"),
+}
+"""Ends the name of a measure that was taken on other text than the references."""
 
 NOT_COLUMNS = ("rows", "tokens", "seconds")
 """Counts that say how a result was made; they are no columns of a table of results."""
@@ -115,10 +139,13 @@ NOT_COLUMNS = ("rows", "tokens", "seconds")
 
 def measure(name: str) -> Measure:
     """The known measure, or a plain one under its own name."""
-    if name.endswith(OWN_TEXT):
-        base = measure(name.removesuffix(OWN_TEXT))
-        label, about = f"{base.label}, own text", f"{base.about} On the student's own answers."
-        return replace(base, name=name, label=label, about=about, main=False)
+    for ending, (whose, told) in TEXTS.items():
+        if name.endswith(ending):
+            base = measure(name.removesuffix(ending))
+            label, about = f"{base.label}, {whose} text", f"{base.about} On {told}."
+            return replace(base, name=name, label=label, about=about, main=False)
+    if found := re.fullmatch(r"pass_at_(\d+)", name):
+        return replace(PASS, name=name, label=f"pass@{found[1]}", about=PASS.about.format(found[1]))
     known = MEASURES.get(name) or Measure(name, name.replace("_", " ").capitalize())
     return replace(known, main=name not in MORE)
 
@@ -137,8 +164,22 @@ def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
         and not any(name == f"{other}{end}" for other in names for end in ("_std", "_se"))
     ]
     order = {name: index for index, name in enumerate(MEASURES)}
-    shown.sort(key=lambda name: order.get(name.removesuffix(OWN_TEXT), len(order)))
+    order |= {name: order["accuracy"] for name in shown if name.startswith("pass_at_")}
+    shown.sort(key=lambda name: order.get(re.sub("_on_(own|teacher)_text$", "", name), len(order)))
     return [measure(name) for name in shown]
+
+
+def main_measure(all_metrics: Iterable[dict[str, Any]]) -> Measure | None:
+    """The first measure of quality that occurs as a number: what a task is about."""
+    known = list(all_metrics)
+    return next(
+        (
+            column
+            for column in columns(known)
+            if column.kind == "quality" and any(is_number(metrics.get(column.name)) for metrics in known)
+        ),
+        None,
+    )
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -151,6 +192,27 @@ def compact(value: float) -> str:
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def plain(value: Any) -> str:
+    """A setting as it would stand in YAML, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    try:
+        text = yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+        )
+    except yaml.YAMLError:
+        return str(value)
+    return text.strip()
 
 
 def duration(seconds: Any) -> str:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stillhouse import files
-from stillhouse.report import curves, sections
-from stillhouse.report.measures import MEASURES, duration
+from stillhouse import console, files
+from stillhouse.report import answers, curation, curves, diversity, results, sections, work
+from stillhouse.report.measures import MEASURES
 from stillhouse.report.record import RunRecord, find_runs, load_run
-from stillhouse.report.systems import System, gather, run_colour
+from stillhouse.report.systems import gather, run_colour
 
 
 def write_report(folders: Sequence[Path], output: Path, title: str | None = None) -> Path:
@@ -50,33 +47,41 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         loader=PackageLoader("stillhouse.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     systems = gather(runs)
-    tables = sections.result_tables(systems)
+    tables = results.result_tables(systems)
     script = _asset("page.js")
     return environment.get_template("page.html.j2").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         single=len(runs) == 1,
-        headline=sections.headline(systems, tables),
+        headline=results.headline(systems, tables),
         subtitle=sections.subtitle(runs),
         tables=tables,
+        overview=results.overview(systems),
         named_task=bool(tables and tables[0].task and tables[0].task not in MEASURES),
-        glossary=sections.glossary(tables),
+        glossary=results.glossary(tables),
         cards=[sections.run_card(index, run) for index, run in enumerate(runs)],
         run_legend=[(run.name, run_colour(index)) for index, run in enumerate(runs)],
         main_plots=curves.main_plots(runs),
         schedule_plots=curves.schedule_plots(runs),
         source_plots=curves.source_plots(runs),
         further_plots=curves.further_plots(runs),
-        source_bars=curves.source_bars(runs),
-        time_bars=curves.time_bars(runs, duration),
-        data_tables=sections.data_tables(runs),
-        answers=answers_json(systems),
+        buffer_plots=curves.buffer_plots(runs),
+        source_bars=work.source_bars(runs),
+        time_bars=work.time_bars(runs),
+        phase_tables=work.phase_tables(runs),
+        diversity_plots=diversity.diversity_plots(systems),
+        draft_plots=diversity.draft_plots(systems),
+        data_tables=curation.data_tables(runs),
+        curated=curation.curated_runs(runs),
+        answers=answers.answers_json(systems),
         answer_count=sum(len(system.rows) for system in systems),
         config_diff=sections.config_diff(runs),
+        not_set=sections.NOT_SET,
         configs=sections.config_tables(runs),
         environments=sections.environments(runs),
         style=Markup(_asset("page.css")),
@@ -85,49 +90,9 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
     )
 
 
-def answers_json(systems: Sequence[System]) -> Markup:
-    """The responses of all systems, joined by task and prompt, as JSON that may stand in a script element.
-
-    `<`, `>` and `&` are written as escapes, so no text can close the element or open a comment; everything
-    that is not ASCII is escaped by `json.dumps`. The page puts the text in as text, never as markup.
-    """
-    prompts: dict[tuple[str, str], dict[str, Any]] = {}
-    for index, system in enumerate(systems):
-        for number, row in enumerate(system.rows):
-            key = (system.task, str(row.get("id", number)))
-            references = row.get("references")
-            entry = prompts.setdefault(
-                key,
-                {
-                    "id": key[1],
-                    "task": key[0],
-                    "prompt": str(row.get("prompt", "")),
-                    "references": [str(text) for text in references] if isinstance(references, list) else [],
-                    "responses": {},
-                },
-            )
-            # One answer a prompt: with several seeds the first; all of them are in the run folder.
-            if index in entry["responses"]:
-                continue
-            entry["responses"][index] = [
-                str(row.get("response", "")),
-                _finite(row.get("rouge_l")),
-                row.get("finished"),
-                _finite(row.get("tokens")),
-            ]
-    named = [
-        {"label": system.label, "role": system.role, "colour": system.colour, "task": system.task}
-        for system in systems
-    ]
-    text = json.dumps({"systems": named, "rows": list(prompts.values())}, separators=(",", ":"), default=str)
-    for letter in "<>&":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return Markup(text)
-
-
-def _finite(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return round(float(value), 2) if number else None
+def _visible(value: object) -> object:
+    """Every text that goes into the page, with control characters shown; finished markup stays as it is."""
+    return console.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _asset(name: str) -> str:

@@ -12,6 +12,8 @@ from html import escape
 
 from markupsafe import Markup
 
+from stillhouse.console import visible
+
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 400, 230
@@ -37,6 +39,10 @@ class Curve:
     """Draw a running mean, and the values themselves faintly behind it."""
     marked: bool = False
     """A dot at every point, for few points."""
+    notes: Sequence[str] = ()
+    """What to write beside each point; empty texts write nothing."""
+    spread: Sequence[float] = ()
+    """Half the length of an error bar at each point, in the unit of y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,27 @@ def line_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, cap
             axes.plot(xs, ys, color=paint, linewidth=1.8, marker=marker, markersize=3.5)
             if len(points) == 1 and marker is None:
                 axes.plot(xs, ys, color=paint, marker="o", markersize=3.5)
+        _add_to_points(axes, curve, paint)
     legend = tuple((curve.label, curve.colour) for curve in curves)
     described = "; ".join(f"{curve.label}: {_ends(curve.points)}" for curve in curves)
     return Plot(key, title, _svg(figure, key, title, described, paints), legend, caption)
+
+
+def _add_to_points(axes, curve: Curve, paint: str) -> None:  # type: ignore[no-untyped-def]
+    if curve.spread:
+        xs, ys = zip(*curve.points, strict=True)
+        axes.errorbar(xs, ys, yerr=curve.spread, fmt="none", ecolor=paint, elinewidth=1.2, capsize=2.5)
+    for (x, y), text in zip(curve.points, curve.notes, strict=False):
+        if text:
+            axes.annotate(
+                text,
+                (x, y),
+                (4, 4),
+                textcoords="offset points",
+                fontsize=11,
+                color=paint,
+                annotation_clip=True,
+            )
 
 
 def area_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, caption: str = "") -> Plot:
@@ -121,8 +145,8 @@ def _canvas(x: str, y: str):  # type: ignore[no-untyped-def]
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(length=0, labelsize=12, colors=INK)
     axes.set_axisbelow(True)
-    axes.set_xlabel(x, fontsize=12, color=INK)
-    axes.set_ylabel(y, fontsize=12, color=INK)
+    axes.set_xlabel(visible(x), fontsize=12, color=INK, parse_math=False)
+    axes.set_ylabel(visible(y), fontsize=12, color=INK, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
@@ -163,8 +187,8 @@ def _svg(figure, key: str, title: str, described: str, paints: dict[str, str]) -
     text = re.sub(r"font-family: [^;\"]*;?", "", text)
     opening = (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-desc">{escape(described)}</desc>'
+        f' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(visible(title))}</title>'
+        f'<desc id="{key}-desc">{escape(visible(described))}</desc>'
     )
     text = re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
     return Markup(text)

@@ -60,6 +60,8 @@ class RunRecord:
     """Rows of metrics.jsonl in order of step; of a step that was logged twice (a resumed run) the later
     row."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    curation: Row = field(default_factory=dict)
+    """responses/curation.json: what the filters of each round said."""
     warnings: list[str] = field(default_factory=list)
     """What the run itself warned of while it read its data."""
     problems: list[str] = field(default_factory=list)
@@ -154,6 +156,7 @@ def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
         evaluations=_read_evaluations(folder / "evaluation", problems, answers),
+        curation=_read_json(folder / "responses" / "curation.json", problems),
         warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
     )
@@ -233,7 +236,10 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _read_evaluations(folder: Path, problems: list[str], answers: bool) -> list[Evaluation]:
     found = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+    paths = folder.glob("*.json") if folder.is_dir() else []
+    for path in sorted(
+        paths, key=lambda path: ("." in path.stem, path.name)
+    ):  # further tasks: SYSTEM.TASK.json
         result = _read_json(path, problems)
         if not result:
             continue

@@ -1,4 +1,4 @@
-"""Student-written responses for several steps at a time."""
+"""Student-written responses for several steps at a time, used once or several times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from stillhouse.engines.base import Sampling
 from stillhouse.responses.base import REGISTRY, Context, ResponsesConfig, derived_seed
+from stillhouse.responses.on_policy import with_teacher
 from stillhouse.responses.replay import pack, unpack
 from stillhouse.types import Progress, Prompt, Response
 
@@ -20,21 +21,25 @@ class Batched(ResponsesConfig):
     """Every `every` steps the student writes for as many batches of prompts; each response is used once.
 
     Between fully on-policy (1) and one round for each epoch: fewer and larger batches to write, at most
-    `every` - 1 steps stale. The prompts are the policy's own: all of the training set in random order, anew
-    for each pass, instead of the step's.
+    `every` x `uses` - 1 steps stale. The prompts are the policy's own, instead of the step's: all of the
+    training set in random order, anew for each pass.
 
     Example: `responses: {kind: batched, every: 8}`
     """
 
     kind: Literal["batched"] = "batched"
     every: Annotated[int, Field(ge=1)] = 8
-    """Optimiser steps that one round lasts."""
+    """Batches of prompts that one round answers."""
+    uses: Annotated[int, Field(ge=1)] = 1
+    """How often a round is trained on, each time in another order; PPO's epochs (MiniLLM's code: 4)."""
+    teacher_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the teacher in the distribution that tokens are drawn from; see `on_policy`."""
     sampling: Sampling | None = None
     """How the student samples; default: `engine.sampling`."""
 
     def writers(self) -> frozenset[str]:
-        """The student."""
-        return frozenset({"student"})
+        """The student, and the teacher if it has a share."""
+        return frozenset({"student", "teacher"} if self.teacher_share else {"student"})
 
     def sources(self) -> frozenset[str]:
         """The student's."""
@@ -51,8 +56,10 @@ class BatchedPolicy:
     def __init__(self, config: Batched, context: Context) -> None:
         assert context.student is not None
         self._every = config.every
+        self._uses = config.uses
         self._sampling = config.sampling
-        self._student = context.student
+        share = config.teacher_share
+        self._writer = with_teacher(context, share) if share else context.student
         self._prompts = context.prompts[context.rank :: context.ranks]
         self._seed = context.seed
         self._waiting: deque[Response] = deque()
@@ -66,7 +73,11 @@ class BatchedPolicy:
         if len(self._waiting) < count:
             asked = [self._next() for _ in range(self._every * count - len(self._waiting))]
             seed = derived_seed(self._seed, "batched-text", progress.step)
-            self._waiting.extend(self._student.write(asked, seed, self._sampling))
+            written = self._writer.write(asked, seed, self._sampling)
+            self._waiting.extend(written)
+            for use in range(1, self._uses):
+                again = random.Random(derived_seed(self._seed, "batched-again", progress.step, use))
+                self._waiting.extend(again.sample(written, len(written)))
         return [[self._waiting.popleft()] for _ in range(count)]
 
     def facts(self) -> dict[str, float]:

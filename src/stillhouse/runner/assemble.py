@@ -222,15 +222,15 @@ def make_step(
         signal,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
-        text=_text(parts.data.text, config.train.seed) if parts.data.text else None,
+        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
         memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
     return step
 
 
-def _text(blocks: tuple[Response, ...], seed: int) -> Callable[[int, int], list[Response]]:
+def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
-        picks = [derived_seed(seed, "text", step, index) % len(blocks) for index in range(count)]
+        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
         return [blocks[pick] for pick in picks]
 
     return draw

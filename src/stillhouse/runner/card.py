@@ -14,9 +14,8 @@ from stillhouse import __version__, recipes
 from stillhouse.config.writing import dump
 from stillhouse.files import locate
 from stillhouse.report.formats import as_markdown, comparison_tables
-from stillhouse.report.measures import compact, duration, is_number, measure
+from stillhouse.report.measures import compact, duration, is_number, measure, plain
 from stillhouse.report.record import RunRecord
-from stillhouse.report.sections import plain
 from stillhouse.report.systems import role_of
 from stillhouse.runner.licences import HUB, UNKNOWN, licences
 from stillhouse.settings import RunConfig

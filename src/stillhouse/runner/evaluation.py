@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,15 +12,12 @@ from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
 from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
 from stillhouse.evaluate.tasks import Bench, Probe
-from stillhouse.models import parameters_of
-from stillhouse.runner.assemble import Parts, assemble
+from stillhouse.models import parameters_of, unwrap
+from stillhouse.runner.assemble import Parts
 from stillhouse.runner.folder import RunFolder
-from stillhouse.runner.preflight import check_room, preflight
-from stillhouse.runner.resolve import resolve
+from stillhouse.runner.preflight import context_of
 from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
-
-logger = logging.getLogger("stillhouse")
 
 TASK = "held-out prompts"
 
@@ -57,7 +51,7 @@ def evaluate_system(
         _on_held_out(parts, prompts, folder, system, model, label)
     for task in config.evaluate.single_tasks():
         if task.of_teacher or model is not parts.teacher:
-            evaluate_task(bench_of(parts, folder, system, model, task), task, folder, label)
+            evaluate_task(bench_of(parts, folder, system, model, task, label), task, folder, label)
 
 
 def _on_held_out(
@@ -78,7 +72,9 @@ def _on_held_out(
     folder.write_evaluation(system, facts, rows)
 
 
-def bench_of(parts: Parts, folder: RunFolder, system: str, model: nn.Module, task: Probe) -> Bench:
+def bench_of(
+    parts: Parts, folder: RunFolder, system: str, model: nn.Module, task: Probe, label: str
+) -> Bench:
     """One system of a run, ready for a task."""
     config = parts.config
     return Bench(
@@ -88,13 +84,14 @@ def bench_of(parts: Parts, folder: RunFolder, system: str, model: nn.Module, tas
         tokenizer=parts.tokenizer,
         facts=parts.facts,
         vocab=parts.vocab,
-        engine=parts.engine(model),
+        writer=config.engine,
         data=config.data,
         sampling=parts.limited(config.evaluate.sampling),
         seeds=config.evaluate.seeds,
         held_out=config.evaluate.data or config.data.valid,
+        context=context_of(unwrap(model).config),
         batch_size=config.evaluate.batch_size,
-        title=f"{task.title}: {system}",
+        title=f"{task.title}: {label}",
         keep=lambda header, name: Partial(folder.partial(system, task.title, name), header),
     )
 
@@ -158,53 +155,3 @@ def measure(
         "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",
     }
     return metrics, settings, answers.rows
-
-
-def evaluate_model(
-    model: str,
-    data: Path,
-    *,
-    teacher: str | None,
-    template: str,
-    sampling: dict[str, Any],
-    seeds: Sequence[int],
-    limit: int | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Evaluate a model by itself, outside a run.
-
-    Returns:
-        System, settings and metrics as the run folder has them, and one row for each answer.
-
-    Raises:
-        StillhouseError: the model, the teacher or the data cannot be used.
-    """
-    tree: dict[str, Any] = {
-        "student": {"path": model, "dtype": "auto"},
-        "data": {
-            "train": str(data),
-            "template": template,
-            "max_response": sampling["max_tokens"],
-            "no_response": "drop",
-        },
-        "objective": "cross_entropy",
-        "evaluate": {"sampling": sampling, "seeds": list(seeds), "limit": limit},
-    }
-    if teacher is not None:
-        tree["teacher"] = {"kind": "live", "path": teacher}
-    config = resolve(tree).config
-    preflight(config)
-    parts = assemble(config)
-    prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
-    dropped = parts.data.report["sets"][0]["dropped"]
-    if dropped:
-        told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
-        logger.warning("%s: rows left out: %s", data, told)
-    check_room(config, prompts, prompts, parts.contexts)
-    metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
-    return {
-        "system": model,
-        "task": TASK,
-        "data": str(data),
-        "settings": settings,
-        "metrics": metrics,
-    }, rows

@@ -57,3 +57,14 @@ def rouge_l(responses: Sequence[str], references: Sequence[Sequence[str]]) -> Ro
         for response, texts in zip(responses, references, strict=True)
     )
     return RougeL(mean=fmean(rows), rows=rows)
+
+
+def rouge_of(responses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
+    """The score of each response to four digits; None for those without a reference."""
+    answerable = [index for index, texts in enumerate(references) if texts]
+    scores: list[float | None] = [None] * len(responses)
+    if answerable:
+        found = rouge_l([responses[index] for index in answerable], [references[i] for i in answerable])
+        for index, score in zip(answerable, found.rows, strict=True):
+            scores[index] = round(score, 4)
+    return scores

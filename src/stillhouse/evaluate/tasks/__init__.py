@@ -1,6 +1,15 @@
 """Tasks of the evaluation, one file for each family."""
 
-from stillhouse.evaluate.tasks import code, exact_match, instructions, maths
+from stillhouse.evaluate.tasks import (
+    code,
+    cost,
+    exact_match,
+    fidelity,
+    instructions,
+    lm_eval,
+    maths,
+    speculative,
+)
 from stillhouse.evaluate.tasks.base import (
     REGISTRY,
     Asked,
@@ -22,8 +31,12 @@ __all__ = [
     "Task",
     "TaskField",
     "code",
+    "cost",
     "exact_match",
+    "fidelity",
     "instructions",
+    "lm_eval",
     "maths",
     "means_over_seeds",
+    "speculative",
 ]

@@ -12,7 +12,7 @@ from stillhouse.config import Many
 from stillhouse.data import Source, SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.engines.base import Sampling
-from stillhouse.evaluate.metrics.rouge import rouge_l
+from stillhouse.evaluate.metrics.rouge import rouge_of
 from stillhouse.evaluate.metrics.translation import corpus_bleu, corpus_chrf
 from stillhouse.evaluate.tasks.base import REGISTRY, Bench, Question, Scores, Task, means_over_seeds
 from stillhouse.evaluate.tasks.exact_match import normal
@@ -53,17 +53,16 @@ class FreeText(Task):
 
     def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> Sequence[Scores]:
         """The scores of single answers; none for a question without references."""
+        references = [question.prompt.references for question in questions]
         scored: list[dict[str, float]] = [{} for _ in texts]
-        answerable = [index for index, question in enumerate(questions) if question.prompt.references]
-        references = [questions[index].prompt.references for index in answerable]
-        if "rouge_l" in self.metrics and answerable:
-            rows = rouge_l([texts[index] for index in answerable], references).rows
-            for index, value in zip(answerable, rows, strict=True):
-                scored[index]["rouge_l"] = round(value, 4)
+        if "rouge_l" in self.metrics:
+            for scores, value in zip(scored, rouge_of(texts, references), strict=True):
+                if value is not None:
+                    scores["rouge_l"] = value
         if "exact_match" in self.metrics:
-            for index in answerable:
-                right = [normal(reference) for reference in questions[index].prompt.references]
-                scored[index]["exact_match"] = float(normal(texts[index]) in right)
+            for scores, text, right in zip(scored, texts, references, strict=True):
+                if right:
+                    scores["exact_match"] = float(normal(text) in [normal(one) for one in right])
         return scored
 
     def score(self, question: Question, text: str) -> Scores:

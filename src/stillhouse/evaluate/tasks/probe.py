@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Part, Registry
 from stillhouse.data import DataConfig, SourceConfig
-from stillhouse.engines.base import Engine, Sampling, TokenizerFacts
+from stillhouse.engines.base import EngineConfig, Sampling, TokenizerFacts
 from stillhouse.evaluate.partial import Partial, digest_of_weights
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Bench:
     facts: TokenizerFacts
     vocab: int
     """Number of token ids that both models share."""
-    engine: Engine
-    """Writes text with `model`."""
+    writer: EngineConfig
+    """Which engine writes text with `model`."""
     data: DataConfig
     """Template and length rules of the run; a task may have its own."""
     sampling: Sampling
@@ -40,6 +40,8 @@ class Bench:
     seeds: tuple[int, ...]
     held_out: SourceConfig | None
     """The run's own held-out rows, for tasks without data."""
+    context: int | None = None
+    """The most tokens that the model can take; None: nobody knows."""
     batch_size: int = 32
     """Sequences in one forward pass where likelihoods are measured."""
     title: str | None = None

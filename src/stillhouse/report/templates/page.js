@@ -1,7 +1,26 @@
 "use strict";
 (() => {
-  const PAGE = 20;
+  const PAGE = 10;
   const byId = (id) => document.getElementById(id);
+  const keys = {};
+
+  const dialog = byId("keys");
+  const open = byId("keys-open");
+  open.hidden = false;
+  open.addEventListener("click", () => dialog.showModal());
+  keys["?"] = () => dialog.showModal();
+  keys.t = () => {
+    window.scrollTo(0, 0);
+    document.querySelector(".skip").focus();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox") return;
+    const act = Object.hasOwn(keys, event.key) ? keys[event.key] : null;
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
 
   const defaults = byId("config-defaults");
   if (defaults) {
@@ -10,6 +29,7 @@
     };
     defaults.checked = false;
     defaults.addEventListener("change", show);
+    keys.d = () => defaults.click();
     show();
   }
 
@@ -37,6 +57,7 @@
 
   const marked = (tag, className, text) => {
     const element = make(tag, className);
+    element.dir = "auto";
     if (!words) {
       element.append(text);
       return element;
@@ -69,13 +90,30 @@
     const after = mean(row, "after");
     return before < 0 || after === null ? null : after - score(row, before);
   };
+  const apart = (row) => {
+    const scores = data.systems
+      .map((system, index) => (system.role === "after" && !hidden.has(index) ? score(row, index) : null))
+      .filter((value) => value !== null);
+    return scores.length > 1 ? Math.max(...scores) - Math.min(...scores) : null;
+  };
+  const longest = (row) =>
+    Math.max(0, ...data.systems.map((_, index) => (hidden.has(index) ? 0 : row.responses[index]?.[0].length || 0)));
   const orders = {
     gain: (row) => -gain(row),
     loss: (row) => gain(row),
     low: (row) => mean(row, "after"),
     high: (row) => -mean(row, "after"),
+    apart: (row) => -apart(row),
+    long: (row) => -longest(row),
   };
-  const known = { gain, loss: gain, low: (row) => mean(row, "after"), high: (row) => mean(row, "after") };
+  const known = {
+    gain,
+    loss: gain,
+    low: (row) => mean(row, "after"),
+    high: (row) => mean(row, "after"),
+    apart: (row) => apart(row),
+    long: () => 0,
+  };
 
   const haystack = (row) => {
     if (row.hay === undefined) {
@@ -85,16 +123,10 @@
     return row.hay;
   };
 
-  const facts = (response) => {
-    const parts = [];
-    if (response[1] !== null) parts.push(`ROUGE-L ${response[1].toFixed(1)}`);
-    if (response[3] !== null) parts.push(`${response[3]} tokens`);
-    if (response[2] === false) parts.push("cut off");
-    return parts.join(" · ");
-  };
-
   const card = (row) => {
     const article = make("article", "card answer");
+    article.tabIndex = -1;
+    article.setAttribute("aria-label", `Prompt ${row.id}`);
     const head = make("div", "head");
     head.append(make("span", "", tasks.length > 1 ? `${row.task} · ${row.id}` : row.id));
     const pair = make("div", "pair");
@@ -113,8 +145,9 @@
       if (!response || hidden.has(index)) return;
       const box = make("div");
       box.style.setProperty("--dot", `var(${system.colour})`);
-      const who = make("div", "who", system.label);
-      who.append(make("span", "", facts(response)));
+      const who = make("div", "who");
+      who.append(make("bdi", "", system.label));
+      who.append(make("span", "", response[2]));
       box.append(who, response[0] ? marked("p", "text", response[0]) : make("p", "text soft", "(empty)"));
       said.append(box);
     });
@@ -150,24 +183,32 @@
 
   task.append(new Option("all", ""), ...tasks.map((name) => new Option(name, name)));
   byId("answer-task-label").hidden = tasks.length < 2;
+  // A system that was measured on several tasks has one box.
+  const same = new Map();
   data.systems.forEach((system, index) => {
     if (!data.rows.some((row) => row.responses[index])) return;
+    const who = `${system.colour} ${system.label}`;
+    same.set(who, [...(same.get(who) || []), index]);
+  });
+  for (const indices of same.values()) {
+    const system = data.systems[indices[0]];
     const label = make("label");
     const box = make("input");
     box.type = "checkbox";
     box.checked = true;
     box.addEventListener("change", () => {
-      if (box.checked) hidden.delete(index);
-      else hidden.add(index);
+      for (const index of indices) {
+        if (box.checked) hidden.delete(index);
+        else hidden.add(index);
+      }
       update();
     });
     const dot = make("span", "dot");
     dot.style.setProperty("--dot", `var(${system.colour})`);
     dot.style.margin = "0";
-    const text = tasks.length > 1 ? `${system.label} (${system.task})` : system.label;
-    label.append(box, dot, text);
+    label.append(box, dot, make("bdi", "", system.label));
     byId("answer-systems").append(label);
-  });
+  }
 
   let wait;
   search.addEventListener("input", () => {
@@ -176,14 +217,37 @@
   });
   order.addEventListener("change", update);
   task.addEventListener("change", update);
-  more.addEventListener("click", showMore);
-  byId("answer-controls").addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-    event.preventDefault();
-    search.focus();
+  more.addEventListener("click", () => {
+    const first = shown;
+    showMore();
+    list.querySelectorAll(".answer")[first]?.focus();
   });
+  byId("answer-controls").addEventListener("submit", (event) => event.preventDefault());
+  search.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    clearTimeout(wait);
+    search.value = "";
+    update();
+    list.querySelector(".answer")?.focus();
+  });
+  const move = (by) => {
+    const cards = [...list.querySelectorAll(".answer")];
+    const next = Math.max(0, cards.indexOf(document.activeElement?.closest(".answer")) + by);
+    if (next < cards.length) {
+      cards[next].focus();
+    } else if (!more.hidden) {
+      showMore();
+      move(by);
+    }
+  };
+  keys["/"] = () => search.focus();
+  keys.j = () => move(1);
+  keys.k = () => move(-1);
+  keys.m = () => {
+    if (!more.hidden) showMore();
+  };
+  byId("answer-keys").hidden = false;
   byId("answer-controls").hidden = false;
   update();
 })();

@@ -1,0 +1,195 @@
+"""A model in memory as the language model of the lm-eval harness; needs the package lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
+
+from stillhouse import console
+from stillhouse.data.collate import collate
+from stillhouse.engines.base import Engine, Sampling, TokenizerFacts
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.evaluate.partial import Partial, digest
+from stillhouse.evaluate.tasks.probe import Bench
+from stillhouse.models import head_of, hidden_rows
+from stillhouse.types import Prompt, Response
+
+MAX_NEW = 256
+"""Tokens of an answer where a task sets no limit; lm-eval's own number."""
+
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]
+"""Texts (unused), context ids, continuation ids."""
+
+
+class HarnessModel(TemplateLM):
+    """Answers the harness's three kinds of requests with the model and engine of a bench.
+
+    Tokenisation, windows and truncation are those of lm-eval's own HFLM, so the results are, too. Finished
+    pieces go into `partial`.
+    """
+
+    def __init__(self, bench: Bench, partial: Partial) -> None:
+        super().__init__()
+        self.tokenizer = bench.tokenizer
+        self._bench = bench
+        self._partial = partial
+        self._context = bench.context or 2048
+        self._device = next(bench.model.parameters()).device
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's own caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; special tokens as the tokenizer adds them, unless the text begins with one already."""
+        given: dict[str, Any] = {}
+        if add_special_tokens is not None:
+            given["add_special_tokens"] = add_special_tokens
+        elif has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            given["add_special_tokens"] = False
+        return list(self.tokenizer.encode(string, **given))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as text, by the tokenizer's own template."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """For each request the log-probability (nats) of the continuation, and whether greedy writes it."""
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        found: dict[int, tuple[float, bool]] = {}
+        with console.progress(f"{self._bench.title or 'lm-eval'}, likelihoods", total=len(requests)) as bar:
+            for start in range(0, len(order), self._bench.batch_size):
+                batch = order[start : start + self._bench.batch_size]
+                key = digest(["likelihood", [requests[index][1:] for index in batch]])
+                piece = self._partial.get(key)
+                if piece is None:
+                    piece = self._likelihoods([requests[index] for index in batch])
+                    self._partial.put(key, piece)
+                for index, (value, greedy) in zip(batch, piece, strict=True):
+                    found[index] = (value, greedy)
+                bar.advance(len(batch))
+        return [found[index] for index in range(len(requests))]
+
+    @torch.no_grad()
+    def _likelihoods(self, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
+        responses = []
+        for _, context, continuation in requests:
+            room = self._context + 1 - len(continuation)  # the last token is predicted, not read
+            prompt = Prompt("", tuple(context[-room:]), "")
+            responses.append(Response(prompt, tuple(continuation), "fixed"))
+        batch = collate(responses, self._bench.facts.pad_id).to(self._device)
+        names = ("input_ids", "attention_mask", "response_mask")
+        hidden = hidden_rows(self._bench.model, {name: getattr(batch, name) for name in names})
+        labels = batch.labels[batch.response_mask]
+        head = head_of(self._bench.model)
+        values: list[tuple[float, bool]] = []
+        for rows in torch.arange(len(labels)).split([len(response.token_ids) for response in responses]):
+            logits = head.logits(hidden[rows])
+            logprobs = logits.log_softmax(-1).gather(1, labels[rows, None])
+            values.append((float(logprobs.sum()), bool((logits.argmax(-1) == labels[rows]).all())))
+        return values
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """The log-probability (nats) of whole texts, in windows of the model's context."""
+        windows: list[Scored] = []
+        owners: list[int] = []
+        for index, request in enumerate(requests):
+            pieces = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._context,
+                context_len=1,
+            )
+            for context, continuation in map(utils.make_disjoint_window, pieces):
+                windows.append((None, context, continuation))
+                owners.append(index)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Answers, cut at the first of the words that a task stops at."""
+        answers = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(digest(request.args[1]), []).append(index)
+        with console.progress(f"{self._bench.title or 'lm-eval'}, answers", total=len(requests)) as bar:
+            for indices in groups.values():
+                sampling, stops = self._sampling(dict(requests[indices[0]].args[1]))
+                for start in range(0, len(indices), self._bench.batch_size):
+                    batch = indices[start : start + self._bench.batch_size]
+                    texts = self._answers([requests[index].args[0] for index in batch], sampling, stops)
+                    for index, text in zip(batch, texts, strict=True):
+                        answers[index] = text
+                    bar.advance(len(batch))
+        return answers
+
+    def _answers(self, contexts: list[str], sampling: Sampling, stops: list[str]) -> list[str]:
+        key = digest(["answers", contexts, sampling.model_dump(), stops])
+        piece = self._partial.get(key)
+        if piece is None:
+            room = self._context - sampling.max_tokens
+            ids = [self.tok_encode(context)[-room:] for context in contexts]
+            facts = TokenizerFacts((self.eot_token_id,), self._bench.facts.pad_id)
+            engine: Engine = self._bench.writer.build(self._bench.model, facts)
+            done = engine.generate(ids, sampling, self._bench.seeds[0])
+            piece = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in done]
+            self._partial.put(key, piece)
+        texts = []
+        for text in piece:
+            for stop in stops:
+                text = text.split(stop)[0]
+            texts.append(text)
+        return texts
+
+    def _sampling(self, given: dict[str, Any]) -> tuple[Sampling, list[str]]:
+        options = dict(normalize_gen_kwargs(given, MAX_NEW))
+        until: Any = options.pop("until", None) or []
+        stops = [until] if isinstance(until, str) else list(until)
+        most, sampled = int(options.pop("max_gen_toks")), bool(options.pop("do_sample"))
+        temperature = float(options.pop("temperature", 0.0))
+        values = {name: options.pop(name) for name in ("top_p", "top_k") if name in options}
+        if options or most >= self._context:
+            name = next(iter(options), "max_gen_toks")
+            raise ConfigError(
+                Fault(
+                    f"lm-eval generation_kwargs.{name}",
+                    "is not supported" if options else "leaves no room for the question",
+                    got=str(options.get(name, most)),
+                    allowed="until, max_gen_toks, do_sample, temperature, top_p, top_k"
+                    if options
+                    else f"less than {self._context}, the model's context",
+                )
+            )
+        how = {"temperature": temperature, **values} if sampled else {"temperature": 0.0}
+        sampling = Sampling.model_validate({**how, "max_tokens": most}, strict=False)
+        return sampling, [stop for stop in stops if stop]

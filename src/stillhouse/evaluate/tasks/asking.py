@@ -1,0 +1,261 @@
+"""Measurements that begin with questions: which rows are asked, and how they become prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from stillhouse.config import Many
+from stillhouse.data import DataConfig, Encoder, Source, SourceConfig
+from stillhouse.data.lengths import TooLong
+from stillhouse.data.load import TemplateField, read_rows
+from stillhouse.data.rows import Row, understand
+from stillhouse.engines.base import Sampling, TokenizerFacts
+from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.evaluate.answers import Written, write_answers
+from stillhouse.evaluate.partial import digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.tasks.probe import Bench, Probe
+from stillhouse.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, and what its row says beyond the prompt.
+
+    Example: `Question(Prompt("svamp:1", (5, 9), "How many?", references=("3",)), facts={"type": "addition"})`
+    """
+
+    prompt: Prompt
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The row as the file has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The questions of a task, and how many rows could not be used.
+
+    Example: `Asked(questions=(q,), path="svamp.jsonl", dropped={"prompt too long": 3}, truncated={})`
+    """
+
+    questions: tuple[Question, ...]
+    path: str
+    """Where they are from."""
+    dropped: Mapping[str, int]
+    truncated: Mapping[str, int]
+
+
+class Asking(Probe):
+    """A measurement on answers to questions; a subclass says what is made of the answers."""
+
+    data: Source | None = None
+    """The rows; default: the held-out rows of the run."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many questions."""
+    sampling: Sampling | None = None
+    """How answers are written; default: `evaluate.sampling`."""
+    seeds: Many[Annotated[int, Field(ge=0)]] | None = None
+    """One pass over the questions for each; default: `evaluate.seeds`."""
+    template: TemplateField | None = None
+    """How a row becomes a prompt; default: `data.template`."""
+    max_prompt: Annotated[int, Field(ge=1)] | None = None
+    """The most tokens of a prompt; default: `data.max_prompt`."""
+    too_long: Literal["drop", "truncate_left", "truncate_right", "first_tokens"] | None = None
+    """What happens to longer ones; default: `data.too_long.prompt`. `first_tokens` cuts the finished prompt,
+    words of the template included."""
+
+    @property
+    def title(self) -> str:
+        """The name, or the file's where it has a file, or the kind."""
+        if self.name is None and self.data is not None:
+            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+        return super().title
+
+    def sources(self) -> Mapping[str, SourceConfig]:
+        """Its rows."""
+        return {} if self.data is None else {"data": self.data}
+
+    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row | Iterable[Row]:
+        """A row of the file, understood: whose `references` are right answers. Several where one row holds
+        several questions; each question's facts are the whole row."""
+        return understand(raw, source.fields, where)
+
+    def questions(self, encoder: Encoder, limits: DataConfig, held_out: SourceConfig | None = None) -> Asked:
+        """Read the rows and make prompts of them.
+
+        Args:
+            encoder: template and tokenizer.
+            limits: length rules, where the task has none.
+            held_out: the rows of a task without data.
+
+        Raises:
+            DataError: a row cannot be read, or none is left.
+            ConfigError: there are no rows to read.
+        """
+        source = self.data or held_out
+        if source is None:
+            raise ConfigError(
+                Fault(
+                    f"evaluate.tasks ({self.title})",
+                    "needs rows, and the run has no held-out ones",
+                    hint=f"Give it some: {{kind: {self.kind}, data: FILE}}.",
+                )
+            )
+        counts: Counter[str] = Counter()
+        facts: dict[str, Mapping[str, Any]] = {}
+        rows = _Rows(self, source, counts, facts)
+        prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, self.limit)
+        if self.too_long == "first_tokens":
+            prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
+        for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
+            if counts[reason]:
+                dropped[name] += counts[reason]
+        if not prompts:
+            told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
+            raise DataError(f"{source.path}: no question is left for the task {self.title} ({told})")
+        questions = tuple(Question(prompt, facts[prompt.id]) for prompt in prompts)
+        return Asked(questions, source.path, dict(dropped), dict(truncated))
+
+    def _lengths(self, limits: DataConfig) -> DataConfig:
+        most = self.max_prompt or limits.max_prompt
+        rule = self.too_long or limits.too_long.prompt
+        changed = {
+            "max_prompt": 10**9 if rule == "first_tokens" else most,
+            "too_long": TooLong(
+                prompt="drop" if rule == "first_tokens" else rule, response=limits.too_long.response
+            ),
+        }
+        return limits.model_copy(update=changed)
+
+    def settled(self, bench: Bench) -> tuple[Sampling, tuple[int, ...]]:
+        """The sampling and the seeds that are really used."""
+        sampling = self.sampling or bench.sampling
+        if "max_tokens" not in sampling.model_fields_set:
+            sampling = sampling.model_copy(update={"max_tokens": bench.sampling.max_tokens})
+        return sampling, tuple(self.seeds or bench.seeds)
+
+    def begin(self, bench: Bench) -> Sitting:
+        """Questions, sampling and seeds, ready to be answered.
+
+        Raises:
+            ConfigError: there are no rows, or a prompt and an answer together are longer than the context.
+            DataError: a row cannot be read, or none is left.
+        """
+        encoder = Encoder(self.template or bench.data.template, bench.tokenizer)
+        asked = self.questions(encoder, bench.data, bench.held_out)
+        sampling, seeds = self.settled(bench)
+        longest = max(len(question.prompt.token_ids) for question in asked.questions)
+        if bench.context is not None and longest + sampling.max_tokens > bench.context:
+            raise ConfigError(
+                Fault(
+                    f"evaluate.tasks ({self.title})",
+                    f"the longest prompt ({longest} tokens) and an answer ({sampling.max_tokens}) are longer "
+                    "than the model's context",
+                    got=str(longest + sampling.max_tokens),
+                    allowed=str(bench.context),
+                    hint="Lower max_prompt or sampling.max_tokens of the task.",
+                )
+            )
+        return Sitting(bench, encoder, asked, sampling, seeds)
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A system before its questions."""
+
+    bench: Bench
+    encoder: Encoder
+    asked: Asked
+    sampling: Sampling
+    seeds: tuple[int, ...]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What is asked."""
+        return [question.prompt for question in self.asked.questions]
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        model: nn.Module | None = None,
+        sampling: Sampling | None = None,
+        piece: str = "",
+    ) -> Written:
+        """Answers, kept under the name `piece` until the whole measurement is done.
+
+        Args:
+            prompts: what is asked.
+            model: who answers; default: the system.
+            sampling: how; default: that of the task.
+            piece: tells several kinds of answers of one measurement apart, in files and on the terminal.
+        """
+        writer, how = model or self.bench.model, sampling or self.sampling
+        header = {
+            "prompts": digest_of_prompts(prompts),
+            "sampling": how.model_dump(mode="json"),
+            "weights": digest_of_weights(writer),
+        }
+        return write_answers(
+            self.bench.writer.build(writer, TokenizerFacts((self.encoder.end_id,), self.bench.facts.pad_id)),
+            prompts,
+            how,
+            self.seeds,
+            partial=self.bench.keep(header, piece),
+            title=self.bench.title and " ".join(filter(None, (self.bench.title, piece))),
+        )
+
+    def row(self, question: Question, seed: int) -> dict[str, Any]:
+        """The beginning of a row that the run folder keeps."""
+        prompt = question.prompt
+        return {"id": prompt.id, "seed": seed, "prompt": prompt.text, "references": list(prompt.references)}
+
+    def text(self, completion: Completion) -> str:
+        """An answer as text, for scoring."""
+        return str(self.bench.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)).strip()
+
+    def settings(self) -> dict[str, Any]:
+        """What the reader of a result has to know of how it was made."""
+        return {
+            "sampling": self.sampling.model_dump(mode="json"),
+            "seeds": list(self.seeds),
+            "questions": len(self.asked.questions),
+            "template": self.encoder.template.kind,
+            "data": self.asked.path,
+            "dropped": dict(self.asked.dropped),
+            "truncated": dict(self.asked.truncated),
+        }
+
+
+class _Rows:
+    """The rows of a task by the id of their prompt; keeps what else each row says in `facts`."""
+
+    def __init__(
+        self, task: Asking, source: SourceConfig, counts: Counter[str], facts: dict[str, Mapping[str, Any]]
+    ) -> None:
+        self.task, self.source, self.counts, self.facts = task, source, counts, facts
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for number, (where, raw) in enumerate(self.source.raw(self.counts), start=1):
+            if self.source.limit is not None and number > self.source.limit:
+                return
+            found = self.task.row(raw, where, self.source)
+            several = [found] if isinstance(found, Row) else list(found)
+            self.counts["left out"] += not several
+            for index, row in enumerate(several, start=1):
+                id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
+                self.facts[id] = raw
+                yield id, row
+
+
+def _first_tokens(prompt: Prompt, most: int, truncated: Counter[str]) -> Prompt:
+    if len(prompt.token_ids) <= most:
+        return prompt
+    truncated["prompt"] += 1
+    return replace(prompt, token_ids=prompt.token_ids[:most])

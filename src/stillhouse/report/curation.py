@@ -1,0 +1,131 @@
+"""What was dropped and why: from the data sets, and by the filters of rounds of responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.report.measures import compact, is_number, plain
+from stillhouse.report.record import RunRecord
+
+EXAMPLE = ("side", "filter", "reason", "detail", "prompt", "response")
+
+
+@dataclass(frozen=True, slots=True)
+class CuratedSide:
+    """One side of one round: who wrote, what was dropped for what reason, how much was written again."""
+
+    round: str
+    side: str
+    writers: str
+    prompts: str
+    kept: str
+    dropped: list[tuple[str, str]]
+    dropped_at_first: list[tuple[str, str]]
+    rewritten: str
+
+
+@dataclass(frozen=True, slots=True)
+class CuratedRun:
+    """The rounds of one run, the filters in their order, and examples of what was dropped."""
+
+    name: str
+    filters: list[str]
+    sides: list[CuratedSide]
+    examples: list[dict[str, str]]
+
+
+def curated_runs(runs: Sequence[RunRecord]) -> list[CuratedRun]:
+    """The runs whose rounds of responses passed filters."""
+    return [found for run in runs if (found := _of_run(run)) is not None]
+
+
+def _of_run(run: RunRecord) -> CuratedRun | None:
+    rounds = run.curation.get("rounds")
+    known = [one for one in rounds.values() if isinstance(one, dict)] if isinstance(rounds, dict) else []
+    if not known:
+        return None
+    sides, examples = [], []
+    for number, one in enumerate(known):
+        label = str(one["round"] + 1) if is_number(one.get("round")) else str(number + 1)
+        found = one.get("sides")
+        for name, side in found.items() if isinstance(found, dict) else []:
+            if isinstance(side, dict):
+                sides.append(_side(label, str(name), side, one))
+        examples += [
+            {
+                key: str(example.get(key) or "")
+                for key in ("side", "filter", "reason", "detail", "prompt", "response")
+            }
+            | {"round": label}
+            for example in one.get("examples") or ()
+            if isinstance(example, dict)
+        ]
+    filters = known[-1].get("filters")
+    return CuratedRun(
+        run.name, [plain(each) for each in filters] if isinstance(filters, list) else [], sides, examples[:60]
+    )
+
+
+def _side(label: str, name: str, side: dict[str, Any], one: dict[str, Any]) -> CuratedSide:
+    by = side.get("by")
+    writers = ", ".join(f"{who} {_count(count)}" for who, count in by.items()) if isinstance(by, dict) else ""
+    return CuratedSide(
+        round=label,
+        side=name,
+        writers=writers,
+        prompts=_count(one.get("prompts")),
+        kept=_count(one.get("kept")),
+        dropped=reasons(side.get("dropped")),
+        dropped_at_first=reasons(side.get("dropped_at_first")),
+        rewritten=_count(side.get("rewritten")),
+    )
+
+
+def reasons(value: Any, before: str = "") -> list[tuple[str, str]]:
+    """Reasons with their counts, from a count, a mapping of reasons, or a mapping of filters to reasons."""
+    if not isinstance(value, dict):
+        return [(before or "rows", _count(value))] if value else []
+    found: list[tuple[str, str]] = []
+    for name, below in value.items():
+        here = f"{before}: {name}" if before else str(name)
+        if isinstance(below, dict):
+            found += reasons(below, here)
+        elif below:
+            found.append((here.replace("_", " "), _count(below)))
+    return found
+
+
+def data_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The data sets with what was dropped and why; runs with the same data share one table."""
+    grouped: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.data:
+            grouped.setdefault(json.dumps(run.data, sort_keys=True, default=str), []).append(run)
+    tables = []
+    for same in grouped.values():
+        whole = len(same) == len(runs)
+        heading = (
+            ("" if len(runs) == 1 else "the same in all runs") if whole else ", ".join(r.name for r in same)
+        )
+        tables.append((heading, [_data_row(entry) for entry in same[0].data]))
+    return tables
+
+
+def _data_row(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": str(entry.get("name", "")),
+        "path": str(entry.get("path", "")),
+        "sha256": str(entry.get("sha256") or "")[:12],
+        "rows": _count(entry.get("rows")),
+        "kept": _count(entry.get("kept")),
+        "responses": _count(entry.get("with_response")),
+        "dropped": reasons(entry.get("dropped")),
+        "truncated": reasons(entry.get("truncated")),
+    }
+
+
+def _count(value: Any) -> str:
+    return compact(value) if is_number(value) else "–" if value is None else str(value)

@@ -1,0 +1,167 @@
+"""Where seconds and tokens went, and who wrote what was trained on, as bars and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.report.measures import compact, duration, is_number, measure
+from stillhouse.report.record import RunRecord
+
+SOURCE_COLOURS = {
+    "fixed": "--part-0",
+    "teacher": "--teacher",
+    "student": "--part-1",
+    "text": "--before",
+}
+PHASE_COLOURS = {
+    "generate": "--part-2",
+    "teacher": "--teacher",
+    "student": "--part-1",
+    "backward": "--part-5",
+    "optimiser": "--part-3",
+    "evaluate": "--part-0",
+    "other": "--before",
+}
+PHASES = {
+    "generate": "writing responses",
+    "teacher": "the teacher's forward pass",
+    "student": "the student's forward pass and the loss",
+    "backward": "the backward pass",
+    "optimiser": "the optimiser",
+    "evaluate": "validation",
+    "other": "loading, final evaluation, saving",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a bar: a label, a CSS variable, a share of the whole, and what to write."""
+
+    label: str
+    colour: str
+    share: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A whole cut into parts, for one run."""
+
+    label: str
+    total: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """What one phase of a run took. Example: `PhaseRow("generate", "writing responses", "34 s", ...)`"""
+
+    name: str
+    about: str
+    seconds: str
+    share: str
+    tokens: str
+    rate: str
+
+
+def source_bars(runs: Sequence[RunRecord]) -> list[Bar]:
+    """The mean share of each source, one bar a run."""
+    bars = []
+    for run in runs:
+        rows = run.metrics("train")
+        means: dict[str, float] = {}
+        for name in SOURCE_COLOURS:
+            values = [row[key] for row in rows if is_number(row.get(key := f"responses/{name}"))]
+            values = [value for value in values if math.isfinite(value)]
+            if values:
+                means[name] = sum(values) / len(values)
+        total = sum(means.values())
+        if total > 0:
+            parts = [
+                Part(name, SOURCE_COLOURS[name], mean / total, f"{mean / total:.0%}")
+                for name, mean in means.items()
+                if mean > 0
+            ]
+            bars.append(Bar(run.name, "", tuple(parts)))
+    return bars
+
+
+def time_bars(runs: Sequence[RunRecord]) -> list[Bar]:
+    """Where the seconds went, one bar a run; what no phase accounts for is "other"."""
+    bars = []
+    for run in runs:
+        spent = seconds_by_phase(run)
+        total = sum(spent.values())
+        if total <= 0:
+            continue
+        parts = [
+            Part(name, PHASE_COLOURS.get(name, "--part-4"), seconds / total, duration(seconds))
+            for name, seconds in spent.items()
+            if seconds >= 0.05  # would read as 0.0 s
+        ]
+        bars.append(Bar(run.name, duration(total), tuple(parts)))
+    return bars
+
+
+def phase_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[PhaseRow]]]:
+    """Seconds and tokens of every phase, one table a run."""
+    tables = []
+    for run in runs:
+        spent, tokens = seconds_by_phase(run), _sums(run, "tokens/")
+        total = sum(spent.values())
+        if total <= 0:
+            continue
+        rows = [
+            _phase_row(name, spent.get(name), tokens.get(name), total) for name in _ordered(spent | tokens)
+        ]
+        tables.append((run.name, rows))
+    return tables
+
+
+def _phase_row(name: str, seconds: float | None, tokens: float | None, total: float) -> PhaseRow:
+    count = measure("parameters").show
+    rated = tokens and seconds and seconds >= 0.005
+    return PhaseRow(
+        name,
+        PHASES.get(name, ""),
+        duration(seconds),
+        "–" if seconds is None else f"{seconds / total:.1%}",
+        "–" if not tokens else count(round(tokens)),
+        count(round(tokens / seconds)) if rated and tokens and seconds else "–",
+    )
+
+
+def seconds_by_phase(run: RunRecord) -> dict[str, float]:
+    """Seconds of each phase of the training, and "other" up to what the whole run took."""
+    spent = _sums(run, "seconds/")
+    whole = run.state.get("seconds")
+    if spent and is_number(whole) and math.isfinite(whole) and whole > sum(spent.values()):
+        spent["other"] = spent.get("other", 0.0) + whole - sum(spent.values())
+    return {name: spent[name] for name in _ordered(spent)}
+
+
+def _ordered(names: dict[str, float]) -> list[str]:
+    order = {name: index for index, name in enumerate(PHASE_COLOURS)}
+    return sorted(names, key=lambda name: order.get(name, len(order) - 2))
+
+
+def _sums(run: RunRecord, prefix: str) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for row in run.log:
+        for key, value in row.items():
+            if key.startswith(prefix) and is_number(value) and math.isfinite(value):
+                name = key.removeprefix(prefix)
+                sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def written_for(run: RunRecord) -> str:
+    """How many tokens were written for how many that were trained on; empty where nobody wrote."""
+    written = _sums(run, "tokens/").get("generate", 0.0)
+    trained = sum(row["tokens"] for row in run.metrics("train") if is_number(row.get("tokens")))
+    if not written or not trained:
+        return ""
+    count = measure("parameters").show(round(written))
+    return f"{count} tokens; each was trained on {compact(round(trained / written, 2))} times"
