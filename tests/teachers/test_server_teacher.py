@@ -18,7 +18,13 @@ from stillhouse.objectives.compact import top_of
 from stillhouse.remote.scores import scores_of
 from stillhouse.responses.fixed import reference
 from stillhouse.runner.caching import batch_tensors
-from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, ServerTeacherConfig
+from stillhouse.teachers import (
+    Ahead,
+    CacheTeacherConfig,
+    CompactTeacher,
+    LiveTeacherConfig,
+    ServerTeacherConfig,
+)
 from stillhouse.teachers.server import top_rows
 from stillhouse.types import Prompt
 
@@ -109,6 +115,15 @@ def test_the_store_belongs_to_an_address_or_to_an_identity(
             running(other.url, keep=tmp_path, **options).compact(part)
             assert len(scored(other)) == asked
             other.seen.clear()
+
+
+def test_autocast_around_it_changes_no_question(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
+    teacher, part = running(service.url, keep=tmp_path), batch(demo, *PAIRS)
+    assert isinstance(teacher, Ahead)
+    teacher.ahead([part])  # as a step asks, before the trainer's autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.compact(part)
+    assert len(scored(service)) == 2
 
 
 def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class ServerTeacherConfig(TeacherConfig, Server):
     identity: str | None = None
     """What tells this teacher from others in the store, in place of url and model: give it where one model is
     served at changing places. A server cannot show that its weights are still the same."""
+    local: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
 
     @property
@@ -63,7 +65,8 @@ class ServerTeacherConfig(TeacherConfig, Server):
             TeacherError: the server does not answer.
         """
         if not self.retokenise:
-            Completions(self, tokenizer, TeacherError).check_tokenizer()
+            with contextlib.closing(Completions(self, tokenizer, TeacherError)) as server:
+                server.check_tokenizer()
 
     def check_signal(self, tokens: int) -> None:
         """Ask the server for log-probabilities of a few tokens, and for its context.
@@ -71,11 +74,13 @@ class ServerTeacherConfig(TeacherConfig, Server):
         Raises:
             TeacherError: it gives none, or not `top` of them, or its context is too short.
         """
-        ServerTeacher(Completions(self, None, TeacherError), self.top).check(tokens)
+        with contextlib.closing(Completions(self, None, TeacherError)) as server:
+            ServerTeacher(server, self.top).check(tokens)
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
-        name = self.identity or f"{self.url} {self.served(self.client(TeacherError))}"
+        with contextlib.closing(self.client(TeacherError)) as client:
+            name = self.identity or f"{client.url} {self.served(client)}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
     def plain(self) -> ServerTeacherConfig:
@@ -173,7 +178,7 @@ class ServerTeacher:
 
     def close(self) -> str | None:
         """Close the connections; a line that says what was asked for."""
-        self.completions.client.close()
+        self.completions.close()
         made = self.completions.client.counts
         return (
             f"teacher {self.completions.client.url}: {made.requests:,} requests, {made.retries:,} of them "
