@@ -89,8 +89,8 @@ class TeacherConfig(Part):
 
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
-    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), and "text"
-    if it can write responses."""
+    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), "layers" if
+    it shows its hidden states, and "text" if it can write responses."""
     local: ClassVar[bool] = True
     """True if it computes in this process, so that autocast around it changes what it says."""
     remembers: ClassVar[bool] = False
