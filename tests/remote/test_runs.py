@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from stillhouse.errors import ConfigError, StillhouseError
+from stillhouse.errors import ConfigError, EngineError, StillhouseError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.runner.execute import execute
 from stillhouse.runner.resolve import resolve
-from tests.servers import Service, smollm2
+from stillhouse.runner.writing import Wanted, generate
+from tests.servers import Service, broken, smollm2
 from tests.small_runs import in_child, nth, rows_of, tree, write_data
 from tests.vllm_like import demo_server
 
@@ -137,6 +138,23 @@ def test_scores_are_asked_for_once_by_runs_that_share_a_store(service: Service, 
     questions = asked(service, "prompt_logprobs")
     assert len(questions) == 18
     assert set(questions.values()) == {1}
+
+
+def test_generate_lets_a_server_write_and_goes_on_where_it_broke(service: Service, folder: Path) -> None:
+    broken_down = [True]
+    with broken(service.url, lambda n: (500, {}) if broken_down[0] and n >= 16 else None) as proxy:
+        teacher = {"kind": "server", "url": proxy.url, "backoff": 0.001, "retries": 0, "concurrency": 1}
+        plan = tree(folder, "g", teacher=teacher, recipe="seqkd", engine={"sampling": {"max_tokens": 5}})
+        config, wanted = resolve(plan).config, Wanted(folder / "teacher.jsonl")
+        with pytest.raises(EngineError, match="not answered"):
+            generate(config, wanted)
+        half = asked(service)
+        assert 0 < len(half) < 18
+        broken_down[0] = False
+        written = generate(config, wanted)
+    assert written.there == 18
+    assert set(asked(service).values()) == {1}
+    assert len((folder / "teacher.jsonl").read_text(encoding="utf-8").splitlines()) == 1 + 18
 
 
 @pytest.mark.parametrize("objective", ["csd", "dld"])

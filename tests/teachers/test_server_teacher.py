@@ -11,6 +11,7 @@ import torch
 from tests.servers import Service, broken
 from tests.vllm_like import TEACHER, DemoTeacher, demo_server
 
+from stillhouse import objectives
 from stillhouse.data.collate import collate
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
@@ -18,7 +19,13 @@ from stillhouse.objectives.compact import top_of
 from stillhouse.remote.scores import scores_of
 from stillhouse.responses.fixed import reference
 from stillhouse.runner.caching import batch_tensors
-from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, ServerTeacherConfig
+from stillhouse.teachers import (
+    Ahead,
+    CacheTeacherConfig,
+    CompactTeacher,
+    LiveTeacherConfig,
+    ServerTeacherConfig,
+)
 from stillhouse.teachers.server import top_rows
 from stillhouse.types import Prompt
 
@@ -111,6 +118,15 @@ def test_the_store_belongs_to_an_address_or_to_an_identity(
             other.seen.clear()
 
 
+def test_autocast_around_it_changes_no_question(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
+    teacher, part = running(service.url, keep=tmp_path), batch(demo, *PAIRS)
+    assert isinstance(teacher, Ahead)
+    teacher.ahead([part])  # as a step asks, before the trainer's autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.compact(part)
+    assert len(scored(service)) == 2
+
+
 def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
     of = ServerTeacherConfig(url=service.url, top=TOP, keep=tmp_path / "not here")
     cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path / "here")
@@ -120,6 +136,19 @@ def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher,
     built.close()
     assert not (tmp_path / "not here").exists()
     assert list((tmp_path / "here").glob("*/*.shard"))
+
+
+def test_what_top_k_leaves_out_of_the_forward_kl_is_the_divergence_within_the_tail() -> None:
+    """The identity in docs/servers.md."""
+    rng = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(6, 50, generator=rng, dtype=torch.float64).mul(2).log_softmax(-1) for _ in range(2))
+    loss = objectives.build("forward_kl")
+    top = top_of(p, 8)
+    assert top.tail is not None
+    rest = torch.ones_like(p, dtype=torch.bool).scatter(-1, top.ids, False)
+    within = [one.masked_fill(~rest, -torch.inf).log_softmax(-1) for one in (p, q)]
+    left_out = (within[0].exp() * (within[0] - within[1]).masked_fill(~rest, 0.0)).sum(-1)
+    torch.testing.assert_close(loss(q, p), loss(q, top) + top.tail.exp() * left_out)
 
 
 def test_echoed_scores_are_understood_too() -> None:

@@ -77,6 +77,10 @@ class Completions:
         prompt = prompt if isinstance(prompt, str) else list(prompt)
         return {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, **more}
 
+    def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        self.client.close()
+
     def write(
         self, bodies: Sequence[Mapping[str, Any]], read: Callable[[Written], T]
     ) -> Iterator[tuple[int, T]]:

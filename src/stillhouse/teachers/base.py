@@ -91,6 +91,8 @@ class TeacherConfig(Part):
     provides: ClassVar[frozenset[str]] = frozenset()
     """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), "layers" if
     it shows its hidden states, and "text" if it can write responses."""
+    local: ClassVar[bool] = True
+    """True if it computes in this process, so that autocast around it changes what it says."""
     remembers: ClassVar[bool] = False
     """True if it keeps what it said by itself, so that nothing else need remember it for replay."""
 

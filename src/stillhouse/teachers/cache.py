@@ -139,7 +139,7 @@ class CacheTeacherConfig(TeacherConfig):
             place, facts = self._own(form, inner, vocab)
         store = Store(place, facts["shards"], self.limit)
         if isinstance(form, CompactForm):
-            return CachedCompact(store, form, inner)
+            return CachedCompact(store, form, inner, local=self.of.local)
         if inner is None:
             form = HiddenForm(facts["shards"]["form"].removeprefix("hidden-"))
             return CachedTeacher(store, form, _load_head(place, facts, vocab), None)

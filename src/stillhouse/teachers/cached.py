@@ -25,11 +25,13 @@ Encode = Callable[[Mapping[str, Any], Sequence[bytes]], list[bytes]]
 """Sequences of a batch and their keys -> the payload of each, from the teacher itself."""
 
 
-def content_keys(batch: Mapping[str, Any]) -> list[bytes]:
+def content_keys(batch: Mapping[str, Any], local: bool = True) -> list[bytes]:
     """For each sequence of a batch 16 bytes that change with its token ids, with where the response begins,
-    and with the number format of autocast, but not with padding, order or step."""
+    and, for a teacher that is local, with the number format of autocast, but not with padding, order or
+    step."""
     device = batch["input_ids"].device.type
-    format_ = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+    cast = local and torch.is_autocast_enabled(device)
+    format_ = str(torch.get_autocast_dtype(device)) if cast else ""
     ids, lengths = batch["input_ids"].cpu(), batch["attention_mask"].sum(1).tolist()
     starts = batch["response_mask"].int().argmax(1).tolist()
     keys = []
@@ -42,14 +44,16 @@ def content_keys(batch: Mapping[str, Any]) -> list[bytes]:
 class Kept:
     """The payloads of a batch's sequences: from a store, or made now and kept."""
 
-    def __init__(self, store: Store, encode: Encode | None) -> None:
+    def __init__(self, store: Store, encode: Encode | None, local: bool = True) -> None:
         """Answer from a store.
 
         Args:
             store: where payloads are.
             encode: makes those that are missing; None where the teacher is not at hand.
+            local: whether the teacher computes in this process; see `TeacherConfig`.
         """
         self.store = store
+        self._local = local
         self._encode = encode
         self._asked = self._hits = 0
         self._told = (0, 0)
@@ -64,7 +68,7 @@ class Kept:
         Raises:
             TeacherError: some are missing, and there is no teacher to make them.
         """
-        keys = content_keys(batch)
+        keys = content_keys(batch, self._local)
         found: list[memoryview | bytes | None] = [self.store.get(key) for key in keys]
         if any(one is None for one in found):
             self.store.refresh()  # another process may have written them
@@ -150,7 +154,9 @@ class CachedTeacher:
 class CachedCompact:
     """A few tokens of each row, from a store."""
 
-    def __init__(self, store: Store, form: CompactForm, teacher: AnyTeacher | None, seed: int = 0) -> None:
+    def __init__(
+        self, store: Store, form: CompactForm, teacher: AnyTeacher | None, seed: int = 0, local: bool = True
+    ) -> None:
         """Answer from a store.
 
         Args:
@@ -158,13 +164,14 @@ class CachedCompact:
             form: how they look.
             teacher: says what is not there; None if it is not at hand.
             seed: decides the draws, together with the text.
+            local: whether the teacher computes in this process; see `TeacherConfig`.
         """
         self._seed = seed
         self.form: str = form.kind
         self.inner: object = teacher
         """The teacher behind it."""
         self._form = form
-        self._kept = Kept(store, None if teacher is None else self._encode)
+        self._kept = Kept(store, None if teacher is None else self._encode, local)
         self._looked_ahead = False
 
     def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:

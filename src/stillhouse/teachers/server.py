@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from stillhouse.config import FilePath
 from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import EXCLUDED, LEAST_TAIL, Compact, joined
 from stillhouse.remote import Completions, Server
+from stillhouse.remote.retry import Refused
 from stillhouse.remote.scores import Scores, scores_of
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
 from stillhouse.teachers.cache import CacheTeacherConfig
@@ -47,6 +49,7 @@ class ServerTeacherConfig(TeacherConfig, Server):
     identity: str | None = None
     """What tells this teacher from others in the store, in place of url and model: give it where one model is
     served at changing places. A server cannot show that its weights are still the same."""
+    local: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
 
     @property
@@ -62,7 +65,8 @@ class ServerTeacherConfig(TeacherConfig, Server):
             TeacherError: the server does not answer.
         """
         if not self.retokenise:
-            Completions(self, tokenizer, TeacherError).check_tokenizer()
+            with contextlib.closing(Completions(self, tokenizer, TeacherError)) as server:
+                server.check_tokenizer()
 
     def check_signal(self, tokens: int) -> None:
         """Ask the server for log-probabilities of a few tokens, and for its context.
@@ -70,11 +74,13 @@ class ServerTeacherConfig(TeacherConfig, Server):
         Raises:
             TeacherError: it gives none, or not `top` of them, or its context is too short.
         """
-        ServerTeacher(Completions(self, None, TeacherError), self.top).check(tokens)
+        with contextlib.closing(Completions(self, None, TeacherError)) as server:
+            ServerTeacher(server, self.top).check(tokens)
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
-        name = self.identity or f"{self.url} {self.served(self.client(TeacherError))}"
+        with contextlib.closing(self.client(TeacherError)) as client:
+            name = self.identity or f"{client.url} {self.served(client)}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
     def plain(self) -> ServerTeacherConfig:
@@ -126,7 +132,15 @@ class ServerTeacher:
                 "lower data.max_prompt or data.max_response."
             )
         probe = [5, 6, 7]
-        scores = self.completions.client.ask("completions", self._body(probe), self._read)
+        try:
+            scores = self.completions.client.ask("completions", self._body(probe), self._read)
+        except TeacherError as error:
+            if isinstance(error.__cause__, Refused):
+                raise TeacherError(
+                    f"{error} It was asked for teacher.top={self.top} log-probabilities of each token; vLLM "
+                    "gives as many as its --max-logprobs (20 by default)."
+                ) from error
+            raise
         if any(len(place) < self.top for place in scores[1:3]):
             raise TeacherError(
                 f"{self.completions.client.url}: gives {len(scores[1])} log-probabilities for a place, and "
@@ -164,7 +178,7 @@ class ServerTeacher:
 
     def close(self) -> str | None:
         """Close the connections; a line that says what was asked for."""
-        self.completions.client.close()
+        self.completions.close()
         made = self.completions.client.counts
         return (
             f"teacher {self.completions.client.url}: {made.requests:,} requests, {made.retries:,} of them "

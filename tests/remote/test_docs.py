@@ -1,0 +1,37 @@
+"""What docs/servers.md shows runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stillhouse.runner.execute import execute
+from stillhouse.runner.resolve import resolve
+from tests.conftest import ROOT
+from tests.vllm_like import demo_server
+
+PAGE = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"```yaml\n# (\S+)\.yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("name", ["seqkd", "kd"])
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with demo_server() as service:
+        tree = yaml.safe_load(BLOCKS[name].replace("http://127.0.0.1:8000/v1", service.url))
+        result = execute(resolve(tree))
+    assert result.state == "done"
+    assert json.loads((result.folder / "servers.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "teacher-cache").exists() == (name == "kd")
+
+
+def test_every_engine_and_teacher_that_is_named_exists() -> None:
+    from stillhouse.engines import REGISTRY as ENGINES
+    from stillhouse.teachers import REGISTRY as TEACHERS
+
+    assert set(re.findall(r"engine: \{kind: (\w+)", PAGE)) <= set(ENGINES.kinds())
+    assert set(re.findall(r"teacher: \{kind: (\w+)", PAGE)) <= set(TEACHERS.kinds())
