@@ -141,7 +141,7 @@ TEXTS = {
 }
 """Ends the name of a measure that was taken on other text than the references."""
 
-NOT_COLUMNS = ("rows", "tokens", "seconds")
+NOT_COLUMNS = ("rows", "tokens", "seconds", "gamma")
 """Counts that say how a result was made; they are no columns of a table of results."""
 
 
