@@ -149,6 +149,19 @@ def test_error_bars_reach_as_far_as_the_deviation(three_runs, tmp_path):
     assert "55.2" in page([three_runs], tmp_path / "report.html")[1].text
 
 
+def test_a_judges_interval_is_the_error_bar(tmp_path):
+    folder = make_run(tmp_path / "run")
+    metrics = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.75, "first_place": 0.52, "pairs": 80}
+    found = {"system": "student after", "label": "kd", "task": "judge", "metrics": metrics}
+    (folder / "evaluation/student-after.judge.json").write_text(json.dumps(found))
+    html, tags = page([folder], tmp_path / "report.html")
+    assert "60.0% (50.0% to 75.0%)" in tags.text
+    assert '<b style="left: 66.7%; width: 33.3%">' in html
+    assert "Win rate low" not in tags.text
+    row = summary_table([folder])[-1]
+    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == (0.6, 0.5, 0.75)
+
+
 def test_scores_of_any_task_stand_beside_the_answers(tmp_path):
     folder = make_run(tmp_path / "run", tasks=True)
     found = answers(page([folder], tmp_path / "report.html")[0])

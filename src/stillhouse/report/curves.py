@@ -43,7 +43,7 @@ SYMBOLS = {
     "student_share": "φ",
     "fresh_share": "λ / φ",
     "alpha": "α",
-    "loss_weight": "weight; β in DistiLLM-2",
+    "loss_weight": "weight; β",
     "t": "t in TAID",
 }
 """What the papers call a number that often follows a schedule."""

@@ -16,7 +16,7 @@ AGAINST = {
     "distinct_2": ("Quality and diversity: distinct-2", "distinct-2 (right is more varied)"),
 }
 GAMMA = {
-    "block_efficiency": ("Speculative decoding: block efficiency", "tokens for each pass of the teacher"),
+    "block_efficiency": ("Speculative decoding: block efficiency", "tokens a teacher pass"),
     "acceptance": ("Speculative decoding: acceptance", "share of the student's tokens"),
 }
 

@@ -71,7 +71,11 @@ MEASURES: dict[str, Measure] = {
         Measure("rouge_l", "ROUGE-L", "quality", "points", "higher",
                 "F-measure of the longest common subsequence of stemmed words, best reference, 0 to 100."),
         Measure("win_rate", "Win rate", "quality", "share", "higher",
-        "Share of prompts on which a judge prefers it."),
+                "Share of prompts on which a judge prefers it, a tie counts half; with its 95% interval."),
+        Measure("first_place", "First place", "text", "share", None,
+                "Share of the judge's decisions for the answer that stood first; 50% is no position bias."),
+        Measure("consistency", "Consistency", "text", "share", None,
+                "Share of pairs that the judge decides alike in both orders."),
         Measure("accuracy", "Accuracy", "quality", "share", "higher", "Share of right answers."),
         Measure("accuracy_flexible", "Accuracy, flexible", "quality", "share", "higher",
                 "Share of right answers where the last number counts as the answer if none is marked."),
@@ -118,7 +122,8 @@ MEASURES: dict[str, Measure] = {
 
 MORE = (
     "reverse_kl_to_teacher", "tvd", "loss", "perplexity", "self_bleu", "distinct_1", "distinct_2",
-    "median_length", "max_length", "bytes", "accuracy_flexible", "calibration_error",
+    "wins", "ties", "losses", "pairs", "unparsable", "median_length", "max_length", "bytes",
+    "accuracy_flexible", "calibration_error",
     "teacher_calibration_error", "acceptance_expected", "block_efficiency_if_independent",
     "overlap_on_teacher_text", "prompt_tokens_per_second", "first_token_seconds", "distinct_3", "distinct_4",
 )  # fmt: skip
@@ -127,13 +132,16 @@ MORE = (
 PASS = Measure("pass_at_k", "pass@k", "quality", "share", "higher",
                "Estimated share of problems that one of {} samples or more solves.")  # fmt: skip
 
+ENDS = ("_std", "_se", "_low", "_high")
+"""End the name of a number that says how sure another one is."""
+
 TEXTS = {
     "_on_own_text": ("own", "the student's own answers"),
     "_on_teacher_text": ("teacher's", "text that the teacher wrote"),
 }
 """Ends the name of a measure that was taken on other text than the references."""
 
-NOT_COLUMNS = ("rows", "tokens", "seconds")
+NOT_COLUMNS = ("rows", "tokens", "seconds", "gamma")
 """Counts that say how a result was made; they are no columns of a table of results."""
 
 
@@ -160,13 +168,24 @@ def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
     shown = [
         name
         for name in names
-        if name not in NOT_COLUMNS
-        and not any(name == f"{other}{end}" for other in names for end in ("_std", "_se"))
+        if name not in NOT_COLUMNS and not any(name == f"{other}{end}" for other in names for end in ENDS)
     ]
     order = {name: index for index, name in enumerate(MEASURES)}
     order |= {name: order["accuracy"] for name in shown if name.startswith("pass_at_")}
     shown.sort(key=lambda name: order.get(re.sub("_on_(own|teacher)_text$", "", name), len(order)))
     return [measure(name) for name in shown]
+
+
+def interval(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
+    """What a value may as well be: its confidence interval (`NAME_low`, `NAME_high`), or else one standard
+    deviation (`NAME_std`) to both sides; None where neither is known."""
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if is_number(low) and is_number(high) and math.isfinite(low) and math.isfinite(high):
+        return float(low), float(high)
+    spread = metrics.get(f"{name}_std")
+    if is_number(value) and is_number(spread) and math.isfinite(spread) and spread > 0:
+        return value - spread, value + spread
+    return None
 
 
 def main_measure(all_metrics: Iterable[dict[str, Any]]) -> Measure | None:

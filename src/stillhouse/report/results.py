@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillhouse.report.measures import Measure, columns, compact, is_number, main_measure, measure, plain
+from stillhouse.report.measures import (
+    Measure,
+    columns,
+    compact,
+    interval,
+    is_number,
+    main_measure,
+    measure,
+    plain,
+)
 from stillhouse.report.systems import System, baseline, teacher_of
 
 
@@ -84,26 +93,36 @@ def _cell(
     value = system.metrics.get(column.name)
     if not is_number(value):
         return Cell(column.show(value))
-    spread = system.metrics.get(f"{column.name}_std")
     note, good = _change(column, value, system, systems)
     bar = _bar(column, system, systems) if barred else None
-    shown_spread = f"± {column.show(spread)}" if is_number(spread) and spread > 0 else ""
+    shown_spread = _spread(column, system)
     return Cell(column.show(value), shown_spread, note, good, best is not None and value == best, bar)
+
+
+def _spread(column: Measure, system: System) -> str:
+    """`± 0.3`, or the ends of a confidence interval."""
+    reach, spread = interval(system.metrics, column.name), system.metrics.get(f"{column.name}_std")
+    if reach is None:
+        return ""
+    if f"{column.name}_low" in system.metrics:
+        return f"({column.show(reach[0])} to {column.show(reach[1])})"
+    return f"± {column.show(spread)}"
 
 
 def _bar(column: Measure, system: System, systems: Sequence[System]) -> Bar | None:
     """Beside the widest of all systems, its spread included."""
 
-    def reach(one: System) -> tuple[float, float]:
-        value, spread = one.metrics.get(column.name), one.metrics.get(f"{column.name}_std")
+    def reach(one: System) -> tuple[float, float, float]:
+        value = one.metrics.get(column.name)
         known = float(value) if is_number(value) and math.isfinite(value) else 0.0
-        return known, float(spread) if is_number(spread) and math.isfinite(spread) else 0.0
+        low, high = interval(one.metrics, column.name) or (known, known)
+        return known, low, high
 
-    most = max(value + spread for value, spread in map(reach, systems))
-    value, spread = reach(system)
+    most = max(high for _, _, high in map(reach, systems))
+    value, low, high = reach(system)
     if most <= 0 or value < 0:
         return None
-    return Bar(value / most, max(0.0, value - spread) / most, (value + spread) / most)
+    return Bar(value / most, max(0.0, low) / most, high / most)
 
 
 def _change(

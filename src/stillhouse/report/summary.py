@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillhouse.report.measures import columns, is_number, measure
+from stillhouse.report.measures import ENDS, columns, is_number, measure
 from stillhouse.report.record import RunRecord, find_runs, load_run
 from stillhouse.report.systems import gather
 
@@ -42,8 +42,8 @@ def summary_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         }
         for name in names:
             row[name] = system.metrics.get(name)
-            if is_number(system.metrics.get(f"{name}_std")):
-                row[f"{name}_std"] = system.metrics[f"{name}_std"]
+            ends = (f"{name}{end}" for end in ENDS)
+            row |= {end: system.metrics[end] for end in ends if is_number(system.metrics.get(end))}
         rows.append(row)
     return rows
 
