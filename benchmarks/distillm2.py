@@ -4,8 +4,8 @@ Task: the cleaned E2E NLG set that Stillhouse brings along. A teacher of 5.0 M p
 8,349 texts; a student of 1.4 M, warm-started by SFT on 300 labelled rows, from which every method starts.
 All methods take the same number of optimiser steps of 32 responses: 32 prompts, or 16 for methods that train
 on a pair for each prompt. SFT goes on with its 300 rows; all others know prompts only, and the teacher's text
-is written once for each seed and used by all methods of that seed. Text is sampled at
-temperature 1, as it is evaluated; the probes have DistiLLM-2's 0.8 with top-p 0.95. GKD and DistiLLM take their off-policy half from the teacher's text.
+is written once for each seed and used by all methods of that seed. GKD and DistiLLM take their off-policy
+part from it. Text is sampled at temperature 1, as it is evaluated; a probe has DistiLLM-2's own settings.
 
     python benchmarks/distillm2.py --folder runs/distillm2          # three seeds: about an hour of one core
     python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one seed each
@@ -24,13 +24,14 @@ import importlib.metadata
 import json
 import os
 import shutil
-import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from distillm2_table import bleu, lines, markdown, plot, summary
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -92,7 +93,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "CSD": {"recipe": "csd", "responses": WRITTEN_BY_TEACHER},
     **{name: {"recipe": "distillm2", **changes} for name, changes in ABLATIONS.items()},
     "CSD on pairs": {"recipe": "csd_pairs"},
-    "DPKD": {"recipe": "dpkd"},
 }
 """SeqKD comes first: the other methods of a seed take its teacher's text."""
 PAIRED = ("distillm2", "csd_pairs", "dpkd")
@@ -156,13 +156,18 @@ def model(size: tuple[int, int, int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def done(folder: Path) -> bool:
+    """Whether a run has come to its end."""
+    state = folder / "state.json"
+    return state.exists() and json.loads(state.read_text(encoding="utf-8"))["state"] == "done"
+
+
 def run(config: dict[str, Any]) -> Path:
     """Run a configuration unless it has been, and count what is written; its folder."""
     import stillhouse
 
     folder = Path(config["output"]["folder"])
-    state = folder / "state.json"
-    if not state.exists() or json.loads(state.read_text())["state"] != "done":
+    if not done(folder):
         kept = folder / "responses"
         for path in (p for p in folder.glob("*") if p != kept):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -191,14 +196,19 @@ def prepare(size: Size, folder: Path) -> tuple[Path, Path]:
     return run(teacher) / "student", run(warm) / "student"
 
 
+def slug(name: str) -> str:
+    """The name of a folder for a method."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
 def method_run(
     size: Size, folder: Path, models: tuple[Path, Path], name: str, method: dict[str, Any], seed: int
 ) -> Path:
     """Train one method with one seed, on the teacher's text of that seed."""
     teacher, student = models
-    slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    run_name = f"{slug(name)}-{seed}"
     config = tree(
-        size, folder, f"{slug}-{seed}", student={"path": str(student)}, **method,
+        size, folder, run_name, student={"path": str(student)}, **method,
         teacher={"kind": "live", "path": str(teacher), "dtype": "bfloat16"},
     )  # fmt: skip
     recipe = method["recipe"]
@@ -212,7 +222,7 @@ def method_run(
     if recipe == "sft":
         config["data"]["train"] = {**config["data"]["train"], "limit": size.labelled}
     text = folder / f"seqkd-{seed}" / "responses"
-    own = folder / f"{slug}-{seed}" / "responses"
+    own = folder / run_name / "responses"
     if text.is_dir() and text != own and recipe != "sft":
         own.mkdir(parents=True, exist_ok=True)
         for path in text.glob("teacher*"):
@@ -246,22 +256,6 @@ def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]
     return loaded
 
 
-def bleu(rows: list[dict[str, Any]]) -> float:
-    """Corpus BLEU, the mean over the seeds of the answers."""
-    import sacrebleu
-
-    scores = []
-    for seed in sorted({row["seed"] for row in rows}):
-        mine = [row for row in rows if row["seed"] == seed]
-        most = max(len(row["references"]) for row in mine)
-        references = [
-            [row["references"][n] if n < len(row["references"]) else None for row in mine]
-            for n in range(most)
-        ]
-        scores.append(sacrebleu.corpus_bleu([row["response"] for row in mine], references).score)
-    return statistics.fmean(scores)
-
-
 def measure(size: Size, folder: Path, run_folder: Path) -> dict[str, Any]:
     """What one run came to."""
     rows = lines(run_folder / "metrics.jsonl")
@@ -271,6 +265,7 @@ def measure(size: Size, folder: Path, run_folder: Path) -> dict[str, Any]:
     written = json.loads((run_folder / "written.json").read_text())
     writing = sum(row.get("seconds/generate", 0.0) for row in train)
     by_student = writing if written["student"] else 0.0
+    mixed = bool(written["student"] and written["teacher"])  # then the clock does not tell the two apart
     return {
         "rouge_l_greedy": found["rouge_l"], "bleu_greedy": found["bleu"],
         "rouge_l_sampled": after["rouge_l"],
@@ -279,109 +274,29 @@ def measure(size: Size, folder: Path, run_folder: Path) -> dict[str, Any]:
         "kl_own": after.get("kl_to_teacher_on_own_text"),
         "reverse_kl_own": after.get("reverse_kl_to_teacher_on_own_text"),
         "distinct_2": after["distinct_2"], "mean_length": after["mean_length"],
-        "seconds": sum(row["seconds"] for row in train) - (writing - by_student),
-        "seconds_writing": by_student,
+        "seconds": None if mixed else sum(row["seconds"] for row in train) - (writing - by_student),
+        "seconds_writing": None if mixed else by_student,
         "trained_tokens": sum(row["tokens"] for row in train),
         "steps": max(row["step"] for row in train),
         "student_wrote": written["student"],
     }  # fmt: skip
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def summary(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for each method: means and standard errors over seeds, and the distance to DistiLLM-2."""
-    rows = []
-    for name, runs in found.items():
-        row: dict[str, Any] = {"method": name, "seeds": len(runs)}
-        for key in runs[0]:
-            values = [run[key] for run in runs if run[key] is not None]
-            if values:
-                row[key], row[f"{key}_se"] = mean_and_error(values)
-        for key in ("rouge_l_greedy", "rouge_l_sampled"):
-            pairs = zip(runs, found.get("DistiLLM-2", []), strict=False)
-            behind = [ours[key] - theirs[key] for theirs, ours in pairs]
-            if behind:
-                row[f"{key}_behind"], row[f"{key}_behind_se"] = mean_and_error(behind)
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["rouge_l_sampled"])
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.fmean(values), spread / len(values) ** 0.5
-
-
-PROBES: dict[str, tuple[str, dict[str, Any]]] = {}
-"""What is varied -> the method and the fields of `Size` that change; one seed each."""
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The table, the systems that every method starts from and learns from, and the probes."""
-    columns = (
-        "| method | ROUGE-L, T = 1 | ROUGE-L, greedy | BLEU, T = 1 | BLEU, greedy | KL(p, q) | KL(q, p) "
-        "| KL(q, p), own text | distinct-2 | student wrote | seconds | of it writing |"
-    )
-    head = [columns, "|---" * (columns.count("|") - 1) + "|"]
-    parts = ["\n".join([*head, *(line(row) for row in record["rows"])])]
-    parts += [
-        f"{row['system']}: ROUGE-L {row['rouge_l_sampled']:.1f} at temperature 1, "
-        f"{row['rouge_l_greedy']:.1f} greedy."
-        for row in record["systems"]
-    ]
-    if record["probes"]:
-        probes = ["## Probes", "", "One seed each.", "", *head, *(line(row) for row in record["probes"])]
-        parts.append("\n".join(probes))
-    return "\n\n".join(parts) + "\n"
-
-
-def line(row: dict[str, Any]) -> str:
-    """One line of a table."""
-
-    def cell(key: str, digits: int = 1) -> str:
-        if row.get(key) is None:
-            return "-"
-        error = f" ± {row[f'{key}_se']:.{digits}f}" if row["seeds"] > 1 else ""
-        return f"{row[key]:,.{digits}f}{error}"
-
-    cells = [
-        row["method"], cell("rouge_l_sampled"), cell("rouge_l_greedy"), cell("bleu_sampled"),
-        cell("bleu_greedy"), cell("kl", 3), cell("reverse_kl", 3), cell("reverse_kl_own", 3),
-        f"{row['distinct_2']:.3f}", f"{row['student_wrote']:,.0f}", f"{row['seconds']:.0f}",
-        f"{row['seconds_writing']:.0f}",
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """ROUGE-L of both decodings, with standard errors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharey=True, layout="constrained")
-    ordered = rows[::-1]
-    names = [row["method"] for row in ordered]
-    for axis, key, title in zip(
-        axes,
-        ("rouge_l_sampled", "rouge_l_greedy"),
-        ("sampled at temperature 1, five times", "greedy"),
-        strict=True,
-    ):
-        colours = ["#c0392b" if name.startswith("DistiLLM-2") else "#4c72b0" for name in names]
-        axis.barh(
-            names, [row[key] for row in ordered], xerr=[row[f"{key}_se"] for row in ordered], color=colours
-        )
-        low = min(row[key] for row in ordered)
-        axis.set_xlim(left=max(0, low - 3))
-        axis.set(title=title, xlabel="ROUGE-L, mean and standard error of the seeds")
-        axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=130)
+OTHERS: dict[str, dict[str, Any]] = {
+    "DPKD": {"recipe": "dpkd"},
+    "DistiLLM-2, + released beta": {
+        "objective": {"alpha_rule": "fixed", "student_share": {"kind": "gradual_beta", "rule": "released"}},
+        "recipe": "distillm2",
+    },
+}
+PROBES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "All text at DistiLLM-2's temperature 0.8 and top-p 0.95": (
+        {"temperature": 0.8, "top_p": 0.95},
+        ("SeqKD", "KD", "GKD", "DistiLLM-2, contrastive only", "DistiLLM-2"),
+    ),
+    "Further methods": ({}, ("SeqKD", "DistiLLM-2, + released beta", "DPKD")),
+}
+"""What is varied -> the fields of `Size` that change, and the methods; one seed."""
 
 
 def systems(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[str, Any]]:
@@ -429,6 +344,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
     parser.add_argument("--only", action="append", choices=METHODS, help="some methods only")
+    parser.add_argument("--finished", action="store_true", help="train nothing: write what there is")
     parser.add_argument("--probes", action="store_true", help="run the probes as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -436,7 +352,7 @@ def main() -> None:
     size = SMALL if options.small else Size()
     folder, out = options.folder.resolve(), options.folder.resolve() if options.small else RESULTS
     models = prepare(size, folder)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or METHODS}
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
     record: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/distillm2.py", *sys.argv[1:]]),
         "date": date.today().isoformat(), "versions": versions(), "threads": 1,
@@ -444,28 +360,33 @@ def main() -> None:
     }  # fmt: skip
     for seed in range(options.seeds or size.seeds):
         for name in found:
-            done = method_run(size, folder, models, name, METHODS[name], seed)
-            found[name].append(measure(size, folder, done))
-            score = found[name][-1]
-            print(f"{done.name}: {score['seconds']:.0f} s, ROUGE-L {score['rouge_l_sampled']:.1f} sampled, "
+            if options.finished and not done(folder / f"{slug(name)}-{seed}"):
+                continue
+            ended = method_run(size, folder, models, name, METHODS[name], seed)
+            found[name][seed] = score = measure(size, folder, ended)
+            print(f"{ended.name}: ROUGE-L {score['rouge_l_sampled']:.1f} sampled, "
                   f"{score['rouge_l_greedy']:.1f} greedy", flush=True)  # fmt: skip
         record |= {"rows": summary(found), "systems": systems(size, folder, models), "probes": []}
         write(out, record)
     if options.probes:
-        record["probes"] = probed(size, folder, models)
+        record["probes"] = probed(size, folder, models, options.finished)
         write(out, record)
     print(markdown(record))
 
 
-def probed(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[str, Any]]:
-    """One row for each probe."""
-    rows = []
-    for name, (method, changes) in PROBES.items():
-        inside = folder / "probes" / name.replace(" ", "-").replace(",", "")
-        varied = replace(size, **changes)
-        done = method_run(varied, inside, models, method, METHODS[method], 0)
-        rows.append({"method": f"{method}: {name}", "seeds": 1, **measure(varied, inside, done)})
-    return rows
+def probed(size: Size, folder: Path, models: tuple[Path, Path], only_finished: bool) -> list[dict[str, Any]]:
+    """For each probe the rows of its methods."""
+    found = []
+    for title, (changes, methods) in PROBES.items():
+        varied, inside = replace(size, **changes), folder / "probes" / slug(title)
+        scores: dict[str, dict[int, dict[str, Any]]] = {}
+        for name in methods:
+            if only_finished and not done(inside / f"{slug(name)}-0"):
+                continue
+            ended = method_run(varied, inside, models, name, {**METHODS, **OTHERS}[name], 0)
+            scores[name] = {0: measure(varied, inside, ended)}
+        found.append({"title": title, "changes": changes, "rows": summary(scores)})
+    return found
 
 
 if __name__ == "__main__":
