@@ -86,17 +86,18 @@ def summary(found: dict[str, list[dict[str, Any]]], times: dict[str, dict[str, A
     target = curves["GKD"][-1][1]
     for name, time in times.items():
         runs = found.get(name, [time])
-        rouge = [run["rouge_l"] for run in runs]
+        rouge = [run["rouge_l"] for run in runs if "rouge_l" in run]
         keys = [key for key, value in runs[0].items() if isinstance(value, float | int)]
         row = {
-            "method": name, "seeds": len(runs),
+            "method": name, "seeds": len(rouge),
             **{key: statistics.mean(run[key] for run in runs) for key in keys},
             "seconds": time["seconds"], "times_kd": time["seconds"] / times["KD"]["seconds"],
             "rouge_l_sd": statistics.stdev(rouge) if len(rouge) > 1 else None,
         }  # fmt: skip
+        if "parts" in time:
+            row["parts"] = {NAMES[part]: seconds for part, seconds in time["parts"].items()}
         if name in curves:
             row |= {
-                "parts": {NAMES[part]: seconds for part, seconds in time["parts"].items()},
                 "seconds_to_gkds_quality": time_to(curves[name], target), "curve": curves[name],
                 "timed_steps": time["steps"], "each_seed": runs,
             }  # fmt: skip
@@ -118,11 +119,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         parts = " | ".join(f"{value:.1f}" for value in row.get("parts", {}).values()) or " | ".join("-" * 4)
         spread = "" if row["rouge_l_sd"] is None else f" ± {row['rouge_l_sd']:.1f}"
+        quality = f"{row['rouge_l']:.1f}{spread} ({row['seeds']})" if row["seeds"] else "-"
         lines.append(
             f"| {row['method']} | {row['seconds']:.1f} | {row['times_kd']:.2f} | {parts} "
             f"| {shown(row, 'student_share', 2)} | {shown(row, 'phi', 2)} "
-            f"| {row['rouge_l']:.1f}{spread} ({row['seeds']}) "
-            f"| {shown(row, 'kl', 3)} | {shown(row, 'seconds_to_gkds_quality', 1)} |"
+            f"| {quality} | {shown(row, 'kl', 3)} | {shown(row, 'seconds_to_gkds_quality', 1)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -134,16 +135,18 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if "curve" in row]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for number, row in enumerate(rows):
+        if "curve" not in row:
+            continue
         x, y = zip(*row["curve"], strict=True)
         label = f"{row['method']} ({row['seeds']})"
         left.plot(x, y, marker="o", markersize=3, color=f"C{number}", label=label)
-    left.set(xlabel="seconds of training", ylabel="validation ROUGE-L", xscale="symlog")
+    left.set(xlabel="seconds of training", ylabel="validation ROUGE-L")
     left.set_title("the same number of steps; mean of (seeds)", fontsize=10)
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
+    rows = [row for row in rows if "parts" in row]
     names, start = [row["method"] for row in rows][::-1], [0.0] * len(rows)
     for number, part in enumerate(rows[0]["parts"]):
         widths = [row["parts"][part] for row in rows][::-1]
