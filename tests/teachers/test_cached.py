@@ -162,7 +162,7 @@ def test_without_the_teacher_it_reads_what_is_there_and_names_what_is_not(path: 
     cached.close()
     shutil.rmtree(path)
     reading = CacheTeacherConfig(of=path, folder=folder, on_miss="error")  # type: ignore[arg-type]
-    assert reading.model() is None
+    assert reading.model_to_load() is None
     assert reading.provides == {"distribution"}
     teacher = reading.build(None, tiny.VOCAB)
     assert isinstance(teacher, Teacher)

@@ -109,10 +109,16 @@ def prune(folder: Path, limit: int | None = None, teacher: str | None = None) ->
             newest = functools.partial(_newest, excess=excess)
             gone = _dropped(path) if excess >= size else _rewritten(path, newest)
             busy += [] if gone else [str(path)]
-    for place in [path.parent for path in folder.glob(f"*/{FACTS}")]:
-        if (teacher is not None or limit is not None) and not any(place.glob("*.shard")):
-            shutil.rmtree(place, ignore_errors=True)
+            _remove_if_empty(path.parent)
+    for path in list(folder.glob(f"*/{FACTS}")):
+        _remove_if_empty(path.parent)
     return before - _size(folder), busy
+
+
+def _remove_if_empty(place: Path) -> None:
+    """Remove a store without shards: its head and facts are worth nothing without records."""
+    if not any(place.glob("*.shard")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 Entries = list[tuple[bytes, int, int, int]]
