@@ -385,7 +385,7 @@ def test_layers_are_transported_too_and_reach_the_student() -> None:
         for shift in (step, -step)
     ]
     slope = (moved[0] - moved[1]).sum().item() / (2 * step)
-    assert slope == pytest.approx((slopes[1] * direction).sum().item(), rel=1e-4, abs=1e-6)
+    assert slope == pytest.approx((slopes[1] * direction).sum().item(), rel=1e-3, abs=1e-6)
     holder = parse_objective({"kind": "sum", "terms": [{"kind": "span"}, objective.model_dump()]})
     torch.testing.assert_close(holder.per_layers(ours, theirs, rows), value)
     mapped = parse_objective({"fixed": {**objective.model_dump(), "loss_weight": 0.5}, "student": "uld"})

@@ -132,7 +132,7 @@ def profiles(states: Tensor, anchors: Tensor) -> Tensor:
     centred = states - states[anchors].mean(0, keepdim=True)
     squares = centred.square().sum(-1, keepdim=True)
     # A row at the centre has no direction: its profile goes to zero, and its gradient stays bounded.
-    unit = centred * (squares + 1e-6 * squares.mean() + torch.finfo(states.dtype).tiny).rsqrt()
+    unit = centred * (squares + 1e-6 * squares.mean() + 1e-12).rsqrt()
     return unit @ unit[anchors].t() / (2 * anchors.shape[0] ** 0.5)
 
 
