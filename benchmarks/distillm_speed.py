@@ -12,16 +12,19 @@ rule of the paper's Algorithm 1 with a tolerance of 0; 0.2 is the start in its O
 its three rows: fresh text at every such step (no replay); the paper's replay with a decreasing ratio; and
 that with two options of ours, `write_batches: 4` and `keep_teacher: true`.
 
-Seconds are those of training alone: validation is timed apart, saving is off. They are processor seconds of
-one thread, which on an idle machine are wall-clock and on a shared one depend little on others; what the
-teacher writes for SeqKD before training counts too. A further row is GKD by TRL (`pip install trl`) on the
-same models, prompts and settings with the first seed; it is left out where TRL is missing.
+Quality and speed are measured apart. Quality: three seeds of every method (fewer where the table says
+so), on a machine that may be busy. Speed (`--only speed`): all methods one after another in one go,
+with the first seed, without validation and saving; phi follows a straight line from 0.2 to where it
+ended. Methods whose steps are all alike run 24 of them, scaled to all; those that draw at each step
+what to do run all. What the teacher writes for SeqKD before training counts too. Seconds are processor
+seconds of one thread. A further row is GKD by TRL (`pip install trl`) with the same models, prompts,
+settings and first seed, left out where TRL is missing.
 
-    python benchmarks/distillm_speed.py --folder runs/distillm-speed             # 3 seeds: about an hour
-    python benchmarks/distillm_speed.py --folder runs/small --small              # a check that it runs
+    python benchmarks/distillm_speed.py --folder runs/distillm-speed     # about an hour on a free core
+    python benchmarks/distillm_speed.py --folder runs/small --small      # a check that it runs
 
-Writes benchmarks/results/distillm_speed.{json,png,md} (with --small into --folder) after every seed. A folder
-that holds finished runs is gone on with.
+Writes benchmarks/results/distillm_speed.{json,png,md} (with --small into --folder). A folder that holds
+finished runs is gone on with.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from distillm_results import markdown, measure, plot, summary, timed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -83,11 +86,12 @@ class Size:
     valid: int = 24
     limit: int = 120
     seeds: int = 3
+    timed_steps: int = 24
 
 
 SMALL = Size(
     teacher=(64, 2), student=(32, 2), rows=32, teacher_epochs=0.02, warm_steps=6, steps=6, batch=4,
-    max_response=64, validate_every=3, valid=4, limit=8, seeds=1,
+    max_response=64, validate_every=3, valid=4, limit=8, seeds=1, timed_steps=6,
 )  # fmt: skip
 
 
@@ -187,148 +191,6 @@ def make_student(size: Size, folder: Path) -> Path:
     return run(config) / "student"
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Seconds of training, where they went, and quality against time, from the files of a run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    after = json.loads((folder / "evaluation" / "student-after.json").read_text(encoding="utf-8"))["metrics"]
-    seconds, curve, parts, written = 0.0, [], dict.fromkeys(("generate", "teacher", "student"), 0.0), 0.0
-    for row in sorted(rows, key=lambda row: (row["step"], row["phase"])):  # train before valid
-        if row["phase"] == "train":
-            seconds += row["seconds"]
-            written += row.get("responses/student", 0.0)
-            for part in parts:
-                parts[part] += row.get(f"seconds/{part}", 0.0)
-        else:
-            curve.append([row["step"], seconds, row["rouge_l"], row["loss"]])
-    parts["backward and optimiser"] = seconds - sum(parts.values())
-    phi = [
-        row["schedule/responses.student_share"] for row in rows if "schedule/responses.student_share" in row
-    ]
-    return {
-        "seconds": seconds, "parts": parts, "curve": curve, "steps": max(row["step"] for row in rows),
-        "rouge_l": after["rouge_l"], "dev_rouge_l": curve[-1][2], "dev_loss": curve[-1][3],
-        "mean_length": after["mean_length"], **({"phi": phi[-1], "phi_curve": phi} if phi else {}),
-        "student_share": written / max(1, sum(row["phase"] == "train" for row in rows)),
-    }  # fmt: skip
-
-
-def time_to(curve: list[list[float]], target: float) -> float | None:
-    """Seconds of training until a mean curve first reaches a quality, between points in a straight line."""
-    for before, after in pairwise(curve):
-        if after[2] >= target:
-            if before[2] >= target:
-                return before[1]
-            return before[1] + (after[1] - before[1]) * (target - before[2]) / (after[2] - before[2])
-    return None
-
-
-def summary(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for each method: means over the seeds, and ratios to KD. A peer has no parts and no curve."""
-    rows = []
-    curves = {
-        name: [[statistics.mean(values) for values in zip(*points, strict=True)]
-               for points in zip(*(run["curve"] for run in runs), strict=True)]
-        for name, runs in found.items() if "curve" in runs[0]
-    }  # fmt: skip
-    target = curves["GKD"][-1][2]
-    base = statistics.mean(run["seconds"] for run in found["KD"])
-    for name, runs in found.items():
-        rouge = [run["rouge_l"] for run in runs]
-        mean = {
-            key: statistics.mean(run[key] for run in runs)
-            for key in runs[0]
-            if isinstance(runs[0][key], float | int)
-        }
-        row = {
-            "method": name, "seeds": len(runs), **mean, "times_kd": mean["seconds"] / base,
-            "rouge_l_sd": statistics.stdev(rouge) if len(rouge) > 1 else 0.0, "each_seed": runs,
-        }  # fmt: skip
-        if name in curves:
-            parts = runs[0]["parts"]
-            row |= {
-                "seconds_to_gkds_quality": time_to(curves[name], target),
-                "parts": {part: statistics.mean(run["parts"][part] for run in runs) for part in parts},
-                "curve": curves[name],
-            }
-        rows.append(row)
-    return rows
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table."""
-    lines = [
-        "| method | seconds | x KD | writing | teacher | forward | rest | student text | phi at end "
-        "| ROUGE-L | dev loss | s to GKD's ROUGE |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-
-    def shown(row: dict[str, Any], name: str, digits: int) -> str:
-        return "-" if row.get(name) is None else f"{row[name]:.{digits}f}"
-
-    for row in rows:
-        parts = " | ".join(f"{value:.1f}" for value in row.get("parts", {}).values()) or " | ".join("-" * 4)
-        lines.append(
-            f"| {row['method']} | {row['seconds']:.1f} | {row['times_kd']:.2f} | {parts} "
-            f"| {shown(row, 'student_share', 2)} | {shown(row, 'phi', 2)} "
-            f"| {row['rouge_l']:.1f} ± {row['rouge_l_sd']:.1f} "
-            f"| {shown(row, 'dev_loss', 3)} | {shown(row, 'seconds_to_gkds_quality', 1)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Quality against time, and where the time of each method goes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if "curve" in row]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for number, row in enumerate(rows):
-        x, y = [p[1] for p in row["curve"]], [p[2] for p in row["curve"]]
-        left.plot(x, y, marker="o", markersize=3, color=f"C{number}", label=row["method"])
-    left.set(xlabel="seconds of training", ylabel="validation ROUGE-L")
-    left.set_title(f"same number of steps, mean of {rows[0]['seeds']} seeds", fontsize=10)
-    left.set_xscale("symlog", linthresh=20)
-    left.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    names, start = [row["method"] for row in rows][::-1], [0.0] * len(rows)
-    for number, part in enumerate(rows[0]["parts"]):
-        widths = [row["parts"][part] for row in rows][::-1]
-        right.barh(names, widths, left=start, color=f"C{number}", label="writing" if not number else part)
-        start = [a + b for a, b in zip(start, widths, strict=True)]
-    right.set(xlabel="seconds of training")
-    right.set_title("where they go", fontsize=10)
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-
-
-def write(found: dict[str, list[dict[str, Any]]], size: Size, out: Path) -> None:
-    """JSON, table and plot of the seeds so far."""
-    import torch
-    import transformers
-
-    from stillhouse.files import write_json
-
-    rows = summary(found)
-    command = " ".join(["python", "benchmarks/distillm_speed.py", *sys.argv[1:]])
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    facts = {"cpu": torch.backends.cpu.get_cpu_capability(), "size": vars(size), "methods": METHODS}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out / "distillm_speed.json",
-        {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1, **facts,
-         "rows": rows},
-    )  # fmt: skip
-    (out / "distillm_speed.md").write_text(markdown(rows), encoding="utf-8")
-    plot(rows, out / "distillm_speed.png")
-
-
 def configuration(
     size: Size, folder: Path, slug: str, method: dict[str, Any], seed: int, models: tuple[Path, Path]
 ) -> dict[str, Any]:
@@ -343,22 +205,73 @@ def configuration(
     )  # fmt: skip
 
 
-def one(size: Size, folder: Path, name: str, seed: int, models: tuple[Path, Path]) -> dict[str, Any]:
-    """Train one method with one seed and measure it."""
-    slug = f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
-    result = measure(run(configuration(size, folder, slug, METHODS[name], seed, models)))
-    print(f"{slug}: {result['seconds']:.1f} s, ROUGE-L {result['rouge_l']:.1f}", flush=True)
-    return result
+def slug_of(name: str, seed: int) -> str:
+    """The name of a run's folder."""
+    return f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def of_peer(size: Size, folder: Path, seed: int, models: tuple[Path, Path]) -> dict[str, Any]:
-    """The same for TRL's GKD."""
-    import trl_gkd
+def quality(
+    size: Size, folder: Path, seeds: int, models: tuple[Path, Path], train: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Train every method with every seed, or only read what has been trained; what each run has come to."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
+    for seed in range(seeds):
+        for name, method in METHODS.items():
+            slug = slug_of(name, seed)
+            if train or done(folder / slug):
+                found[name].append(measure(run(configuration(size, folder, slug, method, seed, models))))
+                print(f"{slug}: ROUGE-L {found[name][-1]['rouge_l']:.1f}", flush=True)
+    return {name: runs for name, runs in found.items() if runs}
 
-    slug = f"trl-gkd-{seed}"
-    result = trl_gkd.train(configuration(size, folder, slug, METHODS["GKD"], seed, models))
-    print(f"{slug}: {result['seconds']:.1f} s, ROUGE-L {result['rouge_l']:.1f}", flush=True)
-    return result
+
+def speed(
+    size: Size, folder: Path, found: dict[str, list[dict[str, Any]]], models: tuple[Path, Path]
+) -> dict[str, dict[str, Any]]:
+    """Train the methods once more, one after another, for their seconds."""
+    times = {}
+    for name in found:
+        method = {**METHODS[name], "responses": dict(METHODS[name].get("responses", {}))}
+        share = method["responses"].get("student_share")
+        if share is not None:
+            end = sum(run["phi"] for run in found[name]) / len(found[name])
+            method["responses"]["student_share"] = {"kind": "linear", "start": share["start"], "end": end}
+        alike = share is None and name != "GKD"
+        steps = size.timed_steps if alike else size.steps
+        every = {"max_steps": steps, "log_every": 2, "validate_every": "never"}
+        method["train"] = {**method.get("train", {}), **every}
+        config = configuration(size, folder / "timing", slug_of(name, 0), method, 0, models)
+        config["evaluate"] |= {"limit": 1}
+        times[name] = timed(run(config), size.steps)
+        print(f"{name}: {times[name]['seconds']:.1f} s", flush=True)
+    if importlib.util.find_spec("trl"):
+        import trl_gkd
+
+        config = configuration(size, folder / "timing", "trl-gkd-0", METHODS["GKD"], 0, models)
+        times[PEER] = trl_gkd.train(config)
+        print(f"{PEER}: {times[PEER]['seconds']:.1f} s", flush=True)
+    return times
+
+
+def write(rows: list[dict[str, Any]], size: Size, out: Path) -> None:
+    """JSON, table and plot."""
+    import torch
+    import transformers
+
+    from stillhouse.files import write_json
+
+    command = " ".join(["python", "benchmarks/distillm_speed.py", *sys.argv[1:]])
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["transformers"] = transformers.__version__
+    facts = {"cpu": torch.backends.cpu.get_cpu_capability(), "size": vars(size), "methods": METHODS}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        out / "distillm_speed.json",
+        {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1, **facts,
+         "rows": rows},
+    )  # fmt: skip
+    (out / "distillm_speed.md").write_text(markdown(rows), encoding="utf-8")
+    plot(rows, out / "distillm_speed.png")
+    print(markdown(rows))
 
 
 def main() -> None:
@@ -372,7 +285,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
     parser.add_argument("--steps", type=int, help=f"optimiser steps of each method, not {Size.steps}")
-    parser.add_argument("--only", choices=("teacher", "student"), help="stop after making this model")
+    parser.add_argument(
+        "--only",
+        choices=("teacher", "student", "speed"),
+        help="stop after making this model, or time the methods whose quality has been measured",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = SMALL if options.small else Size()
@@ -386,14 +303,9 @@ def main() -> None:
     if options.only == "teacher":
         return
     models = teacher, make_student(size, folder)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}  # one more where TRL is there
-    for seed in range(options.seeds or size.seeds):
-        for name in METHODS:
-            found[name].append(one(size, folder, name, seed, models))
-        if seed == 0 and importlib.util.find_spec("trl"):
-            found.setdefault(PEER, []).append(of_peer(size, folder, seed, models))
-        write(found, size, folder if options.small else RESULTS)
-    print(markdown(summary(found)))
+    found = quality(size, folder, options.seeds or size.seeds, models, train=options.only != "speed")
+    times = speed(size, folder, found, models)
+    write(summary(found, times), size, folder if options.small else RESULTS)
 
 
 if __name__ == "__main__":

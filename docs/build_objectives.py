@@ -81,7 +81,11 @@ def toy() -> tuple[Tensor, Tensor]:
 
 def force(objective: Objective) -> Tensor | None:
     """-dL/dz on the toy pair, [TOKENS]; None where a single token shows nothing."""
-    if objective.has_sequence_part or objective.required & {"reference"} or objective.name in OPTIONS:
+    if (
+        objective.has_sequence_part
+        or objective.required & {"reference", "sequences"}
+        or objective.name in OPTIONS
+    ):
         return None
     student, teacher = toy()
     rows = Rows(labels=torch.tensor([18]), sources=torch.tensor([SOURCES.index("teacher")]))

@@ -29,7 +29,7 @@ def model(
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=2 * width,
-        max_position_embeddings=128,
+        max_position_embeddings=more.pop("max_position_embeddings", 128),
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=END,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import importlib.util
 import json
 import os
@@ -36,6 +37,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def drop_unfinished(path: Path) -> None:
+    """Delete what a process that was killed while it wrote `path` has left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -119,6 +119,8 @@ def mismatches(config: RunConfig) -> list[Fault]:
     provided: frozenset[str] = config.teacher.provides if config.teacher is not None else frozenset()
     if "teacher" in objective.required and not objective.forms & provided:
         faults.append(_no_signal(config, provided))
+    if objective.depths and "layers" not in provided:
+        faults.append(_no_teacher(config, f"objective={objective.name} compares hidden states of layers"))
     if "teacher" in config.responses.writers() and "text" not in provided:
         faults.append(
             _no_teacher(

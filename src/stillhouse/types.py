@@ -37,6 +37,8 @@ class Prompt:
     """False if the reference was cut at the length limit, so that it does not teach where to stop."""
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
+    teacher_ids: tuple[int, ...] | None = None
+    """The same prompt in the teacher's template and token ids; None where the student's are the teacher's."""
     asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What is asked, without the template, as a row of data has it: `prompt` (text or turns), `input`."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)

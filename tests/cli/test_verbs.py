@@ -14,7 +14,10 @@ from stillhouse.cli.app import app
 from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
-VERBS = ("quickstart", "init", "methods", "check", "run", "runs", "eval", "compare", "report")
+VERBS = (
+    "quickstart", "init", "methods", "check", "run", "runs", "generate", "curate", "show", "eval", "judge",
+    "compare", "report", "cache",
+)  # fmt: skip
 
 
 def test_help_names_every_verb_and_every_option_is_explained(workshop: Workshop) -> None:

@@ -9,10 +9,10 @@ import pytest
 from made import sample, samples
 from pydantic import ValidationError
 
-from stillhouse.curate.filters import REGISTRY, VERIFIERS, Around, Drop
+from stillhouse.curate.filters import REGISTRY, Around, Drop
 from stillhouse.curate.judging import judge
 from stillhouse.curate.samples import Sample, absent
-from stillhouse.errors import ConfigError, DataError
+from stillhouse.errors import DataError
 
 
 def kept(options: Any, given: list[Sample], around: Around | None = None) -> list[bool]:
@@ -149,12 +149,25 @@ def test_logprob_floor() -> None:
             REGISTRY.parse({"kind": "logprob_floor", **wrong})
 
 
-def test_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERIFIERS, "sum", lambda facts, text: text.endswith(str(facts["total"])))
-    given = [sample(text, facts={"total": 12}) for text in ("It is 12", "It is 13")]
-    assert kept({"kind": "verified", "by": "sum"}, given) == [True, False]
-    with pytest.raises(ConfigError, match=r"nobody called 'sums' .*did you mean 'sum'"):
-        kept({"kind": "verified", "by": "sums"}, given)
+def test_verified_mathematics() -> None:
+    given = [
+        sample("3 + 4 = 7\n#### 7", references=("So #### 7",)),
+        sample("It is 8.", references=("So #### 7",)),
+        sample("It is 7.", facts={"answer": 7}),
+        sample("No idea", facts={"answer": 7}),
+        sample("A fig."),
+    ]
+    assert kept("verified", given) == [True, False, True, False, False]
+    assert kept({"kind": "verified", "unknown": "keep"}, given[3:]) == [False, True]
+    assert why("verified", given[1]) == Drop("wrong answer", "8, right is 7")
+
+
+def test_verified_programs_run_in_the_sandbox() -> None:
+    facts = {"test_list": ["assert double(2) == 4", "assert double(0) == 0"], "code": "def double(x): ..."}
+    texts = ("```python\ndef double(x):\n    return 2 * x\n```", "def double(x):\n    return x + 1", "2x")
+    given = [sample(text, number, facts=facts) for number, text in enumerate(texts)]
+    assert kept("verified", given) == [True, False, False]
+    assert why("verified", given[1]).reason == "fails its tests"
 
 
 def test_filters_see_what_those_before_them_have_left() -> None:

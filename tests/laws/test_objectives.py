@@ -142,7 +142,7 @@ def test_order_of_rows_and_of_the_vocabulary_does_not_matter(objective: Objectiv
     student, teacher, rows = problem()
     value, slope = gradient(objective, student, teacher, rows)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
-    if objective.sequence_level:  # tokens keep their order within a response
+    if objective.sequence_level or objective.whole == "sequence":  # tokens keep their order within a response
         order = torch.argsort(order[rows.sequence_ids], stable=True)
     moved, moved_slope = gradient(objective, student[order], teacher[order], rows[order])
     torch.testing.assert_close(moved, value[order])
@@ -197,7 +197,7 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
     student_hidden, teacher_hidden = logits(count, 5, seed), logits(count, 4, seed + 1)
     weight, teacher_weight = logits(vocab + seed % 3, 5, seed + 2, 0.7), logits(vocab, 4, seed + 3, 0.7)
     reference_hidden, reference_weight = logits(count, 3, seed + 4), logits(vocab, 3, seed + 5, 0.7)
-    if objective.sequence_level or seed % 2:
+    if objective.sequence_level or objective.whole == "sequence" or seed % 2:
         token_weight = torch.linspace(0.1, 1.0, count, dtype=torch.float64)
     else:
         token_weight = (torch.arange(count) % 3 > 0).double() / count

@@ -70,6 +70,10 @@ VARIANTS: list[dict[str, Any]] = [
         "terms": [{"kind": "policy_gradient"}, {"kind": "reverse_kl"}, {"kind": "cross_entropy"}],
     },
     {"kind": "by_source", "teacher": {"kind": "cross_entropy"}, "student": {"kind": "policy_gradient"}},
+    {"kind": "span", "compare": "forward_kl", "order": "bayesian"},
+    {"kind": "span", "compare": "reverse_kl"},
+    {"kind": "transport", "blur": 0.3, "place_weight": 1.0},
+    {"kind": "sum", "terms": [{"kind": "transport"}, {"kind": "span"}, {"kind": "cross_entropy"}]},
     {"kind": "sum", "terms": [{"kind": "dpkd"}, {"kind": "contrastive", "alpha_rule": "gap"}]},
 ]
 

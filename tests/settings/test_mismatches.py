@@ -62,3 +62,10 @@ def test_a_rule_that_would_begin_after_the_end_is_refused() -> None:
         resolve(tree(recipe="distillm2", train={"epochs": 1.0}))
     resolve(tree(recipe="distillm2", train={"epochs": 1.0}, objective={"alpha_rule": "fixed"}))
     resolve(tree(recipe="distillm2", train={"max_steps": 5}))
+
+
+def test_layers_are_compared_with_a_live_teacher_only() -> None:
+    objective = {"kind": "transport", "layers": [1.0]}
+    resolve(tree(objective=objective))
+    with pytest.raises(ConfigError, match="compares hidden states of layers"):
+        resolve(tree(objective=objective, teacher={"kind": "cache", "of": "teacher"}))

@@ -30,6 +30,17 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "responses": {"kind": "pairs", "refresh": "epoch"},
     },
+    "curated": {
+        "objective": {"teacher": "skew_kl", "student": SKEW},
+        "responses": {
+            "kind": "pairs", "refresh": "epoch", "chunk": 4, "resample": 2,
+            "filters": [
+                {"kind": "format", "forbid": "[Ff]", "sides": "student"},
+                {"kind": "logprob_floor", "lowest_share": 0.1},
+            ],
+        },
+        "train": {"max_steps": 7},
+    },
     "batched": {  # PPO as MiniLLM's code runs it
         "objective": {
             "kind": "policy_gradient", "discount": 0.95, "include_current": True, "reward_scale": 0.5,
@@ -112,6 +123,30 @@ def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, meth
     assert differences(wanted, outcome(folder / name)) == []
 
 
+IN_A_ROUND = {
+    "while the student writes its second round": nth(4, "open", "student-1.part-0-of-1.jsonl"),
+    "while the student tries again": nth(1, "open", "student-1.again-1.part-0-of-1.jsonl"),
+    "before a round is whole": nth(1, "os.rename", "/student-1.jsonl"),
+}
+
+
+@pytest.mark.parametrize("kill", IN_A_ROUND)
+def test_killed_in_the_middle_of_a_round(folder: Path, straight: Any, kill: str) -> None:
+    wanted = straight("curated")
+    run = tree(folder, f"curated-{list(IN_A_ROUND).index(kill)}", **METHODS["curated"])
+    assert in_child(run, die=IN_A_ROUND[kill]) == -9, "the process was to be killed"
+    place = Path(run["output"]["folder"]) / "responses"
+    for part in place.glob("*.part-*"):  # and the last line is not whole
+        part.write_bytes(part.read_bytes()[:-9])
+    assert in_child(run, resume=True) == 0
+    assert differences(wanted, outcome(place.parent)) == []
+    assert rounds_of(place.parent) == rounds_of(folder / "curated-straight")
+
+
+def rounds_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "responses").iterdir())}
+
+
 def test_it_may_be_killed_again_and_again(folder: Path, straight: Any) -> None:
     run = tree(folder, "often", **changes(folder, "adaptive"))
     assert in_child(run, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
@@ -165,6 +200,20 @@ def test_two_processes_resume_with_a_buffer_each(folder: Path) -> None:
     assert differences(buffers[0], buffers[2]) == []
     assert differences(buffers[1], buffers[3]) == []
     assert differences(buffers[0], buffers[1]) != []
+
+
+def test_two_processes_share_a_round_and_resume_within_it(folder: Path) -> None:
+    options = {
+        **METHODS["curated"],
+        "train": {"hf": {"ddp_backend": "gloo"}, "batch_size": 4, "max_steps": 6},
+    }
+    straight, killed = (tree(folder, name, **options) for name in ("shared", "shared-killed"))
+    assert in_two(straight) == [0, 0]
+    assert -9 in in_two(killed, die=nth(2, "open", "student-1.part-1-of-2.jsonl"))
+    assert list((folder / "shared-killed" / "responses").glob("student-1.part-0-of-2.jsonl"))
+    assert in_two(killed, resume=True) == [0, 0]
+    assert differences(outcome(folder / "shared"), outcome(folder / "shared-killed")) == []
+    assert rounds_of(folder / "shared") == rounds_of(folder / "shared-killed")
 
 
 def test_saves_are_bounded(folder: Path, straight: Any) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from stillhouse import __version__, console
 from stillhouse.cli import (
+    align,
     cache,
     check,
     compare,
@@ -19,6 +20,7 @@ from stillhouse.cli import (
     evaluate,
     generate,
     init,
+    judge,
     methods,
     quickstart,
     report,
@@ -39,7 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    quickstart, init, methods, check, run, runs, generate, curate, show, evaluate, compare, report, cache,
+    quickstart, init, methods, check, align, run, runs, generate, curate, show, evaluate, judge, compare,
+    report, cache,
 ):  # fmt: skip
     verb.register(app)
 

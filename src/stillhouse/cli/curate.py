@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,19 +79,15 @@ def command(
         console.say(f"{told}; what was dropped, and why: {away}")
 
 
-def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> list[str]:
-    """Prompts and references of the named sets, or of those that the run evaluates on."""
+def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[str, ...]:
+    """The texts of the named sets, or of those that the run evaluates on."""
+    from stillhouse.curate.held_out import texts_of
     from stillhouse.data.prompts import parse_source
-    from stillhouse.types import question_of
+    from stillhouse.runner.curation import evaluation_sets
 
-    sources = [parse_source(str(path)) for path in paths]
-    if not sources and config is not None:
-        sources = [source for source in (config.data.valid, config.evaluate.data) if source is not None]
-    texts: dict[str, None] = {}
-    for source in sources:
-        for row in source.rows(Counter()):
-            texts |= dict.fromkeys(text for text in (question_of(row.question()), *row.references) if text)
-    return list(texts)
+    if paths or config is None:
+        return texts_of(parse_source(str(path)) for path in paths)
+    return texts_of(evaluation_sets(config))
 
 
 def _teacher(path: str | None, config: RunConfig | None) -> TeacherModel | None:

@@ -24,21 +24,22 @@ class TooLong(Part):
 
 def shortened(
     row: Row, encoder: Encoder, limit: int, side: Literal["truncate_left", "truncate_right"]
-) -> tuple[str, tuple[int, ...]] | None:
-    """The longest prompt of at most `limit` tokens that keeps one side of what is asked; None if none fits.
+) -> tuple[Row, str, tuple[int, ...]] | None:
+    """The longest prompt of `limit` tokens at most keeping one side of what is asked, and its row, or None.
 
     The cut is made in the row's own text and the prompt rendered anew, by bisection on the characters kept.
     """
     words = row.asked()
-    best: tuple[str, tuple[int, ...]] | None = None
+    best: tuple[Row, str, tuple[int, ...]] | None = None
     low, high = 1, len(words) - 1
     while low <= high:
         keep = (low + high) // 2
         kept = words[-keep:] if side == "truncate_left" else words[:keep]
-        text = encoder.template.prompt(row.asking(kept), encoder.tokenizer)
+        asking = row.asking(kept)
+        text = encoder.template.prompt(asking, encoder.tokenizer)
         ids = tuple(encoder.prompt_ids([text])[0])
         if len(ids) <= limit:
-            best, low = (text, ids), keep + 1
+            best, low = (asking, text, ids), keep + 1
         else:
             high = keep - 1
     return best

@@ -16,6 +16,7 @@ from stillhouse.data.lengths import TooLong, fit_response, shortened
 from stillhouse.data.prompts import Source, SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.data.template import TEMPLATES, Auto, Encoder, Tokenizer
+from stillhouse.data.warning import losses, overlap
 from stillhouse.errors import DataError
 from stillhouse.types import Prompt, Response
 
@@ -39,6 +40,8 @@ class DataConfig(Part):
     """Held-out rows with responses: validation loss and the choice of the best checkpoint."""
     template: TemplateField = Auto()  # type: ignore[valid-type]
     """How a row becomes a prompt: auto, alpaca, chat, plain or custom."""
+    teacher_template: TemplateField | None = None  # type: ignore[valid-type]
+    """The same for a teacher with another tokenizer; default: as `template` says, by the teacher's own."""
     max_prompt: PositiveInt = 512
     """The most tokens of a prompt, template included."""
     max_response: PositiveInt = 512
@@ -80,20 +83,29 @@ class Data:
     """The token that ends a response: generation has to stop at it. For most tokenizers its eos token."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the run folder's data.json holds: rows, kept, dropped, truncated, digests."""
+    encoder: Encoder | None = None
+    """Template and tokenizer of the prompts, and the teacher's where that is another one."""
 
 
-def load(config: DataConfig, tokenizer: Tokenizer, *, needs_response: bool = False) -> Data:
+def load(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    needs_response: bool = False,
+    teacher_tokenizer: Tokenizer | None = None,
+) -> Data:
     """Read everything that `config` names.
 
     Args:
         config: the `data` part of a run.
         tokenizer: the student's tokenizer.
         needs_response: whether each training prompt must have a response (fixed responses) or not.
+        teacher_tokenizer: the teacher's, where it is another one; prompts then hold its ids too.
 
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or nothing is left.
     """
-    encoder = Encoder(config.template, tokenizer)
+    encoder = Encoder(config.template, tokenizer, _teacher(config, teacher_tokenizer))
     train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
     sets = [train]
     if config.valid is not None:
@@ -110,7 +122,9 @@ def load(config: DataConfig, tokenizer: Tokenizer, *, needs_response: bool = Fal
         text, about = load_text(config.text, config.text_block, encoder)
         reports.append(about)
     report = {"template": encoder.template.model_dump(), "sets": reports, "warnings": warnings}
-    return Data(train.prompts, valid, text, encoder.end_id, report)
+    if encoder.teacher is not None:
+        report["teacher_template"] = encoder.teacher.template.model_dump()
+    return Data(train.prompts, valid, text, encoder.end_id, report, encoder)
 
 
 def load_prompts(
@@ -254,7 +268,7 @@ class _Reader:
                 self.dropped["prompt too long"] += 1
                 return None
             self.truncated["prompt"] += 1
-            text, prompt_ids = cut
+            row, text, prompt_ids = cut
         fitted = response_ids
         if response_ids is not None:
             cutting = config.too_long.response
@@ -262,6 +276,10 @@ class _Reader:
             if fitted is None:
                 self.dropped["response too long"] += 1
                 return None
+        theirs = self.encoder.teacher_ids(row)
+        if theirs is not None and not theirs:
+            self.dropped["empty prompt"] += 1
+            return None
         return Prompt(
             id,
             prompt_ids,
@@ -269,6 +287,7 @@ class _Reader:
             fitted,
             fitted == response_ids,
             row.references,
+            teacher_ids=theirs,
             asked=row.question(),
             facts=row.facts,
         )
@@ -338,31 +357,9 @@ def _plain(row: Row) -> str:
     raise DataError(f"{row.where}: has no field text; name it: data.text.fields: {{text: ...}}")
 
 
-def overlap(train: Sequence[Prompt], other: PromptSet) -> list[str]:
-    """A warning if prompts of `other` are training prompts too (equal token for token)."""
-    seen = {prompt.token_ids for prompt in train}
-    both = sum(prompt.token_ids in seen for prompt in other.prompts)
-    if not both:
-        return []
-    other.report["also_in_train"] = both
-    return [
-        f"{both} of {len(other.prompts)} prompts of data.{other.name} ({other.report['path']}) are also in "
-        "data.train: what is measured on them says little about new prompts"
-    ]
-
-
-def losses(one: PromptSet) -> list[str]:
-    """A warning if more than a tenth of the rows could not be used as they are."""
-    report = one.report
-    lost = {key: count for key, count in report["dropped"].items() if key != "unlabelled"}
-    lost |= {f"{key} cut": count for key, count in report["truncated"].items()}
-    if sum(lost.values()) * 10 <= report["rows"]:
-        return []
-    told = ", ".join(f"{count} x {reason}" for reason, count in lost.items())
-    return [
-        f"data.{one.name} ({report['path']}): of {report['rows']} rows {told}. "
-        "See data.max_prompt, data.max_response and data.too_long"
-    ]
+def _teacher(config: DataConfig, tokenizer: Tokenizer | None) -> Encoder | None:
+    """The teacher's template and tokenizer; None if it has the student's."""
+    return None if tokenizer is None else Encoder(config.teacher_template or config.template, tokenizer)
 
 
 def _shown(rows: Iterable[Row], name: str) -> Iterator[Row]:

@@ -239,9 +239,17 @@ class Encoder:
         [("Below is ...", (21, 33), (7, 2))]
     """
 
-    def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
+    def __init__(self, template: Template, tokenizer: Tokenizer, teacher: Encoder | None = None) -> None:
+        """Put them together.
+
+        Args:
+            template: how a row becomes text; resolved for the tokenizer.
+            tokenizer: the student's.
+            teacher: the teacher's template and tokenizer, where that is another one.
+        """
         self.template = template.resolved(tokenizer)
         self.tokenizer = tokenizer
+        self.teacher = teacher
         self.end_id = self.template.end_id(tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> list[tuple[str, tuple[int, ...], tuple[int, ...] | None]]:
@@ -261,6 +269,13 @@ class Encoder:
         special = self.template.special_tokens
         encoded = self._ids(prompts, special=special)
         return [ids[:-1] if special and ids and ids[-1] == end else ids for ids in encoded]
+
+    def teacher_ids(self, row: Row) -> tuple[int, ...] | None:
+        """The prompt of a row as the teacher reads it; None if it reads what the student reads."""
+        if self.teacher is None:
+            return None
+        text = self.teacher.template.prompt(row, self.teacher.tokenizer)
+        return tuple(self.teacher.prompt_ids([text])[0])
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of plain texts, without any special token."""

@@ -2,9 +2,9 @@
 
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint
-from stillhouse.models.hidden import head_of, hidden_rows, unwrap
+from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
-from stillhouse.models.tokenizers import check_same_tokenizer
+from stillhouse.models.tokenizers import check_same_tokenizer, difference
 
 __all__ = [
     "LoraConfig",
@@ -12,9 +12,11 @@ __all__ = [
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",
+    "difference",
     "fingerprint",
     "head_of",
     "hidden_rows",
+    "layer_rows",
     "load_student",
     "load_teacher",
     "load_tokenizer",

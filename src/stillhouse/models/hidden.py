@@ -6,6 +6,7 @@ Logits of a whole batch are never made here: [B, T, V] is the usual out-of-memor
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def unwrap(model: nn.Module) -> Any:
             return inner
 
 
-def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def hidden_rows(model: nn.Module, batch: dict[str, Any], **options: Any) -> Tensor:
     """Last hidden states where `batch["response_mask"]` is true, in row-major order.
 
     The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
@@ -38,6 +39,7 @@ def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     Args:
         model: a causal language model, possibly wrapped.
         batch: input_ids [B, T], attention_mask [B, T], response_mask [B, T]; right-padded.
+        **options: passed on to the model.
 
     Returns:
         [N, D] with N = number of true entries of the mask.
@@ -46,7 +48,7 @@ def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     decoder = decoder_of(inner)
     caught: list[Tensor] = []
     handle = decoder.register_forward_hook(lambda _module, _inputs, output: caught.append(_states(output)))
-    call: dict[str, Any] = {"use_cache": False}
+    call: dict[str, Any] = {"use_cache": False, **options}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         call["logits_to_keep"] = 1
     try:
@@ -54,6 +56,27 @@ def hidden_rows(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     finally:
         handle.remove()
     return caught[-1][batch["response_mask"]]
+
+
+def layer_rows(
+    model: nn.Module, batch: dict[str, Any], depths: Sequence[float]
+) -> tuple[Tensor, dict[float, Tensor]]:
+    """As `hidden_rows`, with the hidden states of some layers at the same rows, by depth.
+
+    Args:
+        model: a causal language model, possibly wrapped.
+        batch: as for `hidden_rows`.
+        depths: shares of the depth: 0 is the embedding, 1 the last layer.
+    """
+    outputs: list[Any] = []
+    handle = unwrap(model).register_forward_hook(lambda _model, _inputs, output: outputs.append(output))
+    try:
+        last = hidden_rows(model, batch, output_hidden_states=True)
+    finally:
+        handle.remove()
+    states = outputs[-1].hidden_states
+    mask = batch["response_mask"]
+    return last, {depth: states[round(depth * (len(states) - 1))][mask] for depth in depths}
 
 
 def decoder_of(inner: nn.Module) -> nn.Module:

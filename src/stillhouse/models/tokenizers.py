@@ -15,9 +15,22 @@ def check_same_tokenizer(student: Any, teacher: Any) -> int:
     Raises:
         ModelError: the same id means different text; a loss over ids would be silently wrong.
     """
+    found = difference(student, teacher)
+    if found is None:
+        return len(student.get_vocab())
+    raise ModelError(
+        f"student and teacher have different tokenizers: {found}. A loss over token ids would compare "
+        "different tokens. Use objective uld, span or transport, or a teacher with the student's tokenizer; "
+        "a student of the teacher's family, or one that starts from the teacher (student.from_teacher), has "
+        "it."
+    )
+
+
+def difference(student: Any, teacher: Any) -> str | None:
+    """In which tokens two tokenizers differ; None if every id means the same to both."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
-        return len(ours)
+        return None
     differing = [token for token, index in ours.items() if theirs.get(token) != index]
     extra = len(theirs.keys() - ours.keys())
     facts = []
@@ -32,8 +45,4 @@ def check_same_tokenizer(student: Any, teacher: Any) -> int:
         )
     if extra:
         facts.append(f"{extra:,} of the teacher's {len(theirs):,} tokens are none of the student's")
-    raise ModelError(
-        f"student and teacher have different tokenizers: {'; '.join(facts)}. A loss over token ids would "
-        "compare different tokens. Choose a student of the teacher's family, or start one from the teacher "
-        "(student.from_teacher)."
-    )
+    return "; ".join(facts)

@@ -9,8 +9,11 @@ from stillhouse.objectives import (
     mixtures,
     preference,
     sampled,
+    span,
     supervised,
+    transport,
 )
+from stillhouse.objectives.alignment import Alignment, Matching
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
 from stillhouse.objectives.chunked import fused_label_facts, fused_loss, fused_rows
 from stillhouse.objectives.compact import Compact
@@ -20,9 +23,11 @@ from stillhouse.objectives.work import Chunking
 
 __all__ = [
     "REGISTRY",
+    "Alignment",
     "Chunking",
     "Compact",
     "Head",
+    "Matching",
     "Objective",
     "ObjectiveField",
     "Rows",
@@ -40,5 +45,7 @@ __all__ = [
     "mixtures",
     "preference",
     "sampled",
+    "span",
     "supervised",
+    "transport",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
@@ -21,6 +21,10 @@ from stillhouse.types import SOURCES
 
 Split = tuple[float, "Objective", Tensor | None]
 """A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
+
+
+Layers = Mapping[float, Tensor]
+"""Hidden states by depth."""
 
 
 class Objective(Part):
@@ -40,6 +44,10 @@ class Objective(Part):
     """True if a constant added to all logits of a row changes nothing."""
     same_vocabulary: ClassVar[bool] = True
     """True if entry i of both models has to be the same token."""
+    whole: ClassVar[Literal["row", "group", "sequence"]] = "row"
+    """What `per_token` must see all of where the tokenizers differ, or wherever it is "sequence"."""
+    mixes_rows: ClassVar[bool] = False
+    """True if the value of a row depends on the student's logits of other rows of the same `whole`."""
     teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution"})
     """What it can be computed from where it needs the teacher: of "distribution", "top" and "draws" (see
     `objectives.compact`). "top" is for what stays meaningful with all improbable tokens as one outcome,
@@ -95,6 +103,8 @@ class Objective(Part):
                 f"{self.name}: student logits are {list(student.shape)} and teacher logits "
                 f"{list(teacher.shape)}; cut both to the ids that the models share"
             )
+        if teacher is not None:
+            check_aligned(self, student.shape[0], teacher.shape[0], rows)
         student, *others = aligned(student, (teacher, reference), self.shares_vocabulary)
         teacher, reference = others
         if reference is not None:
@@ -170,14 +180,29 @@ class Objective(Part):
 
     @property
     def shares_vocabulary(self) -> bool:
-        """`same_vocabulary` of this object; objectives that hold others override it."""
-        return self.same_vocabulary
+        """Whether it compares entry i with entry i of another model: `same_vocabulary`, if there is one."""
+        return self.same_vocabulary and bool(self.required & {"teacher", "reference"})
 
     @property
     def forms(self) -> frozenset[str]:
         """`teacher_forms` of this object; every form if it needs no teacher. Objectives that hold others
         override it."""
         return self.teacher_forms if "teacher" in self.required else EVERY_FORM
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """The layers whose hidden states `per_layers` compares, as shares of the model's depth."""
+        return ()
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        """What hidden states of layers add to the value of each row, [N].
+
+        Args:
+            student: depth -> [N, Ds], differentiable.
+            teacher: depth -> [M, Dt].
+            rows: as for `per_token`, all of the micro-batch.
+        """
+        raise NotImplementedError(f"{self.name} compares no layers")
 
     @property
     def sequence_level(self) -> bool:
@@ -270,6 +295,26 @@ def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: b
         one.masked_fill(mask, EXCLUDED) if one is not None and mask is not None and mask.any() else one
         for one, mask in pairs
     ]
+
+
+def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> None:
+    """Raise a ValueError if the rows of two models cannot be compared by this objective."""
+    alignment = rows.alignment
+    if alignment is None:
+        if theirs != ours:
+            raise ValueError(f"teacher: {theirs} rows, but the student has {ours}")
+        return
+    if alignment.matching is not None and objective.shares_vocabulary:
+        raise ValueError(
+            f"{objective.name} compares token with token, which models with different tokenizers do not "
+            "share; use objective uld, span or transport"
+        )
+    expected = {"student": alignment.student_groups.shape[0], "teacher": alignment.teacher_groups.shape[0]}
+    for name, got in (("student", ours), ("teacher", theirs)):
+        if got != expected[name]:
+            raise ValueError(f"{name}: {got} rows, but {expected[name]} are aligned")
+    if rows.labels is None:
+        raise ValueError(f"{objective.name}: aligned rows need labels")
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:

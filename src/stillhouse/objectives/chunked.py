@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.objectives.base import Objective, with_compact
+from stillhouse.objectives.across import Across
+from stillhouse.objectives.alignment import Alignment
+from stillhouse.objectives.base import Objective, check_aligned, with_compact
 from stillhouse.objectives.compact import Compact
 from stillhouse.objectives.head import Head, as_head, gathered
 from stillhouse.objectives.rows import Rows
@@ -113,6 +115,9 @@ def _call(
 ) -> _Call:
     """The checked arguments of one call."""
     head, rows = as_head(student_head), rows or Rows()
+    if objective.whole == "sequence" and rows.alignment is None and rows.sequence_ids is not None:
+        labels = torch.zeros_like(rows.sequence_ids) if rows.labels is None else rows.labels
+        rows = replace(rows, labels=labels, alignment=Alignment.identity(labels, rows.sequence_ids))
     others: dict[str, Side] = {}
     wanted = objective.required
     if isinstance(teacher_hidden, Compact):
@@ -156,7 +161,8 @@ class _Call:
         with torch.autocast(hidden.device.type, enabled=False):
             student = Side.of(hidden, replace(self.head, weight=weight, bias=bias), self.operand)
             part, index = self._part(student)
-            loss, values, sums = Work(part, self.chunking, needs).run()
+            work = Work if part.rows.alignment is None else Across
+            loss, values, sums = work(part, self.chunking, needs).run()
         count = hidden.shape[0]
         if index is not None:
             values = values.new_zeros(count).index_copy_(0, index, values)
@@ -176,12 +182,12 @@ class _Call:
             others = {name: side.cut(height) for name, side in others.items()}
         count = student.hidden.shape[0]
         exact = torch.promote_types(self.operand, torch.float32)
+        rows = replace(self.rows, reference_hidden=None, reference_head=None)
         weights, index = self.token_weight, None
         if weights is None:
             weights = torch.full((count,), 1 / max(1, count), dtype=exact, device=student.hidden.device)
-        elif not bool((weights != 0).all()):
+        elif rows.alignment is None and not bool((weights != 0).all()):
             index = weights.nonzero().squeeze(-1)
-        rows = replace(self.rows, reference_hidden=None, reference_head=None)
         part = Part(self.objective, 1.0, student, others, rows, weights.detach().to(exact), None)
         return part.at(index), index
 
@@ -217,7 +223,9 @@ def _check(
         raise ValueError(f"hidden states are [rows, width], got {list(student_hidden.shape)}")
     objective.check("teacher" in others, rows)
     count = student_hidden.shape[0]
-    lengths = {name: side.hidden.shape[0] for name, side in others.items()}
+    lengths = {name: side.hidden.shape[0] for name, side in others.items() if name != "teacher"}
+    if "teacher" in others:
+        check_aligned(objective, count, others["teacher"].hidden.shape[0], rows)
     lengths["rows"] = count if rows.count is None else rows.count
     lengths["token_weight"] = count if token_weight is None else token_weight.shape[0]
     for name, length in lengths.items():

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stillhouse.config import Many
-from stillhouse.objectives.base import Objective, ObjectiveField, Split, register
+from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, register
 from stillhouse.objectives.compact import EVERY_FORM, Compact
 from stillhouse.objectives.rows import Rows
 from stillhouse.types import SOURCES
@@ -30,6 +30,22 @@ class _Holder(Objective):
     @property
     def shares_vocabulary(self) -> bool:
         return any(part.shares_vocabulary for part in self.held())
+
+    @property
+    def whole(self) -> Literal["row", "group", "sequence"]:  # type: ignore[override]
+        return max((part.whole for part in self.held()), key=("row", "group", "sequence").index)
+
+    @property
+    def sequence_level(self) -> bool:
+        return any(part.sequence_level for part in self.held())
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        return tuple(sorted({depth for part in self.held() for depth in part.depths}))
+
+    @property
+    def mixes_rows(self) -> bool:  # type: ignore[override]
+        return any(part.mixes_rows for part in self.held())
 
     @property
     def forms(self) -> frozenset[str]:
@@ -100,6 +116,10 @@ class Sum(_Holder):
         parts = [term.loss_weight * term.per_sequence(rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        parts = [t.loss_weight * t.per_layers(student, teacher, rows) for t in self.terms if t.depths]
+        return torch.stack(parts).sum(0)
+
     def held(self) -> tuple[Objective, ...]:
         return tuple(self.terms)
 
@@ -152,7 +172,7 @@ class BySource(_Holder):
         value = student.new_zeros(student.shape[0])
         for weight, objective, index in self.split(rows):
             assert index is not None
-            theirs = None if teacher is None else teacher[index]
+            theirs = None if teacher is None else teacher[rows.teacher_index(index)]
             part = weight * objective.per_token(student[index], theirs, rows[index])
             value = value.index_put((index,), part)
         return value
@@ -171,6 +191,19 @@ class BySource(_Holder):
         for weight, objective, index in self.split(rows):
             assert index is not None
             value = value.index_put((index,), weight * objective.per_sequence(rows[index]))
+        return value
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        some = next(iter(student.values()))
+        value = some.new_zeros(some.shape[0])
+        for weight, objective, index in self.split(rows):
+            assert index is not None
+            if objective.depths:
+                theirs = rows.teacher_index(index)
+                ours = {depth: states[index] for depth, states in student.items()}
+                others = {depth: states[theirs] for depth, states in teacher.items()}
+                part = weight * objective.per_layers(ours, others, rows[index])
+                value = value.index_put((index,), part)
         return value
 
     def held(self) -> tuple[Objective, ...]:

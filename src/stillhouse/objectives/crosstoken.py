@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.objectives import closed
+from stillhouse.objectives.alignment import Alignment
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.rows import Rows
 
@@ -49,26 +50,48 @@ class ULD(Objective):
     """Universal logit distillation: compares sorted probabilities, so that vocabularies may differ.
 
     Equation: sum_k |q_(k) - p_(k)|, where (k) is the k-th largest probability of each model; zeros are
-        padded.
+        padded. Where tokenizers differ: at the first row of each group of tokens that spell the same bytes,
+        where both models know the same text; zero at the other rows.
     Gradient: q_i (s_i - sum_j q_j s_j), s the sign of the difference at the rank of i.
     Character: matches how sure the teacher is, not of what: it is blind to which token is which.
-    When: tokenizers that differ, together with cross-entropy. The rows of both models have to be aligned
-        before.
-    Source: ULD (arXiv 2402.12030), the sorted closed form.
+    When: tokenizers that differ, together with cross-entropy.
+    Source: ULD (arXiv 2402.12030), the sorted closed form. The paper compares the n-th row with the n-th,
+        whatever text precedes them.
     """
 
     kind: Literal["uld"] = "uld"
     same_vocabulary: ClassVar[bool] = False
+    whole: ClassVar[Literal["row", "group", "sequence"]] = "group"
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
-        size = max(student.shape[-1], teacher.shape[-1])
-        return (ranked(student, size) - ranked(teacher, size)).abs().sum(-1)
+        if rows.alignment is None:
+            return self._distance(student, teacher)
+        ours, theirs = _starts(rows.alignment)
+        value = self._distance(student[ours], teacher[theirs])
+        return student.new_zeros(student.shape[0]).index_put((ours,), value)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
+        if rows.alignment is None:
+            return self._closed(student, teacher)
+        ours, theirs = _starts(rows.alignment)
+        value, gradient = self._closed(student[ours], teacher[theirs])
+        count = student.shape[0]
+        return (
+            student.new_zeros(count).index_copy_(0, ours, value),
+            student.zero_().index_copy_(0, ours, gradient),
+        )
+
+    @staticmethod
+    def _distance(student: Tensor, teacher: Tensor) -> Tensor:
+        size = max(student.shape[-1], teacher.shape[-1])
+        return (ranked(student, size) - ranked(teacher, size)).abs().sum(-1)
+
+    @staticmethod
+    def _closed(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         q = torch.softmax(student, -1)
         theirs = ascending_values(torch.softmax(teacher, -1))
         ours, place = ascending(q)
@@ -79,3 +102,9 @@ class ULD(Objective):
         value = closed.dot(sign, difference)
         force = torch.empty_like(q).scatter_(-1, place, sign[:, size - ours.shape[-1] :])
         return value, force.sub_(closed.dot(q, force)[:, None]).mul_(q)
+
+
+def _starts(alignment: Alignment) -> tuple[Tensor, Tensor]:
+    """The rows of both models at which a group starts."""
+    ours, theirs = alignment.members()
+    return ours.anchors, theirs.anchors

@@ -11,6 +11,7 @@ from torch import Tensor
 from stillhouse.types import SOURCES
 
 if TYPE_CHECKING:
+    from stillhouse.objectives.alignment import Alignment
     from stillhouse.objectives.compact import Compact
     from stillhouse.objectives.head import Head
 
@@ -49,7 +50,10 @@ class Rows:
     reference_hidden: Tensor | None = None
     """[N, Dr]: its hidden states, for the fused path."""
     reference_head: Head | None = None
-    """Its head, for the fused path. The only field that says nothing about single rows."""
+    """Its head, for the fused path; says nothing about single rows."""
+    alignment: Alignment | None = None
+    """Which rows of the teacher belong to which of the student, where tokenizers differ; None: row n to row
+    n."""
     compact: Compact | None = None
     """What a teacher says that gives no whole distribution."""
 
@@ -63,9 +67,18 @@ class Rows:
     def __getitem__(self, index: Tensor | slice) -> Rows:
         """The rows that `index` (a slice, a mask or a tensor of positions) picks."""
         picked: dict[str, Any] = {name: value[index] for name, value in self._tensors().items()}
+        if self.alignment is not None:
+            everything = torch.arange(
+                len(self.alignment.student_groups), device=self.alignment.student_groups.device
+            )
+            picked["alignment"] = self.alignment.at(everything[index])
         if self.compact is not None:
             picked["compact"] = self.compact[index]
         return replace(self, **picked)
+
+    def teacher_index(self, index: Tensor) -> Tensor:
+        """Which rows of the teacher go with these of the student."""
+        return index if self.alignment is None else self.alignment.teacher_rows(index)
 
     @property
     def count(self) -> int | None:

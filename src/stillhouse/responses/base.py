@@ -123,6 +123,11 @@ class ResponsesConfig(Part):
         """Whether prompts need a response from the data set."""
         return False
 
+    def mixes_tokens(self) -> bool:
+        """Whether single tokens of student and teacher stand in one response, so that both must share a
+        tokenizer."""
+        return False
+
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""
         return 1

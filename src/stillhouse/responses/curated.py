@@ -15,7 +15,7 @@ from stillhouse.curate.judging import counted, judge, needs_of
 from stillhouse.curate.samples import Sample, digest_of
 from stillhouse.curate.stages import Row, Stage, header
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, write_json, write_jsonl
+from stillhouse.files import STAGE, drop_unfinished, write_json, write_jsonl
 from stillhouse.responses.base import Context, derived_seed
 from stillhouse.responses.side import Side
 from stillhouse.responses.together import from_first
@@ -187,6 +187,7 @@ class _Record:
     def judged(self, attempt: int, judged: Any, samples: Mapping[str, list[Sample]]) -> Dropped:
         """The verdicts of an attempt: those on disk, where there are any, so that they stay the same."""
         if attempt == 0:
+            drop_unfinished(self.path)
             stage = Stage(self.path, self._head)
             stage.set_aside()
             self._known = stage.rows()

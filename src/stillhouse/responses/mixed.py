@@ -44,6 +44,10 @@ class Mixed(ResponsesConfig):
         """As `base` does, unless it is never used."""
         return self.student_share != 1 and bool(self.base.needs_reference())
 
+    def mixes_tokens(self) -> bool:
+        """As `base` does."""
+        return bool(self.base.mixes_tokens())
+
     def build(self, context: Context) -> MixedPolicy:
         """The running policy."""
         assert context.student is not None

@@ -42,6 +42,10 @@ class OnPolicy(ResponsesConfig):
         """The student's."""
         return frozenset({"student"})
 
+    def mixes_tokens(self) -> bool:
+        """Yes if the teacher has a share."""
+        return self.teacher_share > 0
+
     def build(self, context: Context) -> OnPolicyPolicy:
         """The running policy."""
         assert context.student is not None

@@ -14,6 +14,7 @@ from stillhouse.curate.samples import Sample, absent, digest_of, digest_of_promp
 from stillhouse.curate.stages import Stage, header
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import DataError
+from stillhouse.files import drop_unfinished
 from stillhouse.responses.together import wait
 from stillhouse.responses.writer import Writer
 from stillhouse.types import Prompt, Response, Source
@@ -220,6 +221,7 @@ class _Writing:
 def place_aside(path: Path, head: Mapping[str, Any], setting: Setting) -> None:
     """Rename files of another making, with a warning that says what differs; all processes wait for it."""
     if setting.rank == 0:
+        drop_unfinished(path)
         for place, differing in Stage(path, head).set_aside():
             logger.warning(
                 "%s was made in another way (%s): kept as %s, and written anew",

@@ -56,6 +56,10 @@ class Speculative(ResponsesConfig):
         """The student's: it proposes most of the text."""
         return frozenset({"student"})
 
+    def mixes_tokens(self) -> bool:
+        """Yes: the teacher replaces tokens of the student's."""
+        return True
+
     def build(self, context: Context) -> SpeculativePolicy:
         """The running policy."""
         return SpeculativePolicy(self, context)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from stillhouse.errors import DataError, StillhouseError
+from stillhouse.errors import DataError, EnvironmentFault, StillhouseError
 
 T = TypeVar("T")
 
@@ -13,9 +14,7 @@ T = TypeVar("T")
 def wait(ranks: int) -> None:
     """Go on when all processes have come here."""
     if ranks > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
+        _group().barrier()
 
 
 def from_first(rank: int, ranks: int, make: Callable[[], T]) -> T:
@@ -27,8 +26,7 @@ def from_first(rank: int, ranks: int, make: Callable[[], T]) -> T:
     """
     if ranks == 1:
         return make()
-    import torch.distributed as dist
-
+    dist = _group()
     told: list[Any] = [None, None]
     failure: StillhouseError | None = None
     if rank == 0:
@@ -43,3 +41,17 @@ def from_first(rank: int, ranks: int, make: Callable[[], T]) -> T:
         raise DataError(told[1])
     value: T = told[0]
     return value
+
+
+def _group() -> Any:
+    """torch.distributed with a group of processes: the training's, or one that is made now."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        if "MASTER_ADDR" not in os.environ:
+            raise EnvironmentFault(
+                "WORLD_SIZE says that several processes work together, but nothing where they meet. "
+                "Start them with torchrun."
+            )
+        dist.init_process_group("gloo")
+    return dist

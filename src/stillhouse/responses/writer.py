@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stillhouse.data.translate import Translator
 from stillhouse.engines import shown
 from stillhouse.engines.base import Engine, ProgressCall, Sampling
 from stillhouse.types import Completion, Prompt, Response
@@ -27,6 +28,8 @@ class Writer:
     """How its texts are labelled; default: its source."""
     told: Callable[[int], None] | None = None
     """Told how many tokens each call has written."""
+    translator: Translator | None = None
+    """For a teacher with another tokenizer: it reads and writes its own tokens."""
 
     @property
     def name(self) -> str:
@@ -52,9 +55,9 @@ class Writer:
             sampling: instead of the writer's own.
             title: show progress under this title; None shows none.
         """
-        ids = [prompt.token_ids for prompt in prompts]
-        completions = shown.generate(self.engine, ids, self.settings(sampling), seed, title)
-        return self._responses(prompts, completions)
+        settings = self.settings(sampling)
+        completions = shown.generate(self.engine, self._ids(prompts), settings, seed, title)
+        return self._responses(prompts, completions, settings)
 
     def write_some(
         self,
@@ -73,15 +76,22 @@ class Writer:
             sampling: instead of the writer's own.
             progress: told how many responses are finished.
         """
-        ids = [prompt.token_ids for prompt in prompts]
-        completions = self.engine.generate(
-            ids, self.settings(sampling), seed, numbers=numbers, progress=progress
-        )
-        return self._responses(prompts, completions)
+        settings, ids = self.settings(sampling), self._ids(prompts)
+        completions = self.engine.generate(ids, settings, seed, numbers=numbers, progress=progress)
+        return self._responses(prompts, completions, settings)
 
-    def _responses(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Response]:
+    def _ids(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        if self.translator is None:
+            return [prompt.token_ids for prompt in prompts]
+        return [prompt.teacher_ids or prompt.token_ids for prompt in prompts]
+
+    def _responses(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], sampling: Sampling
+    ) -> list[Response]:
         if self.told is not None:
             self.told(sum(len(done.token_ids) for done in completions))
+        if self.translator is not None:
+            completions = [self.translator.to_student(done, sampling.max_tokens) for done in completions]
         version = self.version()
         return [
             Response(prompt, done.token_ids, self.source, done.finished, version, done.logprobs)

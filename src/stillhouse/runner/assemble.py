@@ -11,27 +11,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.curate.held_out import texts_of
 from stillhouse.data import Data, load
+from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
 from stillhouse.errors import ModelError
 from stillhouse.models import (
-    check_same_tokenizer,
     fingerprint,
     load_student,
     load_teacher,
-    load_tokenizer,
     parameters_of,
     unwrap,
 )
 from stillhouse.responses import Context, Writer
 from stillhouse.responses.base import Pair, derived_seed
-from stillhouse.runner.curation import held_out_texts, other_responses, scorers
+from stillhouse.runner.curation import evaluation_sets, other_responses, scorers
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of, longest
 from stillhouse.runner.served import ANSWERS, keeping, server_engine
+from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Prompt, Response
+from stillhouse.types import Response
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Parts:
     teacher: nn.Module | None
     vocab: int
     data: Data
+    translation: Translation | None = None
+    """Between the two tokenizers, where the teacher has another one."""
 
     @property
     def sampling(self) -> Sampling:
@@ -64,6 +67,16 @@ class Parts:
         models = {"student": self.student, "teacher": self.teacher}
         return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
 
+    @property
+    def translator(self) -> Translator | None:
+        """What goes between the two tokenizers, where the teacher has another one."""
+        return None if self.translation is None else self.translation.translator
+
+    @property
+    def comparable(self) -> nn.Module | None:
+        """The teacher, where its distributions can be compared with the student's token by token."""
+        return self.teacher if self.translation is None else None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens of a response as text, as the evaluation reads them."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -80,11 +93,12 @@ class Parts:
     @cached_property
     def teacher_engine(self) -> Engine | None:
         """What writes the teacher's text: its own server, or the configured engine over it."""
-        if (served := server_engine(self.config, self.facts)) is not None:
+        facts = self.facts if self.translation is None else self.translation.facts
+        if (served := server_engine(self.config, facts)) is not None:
             return served
         if self.teacher is None:
             return None
-        engine: Engine = self.config.engine.build(self.teacher, self.facts)
+        engine: Engine = self.config.engine.build(self.teacher, facts)
         return engine
 
     def model_facts(self) -> dict[str, Any]:
@@ -109,13 +123,14 @@ def assemble(config: RunConfig) -> Parts:
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
-    tokenizer = load_tokenizer(config.student, teacher_model)
-    vocab = len(tokenizer)
-    if teacher_model is not None:
-        vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
-    elif config.teacher is not None:
-        config.teacher.check_tokenizer(tokenizer)
-    data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    found = tokenizers(config)
+    tokenizer = found.student
+    data = load(
+        config.data,
+        tokenizer,
+        needs_response=config.responses.needs_reference(),
+        teacher_tokenizer=found.teacher,
+    )
     if config.teacher is not None and "teacher" in config.objective.required:
         config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
@@ -125,14 +140,16 @@ def assemble(config: RunConfig) -> Parts:
         _finite("teacher", teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    context = None if teacher is None else context_of(unwrap(teacher).config)
     parts = Parts(
         config,
         tokenizer,
         facts,
         student.to(device),
         None if teacher is None else teacher.to(device),
-        vocab,
+        len(tokenizer),
         data,
+        Translation.of(found, data, context),
     )
     if "teacher" in config.responses.writers():
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
@@ -154,7 +171,6 @@ def make_context(
     parts: Parts,
     folder: RunFolder,
     version: Callable[[], int | None],
-    questions: Sequence[Prompt] = (),
     told: Callable[[int], None] | None = None,
 ) -> Context:
     """What the run's response policy may use.
@@ -163,7 +179,6 @@ def make_context(
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
-        questions: what the run is evaluated on.
         told: called with the number of tokens whenever a model has written.
     """
     student = Writer(
@@ -184,6 +199,7 @@ def make_context(
             lambda: None,
             engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
             told=told,
+            translator=parts.translator,
         )
     if parts.teacher is not None:
         pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
@@ -198,24 +214,23 @@ def make_context(
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
         decode=parts.decode,
         score=scorers(parts),
-        held_out=cache(partial(held_out_texts, parts, questions)),
+        held_out=cache(partial(texts_of, evaluation_sets(parts.config))),
         others=other_responses(parts),
     )
 
 
-def make_step(
-    parts: Parts, folder: RunFolder, version: Callable[[], int], questions: Sequence[Prompt] = ()
-) -> Step:
+def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
     """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
     config = parts.config
 
     def written(tokens: int) -> None:
         step.meter.add("tokens/generate", tokens)
 
-    context = make_context(parts, folder, version, questions, written)
+    context = make_context(parts, folder, version, written)
     signal = None
     if config.teacher is not None and "teacher" in config.objective.required:
-        signal = config.teacher.build(parts.teacher, parts.vocab)
+        vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)
+        signal = config.teacher.build(parts.teacher, vocab)
     step = Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
@@ -225,6 +240,7 @@ def make_step(
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
         memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
     )
+    step.translator = parts.translator if signal is not None else None
     return step
 
 

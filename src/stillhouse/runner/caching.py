@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from stillhouse.teachers.cache import CacheTeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher
 from stillhouse.teachers.forms import CompactForm, DrawsForm, Form, HiddenForm, TopForm
 from stillhouse.teachers.store import Store
-from stillhouse.train.signal import sources_with_teacher
+from stillhouse.train.signal import seen_by_teacher, sources_with_teacher
 from stillhouse.train.step import Step
 from stillhouse.types import SOURCES, Progress, Response
 
@@ -76,13 +75,17 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
     responses = list(_known(parts))
     responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
     mine = responses[rank::ranks]
-    teacher = teacher_config.build(parts.teacher, parts.vocab)
+    translator = parts.translator
+    teacher = teacher_config.build(parts.teacher, len(translator.teacher) if translator else parts.vocab)
     size = batch_size or config.train.micro_batch_size
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
-            with _autocast(config, device):
-                _ask(teacher, batch_tensors(batch))
+            tensors: Mapping[str, Tensor] = batch_tensors(batch)
+            if translator is not None:
+                beside = translator.beside(batch.responses)
+                tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in beside.items()}})
+            _ask(teacher, tensors)
             bar.advance(batch.num_tokens)
     return teacher.close() or "There is nothing to build: the objective asks the teacher about no known text."
 
@@ -97,7 +100,8 @@ def _known(parts: Parts) -> Iterator[Response]:
     if "teacher" in sources and isinstance(config.responses, InRounds):
         context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
         side = config.responses.teacher_side_of(context)
-        yield from (sample.response for sample in side.samples(0)) if side is not None else ()
+        samples = side.samples(0) if side is not None else []
+        yield from (sample.response for sample in samples if not sample.missing)
     if "text" in asked and parts.data.text:
         yield from parts.data.text
 
@@ -107,18 +111,11 @@ def batch_tensors(batch: Any) -> dict[str, Tensor]:
     return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
 
 
-def _ask(teacher: AnyTeacher, batch: dict[str, Tensor]) -> None:
+def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
     if isinstance(teacher, CompactTeacher):
         teacher.compact(batch)
     else:
         teacher.hidden(batch)
-
-
-@contextlib.contextmanager
-def _autocast(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """The number format in which the run computes, which is part of a record's key."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +219,7 @@ def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) ->
     total = 0.0
     for batch in batches:
         moved = {name: value.to(device) for name, value in batch.items()}
-        with _autocast(parts.config, device):
-            loss = step.loss(parts.student, moved)
+        loss = step.loss(parts.student, moved)
         loss.backward()
         total += loss.item()
     trained = [p for p in parts.student.parameters() if p.requires_grad and p.grad is not None]

@@ -55,14 +55,14 @@ def sizes(config: RunConfig) -> dict[str, Any]:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
     """
     from stillhouse.data import load
-    from stillhouse.models import check_same_tokenizer, load_tokenizer
     from stillhouse.runner.evaluation import held_out
+    from stillhouse.runner.vocabularies import tokenizers, told
 
     teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
-    tokenizer = load_tokenizer(config.student, teacher_config)
-    if teacher_config is not None:
-        check_same_tokenizer(tokenizer, load_tokenizer(teacher_config))
-    data = load(config.data, tokenizer, needs_response=config.responses.needs_reference())
+    found = tokenizers(config)
+    tokenizer = found.student
+    needs = config.responses.needs_reference()
+    data = load(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
     questions = held_out(config, data, tokenizer)
     teacher = shape_of(teacher_config) if teacher_config is not None else None
     student = student_shape(config.student, teacher_config, len(tokenizer))
@@ -81,6 +81,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     }
     if teacher is not None:
         facts["teacher parameters"] = teacher.parameters
+        facts["tokenizers"] = told(found, config, data)
     if isinstance(config.teacher, CacheTeacherConfig) and teacher is not None:
         facts["teacher cache, expected (GB)"] = float(f"{_cached(config, data, teacher) / 1e9:.2g}")
     facts["longest sequence (tokens)"] = length

@@ -74,6 +74,11 @@ def evaluate_model(
     config = resolve(_tree(model, teacher, template, str(data), evaluate)).config
     preflight(config)
     parts = assemble(config)
+    if parts.translation is not None:
+        raise ModelError(
+            f"--teacher: {teacher} has another tokenizer than {model}. KL and agreement compare token with "
+            "token; evaluate the two apart, or take a teacher with the same tokenizer."
+        )
     prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
     dropped = parts.data.report["sets"][0]["dropped"]
     if dropped:

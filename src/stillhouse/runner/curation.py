@@ -8,20 +8,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.curate.scoring import mean_logprobs
-from stillhouse.data import load_prompts
+from stillhouse.data import SourceConfig, load_prompts
 from stillhouse.data.template import Encoder
 from stillhouse.responses.curated import SUMMARY
 from stillhouse.responses.pairs import Pairs
 from stillhouse.runner.folder import RunFolder
-from stillhouse.types import Prompt, Response
+from stillhouse.settings import RunConfig
+from stillhouse.types import Response
 
 if TYPE_CHECKING:
     from stillhouse.runner.assemble import Parts
 
 
 def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float]]]:
-    """How likely each model of a run finds responses, in nats per token."""
-    models = {"student": parts.student, "teacher": parts.teacher}
+    """How likely each model of a run finds responses, in nats per token.
+
+    A teacher with another tokenizer is not among them: its tokens are others.
+    """
+    models = {"student": parts.student, "teacher": parts.comparable}
     options: dict[str, Any] = {
         "pad_id": parts.facts.pad_id,
         "vocab": parts.vocab,
@@ -32,10 +36,11 @@ def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float
     }
 
 
-def held_out_texts(parts: Parts, questions: Sequence[Prompt]) -> tuple[str, ...]:
-    """Prompts (without the template) and references of data.valid and of what the run is evaluated on."""
-    prompts = (*questions, *parts.data.valid)
-    return tuple(dict.fromkeys(text for p in prompts for text in (p.question, *p.references) if text))
+def evaluation_sets(config: RunConfig) -> tuple[SourceConfig, ...]:
+    """Every set of rows that the run measures a system on."""
+    tasks = [source for task in config.evaluate.single_tasks() for source in task.sources().values()]
+    named = (config.data.valid, config.evaluate.data, *tasks)
+    return tuple(source for source in named if source is not None)
 
 
 def other_responses(parts: Parts) -> dict[str, dict[tuple[int, ...], Response]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from stillhouse.models import parameters_of, unwrap
 from stillhouse.runner.assemble import Parts
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
+from stillhouse.runner.vocabularies import Translation
 from stillhouse.settings import RunConfig
 from stillhouse.types import Prompt
 
@@ -26,7 +28,7 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     """The prompts of evaluate.data, or else of data.valid."""
     if config.evaluate.data is None:
         return data.valid[: config.evaluate.limit]
-    encoder = Encoder(config.data.template, tokenizer)
+    encoder = data.encoder or Encoder(config.data.template, tokenizer)
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
 
@@ -45,6 +47,9 @@ def evaluate_system(
         system: "teacher", "student before" or "student after".
         model: whose weights to use.
     """
+    translation = parts.translation
+    if model is parts.teacher and translation is not None:
+        parts, prompts = as_teacher(parts, translation), translation.prompts(prompts)
     config = parts.config
     label = config.name if system == "student after" else system
     if prompts:
@@ -80,7 +85,7 @@ def bench_of(
     return Bench(
         system=system,
         model=model,
-        teacher=None if model is parts.teacher else parts.teacher,
+        teacher=None if model is parts.teacher else parts.comparable,
         tokenizer=parts.tokenizer,
         facts=parts.facts,
         vocab=parts.vocab,
@@ -117,6 +122,14 @@ def evaluate_task(bench: Bench, task: Probe, folder: RunFolder, label: str) -> N
     folder.write_evaluation(bench.system, facts, outcome.rows, task.title)
 
 
+def as_teacher(parts: Parts, translation: Translation) -> Parts:
+    """The parts as the teacher sees them: its tokenizer, its end token, its ids."""
+    tokenizer = translation.encoder.tokenizer
+    return replace(
+        parts, tokenizer=tokenizer, facts=translation.facts, vocab=len(tokenizer), translation=None
+    )
+
+
 def measure(
     parts: Parts,
     model: nn.Module,
@@ -136,7 +149,7 @@ def measure(
         **answers.metrics,
         **closeness(
             model,
-            None if model is parts.teacher else parts.teacher,
+            None if model is parts.teacher else parts.comparable,
             prompts,
             answers.responses,
             pad_id=parts.facts.pad_id,

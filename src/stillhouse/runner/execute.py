@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
-from stillhouse.types import Prompt
 
 logger = logging.getLogger("stillhouse")
 
@@ -96,7 +95,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             evaluate_system(parts, questions, folder, "student before", parts.student)
         if config.evaluate.teacher and parts.teacher is not None:
             evaluate_system(parts, questions, folder, "teacher", parts.teacher)
-        finished = train(parts, folder, interrupt, resume, questions)
+        finished = train(parts, folder, interrupt, resume)
         folder.write("data.json", {**parts.data.report, **curation_totals(folder)})
         if finished:
             if folder.main:
@@ -110,9 +109,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
 
 
-def train(
-    parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool, questions: Sequence[Prompt] = ()
-) -> bool:
+def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -> bool:
     """Train the student in place.
 
     Args:
@@ -120,7 +117,6 @@ def train(
         folder: where everything goes.
         interrupt: asks to stop after a step.
         resume: go on from the newest whole checkpoint.
-        questions: what the run is evaluated on; filters keep training text apart from it.
 
     Returns:
         Whether it came to the end; False after Ctrl-C.
@@ -131,7 +127,6 @@ def train(
         parts,
         folder,
         lambda: int(trainer.state.global_step if trainer is not None else state["step"]),
-        questions,
     )
     trainer: DistilTrainer | None = None
     log = MetricsLog(folder.metrics, step)

@@ -16,11 +16,12 @@ from stillhouse.curate.stages import Stage
 from stillhouse.data import load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import fingerprint, load_student, load_teacher, load_tokenizer
+from stillhouse.models import fingerprint, load_student, load_teacher
 from stillhouse.responses.base import derived_seed
 from stillhouse.responses.rounds import CHUNK, Order, Setting, make
 from stillhouse.responses.writer import Writer
 from stillhouse.runner.served import server_of
+from stillhouse.runner.vocabularies import Translation, tokenizers
 from stillhouse.settings import RunConfig
 
 Side = Literal["teacher", "student"]
@@ -84,11 +85,22 @@ def generate(config: RunConfig, wanted: Wanted) -> Written:
 
 
 def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], Setting]:
+    found = tokenizers(config)
     served = server_of(config) if wanted.by == "teacher" else None
-    tokenizer, model = _served(config, wanted) if served is not None else _model(config, wanted.by)
-    data = load(config.data, tokenizer)
+    tokenizer = found.student
+    if served is not None and wanted.score:
+        raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
+    model: Any = None if served is not None else _model(config, wanted.by, tokenizer)
+    data = load(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: wanted.limit]
     facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    translation = Translation.of(found, data, None) if wanted.by == "teacher" else None
+    if translation is not None:
+        facts = translation.facts
+        if wanted.score:
+            raise ConfigError(
+                Fault("--score", "a teacher with another tokenizer cannot score tokens of the student's")
+            )
     engine: Engine
     if served is not None:
         engine = served.build(None, facts)
@@ -96,7 +108,15 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
         weights = engine.fingerprint
     else:
         engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
-    writer = Writer(engine, wanted.by, config.engine.sampling, lambda: None, weights, wanted.label)
+    writer = Writer(
+        engine,
+        wanted.by,
+        config.engine.sampling,
+        lambda: None,
+        weights,
+        wanted.label,
+        translator=None if translation is None else translation.translator,
+    )
     seed = config.train.seed if wanted.seed is None else wanted.seed
     order = Order(
         prompts,
@@ -130,18 +150,9 @@ def _sampling(config: RunConfig, by: Side) -> Sampling | None:
     return found.model_copy(update={"max_tokens": config.data.max_response})
 
 
-def _served(config: RunConfig, wanted: Wanted) -> tuple[Any, Any]:
-    """The tokenizer where a server writes, and no model."""
-    if wanted.score:
-        raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
+def _model(config: RunConfig, by: Side, tokenizer: Any) -> Any:
+    """The one model that writes."""
     teacher = config.teacher.model_to_load() if config.teacher is not None else None
-    return load_tokenizer(config.student, teacher), None
-
-
-def _model(config: RunConfig, by: Side) -> tuple[Any, Any]:
-    """The tokenizer, and the one model that writes."""
-    teacher = config.teacher.model_to_load() if config.teacher is not None else None
-    tokenizer = load_tokenizer(config.student, teacher)
     if by == "teacher":
         if teacher is None:
             raise ConfigError(
@@ -153,7 +164,7 @@ def _model(config: RunConfig, by: Side) -> tuple[Any, Any]:
         model = load_student(
             config.student, tokenizer, load_teacher(teacher) if grown and teacher else None, config.train.seed
         )
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -89,8 +89,8 @@ class TeacherConfig(Part):
 
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
-    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), and "text"
-    if it can write responses."""
+    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), "layers" if
+    it shows its hidden states, and "text" if it can write responses."""
     remembers: ClassVar[bool] = False
     """True if it keeps what it said by itself, so that nothing else need remember it for replay."""
 

@@ -87,7 +87,7 @@ class Kept:
                 f"{self.store.folder}: {len(rows)} of the {len(batch['input_ids'])} sequences of a batch are "
                 f"not in the teacher cache, which holds {len(self.store):,}, and teacher.on_miss is error. "
                 "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
-                "data, template, limits and train.precision; or set teacher.on_miss: fill."
+                "data, template and limits; or set teacher.on_miss: fill."
             )
         part = batch if len(rows) == len(batch["input_ids"]) else sequences(batch, rows)
         made = self._encode(part, keys)

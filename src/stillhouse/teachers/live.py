@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from stillhouse.models import TeacherModel, head_of, hidden_rows
+from stillhouse.models import TeacherModel, head_of, hidden_rows, layer_rows
 from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
 from stillhouse.teachers.fingerprint import fingerprint
@@ -41,6 +41,12 @@ class LiveTeacher:
             single = [sequences(batch, [row]) for row in range(len(batch["input_ids"]))]
             return torch.cat([hidden_rows(self.model, one) for one in single])
 
+    def layers(self, batch: Mapping[str, Any], depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
+        """As `hidden`, with the hidden states of some layers, by depth; all sequences in one pass."""
+        self.tokens += int(batch["attention_mask"].sum())
+        with torch.no_grad():
+            return layer_rows(self.model, dict(batch), depths)
+
     def counts(self) -> Counts:
         """Nothing is counted."""
         return {}
@@ -67,7 +73,7 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     """Run it on one sequence at a time. Slower, but then what it says about a text is bit for bit the same in
     every batch; otherwise rounding depends a little on what else is in the batch."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"distribution", "text"})
+    provides: ClassVar[frozenset[str]] = frozenset({"distribution", "layers", "text"})
 
     def model_to_load(self) -> TeacherModel:
         """Itself."""

@@ -25,6 +25,12 @@ def sources_with_teacher(objective: Objective) -> frozenset[int]:
     return frozenset(SOURCES.index(source) for source in wanted)
 
 
+def seen_by_teacher(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch in the teacher's token ids: its own sequences where its tokenizer is another one."""
+    names = ("input_ids", "attention_mask", "response_mask", "labels")
+    return {**batch, **{name: batch[f"teacher_{name}"] for name in names if f"teacher_{name}" in batch}}
+
+
 def teacher_signal(
     teacher: AnyTeacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
 ) -> Tensor | Compact:

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from stillhouse.curriculum import Curriculum
 from stillhouse.data.collate import Batch, collate, split
+from stillhouse.data.translate import Translator, alignment_of
 from stillhouse.errors import TrainingError
-from stillhouse.models import head_of, hidden_rows
+from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Compact, Head, Objective, Rows, fused_label_facts, fused_rows
+from stillhouse.objectives.base import Layers
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
 from stillhouse.teachers import AnyTeacher, Teacher
+from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import look_ahead, teacher_signal
+from stillhouse.train.signal import look_ahead, seen_by_teacher, teacher_signal
 from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
@@ -94,6 +97,8 @@ class Step:
         self.last_loss = 0.0
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.translator: Translator | None = None
+        """Set where the teacher has another tokenizer."""
         self.forward_ended = 0.0
         """When the last forward pass ended, by `time.perf_counter`; the backward pass follows."""
         self._pad_id = pad_id
@@ -128,11 +133,15 @@ class Step:
         weights = token_weights(
             micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
         )
+        beside = [{} if self.translator is None else self.translator.beside(b.responses) for b in micro]
         self._note(micro, progress)
         self.last_loss = 0.0
-        ready = [_tensors(batch, weight, self._memory) for batch, weight in zip(micro, weights, strict=True)]
+        ready = [
+            {**_tensors(batch, weight, self._memory), **more}
+            for batch, weight, more in zip(micro, weights, beside, strict=True)
+        ]
         with self.meter.seconds("teacher"):
-            look_ahead(self.teacher, ready, self.now["objective"])
+            look_ahead(self.teacher, [seen_by_teacher(batch) for batch in ready], self.now["objective"])
         return ready
 
     @property
@@ -152,7 +161,7 @@ class Step:
         model.eval()
         with torch.no_grad(), self.meter.seconds("look"):
             for batch in batches:
-                sides = self._sides(model, batch, self._teacher_signal(batch))
+                sides = self._sides(model, batch, self._teacher_signal(batch)[0])[0]
                 gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
         model.train(training)
         self.now = referred(self.now, gaps.means(self.world.add))
@@ -168,14 +177,19 @@ class Step:
         """
         objective: Objective = self.now["objective"]
         mask = batch["response_mask"]
-        theirs = self._teacher_signal(batch)
+        theirs, their_layers = self._teacher_signal(batch)
         with self.meter.seconds("student"):
-            sides = self._sides(model, batch, theirs)
-            rows = rows_of(batch)
+            sides, our_layers = self._sides(model, batch, theirs)
+            rows = rows_of(batch, self.translator)
             if self._gaps is not None:
                 rows = fused_label_facts(objective, *sides, rows=rows)
                 self._gaps.add(rows)
             loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
+            if objective.depths:
+                with torch.autocast(mask.device.type, enabled=False):
+                    more = objective.per_layers(our_layers, their_layers, rows)
+                loss = loss + (more * batch["weight"][mask]).sum()
+                values = values + more.detach()
         self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
         self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
         self.forward_ended = time.perf_counter()
@@ -218,25 +232,38 @@ class Step:
         """Whether the responses of a prompt must stay together in a micro-batch."""
         return "pairs" in self.method.objective.required
 
-    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> Tensor | Compact | None:
-        """What the teacher says about a micro-batch, counted and timed."""
+    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | Compact | None, Layers]:
+        """What the teacher says about a micro-batch and its layers that are compared, counted and timed."""
         if self.teacher is None:
-            return None
+            return None, {}
         seen = getattr(self.teacher, "tokens", 0)
         with self.meter.seconds("teacher"):
-            signal = teacher_signal(self.teacher, batch, self.now["objective"], self._memory)
+            seen_batch = seen_by_teacher(batch)
+            objective: Objective = self.now["objective"]
+            signal: Tensor | Compact
+            layers: Layers = {}
+            if objective.depths:
+                assert isinstance(self.teacher, LiveTeacher)
+                signal, layers = self.teacher.layers(seen_batch, objective.depths)
+            else:
+                signal = teacher_signal(self.teacher, seen_batch, objective, self._memory)
         for name, (total, count) in self.teacher.counts().items():
             self.meter.add_mean(name, total, count)
         if tokens := getattr(self.teacher, "tokens", 0) - seen:
             self.meter.add("tokens/teacher", float(tokens))
-        return signal
+        return signal, layers
 
     def _sides(
         self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | Compact | None
-    ) -> tuple[Tensor, Head, Tensor | Compact | None, Head | None]:
-        """Hidden states and head of the student, then what the teacher says and its head, if it has one."""
+    ) -> tuple[tuple[Tensor, Head, Tensor | Compact | None, Head | None], Layers]:
+        """Hidden states and head of the student, then what the teacher says and its head, if it has one; and
+        the student's layers that are compared."""
         head = self.teacher.head if isinstance(self.teacher, Teacher) else None
-        return hidden_rows(model, dict(batch)), head_of(model, self._vocab), theirs, head
+        depths = self.now["objective"].depths
+        hidden, layers = (
+            layer_rows(model, dict(batch), depths) if depths else (hidden_rows(model, dict(batch)), {})
+        )
+        return (hidden, head_of(model, self._vocab), theirs, head), layers
 
     def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
         sources = torch.cat([batch.sources for batch in micro])
@@ -257,6 +284,9 @@ class Step:
             **_schedule_names(self.curriculum.values(progress)),
         }.items():
             self.meter.add_mean(name, value, 1)
+        if self.translator is not None:
+            for name, (total, count) in self.translator.facts().items():
+                self.meter.add_mean(name, total, count)
         tokens = sum(batch.num_tokens for batch in micro)
         self.tokens += tokens
         self.meter.add("tokens", float(tokens))
@@ -301,7 +331,7 @@ def weights_of(objective: Objective) -> dict[str, float] | None:
     return None
 
 
-def rows_of(batch: Mapping[str, Tensor]) -> Rows:
+def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -> Rows:
     """What objectives may ask about each response token of a micro-batch."""
     mask = batch["response_mask"]
     sequences = mask.nonzero()[:, 0]
@@ -312,6 +342,7 @@ def rows_of(batch: Mapping[str, Tensor]) -> Rows:
         pair_ids=batch["pair_ids"][sequences],
         positions=(mask.cumsum(1) - 1)[mask],
         sampled_logprobs=batch["logprobs"][mask] if "logprobs" in batch else None,
+        alignment=None if translator is None else alignment_of(batch, translator.matching),
     )
 
 

@@ -7,11 +7,10 @@ from stillhouse.curate.filters.language import Language
 from stillhouse.curate.filters.likelihood import LogprobFloor
 from stillhouse.curate.filters.overlap import Overlap
 from stillhouse.curate.filters.repetition import Repetition
-from stillhouse.curate.filters.verified import VERIFIERS, Verified, Verify
+from stillhouse.curate.filters.verified import Verified
 
 __all__ = [
     "REGISTRY",
-    "VERIFIERS",
     "Around",
     "Drop",
     "Duplicates",
@@ -27,5 +26,4 @@ __all__ = [
     "Repetition",
     "Truncated",
     "Verified",
-    "Verify",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from stillhouse.config import Many
 from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, grams, words
+from stillhouse.curate.held_out import texts_of
 from stillhouse.data.prompts import Source
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ Gram = tuple[str, ...]
 class Overlap(Filter):
     """Drops samples that share an n-gram of words with the evaluation sets (decontamination).
 
-    Compared are prompt and response, without the words of the template, with the prompts and references of
-    each set that the run evaluates on (evaluate.data or data.valid, evaluate.tasks), each text by itself. A
+    Compared are prompt and response, without the words of the template, with every text in the rows of the
+    sets that the run evaluates on (evaluate.data, data.valid, evaluate.tasks), each text by itself. A
     prompt shorter than n words counts where the whole of it is one of them; so short a response never does,
     because "yes" is the answer to many questions. The usual n is 13 (GPT-3, arXiv 2005.14165, appendix C) for
     long texts and 8 for short ones.
@@ -66,7 +66,4 @@ class Overlap(Filter):
         return grams(parts, self.n) or ([tuple(parts)] if parts else [])
 
     def _held_out(self, around: Around) -> Sequence[str]:
-        if self.against is None:
-            return around.held_out()
-        rows = [row for source in self.against for row in source.rows(Counter())]
-        return [text for row in rows for text in (row.asked(), row.text or "", *row.references) if text]
+        return around.held_out() if self.against is None else texts_of(self.against)

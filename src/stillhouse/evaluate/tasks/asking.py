@@ -35,6 +35,8 @@ class Question:
     prompt: Prompt
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The row as the file has it."""
+    words: str = ""
+    """What is asked, without the words of a template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,6 @@ class Asking(Probe):
     """What happens to longer ones; default: `data.too_long.prompt`. `first_tokens` cuts the finished prompt,
     words of the template included."""
 
-    @property
-    def title(self) -> str:
-        """The name, or the file's where it has a file, or the kind."""
-        if self.name is None and self.data is not None:
-            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-        return super().title
-
     def sources(self) -> Mapping[str, SourceConfig]:
         """Its rows."""
         return {} if self.data is None else {"data": self.data}
@@ -108,7 +103,7 @@ class Asking(Probe):
                 )
             )
         counts: Counter[str] = Counter()
-        facts: dict[str, Mapping[str, Any]] = {}
+        facts: dict[str, tuple[Mapping[str, Any], str]] = {}
         rows = _Rows(self, source, counts, facts)
         prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, self.limit)
         if self.too_long == "first_tokens":
@@ -119,7 +114,7 @@ class Asking(Probe):
         if not prompts:
             told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
             raise DataError(f"{source.path}: no question is left for the task {self.title} ({told})")
-        questions = tuple(Question(prompt, facts[prompt.id]) for prompt in prompts)
+        questions = tuple(Question(prompt, *facts[prompt.id]) for prompt in prompts)
         return Asked(questions, source.path, dict(dropped), dict(truncated))
 
     def _lengths(self, limits: DataConfig) -> DataConfig:
@@ -214,7 +209,9 @@ class Sitting:
     def row(self, question: Question, seed: int) -> dict[str, Any]:
         """The beginning of a row that the run folder keeps."""
         prompt = question.prompt
-        return {"id": prompt.id, "seed": seed, "prompt": prompt.text, "references": list(prompt.references)}
+        row = {"id": prompt.id, "seed": seed, "prompt": prompt.text, "references": list(prompt.references)}
+        # A judge has no use for the marks of a chat template.
+        return row if self.encoder.template.kind != "chat" else {**row, "question": question.words}
 
     def text(self, completion: Completion) -> str:
         """An answer as text, for scoring."""
@@ -237,7 +234,11 @@ class _Rows:
     """The rows of a task by the id of their prompt; keeps what else each row says in `facts`."""
 
     def __init__(
-        self, task: Asking, source: SourceConfig, counts: Counter[str], facts: dict[str, Mapping[str, Any]]
+        self,
+        task: Asking,
+        source: SourceConfig,
+        counts: Counter[str],
+        facts: dict[str, tuple[Mapping[str, Any], str]],
     ) -> None:
         self.task, self.source, self.counts, self.facts = task, source, counts, facts
 
@@ -250,8 +251,14 @@ class _Rows:
             self.counts["left out"] += not several
             for index, row in enumerate(several, start=1):
                 id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
-                self.facts[id] = raw
+                self.facts[id] = (raw, _words(row))
                 yield id, row
+
+
+def _words(row: Row) -> str:
+    if row.messages:
+        return "\n\n".join(turn["content"] for turn in row.messages)
+    return "\n\n".join(filter(None, (row.instruction, row.input)))
 
 
 def _first_tokens(prompt: Prompt, most: int, truncated: Counter[str]) -> Prompt:

@@ -30,6 +30,13 @@ class Task(Asking):
     samples: Annotated[int, Field(ge=1)] = 1
     """Answers to each question in each pass."""
 
+    @property
+    def title(self) -> str:
+        """The name, or the file's where it has a file, or the kind."""
+        if self.name is None and self.data is not None:
+            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+        return super().title
+
     def decoded(self, tokenizer: Any, ids: Sequence[int]) -> str:
         """The text of an answer, for scoring."""
         return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -100,7 +107,7 @@ class Task(Asking):
         return {}
 
 
-ROW_FIELDS = ("id", "seed", "sample", "prompt", "references", "response", "tokens", "finished")
+ROW_FIELDS = ("id", "seed", "sample", "prompt", "question", "references", "response", "tokens", "finished")
 """What every row of answers has besides its scores."""
 
 

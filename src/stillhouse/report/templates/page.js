@@ -128,7 +128,7 @@
     article.tabIndex = -1;
     article.setAttribute("aria-label", `Prompt ${row.id}`);
     const head = make("div", "head");
-    head.append(make("span", "", tasks.length > 1 ? `${row.task} · ${row.id}` : row.id));
+    head.append(make("span", "", tasks.length > 1 && !row.id.startsWith(row.task) ? `${row.task} · ${row.id}` : row.id));
     const pair = make("div", "pair");
     const prompt = make("div");
     prompt.append(make("div", "label", "Prompt"), marked("p", "text", row.prompt));

@@ -160,6 +160,8 @@ def _write(path: Path, facts: dict[str, Any], data: Any, kept: Entries) -> None:
                     entries.append((key, at + shards.RECORD.size, size, rows))
                     at += len(record)
                 os.fsync(handle.fileno())
+            times = path.stat()
+            os.utime(fresh, ns=(times.st_atime_ns, times.st_mtime_ns))  # looking after it is not using it
             path.with_suffix(".index").unlink(missing_ok=True)
             os.replace(fresh, path)
         finally:

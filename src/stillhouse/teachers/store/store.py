@@ -177,10 +177,13 @@ class Store:
         """Map a shard and note the records that are new in it."""
         path, before = self._path(number), self._readers.get(number)
         try:
+            inode = path.stat().st_ino
             data = shards.mapped(path)
             facts, start = shards.read_header(data)
-        except (OSError, NotAShard) as error:
-            if path.exists() and path.stat().st_size >= shards.HEADER.size:
+        except OSError:
+            return  # gone, or not ours to read
+        except NotAShard as error:
+            if _size_of(path) >= shards.HEADER.size:  # a shorter one is just being made
                 self.damaged += 1
                 self._tell(f"{path}: {error}; nothing of it is used.")
             return
@@ -188,7 +191,6 @@ class Store:
         if facts != self._facts:
             self._tell(f"{path}: belongs to another store; nothing of it is used.")
             return
-        inode = path.stat().st_ino
         if before is not None and before.name == name:
             start, found = before.end, shards.Found([], before.end, [])
         else:
@@ -302,6 +304,12 @@ class _Writer:
             os.fsync(self._handle)
             shards.write_index(self.path.with_suffix(".index"), self.name, self.end, self.entries)
         os.close(self._handle)
+
+
+def _size_of(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _sound_end(path: Path, handle: int, facts: Mapping[str, Any], full: int) -> int:

@@ -1,0 +1,118 @@
+"""Span alignment: distributions of two tokenizers, merged by the chain rule over spans of the same bytes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.curriculum import NonNegative
+from stillhouse.objectives.alignment import Matching, Members
+from stillhouse.objectives.base import Objective, label_logprobs, register
+from stillhouse.objectives.divergences import kl, mixture
+from stillhouse.objectives.ranges import InnerShare
+from stillhouse.objectives.rows import Rows
+
+
+@register
+class Span(Objective):
+    """Compares merged distributions over spans of equal bytes, so that tokenizers may differ.
+
+    Equation: w D(q_M, p_M) + v sum_k |q_R(k) - p_R(k)| for each span. A span's distribution is that of one
+        of its rows times the probabilities of its other tokens as they were written (chain rule): with
+        `order: observed` the first row, times what followed; with `bayesian` the last row, times what
+        preceded. M are the tokens that both vocabularies spell alike, R the rest, sorted. D is a divergence
+        of measures: with m the mixture, jsd is a sum p log(p/m) + (1 - a) sum q log(q/m), and forward_kl
+        is sum p log(p/q) - p + q. w is the matched share of the teacher's vocabulary and v = 1 - w unless
+        set. The value stands at the row that stands for the span; the span's other rows have zero.
+    Gradient: that of D and of the sorted distance, through the distribution and through the other tokens.
+    Character: as the divergence on shared tokens; blind to which token is which on the rest.
+    When: a teacher with another tokenizer. With the same tokenizer it is the divergence itself.
+    Source: GOLD in TRL (commit of version 1.16.0), which aligns by bytes and merges likewise. There the
+        default `observed` reads each distribution one row late, after the token that it should predict, and
+        leaves the end of a response out; here it does neither.
+    """
+
+    kind: Literal["span"] = "span"
+    same_vocabulary: ClassVar[bool] = False
+    whole: ClassVar[Literal["row", "group", "sequence"]] = "group"
+    mixes_rows: ClassVar[bool] = True
+    order: Literal["observed", "bayesian"] = "observed"
+    """Whose distribution stands for a span of several tokens: its first row's or its last one's."""
+    compare: Literal["jsd", "forward_kl", "reverse_kl"] = "jsd"
+    """The divergence on the tokens that both have."""
+    teacher_weight: InnerShare = 0.5
+    """Weight of the teacher in the mixture of jsd, a in the equation."""
+    matched_weight: NonNegative | None = None
+    """Weight of the tokens that both have; default: their share of the teacher's vocabulary."""
+    rest_weight: NonNegative | None = None
+    """Weight of the other tokens; default: 1 minus that share."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        alignment = rows.alignment
+        matching = (
+            None if alignment is None or alignment.matching is None else alignment.matching.to(student.device)
+        )
+        if matching is None:  # of heads of different height the shared ids are compared
+            size = min(student.shape[-1], teacher.shape[-1])
+            student, teacher = student[:, :size], teacher[:, :size]
+        if alignment is None:
+            return self._value(student.log_softmax(-1), teacher.log_softmax(-1), None)
+        assert rows.labels is not None
+        ours, theirs = alignment.members(last=self.order == "bayesian")
+        log_q = merged(student, rows.labels, ours)
+        log_p = merged(teacher, alignment.teacher_labels, theirs)
+        value = self._value(log_q, log_p, matching)
+        return student.new_zeros(student.shape[0]).index_put((ours.anchors,), value)
+
+    def _value(self, log_q: Tensor, log_p: Tensor, matching: Matching | None) -> Tensor:
+        """From measures [G, V] and [G, V'] in logarithms to [G]."""
+        share = 1.0 if matching is None else matching.share
+        on_matched = share if self.matched_weight is None else self.matched_weight
+        on_rest = 1.0 - share if self.rest_weight is None else self.rest_weight
+        if matching is None:
+            return on_matched * self._divergence(log_q, log_p)
+        value = log_q.new_zeros(log_q.shape[0])
+        if matching.student.numel():
+            both = log_q[:, matching.student], log_p[:, matching.teacher]
+            value = value + on_matched * self._divergence(*both)
+        ours, theirs = matching.rest
+        if on_rest:
+            value = value + on_rest * sorted_distance(log_q[:, ours].exp(), log_p[:, theirs].exp())
+        return value
+
+    def _divergence(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """Of two measures of any mass: not negative, zero if and only if they are equal."""
+        if self.compare == "forward_kl":
+            return _kl(log_p, log_q)
+        if self.compare == "reverse_kl":
+            return _kl(log_q, log_p)
+        w = self.teacher_weight
+        log_m = mixture(log_p, log_q, w)
+        return w * kl(log_p, log_m) + (1 - w) * kl(log_q, log_m)
+
+
+def merged(logits: Tensor, labels: Tensor, members: Members) -> Tensor:
+    """The logarithm of each group's measure, [G, V]: one row's distribution times the other rows' labels."""
+    others = members.others
+    chain = members.chained(label_logprobs(logits[others], labels[others]))
+    return logits[members.anchors].log_softmax(-1) + chain[:, None]
+
+
+def sorted_distance(q: Tensor, p: Tensor) -> Tensor:
+    """sum_k |q_(k) - p_(k)| over the k-th largest entries, zeros padded, [G]."""
+    size = max(q.shape[-1], p.shape[-1])
+    if not size:
+        return q.new_zeros(q.shape[0])
+    ordered = [
+        torch.nn.functional.pad(one.sort(-1, descending=True).values, (0, size - one.shape[-1]))
+        for one in (q, p)
+    ]
+    return (ordered[0] - ordered[1]).abs().sum(-1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """sum p log(p / q) - p + q, for measures of any mass."""
+    return kl(log_p, log_q) - log_p.exp().sum(-1) + log_q.exp().sum(-1)

@@ -1,0 +1,165 @@
+"""Optimal transport between the tokens of one response under two tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stillhouse.config import Many
+from stillhouse.curriculum import NonNegative
+from stillhouse.objectives.alignment import NOTHING, Alignment, Matching, Members
+from stillhouse.objectives.base import Layers, Objective, register
+from stillhouse.objectives.rows import Rows
+from stillhouse.objectives.sinkhorn import divergence
+
+HALF = (torch.float16, torch.bfloat16)
+Points = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Rows of the student and of the teacher -> points of one space, with squared distances of at most 1."""
+
+
+@register
+class Transport(Objective):
+    """Optimal transport between the rows of a response under both models: which belong together is found.
+
+    Equation: S(Q, P) + v mean_l S(H_l, G_l) for each response; every row of a response has its value. S is
+        the Sinkhorn divergence (transport cost with entropy `blur`, debiased) for the cost d + w (place
+        distance)^2, w = `place_weight`. Sequence level: Q and P are the rows' distributions over the tokens
+        that both vocabularies spell alike and one entry for the rest, d = 1 - sum_v sqrt(q_v p_v), the
+        squared Hellinger distance. Layer level, for `layers` l and weight v = `layer_weight`: a row stands
+        for its profile, the cosines of its centred hidden state with those of all group starts, which needs
+        no common width or basis; d is the mean squared difference of two profiles over 4.
+    Gradient: the transport plans weigh the gradients of the costs.
+    Character: neither; bounded. Blind to what the rest of the vocabularies holds.
+    When: tokenizers that cut text so differently that few positions fall together; beside `span` or
+        cross-entropy.
+    Source: the idea is that of CoT2Align (arXiv 2502.16806), transport over whole sequences and over layers;
+        costs, entropy and debiasing are ours (Feydy et al. 2019, arXiv 1810.08278, for the divergence;
+        profiles of distances as in Park et al. 2019, arXiv 1904.05068).
+    """
+
+    kind: Literal["transport"] = "transport"
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sequences"})
+    same_vocabulary: ClassVar[bool] = False
+    whole: ClassVar[Literal["row", "group", "sequence"]] = "sequence"
+    mixes_rows: ClassVar[bool] = True
+    blur: Annotated[float, Field(gt=0.0)] = 0.1
+    """The entropy that smooths the transport, in units of the cost: two distributions are at most 1 apart."""
+    place_weight: NonNegative = 10.0
+    """Cost of moving text: times the squared distance of two rows in their response, measured in bytes, whole
+    response = 1."""
+    layers: Many[Annotated[float, Field(ge=0.0, le=1.0)]] = ()
+    """Layers whose hidden states are compared too, as shares of the depth: 0 is the embedding, 1 the last."""
+    layer_weight: NonNegative = 1.0
+    """Weight of the layers, of which the mean is taken."""
+
+    @property
+    def sequence_level(self) -> bool:
+        """False: whole sequences are needed, but no label's log-probability."""
+        return False
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """`layers`."""
+        return tuple(self.layers)
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        assert teacher is not None
+        alignment = _aligned(rows)
+        matching = None if alignment.matching is None else alignment.matching.to(student.device)
+
+        def points(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+            q, p = student[ours], teacher[theirs]
+            if matching is None:
+                size = min(q.shape[-1], p.shape[-1])
+                return _root(q[:, :size], None), _root(p[:, :size], None)
+            return _root(q, matching, 0), _root(p, matching, 1)
+
+        return self._over_sequences(student, points, alignment)
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        alignment = _aligned(rows)
+        found = [
+            self._over_sequences(ours, self._profiles(ours, teacher[depth], alignment), alignment)
+            for depth, ours in ((depth, student[depth]) for depth in self.layers)
+        ]
+        return self.layer_weight * torch.stack(found).mean(0)
+
+    @staticmethod
+    def _profiles(ours: Tensor, theirs: Tensor, alignment: Alignment) -> Points:
+        def points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+            starts = (
+                Members.of(alignment.student_groups[student], last=False).anchors,
+                Members.of(alignment.teacher_groups[teacher], last=False).anchors,
+            )
+            return profiles(ours[student], starts[0]), profiles(theirs[teacher], starts[1])
+
+        return points
+
+    def _over_sequences(self, like: Tensor, points: Points, alignment: Alignment) -> Tensor:
+        """The divergence of each sequence at each of its rows, [N]; zero where nothing is aligned."""
+        value = like.new_zeros(like.shape[0], dtype=torch.promote_types(like.dtype, torch.float32))
+        for student, teacher in _sequences(alignment):
+            places = alignment.student_places[student], alignment.teacher_places[teacher]
+            found = divergence(*self._costs(points(student, teacher), places), self.blur)
+            whole = alignment.student_sequences == alignment.student_sequences[student[0]]
+            value = torch.where(whole, found, value)
+        return value
+
+    def _costs(
+        self, points: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, y = points
+        a, b = (place.to(x.dtype) for place in places)
+
+        def cost(one: Tensor, other: Tensor, here: Tensor, there: Tensor) -> Tensor:
+            squares = one.square().sum(-1)[:, None] + other.square().sum(-1)[None] - 2 * one @ other.t()
+            return squares.clamp_min(0) + self.place_weight * (here[:, None] - there[None]).square()
+
+        return cost(x, y, a, b), cost(x, x, a, a), cost(y, y, b, b)
+
+
+def profiles(states: Tensor, anchors: Tensor) -> Tensor:
+    """What each row is like, seen from the group starts: [n, G] cosines of centred states, scaled so that the
+    squared distance of two rows is at most 1.
+
+    Does not change if the states are shifted, turned or scaled as a whole.
+    """
+    states = states.float() if states.dtype in HALF else states
+    centred = states - states[anchors].mean(0, keepdim=True)
+    squares = centred.square().sum(-1, keepdim=True)
+    # A row at the centre has no direction: its profile goes to zero, and its gradient stays bounded.
+    unit = centred * (squares + 1e-6 * squares.mean() + torch.finfo(states.dtype).tiny).rsqrt()
+    return unit @ unit[anchors].t() / (2 * anchors.shape[0] ** 0.5)
+
+
+def _root(logits: Tensor, matching: Matching | None, side: int = 0) -> Tensor:
+    """sqrt(probability / 2) over the shared tokens and the rest, [n, K + 1]: half the squared distance of two
+    is 1 - sum sqrt(q p)."""
+    logs = logits.log_softmax(-1)
+    if matching is not None:
+        rest = matching.rest[side]
+        shared = logs[:, (matching.student, matching.teacher)[side]]
+        tail = logs[:, rest].logsumexp(-1, keepdim=True) if rest.numel() else None
+        # Both sides have an entry for the rest, or the spaces would differ.
+        logs = torch.cat([shared, torch.full_like(logs[:, :1], -1e30) if tail is None else tail], -1)
+    return (0.5 * logs).exp() * 0.5**0.5
+
+
+def _aligned(rows: Rows) -> Alignment:
+    if rows.alignment is not None:
+        return rows.alignment
+    assert rows.sequence_ids is not None
+    return Alignment.identity(torch.zeros_like(rows.sequence_ids), rows.sequence_ids)
+
+
+def _sequences(alignment: Alignment) -> Iterator[tuple[Tensor, Tensor]]:
+    """The aligned rows of the student and of the teacher, sequence by sequence."""
+    ours = alignment.student_groups != NOTHING
+    theirs = alignment.teacher_groups != NOTHING
+    for sequence in alignment.student_sequences[ours].unique():
+        student = (ours & (alignment.student_sequences == sequence)).nonzero().squeeze(-1)
+        yield student, (theirs & (alignment.teacher_sequences == sequence)).nonzero().squeeze(-1)

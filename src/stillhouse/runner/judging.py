@@ -1,0 +1,231 @@
+"""Judges two sets of answers, files or run folders, and keeps what was said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse import console
+from stillhouse.config import nearest
+from stillhouse.data.rows import Fields
+from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, summary
+from stillhouse.evaluate.partial import Partial, digest
+from stillhouse.evaluate.tasks.formats import instruction_rows
+from stillhouse.files import write_json, write_jsonl
+from stillhouse.remote import Server
+
+logger = logging.getLogger("stillhouse")
+
+AGAINST = "against-"
+"""Begins the name of a judgement among the results of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """Answers of one system.
+
+    Example: `AnswerFile("kd", Path("runs/kd/evaluation/student-after.dolly.jsonl"), run=Path("runs/kd"))`
+    """
+
+    label: str
+    path: Path
+    run: Path | None
+    """The run folder that they are from, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a million tokens cost, in whatever money."""
+
+    prompt: float | None = None
+    completion: float | None = None
+
+
+def find_answers(given: Path, task: str | None, option: str) -> AnswerFile:
+    """The answers that a path of the command line means.
+
+    Args:
+        given: a JSONL file, or a run folder, of which the student after training is taken.
+        task: which task of a run folder; None: its only one, or the held-out prompts.
+        option: what the path is called in messages.
+
+    Raises:
+        ConfigError: there is no such file, or no such task in the folder.
+    """
+    if given.is_file():
+        run = given.parent.parent if given.parent.name == "evaluation" else None
+        system = given.stem.partition(".")[0]
+        own = run is not None and system == "student-after"
+        return AnswerFile(run.name if run is not None and own else given.stem, given, run if own else None)
+    folder = given / "evaluation"
+    names = {path: path.stem.partition(".")[2] for path in sorted(folder.glob("student-after*.jsonl"))}
+    found = {name: path for path, name in names.items() if AGAINST not in name}
+    if not found:
+        raise ConfigError(
+            Fault(option, f"{given} is no file of answers and no run folder with evaluated answers")
+        )
+    name = task or ("" if "" in found or task is not None else next(iter(found)))
+    if name not in found or (task is None and name and len(found) > 1):
+        problem = "which one is meant?" if task is None else f"{given} has no answers to it"
+        allowed = ", ".join(one or "(none: the held-out prompts)" for one in found)
+        raise ConfigError(Fault("--task", problem + nearest(name, list(found)), got=task, allowed=allowed))
+    return AnswerFile(given.name, found[name], given)
+
+
+def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[Pair]:
+    """The questions that both have answered, in the order of the first file.
+
+    Rows belong together by their `id`, or by their question where they have none; of several answers to one
+    question (seeds, samples) the first counts.
+
+    Raises:
+        DataError: a file cannot be read, or no question is in both.
+    """
+    ours, theirs = _answers(first.path), _answers(second.path)
+    both = [key for key in ours if key in theirs]
+    alone = len(ours) + len(theirs) - 2 * len(both)
+    if not both:
+        raise DataError(f"{first.path} and {second.path} have no question in common.")
+    if alone:
+        logger.warning("%d questions are in one of the two files only and are not judged", alone)
+    return [Pair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in both[:limit]]
+
+
+def _answers(path: Path) -> dict[str, tuple[str, str]]:
+    found: dict[str, tuple[str, str]] = {}
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            response = row["response"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}:{number}: is no row of answers ({type(error).__name__}: {error}); needed are "
+                "`response`, and `prompt`, `question` or `instruction`"
+            ) from error
+        question = _question(row, f"{path}:{number}")
+        found.setdefault(str(row.get("id", question)), (question, str(response)))
+    return found
+
+
+def _question(row: Mapping[str, Any], where: str) -> str:
+    """What was asked, without the words of Alpaca's template."""
+    asked = {name: row[name] for name in ("question", "instruction", "input", "prompt") if row.get(name)}
+    if "question" in asked:
+        return str(asked["question"])
+    (one,) = instruction_rows(asked, Fields(), where)[:1]
+    if one.messages:
+        return "\n".join(turn["content"] for turn in one.messages)
+    return "\n\n".join(filter(None, (one.instruction, one.input))).strip()
+
+
+def run_judge(
+    first: AnswerFile,
+    second: AnswerFile,
+    server: Server,
+    rubric: Rubric,
+    output: Path,
+    *,
+    limit: int | None = None,
+    price: Price = Price(),
+) -> dict[str, Any]:
+    """Judge, write result and verdicts, and give the result.
+
+    Replies are kept beside the result in `.replies/NAME.jsonl`: interrupted or given again, the same
+    judgement asks only what is still open, and costs nothing once it is whole.
+
+    Args:
+        first: whose win rate is measured.
+        second: against whom.
+        server: where the judge is.
+        rubric: how it is asked.
+        output: the result (JSON); verdicts are beside it (JSONL).
+        limit: at most this many questions.
+        price: what tokens cost.
+
+    Raises:
+        StillhouseError: files or server are not as needed, or no pair has a clear verdict.
+    """
+    pairs = paired(first, second, limit)
+    text = rubric.text()
+    client = server.client()
+    try:
+        model = server.served(client)
+        # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
+        kept = Partial(output.parent / ".replies" / f"{output.stem}.jsonl", {"holds": "replies of judges"})
+        with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
+            judged = judge(pairs, client, model, rubric, kept, bar.advance)
+        requests, retries = client.counts.requests, client.counts.retries
+    finally:
+        client.close()
+    tokens = {
+        "prompt_tokens": sum(one.prompt_tokens for one in judged),
+        "completion_tokens": sum(one.completion_tokens for one in judged),
+    }
+    metrics: dict[str, Any] = {**summary(judged), **tokens}
+    if price.prompt is not None or price.completion is not None:
+        paid = tokens["prompt_tokens"] * (price.prompt or 0.0)
+        metrics["cost"] = (paid + tokens["completion_tokens"] * (price.completion or 0.0)) / 1e6
+    result = {
+        "system": "student after" if first.run is not None else first.label,
+        "label": first.label,
+        "task": _task(first, second),
+        "settings": {
+            "judge": model,
+            "server": server.url,
+            "rubric": str(rubric.file or "pairwise.txt of the package"),
+            "rubric_digest": digest(text),
+            "temperature": rubric.temperature,
+            "max_tokens": rubric.max_tokens,
+            "orders": "both; a tie counts half",
+            "interval": "95 %, 10,000 bootstrap samples of the pairs, percentiles",
+            "answers": [str(first.path), str(second.path)],
+            "requests_of_the_last_call": requests,
+            "retries_of_the_last_call": retries,
+        },
+        "metrics": metrics,
+    }
+    write_jsonl(output.with_suffix(".jsonl"), _rows(pairs, judged))
+    write_json(output, result)
+    return result
+
+
+def _task(first: AnswerFile, second: AnswerFile) -> str:
+    name = first.path.stem.partition(".")[2]
+    return " ".join(filter(None, (name, f"against {second.label}")))
+
+
+def _rows(pairs: Sequence[Pair], judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": pair.id,
+            "prompt": pair.question,
+            "references": [],
+            "response": pair.first,
+            "other": pair.second,
+            "verdict": one.verdicts[0],
+            "verdict_turned": one.verdicts[1],
+            "score": one.score,
+        }
+        for pair, one in zip(pairs, judged, strict=True)
+    ]
+
+
+def default_output(first: AnswerFile, second: AnswerFile) -> Path:
+    """Beside the answers of a run, where its report finds it.
+
+    Raises:
+        ConfigError: the answers are those of no run.
+    """
+    if first.run is None:
+        raise ConfigError(
+            Fault("--output", "is missing", hint="A's answers are no run's: name a file, -o judged.json.")
+        )
+    stem = ".".join(filter(None, (first.path.stem, f"{AGAINST}{second.label}")))
+    return first.run / "evaluation" / f"{stem}.json"

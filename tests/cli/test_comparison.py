@@ -1,0 +1,116 @@
+"""One command evaluates a teacher and two students on four sets and writes the page."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from stillhouse.files import locate
+from stillhouse.report.record import find_runs, load_run
+from stillhouse.report.systems import gather
+from tests.workshop import Said, Workshop, sends
+
+SETS = ("one", "two", "three", "four")
+YAML = """\
+sampling: {{temperature: 1.0, max_tokens: 8}}
+tasks:
+  - {{kind: instructions, template: plain, seeds: [10, 20], sets: {{{sets}}}}}
+  - {{kind: cost, batch: 2, prompt_tokens: 8, new_tokens: 4, repeats: 1}}
+"""
+COMMAND = ("eval", "student", "runs/kd", "--teacher", "teacher", "--tasks", "tasks.yaml", "-o", "out")
+
+
+@pytest.fixture
+def ready(workshop: Workshop) -> Workshop:
+    """Four sets of three rows, and a finished run whose student is the second one."""
+    lines = (locate("package:stillhouse/demo/data") / "eval.jsonl").read_text("utf-8").splitlines()
+    for index, name in enumerate(SETS):
+        text = "\n".join(lines[3 * index : 3 * index + 3]) + "\n"
+        (workshop.folder / f"{name}.jsonl").write_text(text, "utf-8")
+    sets = ", ".join(f"{name}: {name}.jsonl" for name in SETS)
+    (workshop.folder / "tasks.yaml").write_text(YAML.format(sets=sets), "utf-8")
+    run = workshop.folder / "runs/kd"
+    run.mkdir(parents=True)
+    (run / "student").symlink_to(workshop.folder / "student")
+    (run / "state.json").write_text('{"state": "done", "name": "kd", "recipe": "kd"}', "utf-8")
+    (run / "metrics.jsonl").write_text('{"phase": "train", "step": 1, "loss": 2.0}\n', "utf-8")
+    return workshop
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Everything that does not depend on the clock."""
+    found = {}
+    for path in sorted(folder.glob("*/evaluation/*.jsonl")):
+        result = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if "cost" not in path.name:
+            found[f"{path.parent.parent.name}/{path.name}"] = path.read_text("utf-8")
+            metrics = {k: v for k, v in result["metrics"].items() if k != "tokens_per_second"}
+            found[f"{path.parent.parent.name}/{path.stem}"] = metrics
+    return found
+
+
+def ok(said: Said) -> Said:
+    assert said.code == 0, said.err
+    return said
+
+
+def test_teacher_and_two_students_on_four_sets(ready: Workshop) -> None:
+    said = ok(ready.stillhouse(*COMMAND))
+    assert said.out.strip().endswith("out/report.html")
+    page = (ready.folder / "out/report.html").read_text("utf-8")
+    runs = [load_run(folder) for folder in find_runs([ready.folder / "out"])]
+    assert {run.name for run in runs} == {"student", "kd"}
+    assert not [problem for run in runs for problem in run.problems]
+    systems = {(system.task, system.label) for system in gather(runs)}
+    assert systems == {(task, label) for task in (*SETS, "cost") for label in ("teacher", "student", "kd")}
+    for name in SETS:
+        assert name in said.out
+        assert name in page
+    kd = next(run for run in runs if run.name == "kd")
+    assert kd.recipe == "kd"
+    assert kd.log == [{"phase": "train", "step": 1, "loss": 2.0}]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for system in gather(runs):
+        if system.task == "cost":
+            continue
+        assert len(system.rows) == 6
+        best = [scorer.score_multi(r["references"], r["response"])["rougeL"].fmeasure for r in system.rows]
+        assert system.metrics["rouge_l"] == pytest.approx(100 * fmean(best), abs=1e-3)
+        assert ("kl_to_teacher" in system.metrics) == (system.role != "teacher")
+
+
+def test_an_interrupted_comparison_goes_on(ready: Workshop) -> None:
+    ok(ready.stillhouse(*COMMAND))
+    straight = results(ready.folder / "out")
+    broken = (*COMMAND[:-1], "broken")
+    hook = sends(("student-after.three.jsonl", 1), sig=signal.SIGKILL)
+    assert ready.in_child(*broken, hook=hook).code == -signal.SIGKILL
+    done = ready.folder / "broken/student/evaluation/student-after.one.json"
+    before = done.stat().st_mtime_ns
+    assert not (ready.folder / "broken/kd").exists()
+    ok(ready.stillhouse(*broken))
+    assert done.stat().st_mtime_ns == before
+    assert results(ready.folder / "broken") == straight
+    assert len(straight) == 5 * 4 * 2  # (teacher in three folders, two students) x sets x (answers, metrics)
+
+
+def test_what_is_wrong_with_tasks_is_told_before_anything_loads(ready: Workshop) -> None:
+    command = ("eval", "student", "--tasks")
+    assert "--data: is missing" in ready.refused("eval", "student")
+    assert "no task is called" in ready.refused(*command, "instructons", "--data", "valid.jsonl")
+    (ready.folder / "bad.yaml").write_text("tasks: [{kind: exact_match, data: absent.jsonl}]", "utf-8")
+    said = ready.refused(*command, "bad.yaml")
+    assert "--tasks[0].data" in said
+    assert "absent.jsonl" in said
+    (ready.folder / "bad.yaml").write_text("seeds: [1]", "utf-8")
+    assert "has no list of tasks" in ready.refused(*command, "bad.yaml")
+    (ready.folder / "runs/empty").mkdir()
+    (ready.folder / "runs/empty/state.json").write_text("{}", "utf-8")
+    assert "without a finished student" in ready.refused("eval", "runs/empty", *command[1:], "tasks.yaml")
+    assert "needs rows" in ready.stillhouse(*command, "exact_match").err

@@ -1,0 +1,175 @@
+"""stillhouse generate, curate and show, from the command line, with kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.workshop import Workshop, sends
+
+GENERATE = ("generate", "run.yaml", "-o", "teacher.jsonl", "--chunk", "8")
+PAIRS = (
+    "recipe=distillm2", "train.max_steps=8", "train.validate_every=never", "evaluate.before=false",
+    "responses.filters=[{kind: format, forbid: '[Vv]'}]", "responses.scores=[teacher, student]",
+)  # fmt: skip
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_generate_is_idempotent_and_refuses_what_was_made_otherwise(workshop: Workshop) -> None:
+    said = workshop.stillhouse(*GENERATE)
+    assert said.code == 0, said.err
+    assert "teacher.jsonl: 24 responses, 1" in said.out
+    assert "Writing teacher.jsonl: 24/24" in said.err
+    head, *lines = rows(workshop.folder / "teacher.jsonl")
+    facts = head["stillhouse"]
+    assert facts["stage"] == "responses"
+    assert len(facts["model"]) == 32
+    assert facts["sampling"]["max_tokens"] == 8
+    assert {"stillhouse", "torch"} <= facts["versions"].keys()
+    assert [row["number"] for row in lines] == list(range(24))
+    assert lines[0]["prompt"].startswith("name[")
+    assert lines[0]["references"]
+    before = workshop.listing(), (workshop.folder / "teacher.jsonl").read_bytes()
+    again = workshop.stillhouse(*GENERATE)
+    assert (again.code, again.out.strip()) == (
+        0, "teacher.jsonl: all 24 responses are there already; nothing to do.",
+    )  # fmt: skip
+    message = workshop.refused(*GENERATE, "engine.sampling.temperature=0.5")
+    assert "sampling.temperature is 1.0, not 0.5" in message
+    assert "model is" in workshop.refused(*GENERATE, "teacher.path=student")
+    assert (workshop.listing(), (workshop.folder / "teacher.jsonl").read_bytes()) == before
+
+
+def test_generate_goes_on_after_a_kill_to_the_same_bytes(workshop: Workshop) -> None:
+    assert workshop.stillhouse(*GENERATE, "-o", "whole.jsonl").code == 0
+    killed = workshop.in_child(*GENERATE, hook=sends(("part-0-of-1", 3), sig=signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    part = workshop.folder / "teacher.part-0-of-1.jsonl"
+    part.write_bytes(part.read_bytes()[:-20])
+    assert not (workshop.folder / "teacher.jsonl").exists()
+    said = workshop.stillhouse(*GENERATE)
+    assert said.code == 0, said.err
+    assert "of them were there before" in said.out
+    assert not part.exists()
+    whole = (workshop.folder / "whole.jsonl").read_bytes()
+    assert (workshop.folder / "teacher.jsonl").read_bytes() == whole
+
+
+def test_generate_in_parts_joins_them(workshop: Workshop) -> None:
+    assert workshop.stillhouse(*GENERATE, "-n", "2", "-o", "whole.jsonl").code == 0
+    first = workshop.stillhouse(*GENERATE, "-n", "2", "--world", "2", "--rank", "1")
+    assert first.code == 0, first.err
+    assert "process 1 of 2 is done; 24 of 48 responses are there" in first.out
+    assert workshop.stillhouse(*GENERATE, "-n", "2", "--world", "2", "--rank", "0").code == 0
+    whole = (workshop.folder / "whole.jsonl").read_bytes()
+    assert (workshop.folder / "teacher.jsonl").read_bytes() == whole
+    assert "is not one of the processes" in workshop.refused(*GENERATE, "--world", "2", "--rank", "2")
+
+
+def test_generate_from_a_model_and_prompts(workshop: Workshop) -> None:
+    model = (
+        "generate",
+        "--model",
+        "student",
+        "--data",
+        "valid.jsonl",
+        "--template",
+        "plain",
+        "--max-tokens=6",
+    )
+    options = ("--temperature", "0", "--score", "--label", "me")
+    said = workshop.stillhouse(*model, *options, "-o", "out/mine.jsonl")
+    assert said.code == 0, said.err
+    lines = rows(workshop.folder / "out" / "mine.jsonl")[1:]
+    assert len(lines) == 4
+    assert {row["by"] for row in lines} == {"me"}
+    assert all(row["scores"]["teacher"] < 0 for row in lines)
+    assert "--data: is missing" in workshop.refused("generate", "--model", "student", "-o", "a.jsonl")
+    assert "must end in .jsonl" in workshop.refused(*model, "-o", "a.txt")
+
+
+def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) -> None:
+    assert workshop.stillhouse(*GENERATE).code == 0
+    curate = (
+        "curate",
+        "teacher.jsonl",
+        "-o",
+        "kept.jsonl",
+        "-f",
+        "empty",
+        "-f",
+        "{kind: format, forbid: '[Rr]'}",
+    )
+    said = workshop.stillhouse(*curate)
+    assert said.code == 0, said.err
+    texts = {row["id"]: row["response"] for row in rows(workshop.folder / "teacher.jsonl")[1:]}
+    fine = [name for name, text in texts.items() if "r" not in text.lower()]
+    assert 0 < len(fine) < 24
+    assert [row["id"] for row in rows(workshop.folder / "kept.jsonl")[1:]] == fine
+    dropped = rows(workshop.folder / "kept.dropped.jsonl")[1:]
+    assert len(dropped) == 24 - len(fine)
+    assert dropped[0]["dropped"][0]["reason"] == "has a forbidden pattern"
+    assert f"kept {len(fine)} of 24 prompts" in said.out
+    assert "has a forbidden pattern" in said.out
+    again = workshop.stillhouse(*curate)
+    assert "nothing to do" in again.out
+    assert "filters" in workshop.refused("curate", "teacher.jsonl", "-o", "kept.jsonl", "-f", "empty")
+    run = workshop.stillhouse(
+        "run", "run.yaml", "data.train=kept.jsonl", "train.max_steps=1", "name=from_kept"
+    )
+    assert run.code == 0, run.err
+
+
+def test_curate_says_what_is_missing(workshop: Workshop) -> None:
+    assert workshop.stillhouse(*GENERATE).code == 0
+    curate = ("curate", "teacher.jsonl", "-o", "kept.jsonl")
+    assert "allowed: " in workshop.refused(*curate)
+    assert "did you mean 'empty'" in workshop.refused(*curate, "-f", "empti")
+    assert "--held-out FILE" in workshop.refused(*curate, "-f", "overlap")
+    assert "--teacher" in workshop.refused(*curate, "-f", "{kind: logprob_floor, least: -1.0}")
+    assert "no such file" in workshop.refused("curate", "no.jsonl", "-o", "kept.jsonl", "-f", "empty")
+    floor, overlap = "{kind: logprob_floor, lowest_share: 0.5}", "{kind: overlap, n: 3, of: response}"
+    scored = workshop.stillhouse(*curate, "-f", floor, "-f", overlap, "--like", "run.yaml")
+    assert scored.code == 0, scored.err
+    assert "unlikely under the teacher" in scored.out
+
+
+def test_show_pairs_of_a_run_and_of_files(workshop: Workshop) -> None:
+    said = workshop.stillhouse("run", "run.yaml", *PAIRS)
+    assert said.code == 0, said.err
+    shown = workshop.stillhouse("show", "pairs", "runs/kd", "-n", "3")
+    assert shown.code == 0, shown.err
+    assert shown.out.count("  teacher ") == shown.out.count("  student ") == 3
+    assert "gap +" in shown.out or "gap -" in shown.out
+    assert "3 of 24 pairs shown" in shown.err
+    lost = workshop.stillhouse("show", "pairs", "runs/kd", "--dropped", "--json", "-n", "99")
+    told = [json.loads(line) for line in lost.out.splitlines()]
+    summary = json.loads((workshop.folder / "runs/kd/responses/curation.json").read_text())["rounds"]
+    assert list(summary) == ["0", "1"]
+    assert len(told) == 24 - summary["1"]["kept"]
+    assert all(one["dropped"][0]["filter"] == "format" and not one["kept"] for one in told)
+    data = json.loads((workshop.folder / "runs/kd/data.json").read_text())
+    assert [one["kept"] for one in data["curation"]] == [one["kept"] for one in summary.values()]
+    first = workshop.stillhouse("show", "pairs", "runs/kd", "--round", "0", "--id", "train:3", "--json")
+    one = json.loads(first.out)
+    assert one["id"] == "train:3"
+    assert one["sides"]["student"]["student_version"] == 0
+    assert one["sides"]["student"]["gap"] == (
+        one["sides"]["student"]["scores"]["teacher"] - one["sides"]["student"]["scores"]["student"]
+    )
+    some = [workshop.stillhouse("show", "pairs", "runs/kd", "--seed", seed, "-n", "4").out for seed in "112"]
+    assert some[0] == some[1] != some[2]
+    files = [f"runs/kd/responses/{name}-0.jsonl" for name in ("teacher", "student")]
+    assert workshop.stillhouse("show", "pairs", *files, "-n", "1").out.startswith("train:1\n")
+    assert "has no round 7" in workshop.refused("show", "pairs", "runs/kd", "--round", "7")
+    assert "no prompt 'x'" in workshop.refused("show", "responses", files[0], "--id", "x")
+    kept = workshop.stillhouse(
+        "curate", "runs/kd", "-o", "kept.jsonl", "-f", "{kind: length_ratio, most: 9.0}"
+    )
+    assert "kept 24 of 24" in kept.out
+    assert workshop.stillhouse("show", "pairs", "kept.jsonl", "-n", "1").out.startswith("train:1\n")

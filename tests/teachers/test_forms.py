@@ -1,0 +1,82 @@
+"""What goes into a record comes out of it, within what its number format promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
+from stillhouse.teachers.forms import DrawsForm, HiddenForm, TopForm
+
+
+def hidden(dtype: torch.dtype = torch.float32) -> Tensor:
+    return (3 * torch.randn(7, 24, generator=torch.Generator().manual_seed(0))).to(dtype)
+
+
+def logprobs(vocab: int) -> Tensor:
+    return torch.log_softmax(3 * torch.randn(7, vocab, generator=torch.Generator().manual_seed(1)), -1)
+
+
+def through(form: HiddenForm, states: Tensor) -> Tensor:
+    payload = form.encode(states)
+    assert len(payload) == 7 * form.row_bytes(24)
+    out = torch.empty(7, 24, dtype=form.out_dtype)
+    form.decode_into(out, payload)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_hidden_states_in_their_own_format_are_kept_bit_for_bit(dtype: str) -> None:
+    states = hidden(getattr(torch, dtype))
+    kept = through(HiddenForm(dtype), states)
+    assert kept.dtype == states.dtype
+    assert torch.equal(kept, states)
+
+
+def test_int8_is_within_half_a_step_of_each_row() -> None:
+    states = hidden()
+    states[3] = 0
+    step = states.abs().amax(-1, keepdim=True) / 127
+    error = (through(HiddenForm("int8"), states) - states).abs()
+    assert (error <= step / 2 + 1e-7).all()
+    assert error.max() > 0
+
+
+LABELS = torch.arange(7)
+
+
+@pytest.mark.parametrize("vocab", [50, 70_000])
+@pytest.mark.parametrize(("number", "error"), [("float32", 0.0), ("float16", 5e-4), ("uint8", 2e-3)])
+def test_the_most_probable_tokens(number: str, error: float, vocab: int) -> None:
+    form = TopForm(5, number, vocab)  # type: ignore[arg-type]
+    said = joined([top_of(logprobs(vocab)[:3], 5, LABELS[:3]), top_of(logprobs(vocab)[3:], 3, LABELS[3:])])
+    payload = form.encode(said)
+    assert len(payload) == 4 + 7 * form.row_bytes(24)
+    back = form.decode(payload, 7)
+    assert torch.equal(back.ids, said.ids)
+    there = said.ids >= 0
+    relative = (back.logprobs - said.logprobs).abs()[there] / said.logprobs.abs()[there].clamp_min(1)
+    assert relative.max() <= error
+    assert_same(back.tail, said.tail)
+    assert_same(back.labels, said.labels)
+
+
+@pytest.mark.parametrize("vocab", [50, 70_000])
+def test_draws_take_as_many_bytes_as_there_are_different_tokens(vocab: int) -> None:
+    said = draws_of(logprobs(vocab), 16, torch.Generator().manual_seed(0), 1.5, LABELS)
+    payload = DrawsForm(16, 1.5, "float32", vocab).encode(said)
+    different = int((said.ids >= 0).sum())
+    assert len(payload) == 7 * 6 + different * ((2 if vocab < 2**16 else 4) + 8)
+    back: Compact = DrawsForm(16, 1.5, "float32", vocab).decode(payload, 7)
+    assert torch.equal(back.ids, said.ids)
+    assert_same(back.weights, said.weights)
+    assert_same(back.labels, said.labels)
+    there = said.ids >= 0
+    assert torch.equal(back.logprobs[there], said.logprobs[there])
+
+
+def assert_same(one: Tensor | None, other: Tensor | None) -> None:
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)
