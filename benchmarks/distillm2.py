@@ -67,8 +67,8 @@ class Size:
 
 
 SMALL = Size(
-    teacher=(64, 2, 2), student=(48, 2, 2), teacher_epochs=0.04, labelled=32, warm_steps=6, prompts=32,
-    steps=6, batch=16, limit=8, seeds=1,
+    teacher=(64, 2, 2), student=(48, 2, 2), teacher_epochs=0.04, labelled=16, warm_steps=3, prompts=16,
+    steps=4, batch=16, limit=4, seeds=1,
 )  # fmt: skip
 
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -111,6 +111,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             colour = "#c0392b" if row["method"].startswith("DistiLLM-2") else "#4c72b0"
             axis.errorbar(row[key], place, xerr=row[f"{key}_se"] or None, fmt="o", color=colour, capsize=3)
         axis.set_yticks(range(len(names)), names)
-        axis.set(title=title, xlabel="ROUGE-L, mean and standard error of the seeds (one seed: no bar)")
+        axis.set(title=title, xlabel="ROUGE-L and standard error (none: one seed)")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
