@@ -15,8 +15,8 @@ from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
 VERBS = (
-    "quickstart", "init", "methods", "check", "run", "runs", "generate", "curate", "show", "eval", "judge",
-    "compare", "report", "cache",
+    "quickstart", "init", "methods", "check", "align", "run", "runs", "generate", "curate", "show", "eval",
+    "judge", "compare", "report", "cache",
 )  # fmt: skip
 
 
