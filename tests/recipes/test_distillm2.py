@@ -90,13 +90,15 @@ def test_two_processes_have_the_curriculum_of_one(folder: Path) -> None:
     changes: dict[str, Any] = {
         "objective": {"teacher_gap": "batch", "alpha_least": 0.001, "alpha_most": 0.9, "alpha": 0.5},
         "student": {"tokenizer": TEACHER, "from_config": {**STUDENT, **WITHOUT_DROPOUT}},
+        # In bfloat16 what the teacher says depends on what else is in its batch.
+        "teacher": {"kind": "live", "path": TEACHER, "dtype": "float32"},
     }
     assert in_child(tree(folder, "one", recipe="distillm2", train=train, **changes)) == 0
     train["hf"] = {"ddp_backend": "gloo"}
     assert in_two(tree(folder, "two", recipe="distillm2", train=train, **changes)) == [0, 0]
     one, two = (rows_of(folder / name) for name in ("one", "two"))
     for alone, together in zip(one, two, strict=True):
-        for name in ("gap/teacher", "gap/student", "schedule/objective.student_gap"):
+        for name in ("gap/teacher", "gap/student", "schedule/objective.student_gap", "loss"):
             assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
 
 

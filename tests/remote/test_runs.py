@@ -142,7 +142,9 @@ def test_scores_are_asked_for_once_by_runs_that_share_a_store(service: Service, 
 
 def test_generate_lets_a_server_write_and_goes_on_where_it_broke(service: Service, folder: Path) -> None:
     broken_down = [True]
-    with broken(service.url, lambda n: (500, {}) if broken_down[0] and n >= 16 else None) as proxy:
+    with broken(
+        service.url, lambda n: (500, {}) if broken_down[0] and len(asked(service)) >= 8 else None
+    ) as proxy:
         teacher = {"kind": "server", "url": proxy.url, "backoff": 0.001, "retries": 0, "concurrency": 1}
         plan = tree(folder, "g", teacher=teacher, recipe="seqkd", engine={"sampling": {"max_tokens": 5}})
         config, wanted = resolve(plan).config, Wanted(folder / "teacher.jsonl")

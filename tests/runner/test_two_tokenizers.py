@@ -100,7 +100,7 @@ def test_on_policy_text_and_an_interrupted_run_with_its_evaluation(folder: Path,
     kept = folder / "own" / "evaluation"
     teacher = json.loads((kept / "teacher.json").read_text())["metrics"]
     student = json.loads((kept / "student-after.json").read_text())["metrics"]
-    assert teacher["loss"] < 2.0, "its own text in its own tokens is likely to it"
+    assert teacher["loss"] < 3.0, "text in its own tokens is likely to it; among 512 ids a guess has 6.2"
     assert "kl" not in " ".join(student), "no divergence between two vocabularies is claimed"
     answers = [json.loads(line) for line in (kept / "teacher.jsonl").read_text().splitlines()]
     assert all(answer["response"] for answer in answers)
@@ -141,6 +141,7 @@ def test_check_says_how_the_models_are_compared(folder: Path, stories: Path) -> 
 @pytest.fixture
 def workshop(tmp_path: Path, folder: Path, stories: Path, capsys: pytest.CaptureFixture[str]) -> Workshop:
     made = config(folder, "shown", stories, recipe="uld")
+    made["data"]["max_response"] = 120  # so that responses come to their end
     (tmp_path / "run.yaml").write_text(json.dumps(made))
     return Workshop(tmp_path, capsys)
 

@@ -199,6 +199,7 @@ class Step:
         """Once after each optimiser step, before anything is saved: tell the curriculum the step's loss."""
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
+        self.meter.add_mean("loss", self.last_loss, 1)
         self.observe("train_loss", self.last_loss)
         if self._gaps is not None:
             for name, mean in self._gaps.means(self.world.add).items():
@@ -291,12 +292,10 @@ class Step:
         self.tokens += tokens
         self.meter.add("tokens", float(tokens))
         self.meter.add("sequences", float(sum(len(batch) for batch in micro)))
-        self.meter.add_mean("loss", 0.0, 1)
 
     def _measure(self, loss: Tensor, values: Tensor, sources: Tensor) -> None:
         total = loss.item()
         self.last_loss += total
-        self.meter.add_mean("loss", total, 0)
         weights = weights_of(self.now["objective"]) or {}
         for code in sources.unique().tolist():
             source = SOURCES[code]
