@@ -31,7 +31,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from distillm2_table import bleu, lines, markdown, plot, summary
+from _distillm2_table import bleu, lines, markdown, plot, summary
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

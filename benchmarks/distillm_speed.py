@@ -41,7 +41,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from distillm_results import markdown, measure, plot, summary, timed
+from _distillm_results import markdown, measure, plot, summary, timed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -245,10 +245,10 @@ def speed(
         times[name] = timed(run(config), size.steps)
         print(f"{name}: {times[name]['seconds']:.1f} s", flush=True)
     if importlib.util.find_spec("trl"):
-        import trl_gkd
+        import _trl_gkd
 
         config = configuration(size, folder / "timing", "trl-gkd-0", METHODS["GKD"], 0, models)
-        times[PEER] = trl_gkd.train(config)
+        times[PEER] = _trl_gkd.train(config)
         print(f"{PEER}: {times[PEER]['seconds']:.1f} s", flush=True)
     return times
 

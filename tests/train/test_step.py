@@ -183,6 +183,7 @@ def test_the_log_shows_true_divergences_by_source() -> None:
     step = step_of(parse_objective(PAIRED), groups)
     student = tiny.model(1)
     total = sum(step.loss(student, batch).item() for batch in step.prepare([], NOW, 2))
+    step.finish()
     row = step.meter.row()
     assert row["responses/teacher"] == row["responses/student"] == 0.5
     assert row["loss"] == pytest.approx(total, rel=1e-5)
