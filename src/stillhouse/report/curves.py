@@ -40,13 +40,14 @@ def main_plots(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 SYMBOLS = {
-    "student_share": "φ",
-    "fresh_share": "λ / φ",
+    "responses.student_share": "φ",
+    "responses.fresh_share": "λ / φ",
+    "objective.student_share": "β",
     "alpha": "α",
     "loss_weight": "weight; β",
     "t": "t in TAID",
 }
-"""What the papers call a number that often follows a schedule."""
+"""What the papers call a number that often follows a schedule: by its path, or by its last name anywhere."""
 
 
 def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
@@ -54,7 +55,7 @@ def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     plots = []
     for name in _keys(runs, "train", "schedule/"):
         path = name.removeprefix("schedule/")
-        symbol = SYMBOLS.get(path.rpartition(".")[2])
+        symbol = SYMBOLS.get(path) or SYMBOLS.get(path.rpartition(".")[2])
         plots.append(_over_steps(runs, "train", name, f"{path} ({symbol})" if symbol else path, "value"))
     return [plot for plot in plots if plot]
 
