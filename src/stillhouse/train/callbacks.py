@@ -25,7 +25,7 @@ Validate = Callable[[], dict[str, float]]
 
 
 class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: one row for every `log_every` steps and one for each validation."""
+    """Writes `metrics.jsonl`: a row for every `log_every` steps and the last one, and for each validation."""
 
     def __init__(self, path: Path, step: Step) -> None:
         self._path = path
@@ -44,8 +44,10 @@ class MetricsLog(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the step before anybody looks at its loss or saves it."""
+        """Close the step before anybody looks at its loss or saves it; the last step is always logged."""
         self._step.finish()
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def pause(self, seconds: float) -> None:
         """Leave time that was not spent on training out of the next row."""
