@@ -76,6 +76,8 @@ def in_child(
     """Run a configuration in a process of its own; its exit code, negative for a signal."""
     child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, resume, die, by))
     child.start()
+    child.join(timeout=300)
+    child.kill()
     child.join()
     assert child.exitcode is not None
     return child.exitcode
