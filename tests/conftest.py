@@ -12,7 +12,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Some tests fork while a server's thread computes; MKL's own allocator may be locked then, for ever in the child.
+# Some tests fork while a server's thread computes; MKL's own allocator may be locked then, and stays so.
 os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
