@@ -12,8 +12,6 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Some tests fork while a server's thread computes; MKL's own allocator may be locked then, and stays so.
-os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

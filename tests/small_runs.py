@@ -1,32 +1,30 @@
 """Whole runs that take about a second, in processes of their own, killed wherever a test wants.
 
-A child is forked, so it need not import anything again. It dies by SIGKILL at a chosen system event: Python
-announces each opening, renaming and deleting of a file to an audit hook, and nothing has to be replaced.
+A child dies by SIGKILL at a chosen system event: Python announces each opening, renaming and deleting of a
+file to an audit hook, and nothing has to be replaced.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.models.gpt2.modeling_gpt2
-import transformers.models.llama.modeling_llama
-import transformers.trainer  # noqa: F401  (once here, instead of in every child)
 from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.files import write_jsonl
 from stillhouse.runner.execute import execute
 from stillhouse.runner.resolve import resolve
+from tests.children import end, start
 
 Event = Callable[[str, str], bool]
 """(name of the event, its file) -> whether to die now."""
@@ -74,34 +72,20 @@ def in_child(
     tree: dict[str, Any], resume: bool = False, die: Event | None = None, by: signal.Signals = signal.SIGKILL
 ) -> int:
     """Run a configuration in a process of its own; its exit code, negative for a signal."""
-    child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, resume, die, by))
-    child.start()
-    child.join(timeout=300)
-    child.kill()
-    child.join()
-    assert child.exitcode is not None
-    return child.exitcode
+    return end(start(_run, tree, resume, die, by))
 
 
-def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int | None]:
+def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int]:
     """Run a configuration in two processes (gloo); both die at the same event. Their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    children = []
-    for rank in ("0", "1"):
-        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        arguments = (tree, resume, die, signal.SIGKILL)
-        children.append(multiprocessing.get_context("fork").Process(target=_run, args=arguments))
-        children[-1].start()
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"):
-        del os.environ[name]
-    for child in children:
-        child.join(timeout=120)
-        child.kill()
-        child.join()
-    return [child.exitcode for child in children]
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    children = [
+        start(_run, tree, resume, die, signal.SIGKILL, env={**env, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    return [end(child, seconds=120) for child in children]
 
 
 def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:
@@ -123,17 +107,19 @@ def _maybe_die(event: str, args: tuple[Any, ...], die: Event, by: signal.Signals
         os.kill(os.getpid(), by)
 
 
-def nth(count: int, event: str, ending: str) -> Event:
+@dataclass
+class nth:
     """The `count`-th time that `event` happens to a file whose path ends so."""
-    left = [count]
 
-    def die(name: str, file: str) -> bool:
-        if name != event or not file.endswith(ending):
+    count: int
+    event: str
+    ending: str
+
+    def __call__(self, event: str, file: str) -> bool:
+        if event != self.event or not file.endswith(self.ending):
             return False
-        left[0] -= 1
-        return left[0] == 0
-
-    return die
+        self.count -= 1
+        return self.count == 0
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import sys
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse import cli
 from stillhouse.files import locate
+from tests.children import end, start
 
 CONTEXT = 512
 YAML = """\
@@ -133,7 +135,7 @@ class Workshop:
         return found
 
     def in_child(self, *arguments: str, hook: Event | None = None, file_limit: int | None = None) -> Said:
-        """Run the command line in a forked process that gets real signals or a real limit on files.
+        """Run the command line in a process of its own that gets real signals or a real limit on files.
 
         Args:
             arguments: the command.
@@ -141,13 +143,8 @@ class Workshop:
             file_limit: most bytes of a file, as a disk that gets full has it.
         """
         out, err = self.folder / ".out", self.folder / ".err"
-        child = os.fork()
-        if child == 0:
-            for path, stream in ((out, 1), (err, 2)):
-                os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
-            _child(arguments, hook, file_limit)
-        _, status = os.waitpid(child, 0)
-        said = Said(os.waitstatus_to_exitcode(status), out.read_text(), err.read_text())
+        code = end(start(_in_files, out, err, arguments, hook, file_limit))
+        said = Said(code, out.read_text(), err.read_text())
         out.unlink()
         err.unlink()
         return said
@@ -155,32 +152,50 @@ class Workshop:
     def in_terminal(
         self, *arguments: str, columns: int = 100, lines: int = 30
     ) -> tuple[int, list[list[str]]]:
-        """Run the command line in a forked process on a terminal of its own.
+        """Run the command line in a process of its own on a terminal of its own.
 
         Returns:
             The exit code, and what was on the screen after each piece of output, line by line.
         """
         import pyte
 
-        child, terminal = pty.fork()
-        if child == 0:
-            os.environ |= {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
-            for name in ("NO_COLOR", "COLUMNS", "LINES"):
-                os.environ.pop(name, None)
-            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-            _child(arguments, None, None)
+        terminal, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        child = start(_on_terminal, os.ttyname(inside), arguments)
         screen = pyte.Screen(columns, lines)
         stream = pyte.ByteStream(screen)
         seen: list[list[str]] = []
         with contextlib.suppress(OSError):  # how Linux says that the other end is gone
-            while data := os.read(terminal, 4096):
-                stream.feed(data)
+            while True:
+                if inside >= 0 and terminal not in wait([terminal, child.sentinel]):
+                    os.close(inside)
+                    inside = -1
+                stream.feed(os.read(terminal, 4096))
                 seen.append([line.rstrip() for line in screen.display if line.strip()])
         os.close(terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen
+        return end(child), seen
 
 
 Event = Callable[[str], None]
+
+
+def _in_files(
+    out: Path, err: Path, arguments: tuple[str, ...], hook: Event | None, file_limit: int | None
+) -> None:
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+    _child(arguments, hook, file_limit)
+
+
+def _on_terminal(terminal: str, arguments: tuple[str, ...]) -> None:
+    os.setsid()
+    opened = os.open(terminal, os.O_RDWR)  # the first one that the leader of a session opens controls it
+    for stream in (0, 1, 2):
+        os.dup2(opened, stream)
+    os.environ |= {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+    for name in ("NO_COLOR", "COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    _child(arguments, None, None)
 
 
 def _child(arguments: tuple[str, ...], hook: Event | None, file_limit: int | None) -> None:
@@ -203,19 +218,21 @@ def _child(arguments: tuple[str, ...], hook: Event | None, file_limit: int | Non
         os._exit(code)
 
 
-def sends(*moments: tuple[str, int], sig: signal.Signals = signal.SIGINT) -> Event:
+class sends:
     """A hook that sends a signal when a file whose path holds the text is opened for the n-th time."""
-    left = [[text, count] for text, count in moments]
 
-    def hook(path: str) -> None:
-        if not left or str(left[0][0]) not in path:
+    def __init__(self, *moments: tuple[str, int], sig: signal.Signals = signal.SIGINT) -> None:
+        self._left = list(moments)
+        self._signal = sig
+
+    def __call__(self, path: str) -> None:
+        if not self._left or self._left[0][0] not in path:
             return
-        left[0][1] = int(left[0][1]) - 1
-        if left[0][1] == 0:
-            left.pop(0)
-            os.kill(os.getpid(), sig)
-
-    return hook
+        text, count = self._left.pop(0)
+        if count > 1:
+            self._left.insert(0, (text, count - 1))
+        else:
+            os.kill(os.getpid(), self._signal)
 
 
 def copied(folder: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import pytest
 
 from stillhouse.teachers.store import Store, care
 from stillhouse.teachers.store import shard as shards
+from tests.children import start
 
 FACTS = {"form": "hidden-float32", "teacher": "abc"}
 
@@ -194,8 +194,7 @@ def _write_forever(folder: Path) -> None:
 
 
 def test_a_writer_that_is_killed_loses_at_most_its_last_record(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_write_forever, args=(tmp_path,))
-    child.start()
+    child = start(_write_forever, tmp_path)
     while len(Store(tmp_path, FACTS)) < 40:
         assert child.is_alive()
     assert child.pid is not None
