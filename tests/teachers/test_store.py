@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.children import start
 
 from stillhouse.teachers.store import Store, care
 from stillhouse.teachers.store import shard as shards
-from tests.children import start
 
 FACTS = {"form": "hidden-float32", "teacher": "abc"}
 
