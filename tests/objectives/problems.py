@@ -75,6 +75,15 @@ VARIANTS: list[dict[str, Any]] = [
     {"kind": "transport", "blur": 0.3, "place_weight": 1.0},
     {"kind": "sum", "terms": [{"kind": "transport"}, {"kind": "span"}, {"kind": "cross_entropy"}]},
     {"kind": "sum", "terms": [{"kind": "dpkd"}, {"kind": "contrastive", "alpha_rule": "gap"}]},
+    {
+        "kind": "sum",
+        "terms": [
+            {"kind": "transport", "loss_weight": 0.5},
+            {"kind": "policy_gradient", "single_step": True, "sampling_teacher_share": 0.2},
+            {"kind": "contrastive", "alpha_rule": "gap"},
+        ],
+    },
+    {"kind": "by_source", "teacher": {"kind": "transport"}, "student": {"kind": "policy_gradient"}},
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.objectives.base import Objective, aligned
-from stillhouse.objectives.work import BLOCK_ENTRIES, BLOCK_ENTRIES_CPU, Part, Sums, Work
+from stillhouse.objectives.work import BLOCK_ENTRIES, BLOCK_ENTRIES_CPU, Part, Sums, Work, label_gradient
 
 
 class Across(Work):
@@ -24,12 +24,14 @@ class Across(Work):
         part = self.part
         count = part.weights.shape[0]
         values = torch.zeros(count, dtype=self.exact, device=part.weights.device)
+        if part.objective.sequence_level:  # only with one tokenizer: row n of both models is the same label
+            values += self._over_sequences()
         sums = Sums(part.student, self.needs, self.exact, chunks=2)
         everything = torch.arange(count, device=part.weights.device)
         for share, objective, index in part.objective.split(part.rows):
             piece = replace(part, objective=objective, share=share)
             for chunk in self._pieces(objective, everything if index is None else index, self.chunk_rows):
-                values[chunk] = self._aligned_chunk(piece, chunk, sums).to(values.dtype)
+                values[chunk] += self._aligned_chunk(piece, chunk, sums).to(values.dtype)
         sums.finish()
         values = values * (part.weights != 0)
         return (values * part.weights).sum(), values, sums
@@ -93,6 +95,7 @@ class Across(Work):
             others={},
             rows=piece.rows[rows],
             weights=piece.weights[rows],
+            through_label=None if piece.through_label is None else piece.through_label[rows],
         )
         if out is None or not piece.objective.mixes_rows:
             return self._block(small, product, others, out, sums)
@@ -108,6 +111,8 @@ class Across(Work):
             gradient = torch.zeros_like(leaf)  # of a response that nothing is aligned with
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, leaf)
+        if small.through_label is not None:
+            gradient = gradient + label_gradient(student, small.rows, small.through_label)
         if slope is not None:
             gradient.mul_(slope)
         if sums.bias is not None:

@@ -315,7 +315,7 @@ class Work:
         slope = piece.student.head.slope(student)
         through = None
         if piece.through_label is not None:
-            through = _label_gradient(student, rows, piece.through_label)
+            through = label_gradient(student, rows, piece.through_label)
         if objective.has_token_part:
             arithmetic = _compiled(objective) if self.chunking.compile else objective.value_and_gradient
             if rows.compact is not None:
@@ -381,7 +381,7 @@ def _cut(start: int, stop: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
-def _label_gradient(student: Tensor, rows: Rows, coefficient: Tensor) -> Tensor:
+def label_gradient(student: Tensor, rows: Rows, coefficient: Tensor) -> Tensor:
     """coefficient times the gradient of the label's log-probability for the logits: [i = label] - q_i."""
     assert rows.labels is not None
     gradient = torch.softmax(student, -1).mul_(-coefficient[:, None])
