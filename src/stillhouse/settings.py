@@ -127,10 +127,7 @@ def mismatches(config: RunConfig) -> list[Fault]:
                 config, f"responses.kind={config.responses.kind} trains on text that the teacher writes"
             )
         )
-    if (
-        "teacher_logprob" in getattr(config.responses, "needs", frozenset)()
-        and "distribution" not in provided
-    ):
+    if "teacher_logprob" in config.responses.needs() and "distribution" not in provided:
         faults.append(
             _no_teacher(config, "responses.filters and scores ask how likely the teacher finds a text")
         )
@@ -217,6 +214,7 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     share = float(getattr(config.responses, "teacher_share", 0.0))
     sampling = getattr(config.responses, "sampling", None) or config.engine.sampling
+    text = {"text"} if config.data.text is not None else set()
 
     def visit(path: str, value: Any) -> Any:
         if isinstance(value, PolicyGradient) and value.sampling_teacher_share != share:
@@ -227,6 +225,18 @@ def _sampled_otherwise(config: RunConfig) -> list[Fault]:
                     got=str(value.sampling_teacher_share),
                     allowed=f"{share:g}, as responses.kind={config.responses.kind} writes",
                     hint="Set both to the same number (on_policy and batched responses have teacher_share).",
+                )
+            )
+        of = path.split(".")[1] if isinstance(config.objective, BySource) and "." in path else None
+        others = (config.responses.sources() | text if of is None else {of}) - {"student"}
+        if isinstance(value, PolicyGradient) and others:
+            faults.append(
+                Fault(
+                    path,
+                    "policy_gradient is for text that the student has sampled; on other text it is biased",
+                    got=", ".join(sorted(others)),
+                    hint="Map it to the student's text alone, objective: {student: {kind: policy_gradient}, "
+                    f"{min(others)}: ...}}, or set responses.kind to on_policy or batched.",
                 )
             )
         return value

@@ -12,8 +12,8 @@ from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
 from transformers import GenerationConfig
 
 from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
-from stillhouse.engines.decode import GROUP_TOKENS, similar, uniforms
-from stillhouse.engines.sampling import Sampler
+from stillhouse.engines.decode import GROUP_TOKENS, similar
+from stillhouse.engines.sampling import Sampler, uniforms
 from stillhouse.engines.transformers import rounded_copy
 from stillhouse.errors import ConfigError, EngineError
 

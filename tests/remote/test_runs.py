@@ -170,6 +170,8 @@ def test_csd_needs_the_whole_distribution(service: Service, folder: Path, object
     [
         ({"responses": {"kind": "speculative"}}, "takes both in this process"),
         ({"responses": {"kind": "on_policy", "teacher_share": 0.2}}, "takes both in this process"),
+        ({"responses": {"kind": "batched", "teacher_share": 0.2}}, "takes both in this process"),
+        ({"responses": {"kind": "mixed", "base": {"kind": "speculative"}}}, "takes both in this process"),
         ({"student": {"from_teacher": {"layers": [0]}}}, "starts from the teacher's layers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -121,6 +122,40 @@ def test_speculative_that_accepts_everything_is_the_students_own_text(tmp_path: 
     theirs = [group[0] for group in policy.draw(None, around.prompts[:6], at(0))]
     assert [r.token_ids for r in theirs] == [r.token_ids for r in mine]
     assert policy.facts()["responses/accepted"] == 1.0
+
+
+def test_speculative_text_fills_the_context_and_no_block_goes_beyond(tmp_path: Path) -> None:
+    longest = max(len(prompt.token_ids) for prompt in tiny.prompts(12))
+    around = context(tmp_path, Clock(), positions=longest + 8)
+    policy = Speculative(accept_top=20, block=5).build(around)
+    responses = [group[0] for group in policy.draw(None, around.prompts, at(0))]
+    assert {len(response.token_ids) for response in responses if not response.finished} == {8}
+
+
+def test_speculative_text_may_end_after_the_least_tokens_and_not_before(tmp_path: Path) -> None:
+    """A block is shorter than `min_tokens`: text must still be able to end."""
+    around = context(tmp_path, Clock(), prompts=60)
+    sampling = Sampling(max_tokens=20, min_tokens=4)
+    policy = Speculative(accept_top=tiny.VOCAB, block=3, sampling=sampling).build(around)
+    lengths = [len(g[0].token_ids) for g in policy.draw(None, around.prompts, at(0)) if g[0].finished]
+    assert lengths
+    assert min(lengths) > 4
+
+
+def test_speculative_text_does_not_depend_on_who_else_is_written_for(tmp_path: Path) -> None:
+    around = context(tmp_path, Clock())
+    policy = Speculative(accept_top=3, block=2).build(around)
+    together = policy.draw(None, around.prompts[:6], at(0))
+    assert policy.draw(None, around.prompts[:2], at(0)) == together[:2]
+
+
+def test_tokens_of_speculative_text_are_counted(tmp_path: Path) -> None:
+    written: list[int] = []
+    around = context(tmp_path, Clock())
+    assert around.student is not None
+    around = replace(around, student=replace(around.student, told=written.append))
+    drawn = Speculative(block=4).build(around).draw(None, around.prompts[:3], at(0))
+    assert sum(written) >= sum(len(group[0].token_ids) for group in drawn) > 0
 
 
 def test_mixture_gives_the_probabilities_of_the_mixture(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ class Clock:
     step = 0
 
 
-def context(folder: Path, clock: Clock, prompts: int = 12, **more: Any) -> Context:
-    student, teacher = tiny.model(1), tiny.model(2, width=24)
+def context(folder: Path, clock: Clock, prompts: int = 12, positions: int = 128, **more: Any) -> Context:
+    student = tiny.model(1, max_position_embeddings=positions)
+    teacher = tiny.model(2, width=24, max_position_embeddings=positions)
     sampling = Sampling(max_tokens=8)
     engines = [TransformersConfig().build(model, FACTS) for model in (student, teacher)]
     return Context(

@@ -126,7 +126,13 @@ def test_what_needs_one_tokenizer_is_refused_with_the_way_out(folder: Path, stor
         assert "Use objective uld, span or transport, or a teacher with the student's tokenizer" in said
     mixed = {"kind": "sum", "terms": [{"kind": "uld"}, {"kind": "forward_kl"}]}
     assert "Use objective uld" in refusal(folder, stories, objective=mixed)
-    for responses in ({"kind": "speculative"}, {"kind": "on_policy", "teacher_share": 0.2}):
+    help_of_teacher = {"teacher_share": 0.2}
+    for responses in (
+        {"kind": "speculative"},
+        {"kind": "on_policy", **help_of_teacher},
+        {"kind": "batched", **help_of_teacher},
+        {"kind": "adaptive", "student_share": 0.5, "base": {"kind": "on_policy", **help_of_teacher}},
+    ):
         said = refusal(folder, stories, objective="span", responses=responses)
         assert f"responses.kind={responses['kind']} puts tokens of both into one response" in said
 

@@ -57,6 +57,20 @@ def test_policy_gradient_has_to_know_how_the_text_was_sampled() -> None:
     resolve(tree(recipe="minillm", objective={"ratio_clip": 0.2}, responses={"sampling": {"logprobs": True}}))
 
 
+def test_policy_gradient_is_for_the_students_text_alone() -> None:
+    gradient = {"kind": "policy_gradient"}
+    for responses in ({"kind": "fixed"}, {"kind": "mixed"}, {"kind": "adaptive", "student_share": 0.5}):
+        with pytest.raises(ConfigError, match=r"objective.*text that the student has sampled.*got.*fixed"):
+            resolve(tree(objective=gradient, responses=responses))
+        with pytest.raises(ConfigError, match=r"objective\.fixed.*text that the student has sampled"):
+            resolve(tree(objective={"student": "forward_kl", "fixed": gradient}, responses={"kind": "mixed"}))
+    data = {"train": "train.jsonl", "valid": "valid.jsonl", "text": "text.txt"}
+    with pytest.raises(ConfigError, match=r"got.*text"):
+        resolve(tree(objective=gradient, responses={"kind": "on_policy"}, data=data))
+    resolve(tree(objective={"student": gradient, "fixed": "forward_kl"}, responses={"kind": "mixed"}))
+    resolve(tree(objective=gradient, responses={"kind": "on_policy"}))
+
+
 def test_a_rule_that_would_begin_after_the_end_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"objective.rule_after.*begin after the end.*epochs=1"):
         resolve(tree(recipe="distillm2", train={"epochs": 1.0}))

@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillhouse.engines.base import Sampling, TokenizerFacts
 from stillhouse.engines.kv import GrowingCache
-from stillhouse.engines.sampling import PAD, Sampler
+from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.types import Completion
 
 GROUP_TOKENS = 256
@@ -32,18 +31,6 @@ twice these shares measured the same.
 
 Finish = Callable[[int, Completion], None]
 """Told (index of the prompt, its completion)."""
-
-
-def uniforms(seed: int, numbers: Sequence[int], length: int) -> Tensor:
-    """Uniform numbers [len(numbers), length] in [0, 1), each a function of (seed, prompt number, position).
-
-    Counter-based (Philox), so the same text is written whatever shares the batch and in whatever order.
-    """
-    rows = []
-    for number in numbers:
-        key = np.array([seed % 2**64, number], dtype=np.uint64)
-        rows.append(np.random.Generator(np.random.Philox(key=key)).random(length))
-    return torch.from_numpy(np.stack(rows))
 
 
 class Decoder:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from stillhouse.engines.base import Sampling, TokenizerFacts
-from stillhouse.engines.decode import uniforms
-from stillhouse.engines.sampling import Sampler
+from stillhouse.engines.sampling import Sampler, uniforms
 from stillhouse.types import Completion
 
 

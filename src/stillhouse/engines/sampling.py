@@ -6,6 +6,9 @@ uniform number a token, so that which rows share a batch does not change what is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +20,18 @@ PAD = -1
 
 _BLOCK = 256
 _PREFIX = 512
+
+
+def uniforms(seed: int, numbers: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers [len(numbers), length] in [0, 1), each a function of (seed, prompt number, position).
+
+    Counter-based (Philox), so the same text is written whatever shares the batch and in whatever order.
+    """
+    rows = []
+    for number in numbers:
+        key = np.array([seed % 2**64, number], dtype=np.uint64)
+        rows.append(np.random.Generator(np.random.Philox(key=key)).random(length))
+    return torch.from_numpy(np.stack(rows))
 
 
 class Sampler:

@@ -10,23 +10,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.curriculum import DevLoss, Linear, Share
-from stillhouse.engines.base import Sampling
 from stillhouse.responses.base import (
     REGISTRY,
     Context,
     Policy,
-    ResponsesConfig,
-    ResponsesField,
     derived_seed,
     derived_uniform,
 )
-from stillhouse.responses.fixed import Fixed
+from stillhouse.responses.over import OverBase
 from stillhouse.responses.replay import ReplayBuffer
 from stillhouse.types import Progress, Prompt, Response
 
 
 @REGISTRY.register
-class Adaptive(ResponsesConfig):
+class Adaptive(OverBase):
     """Adaptive off-policy: a share of the steps trains on replayed text of the student, the rest on `base`.
 
     At step t with u uniform in [0, 1), phi = `student_share`, lambda = phi x `fresh_share`:
@@ -43,8 +40,6 @@ class Adaptive(ResponsesConfig):
     """Of those steps, the share that first writes anew; lambda / phi. The paper's three schedules of the
     replay ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind: linear,
     start: 0.0, end: 1.0}`."""
-    base: ResponsesField = Fixed()
-    """Where the other responses come from: the data set, or `{kind: generated, by: teacher}`."""
     capacity: Annotated[int, Field(ge=1)] = 1000
     """Most responses that the buffer holds; at least train.batch_size."""
     minimum_fill: Annotated[int, Field(ge=0)] = 0
@@ -59,8 +54,6 @@ class Adaptive(ResponsesConfig):
     keep_teacher: bool = False
     """Keep the teacher's hidden states of each response in the buffer, so that reuse costs no teacher forward
     pass; takes memory and checkpoint space: capacity x tokens x the teacher's width."""
-    sampling: Sampling | None = None
-    """How the student samples; default: `engine.sampling`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -69,18 +62,6 @@ class Adaptive(ResponsesConfig):
                 f"minimum_fill ({self.minimum_fill}) is more than the capacity ({self.capacity})"
             )
         return self
-
-    def writers(self) -> frozenset[str]:
-        """The student, and whoever writes for `base`."""
-        return frozenset({"student"}) | self.base.writers()
-
-    def sources(self) -> frozenset[str]:
-        """The student's and those of `base`."""
-        return frozenset({"student"}) | self.base.sources()
-
-    def needs_reference(self) -> bool:
-        """As `base` does."""
-        return bool(self.base.needs_reference())
 
     def build(self, context: Context) -> AdaptivePolicy:
         """The running policy."""
@@ -96,6 +77,7 @@ class AdaptivePolicy:
         self._student = context.student
         self._prompts = context.prompts
         self._seed = context.seed
+        self._text_seed = context.text_seed
         self._rank = context.rank
         self._base: Policy = config.base.build(context)
         self._buffer = ReplayBuffer(config.capacity, context.memory if config.keep_teacher else None)
@@ -139,7 +121,7 @@ class AdaptivePolicy:
 
     def _write(self, now: Adaptive, prompts: Sequence[Prompt], step: int) -> list[Response]:
         """Responses to the step's prompts, and to others where several batches are written at a time."""
-        seed = derived_seed(self._seed, "adaptive-text", step)
+        seed = self._text_seed("adaptive-text", step)
         others = min((now.write_batches - 1) * len(prompts), len(self._prompts))
         choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, self._rank))
         asked = [*prompts, *choice.sample(list(self._prompts), others)]

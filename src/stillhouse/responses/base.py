@@ -64,6 +64,14 @@ class Context:
     others: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
     """Responses of other generators, by the generator's name and the prompt's token ids."""
 
+    def text_seed(self, purpose: str, *which: object) -> int:
+        """The seed of text that this process writes for prompts of its own.
+
+        Another one in each process, or the n-th prompts of all of them would be answered with the same random
+        numbers; the first process has the seed of one that is alone.
+        """
+        return derived_seed(self.seed, purpose, *which, *([self.rank] if self.rank else []))
+
 
 class Policy(Protocol):
     """Gives the responses of one optimiser step."""
@@ -122,6 +130,10 @@ class ResponsesConfig(Part):
     def needs_reference(self) -> bool:
         """Whether prompts need a response from the data set."""
         return False
+
+    def needs(self) -> frozenset[str]:
+        """What its filters need, of "teacher_logprob" and "held_out"."""
+        return frozenset()
 
     def mixes_tokens(self) -> bool:
         """Whether single tokens of student and teacher stand in one response, so that both must share a

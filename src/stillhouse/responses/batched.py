@@ -45,6 +45,14 @@ class Batched(ResponsesConfig):
         """The student's."""
         return frozenset({"student"})
 
+    def together(self) -> bool:
+        """If the teacher has a share."""
+        return bool(self.teacher_share)
+
+    def mixes_tokens(self) -> bool:
+        """Yes if the teacher has a share."""
+        return self.teacher_share > 0
+
     def build(self, context: Context) -> BatchedPolicy:
         """The running policy."""
         return BatchedPolicy(self, context)
@@ -62,6 +70,7 @@ class BatchedPolicy:
         self._writer = with_teacher(context, share) if share else context.student
         self._prompts = context.prompts[context.rank :: context.ranks]
         self._seed = context.seed
+        self._text_seed = context.text_seed
         self._waiting: deque[Response] = deque()
         self._asked = 0
         self._passes = -1
@@ -72,7 +81,7 @@ class BatchedPolicy:
         count = len(prompts)
         if len(self._waiting) < count:
             asked = [self._next() for _ in range(self._every * count - len(self._waiting))]
-            seed = derived_seed(self._seed, "batched-text", progress.step)
+            seed = self._text_seed("batched-text", progress.step)
             written = self._writer.write(asked, seed, self._sampling)
             self._waiting.extend(written)
             for use in range(1, self._uses):

@@ -7,46 +7,26 @@ from typing import Any, Literal
 
 from stillhouse.curriculum import Share
 from stillhouse.engines.base import Sampling
-from stillhouse.responses.base import (
-    REGISTRY,
-    Context,
-    Policy,
-    ResponsesConfig,
-    ResponsesField,
-    derived_seed,
-    derived_uniform,
-)
-from stillhouse.responses.fixed import Fixed
+from stillhouse.responses.base import REGISTRY, Context, Policy, derived_uniform
+from stillhouse.responses.over import OverBase
 from stillhouse.types import Progress, Prompt, Response
 
 
 @REGISTRY.register
-class Mixed(ResponsesConfig):
+class Mixed(OverBase):
     """With probability `student_share` a step trains on what the student writes now, else on `base`."""
 
     kind: Literal["mixed"] = "mixed"
     student_share: Share = 0.5
     """Probability that a step is on-policy (lambda in GKD; 1 is fully on-policy)."""
-    base: ResponsesField = Fixed()
-    """Where the other responses come from."""
-    sampling: Sampling | None = None
-    """How the student samples; default: `engine.sampling`."""
-
-    def writers(self) -> frozenset[str]:
-        """The student, and whoever writes for `base`."""
-        return frozenset({"student"}) | self.base.writers()
 
     def sources(self) -> frozenset[str]:
         """The student's, and those of `base` unless it is never used."""
-        return frozenset({"student"}) | (frozenset() if self.student_share == 1 else self.base.sources())
+        return frozenset({"student"}) if self.student_share == 1 else super().sources()
 
     def needs_reference(self) -> bool:
         """As `base` does, unless it is never used."""
-        return self.student_share != 1 and bool(self.base.needs_reference())
-
-    def mixes_tokens(self) -> bool:
-        """As `base` does."""
-        return bool(self.base.mixes_tokens())
+        return self.student_share != 1 and super().needs_reference()
 
     def build(self, context: Context) -> MixedPolicy:
         """The running policy."""
@@ -61,6 +41,7 @@ class MixedPolicy:
         assert context.student is not None
         self._student = context.student
         self._seed = context.seed
+        self._text_seed = context.text_seed
         self._base = base
         self._sampling = sampling
         self._on_policy = False
@@ -71,7 +52,7 @@ class MixedPolicy:
         self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
         if not self._on_policy:
             return self._base.draw(now.base, prompts, progress)
-        seed = derived_seed(self._seed, "mixed-text", progress.step)
+        seed = self._text_seed("mixed-text", progress.step)
         return [[response] for response in self._student.write(prompts, seed, self._sampling)]
 
     def facts(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stillhouse.engines.base import Sampling
-from stillhouse.responses.base import REGISTRY, Context, ResponsesConfig, Stateless, derived_seed
+from stillhouse.responses.base import REGISTRY, Context, ResponsesConfig, Stateless
 from stillhouse.responses.writer import Writer
 from stillhouse.types import Progress, Prompt, Response
 
@@ -52,20 +52,20 @@ class OnPolicy(ResponsesConfig):
         writer = context.student
         if self.teacher_share:
             writer = with_teacher(context, self.teacher_share)
-        return OnPolicyPolicy(writer, context.seed, self.sampling)
+        return OnPolicyPolicy(writer, context, self.sampling)
 
 
 class OnPolicyPolicy(Stateless):
     """Writes afresh; what is written depends on the weights, the prompts, the seed and the step."""
 
-    def __init__(self, writer: Writer, seed: int, sampling: Sampling | None) -> None:
+    def __init__(self, writer: Writer, context: Context, sampling: Sampling | None) -> None:
         self._writer = writer
-        self._seed = seed
+        self._text_seed = context.text_seed
         self._sampling = sampling
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response for each prompt."""
-        seed = derived_seed(self._seed, "on-policy", progress.step)
+        seed = self._text_seed("on-policy", progress.step)
         return [[response] for response in self._writer.write(prompts, seed, self._sampling)]
 
 

@@ -90,7 +90,7 @@ class Side:
     def fresh(self, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
         """What the writer says to these prompts at this very step; no file is kept."""
         assert self.writer is not None
-        seed = derived_seed(self._context.seed, self.source, "step", progress.step)
+        seed = self._context.text_seed(self.source, "step", progress.step)
         return self.writer.write(prompts, seed, self._sampling)
 
     def writes(self, place: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Sampling
-from stillhouse.engines.sampling import PAD, Sampler
+from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.responses.base import REGISTRY, Context, ResponsesConfig, derived_seed
 from stillhouse.types import Completion, Progress, Prompt, Response
@@ -69,6 +70,8 @@ class Speculative(ResponsesConfig):
 class Draft:
     """A response while it is written."""
 
+    number: int
+    """What tells it apart from the others of the step."""
     prompt: Prompt
     ids: list[int] = field(default_factory=list)
     finished: bool = False
@@ -83,7 +86,7 @@ class SpeculativePolicy:
         self._config = config
         self._student = context.student
         self._pair = context.pair
-        self._seed = context.seed
+        self._text_seed = context.text_seed
         self._sampling = context.student.settings(config.sampling)
         replacing = Sampling(temperature=config.teacher_temperature, top_p=config.teacher_top_p)
         self._replacing = Sampler(replacing, torch.tensor(context.pair.facts.eos_ids))
@@ -91,12 +94,16 @@ class SpeculativePolicy:
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response for each prompt."""
-        drafts = [Draft(prompt) for prompt in prompts]
+        drafts = [Draft(number, prompt) for number, prompt in enumerate(prompts)]
         self._proposed = self._kept = 0
         block = 0
         while open_drafts := [draft for draft in drafts if not self._over(draft)]:
-            self._extend(open_drafts, derived_seed(self._seed, "speculative", progress.step, block))
+            seed = self._text_seed("speculative", progress.step, block)
+            for (size, least), alike in groupby(sorted(open_drafts, key=self._room), key=self._room):
+                self._extend(list(alike), size, least, seed)
             block += 1
+        if self._student.told is not None:
+            self._student.told(self._proposed)
         version = self._student.version()
         return [
             [Response(draft.prompt, tuple(draft.ids), "student", draft.finished, version)] for draft in drafts
@@ -116,16 +123,25 @@ class SpeculativePolicy:
     def _over(self, draft: Draft) -> bool:
         return draft.finished or len(draft.ids) >= self._sampling.max_tokens
 
-    def _extend(self, drafts: Sequence[Draft], seed: int) -> None:
+    def _room(self, draft: Draft) -> tuple[int, int]:
+        """The tokens of its next block, no more than the limit leaves, and after how many it may end."""
+        done = len(draft.ids)
+        size = min(self._config.block, self._sampling.max_tokens - done)
+        return size, min(size, max(0, self._sampling.min_tokens - done))
+
+    def _extend(self, drafts: Sequence[Draft], size: int, least: int, seed: int) -> None:
         """One block: proposals of the student, and the teacher's verdict on them."""
         asked = [[*draft.prompt.token_ids, *draft.ids] for draft in drafts]
-        limited = self._sampling.model_copy(update={"max_tokens": self._config.block})
-        proposals = self._student.engine.generate(asked, limited, seed)
+        numbers = [draft.number for draft in drafts]
+        limited = self._sampling.model_copy(update={"max_tokens": size, "min_tokens": least})
+        proposals = self._student.engine.generate(asked, limited, seed, numbers=numbers)
         logits = self._teacher_logits(asked, proposals)
         tokens = torch.tensor([t for p in proposals for t in p.token_ids], device=logits.device)
         better = (logits > logits.gather(1, tokens[:, None])).sum(1)
         fine = (better < self._config.accept_top).tolist()
-        replacements = self._replacements(logits, seed)
+        drawn = uniforms(derived_seed(seed, "teacher"), numbers, size)
+        reached = [row[: len(p.token_ids)] for row, p in zip(drawn, proposals, strict=True)]
+        replacements = self._replacements(logits, torch.cat(reached))
         start = 0
         for draft, proposal in zip(drafts, proposals, strict=True):
             end = start + len(proposal.token_ids)
@@ -137,8 +153,7 @@ class SpeculativePolicy:
         ids = list(proposal.token_ids[:kept])
         if kept < len(fine):
             ids.append(instead[kept])
-        room = self._sampling.max_tokens - len(draft.ids)
-        draft.ids += ids[:room]
+        draft.ids += ids
         draft.finished = draft.ids[-1] in self._pair.facts.eos_ids
         self._proposed += len(fine)
         self._kept += kept
@@ -155,11 +170,10 @@ class SpeculativePolicy:
         with torch.no_grad():
             return head_of(teacher, self._pair.vocab).logits(hidden_rows(teacher, tensors)).float()
 
-    def _replacements(self, logits: Tensor, seed: int) -> list[int]:
+    def _replacements(self, logits: Tensor, uniform: Tensor) -> list[int]:
         """A token from the teacher for every place; those of places that are not reached are thrown away."""
         rows = logits.shape[0]
-        uniform = torch.rand(rows, generator=torch.Generator().manual_seed(seed)).to(logits.device)
         history = torch.full((rows, 1), PAD, device=logits.device)
         generated = torch.zeros(rows, dtype=torch.long, device=logits.device)
-        tokens, _ = self._replacing.draw(logits.clone(), history, generated, uniform)
+        tokens, _ = self._replacing.draw(logits.clone(), history, generated, uniform.to(logits.device))
         return [int(token) for token in tokens.tolist()]

@@ -53,7 +53,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     reasons = []
     if config.responses.mixes_tokens():
         reasons.append(f"responses.kind={config.responses.kind} puts tokens of both into one response")
-    if "teacher_logprob" in getattr(config.responses, "needs", frozenset)():
+    if "teacher_logprob" in config.responses.needs():
         reasons.append("responses.filters and scores ask how likely the teacher finds the student's tokens")
     if config.student.from_teacher is not None:
         reasons.append("student.from_teacher copies embeddings that are not student.tokenizer's")
