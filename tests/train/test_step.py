@@ -103,6 +103,24 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_padding(normalise: str
             assert (other - whole).norm() <= 1e-6 * whole.norm()
 
 
+@pytest.mark.parametrize("num_micro", [1, 2, 5])
+def test_a_prompt_that_comes_twice_in_a_step_makes_two_pairs(num_micro: int) -> None:
+    """Filters let kept prompts stand in for dropped ones, the same one several times if need be."""
+    groups = groups_of(paired=True)
+    again = [*groups, groups[0]]
+    other = [Response(r.prompt, (*r.token_ids[:-1], 9, tiny.END), r.source, True, 0) for r in groups[0]]
+    student = tiny.model(1, dtype=torch.float64)
+
+    def value_of(drawn: list[list[Response]]) -> float:
+        step = step_of(build("dpkd"), drawn, "sequence", dtype=torch.float64)
+        assert len(step.prepare([], NOW, num_micro)) == min(num_micro, len(drawn))
+        return gradient(step, student, num_micro)[0]
+
+    alone = [value_of([group]) for group in (*groups, other)]
+    assert value_of(again) == pytest.approx(sum([*alone[:4], alone[0]]) / 5, rel=1e-6)
+    assert value_of([*groups, other]) == pytest.approx(sum(alone) / 5, rel=1e-6)
+
+
 def test_token_mean_and_sequence_mean_are_what_they_say() -> None:
     groups = groups_of(paired=False)
     student, teacher = tiny.model(1), tiny.model(7, width=24)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -152,35 +151,28 @@ def _check(response: Response) -> None:
 
 
 def split(
-    responses: Sequence[Response], num_micro: int, *, by_length: bool = False, keep_prompts: bool = False
+    groups: Sequence[Sequence[Response]], num_micro: int, *, by_length: bool = False
 ) -> list[list[Response]]:
     """Divide the responses of one optimiser step among micro-batches as evenly as possible, none empty.
 
     The gradient of the step does not depend on the division, because it is divided by the step's token count.
 
     Args:
-        responses: all responses of the step.
-        num_micro: how many micro-batches; fewer come back if there are fewer responses (or prompts).
+        groups: all responses of the step; those of a group stay together (for objectives that compare them).
+        num_micro: how many micro-batches; fewer come back if there are fewer groups.
         by_length: sort by length first, so that less is padded. Ties keep their order.
-        keep_prompts: never part the responses of one prompt (for objectives that compare them).
     """
     if num_micro < 1:
         raise ValueError(f"num_micro must be at least 1, got {num_micro}")
-    groups = _grouped(responses) if keep_prompts else [[response] for response in responses]
+    ordered = list(groups)
     if by_length:
-        groups.sort(key=lambda group: max(len(r.prompt.token_ids) + len(r.token_ids) for r in group))
-    num_micro = min(num_micro, len(groups))
-    size, larger = divmod(len(groups), max(1, num_micro))
+        ordered.sort(key=lambda group: max(len(r.prompt.token_ids) + len(r.token_ids) for r in group))
+    num_micro = min(num_micro, len(ordered))
+    size, larger = divmod(len(ordered), max(1, num_micro))
     micro: list[list[Response]] = []
     start = 0
     for index in range(num_micro):
         end = start + size + (index < larger)
-        micro.append([response for group in groups[start:end] for response in group])
+        micro.append([response for group in ordered[start:end] for response in group])
         start = end
     return micro
-
-
-def _grouped(responses: Sequence[Response]) -> list[list[Response]]:
-    first = {response.prompt.id: index for index, response in reversed(list(enumerate(responses)))}
-    ordered = sorted(responses, key=lambda response: first[response.prompt.id])
-    return [list(group) for _, group in groupby(ordered, key=lambda response: response.prompt.id)]

@@ -7,6 +7,7 @@ responses carry the version), and measured losses to the curriculum (`observe`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,13 +124,10 @@ class Step:
         self.now = begun(self.curriculum.now(_tree(self.method), progress), progress)
         with self.meter.seconds("generate"):
             drawn = self.policy.draw(self.now["responses"], prompts, progress)
-        responses = [response for group in drawn for response in group]
+        groups = drawn if self._in_pairs else [[response] for group in drawn for response in group]
         if self._text is not None:
-            responses += self._text(progress.step, len(prompts))
-        micro = [
-            collate(part, self._pad_id)
-            for part in split(responses, num_micro, by_length=True, keep_prompts=self._in_pairs)
-        ]
+            groups = [*groups, *([block] for block in self._text(progress.step, len(prompts)))]
+        micro = [collate(part, self._pad_id) for part in split(groups, num_micro, by_length=True)]
         weights = token_weights(
             micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
         )
@@ -346,19 +344,31 @@ def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -
 
 
 def _tensors(batch: Batch, weight: Tensor, memory: TeacherMemory) -> dict[str, Tensor]:
-    numbers = {name: index for index, name in enumerate(dict.fromkeys(batch.prompt_ids))}
     tensors = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "response_mask": batch.response_mask,
         "labels": batch.labels,
         "sources": batch.sources,
-        "pair_ids": torch.tensor([numbers[name] for name in batch.prompt_ids]),
+        "pair_ids": _pairs(batch.responses),
         "weight": weight,
     }
     if memory:
         tensors["kept"] = torch.tensor([memory.number(response) for response in batch.responses])
     return tensors if batch.logprobs is None else {**tensors, "logprobs": batch.logprobs}
+
+
+def _pairs(responses: Sequence[Response]) -> Tensor:
+    """[B] the same number for the responses of a pair; a prompt that comes twice makes two pairs."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers: dict[tuple[str, int], int] = {}
+    found = []
+    for response in responses:
+        name = response.prompt.id
+        pair = name, seen[name, response.source]
+        seen[name, response.source] += 1
+        found.append(numbers.setdefault(pair, len(numbers)))
+    return torch.tensor(found)
 
 
 def _tree(method: Method) -> dict[str, Any]:
