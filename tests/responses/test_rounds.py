@@ -288,6 +288,27 @@ def test_prompts_without_any_response_are_counted_as_missing(tmp_path: Path) -> 
     assert told["sides"]["student"]["rewritten"] == 0, "nothing is written in vain"
 
 
+def test_with_a_fresh_student_at_each_step_the_teachers_side_is_read_once(tmp_path: Path) -> None:
+    where = around(tmp_path)
+    running = policy({"refresh": "step"}, where)
+    first = drawn(running, where)
+    (tmp_path / "teacher-0.jsonl").unlink()
+    second = drawn(running, where, 1)
+    assert [g[0] for g in first] == [g[0] for g in second]
+    assert [g[1] for g in first] != [g[1] for g in second]
+    assert not (tmp_path / "teacher-0.jsonl").exists()
+
+
+def test_prompts_without_any_response_are_named_where_there_are_no_rounds(tmp_path: Path) -> None:
+    where = around(tmp_path)
+    others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
+    where = replace(where, others={"gemma": others}, teacher=None)
+    side = {"name": "gemma", "data": "gemma.jsonl"}
+    running = policy({"teacher_side": side, "refresh": "step"}, where)
+    with pytest.raises(DataError, match=r"7 of 12 prompts have no response, first train:5.*refresh: epoch"):
+        drawn(running, where)
+
+
 def test_likelihoods_are_kept_and_filter(tmp_path: Path) -> None:
     where = around(tmp_path)
     options = {

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stillhouse.config import Many
 from stillhouse.curate.filters import FilterField
 from stillhouse.curate.judging import needs_of
-from stillhouse.errors import ModelError
+from stillhouse.errors import DataError, ModelError
 from stillhouse.responses.base import Context, ResponsesConfig
 from stillhouse.responses.curated import Curated
 from stillhouse.responses.rounds import CHUNK, Setting
@@ -76,6 +76,7 @@ class RoundsPolicy:
         self._sides = sides
         self._rounds = Curated(context, sides, config.filters, config.resample)
         self._facts: dict[str, float] = {}
+        self._written: dict[str, dict[str, Response]] = {}
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response from each side for each prompt, or for another one where the prompt was dropped."""
@@ -104,9 +105,26 @@ class RoundsPolicy:
         for name, side in self._sides.items():
             side.load_state_dict(state.get(name, {}))
 
-    @staticmethod
-    def _column(side: Side, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
+    def _column(self, side: Side, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
         if side.every_step:
             return side.fresh(prompts, progress)
-        by_id = {sample.response.prompt.id: sample.response for sample in side.samples(0)}
-        return [by_id[prompt.id] for prompt in prompts]
+        if side.source not in self._written:
+            self._written[side.source] = _by_prompt(side)
+        return [self._written[side.source][prompt.id] for prompt in prompts]
+
+
+def _by_prompt(side: Side) -> dict[str, Response]:
+    """The responses of a side that is written once, by prompt.
+
+    Raises:
+        DataError: some prompts have none.
+    """
+    samples = side.samples(0)
+    missing = [sample.response.prompt.id for sample in samples if sample.missing]
+    if missing:
+        raise DataError(
+            f"responses.teacher_side: {len(missing)} of {len(samples)} prompts have no response, first "
+            f"{missing[0]}. Let the teacher write those (teacher_side: [..., teacher]), or set "
+            "responses.refresh: epoch, whose rounds leave such prompts out and count them."
+        )
+    return {sample.response.prompt.id: sample.response for sample in samples}
