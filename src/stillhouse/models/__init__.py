@@ -1,6 +1,7 @@
 """Loading students and teachers, and reading hidden states and heads from them."""
 
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
+from stillhouse.models.device import own_device
 from stillhouse.models.fingerprint import fingerprint
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
@@ -20,6 +21,7 @@ __all__ = [
     "load_student",
     "load_teacher",
     "load_tokenizer",
+    "own_device",
     "parameters_of",
     "unwrap",
 ]

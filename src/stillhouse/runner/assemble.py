@@ -20,6 +20,7 @@ from stillhouse.models import (
     fingerprint,
     load_student,
     load_teacher,
+    own_device,
     parameters_of,
     unwrap,
 )
@@ -138,7 +139,7 @@ def assemble(config: RunConfig) -> Parts:
     _finite("student", student)
     if teacher is not None:
         _finite("teacher", teacher)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
     context = None if teacher is None else context_of(unwrap(teacher).config)
     parts = Parts(

@@ -15,6 +15,7 @@ from torch import Tensor
 from stillhouse import console
 from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.models import own_device
 from stillhouse.responses.fixed import reference
 from stillhouse.responses.in_rounds import InRounds
 from stillhouse.runner.assemble import Parts, assemble, make_context, make_step
@@ -70,7 +71,7 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
             Fault("teacher.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
         )
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     parts = assemble(config)
     responses = list(_known(parts))
     responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stillhouse.data import Data
 from stillhouse.data.template import Encoder
 from stillhouse.engines import TokenizerFacts
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import atomic, locate
-from stillhouse.models import check_same_tokenizer, load_student, load_teacher, load_tokenizer
+from stillhouse.models import check_same_tokenizer, load_student, load_teacher, load_tokenizer, own_device
 from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.evaluation import TASK, evaluate_system, held_out, measure
 from stillhouse.runner.folder import RunFolder, check_writable, environment
@@ -202,7 +200,7 @@ def _loaded(config: RunConfig) -> Parts:
             teacher = load_teacher(where)
         except ModelError as error:
             logger.warning("%s: not compared with the teacher's distribution. %s", config.student.path, error)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     end = Encoder(config.data.template, tokenizer).end_id
     return Parts(
         config,

@@ -93,11 +93,14 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         **train.hf,
     }
     try:
-        return TrainingArguments(**options)
+        arguments = TrainingArguments(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             Fault("train.hf", f"transformers does not accept it: {error}", got=str(train.hf))
         ) from error
+    # Beside several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _unknown(given: dict[str, Any], known: type) -> Iterator[Fault]:

@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from stillhouse.curate.samples import Sample
 from stillhouse.curate.scoring import mean_logprobs
 from stillhouse.curate.stages import Stage
 from stillhouse.data import load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import fingerprint, load_student, load_teacher
+from stillhouse.models import fingerprint, load_student, load_teacher, own_device
 from stillhouse.responses.base import derived_seed
 from stillhouse.responses.rounds import CHUNK, Order, Setting, make
 from stillhouse.responses.writer import Writer
@@ -164,7 +162,7 @@ def _model(config: RunConfig, by: Side, tokenizer: Any) -> Any:
         model = load_student(
             config.student, tokenizer, load_teacher(teacher) if grown and teacher else None, config.train.seed
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(own_device()).eval()
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

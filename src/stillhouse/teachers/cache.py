@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 
 from stillhouse.config import FilePath
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.files import atomic, write_json
-from stillhouse.models import TeacherModel, load_tokenizer
+from stillhouse.models import TeacherModel, load_tokenizer, own_device
 from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Teacher, TeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher
@@ -252,7 +251,7 @@ def _load_head(place: Path, facts: dict[str, Any], vocab: int) -> Head:
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(place / HEAD, "cuda" if torch.cuda.is_available() else "cpu")
+        tensors = load_file(place / HEAD, str(own_device()))
     except (OSError, SafetensorError) as error:
         raise TeacherError(
             f"{place / HEAD}: cannot be read ({error}). Delete {place} to fill it anew."
