@@ -310,6 +310,24 @@ def test_logits_that_leave_nothing_to_draw_are_an_error_not_a_token() -> None:
         write(tiny(vocab=12), [[5]], Sampling(no_repeat_ngram_size=1, min_tokens=12, max_tokens=12))
 
 
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_padding_rows_of_the_head_are_never_drawn(kind: str) -> None:
+    """A head of 67 rows, a tokenizer of 40 ids: the others have no text, and the teacher may not know them."""
+    model, facts = tiny(kind), TokenizerFacts(FACTS.eos_ids, FACTS.pad_id, tokenizer=range(40))
+    prompts, sampling = some_prompts(12, vocab=40), Sampling(max_tokens=8, logprobs=True)
+    free = TransformersConfig().build(model, FACTS).generate(prompts, sampling, 0)
+    assert max(token for done in free for token in done.token_ids) >= 40
+    for prompt, done in zip(
+        prompts, TransformersConfig().build(model, facts).generate(prompts, sampling, 0), strict=True
+    ):
+        assert max(done.token_ids) < 40
+        ids = torch.tensor([[*prompt, *done.token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt) - 1 : -1, :40]
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(done.token_ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(done.logprobs), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_no_prompts_give_no_completions() -> None:
     assert write(tiny(), [], GREEDY) == []
 

@@ -63,6 +63,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     detokenize: bool = True
+    logit_bias: dict[int, float] | None = None
 
 
 @dataclass
@@ -159,11 +160,18 @@ def test_every_setting_has_its_name_in_vllm() -> None:
     sampling = Sampling(
         temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, max_tokens=9, min_tokens=2, repetition_penalty=1.1
     )
-    made = SamplingParams(seed=1, **sampling_arguments(sampling, FACTS))
+    made = SamplingParams(seed=1, **sampling_arguments(sampling, FACTS, tiny.VOCAB))
     assert made == SamplingParams(0.7, 0.9, 40, 0.05, 1.1, 1, [tiny.END], 9, 2, None, False)
     for refused in (Sampling(no_repeat_ngram_size=2), Sampling(logprobs=True, top_k=5)):
         with pytest.raises(ConfigError, match=r"engine\.sampling"):
-            sampling_arguments(refused, FACTS)
+            sampling_arguments(refused, FACTS, tiny.VOCAB)
+
+
+def test_padding_rows_of_the_head_are_not_drawn() -> None:
+    facts = TokenizerFacts((tiny.END,), tiny.PAD, tokenizer=range(tiny.VOCAB))
+    assert sampling_arguments(Sampling(), facts, tiny.VOCAB)["logit_bias"] is None
+    biased = sampling_arguments(Sampling(), facts, tiny.VOCAB + 2)["logit_bias"]
+    assert biased == {tiny.VOCAB: -100.0, tiny.VOCAB + 1: -100.0}
 
 
 def test_outputs_become_completions() -> None:

@@ -61,7 +61,12 @@ class TokenizerFacts:
     pad_id: int
     """Fills the left of shorter prompts; it is masked, so any valid id does."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
-    """The tokenizer itself, for engines that meet text: those that ask servers."""
+    """The tokenizer itself: for engines that meet text, those that ask servers, and for `vocab`."""
+
+    @property
+    def vocab(self) -> int | None:
+        """How many ids there are; the rows of a higher head are padding, which is never drawn. None: all."""
+        return None if self.tokenizer is None else len(self.tokenizer)
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenizerFacts:

@@ -49,6 +49,7 @@ class Decoder:
         self.sampling = sampling
         self.seed = seed
         self.num_layers = num_layers
+        self.vocab = facts.vocab
         self.device = next(model.parameters()).device
         self.eos = torch.tensor(facts.eos_ids, dtype=torch.long, device=self.device)
         self.sampler = Sampler(sampling, self.eos)
@@ -117,7 +118,7 @@ class Decoder:
         output = self.model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs, **self.extra
         )
-        logits: Tensor = output.logits[:, -1].float()
+        logits: Tensor = output.logits[:, -1, : self.vocab].float()
         return logits
 
     def _uniforms(self, indices: list[int]) -> Tensor:

@@ -53,6 +53,7 @@ def _batch(
         Sampler(sampling, torch.tensor(facts.eos_ids, dtype=torch.long, device=device)),
         uniform.to(device),
         len(prompts[indices[0]]),
+        facts.vocab,
     )
     inputs = torch.tensor([list(prompts[index]) for index in indices], device=device)
     config = GenerationConfig(
@@ -85,16 +86,19 @@ def _batch(
 class _Drawing:
     """A logits processor that draws the token itself and leaves only that one to choose."""
 
-    def __init__(self, sampler: Sampler, uniform: Tensor, prompt_length: int) -> None:
+    def __init__(self, sampler: Sampler, uniform: Tensor, prompt_length: int, vocab: int | None) -> None:
         self.sampler = sampler
         self.uniform = uniform
         self.prompt_length = prompt_length
+        self.vocab = vocab
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         place = input_ids.shape[1] - self.prompt_length
         generated = torch.full((len(scores),), place, device=scores.device)
-        tokens, logprobs = self.sampler.draw(scores, input_ids, generated, self.uniform[:, place])
+        tokens, logprobs = self.sampler.draw(
+            scores[:, : self.vocab], input_ids, generated, self.uniform[:, place]
+        )
         if logprobs is not None:
             self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

@@ -129,7 +129,8 @@ class VllmEngine:
         check_prompts(prompts, sampling, unwrap(self.model).config)
         if not prompts:
             return []
-        arguments = sampling_arguments(sampling, self.facts)
+        height = unwrap(self.model).config.get_text_config(decoder=True).vocab_size
+        arguments = sampling_arguments(sampling, self.facts, height)
         seeds = [seed_of(seed, number) for number in numbers or range(len(prompts))]
         llm = self._synchronised()
         outputs = llm.generate(
@@ -182,14 +183,20 @@ def saved(model: Any) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sampling_arguments(sampling: Sampling, facts: TokenizerFacts) -> dict[str, Any]:
+def sampling_arguments(sampling: Sampling, facts: TokenizerFacts, height: int) -> dict[str, Any]:
     """The settings as keyword arguments of `vllm.SamplingParams`, without the seed.
+
+    Args:
+        sampling: how tokens are drawn.
+        facts: of the tokenizer.
+        height: rows of the model's head; those beyond the tokenizer's ids are kept from being drawn.
 
     Raises:
         ConfigError: vLLM has no such setting.
     """
     if faults := unsupported(sampling, NAMES, "vllm"):
         raise ConfigError(*faults)
+    padding = range(height if facts.vocab is None else facts.vocab, height)
     return {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -198,6 +205,7 @@ def sampling_arguments(sampling: Sampling, facts: TokenizerFacts) -> dict[str, A
         "stop_token_ids": list(facts.eos_ids),
         "logprobs": 0 if sampling.logprobs else None,  # 0: of the sampled token alone
         "detokenize": False,
+        "logit_bias": dict.fromkeys(padding, -100.0) or None,
     }
 
 
