@@ -312,7 +312,7 @@ def test_logits_that_leave_nothing_to_draw_are_an_error_not_a_token() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_padding_rows_of_the_head_are_never_drawn(kind: str) -> None:
-    """A head of 67 rows, a tokenizer of 40 ids: the others have no text, and the teacher may not know them."""
+    """A head of 67 rows, a tokenizer of 40 ids: the others have no text and may be unknown to the teacher."""
     model, facts = tiny(kind), TokenizerFacts(FACTS.eos_ids, FACTS.pad_id, tokenizer=range(40))
     prompts, sampling = some_prompts(12, vocab=40), Sampling(max_tokens=8, logprobs=True)
     free = TransformersConfig().build(model, FACTS).generate(prompts, sampling, 0)
