@@ -199,7 +199,7 @@ def speed(run: Write, subject: Subject, case: Case, seeds: Iterable[int]) -> flo
 
 
 def measure(subject: Subject, case: Case, rounds: int) -> dict[str, Any]:
-    """One row: both in turn. A round writes at least 32 texts: the lengths of fewer are a matter of chance."""
+    """One row: both in turn. A round writes at least 32 texts; the lengths of fewer are chance."""
     sets = max(1, 32 // case.num_prompts)
     generate, engine = [], []
     for turn in range(rounds):
