@@ -66,6 +66,11 @@ PROBES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
         ("SeqKD", "KD", "DistiLLM", *ABLATIONS),
         2,
     ),
+    "A student fine-tuned on all 3,101 labels for 600 steps before": (
+        {"labelled": 3101, "warm_steps": 600},
+        ("SeqKD", "KD", "GKD", "DistiLLM", "CSD", *ABLATIONS, "contrastive only, beta 0.25"),
+        2,
+    ),
     "Further methods": ({}, ("SeqKD", "CSD on pairs", "DistiLLM-2, + released beta", "DPKD"), 1),
 }  # fmt: skip
 """What is varied -> the fields of `Size` that change, the methods, and how many seeds."""

@@ -153,22 +153,27 @@ def run(config: dict[str, Any]) -> Path:
     return folder
 
 
-def prepare(size: Size, folder: Path) -> tuple[Path, Path]:
-    """Teacher and warm-started student; the folders of the two models."""
-    teacher = tree(
+def make_teacher(size: Size, folder: Path) -> Path:
+    """The teacher, trained on every text; its folder."""
+    config = tree(
         size, folder, "teacher", recipe="sft", student=model(size.teacher),
         data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "each_output": True}},
         train={"epochs": size.teacher_epochs, "max_steps": None, "lr": 2e-3, "log_every": 50,
                "batch_size": 32, "micro_batch_size": 32},
         evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
     )  # fmt: skip
-    warm = tree(
-        size, folder, "warm-start", recipe="sft", student=model(size.student),
-        data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.labelled}},
+    return run(config) / "student"
+
+
+def make_student(size: Size, folder: Path) -> Path:
+    """The student that every method starts from, fine-tuned on the labelled rows; its folder."""
+    rows = {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.labelled}
+    config = tree(
+        size, folder, "warm-start", recipe="sft", student=model(size.student), data={"train": rows},
         train={"max_steps": size.warm_steps, "lr": 2e-3},
         evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
     )  # fmt: skip
-    return run(teacher) / "student", run(warm) / "student"
+    return run(config) / "student"
 
 
 def slug(name: str) -> str:
@@ -309,7 +314,7 @@ def main() -> None:
     count_what_is_written()
     size = SMALL if options.small else Size()
     folder, out = options.folder.resolve(), options.folder.resolve() if options.small else RESULTS
-    models = prepare(size, folder)
+    models = make_teacher(size, folder), make_student(size, folder)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
     record: dict[str, Any] = {
         "command": "python benchmarks/distillm2.py" + " --finished --probes" * options.finished,
@@ -337,11 +342,12 @@ def probed(size: Size, folder: Path, models: tuple[Path, Path], only_finished: b
     found = []
     for title, (changes, methods, seeds) in PROBES.items():
         varied, inside = replace(size, **changes), folder / "probes" / slug(title)
+        start = make_student(varied, inside) if "warm_steps" in changes else models[1]
         scores: dict[str, dict[int, dict[str, Any]]] = {}
         for seed, name in itertools.product(range(seeds), methods):
             if only_finished and not done(inside / f"{slug(name)}-{seed}"):
                 continue
-            ended = method_run(varied, inside, models, name, {**METHODS, **OTHERS}[name], seed)
+            ended = method_run(varied, inside, (models[0], start), name, {**METHODS, **OTHERS}[name], seed)
             scores.setdefault(name, {})[seed] = measure(varied, inside, ended)
         if not scores:
             continue
