@@ -231,6 +231,12 @@ def describe(sampling: Sampling) -> str:
     )
 
 
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By size of model and vocabulary."""
+    order = {"5M": 0, "30M": 1, "135M": 2}
+    return sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
+
+
 def save(rows: list[dict[str, Any]], path: Path) -> None:
     """The rows with what is needed to repeat them."""
     versions = {
@@ -239,10 +245,8 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         "transformers": transformers.__version__,
     }
     command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
-    order = {"5M": 0, "30M": 1, "135M": 2}
-    rows = sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
-    today = date.today().isoformat()
-    write_json(path, {"command": command, "date": today, "versions": versions, "threads": 1, "rows": rows})
+    facts = {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1}
+    write_json(path, {**facts, "rows": in_order(rows)})
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -253,7 +257,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    rows = [row for row in rows if row["sampling"] == describe(PLAIN)]
+    rows = in_order(row for row in rows if row["sampling"] == describe(PLAIN))
     models = dict.fromkeys((row["model"], row["vocabulary"]) for row in rows)
     for number, (size, vocab) in enumerate(models):
         mine = [row for row in rows if (row["model"], row["vocabulary"]) == (size, vocab)]
@@ -279,7 +283,7 @@ def main() -> None:
         "--small", action="store_true", help="a few rows only; writes nothing unless --output"
     )
     parser.add_argument("--model", choices=["5M", "30M", "135M"], help="only this one; other rows are kept")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: 3; 1 with --small")
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name} under benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -300,7 +304,7 @@ def main() -> None:
             subjects[key] = smollm2() if case.size == "135M" else random_llama(*key)
             with_generate(subjects[key], Case(*key, 4, 4), 0)
             with_engine(subjects[key], Case(*key, 4, 4), 0)
-        rows.append(measure(subjects[key], case, options.rounds))
+        rows.append(measure(subjects[key], case, options.rounds or (1 if options.small else 3)))
         print("  ".join(str(value) for value in rows[-1].values()), flush=True)
         if output:
             save(rows, output)
