@@ -202,6 +202,7 @@ def test_a_model_in_training_goes_on_training_as_if_nothing_had_been_written() -
 @pytest.fixture
 def mixed() -> Iterator[Accelerator]:
     """Accelerate with bfloat16 for mixed precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's training may have set it
     yield Accelerator(cpu=True, mixed_precision="bf16")
     AcceleratorState._reset_state(reset_partial_state=True)
 
