@@ -1,10 +1,10 @@
 """Loading students and teachers, and reading hidden states and heads from them."""
 
 from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
-from stillhouse.models.fingerprint import fingerprint
+from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
-from stillhouse.models.tokenizers import check_same_tokenizer, difference
+from stillhouse.models.tokenizers import check_same_tokenizer, difference, tokenizer_digest
 
 __all__ = [
     "LoraConfig",
@@ -14,6 +14,7 @@ __all__ = [
     "check_same_tokenizer",
     "difference",
     "fingerprint",
+    "fingerprint_of_files",
     "head_of",
     "hidden_rows",
     "layer_rows",
@@ -21,5 +22,6 @@ __all__ = [
     "load_teacher",
     "load_tokenizer",
     "parameters_of",
+    "tokenizer_digest",
     "unwrap",
 ]

@@ -11,9 +11,9 @@ from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
 from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
-from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts
 from stillhouse.evaluate.tasks import Bench, Probe
-from stillhouse.models import parameters_of, unwrap
+from stillhouse.models import fingerprint, parameters_of, unwrap
 from stillhouse.runner.assemble import Parts
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
@@ -65,9 +65,9 @@ def _on_held_out(
     answers = {
         "prompts": digest_of_prompts(prompts),
         "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
-        "weights": digest_of_weights(model),
+        "weights": fingerprint(model),
     }
-    teacher = None if parts.teacher is None else digest_of_weights(parts.teacher)
+    teacher = None if parts.teacher is None else fingerprint(parts.teacher)
     header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
     if folder.has_evaluation(system, header=header if system == "student after" else None):
         return
