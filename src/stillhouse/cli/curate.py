@@ -52,13 +52,18 @@ def command(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Who says how likely a response is.")] = None,
 ) -> None:
-    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts."""
+    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts.
+
+    Interrupted while a teacher measures likelihoods, the same command goes on from what is measured.
+    """
     from stillhouse.curate.filters import REGISTRY
     from stillhouse.runner.filtering import curate, parse_filters
+    from stillhouse.runner.folder import check_writable
     from stillhouse.runner.resolve import resolve
 
     if output.suffix != ".jsonl":
         raise ConfigError(Fault("--output", "must end in .jsonl", got=str(output)))
+    check_writable("--output", output.parent)
     config = resolve(like).config if like is not None else None
     chosen = parse_filters(filters or ())
     if not chosen and config is not None:

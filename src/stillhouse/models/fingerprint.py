@@ -62,7 +62,7 @@ def fingerprint_of_files(model: TeacherModel, memory: Path | None = None, alone:
         alone: whether it is run on one sequence at a time, which rounds otherwise.
 
     Raises:
-        ModelError: there is no model at the path.
+        ModelError: there are no weights at the path.
     """
     known = {} if memory is None else _remembered(memory / REMEMBERED)
     before = dict(known)
@@ -70,8 +70,8 @@ def fingerprint_of_files(model: TeacherModel, memory: Path | None = None, alone:
     whole = hashlib.sha256(json.dumps(options).encode())
     for path in (model.path, model.adapter):
         files = _files(_folder(path)) if path is not None else []
-        if path is not None and not files:
-            raise ModelError(f"{path}: its files are not on this machine.")
+        if path is not None and all(file.name in CONFIGS for file in files):
+            raise ModelError(f"{path}: its weights are not on this machine.")
         for file in files:
             whole.update(f"{file.name} {_hash(file, known)}\n".encode())
         whole.update(b"--\n")
