@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,12 @@ def compare(
     Raises:
         StillhouseError: a model, the data or a task cannot be used.
     """
-    students = named(models)
+    students = named(models, reserved={"teacher"} if teacher is not None else set())
     given = dict(evaluate) if data is None else {**evaluate, "data": str(data)}
     rows = _rows(given)
     check_writable("--output", folder)
+    for student in students:
+        _check_own(folder / student.label)
     resolved = {
         student.label: resolve(
             {**_tree(student.model, teacher, template, rows, given), "name": student.label}
@@ -224,8 +226,22 @@ def _questions(parts: Parts) -> tuple[Prompt, ...]:
     return prompts
 
 
-def named(models: Sequence[str]) -> list[Student]:
+def _check_own(folder: Path) -> None:
+    """Refuse to write results over a run: there must be nothing that only a training leaves."""
+    if any((folder / name).exists() for name in ("checkpoints", "student", "responses")):
+        raise ConfigError(
+            Fault("--output", f"{folder} is a run of its own", hint="Choose another folder for the results.")
+        )
+
+
+def named(models: Sequence[str], reserved: Collection[str] = ()) -> list[Student]:
     """Models with short names for folders and tables: that of the run, or of the model's folder.
+
+    A name that is taken gets that of the folder around it in front, or else a number behind it.
+
+    Args:
+        models: folders, hub names or run folders.
+        reserved: names that are taken already.
 
     Raises:
         ConfigError: a run folder holds no exported student.
@@ -240,12 +256,19 @@ def named(models: Sequence[str]) -> list[Student]:
                 Fault("MODEL", f"{model} is a run without a finished student", hint="Finish it: --resume.")
             )
         path = str(run / "student") if is_run and run == place else model
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name if is_run else place.name).strip("-._") or "model"
-        taken = {student.label for student in students} | {"teacher"}
-        names = (label, *(f"{label}-{number}" for number in range(2, len(models) + 3)))
+        label = _plain(run.name if is_run else place.name)
+        taken = {student.label for student in students} | set(reserved)
+        above = (run if is_run else place).absolute().parent.name
+        names = (label, *([_plain(f"{above}-{label}")] if above else []))
+        names += tuple(f"{label}-{number}" for number in range(2, len(models) + 3))
         label = next(name for name in names if name not in taken)
         students.append(Student(label, path, run if is_run else None))
     return students
+
+
+def _plain(name: str) -> str:
+    """A name for folders."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
 def _rows(evaluate: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ def _on_held_out(
     }
     teacher = None if parts.teacher is None else fingerprint(parts.teacher)
     header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
-    if folder.has_evaluation(system, header=header if system == "student after" else None):
+    if folder.has_evaluation(system, header=header):
         return
     partial = Partial(folder.partial(system), answers)
     metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", partial)
@@ -104,7 +104,7 @@ def bench_of(
 def evaluate_task(bench: Bench, task: Probe, folder: RunFolder, label: str) -> None:
     """Measure one system on one task and write the result, unless the very same result is there already."""
     header = digest(task.header(bench))
-    if folder.has_evaluation(bench.system, task.title, header):
+    if folder.has_evaluation(bench.system, task.title, header=header):
         return
     training = bench.model.training
     bench.model.eval()

@@ -15,7 +15,7 @@ from stillhouse.curate.reading import files_of_round
 from stillhouse.curate.samples import Sample, digest_of
 from stillhouse.curate.scoring import mean_logprobs
 from stillhouse.curate.stages import Stage, header, read_header, read_rows
-from stillhouse.data.prompts import parse_source
+from stillhouse.data.prompts import source_at
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
@@ -152,7 +152,7 @@ def read_sides(paths: Sequence[Path]) -> dict[str, list[Sample]]:
 
 def _samples(path: Path) -> list[Sample]:
     """The rows of a stage file, or of plain JSON Lines with prompt and response."""
-    source = parse_source(str(path))
+    source = source_at(path)
     if path.suffix == ".jsonl":
         first = path.read_bytes().split(b"\n", 1)[0]
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:

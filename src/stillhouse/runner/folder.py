@@ -172,12 +172,9 @@ class RunFolder:
         if kept.is_dir() and not any(kept.iterdir()):
             kept.rmdir()
 
-    def has_evaluation(self, system: str, task: str | None = None, header: str | None = None) -> bool:
-        """Whether a system has been evaluated, under this header if one is given; the result is written after
-        the answers."""
+    def has_evaluation(self, system: str, task: str | None = None, *, header: str) -> bool:
+        """Whether a system has been evaluated under this header; the result is written after the answers."""
         path = self.evaluation(system, task)
-        if header is None:
-            return path.exists()
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["header"] == header)
         except (OSError, ValueError, KeyError, TypeError):
@@ -225,6 +222,25 @@ def check_writable(name: str, folder: Path) -> None:
         raise ConfigError(Fault(name, f"{place} is not a folder", got=str(folder)))
     if not os.access(place, os.W_OK | os.X_OK):
         raise EnvironmentFault(f"{name}: {place} may not be written. Choose another folder.")
+
+
+def check_file(name: str, path: Path, ending: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Args:
+        name: what gave the path, such as "--output".
+        path: the file.
+        ending: that its name must have; what stands beside it has another.
+
+    Raises:
+        ConfigError: it ends otherwise, is a folder, or there is a file in the place of its folder.
+        EnvironmentFault: its folder may not be written.
+    """
+    if path.is_dir():
+        raise ConfigError(Fault(name, "is a folder, not a file", got=str(path), hint="Name a file in it."))
+    if path.suffix != ending:
+        raise ConfigError(Fault(name, f"must end in {ending}", got=str(path)))
+    check_writable(name, path.parent)
 
 
 def needs_space(folder: Path, size: int) -> None:
