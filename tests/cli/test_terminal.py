@@ -63,7 +63,7 @@ def test_a_pipe_gets_plain_lines(workshop: Workshop) -> None:
 
 def test_written_text_gives_the_terminal_no_orders(workshop: Workshop) -> None:
     row = {"number": 0, "id": "a", "prompt": "p\x1b[2J", "response": "r\x1b[8m\u202e", "source": "teacher"}
-    write_jsonl(workshop.folder / "rows.jsonl", [{STAGE: {}}, row])
+    write_jsonl(workshop.folder / "rows.jsonl", [{STAGE: {"stage": "responses"}}, row])
     code, screens = workshop.in_terminal("show", "responses", "rows.jsonl")
     assert code == 0
     assert any("p␛[2J" in line for line in screens[-1])
