@@ -57,7 +57,8 @@ OVERRIDES = {
         "responses={kind: mixed, student_share: 0.5, base: {kind: generated, by: teacher}}",
         "teacher=null",
     ): ["trains on text that the teacher writes", "no teacher"],
-    ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher and from_config"],
+    ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher", "others to null"],
+    ("teacher=live",): ["teacher.path", "is missing. Folder or hub name"],
     ("data.train=nope.jsonl",): ["data.train", "no such file"],
     ("data.train=trein.jsonl",): ["did you mean 'train.jsonl'"],
     ("data.train=~nobody-of-that-name/x.jsonl",): ["data.train", "no such file"],
@@ -300,3 +301,10 @@ def test_the_quickstart_deletes_only_its_own(workshop: Workshop) -> None:
     assert "no quickstart's (kd)" in workshop.refused("quickstart", "--folder", "runs")
     assert "is not a folder" in workshop.refused("quickstart", "--folder", "train.jsonl")
     assert Path("runs/kd/state.json").exists()
+
+
+def test_tasks_that_cannot_be_asked_are_told_of_before_the_training(workshop: Workshop) -> None:
+    for verb in ("run", "check"):
+        assert "gsm8k needs rows of question" in workshop.refused(verb, "run.yaml", "evaluate.tasks=[gsm8k]")
+        nothing = "evaluate.tasks=[exact_match]", "data.valid=null", "train.validate_every=never"
+        assert "needs rows" in workshop.refused(verb, "run.yaml", *nothing)

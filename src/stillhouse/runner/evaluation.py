@@ -13,6 +13,7 @@ from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
 from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts
 from stillhouse.evaluate.tasks import Bench, Probe
+from stillhouse.evaluate.tasks.asking import Asking
 from stillhouse.models import fingerprint, parameters_of, unwrap
 from stillhouse.runner.assemble import Parts
 from stillhouse.runner.folder import RunFolder
@@ -31,6 +32,19 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     encoder = data.encoder or Encoder(config.data.template, tokenizer)
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
+
+
+def check_tasks(config: RunConfig, tokenizer: Any) -> None:
+    """Read the questions of every task, so that what is wrong with them is told before a training.
+
+    Raises:
+        ConfigError: a task has no rows.
+        DataError: its rows cannot be read, or none is left.
+    """
+    for task in config.evaluate.single_tasks():
+        if isinstance(task, Asking):
+            encoder = Encoder(task.template or config.data.template, tokenizer)
+            task.questions(encoder, config.data, config.evaluate.data or config.data.valid)
 
 
 def evaluate_system(

@@ -17,7 +17,7 @@ from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
 from stillhouse.runner.curation import curation_totals
-from stillhouse.runner.evaluation import evaluate_system, held_out
+from stillhouse.runner.evaluation import check_tasks, evaluate_system, held_out
 from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runner.options import training_arguments
@@ -79,6 +79,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     with console.phase("Loading models and data"):
         parts = assemble(config)
         questions = held_out(config, parts.data, parts.tokenizer)
+        check_tasks(config, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
