@@ -73,14 +73,16 @@ def count_what_is_written() -> None:
     """Count tokens wherever a model writes for training."""
     from stillhouse.responses.writer import Writer
 
-    write = Writer.write
+    def counting(write: Any) -> Any:
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            responses = write(self, *arguments, **options)
+            WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
+            return responses
 
-    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-        responses = write(self, *arguments, **options)
-        WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
-        return responses
+        return counted
 
-    Writer.write = counted  # type: ignore[method-assign]
+    for name in ("write", "write_some"):  # of which the second writes the rounds
+        setattr(Writer, name, counting(getattr(Writer, name)))
 
 
 def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
