@@ -76,6 +76,6 @@ def _ours(path: Path) -> bool:
         return path.name == "report.html"
     try:
         name = json.loads((path / "state.json").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(name == STAGES[path.name])
