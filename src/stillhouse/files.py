@@ -149,8 +149,6 @@ def locate(path: str | Path) -> Path:
     except (ImportError, ValueError):  # of a.b where there is no a; of no name
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentFault(
-            f"{text}: the Python package {name!r} is not installed. Install it, or write "
-            "package:NAME/path/in/it with the name under which it is imported."
-        )
+        way_out = f"Install it with: pip install {name}" if name else "Write package:NAME/path/in/it."
+        raise EnvironmentFault(f"{text}: the Python package {name!r} is not installed. {way_out}")
     return Path(next(iter(spec.submodule_search_locations))) / inner

@@ -83,10 +83,10 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
-    if resume:
-        _tell_changes(folder, resolved)
+    changes = _changes(folder, resolved) if resume else []
     # Nothing has been written so far: what is refused above leaves no folder behind.
     with recorded(folder, config) as interrupt:
+        folder.gone_on_with(changes)
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())
@@ -218,11 +218,12 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
     return Validation(config.train, step, log, measure, keep_best)
 
 
-def _tell_changes(folder: RunFolder, resolved: Resolved) -> None:
-    """Warn of values that are not those with which the run began."""
+def _changes(folder: RunFolder, resolved: Resolved) -> list[str]:
+    """Values that are not those with which the run began; they are warned of."""
     changes = folder.changes({path: fact["value"] for path, fact in resolved.provenance.items()})
     if changes:
         logger.warning("--resume goes on with other values than the run began with: %s", ", ".join(changes))
+    return changes
 
 
 def _write_report(folder: RunFolder) -> None:

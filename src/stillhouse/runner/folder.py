@@ -66,14 +66,19 @@ class RunFolder:
 
     def _running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
+        return at_work(self._kept_state())
+
+    def _kept_state(self) -> dict[str, Any]:
+        """What state.json holds; nothing if it cannot be read."""
         try:
             state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        return at_work(state) if isinstance(state, dict) else None
+            return {}
+        return state if isinstance(state, dict) else {}
 
     def begin(self, name: str, recipe: str | None) -> None:
-        """Note that the run has started."""
+        """Note that the run has started; with which values it was gone on before stays known."""
+        changed = self._kept_state().get("changed", [])
         self._state = {
             "state": "running",
             "name": name,
@@ -85,8 +90,14 @@ class RunFolder:
             "process": os.getpid(),
             "host": platform.node(),
             "message": None,
+            "changed": changed,
         }
         self.write("state.json", self._state)
+
+    def gone_on_with(self, changes: list[str]) -> None:
+        """Note which values are others than before, as `changes` tells them, now that the run goes on."""
+        if changes:
+            self.note(changed=[*self._state["changed"], {"at": _now(), "values": changes}])
 
     def note(self, **facts: Any) -> None:
         """Add facts to the state of a run that is going on."""
