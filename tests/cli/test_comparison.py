@@ -141,3 +141,21 @@ def test_another_teacher_is_evaluated_and_runs_are_not_overwritten(ready: Worksh
     said = ready.refused("eval", "student", "runs/kd", *command[:-2], "runs")
     assert "--output: runs/kd is a run of its own" in said
     assert ready.listing() == before
+
+
+def test_results_of_other_weights_do_not_stay_beside_the_new_ones(ready: Workshop) -> None:
+    command = ("--data", "valid.jsonl", "--template", "plain", "--max-tokens", "4", "-o", "out")
+    task = ("--tasks", "exact_match")
+    ok(ready.stillhouse("eval", "student", "runs/kd", *command, *task))
+    ok(ready.stillhouse("eval", "student", "runs/kd", *command))
+    kept = ready.folder / "out/kd/evaluation/student-after.exact_match.json"
+    assert kept.exists()
+    (ready.folder / "runs/kd/student").unlink()
+    (ready.folder / "runs/kd/student").symlink_to(ready.folder / "teacher")
+    said = ok(ready.stillhouse("eval", "student", "runs/kd", *command))
+    assert "out/kd: results of other weights are moved to" in said.err
+    assert not kept.exists()
+    assert len(list((ready.folder / "out/kd").glob(".evaluation-*/student-after*"))) == 4
+    assert (ready.folder / "out/student/evaluation/student-after.exact_match.json").exists()
+    run = next(one for one in map(load_run, find_runs([ready.folder / "out"])) if one.name == "kd")
+    assert {one.task for one in run.evaluations} == {"held-out prompts"}

@@ -6,7 +6,9 @@ student's own, so that everything that reads run folders reads it.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from stillhouse.data.template import Encoder
 from stillhouse.engines import TokenizerFacts
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import atomic, locate
-from stillhouse.models import check_same_tokenizer, load_student, load_teacher, load_tokenizer
+from stillhouse.models import check_same_tokenizer, fingerprint, load_student, load_teacher, load_tokenizer
 from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.evaluation import TASK, evaluate_system, held_out, measure
 from stillhouse.runner.folder import RunFolder, check_writable, environment
@@ -163,6 +165,7 @@ def compare(
 def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:
     """Measure one student; the files of the run that made it stand beside its results."""
     parts = _loaded(resolved.config)
+    _set_aside(folder, fingerprint(parts.student))
     if student.run is not None:
         for name in CARRIED:
             _copy(student.run, folder.path, name)
@@ -175,6 +178,21 @@ def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:
         folder.write("models.json", parts.model_facts())
         evaluate_system(parts, _questions(parts), folder, "student after", parts.student)
         folder.end("done")
+
+
+def _set_aside(folder: RunFolder, weights: str) -> None:
+    """Move results of other weights under the same name out of sight; of tasks not asked for now they would
+    stay, and stand beside the new ones."""
+    kept = folder.path / "weights.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else weights
+    old = sorted((folder.path / "evaluation").glob("student-after*")) if before != weights else []
+    if old:
+        away = folder.path / f".evaluation-{before[:8]}"
+        away.mkdir(exist_ok=True)
+        for path in old:
+            os.replace(path, away / path.name)
+        logger.warning("%s: results of other weights are moved to %s", folder.path, away)
+    folder.write(kept.name, weights)
 
 
 def _copy(source: Path, target: Path, pattern: str) -> None:
