@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -308,3 +309,12 @@ def test_tasks_that_cannot_be_asked_are_told_of_before_the_training(workshop: Wo
         assert "gsm8k needs rows of question" in workshop.refused(verb, "run.yaml", "evaluate.tasks=[gsm8k]")
         nothing = "evaluate.tasks=[exact_match]", "data.valid=null", "train.validate_every=never"
         assert "needs rows" in workshop.refused(verb, "run.yaml", *nothing)
+
+
+def test_the_quickstart_does_not_delete_one_that_is_going_on(workshop: Workshop) -> None:
+    stage = workshop.folder / "quick" / "warm-start"
+    stage.mkdir(parents=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    state = {"name": "warm-start", "state": "running", "process": os.getppid(), "started": now}
+    (stage / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert f"process {os.getppid()} is still at work" in workshop.refused("quickstart", "--folder", "quick")

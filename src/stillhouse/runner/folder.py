@@ -60,11 +60,11 @@ class RunFolder:
             )
         if resume and not (self.path / "state.json").exists():
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
-        if resume and (process := self._running()):
+        if resume and (process := self.running()):
             raise ConfigError(Fault("--resume", f"process {process} is still at work in {self.path}"))
         check_writable("output.folder", self.path)
 
-    def _running(self) -> int | None:
+    def running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
         return at_work(self._kept_state())
 
