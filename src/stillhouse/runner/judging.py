@@ -161,8 +161,8 @@ def run_judge(
     Raises:
         StillhouseError: files or server are not as needed, or no pair has a clear verdict.
     """
-    pairs = paired(first, second, limit)
     text = rubric.text()
+    pairs = paired(first, second, limit)
     client = server.client()
     try:
         model = server.served(client)
