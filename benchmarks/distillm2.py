@@ -19,14 +19,11 @@ papers do, five times by sampling at temperature 1. Writes benchmarks/results/di
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import itertools
 import json
-import os
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -34,13 +31,10 @@ from typing import Any
 
 from _distillm2_methods import METHODS, OTHERS, PAIRED, PROBES
 from _distillm2_table import bleu, lines, markdown, plot, summary
+from _distillm_runs import DATA, RESULTS, done, llama, measure_processor_time, parser
+from _distillm_runs import run as once
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-time.perf_counter = time.process_time  # before anything that measures is imported
-RESULTS = Path(__file__).parent / "results"
-DATA = "package:stillhouse/demo/data"
+measure_processor_time()
 SAMPLED = (10, 20, 30, 40, 50)
 
 
@@ -79,14 +73,16 @@ def count_what_is_written() -> None:
     """Count tokens wherever a model writes for training."""
     from stillhouse.responses.writer import Writer
 
-    write = Writer.write
+    def counting(write: Any) -> Any:
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            responses = write(self, *arguments, **options)
+            WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
+            return responses
 
-    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-        responses = write(self, *arguments, **options)
-        WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
-        return responses
+        return counted
 
-    Writer.write = counted  # type: ignore[method-assign]
+    for name in ("write", "write_some"):  # of which the second writes the rounds
+        setattr(Writer, name, counting(getattr(Writer, name)))
 
 
 def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -118,37 +114,16 @@ def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
 
 
 def model(size: tuple[int, int, int]) -> dict[str, Any]:
-    """A Llama from random weights, over the demo's own byte-level BPE of 1,024."""
-    width, layers, heads = size
-    return {
-        "tokenizer": "package:stillhouse/demo/teacher",
-        "from_config": {
-            "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": heads,
-            "intermediate_size": width * 8 // 3, "max_position_embeddings": 320,
-            "tie_word_embeddings": True,
-        },
-    }  # fmt: skip
-
-
-def done(folder: Path) -> bool:
-    """Whether a run has come to its end."""
-    state = folder / "state.json"
-    return state.exists() and json.loads(state.read_text(encoding="utf-8"))["state"] == "done"
+    """A Llama over the demo's own byte-level BPE of 1,024."""
+    return llama("package:stillhouse/demo/teacher", *size)
 
 
 def run(config: dict[str, Any]) -> Path:
     """Run a configuration unless it has been, and count what is written; its folder."""
-    import stillhouse
-
     folder = Path(config["output"]["folder"])
     if not done(folder):
-        kept = folder / "responses"
-        for path in (p for p in folder.glob("*") if p != kept):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
         WRITERS.update(student=0, teacher=0)
-        if stillhouse.run(config).state != "done":
-            raise SystemExit(f"{folder}: interrupted; run the same command again to go on")
+        once(config, kept={"responses"})
         (folder / "written.json").write_text(json.dumps(WRITERS), encoding="utf-8")
     return folder
 
@@ -300,16 +275,11 @@ def main() -> None:
     """Train what is missing, measure, write."""
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/distillm2"))
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
-    parser.add_argument("--only", action="append", choices=METHODS, help="some methods only")
-    parser.add_argument("--finished", action="store_true", help="train nothing: write what there is")
-    parser.add_argument("--probes", action="store_true", help="run the probes as well")
-    options = parser.parse_args()
+    known = parser(__doc__, "runs/distillm2")
+    known.add_argument("--only", action="append", choices=METHODS, help="some methods only")
+    known.add_argument("--finished", action="store_true", help="train nothing: write what there is")
+    known.add_argument("--probes", action="store_true", help="run the probes as well")
+    options = known.parse_args()
     torch.set_num_threads(1)
     count_what_is_written()
     size = SMALL if options.small else Size()

@@ -29,26 +29,19 @@ finished runs is gone on with.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import os
 import platform
 import sys
-import time
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from _distillm_results import markdown, measure, plot, summary, timed
+from _distillm_runs import DATA, RESULTS, done, llama, measure_processor_time, parser, run
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-time.perf_counter = time.process_time  # before anything that measures is imported
-RESULTS = Path(__file__).parent / "results"
-DATA = "package:stillhouse/demo/data"
+measure_processor_time()
 SHARE = {"kind": "dev_loss", "start": 0.2, "step": 0.1, "tolerance": 0.0}
 PEER = "GKD of TRL"
 METHODS: dict[str, dict[str, Any]] = {
@@ -120,38 +113,9 @@ def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:
 
 
 def model(size: tuple[int, int], tokenizer: Path) -> dict[str, Any]:
-    """A Llama from random weights."""
+    """A Llama with heads of 32."""
     width, layers = size
-    return {
-        "tokenizer": str(tokenizer),
-        "from_config": {
-            "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers,
-            "num_attention_heads": max(1, width // 32), "num_key_value_heads": max(1, width // 32),
-            "intermediate_size": width * 8 // 3, "max_position_embeddings": 320, "tie_word_embeddings": True,
-        },
-    }  # fmt: skip
-
-
-def done(folder: Path) -> bool:
-    """Whether a run has come to its end."""
-    state = folder / "state.json"
-    return state.exists() and json.loads(state.read_text())["state"] == "done"
-
-
-def run(config: dict[str, Any]) -> Path:
-    """Run a configuration unless it has been; its folder."""
-    import shutil
-
-    import stillhouse
-
-    folder = Path(config["output"]["folder"])
-    if not done(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        if stillhouse.run(config).state != "done":
-            raise SystemExit(
-                f"{folder}: interrupted; run the same command again to go on with the other runs"
-            )
-    return folder
+    return llama(tokenizer, width, layers, heads=max(1, width // 32))
 
 
 def make_tokenizer(size: Size, folder: Path) -> Path:
@@ -279,19 +243,14 @@ def main() -> None:
     """Train what is missing, measure, write."""
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/distillm-speed"))
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--seeds", type=int, help="fewer or more than the 3 of the full run")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps of each method, not {Size.steps}")
-    parser.add_argument(
+    known = parser(__doc__, "runs/distillm-speed")
+    known.add_argument("--steps", type=int, help=f"optimiser steps of each method, not {Size.steps}")
+    known.add_argument(
         "--only",
         choices=("teacher", "student", "speed"),
         help="stop after making this model, or time the methods whose quality has been measured",
     )
-    options = parser.parse_args()
+    options = known.parse_args()
     torch.set_num_threads(1)
     size = SMALL if options.small else Size()
     if options.steps:

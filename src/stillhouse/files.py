@@ -24,8 +24,11 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" (UTF-8 text) or "wb".
 
     Raises:
-        EnvironmentFault: the disk is full or the folder cannot be written. No half-written file is left.
+        EnvironmentFault: the disk is full, the folder cannot be written, or `path` is a folder itself. No
+            half-written file is left.
     """
+    if path.is_dir():
+        raise EnvironmentFault(f"{path}: is a folder, and a file is to be written. Name a file in it.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +79,38 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one row as a single write, so that a reader sees whole lines only."""
+    """Append one row as a single write, so that a reader sees whole lines only.
+
+    A last line that a kill or a full disk cut short goes, or it would be one line with the new row.
+    """
+    line = (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        with open(path, "a+b") as handle:
+            cut_torn(handle)
+            handle.write(line)
+
+
+def cut_torn(handle: IO[bytes]) -> bool:
+    """Cut what is behind the last newline of a file opened with "a+b"; whether anything is left."""
+    end = handle.seek(0, os.SEEK_END)
+    start = 0
+    for place, content in _backwards(handle, end):
+        newline = content.rfind(b"\n")
+        if newline >= 0:
+            start = place + newline + 1
+            break
+    if start < end:
+        handle.truncate(start)
+    return start > 0
+
+
+def _backwards(handle: IO[bytes], end: int, size: int = 4096) -> Iterator[tuple[int, bytes]]:
+    while end:
+        start = max(0, end - size)
+        handle.seek(start)
+        yield start, handle.read(end - start)
+        end = start
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -109,11 +139,16 @@ def locate(path: str | Path) -> Path:
     """
     text = str(path)
     if not text.startswith(PACKAGE):
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:  # ~NAME where nobody is called so
+            return Path(text)
     name, _, inner = text.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # of a.b where there is no a; of no name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentFault(
-            f"{text}: the Python package {name!r} is not installed. Install it with: pip install {name}"
-        )
+        way_out = f"Install it with: pip install {name}" if name else "Write package:NAME/path/in/it."
+        raise EnvironmentFault(f"{text}: the Python package {name!r} is not installed. {way_out}")
     return Path(next(iter(spec.submodule_search_locations))) / inner

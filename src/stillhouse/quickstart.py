@@ -59,7 +59,7 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
 
 def _clear(folder: Path) -> None:
     """Delete what an earlier quickstart left, and nothing else."""
-    from stillhouse.runner.folder import check_writable
+    from stillhouse.runner.folder import RunFolder, check_writable
 
     check_writable("--folder", folder)
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -67,6 +67,9 @@ def _clear(folder: Path) -> None:
     if strange:
         problem = f"{folder} holds something that is no quickstart's ({', '.join(strange[:3])})"
         raise ConfigError(Fault("--folder", problem, hint="Choose an empty or new folder."))
+    for stage in STAGES:
+        if (process := RunFolder(folder / stage).running()) is not None:
+            raise ConfigError(Fault("--folder", f"process {process} is still at work in {folder / stage}"))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -76,6 +79,6 @@ def _ours(path: Path) -> bool:
         return path.name == "report.html"
     try:
         name = json.loads((path / "state.json").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(name == STAGES[path.name])

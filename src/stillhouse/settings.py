@@ -64,7 +64,7 @@ class RunConfig(Part):
     responses: ResponsesField = Fixed()
     """Whose responses the student is trained on."""
     objective: ObjectiveField
-    """What is compared, for all responses or by source."""
+    """What is compared, for all responses or by source; a recipe sets it."""
     train: TrainConfig = TrainConfig()
     """How the student is optimised."""
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -57,9 +58,14 @@ OVERRIDES = {
         "responses={kind: mixed, student_share: 0.5, base: {kind: generated, by: teacher}}",
         "teacher=null",
     ): ["trains on text that the teacher writes", "no teacher"],
-    ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher and from_config"],
+    ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher", "others to null"],
+    ("teacher=live",): ["teacher.path", "is missing. Folder or hub name"],
     ("data.train=nope.jsonl",): ["data.train", "no such file"],
     ("data.train=trein.jsonl",): ["did you mean 'train.jsonl'"],
+    ("data.train=~nobody-of-that-name/x.jsonl",): ["data.train", "no such file"],
+    ("data.train={kind: hf, path: ./rows}",): ["data.train", "./rows: no such folder"],
+    ("student.path=~nobody-of-that-name",): ["student.path", "does not exist"],
+    ("teacher.adapter=teacher",): ["teacher.adapter", "no adapter_config.json"],
     ("data.train=train.csv",): ["does not end in one of .jsonl"],
     ("data.train.split=test",): ["data.train.split", "Only kind hf has it"],
     ("data.train.fields.prompt=question",): ["has no field 'question'", "its fields: prompt, outputs"],
@@ -120,6 +126,7 @@ ROWS = {
     '{"prompt": " ", "response": "b"}': ["1 x empty prompt"],
     '{"text": "only text"}': ["holds plain text"],
     '{"x": 1}': ["no prompt found in the fields x"],
+    '{"prompt": "a \\ud83d b", "response": "c"}': [":1: holds half of a surrogate pair"],
 }
 
 
@@ -229,6 +236,58 @@ def test_eval_speaks_of_its_own_options(workshop: Workshop) -> None:
     assert "--seeds" in workshop.refused("eval", "student", *data, "--seeds", "-1")
     assert "--max-tokens" in workshop.refused("eval", "student", *data, "--max-tokens", str(CONTEXT))
     assert "--output" in workshop.refused("eval", "student", *data, "-o", "valid.jsonl/result.json")
+    assert "--output: is a folder" in workshop.refused("eval", "student", *data, "-o", ".")
+    rows_beside = workshop.refused("eval", "student", *data, "-o", "result.jsonl")
+    assert "--output: must end in .json; got result.jsonl" in rows_beside
+
+
+def test_generate_speaks_of_its_own_options(workshop: Workshop) -> None:
+    message = workshop.refused("generate", "-o", "t.jsonl", "--model", "nope", "--data", "nada.jsonl")
+    assert message.count("\n- ") == 2
+    assert "\n- --model: nope: does not exist" in message
+    assert "\n- --data: nada.jsonl: no such file" in message
+    command = ("generate", "-o", "t.jsonl", "--model", "student", "--data", "train.jsonl")
+    assert "--top-p: must be at most 1" in workshop.refused(*command, "--top-p", "3")
+    assert "--template: no template" in workshop.refused(*command, "--template", "plane")
+    assert "no row is left for --data" in workshop.refused(*command, "--max-prompt", "2")
+
+
+def test_packages_that_are_not_there(workshop: Workshop) -> None:
+    for name in ("package:nowhere/x.jsonl", "package:no.where/x.jsonl", "package:/x.jsonl"):
+        said = workshop.stillhouse("check", "run.yaml", f"data.train={name}")
+        assert said.code == 3
+        assert "is not installed" in said.err
+
+
+def test_a_folder_in_the_place_of_a_file(workshop: Workshop) -> None:
+    assert workshop.stillhouse("run", "run.yaml", "train.max_steps=1").code == 0
+    for verb in ("report", "compare"):
+        said = workshop.stillhouse(verb, "runs/kd", "-o", ".")
+        assert said.code == 3
+        assert ".: is a folder, and a file is to be written" in said.err
+
+
+def test_files_of_rows_that_curate_show_and_judge_cannot_read(workshop: Workshop) -> None:
+    curate = ("curate", "rows.csv", "-o", "kept.jsonl", "-f")
+    assert "rows.csv: rows are read from" in workshop.refused("curate", "train.jsonl", *curate[2:], "overlap",
+                                                              "--held-out", "rows.csv")  # fmt: skip
+    (workshop.folder / "rows.csv").write_text("a,b", encoding="utf-8")
+    assert "rows.csv: rows are read from" in workshop.refused(*curate, "empty")
+    assert "--output: is a folder" in workshop.refused("curate", "train.jsonl", "-o", ".", "-f", "empty")
+    (workshop.folder / "none.jsonl").write_text("", encoding="utf-8")
+    assert "no responses are there" in workshop.refused("show", "responses", "none.jsonl")
+    answer = {"id": 1, "question": "q", "response": "a"}
+    (workshop.folder / "a.jsonl").write_text(json.dumps(answer), encoding="utf-8")
+    (workshop.folder / "b.jsonl").write_bytes(b"\xff\xfe")
+    judge = ("judge", "a.jsonl", "--url", "http://127.0.0.1:9/v1", "-o")
+    assert "b.jsonl: is not UTF-8" in workshop.refused(*judge, "judged.json", "b.jsonl")
+    assert "B: holds the very answers of A" in workshop.refused(*judge, "judged.json", "a.jsonl")
+    assert "--output: must end in .json" in workshop.refused(*judge, "judged.jsonl", "b.jsonl")
+
+
+def test_a_cache_that_is_not_there(workshop: Workshop) -> None:
+    for verb in (("info",), ("verify",), ("prune", "--limit", "1GB")):
+        assert "there is no such folder; got nowhere" in workshop.refused("cache", *verb, "nowhere")
 
 
 def test_report_on_what_is_no_run(workshop: Workshop) -> None:
@@ -243,3 +302,19 @@ def test_the_quickstart_deletes_only_its_own(workshop: Workshop) -> None:
     assert "no quickstart's (kd)" in workshop.refused("quickstart", "--folder", "runs")
     assert "is not a folder" in workshop.refused("quickstart", "--folder", "train.jsonl")
     assert Path("runs/kd/state.json").exists()
+
+
+def test_tasks_that_cannot_be_asked_are_told_of_before_the_training(workshop: Workshop) -> None:
+    for verb in ("run", "check"):
+        assert "gsm8k needs rows of question" in workshop.refused(verb, "run.yaml", "evaluate.tasks=[gsm8k]")
+        nothing = "evaluate.tasks=[exact_match]", "data.valid=null", "train.validate_every=never"
+        assert "needs rows" in workshop.refused(verb, "run.yaml", *nothing)
+
+
+def test_the_quickstart_does_not_delete_one_that_is_going_on(workshop: Workshop) -> None:
+    stage = workshop.folder / "quick" / "warm-start"
+    stage.mkdir(parents=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    state = {"name": "warm-start", "state": "running", "process": os.getppid(), "started": now}
+    (stage / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert f"process {os.getppid()} is still at work" in workshop.refused("quickstart", "--folder", "quick")

@@ -114,3 +114,48 @@ def test_what_is_wrong_with_tasks_is_told_before_anything_loads(ready: Workshop)
     (ready.folder / "runs/empty/state.json").write_text("{}", "utf-8")
     assert "without a finished student" in ready.refused("eval", "runs/empty", *command[1:], "tasks.yaml")
     assert "needs rows" in ready.stillhouse(*command, "exact_match").err
+
+
+def test_models_keep_the_names_of_their_folders(ready: Workshop) -> None:
+    command = ("--data", "valid.jsonl", "--template", "plain", "--max-tokens", "4", "-o")
+    ok(ready.stillhouse("eval", "student", "teacher", *command, "alone"))
+    assert {run.name for run in find_runs([ready.folder / "alone"])} == {"student", "teacher"}
+    (ready.folder / "old").mkdir()
+    (ready.folder / "old/teacher").symlink_to(ready.folder / "teacher")
+    (ready.folder / "old/student").symlink_to(ready.folder / "student")
+    both = ("eval", "student", "old/student", "old/teacher", *command, "beside", "--teacher", "teacher")
+    ok(ready.stillhouse(*both))
+    named = {run.name for run in find_runs([ready.folder / "beside"])}
+    assert named == {"student", "old-student", "old-teacher"}
+
+
+def test_another_teacher_is_evaluated_and_runs_are_not_overwritten(ready: Workshop) -> None:
+    command = ("--data", "valid.jsonl", "--template", "plain", "--max-tokens", "4", "-o", "out", "--teacher")
+    losses = []
+    for teacher in ("teacher", "student", "teacher"):
+        ok(ready.stillhouse("eval", "student", "runs/kd", *command, teacher))
+        result = json.loads((ready.folder / "out/kd/evaluation/teacher.json").read_text("utf-8"))
+        losses.append(result["metrics"]["loss"])
+    assert losses[0] == losses[2] != losses[1]
+    before = ready.listing()
+    said = ready.refused("eval", "student", "runs/kd", *command[:-2], "runs")
+    assert "--output: runs/kd is a run of its own" in said
+    assert ready.listing() == before
+
+
+def test_results_of_other_weights_do_not_stay_beside_the_new_ones(ready: Workshop) -> None:
+    command = ("--data", "valid.jsonl", "--template", "plain", "--max-tokens", "4", "-o", "out")
+    task = ("--tasks", "exact_match")
+    ok(ready.stillhouse("eval", "student", "runs/kd", *command, *task))
+    ok(ready.stillhouse("eval", "student", "runs/kd", *command))
+    kept = ready.folder / "out/kd/evaluation/student-after.exact_match.json"
+    assert kept.exists()
+    (ready.folder / "runs/kd/student").unlink()
+    (ready.folder / "runs/kd/student").symlink_to(ready.folder / "teacher")
+    said = ok(ready.stillhouse("eval", "student", "runs/kd", *command))
+    assert "out/kd: results of other weights are moved to" in said.err
+    assert not kept.exists()
+    assert len(list((ready.folder / "out/kd").glob(".evaluation-*/student-after*"))) == 4
+    assert (ready.folder / "out/student/evaluation/student-after.exact_match.json").exists()
+    run = next(one for one in map(load_run, find_runs([ready.folder / "out"])) if one.name == "kd")
+    assert {one.task for one in run.evaluations} == {"held-out prompts"}

@@ -94,3 +94,18 @@ def test_a_run_that_is_going_on_is_not_resumed(workshop: Workshop) -> None:
     assert process.returncode == 130, said
     assert "Stopping after this step" in said
     assert workshop.state()["state"] == "interrupted"
+
+
+def test_ctrl_c_in_other_verbs_leaves_what_is_whole(workshop: Workshop) -> None:
+    generate = ("generate", "run.yaml", "-o", "teacher.jsonl", "--chunk", "8")
+    said = workshop.in_child(*generate, hook=sends(("part-0-of-1", 3)))
+    assert said.code == 130
+    assert "Traceback" not in said.err
+    assert said.err.strip().endswith("interrupted")
+    again = workshop.stillhouse(*generate)
+    assert again.code == 0, again.err
+    assert "of them were there before" in again.out
+    evaluate = ("eval", "student", "--data", "valid.jsonl", "--template", "plain", "-o", "out.json")
+    said = workshop.in_child(*evaluate, hook=sends(("student/config.json", 1)))
+    assert (said.code, (workshop.folder / "out.json").exists()) == (130, False)
+    assert "Traceback" not in said.err

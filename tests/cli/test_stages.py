@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from stillhouse.files import write_jsonl
 from tests.workshop import Workshop, sends
 
 GENERATE = ("generate", "run.yaml", "-o", "teacher.jsonl", "--chunk", "8")
@@ -123,6 +124,59 @@ def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) ->
         "run", "run.yaml", "data.train=kept.jsonl", "train.max_steps=1", "name=from_kept"
     )
     assert run.code == 0, run.err
+
+
+FLOOR = (
+    "curate", "teacher.jsonl", "student.jsonl", "--teacher", "teacher",
+    "-f", "{kind: logprob_floor, lowest_share: 0.5, sides: all}", "-o",
+)  # fmt: skip
+
+
+def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> None:
+    for by in ("teacher", "student"):
+        made = workshop.stillhouse("generate", "run.yaml", "--by", by, "-n", "3", "-o", f"{by}.jsonl")
+        assert made.code == 0, made.err
+    straight = workshop.stillhouse(*FLOOR, "whole.jsonl")
+    assert straight.err.count("Measuring likelihoods") == 1
+    assert "144/144" in straight.err
+    killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("scores.part-0", 3), sig=signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    part = workshop.folder / "kept.scores.part-0-of-1.jsonl"
+    assert len(rows(part)) == 1 + 64 + 64
+    part.write_bytes(part.read_bytes()[:-20])
+    lines = part.read_text("utf-8").splitlines()[:-1]
+    first = json.loads(lines[1])
+    lines[1] = json.dumps({**first, "score": -0.125})  # a value that nobody would measure
+    part.write_text("\n".join([*lines, ""]), "utf-8")
+    again = workshop.stillhouse(*FLOOR, "kept.jsonl")
+    assert again.code == 0, again.err
+    assert not part.exists()
+    assert not list(workshop.folder.glob("kept.scores*"))
+    both = [
+        {(r["source"], r["id"], r.get("sample", 0)): r["scores"]["teacher"]
+         for end in ("", ".dropped") for r in rows(workshop.folder / f"{name}{end}.jsonl")[1:]}
+        for name in ("whole", "kept")
+    ]  # fmt: skip
+    differing = [key for key in both[0] if both[0][key] != both[1][key]]
+    assert len(both[0]) == 144
+    assert differing == [("teacher", "train:1", 0)]
+    assert both[1][differing[0]] == -0.125
+
+
+def test_curate_knows_which_teacher_scored(workshop: Workshop) -> None:
+    assert workshop.stillhouse("generate", "run.yaml", "--by", "student", "-o", "student.jsonl").code == 0
+    floor = ("curate", "student.jsonl", "-f", "{kind: logprob_floor, least: -6.5}", "-o", "kept.jsonl")
+    assert "--teacher" in workshop.refused(*floor)
+    said = workshop.stillhouse(*floor, "--teacher", "teacher")
+    assert said.code == 0, said.err
+    assert "unlikely under the teacher" in said.out
+    assert "nothing to do" in workshop.stillhouse(*floor, "--teacher", "teacher").out
+    assert "teacher is" in workshop.refused(*floor, "--teacher", "student")
+    lines = rows(workshop.folder / "student.jsonl")
+    lines[1]["token_ids"][0] = 5000
+    write_jsonl(workshop.folder / "other.jsonl", lines)
+    other = ("curate", "other.jsonl", *floor[2:-1], "more.jsonl", "--teacher", "teacher")
+    assert "has token ids that the tokenizer of teacher does not know" in workshop.refused(*other)
 
 
 def test_curate_says_what_is_missing(workshop: Workshop) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+from stillhouse.files import STAGE, write_jsonl
 from tests.workshop import Workshop
 
 RUN = (
@@ -57,3 +59,14 @@ def test_a_pipe_gets_plain_lines(workshop: Workshop) -> None:
     assert "▁" not in said.err
     assert "Validating" not in said.err
     assert "Student: runs/kd/student" in said.out
+
+
+def test_written_text_gives_the_terminal_no_orders(workshop: Workshop) -> None:
+    row = {"number": 0, "id": "a", "prompt": "p\x1b[2J", "response": "r\x1b[8m\u202e", "source": "teacher"}
+    write_jsonl(workshop.folder / "rows.jsonl", [{STAGE: {"stage": "responses"}}, row])
+    code, screens = workshop.in_terminal("show", "responses", "rows.jsonl")
+    assert code == 0
+    assert any("p␛[2J" in line for line in screens[-1])
+    assert any("r␛[8m[U+202E]" in line for line in screens[-1])
+    piped = workshop.stillhouse("show", "responses", "rows.jsonl", "--json")
+    assert json.loads(piped.out)["sides"]["teacher"]["response"] == row["response"]

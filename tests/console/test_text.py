@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from stillhouse.console import duration, number, show_error, table, visible
+from stillhouse.console import duration, note, number, say, show_error, table, visible, warn
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from tests.console.consoles import pipe, terminal, written
 
@@ -61,3 +61,12 @@ def test_control_characters_are_shown_and_not_obeyed():
     table(["name\x1b[2J"], [["\x1b]0;title\x07"]], title="[b]t\x1b", console=console)
     assert "\x1b" not in written(console)
     assert "[b]t␛" in written(console)
+
+
+def test_lines_obey_no_control_characters_either(capsys):
+    for print_line in (say, note, warn):
+        print_line("a\x1b[2Jb")
+    show_error(ConfigError("bad\x1b]0;title\x07.jsonl"))
+    captured = capsys.readouterr()
+    assert captured.out == "a␛[2Jb\n"
+    assert captured.err == "a␛[2Jb\nwarning: a␛[2Jb\nerror: bad␛]0;title␇.jsonl\n"

@@ -81,6 +81,7 @@ def test_lines_that_are_broken_are_named_or_counted(tmp_path: Path) -> None:
         ("rows.jsonl.gz", b"not packed", "cannot be unpacked"),
         ("rows.json", b"[1]", "item 1 is not an object"),
         ("rows.json", b"[", "rows.json:1: is not JSON"),
+        ("rows.json", b'[{"prompt": "a\\ud83d"}]', "item 1 holds half of a surrogate pair"),
         ("rows.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
@@ -89,6 +90,12 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, wo
     with pytest.raises(DataError) as caught:
         loaded(str(tmp_path / name))
     assert words in str(caught.value)
+
+
+def test_a_named_conversation_that_is_none_is_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"turns": "user: hi", "prompt": "something else"}])
+    with pytest.raises(DataError, match=r"field 'turns' \(fields.messages\) should be a list"):
+        loaded({"path": path, "fields": {"messages": "turns"}})
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from transformers import AutoModelForCausalLM
 
-from stillhouse.models import fingerprint
+from stillhouse.models import TeacherModel, fingerprint, fingerprint_of_files
 
 
 def test_any_weight_changes_it_and_saving_or_training_mode_do_not(tmp_path: Path) -> None:
@@ -31,3 +31,10 @@ def test_another_number_format_or_reading_of_the_same_weights_changes_it() -> No
     assert fingerprint(tiny.model(1).to(torch.bfloat16)) != before
     model.config.rms_norm_eps = 0.1  # type: ignore[union-attr]
     assert fingerprint(model) != before
+
+
+def test_files_keep_the_digest_under_which_caches_were_filled() -> None:
+    """Another digest of the same files would leave every teacher cache on disk unused."""
+    demo = TeacherModel(path="package:stillhouse/demo/teacher")
+    assert fingerprint_of_files(demo) == "c69acc1869e01411"
+    assert fingerprint_of_files(demo, alone=True) != "c69acc1869e01411"

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.collate import collate
 from stillhouse.errors import TeacherError
+from stillhouse.models import fingerprint_of_files
 from stillhouse.objectives import Head, build, fused_loss
 from stillhouse.objectives.compact import Compact
 from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, Teacher
 from stillhouse.teachers.cached import CachedTeacher
-from stillhouse.teachers.fingerprint import fingerprint
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.types import Response
 
@@ -194,7 +194,7 @@ def test_a_damaged_record_is_made_anew(path: str, tmp_path: Path, caplog: pytest
 
 def test_the_fingerprint_follows_the_weights_and_not_the_place(path: str, tmp_path: Path) -> None:
     def digest(where: str, **options: Any) -> str:
-        return fingerprint(LiveTeacherConfig(path=where, **options), tmp_path / "memory")
+        return fingerprint_of_files(LiveTeacherConfig(path=where, **options), tmp_path / "memory")
 
     first = digest(path)
     copy = shutil.copytree(path, tmp_path / "copy")

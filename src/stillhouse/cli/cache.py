@@ -25,6 +25,21 @@ def register(app: typer.Typer) -> None:
     app.add_typer(verbs, name="cache")
 
 
+def _there(folder: Path) -> Path:
+    from stillhouse.errors import ConfigError, Fault
+
+    if not folder.is_dir():
+        raise ConfigError(
+            Fault(
+                "FOLDER",
+                "there is no such folder",
+                got=str(folder),
+                hint="Name the cache's (teacher.folder of its runs), or fill one: stillhouse cache build.",
+            )
+        )
+    return folder
+
+
 def build(
     file: RunFile,
     overrides: Overrides = None,
@@ -81,7 +96,7 @@ def info(folder: Folder = DEFAULT) -> None:
             one.bytes / max(1, one.tokens), one.shards,
             datetime.datetime.fromtimestamp(one.last_used).isoformat(" ", "minutes"),
         )
-        for one in contents(folder)
+        for one in contents(_there(folder))
     ]  # fmt: skip
     columns = (
         "teacher", "was at", "form", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
@@ -98,7 +113,7 @@ def verify(
     from stillhouse.teachers.store import care
 
     sound, broken = 0, []
-    for path, whole, damage in care.verify(folder):
+    for path, whole, damage in care.verify(_there(folder)):
         sound += whole
         for one in damage:
             console.say(f"{one.path}: {one.what} {'was cut short' if one.mends_itself else 'is damaged'}")
@@ -136,7 +151,7 @@ def prune(
         size = None if limit is None else int(parse_bytes(limit))
     except ValueError as error:
         raise ConfigError(Fault("--limit", str(error), got=limit)) from error
-    freed, busy = care.prune(folder, size, teacher)
+    freed, busy = care.prune(_there(folder), size, teacher)
     console.say(f"{freed / 1e6:,.1f} MB freed in {folder}")
     for path in busy:
         console.warn(f"{path} was left as it is: a process is writing to it")

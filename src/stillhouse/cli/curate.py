@@ -52,13 +52,16 @@ def command(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Who says how likely a response is.")] = None,
 ) -> None:
-    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts."""
+    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts.
+
+    Interrupted while a teacher measures likelihoods, the same command goes on from what is measured.
+    """
     from stillhouse.curate.filters import REGISTRY
     from stillhouse.runner.filtering import curate, parse_filters
+    from stillhouse.runner.folder import check_file
     from stillhouse.runner.resolve import resolve
 
-    if output.suffix != ".jsonl":
-        raise ConfigError(Fault("--output", "must end in .jsonl", got=str(output)))
+    check_file("--output", output, ".jsonl")
     config = resolve(like).config if like is not None else None
     chosen = parse_filters(filters or ())
     if not chosen and config is not None:
@@ -82,11 +85,11 @@ def command(
 def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[str, ...]:
     """The texts of the named sets, or of those that the run evaluates on."""
     from stillhouse.curate.held_out import texts_of
-    from stillhouse.data.prompts import parse_source
+    from stillhouse.data.prompts import source_at
     from stillhouse.runner.curation import evaluation_sets
 
     if paths or config is None:
-        return texts_of(parse_source(str(path)) for path in paths)
+        return texts_of(source_at(path) for path in paths)
     return texts_of(evaluation_sets(config))
 
 

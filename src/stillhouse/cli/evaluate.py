@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stillhouse import console
-from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.cli.wording import as_options
+from stillhouse.errors import ConfigError, Fault
 
 
 def register(app: typer.Typer) -> None:
@@ -75,11 +73,11 @@ def command(
     assert data is not None
     from stillhouse.files import write_json, write_jsonl
     from stillhouse.runner.comparison import evaluate_model
-    from stillhouse.runner.folder import check_writable
+    from stillhouse.runner.folder import check_file
 
     if output is not None:
-        check_writable("--output", output.parent)
-    with _as_options():
+        check_file("--output", output, ".json")
+    with as_options(OPTIONS):
         result, rows = evaluate_model(models[0], data, teacher=teacher, template=template, **settings)
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
@@ -99,7 +97,7 @@ def _compare(
     from stillhouse.runner.comparison import compare
 
     folder = output or Path("runs/comparison")
-    with _as_options():
+    with as_options(OPTIONS):
         folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
     rows = summary_table(folders)
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -150,25 +148,3 @@ OPTIONS = {
     "evaluate.limit": "--limit",
 }
 """Which option of the verb a place in the configuration stands for."""
-
-
-@contextlib.contextmanager
-def _as_options() -> Iterator[None]:
-    """Faults in the words of the command line; one option that is wrong in two places is told once."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(*dict.fromkeys(map(_as_option, error.faults))) from error
-    except DataError as error:
-        raise DataError(str(error).replace("data.train", "--data")) from error
-
-
-def _as_option(fault: Fault | str) -> Fault | str:
-    if isinstance(fault, Fault):
-        path = OPTIONS.get(fault.path, fault.path.replace("evaluate.tasks", "--tasks"))
-        hint = "Set a lower --max-tokens." if path == "--max-tokens" and fault.hint else fault.hint
-        return replace(fault, path=path, hint=hint, origin=None)
-    place, _, rest = fault.partition(": ")
-    if place in OPTIONS:
-        return f"{OPTIONS[place]}: {rest}"
-    return fault.replace("evaluate.tasks", "--tasks")

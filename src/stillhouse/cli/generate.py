@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.cli.arguments import Overrides
+from stillhouse.cli.wording import as_options
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def command(
 
     The models and the data are those of RUN.YAML, or --model and --data.
     """
-    from stillhouse.runner.folder import check_writable
+    from stillhouse.runner.folder import check_file
     from stillhouse.runner.writing import Wanted, generate
 
     world = world or int(os.environ.get("WORLD_SIZE", "1"))
@@ -76,16 +78,15 @@ def command(
         )
     if file is not None and model is not None:
         raise ConfigError(Fault("--model", "does not go with a YAML file", hint="Name one of the two."))
-    if output.suffix != ".jsonl":
-        raise ConfigError(Fault("--output", "must end in .jsonl", got=str(output)))
-    config = _config(
-        file, overrides, model, data, template, max_prompt,
-        {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
-    )  # fmt: skip
-    check_writable("--output", output.parent)
+    check_file("--output", output, ".jsonl")
     label = label or (model if file is None else None)
     wanted = Wanted(output, by.value, label, samples, seed, limit, rank, world, chunk, score)
-    written = generate(config, wanted)
+    with as_options(OPTIONS) if file is None else contextlib.nullcontext():
+        config = _config(
+            file, overrides, model, data, template, max_prompt,
+            {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+        )  # fmt: skip
+        written = generate(config, wanted)
     if written.before == written.total:
         console.say(f"{output}: all {written.total:,} responses are there already; nothing to do.")
         return
@@ -126,3 +127,18 @@ def _config(
         config = of_model(model, data, template, sampling, max_prompt)
     preflight(config)
     return config
+
+
+OPTIONS = {
+    "student.path": "--model",
+    "teacher.path": "--model",
+    "data.train": "--data",
+    "data.template": "--template",
+    "data.template.kind": "--template",
+    "data.max_prompt": "--max-prompt",
+    "data.max_response": "--max-tokens",
+    "engine.sampling.max_tokens": "--max-tokens",
+    "engine.sampling.temperature": "--temperature",
+    "engine.sampling.top_p": "--top-p",
+}
+"""Which option of the verb a place in the configuration of --model and --data stands for."""

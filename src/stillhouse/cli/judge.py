@@ -64,7 +64,7 @@ def command(
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.evaluate.judging import Rubric
     from stillhouse.remote import Server
-    from stillhouse.runner.folder import check_writable
+    from stillhouse.runner.folder import check_file
     from stillhouse.runner.judging import Price, default_output, find_answers, run_judge
 
     try:
@@ -76,7 +76,7 @@ def command(
         ) from error
     ours, theirs = find_answers(first, task, "A"), find_answers(second, task, "B")
     target = output or default_output(ours, theirs)
-    check_writable("--output", target.parent)
+    check_file("--output", target, ".json")
     asked = Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature)
     result = run_judge(ours, theirs, server, asked, target, limit=limit, price=Price(price_in, price_out))
     title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"

@@ -50,15 +50,23 @@ def command(
 ) -> None:
     """Show prompts with the teacher's and the student's response side by side, likelihoods, and drops."""
     from stillhouse.curate.reading import SIDES, chosen, read_files, read_round
+    from stillhouse.errors import DataError
 
     folders = [target for target in targets if target.is_dir()]
     asked = read_round(folders[0], round) if folders and len(targets) == 1 else read_files(targets)
+    if not asked:
+        raise DataError(f"{', '.join(map(str, targets))}: no responses are there")
     if what is What.pairs:
         asked = [one for one in asked if all(side in one.sides for side in SIDES)]
+        if not asked:
+            raise DataError(
+                f"{', '.join(map(str, targets))}: no prompt has both a teacher's and a student's response. "
+                "Name the files of both, or: stillhouse show responses"
+            )
     shown = chosen(asked, number=number, seed=seed, id=id, dropped=dropped)
     if as_json:
         for one in shown:
-            console.say(json.dumps(one.as_json(), ensure_ascii=False))
+            typer.echo(json.dumps(one.as_json(), ensure_ascii=False))
         return
     terminal = console.output().is_terminal
     for one in shown:
@@ -87,18 +95,21 @@ def _table(one: Asked) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    visible = console.visible
     drawn = Table(
-        title=Text(f"{one.id}\n{one.prompt}", style="bold"),
+        title=Text(visible(f"{one.id}\n{one.prompt}"), style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         expand=True,
-        caption=Text("\n".join(_verdicts(one)), style="red" if one.dropped else "yellow"),
+        caption=Text(visible("\n".join(_verdicts(one))), style="red" if one.dropped else "yellow"),
         caption_justify="left",
     )
     for side in one.sides:
         drawn.add_column(Text(side), ratio=1, overflow="fold")
-    drawn.add_row(*(Text(row["response"]) for row in one.sides.values()))
-    drawn.add_row(*(Text(_about(row, one.gap.get(side)), style="dim") for side, row in one.sides.items()))
+    drawn.add_row(*(Text(visible(row["response"])) for row in one.sides.values()))
+    drawn.add_row(
+        *(Text(visible(_about(row, one.gap.get(side))), style="dim") for side, row in one.sides.items())
+    )
     console.output().print(drawn)
 
 

@@ -37,7 +37,9 @@ def kind_of(part: type[Part]) -> Any:
 
 
 def class_of(bases: list[type[Part]], value: Any) -> type[Part] | None:
-    """Which of the classes under `bases` a mapping most probably stands for: by kind, else by its names."""
+    """Which of the classes under `bases` a value most probably stands for: by kind, else by its names."""
+    if isinstance(value, str):  # a bare kind, such as `teacher: live`
+        return next((part for base in bases for part in variants(base) if kind_of(part) == value), None)
     if not isinstance(value, Mapping):
         return None
     candidates = [part for base in bases for part in variants(base)]

@@ -126,18 +126,21 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line of result to standard output, never broken and never read as markup."""
-    output().print(Text(text), soft_wrap=True)
+    """Print one line of result to standard output, never broken and never read as markup.
+
+    Text for programs, such as JSON, goes through `typer.echo` instead, as it is.
+    """
+    output().print(Text(visible(text)), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print one line about what goes on to standard error."""
-    messages().print(Text(text), soft_wrap=True)
+    messages().print(Text(visible(text)), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a warning to standard error."""
-    messages().print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+    messages().print(Text.assemble(("warning: ", "bold yellow"), visible(text)), soft_wrap=True)
 
 
 def show_error(error: StillhouseError) -> int:
@@ -146,7 +149,7 @@ def show_error(error: StillhouseError) -> int:
     Returns:
         The exit code: 2 where the user can mend the input, 3 where the environment failed.
     """
-    text = str(error)
+    text = visible(str(error))
     gap = "\n" if "\n" in text else " "
     messages().print(Text.assemble(("error:", "bold red"), gap, text), soft_wrap=True)
     return error.exit_code

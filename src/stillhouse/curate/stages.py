@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, told, write_jsonl
+from stillhouse.files import STAGE, cut_torn, told, write_jsonl
 
 FORMAT = 2
 _INFORMAL = ("versions",)
@@ -96,7 +96,7 @@ class Stage:
         with told(self.part):
             self.part.parent.mkdir(parents=True, exist_ok=True)
             with open(self.part, "a+b") as handle:
-                if not _cut_torn(handle):
+                if not cut_torn(handle):
                     handle.write(_line({STAGE: self.header}))
                 handle.write(b"".join(map(_line, rows)))
                 handle.flush()
@@ -199,28 +199,6 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= flat(value, f"{path}.{key}" if path else str(key))
     return leaves
-
-
-def _cut_torn(handle: Any) -> bool:
-    """Cut what is behind the last newline; whether anything is left."""
-    end = handle.seek(0, os.SEEK_END)
-    start = 0
-    for block in _backwards(handle, end):
-        place, content = block
-        newline = content.rfind(b"\n")
-        if newline >= 0:
-            start = place + newline + 1
-            break
-    handle.truncate(start)
-    return start > 0
-
-
-def _backwards(handle: Any, end: int, size: int = 65536) -> Iterable[tuple[int, bytes]]:
-    while end:
-        start = max(0, end - size)
-        handle.seek(start)
-        yield start, handle.read(end - start)
-        end = start
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

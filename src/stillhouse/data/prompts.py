@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from stillhouse.config import Part, Registry, nearest
 from stillhouse.data.rows import Fields, Row, understand
 from stillhouse.errors import DataError, EnvironmentFault
-from stillhouse.files import STAGE, locate
+from stillhouse.files import PACKAGE, STAGE, locate
 
 Raw = tuple[str, Mapping[str, Any]]
 """Where a row stands ("train.jsonl:17") and what it holds."""
@@ -128,6 +128,8 @@ class JsonLines(_File):
                 problem = None if isinstance(row, dict) else f"is a JSON {type(row).__name__}, not an object"
             except json.JSONDecodeError as error:
                 problem = f"is not JSON ({error.msg} at column {error.colno})"
+            if problem is None and _broken_text(line, row):
+                problem = "holds half of a surrogate pair, which is no character"
             if problem is None and STAGE in row:
                 staged = True  # the header of a file that `stillhouse generate` or `curate` wrote
             elif problem is None:
@@ -146,7 +148,22 @@ class JsonLines(_File):
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 raise DataError(f"{path}: item {number} is not an object: {row!r:.60}")
+            if _broken_text(text, row):
+                raise DataError(
+                    f"{path}: item {number} holds half of a surrogate pair, which is no character"
+                )
             yield f"{path}[{number}]", row
+
+
+def _broken_text(source: str, row: Any) -> bool:
+    """Whether a JSON value holds half of a surrogate pair (an emoji cut in two), which no UTF-8 can say."""
+    if "\\ud" not in source and "\\uD" not in source:
+        return False
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _of_stage(row: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +204,19 @@ class HuggingFace(SourceConfig):
     revision: str | None = None
     """Which version, for a data set on the hub; fix it, or results cannot be repeated."""
 
+    def found(self) -> Path:
+        """The folder on disk; the path itself where it may be a name on the hub.
+
+        Raises:
+            DataError: it looks like a folder, and there is none.
+        """
+        place = locate(self.path)
+        looks_local = self.path.startswith((PACKAGE, "/", ".", "~")) or self.path.count("/") > 1
+        if looks_local and not place.exists():
+            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            raise DataError(f"{self.path}: no such folder{nearest(place.name, beside)}")
+        return place
+
     def load(self) -> Any:
         """The `datasets.Dataset`.
 
@@ -197,7 +227,7 @@ class HuggingFace(SourceConfig):
         import datasets
         from datasets.exceptions import DatasetNotFoundError
 
-        place = locate(self.path)
+        place = self.found()
         saved = any((place / name).is_file() for name in ("state.json", "dataset_dict.json"))
         try:
             if not saved:
@@ -261,6 +291,20 @@ def parse_source(value: Any) -> Any:
             {"path": path, "endings": ", ".join(_ENDINGS)},
         )
     return SOURCES.parse({"kind": kind, **value})
+
+
+def source_at(path: str | Path) -> SourceConfig:
+    """The set of rows at a path of the command line.
+
+    Raises:
+        DataError: the ending of the path says nothing.
+    """
+    try:
+        found: SourceConfig = parse_source(str(path))
+    except PydanticCustomError as error:
+        known = ", ".join(_ENDINGS)
+        raise DataError(f"{path}: rows are read from a file that ends in one of {known}") from error
+    return found
 
 
 Source = Annotated[SerializeAsAny[SourceConfig], BeforeValidator(parse_source)]

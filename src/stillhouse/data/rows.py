@@ -100,6 +100,11 @@ def understand(raw: Mapping[str, Any], fields: Fields, where: str) -> Row:
     named = fields.messages or ("messages" if not fields.prompt and not fields.text else None)
     if named and isinstance(raw.get(named), list):
         return _conversation(raw, fields, named, where)
+    if fields.messages:
+        raise DataError(
+            f"{where}: field {named!r} (fields.messages) should be a list of {{role, content}}, "
+            f"got {type(raw[fields.messages]).__name__} {raw[fields.messages]!r:.80}"
+        )
     prompt = fields.prompt or _first(raw, _PROMPTS)
     if prompt and not fields.text:
         return _asked(raw, fields, prompt, where)

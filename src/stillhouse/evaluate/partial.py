@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from stillhouse.files import append_jsonl, read_jsonl
 
 
@@ -62,18 +60,3 @@ def digest(value: Any) -> str:
 def digest_of_prompts(prompts: Iterable[Any]) -> str:
     """Stands for the token ids and references of prompts, in their order."""
     return digest([[prompt.token_ids, prompt.references] for prompt in prompts])
-
-
-def digest_of_weights(model: nn.Module, values: int = 1024) -> str:
-    """Stands for a model's weights: names, shapes, and up to `values` evenly spaced numbers of each.
-
-    Training moves every tensor nearly everywhere, so a sample tells two states of a model apart without
-    reading gigabytes.
-    """
-    found = hashlib.sha256()
-    for name, weights in model.state_dict().items():
-        flat = weights.detach().flatten()
-        step = max(1, len(flat) // values)
-        found.update(f"{name}{tuple(weights.shape)}{weights.dtype}".encode())
-        found.update(flat[::step].double().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]

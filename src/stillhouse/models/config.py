@@ -77,7 +77,8 @@ class StudentConfig(_Model):
         starts = [name for name in ("path", "from_teacher", "from_config") if getattr(self, name) is not None]
         if len(starts) != 1:
             given = " and ".join(starts) or "none of them"
-            raise ValueError(f"needs exactly one of path, from_teacher and from_config; got {given}")
+            way_out = "; set the others to null" if starts else ""
+            raise ValueError(f"needs exactly one of path, from_teacher and from_config; got {given}{way_out}")
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("from_config needs a model_type, such as llama")
         return self

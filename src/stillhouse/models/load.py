@@ -40,6 +40,14 @@ def place(path: str) -> str:
     return path
 
 
+def _nor(path: str) -> str:
+    """What to say of a hub name that looks like a mistyped folder."""
+    folder = locate(path)
+    if folder.exists() or "/" not in path or not folder.parent.is_dir():
+        return ""
+    return f" Nor does the folder {folder.parent} hold {folder.name}{_near(folder)}."
+
+
 def _near(folder: Path) -> str:
     beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
     return nearest(folder.name, beside)
@@ -66,7 +74,9 @@ def load_tokenizer(config: _Model, fallback: _Model | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: no tokenizer could be loaded from there. {_first_line(error)}") from error
+        raise ModelError(
+            f"{path}: no tokenizer could be loaded from there. {_first_line(error)}{_nor(path)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could end.")
     if tokenizer.pad_token_id is None:
@@ -82,11 +92,39 @@ def load_teacher(config: TeacherModel) -> nn.Module:
     """
     model = _load(config, config.path, config.dtype)
     if config.adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, place(config.adapter)).merge_and_unload()
+        model = _merged(model, config.adapter)
     check_head(model)
     return model.requires_grad_(False).eval()
+
+
+def adapter_place(path: str) -> str:
+    """Where an adapter is: as `place`, and a folder must hold one.
+
+    Raises:
+        ModelError: it is no adapter.
+    """
+    folder = place(path)
+    if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path}: is not the folder of a LoRA adapter: it has no adapter_config.json. A whole model is "
+            "named by path."
+        )
+    return folder
+
+
+def _merged(model: nn.Module, adapter: str) -> nn.Module:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        merged: nn.Module = PeftModel.from_pretrained(model, adapter_place(adapter)).merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{adapter}: cannot be put on the teacher as an adapter. {_first_line(error)}"
+        ) from error
+    return merged
 
 
 def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | None, seed: int) -> nn.Module:
@@ -236,7 +274,7 @@ def _load(config: _Model, path: str, dtype: Dtype) -> nn.Module:
         model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{path}: no causal language model could be loaded from there. {_first_line(error)}"
+            f"{path}: no causal language model could be loaded from there. {_first_line(error)}{_nor(path)}"
         ) from error
     if found["missing_keys"]:
         first = sorted(found["missing_keys"])[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.errors import ModelError
@@ -46,3 +49,9 @@ def difference(student: Any, teacher: Any) -> str | None:
     if extra:
         facts.append(f"{extra:,} of the teacher's {len(theirs):,} tokens are none of the student's")
     return "; ".join(facts)
+
+
+def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
+    """16 hexadecimal digits that change with which id is which token."""
+    rows = sorted((index, token) for token, index in vocabulary.items())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -55,7 +55,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
     """
     from stillhouse.data import load
-    from stillhouse.runner.evaluation import held_out
+    from stillhouse.runner.evaluation import check_tasks, held_out
     from stillhouse.runner.vocabularies import tokenizers, told
 
     teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
@@ -64,6 +64,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     needs = config.responses.needs_reference()
     data = load(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
     questions = held_out(config, data, tokenizer)
+    check_tasks(config, tokenizer)
     teacher = shape_of(teacher_config) if teacher_config is not None else None
     student = student_shape(config.student, teacher_config, len(tokenizer))
     contexts = {"student": student.context, "teacher": teacher.context if teacher else None}

@@ -6,9 +6,11 @@ student's own, so that everything that reads run folders reads it.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,14 @@ from stillhouse.data.template import Encoder
 from stillhouse.engines import TokenizerFacts
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import atomic, locate
-from stillhouse.models import check_same_tokenizer, load_student, load_teacher, load_tokenizer, own_device
+from stillhouse.models import (
+    check_same_tokenizer,
+    fingerprint,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    own_device,
+)
 from stillhouse.runner.assemble import Parts, assemble
 from stillhouse.runner.evaluation import TASK, evaluate_system, held_out, measure
 from stillhouse.runner.folder import RunFolder, check_writable, environment
@@ -129,10 +138,12 @@ def compare(
     Raises:
         StillhouseError: a model, the data or a task cannot be used.
     """
-    students = named(models)
+    students = named(models, reserved={"teacher"} if teacher is not None else set())
     given = dict(evaluate) if data is None else {**evaluate, "data": str(data)}
     rows = _rows(given)
     check_writable("--output", folder)
+    for student in students:
+        _check_own(folder / student.label)
     resolved = {
         student.label: resolve(
             {**_tree(student.model, teacher, template, rows, given), "name": student.label}
@@ -159,6 +170,7 @@ def compare(
 def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:
     """Measure one student; the files of the run that made it stand beside its results."""
     parts = _loaded(resolved.config)
+    _set_aside(folder, fingerprint(parts.student))
     if student.run is not None:
         for name in CARRIED:
             _copy(student.run, folder.path, name)
@@ -171,6 +183,21 @@ def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:
         folder.write("models.json", parts.model_facts())
         evaluate_system(parts, _questions(parts), folder, "student after", parts.student)
         folder.end("done")
+
+
+def _set_aside(folder: RunFolder, weights: str) -> None:
+    """Move results of other weights under the same name out of sight; of tasks not asked for now they would
+    stay, and stand beside the new ones."""
+    kept = folder.path / "weights.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else weights
+    old = sorted((folder.path / "evaluation").glob("student-after*")) if before != weights else []
+    if old:
+        away = folder.path / f".evaluation-{before[:8]}"
+        away.mkdir(exist_ok=True)
+        for path in old:
+            os.replace(path, away / path.name)
+        logger.warning("%s: results of other weights are moved to %s", folder.path, away)
+    folder.write(kept.name, weights)
 
 
 def _copy(source: Path, target: Path, pattern: str) -> None:
@@ -222,8 +249,22 @@ def _questions(parts: Parts) -> tuple[Prompt, ...]:
     return prompts
 
 
-def named(models: Sequence[str]) -> list[Student]:
+def _check_own(folder: Path) -> None:
+    """Refuse to write results over a run: there must be nothing that only a training leaves."""
+    if any((folder / name).exists() for name in ("checkpoints", "student", "responses")):
+        raise ConfigError(
+            Fault("--output", f"{folder} is a run of its own", hint="Choose another folder for the results.")
+        )
+
+
+def named(models: Sequence[str], reserved: Collection[str] = ()) -> list[Student]:
     """Models with short names for folders and tables: that of the run, or of the model's folder.
+
+    A name that is taken gets that of the folder around it in front, or else a number behind it.
+
+    Args:
+        models: folders, hub names or run folders.
+        reserved: names that are taken already.
 
     Raises:
         ConfigError: a run folder holds no exported student.
@@ -238,12 +279,19 @@ def named(models: Sequence[str]) -> list[Student]:
                 Fault("MODEL", f"{model} is a run without a finished student", hint="Finish it: --resume.")
             )
         path = str(run / "student") if is_run and run == place else model
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name if is_run else place.name).strip("-._") or "model"
-        taken = {student.label for student in students} | {"teacher"}
-        names = (label, *(f"{label}-{number}" for number in range(2, len(models) + 3)))
+        label = _plain(run.name if is_run else place.name)
+        taken = {student.label for student in students} | set(reserved)
+        above = (run if is_run else place).absolute().parent.name
+        names = (label, *([_plain(f"{above}-{label}")] if above else []))
+        names += tuple(f"{label}-{number}" for number in range(2, len(models) + 3))
         label = next(name for name in names if name not in taken)
         students.append(Student(label, path, run if is_run else None))
     return students
+
+
+def _plain(name: str) -> str:
+    """A name for folders."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
 def _rows(evaluate: Mapping[str, Any]) -> str:

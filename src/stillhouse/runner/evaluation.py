@@ -11,9 +11,10 @@ from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
 from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
-from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts
 from stillhouse.evaluate.tasks import Bench, Probe
-from stillhouse.models import parameters_of, unwrap
+from stillhouse.evaluate.tasks.asking import Asking
+from stillhouse.models import fingerprint, parameters_of, unwrap
 from stillhouse.runner.assemble import Parts
 from stillhouse.runner.folder import RunFolder
 from stillhouse.runner.preflight import context_of
@@ -31,6 +32,19 @@ def held_out(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...
     encoder = data.encoder or Encoder(config.data.template, tokenizer)
     found = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
     return found.prompts[: config.evaluate.limit]
+
+
+def check_tasks(config: RunConfig, tokenizer: Any) -> None:
+    """Read the questions of every task, so that what is wrong with them is told before a training.
+
+    Raises:
+        ConfigError: a task has no rows.
+        DataError: its rows cannot be read, or none is left.
+    """
+    for task in config.evaluate.single_tasks():
+        if isinstance(task, Asking):
+            encoder = Encoder(task.template or config.data.template, tokenizer)
+            task.questions(encoder, config.data, config.evaluate.data or config.data.valid)
 
 
 def evaluate_system(
@@ -65,11 +79,11 @@ def _on_held_out(
     answers = {
         "prompts": digest_of_prompts(prompts),
         "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
-        "weights": digest_of_weights(model),
+        "weights": fingerprint(model),
     }
-    teacher = None if parts.teacher is None else digest_of_weights(parts.teacher)
+    teacher = None if parts.teacher is None else fingerprint(parts.teacher)
     header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
-    if folder.has_evaluation(system, header=header if system == "student after" else None):
+    if folder.has_evaluation(system, header=header):
         return
     partial = Partial(folder.partial(system), answers)
     metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", partial)
@@ -104,7 +118,7 @@ def bench_of(
 def evaluate_task(bench: Bench, task: Probe, folder: RunFolder, label: str) -> None:
     """Measure one system on one task and write the result, unless the very same result is there already."""
     header = digest(task.header(bench))
-    if folder.has_evaluation(bench.system, task.title, header):
+    if folder.has_evaluation(bench.system, task.title, header=header):
         return
     training = bench.model.training
     bench.model.eval()

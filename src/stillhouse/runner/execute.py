@@ -17,7 +17,7 @@ from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runner.assemble import Parts, assemble, make_step
 from stillhouse.runner.curation import curation_totals
-from stillhouse.runner.evaluation import evaluate_system, held_out
+from stillhouse.runner.evaluation import check_tasks, evaluate_system, held_out
 from stillhouse.runner.export import export, write_card
 from stillhouse.runner.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runner.options import training_arguments
@@ -79,13 +79,14 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     with console.phase("Loading models and data"):
         parts = assemble(config)
         questions = held_out(config, parts.data, parts.tokenizer)
+        check_tasks(config, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
     needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
-    if resume:
-        _tell_changes(folder, resolved)
+    changes = _changes(folder, resolved) if resume else []
     # Nothing has been written so far: what is refused above leaves no folder behind.
     with recorded(folder, config) as interrupt:
+        folder.gone_on_with(changes)
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())
@@ -217,11 +218,12 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
     return Validation(config.train, step, log, measure, keep_best)
 
 
-def _tell_changes(folder: RunFolder, resolved: Resolved) -> None:
-    """Warn of values that are not those with which the run began."""
+def _changes(folder: RunFolder, resolved: Resolved) -> list[str]:
+    """Values that are not those with which the run began; they are warned of."""
     changes = folder.changes({path: fact["value"] for path, fact in resolved.provenance.items()})
     if changes:
         logger.warning("--resume goes on with other values than the run began with: %s", ", ".join(changes))
+    return changes
 
 
 def _write_report(folder: RunFolder) -> None:

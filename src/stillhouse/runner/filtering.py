@@ -15,14 +15,18 @@ from stillhouse.curate.reading import files_of_round
 from stillhouse.curate.samples import Sample, digest_of
 from stillhouse.curate.scoring import mean_logprobs
 from stillhouse.curate.stages import Stage, header, read_header, read_rows
-from stillhouse.data.prompts import parse_source
-from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.data.prompts import source_at
+from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
-from stillhouse.models import TeacherModel, load_teacher
+from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
 from stillhouse.responses.base import derived_seed
 
 Key = tuple[str, int]
 """(id of the prompt, number of the sample)."""
+Place = tuple[str, int]
+"""(side, place on it)."""
+SCORED_AT_ONCE = 64
+"""Responses whose likelihood is measured before it is kept on disk."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,14 @@ def curate(
     """
     sides = read_sides(paths)
     _check_needs(filters, held_out, sides, teacher)
+    unscored = _unscored(sides, filters)
+    scorer = _who(teacher) if teacher is not None and unscored else None
     head = header(
         "curated",
         filters=[one.model_dump(mode="json") for one in filters],
         held_out=derived_seed(0, *sorted(held_out)) if held_out else None,
         sides={name: digest_of(side) for name, side in sides.items()},
+        teacher=scorer,
     )
     away = output.with_name(f"{output.stem}.dropped.jsonl")
     stage = Stage(output, head)
@@ -98,7 +105,12 @@ def curate(
     done = stage.rows()
     if done is not None:
         return _done_before(done, away, asked)
-    sides = {name: _scored(side, filters, name, teacher) for name, side in sides.items()}
+    asking = digest_of([sides[name][place] for name, place in unscored])
+    scores = Stage(
+        output.with_name(f"{output.stem}.scores.jsonl"), header("scores", teacher=scorer, of=asking)
+    )
+    if teacher is not None and unscored:
+        _score(sides, unscored, teacher, scores)
     drops = _judged(sides, filters, held_out)
     kept = [s.row() for side in sides.values() for s in side if _key(s) not in drops]
     rows = [
@@ -109,6 +121,8 @@ def curate(
     ]
     write_jsonl(away, [{STAGE: {**head, "stage": "dropped"}}, *rows])
     write_jsonl(output, [{STAGE: head}, *kept])
+    for part in scores.parts():
+        part.unlink(missing_ok=True)
     return Result(asked, asked - len(drops), _counts(drops), False)
 
 
@@ -138,7 +152,7 @@ def read_sides(paths: Sequence[Path]) -> dict[str, list[Sample]]:
 
 def _samples(path: Path) -> list[Sample]:
     """The rows of a stage file, or of plain JSON Lines with prompt and response."""
-    source = parse_source(str(path))
+    source = source_at(path)
     if path.suffix == ".jsonl":
         first = path.read_bytes().split(b"\n", 1)[0]
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
@@ -179,40 +193,79 @@ def _check_needs(
                     hint="Name the evaluation sets: --held-out FILE, or --like RUN.YAML.",
                 )
             )
-    if "teacher_logprob" not in needs_of(filters) or teacher is not None:
-        return
-    unscored = sum("teacher" not in s.scores for side in sides.values() for s in side if not s.missing)
-    if unscored:
+    unscored = _unscored(sides, filters)
+    if unscored and teacher is None:
         raise ConfigError(
             Fault(
                 "--teacher",
-                f"{unscored} responses have no likelihood under the teacher, which a filter needs",
+                f"{len(unscored)} responses have no likelihood under the teacher, which a filter needs",
                 hint="Name the teacher, or write the file with --score.",
             )
         )
+    for name, place in unscored:
+        response = sides[name][place].response
+        if not response.token_ids or not response.prompt.token_ids:
+            raise DataError(
+                f"{response.prompt.id}: has no token ids to measure a likelihood of; `generate` writes some."
+            )
 
 
-def _scored(
-    samples: list[Sample], filters: Sequence[Filter], side: str, teacher: TeacherModel | None
-) -> list[Sample]:
-    """The samples with the teacher's likelihood, where a filter needs it and it is not there."""
-    wanted = "teacher_logprob" in needs_of([one for one in filters if one.sides in ("all", side)])
-    places = [p for p, s in enumerate(samples) if "teacher" not in s.scores and not s.missing]
-    if not wanted or not places or teacher is None:
-        return samples
-    without = [samples[p].response.prompt.id for p in places if not samples[p].response.token_ids]
-    if without:
-        raise DataError(f"{without[0]}: has no token ids to measure a likelihood of; `generate` writes some.")
-    model = load_teacher(teacher)
-    scored = list(samples)
-    with console.progress("Measuring likelihoods", total=len(places)) as bar:
-        for start in range(0, len(places), 64):
-            some = places[start : start + 64]
-            values = mean_logprobs(model, [samples[p].response for p in some], pad_id=0)
-            for place, value in zip(some, values, strict=True):
-                scored[place] = replace(samples[place], scores={**samples[place].scores, "teacher": value})
+def _unscored(sides: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Place]:
+    """Which samples have no likelihood under the teacher, and a filter that asks for it."""
+    return [
+        (name, place)
+        for name, side in sides.items()
+        if "teacher_logprob" in needs_of([f for f in filters if len(sides) == 1 or f.sides in ("all", name)])
+        for place, sample in enumerate(side)
+        if "teacher" not in sample.scores and not sample.missing
+    ]
+
+
+def _who(teacher: TeacherModel) -> str:
+    """A digest of the teacher's files, which a first use of a hub name fetches."""
+    try:
+        return fingerprint_of_files(teacher)
+    except ModelError:
+        load_teacher(teacher)
+        return fingerprint_of_files(teacher)
+
+
+def _score(
+    sides: Mapping[str, list[Sample]], unscored: Sequence[Place], teacher: TeacherModel, stage: Stage
+) -> None:
+    """Put the teacher's likelihood into these samples; what an interrupted process has measured is used.
+
+    Raises:
+        DataError: their token ids are not the teacher's.
+    """
+    vocab = len(load_tokenizer(teacher))
+    for name, place in unscored:
+        response = sides[name][place].response
+        if max(*response.prompt.token_ids, *response.token_ids) >= vocab:
+            raise DataError(
+                f"{response.prompt.id}: has token ids that the tokenizer of {teacher.path} does not know. "
+                "Name a teacher (--teacher) with the tokenizer that the file was written with."
+            )
+    stage.set_aside()
+    known = {number: float(row["score"]) for number, row in stage.begun().items()}
+    blocks = [
+        range(start, min(start + SCORED_AT_ONCE, len(unscored)))
+        for start in range(0, len(unscored), SCORED_AT_ONCE)
+    ]
+    left = [block for block in blocks if not known.keys() >= set(block)]  # whole ones, for the same rounding
+    done = len(unscored) - sum(map(len, left))
+    model = load_teacher(teacher) if left else None
+    with console.progress("Measuring likelihoods", total=len(unscored), done=done) as bar:
+        for block in left:
+            some = [sides[name][place].response for name, place in (unscored[n] for n in block)]
+            assert model is not None
+            found = dict(zip(block, mean_logprobs(model, some, pad_id=0, vocab=vocab), strict=True))
+            stage.append([{"number": number, "score": score} for number, score in found.items()])
+            known |= found
             bar.advance(len(some))
-    return scored
+    for number, (name, place) in enumerate(unscored):
+        sample = sides[name][place]
+        sides[name][place] = replace(sample, scores={**sample.scores, "teacher": known[number]})
 
 
 def _judged(

@@ -60,20 +60,25 @@ class RunFolder:
             )
         if resume and not (self.path / "state.json").exists():
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
-        if resume and (process := self._running()):
+        if resume and (process := self.running()):
             raise ConfigError(Fault("--resume", f"process {process} is still at work in {self.path}"))
         check_writable("output.folder", self.path)
 
-    def _running(self) -> int | None:
+    def running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
+        return at_work(self._kept_state())
+
+    def _kept_state(self) -> dict[str, Any]:
+        """What state.json holds; nothing if it cannot be read."""
         try:
             state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        return at_work(state) if isinstance(state, dict) else None
+            return {}
+        return state if isinstance(state, dict) else {}
 
     def begin(self, name: str, recipe: str | None) -> None:
-        """Note that the run has started."""
+        """Note that the run has started; with which values it was gone on before stays known."""
+        changed = self._kept_state().get("changed", [])
         self._state = {
             "state": "running",
             "name": name,
@@ -85,8 +90,14 @@ class RunFolder:
             "process": os.getpid(),
             "host": platform.node(),
             "message": None,
+            "changed": changed,
         }
         self.write("state.json", self._state)
+
+    def gone_on_with(self, changes: list[str]) -> None:
+        """Note which values are others than before, as `changes` tells them, now that the run goes on."""
+        if changes:
+            self.note(changed=[*self._state["changed"], {"at": _now(), "values": changes}])
 
     def note(self, **facts: Any) -> None:
         """Add facts to the state of a run that is going on."""
@@ -172,12 +183,9 @@ class RunFolder:
         if kept.is_dir() and not any(kept.iterdir()):
             kept.rmdir()
 
-    def has_evaluation(self, system: str, task: str | None = None, header: str | None = None) -> bool:
-        """Whether a system has been evaluated, under this header if one is given; the result is written after
-        the answers."""
+    def has_evaluation(self, system: str, task: str | None = None, *, header: str) -> bool:
+        """Whether a system has been evaluated under this header; the result is written after the answers."""
         path = self.evaluation(system, task)
-        if header is None:
-            return path.exists()
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["header"] == header)
         except (OSError, ValueError, KeyError, TypeError):
@@ -225,6 +233,25 @@ def check_writable(name: str, folder: Path) -> None:
         raise ConfigError(Fault(name, f"{place} is not a folder", got=str(folder)))
     if not os.access(place, os.W_OK | os.X_OK):
         raise EnvironmentFault(f"{name}: {place} may not be written. Choose another folder.")
+
+
+def check_file(name: str, path: Path, ending: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Args:
+        name: what gave the path, such as "--output".
+        path: the file.
+        ending: that its name must have; what stands beside it has another.
+
+    Raises:
+        ConfigError: it ends otherwise, is a folder, or there is a file in the place of its folder.
+        EnvironmentFault: its folder may not be written.
+    """
+    if path.is_dir():
+        raise ConfigError(Fault(name, "is a folder, not a file", got=str(path), hint="Name a file in it."))
+    if path.suffix != ending:
+        raise ConfigError(Fault(name, f"must end in {ending}", got=str(path)))
+    check_writable(name, path.parent)
 
 
 def needs_space(folder: Path, size: int) -> None:

@@ -16,7 +16,7 @@ from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, summary
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.formats import instruction_rows
-from stillhouse.files import write_json, write_jsonl
+from stillhouse.files import STAGE, write_json, write_jsonl
 from stillhouse.remote import Server
 
 logger = logging.getLogger("stillhouse")
@@ -84,8 +84,11 @@ def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[Pai
     question (seeds, samples) the first counts.
 
     Raises:
+        ConfigError: both are the same file.
         DataError: a file cannot be read, or no question is in both.
     """
+    if first.path.resolve() == second.path.resolve():
+        raise ConfigError(Fault("B", "holds the very answers of A", got=str(second.path)))
     ours, theirs = _answers(first.path), _answers(second.path)
     both = [key for key in ours if key in theirs]
     alone = len(ours) + len(theirs) - 2 * len(both)
@@ -98,11 +101,17 @@ def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[Pai
 
 def _answers(path: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason}); answers are JSON Lines") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            if STAGE in row:  # the header of a file that `stillhouse generate` wrote
+                continue
             response = row["response"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -152,8 +161,8 @@ def run_judge(
     Raises:
         StillhouseError: files or server are not as needed, or no pair has a clear verdict.
     """
-    pairs = paired(first, second, limit)
     text = rubric.text()
+    pairs = paired(first, second, limit)
     client = server.client()
     try:
         model = server.served(client)

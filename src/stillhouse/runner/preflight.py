@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.data.prompts import SourceConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
-from stillhouse.models.load import place
+from stillhouse.models.load import adapter_place, place
 from stillhouse.runner.folder import default_folder
 from stillhouse.runner.options import check_loggers, training_arguments
 from stillhouse.settings import RunConfig
@@ -58,7 +58,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
             if path is None:
                 continue
             try:
-                place(path)
+                (adapter_place if field == "adapter" else place)(path)
             except ModelError as error:
                 yield f"{name}.{field}: {error}"
 

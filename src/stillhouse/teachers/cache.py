@@ -13,11 +13,10 @@ from torch import nn
 from stillhouse.config import FilePath
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.files import atomic, write_json
-from stillhouse.models import TeacherModel, load_tokenizer, own_device
+from stillhouse.models import TeacherModel, load_tokenizer, own_device, tokenizer_digest
 from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Teacher, TeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher
-from stillhouse.teachers.fingerprint import tokenizer_digest
 from stillhouse.teachers.forms import DTYPES, CompactForm, DrawsForm, Form, HiddenForm, Number, TopForm
 from stillhouse.teachers.store import Store
 from stillhouse.teachers.store.care import FACTS

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from stillhouse.models import TeacherModel, head_of, hidden_rows, layer_rows
+from stillhouse.models import TeacherModel, fingerprint_of_files, head_of, hidden_rows, layer_rows
 from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
-from stillhouse.teachers.fingerprint import fingerprint
 
 
 class LiveTeacher:
@@ -86,4 +85,4 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
 
     def fingerprint(self, memory: Path) -> str:
         """A hash of its files."""
-        return fingerprint(self, memory)
+        return fingerprint_of_files(self, memory, self.alone)

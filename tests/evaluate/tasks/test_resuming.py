@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tests.evaluate.benches import bench
 from tests.small_runs import in_child, nth, tree, write_data
 
 from stillhouse.errors import ConfigError
+from stillhouse.evaluate.tasks import REGISTRY
 from stillhouse.report.record import load_run
 from stillhouse.runner.execute import execute
 from stillhouse.runner.resolve import resolve
@@ -121,3 +125,15 @@ def test_tasks_are_checked_before_anything_loads(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate.tasks\[0\].data: .*no such file"):
         execute(resolve(run_tree(tmp_path, "run", [{**EXACT, "data": str(tmp_path / "absent.jsonl")}])))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_single_changed_weight_makes_another_result() -> None:
+    """A sample of the weights would miss it, and the answers of another model would be taken."""
+    own = EXACT | {"data": "package:stillhouse/demo/data/dev.jsonl"}
+    task = REGISTRY.parse(own)
+    before = bench()
+    changed = copy.deepcopy(before.model)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight[-1, -1] += 1e-3
+    assert task.header(bench()) == task.header(before)
+    assert task.header(bench(model=changed)) != task.header(before)

@@ -17,8 +17,9 @@ from stillhouse.data.rows import Row, understand
 from stillhouse.engines.base import Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
-from stillhouse.evaluate.partial import digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.partial import digest_of_prompts
 from stillhouse.evaluate.tasks.probe import Bench, Probe
+from stillhouse.models import fingerprint
 from stillhouse.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class Sitting:
         header = {
             "prompts": digest_of_prompts(prompts),
             "sampling": how.model_dump(mode="json"),
-            "weights": digest_of_weights(writer),
+            "weights": fingerprint(writer),
         }
         return write_answers(
             self.bench.writer.build(writer, TokenizerFacts((self.encoder.end_id,), self.bench.facts.pad_id)),

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from stillhouse.config import FilePath, Many, nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
-from stillhouse.evaluate.partial import digest_of_weights
 from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe
+from stillhouse.models import fingerprint
 
 
 @REGISTRY.register
@@ -85,7 +85,7 @@ class LmEvalProbe(Probe):
                     hint="Tasks of your own need folder: FOLDER.",
                 )
             )
-        partial = bench.keep({"task": task, "weights": digest_of_weights(bench.model)}, "")
+        partial = bench.keep({"task": task, "weights": fingerprint(bench.model)}, "")
         found: Any = lm_eval.simple_evaluate(
             HarnessModel(bench, partial),
             tasks=[task],

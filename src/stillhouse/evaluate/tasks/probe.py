@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from stillhouse.config import Part, Registry
 from stillhouse.data import DataConfig, SourceConfig
 from stillhouse.engines.base import EngineConfig, Sampling, TokenizerFacts
-from stillhouse.evaluate.partial import Partial, digest_of_weights
+from stillhouse.evaluate.partial import Partial
+from stillhouse.models import fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,8 +114,8 @@ class Probe(Part):
         return {
             "task": self.model_dump(mode="json"),
             "data": {name: source.fingerprint() for name, source in self.sources().items()},
-            "weights": digest_of_weights(bench.model),
-            "teacher": None if bench.teacher is None else digest_of_weights(bench.teacher),
+            "weights": fingerprint(bench.model),
+            "teacher": None if bench.teacher is None else fingerprint(bench.teacher),
             "sampling": bench.sampling.model_dump(mode="json"),
             "seeds": list(bench.seeds),
             "held_out": None if bench.held_out is None else bench.held_out.fingerprint(),
