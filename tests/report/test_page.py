@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from stillhouse.console import visible
+from stillhouse.report import answers as answers_module
 from stillhouse.report import find_runs, load_run, summary_cells, summary_table, write_report
+from stillhouse.report.answers import shown_answers
+from stillhouse.report.formats import compared, load_runs
 from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
 from stillhouse.report.sections import config_diff
 from stillhouse.report.systems import gather
@@ -89,7 +92,7 @@ def test_model_text_cannot_become_markup(three_runs, tmp_path):
     assert "img" not in tags.tags
     assert "<img src=x" not in html
     row = next(row for row in answers(html)["rows"] if row["id"] == "e2e:3")
-    assert row["responses"]["0"][0] == visible(HOSTILE)
+    assert row["responses"]["0"][2][0][0] == visible(HOSTILE)
     assert not re.search("[\x00\x1b\u2028\u202e\ud800]", html)
 
 
@@ -167,10 +170,120 @@ def test_scores_of_any_task_stand_beside_the_answers(tmp_path):
     found = answers(page([folder], tmp_path / "report.html")[0])
     index = next(str(n) for n, one in enumerate(found["systems"]) if one["task"] == "maths")
     row = next(row for row in found["rows"] if row["id"] == "maths:1")
-    assert row["responses"][index] == ["2", 1.0, "Accuracy 100.0% · 3 tokens"]
-    cut = next(row for row in found["rows"] if row["id"] == "e2e:0")["responses"]["0"]
-    assert cut[2].startswith("ROUGE-L ")
-    assert cut[2].endswith("12 tokens · cut off")
+    assert row["responses"][index] == [1.0, "", [["2", "Accuracy 100.0% · 3 tokens", 0]]]
+    (cut,) = next(row for row in found["rows"] if row["id"] == "e2e:0")["responses"]["0"][2]
+    assert cut[1].startswith("ROUGE-L ")
+    assert cut[1].endswith("12 tokens · cut off")
+
+
+def test_every_seed_is_there_and_the_mean_beside_them(tmp_path):
+    folder = make_run(tmp_path / "run", rows=4, seeds=3)
+    found = answers(page([folder], tmp_path / "report.html")[0])
+    assert found["labels"] == ["seed 1", "seed 2", "seed 3"]
+    mean, told, said = found["rows"][2]["responses"]["2"]
+    (after,) = (one for one in load_run(folder).evaluations if one.system == "student after")
+    rows = [row for row in after.rows if row["id"] == "e2e:2"]
+    assert [[text, label] for text, _, label in said] == [[row["response"], n] for n, row in enumerate(rows)]
+    assert mean == pytest.approx(sum(row["rouge_l"] for row in rows) / 3, abs=1e-4)
+    assert told == f"mean ROUGE-L {mean:.1f} of 3"
+
+
+def test_what_is_too_much_for_a_page_is_cut_evenly_and_counted(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", rows=4, seeds=3)
+    systems = gather([load_run(folder)])
+    whole = shown_answers(systems)
+    assert (whole.prompts, whole.left_out) == (4, 0)
+    second = sum(len(row["response"]) for one in systems for row in one.rows if row["seed"] == 2)
+    monkeypatch.setattr(answers_module, "MOST", second)
+    cut = shown_answers(systems)
+    assert cut.left_out == 4 * 3
+    rows = json.loads(cut.data)["rows"]
+    assert {len(own[2]) for row in rows for own in row["responses"].values()} == {2}
+    assert [own[:2] for row in rows for own in row["responses"].values()] == [
+        own[:2] for row in json.loads(whole.data)["rows"] for own in row["responses"].values()
+    ]
+    monkeypatch.setattr(answers_module, "MOST", 0)
+    text = page([folder], tmp_path / "report.html")[1].text
+    assert "24 further answers (other seeds, temperatures or samples) are left out" in text
+
+
+def test_rows_of_one_id_that_ask_something_else_are_not_put_together(tmp_path):
+    for name in ("kd", "gkd"):
+        make_run(tmp_path / "runs" / name, name, rows=2)
+    path = tmp_path / "runs/gkd/evaluation/student_after.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0] |= {"prompt": "Something else?", "references": ["Other."]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = answers(page([tmp_path / "runs"], tmp_path / "report.html")[0])
+    asked = [(row["id"], row["prompt"][:9], sorted(row["responses"])) for row in found["rows"]]
+    gkd = str([one["label"] for one in found["systems"]].index("student after gkd"))
+    assert asked[-1] == ("e2e:0", "Something", [gkd])
+    assert gkd not in asked[0][2]
+    assert gkd in asked[1][2]
+    # A template of its own makes no other question of it.
+    rows[0] |= {"prompt": "<user>Something else?</user>", "references": rows[1]["references"], "id": "e2e:1"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(answers(page([tmp_path / "runs"], tmp_path / "report.html")[0])["rows"]) == 2
+
+
+def changed(path: Path, **settings: object) -> None:
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "settings": {**found["settings"], **settings}}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"seeds": [1]}, "seeds [1, 2, 3] (teacher, student before, student after kd, student after gkd"),
+        ({"prompts": 5, "questions_digest": "b"}, "prompts 12 (teacher"),
+        ({"questions_digest": "b"}, "other questions or references"),
+        ({"sampling": {"temperature": 1.0}}, "sampling.temperature 0 (student after gkd), 1 (student after"),
+    ],
+)
+def test_what_was_not_measured_alike_is_told_and_not_ranked(three_runs, tmp_path, settings, told):
+    assert "Not measured alike" not in page([three_runs], tmp_path / "alike.html")[1].text
+    for path in three_runs.glob("*/evaluation/*.json"):
+        changed(path, **({"questions_digest": "a"} if "questions_digest" in settings else {}))
+    changed(three_runs / "gkd/evaluation/student_after.json", sampling={"temperature": 0})
+    changed(three_runs / "distillm2/evaluation/student_after.json", **settings)
+    html, tags = page([three_runs], tmp_path / "report.html")
+    assert "Not measured alike" in tags.text
+    assert told in tags.text
+    assert 'class="best"' not in html
+    assert "of the gap closed" not in tags.text
+    runs = load_runs([three_runs])
+    assert "Not measured alike" in compared(runs, "markdown")
+    assert "**58" not in compared(runs, "markdown")
+    assert "Not measured alike" in compared(runs, "latex")
+    assert json.loads(compared(runs, "json"))["unlike"]["e2e"]
+
+
+def test_where_rows_lie_or_what_a_model_needs_is_no_difference(three_runs):
+    changed(three_runs / "gkd/evaluation/student_after.json", data="/elsewhere/e2e.jsonl", dtype="bfloat16")
+    for name in ("kd", "gkd", "distillm2"):
+        changed(three_runs / name / "evaluation/teacher.json", template="chat")
+        changed(three_runs / name / "evaluation/student_after.json", template="plain", data="e2e.jsonl")
+    runs = load_runs([three_runs])
+    assert json.loads(compared(runs, "json"))["unlike"] == {}
+    assert "**58.3**" in compared(runs, "markdown")
+
+
+def test_a_standard_error_is_told_from_a_deviation(tmp_path):
+    folder = make_run(tmp_path / "run")
+    metrics = {
+        "acc": 0.6,
+        "acc_se": 0.05,
+        "exact_match.strict-match": 0.25,
+        "exact_match.strict-match_se": 0.1,
+    }
+    found = {"system": "student after", "label": "kd", "task": "arc", "metrics": metrics}
+    (folder / "evaluation/student-after.arc.json").write_text(json.dumps(found))
+    html, tags = page([folder], tmp_path / "report.html")
+    assert "60.0% ± 5.0% SE" in tags.text
+    assert "25.0% ± 10.0% SE" in tags.text
+    assert "Exact match (strict-match)" in tags.text
+    assert "the standard error over questions" in tags.text
+    assert '<b style="left: 84.6%; width: 15.4%">' in html
 
 
 def test_the_time_is_counted_by_phase_and_the_rest_is_other(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.report.likeness import OF_THE_MODEL, differences, unlike
 from stillhouse.report.measures import (
     Measure,
     columns,
@@ -52,6 +53,8 @@ class ResultTable:
     settings: list[tuple[str, str]]
     more: ResultTable | None = None
     """The measures that do not stand in the first table."""
+    unlike: tuple[str, ...] = ()
+    """In what the systems were not measured alike."""
 
 
 def result_tables(systems: Sequence[System]) -> list[ResultTable]:
@@ -62,7 +65,8 @@ def result_tables(systems: Sequence[System]) -> list[ResultTable]:
         known = columns(system.metrics for system in here)
         more = _table(task, here, [column for column in known if not column.main])
         first = _table(task, here, [column for column in known if column.main])
-        tables.append(replace(first, more=more if more.columns else None))
+        found = tuple(differences(here))
+        tables.append(replace(first, more=more if more.columns else None, unlike=found))
     return tables
 
 
@@ -78,11 +82,11 @@ def _table(task: str, systems: Sequence[System], shown: list[Measure]) -> Result
 
 
 def _best(column: Measure, systems: Sequence[System]) -> float | None:
-    """The best value among several trained students; None where there is nothing to choose."""
-    values = [
-        s.metrics[column.name] for s in systems if s.role == "after" and is_number(s.metrics.get(column.name))
-    ]
-    if column.kind != "quality" or column.better is None or len(set(values)) < 2:
+    """The best value among several trained students; None where there is nothing to choose, or where they
+    were not measured alike."""
+    students = [s for s in systems if s.role == "after" and is_number(s.metrics.get(column.name))]
+    values = [s.metrics[column.name] for s in students]
+    if column.kind != "quality" or column.better is None or len(set(values)) < 2 or differences(students):
         return None
     return max(values) if column.better == "higher" else min(values)
 
@@ -100,13 +104,15 @@ def _cell(
 
 
 def _spread(column: Measure, system: System) -> str:
-    """`± 0.3`, or the ends of a confidence interval."""
-    reach, spread = interval(system.metrics, column.name), system.metrics.get(f"{column.name}_std")
+    """`± 0.3` for a standard deviation, `± 0.3 SE` for a standard error, or the ends of an interval."""
+    reach = interval(system.metrics, column.name)
     if reach is None:
         return ""
     if f"{column.name}_low" in system.metrics:
         return f"({column.show(reach[0])} to {column.show(reach[1])})"
-    return f"± {column.show(spread)}"
+    if f"{column.name}_std" in system.metrics:
+        return f"± {column.show(system.metrics[f'{column.name}_std'])}"
+    return f"± {column.show(system.metrics[f'{column.name}_se'])} SE"
 
 
 def _bar(column: Measure, system: System, systems: Sequence[System]) -> Bar | None:
@@ -130,18 +136,23 @@ def _change(
 ) -> tuple[str, bool | None]:
     """Quality against the student before; size and speed against the teacher."""
     if column.kind in ("size", "speed"):
-        teacher = teacher_of(systems, system)
+        teacher = _alike(system, teacher_of(systems, system))
         other = teacher.metrics.get(column.name) if teacher else None
         if system.role == "teacher" or not is_number(other) or not other or not value:
             return "", None
         if column.kind == "size":
             return (f"{compact(round(other / value, 1))}× smaller", None) if value < other else ("", None)
         return f"{compact(round(value / other, 1))}× the teacher", None
-    before = baseline(systems, system)
+    before = _alike(system, baseline(systems, system))
     reference = before.metrics.get(column.name) if before else None
     if system.role != "after" or column.kind != "quality" or not is_number(reference):
         return "", None
     return column.change(value, reference), column.improves(value, reference)
+
+
+def _alike(system: System, other: System | None) -> System | None:
+    """The other one, if it may be compared with `system`."""
+    return None if other is None or unlike(other, system, OF_THE_MODEL) else other
 
 
 def _settings(systems: Sequence[System]) -> list[tuple[str, str]]:
@@ -193,18 +204,18 @@ def overview(systems: Sequence[System]) -> Overview | None:
 
 def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[str, Any] | None:
     """The best trained student of the first task in three or four figures; None where nothing was
-    evaluated."""
+    evaluated, or where the students were not measured alike."""
     if not tables or not tables[0].columns:
         return None
     here = [system for system in systems if system.task == tables[0].task]
     main = main_measure(system.metrics for system in here)
     students = [s for s in here if s.role == "after" and main and is_number(s.metrics.get(main.name))]
-    if main is None or not students:
+    if main is None or not students or differences(students):
         return None
     sign = -1 if main.better == "lower" else 1
     best = max(students, key=lambda system: sign * system.metrics[main.name])
     value = best.metrics[main.name]
-    before, teacher = baseline(here, best), teacher_of(here, best)
+    before, teacher = _alike(best, baseline(here, best)), _alike(best, teacher_of(here, best))
     start = before.metrics.get(main.name) if before else None
     top = teacher.metrics.get(main.name) if teacher else None
     compared = f"{main.change(value, start)} against the student before" if is_number(start) else ""

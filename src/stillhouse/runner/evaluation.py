@@ -11,7 +11,13 @@ from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
 from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
-from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_weights
+from stillhouse.evaluate.partial import (
+    Partial,
+    digest,
+    digest_of_prompts,
+    digest_of_questions,
+    digest_of_weights,
+)
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.models import parameters_of, unwrap
 from stillhouse.runner.assemble import Parts
@@ -69,7 +75,7 @@ def _on_held_out(
     }
     teacher = None if parts.teacher is None else digest_of_weights(parts.teacher)
     header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
-    if folder.has_evaluation(system, header=header if system == "student after" else None):
+    if folder.has_evaluation(system, header=header):
         return
     partial = Partial(folder.partial(system), answers)
     metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", partial)
@@ -94,6 +100,7 @@ def bench_of(
         sampling=parts.limited(config.evaluate.sampling),
         seeds=config.evaluate.seeds,
         held_out=config.evaluate.data or config.data.valid,
+        limit=config.evaluate.limit,
         context=context_of(unwrap(model).config),
         batch_size=config.evaluate.batch_size,
         title=f"{task.title}: {label}",
@@ -163,6 +170,7 @@ def measure(
         "sampling": sampling.model_dump(mode="json"),
         "seeds": list(config.seeds),
         "prompts": len(prompts),
+        "questions_digest": digest_of_questions(prompts),
         "rouge": "rouge-score rougeL F, stemmer, best over references",
         "loss": "nats per reference token",
         "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",

@@ -13,7 +13,7 @@ from stillhouse import console
 from stillhouse.config import nearest
 from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
-from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, summary
+from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, marked, summary
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.formats import instruction_rows
 from stillhouse.files import write_json, write_jsonl
@@ -153,6 +153,9 @@ def run_judge(
         StillhouseError: files or server are not as needed, or no pair has a clear verdict.
     """
     pairs = paired(first, second, limit)
+    odd = sum(map(marked, pairs))
+    if odd:
+        logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
     text = rubric.text()
     client = server.client()
     try:
@@ -169,6 +172,13 @@ def run_judge(
         "completion_tokens": sum(one.completion_tokens for one in judged),
     }
     metrics: dict[str, Any] = {**summary(judged), **tokens}
+    if metrics["unparsable"]:
+        logger.warning(
+            "%d of %d replies hold no clear verdict; their pairs take no part. The replies are in %s",
+            metrics["unparsable"],
+            2 * len(judged),
+            output.with_suffix(".jsonl"),
+        )
     if price.prompt is not None or price.completion is not None:
         paid = tokens["prompt_tokens"] * (price.prompt or 0.0)
         metrics["cost"] = (paid + tokens["completion_tokens"] * (price.completion or 0.0)) / 1e6
@@ -184,7 +194,9 @@ def run_judge(
             "temperature": rubric.temperature,
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",
-            "interval": "95 %, 10,000 bootstrap samples of the pairs, percentiles",
+            "interval": "95 %, Wilson, over the pairs",
+            "pairs": len(pairs),
+            "pairs_with_marks": odd,
             "answers": [str(first.path), str(second.path)],
             "requests_of_the_last_call": requests,
             "retries_of_the_last_call": retries,
@@ -212,6 +224,8 @@ def _rows(pairs: Sequence[Pair], judged: Sequence[Judged]) -> list[dict[str, Any
             "verdict": one.verdicts[0],
             "verdict_turned": one.verdicts[1],
             "score": one.score,
+            "reply": one.replies[0],
+            "reply_turned": one.replies[1],
         }
         for pair, one in zip(pairs, judged, strict=True)
     ]
