@@ -265,6 +265,7 @@ def test_a_real_judge_on_llama_cpp(workshop: Workshop, llama_server: str) -> Non
     if any(verdict(reply["reply"]) is None for reply in replies):
         assert said.code == 2
         assert "none of 1 pairs has a clear verdict" in said.err
+        assert json.loads((workshop.folder / "judged.jsonl").read_text("utf-8"))["reply"]
     else:
         assert said.code == 0
         assert json.loads((workshop.folder / "judged.json").read_text("utf-8"))["metrics"]["pairs"] == 1

@@ -80,7 +80,7 @@ def test_search_order_and_filters(opened: tuple[Page, Path]):
     scores = page.do(
         """[...document.querySelectorAll('.answer')].map(card => [...card.querySelectorAll('.who')]
         .filter(who => who.textContent.includes('after'))
-        .map(who => Number(/mean ROUGE-L ([\\d.]+)/.exec(who.textContent)[1])).reduce((a, b) => a + b, 0))"""
+        .map(who => Number(/of 2: ROUGE-L ([\\d.]+)/.exec(who.textContent)[1])).reduce((a, b) => a + b, 0))"""
     )
     assert all(before <= after + 0.11 for before, after in itertools.pairwise(scores))
     assert page.troubles == []
@@ -140,7 +140,7 @@ def test_the_answers_of_all_seeds_are_stepped_through(opened: tuple[Page, Path])
     press(page, "Escape", **ESCAPE)  # the first prompt has the focus
     assert page.do(HEAD % 0) == "seed 1 (1 of 2)"
     first, other = page.do(SAID % 0), page.do(SAID % 1)
-    assert "of 2" in first  # the mean
+    assert "mean of 2: ROUGE-L" in first  # the mean
     press(page, "l")
     assert page.do(HEAD % 0) == "seed 2 (2 of 2)"
     assert page.do(SAID % 0) != first

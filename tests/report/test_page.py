@@ -185,7 +185,7 @@ def test_every_seed_is_there_and_the_mean_beside_them(tmp_path):
     rows = [row for row in after.rows if row["id"] == "e2e:2"]
     assert [[text, label] for text, _, label in said] == [[row["response"], n] for n, row in enumerate(rows)]
     assert mean == pytest.approx(sum(row["rouge_l"] for row in rows) / 3, abs=1e-4)
-    assert told == f"mean ROUGE-L {mean:.1f} of 3"
+    assert told == f"mean of 3: ROUGE-L {mean:.1f}"
 
 
 def test_what_is_too_much_for_a_page_is_cut_evenly_and_counted(tmp_path, monkeypatch):
@@ -266,6 +266,28 @@ def test_where_rows_lie_or_what_a_model_needs_is_no_difference(three_runs):
     runs = load_runs([three_runs])
     assert json.loads(compared(runs, "json"))["unlike"] == {}
     assert "**58.3**" in compared(runs, "markdown")
+
+
+def test_speeds_that_were_timed_in_turns_tell_how_much_faster(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for system, tokens in (("teacher", 100.0), ("student after", 5000.0)):
+        metrics = {"parameters": 10, "tokens_per_second": tokens, "first_token_seconds": 0.1}
+        if system != "teacher":
+            metrics |= {"decode_speed_up": 2.5, "first_token_speed_up": 4.0}
+        found = {"system": system, "label": "student after kd", "task": "cost", "metrics": metrics}
+        (folder / f"evaluation/{system}.cost.json".replace(" ", "-")).write_text(json.dumps(found))
+    text = page([folder], tmp_path / "report.html")[1].text
+    assert "5,000 2.5× the teacher" in text
+    assert "0.1 0.25× the teacher" in text
+    assert "50× the teacher" not in text
+    assert "2.5× faster writing, the two timed in turns" in text
+
+
+def test_whole_numbers_have_whole_ticks():
+    curve = Curve("kd", "--run-0", [(gamma, 1.0 + gamma / 9) for gamma in range(1, 9)])
+    ticks = re.findall(r">([\d.]+)</text>", line_plot("draft", "Draft", [curve], "gamma", "tokens").svg)
+    assert "1.5" not in [tick for tick in ticks[:6]]
+    assert {"2", "4"} <= set(ticks)
 
 
 def test_a_standard_error_is_told_from_a_deviation(tmp_path):

@@ -64,10 +64,23 @@ def command(
 
 
 def _show(runs: Sequence[RunRecord], everything: bool) -> None:
+    from stillhouse.report.sections import config_diff
+
+    show_tables(runs, everything=everything)
+    differences = config_diff(runs)
+    if differences:
+        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
+        left = len(differences) - len(shown)
+        caption = f"{left} more on the page of `stillhouse report`" if left else None
+        names = [run.name for run in runs]
+        console.table(["setting", *names], shown, title="Settings that differ", caption=caption)
+
+
+def show_tables(runs: Sequence[RunRecord], *, everything: bool = False) -> None:
+    """Print one table for each task, the best student bold, and what was not measured alike."""
     from rich.text import Text
 
     from stillhouse.report.formats import comparison_tables, unlike_text
-    from stillhouse.report.sections import config_diff
 
     tables = comparison_tables(runs, everything=everything)
     if not tables:
@@ -86,10 +99,3 @@ def _show(runs: Sequence[RunRecord], everything: bool) -> None:
         console.table(["system", *(column.label for column in table.columns)], rows, title=table.task or None)
         if table.unlike:
             console.note(unlike_text(table))
-    differences = config_diff(runs)
-    if differences:
-        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
-        left = len(differences) - len(shown)
-        caption = f"{left} more on the page of `stillhouse report`" if left else None
-        names = [run.name for run in runs]
-        console.table(["setting", *names], shown, title="Settings that differ", caption=caption)

@@ -238,8 +238,8 @@ def interval(scores: Sequence[float], share: float = 0.95) -> tuple[float, float
     """Wilson's confidence interval of a mean of scores between 0 and 1.
 
     With mean p of n scores and the normal quantile z its ends solve |p - x| = z sqrt(x (1 - x) / n). It holds
-    for few pairs and for a mean of 0 or 1, where the bootstrap's has no width. Scores between 0 and 1, such as
-    ties, vary less than it takes for granted, so that it is then a little too wide, never too narrow.
+    for few pairs and for a mean of 0 or 1, where the bootstrap's has no width. Scores between 0 and 1, such
+    as ties, vary less than it takes for granted, so that it is then a little too wide, never too narrow.
 
     Source: Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference".
 

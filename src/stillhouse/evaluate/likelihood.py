@@ -113,8 +113,8 @@ def _shared(responses: Sequence[Response], vocab: int) -> list[Response]:
     cut = sum(max(response.token_ids, default=0) >= vocab for response in responses)
     if cut:
         logger.warning(
-            "%d of %d responses hold token ids from %d on, which the tokenizer does not know; likelihoods are "
-            "measured up to there",
+            "%d of %d responses hold token ids from %d on, which the tokenizer does not know; likelihoods "
+            "are measured up to there",
             cut,
             len(responses),
             vocab,

@@ -41,8 +41,8 @@ class _Prompt:
 
 
 def shown_answers(systems: Sequence[System]) -> Shown:
-    """The responses of all systems, joined by task and prompt: the first one of each system always, further ones
-    as far as there is room.
+    """The responses of all systems, joined by task and prompt: the first of each always, further ones as far as
+    there is room.
 
     `<`, `>` and `&` are written as escapes, so no text can close the element or open a comment; everything
     that is not ASCII is escaped by `json.dumps`, and control characters are replaced by visible ones. The
@@ -138,7 +138,7 @@ def _responses(
     values = [row.get(main.name) for row in rows] if main is not None else []
     known = [float(value) for value in values if is_number(value) and math.isfinite(value)]
     mean = sum(known) / len(known) if known else None
-    told = f"mean {main.label} {main.show(mean)} of {len(known)}" if main and len(known) > 1 else ""
+    told = f"mean of {len(known)}: {main.label} {main.show(mean)}" if main and len(known) > 1 else ""
     answers = [_answer(row, labels) for row in rows[:count]]
     return [None if mean is None else round(mean, 4), told, answers]
 

@@ -13,7 +13,7 @@ import yaml
 from stillhouse import console
 
 Kind = Literal["quality", "text", "size", "speed"]
-Style = Literal["points", "nats", "share", "count", "bytes", "plain"]
+Style = Literal["points", "nats", "share", "count", "bytes", "times", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Measure:
             return _scaled(value, ("B", "kB", "MB", "GB", "TB"), "\u00a0")
         if self.style == "count":
             return _scaled(value, ("", "k", "M", "B", "T"), "") if value >= 10_000 else f"{value:,.0f}"
+        if self.style == "times":
+            return f"{value:.2f}×"
         if self.style == "nats":
             return f"{value:.3f}"
         return f"{value:.1f}" if self.style == "points" else compact(value)
@@ -81,7 +83,7 @@ MEASURES: dict[str, Measure] = {
                 "Share of right answers where the last number counts as the answer if none is marked."),
         Measure("exact_match", "Exact match", "quality", "share", "higher",
                 "Share of responses that equal a reference."),
-        Measure("acc", "Accuracy", "quality", "share", "higher", "Share of right answers, as lm-eval has it."),
+        Measure("acc", "Accuracy", "quality", "share", "higher", "Share of right answers (lm-eval)."),
         Measure("acc_norm", "Accuracy, by length", "quality", "share", "higher",
                 "Share of right answers by log-probability over the length of each choice (lm-eval)."),
         Measure("bleu", "BLEU", "quality", "points", "higher", "Corpus BLEU, 0 to 100."),
@@ -101,6 +103,10 @@ MEASURES: dict[str, Measure] = {
                 "Mean of 1 − TVD at the places where proposals were tested."),
         Measure("block_efficiency_if_independent", "Block efficiency if independent", "text", "nats", None,
                 "What the acceptance gives where acceptances are independent of each other."),
+        Measure("distribution_z", "Distribution, z", "text", "plain", None,
+                "How far the texts are from the teacher's distribution; within ±3 if they have it."),
+        Measure("assisted_distribution_z", "Distribution of assisted generation, z", "text", "plain", None,
+                "The same of the texts that transformers' assisted generation writes."),
         Measure("overlap", "Overlap", "text", "share", None, "Mean of 1 − TVD."),
         Measure("loss", "Loss", "quality", "nats", "lower", "−log q of the references, nats per token."),
         Measure("perplexity", "Perplexity", "quality", "plain", "lower",
@@ -127,7 +133,8 @@ MEASURES: dict[str, Measure] = {
                 "Share of responses that ended by themselves instead of at the length limit."),
         Measure("stopped_by_limit", "Stopped by a limit", "text", "share", None,
                 "Share of programs that the sandbox ended by time, memory or size."),
-        Measure("pairs", "Pairs", "text", "count", None, "Pairs that the judge decided clearly in both orders."),
+        Measure("pairs", "Pairs", "text", "count", None,
+                "Pairs that the judge decided clearly in both orders."),
         Measure("unparsable", "Unclear replies", "text", "count", None,
                 "Replies of the judge without a clear verdict; their pairs take no part."),
         Measure("prompt_tokens", "Tokens read", "text", "count", None, "Tokens that the judge read."),
@@ -140,7 +147,15 @@ MEASURES: dict[str, Measure] = {
                 "Seconds from a prompt to the first token."),
         Measure("tokens_per_second", "Tokens/s", "speed", "count", "higher",
                 "Response tokens generated per second on the machine of the run."),
-        Measure("speed_up", "Speed-up", "speed", "plain", "higher",
+        Measure("prompt_speed_up", "Speed-up, reading", "speed", "times", "higher",
+                "Times as fast as the teacher in reading prompts, the two timed in turns."),
+        Measure("first_token_speed_up", "Speed-up, first token", "speed", "times", "higher",
+                "Times as fast as the teacher to the first token, the two timed in turns."),
+        Measure("decode_speed_up", "Speed-up, writing", "speed", "times", "higher",
+                "Times as fast as the teacher in writing, the two timed in turns."),
+        Measure("size_ratio", "Share of the teacher's size", "size", "share", None,
+                "Parameters over those of the teacher."),
+        Measure("speed_up", "Speed-up", "speed", "times", "higher",
                 "Tokens a second of assisted generation over those of the teacher alone."),
     )
 }  # fmt: skip
@@ -150,9 +165,19 @@ MORE = (
     "wins", "ties", "losses", "prompt_tokens", "completion_tokens", "median_length", "max_length", "bytes",
     "accuracy_flexible", "calibration_error",
     "teacher_calibration_error", "acceptance_expected", "block_efficiency_if_independent",
-    "tokens_per_second_of_teacher", "prompt_tokens_per_second", "first_token_seconds", "distinct_3", "distinct_4",
+    "tokens_per_second_of_teacher", "prompt_tokens_per_second", "first_token_seconds", "distinct_3",
+    "distinct_4", "distribution_z", "assisted_distribution_z", "prompt_speed_up", "first_token_speed_up",
+    "size_ratio",
 )  # fmt: skip
 """Known measures that would crowd the first table."""
+
+PAIRED = {
+    "tokens_per_second": "decode_speed_up",
+    "prompt_tokens_per_second": "prompt_speed_up",
+    "first_token_seconds": "first_token_speed_up",
+}
+"""Speeds with the measure that says how many times as fast as the teacher it is, the two timed in turns: on a
+busy machine nearer to the truth than the ratio of two speeds of different times."""
 
 PASS = Measure("pass_at_k", "pass@k", "quality", "share", "higher",
                "Estimated share of problems that one of {} samples or more solves.")  # fmt: skip
@@ -215,7 +240,7 @@ def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
 
 def interval(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
     """What a value may as well be: its confidence interval (`NAME_low`, `NAME_high`), or else one standard
-    deviation over seeds (`NAME_std`) or standard error (`NAME_se`) to both sides; None where none is known."""
+    deviation (`NAME_std`) or standard error (`NAME_se`) to both sides; None where none is known."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if is_number(low) and is_number(high) and math.isfinite(low) and math.isfinite(high):
         return float(low), float(high)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.report.likeness import OF_THE_MODEL, differences, unlike
 from stillhouse.report.measures import (
+    PAIRED,
     Measure,
     columns,
     compact,
@@ -135,6 +136,10 @@ def _change(
     column: Measure, value: float, system: System, systems: Sequence[System]
 ) -> tuple[str, bool | None]:
     """Quality against the student before; size and speed against the teacher."""
+    paired = system.metrics.get(PAIRED.get(column.name, ""))
+    if is_number(paired) and paired > 0:
+        ratio = 1 / paired if column.better == "lower" else paired
+        return f"{compact(round(ratio, 2))}× the teacher", None
     if column.kind in ("size", "speed"):
         teacher = _alike(system, teacher_of(systems, system))
         other = teacher.metrics.get(column.name) if teacher else None
@@ -229,22 +234,34 @@ def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[s
                 f"from {main.show(start)} to the teacher's {main.show(top)}",
             )
         )
-    figures += _ratios(best, teacher)
+    figures += _ratios(best, teacher, systems)
     return {"label": best.label, "several": len(students) > 1, "figures": figures, "colour": best.colour}
 
 
-def _ratios(student: System, teacher: System | None) -> list[tuple[str, str, str]]:
+def _ratios(student: System, teacher: System | None, systems: Sequence[System]) -> list[tuple[str, str, str]]:
+    """How much smaller and faster than the teacher; by the task `cost`, where that was measured."""
     found = []
-    for name, words in (("parameters", "smaller"), ("tokens_per_second", "faster")):
-        own, other = student.metrics.get(name), teacher.metrics.get(name) if teacher else None
-        if not is_number(own) or not is_number(other) or not own or not other:
-            continue
-        ratio = other / own if name == "parameters" else own / other
-        if ratio >= 1.05:
-            unit = "parameters" if name == "parameters" else "tokens/s"
-            shown = measure(name)
-            found.append((f"{ratio:.1f}×", words, f"{shown.show(own)} against {shown.show(other)} {unit}"))
-    return found
+    own, other = _of_both("parameters", student, teacher)
+    if own and other and other / own >= 1.05:
+        size = measure("parameters")
+        shown = f"{size.show(own)} against {size.show(other)} parameters"
+        found.append((f"{other / own:.1f}×", "smaller", shown))
+    same = (s for s in systems if (s.role, s.run, s.label) == (student.role, student.run, student.label))
+    ratio = next(
+        (s.metrics["decode_speed_up"] for s in same if is_number(s.metrics.get("decode_speed_up"))), 0
+    )
+    told = "writing, the two timed in turns"
+    own, other = _of_both("tokens_per_second", student, teacher)
+    if not ratio and own and other:
+        speed = measure("tokens_per_second")
+        ratio, told = own / other, f"{speed.show(own)} against {speed.show(other)} tokens/s"
+    return [*found, (f"{ratio:.1f}×", "faster", told)] if ratio >= 1.05 else found
+
+
+def _of_both(name: str, student: System, teacher: System | None) -> tuple[float, float]:
+    values = (student.metrics.get(name), teacher.metrics.get(name) if teacher else None)
+    own, other = (float(value) if is_number(value) else 0.0 for value in values)
+    return own, other
 
 
 def glossary(tables: Sequence[ResultTable]) -> list[tuple[str, str]]:

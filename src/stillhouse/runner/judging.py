@@ -171,13 +171,18 @@ def run_judge(
         "prompt_tokens": sum(one.prompt_tokens for one in judged),
         "completion_tokens": sum(one.completion_tokens for one in judged),
     }
-    metrics: dict[str, Any] = {**summary(judged), **tokens}
+    verdicts = output.with_suffix(".jsonl")
+    write_jsonl(verdicts, _rows(pairs, judged))
+    try:
+        metrics: dict[str, Any] = {**summary(judged), **tokens}
+    except DataError as error:
+        raise DataError(f"{error} What it said is in {verdicts}.") from error
     if metrics["unparsable"]:
         logger.warning(
             "%d of %d replies hold no clear verdict; their pairs take no part. The replies are in %s",
             metrics["unparsable"],
             2 * len(judged),
-            output.with_suffix(".jsonl"),
+            verdicts,
         )
     if price.prompt is not None or price.completion is not None:
         paid = tokens["prompt_tokens"] * (price.prompt or 0.0)
@@ -203,7 +208,6 @@ def run_judge(
         },
         "metrics": metrics,
     }
-    write_jsonl(output.with_suffix(".jsonl"), _rows(pairs, judged))
     write_json(output, result)
     return result
 

@@ -34,8 +34,8 @@ def distinct_n(responses: Sequence[Sequence[Hashable]], n: int = 2) -> float:
 def self_bleu(responses: Sequence[str], limit: int = 200) -> float:
     """Mean BLEU (0 to 100) of each response against all others as its references; lower is more diverse.
 
-    The number depends on how many responses there are: each is a reference of all others. So at most `limit` of
-    them, evenly spaced, are compared.
+    The number depends on how many responses there are: each is a reference of all others. So at most `limit`
+    of them, evenly spaced, are compared.
 
     Source: Zhu et al. (2018), "Texygen", section 3.2; BLEU-4 as sacrebleu's `sentence_bleu` computes it (13a
     tokenizer, exponential smoothing).
@@ -57,8 +57,8 @@ def self_bleu(responses: Sequence[str], limit: int = 200) -> float:
     chosen = [responses[index * len(responses) // count] for index in range(count)]
     words = BLEU().tokenizer
     seen = [extract_all_word_ngrams(words(text.rstrip()), 1, ORDER) for text in chosen]
-    # For each n-gram the two largest counts: the second one is what the others have of the largest one's owner.
-    # This is what `sentence_score` finds for each text and all others, without reading these each time again.
+    # For each n-gram the two largest counts: the second one is what the others of the largest one's owner
+    # have. So each text is read once, and the numbers are those of `sentence_score` with all others.
     largest: dict[tuple[str, ...], tuple[int, int]] = {}
     for grams, _ in seen:
         for gram, times in grams.items():
