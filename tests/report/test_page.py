@@ -380,6 +380,26 @@ def test_a_failed_run_says_why(tmp_path):
         assert words in text
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("evaluation/student_after.json", '"tvd": 0.2', f'"tvd": 1{"0" * 400}'),
+        ("evaluation/student_after.json", '"tvd": 0.2', f'"tvd": {"[" * 100_000}'),
+        ("responses/curation.json", '"prompts": 3300', '"prompts": Infinity'),
+        ("responses/curation.json", '"examples": [', '"examples": 7, "other": ['),
+        ("metrics.jsonl", '"seconds": 0.5', f'"seconds": 1{"0" * 400}'),
+        ("evaluation/student_after.jsonl", '"seed": 1', '"seed": {"a": [null]}'),
+    ],
+)
+def test_odd_values_spoil_no_page(tmp_path, name, old, new):
+    path = make_run(tmp_path / "run", tasks=True) / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert "KL to teacher" in page([tmp_path / "run"], tmp_path / "report.html")[1].text
+    assert compared(load_runs([tmp_path / "run"]), "latex")
+
+
 def test_plots_are_themed_and_named():
     curve = Curve("kd", "--run-0", [(step, 1 / (step + 1)) for step in range(50)], smooth=True)
     plot = line_plot("loss", "Loss <of> kd", [curve], "step", "nats per token")

@@ -41,8 +41,8 @@ class _Prompt:
 
 
 def shown_answers(systems: Sequence[System]) -> Shown:
-    """The responses of all systems, joined by task and prompt: the first of each always, further ones as far as
-    there is room.
+    """The responses of all systems, joined by task and prompt: the first of each always, further
+    ones as far as there is room.
 
     `<`, `>` and `&` are written as escapes, so no text can close the element or open a comment; everything
     that is not ASCII is escaped by `json.dumps`, and control characters are replaced by visible ones. The

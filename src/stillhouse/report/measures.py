@@ -270,6 +270,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 def compact(value: float) -> str:
     """Four significant digits without a tail of zeros."""
+    if not math.isfinite(value):
+        return str(value)
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
