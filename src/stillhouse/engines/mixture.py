@@ -51,20 +51,21 @@ class Mixture(nn.Module):
         """Log-probabilities of the mixture as logits [B, 1, vocab]."""
         first = self.num_layers[0]
         layers = (past_key_values.layers[:first], past_key_values.layers[first:])
-        log_probs = [
-            model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=Cache(layers=part),
-                use_cache=use_cache,
-                logits_to_keep=1,
-            )
-            .logits[..., : self.vocab]
-            .float()
-            .log_softmax(-1)
-            for model, part in zip(self.models, layers, strict=True)
-        ]
+        with torch.autocast(input_ids.device.type, enabled=False):  # each enters its own, if it has one
+            log_probs = [
+                model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    past_key_values=Cache(layers=part),
+                    use_cache=use_cache,
+                    logits_to_keep=1,
+                )
+                .logits[..., : self.vocab]
+                .float()
+                .log_softmax(-1)
+                for model, part in zip(self.models, layers, strict=True)
+            ]
         shares = torch.tensor([1 - self.share, self.share], device=input_ids.device).log()
         mixed = torch.logaddexp(log_probs[0] + shares[0], log_probs[1] + shares[1])
         return CausalLMOutputWithPast(logits=mixed)

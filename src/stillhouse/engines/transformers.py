@@ -131,18 +131,31 @@ def rounded_copy(model: nn.Module) -> nn.Module:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients inside the block; every module's own mode comes back after it.
 
-    Not `torch.inference_mode`: buffers that a model makes inside it could not be used in training.
+    Autocast that accelerate enters at each call of a model is held open meanwhile: weights are cast once, not
+    again for each token. Not `torch.inference_mode`: buffers made inside it could not be used in training.
     """
     import torch
 
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _own_autocast(model):
             yield
     finally:
+        # Weights that were cast without gradients must not serve a training step within the same autocast.
+        torch.clear_autocast_cache()
         for module in training:
             module.training = True
+
+
+def _own_autocast(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """The autocast that a model, prepared by accelerate for mixed precision, enters at each call."""
+    if not any(hasattr(module, "_original_forward") for module in model.modules()):
+        return contextlib.nullcontext()
+    from accelerate.utils.modeling import get_mixed_precision_context_manager
+
+    context: contextlib.AbstractContextManager[None] = get_mixed_precision_context_manager(native_amp=True)
+    return context
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, config: Any) -> None:
