@@ -61,6 +61,7 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         headline=results.headline(systems, tables),
         subtitle=sections.subtitle(runs),
         tables=tables,
+        standard_errors=results.standard_errors(tables),
         overview=results.overview(systems),
         named_task=bool(tables and tables[0].task and tables[0].task not in MEASURES),
         glossary=results.glossary(tables),

@@ -21,6 +21,9 @@ from stillhouse.report.measures import (
 )
 from stillhouse.report.systems import System, baseline, teacher_of
 
+SE = " SE"
+"""Stands behind a standard error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -113,7 +116,7 @@ def _spread(column: Measure, system: System) -> str:
         return f"({column.show(reach[0])} to {column.show(reach[1])})"
     if f"{column.name}_std" in system.metrics:
         return f"± {column.show(system.metrics[f'{column.name}_std'])}"
-    return f"± {column.show(system.metrics[f'{column.name}_se'])} SE"
+    return f"± {column.show(system.metrics[f'{column.name}_se'])}{SE}"
 
 
 def _bar(column: Measure, system: System, systems: Sequence[System]) -> Bar | None:
@@ -262,6 +265,11 @@ def _of_both(name: str, student: System, teacher: System | None) -> tuple[float,
     values = (student.metrics.get(name), teacher.metrics.get(name) if teacher else None)
     own, other = (float(value) if is_number(value) else 0.0 for value in values)
     return own, other
+
+
+def standard_errors(tables: Sequence[ResultTable]) -> bool:
+    """Whether some spread in the first tables is a standard error rather than a deviation."""
+    return any(cell.spread.endswith(SE) for table in tables for _, cells in table.rows for cell in cells)
 
 
 def glossary(tables: Sequence[ResultTable]) -> list[tuple[str, str]]:
