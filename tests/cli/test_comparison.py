@@ -100,6 +100,36 @@ def test_an_interrupted_comparison_goes_on(ready: Workshop) -> None:
     assert len(straight) == 5 * 4 * 2  # (teacher in three folders, two students) x sets x (answers, metrics)
 
 
+def test_other_rows_are_measured_again_on_the_teacher_too(ready: Workshop) -> None:
+    """Results of other rows in the same folder are not taken for those of these."""
+    command = (
+        "eval",
+        "student",
+        "runs/kd",
+        "--teacher",
+        "teacher",
+        "--max-tokens",
+        "6",
+        "--template",
+        "plain",
+    )
+    for rows in ("one.jsonl", "two.jsonl"):
+        ok(ready.stillhouse(*command, "--data", rows, "-o", "out"))
+        runs = [load_run(folder) for folder in find_runs([ready.folder / "out"])]
+        asked = [json.loads(line)["prompt"] for line in (ready.folder / rows).read_text("utf-8").splitlines()]
+        for one in (result for run in runs for result in run.evaluations):
+            assert [row["prompt"].strip() for row in one.rows] == asked, (rows, one.system)
+
+
+def test_the_limit_holds_for_tasks_on_the_same_rows(ready: Workshop) -> None:
+    command = ("eval", "student", "--tasks", "exact_match", "--data", "one.jsonl", "--limit", "2")
+    ok(ready.stillhouse(*command, "--max-tokens", "4", "--template", "plain", "-o", "out"))
+    (run,) = [load_run(folder) for folder in find_runs([ready.folder / "out"])]
+    assert [(one.task, len(one.rows)) for one in run.evaluations] == [
+        ("held-out prompts", 2), ("exact_match", 2),
+    ]  # fmt: skip
+
+
 def test_what_is_wrong_with_tasks_is_told_before_anything_loads(ready: Workshop) -> None:
     command = ("eval", "student", "--tasks")
     assert "--data: is missing" in ready.refused("eval", "student")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests import tiny
 
-from stillhouse.evaluate.drafting import Settings, accept, write
+from stillhouse.evaluate.drafting import Settings, Surprise, accept, write
 
 VOCAB, END = 5, 0
 PROMPT = [3, 1, 4]
@@ -64,6 +64,7 @@ def test_texts_have_the_teachers_distribution(gamma: int) -> None:
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5
     assert 0.1 < counts.acceptance < 0.99
     assert counts.acceptance == pytest.approx(counts.expected, abs=4 * (0.25 / counts.tested) ** 0.5)
+    assert abs(counts.surprise.z) < 4
     # The student's own texts would not pass.
     others = texts_of_teacher(student, 2)
     assert chi_square(seen, others)[0] > 5 * freedom
@@ -105,3 +106,22 @@ def test_greedy_text_is_the_teachers(gamma: int) -> None:
             while len(ids) < len(prompt) + 12 and END not in ids[len(prompt) :]:
                 ids.append(int(teacher(torch.tensor([ids])).logits[0, -1].argmax()))
         assert text == ids[len(prompt) :]
+
+
+def test_surprise_tells_whose_tokens_they_are() -> None:
+    generator = torch.Generator().manual_seed(3)
+    p, q = (torch.randn(4000, 6, generator=generator, dtype=torch.float64).softmax(-1) for _ in range(2))
+    p[:, 5] = 0
+    p /= p.sum(-1, keepdim=True)
+    for weights, right in ((p, True), ((p + q) / 2, False), (p**2, False)):
+        surprise = Surprise()
+        drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        surprise.add(p[:1000], drawn[:1000])
+        surprise.add(p[1000:], drawn[1000:])
+        assert (abs(surprise.z) < 4) == right
+    certain = torch.nn.functional.one_hot(torch.tensor([1, 2]), 4).double()
+    surprise = Surprise()
+    surprise.add(certain, torch.tensor([1, 2]))
+    assert surprise.z == 0
+    surprise.add(certain, torch.tensor([1, 3]))
+    assert surprise.z == float("inf")

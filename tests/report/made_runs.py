@@ -29,6 +29,7 @@ def make_run(
     recipe: str = "kd",
     *,
     rows: int = 12,
+    seeds: int = 1,
     steps: int = 120,
     score: float = 57.0,
     tasks: bool = False,
@@ -44,17 +45,10 @@ def make_run(
     _write(folder / "data.json", _data())
     _write(folder / "models.json", _models())
     _lines(folder / "metrics.jsonl", _log(recipe, steps, score, draw))
-    _evaluation(folder, "teacher", 60.1, 0.0, rows, random.Random(1))
-    _evaluation(folder, "student before", 41.8, 0.92, rows, random.Random(2))
-    _evaluation(
-        folder,
-        "student after",
-        score,
-        0.21 if recipe == "kd" else 0.16,
-        rows,
-        draw,
-        f"student after {recipe}",
-    )
+    _evaluation(folder, "teacher", 60.1, 0.0, (rows, seeds), random.Random(1))
+    _evaluation(folder, "student before", 41.8, 0.92, (rows, seeds), random.Random(2))
+    kl, label = 0.21 if recipe == "kd" else 0.16, f"student after {recipe}"
+    _evaluation(folder, "student after", score, kl, (rows, seeds), draw, label)
     if tasks:
         _further_tasks(folder, recipe, score)
         _write(folder / "responses" / "curation.json", _curation())
@@ -168,8 +162,16 @@ def _log(recipe: str, steps: int, score: float, draw: random.Random) -> list[dic
 
 
 def _evaluation(
-    folder: Path, system: str, score: float, kl: float, rows: int, draw: random.Random, label: str = ""
+    folder: Path,
+    system: str,
+    score: float,
+    kl: float,
+    size: tuple[int, int],
+    draw: random.Random,
+    label: str = "",
 ) -> None:
+    """Results and answers; `size` is the number of prompts and of seeds."""
+    rows, seeds = size
     student = system != "teacher"
     metrics = {
         "rouge_l": score, "rouge_l_std": 0.3, "kl_to_teacher": kl, "top1_agreement": 1.0 - kl / 4,
@@ -178,7 +180,7 @@ def _evaluation(
         "tokens_per_second": (9100 if student else 2900) + 200 * draw.random(), "rows": rows,
     }  # fmt: skip
     name = system.replace(" ", "_")
-    settings = {"temperature": 0.0, "max_new_tokens": 64, "seeds": [1, 2, 3]}
+    settings = {"temperature": 0.0, "max_new_tokens": 64, "seeds": [1, 2, 3], "prompts": 12}
     result = {
         "system": system,
         "label": label or system,
@@ -187,10 +189,11 @@ def _evaluation(
         "metrics": metrics,
     }
     _write(folder / "evaluation" / f"{name}.json", result)
-    _lines(folder / "evaluation" / f"{name}.jsonl", [_row(index, score, draw) for index in range(rows)])
+    answers = [_row(index, score, draw, seed) for seed in range(1, seeds + 1) for index in range(rows)]
+    _lines(folder / "evaluation" / f"{name}.jsonl", answers)
 
 
-def _row(index: int, score: float, draw: random.Random) -> dict[str, Any]:
+def _row(index: int, score: float, draw: random.Random, seed: int) -> dict[str, Any]:
     facts = random.Random(index)
     name, food, area = facts.choice(NAMES), facts.choice(FOODS), facts.choice(AREAS)
     said = draw.choice(
@@ -202,6 +205,7 @@ def _row(index: int, score: float, draw: random.Random) -> dict[str, Any]:
     )
     return {
         "id": f"e2e:{index}",
+        "seed": seed,
         "prompt": f"name[{name}], food[{food}], area[{area}], familyFriendly[yes]",
         "references": [
             f"{name} in the {area} serves {food} food.",

@@ -29,7 +29,7 @@ COUNT = "document.getElementById('answer-count').textContent"
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     for recipe in ("kd", "distillm2"):
-        make_run(folder / "runs" / recipe, recipe, rows=2000, tasks=True)
+        make_run(folder / "runs" / recipe, recipe, rows=2000, seeds=2, tasks=True)
     path = write_report([folder / "runs"], folder / "report.html")
     with browser(folder / "profile") as page:
         yield page, path
@@ -80,7 +80,7 @@ def test_search_order_and_filters(opened: tuple[Page, Path]):
     scores = page.do(
         """[...document.querySelectorAll('.answer')].map(card => [...card.querySelectorAll('.who')]
         .filter(who => who.textContent.includes('after'))
-        .map(who => Number(/ROUGE-L ([\\d.]+)/.exec(who.textContent)[1])).reduce((a, b) => a + b, 0))"""
+        .map(who => Number(/of 2: ROUGE-L ([\\d.]+)/.exec(who.textContent)[1])).reduce((a, b) => a + b, 0))"""
     )
     assert all(before <= after + 0.11 for before, after in itertools.pairwise(scores))
     assert page.troubles == []
@@ -126,6 +126,47 @@ def test_the_keyboard_is_enough(opened: tuple[Page, Path]):
     assert not page.do("document.getElementById('keys').open")
     press(page, "t")
     assert page.do("window.scrollY") == 0
+    assert page.troubles == []
+
+
+HEAD = "document.querySelectorAll('.answer')[%d].querySelector('.steps span').textContent"
+SAID = "document.querySelectorAll('.answer')[%d].querySelector('.said').innerText"
+
+
+def test_the_answers_of_all_seeds_are_stepped_through(opened: tuple[Page, Path]):
+    page, path = opened
+    page.open(path)
+    press(page, "/")
+    press(page, "Escape", **ESCAPE)  # the first prompt has the focus
+    assert page.do(HEAD % 0) == "seed 1 (1 of 2)"
+    first, other = page.do(SAID % 0), page.do(SAID % 1)
+    assert "mean of 2: ROUGE-L" in first  # the mean
+    press(page, "l")
+    assert page.do(HEAD % 0) == "seed 2 (2 of 2)"
+    assert page.do(SAID % 0) != first
+    assert (page.do(HEAD % 1), page.do(SAID % 1)) == ("seed 1 (1 of 2)", other)
+    press(page, "l")
+    assert (page.do(HEAD % 0), page.do(SAID % 0)) == ("seed 1 (1 of 2)", first)
+    press(page, "j")
+    press(page, "h")
+    assert page.do(HEAD % 1) == "seed 2 (2 of 2)"
+    buttons = "document.querySelectorAll('.answer')[1].querySelectorAll('.steps button')"
+    page.do(f"{buttons}[0].click()")
+    assert page.do(HEAD % 1) == "seed 1 (1 of 2)"
+    assert page.troubles == []
+
+
+def test_a_search_shows_the_answer_that_it_found(tmp_path: Path, opened: tuple[Page, Path]):
+    page, _ = opened
+    folder = make_run(tmp_path / "run", rows=6, seeds=3)
+    path = folder / "evaluation/student_after.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2 * 6 + 4]["response"] = "Only the third seed speaks of zebras."
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page.open(write_report([folder], tmp_path / "report.html"))
+    search(page, "zebra", "1 of 6 prompts")
+    assert page.do(HEAD % 0) == "seed 3 (3 of 3)"
+    assert page.do("document.querySelector('.said mark').textContent") == "zebra"
     assert page.troubles == []
 
 

@@ -8,57 +8,18 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from stillhouse.console import visible
-from stillhouse.report import find_runs, load_run, summary_cells, summary_table, write_report
+from stillhouse.report import find_runs, load_run, summary_cells, summary_table
+from stillhouse.report.formats import compared, load_runs
 from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
 from stillhouse.report.sections import config_diff
 from stillhouse.report.systems import gather
 from stillhouse.report.work import phase_tables, seconds_by_phase
 from tests.report.made_runs import HOSTILE, make_run
-
-
-class Tags(HTMLParser):
-    """Collects the elements, their ids and addresses, and the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value or "")
-            if name in ("src", "href", "xlink:href"):
-                self.addresses.append(value or "")
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def page(folders: list[Path], output: Path, title: str | None = None) -> tuple[str, Tags]:
-    html = write_report(folders, output, title).read_text(encoding="utf-8")
-    tags = Tags()
-    tags.feed(html)
-    return html, tags
-
-
-def answers(html: str) -> dict:
-    found = re.search(r'<script type="application/json" id="answer-data">(.*?)</script>', html, re.DOTALL)
-    assert found
-    return json.loads(found[1])
+from tests.report.reading import answers, page
 
 
 def test_the_comparison_says_what_the_files_say(three_runs, tmp_path):
@@ -89,7 +50,7 @@ def test_model_text_cannot_become_markup(three_runs, tmp_path):
     assert "img" not in tags.tags
     assert "<img src=x" not in html
     row = next(row for row in answers(html)["rows"] if row["id"] == "e2e:3")
-    assert row["responses"]["0"][0] == visible(HOSTILE)
+    assert row["responses"]["0"][2][0][0] == visible(HOSTILE)
     assert not re.search("[\x00\x1b\u2028\u202e\ud800]", html)
 
 
@@ -167,10 +128,52 @@ def test_scores_of_any_task_stand_beside_the_answers(tmp_path):
     found = answers(page([folder], tmp_path / "report.html")[0])
     index = next(str(n) for n, one in enumerate(found["systems"]) if one["task"] == "maths")
     row = next(row for row in found["rows"] if row["id"] == "maths:1")
-    assert row["responses"][index] == ["2", 1.0, "Accuracy 100.0% · 3 tokens"]
-    cut = next(row for row in found["rows"] if row["id"] == "e2e:0")["responses"]["0"]
-    assert cut[2].startswith("ROUGE-L ")
-    assert cut[2].endswith("12 tokens · cut off")
+    assert row["responses"][index] == [1.0, "", [["2", "Accuracy 100.0% · 3 tokens", 0]]]
+    (cut,) = next(row for row in found["rows"] if row["id"] == "e2e:0")["responses"]["0"][2]
+    assert cut[1].startswith("ROUGE-L ")
+    assert cut[1].endswith("12 tokens · cut off")
+
+
+def test_speeds_that_were_timed_in_turns_tell_how_much_faster(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for system, tokens in (("teacher", 100.0), ("student after", 5000.0)):
+        metrics = {"parameters": 10, "tokens_per_second": tokens, "first_token_seconds": 0.1}
+        if system != "teacher":
+            metrics |= {"decode_speed_up": 2.5, "first_token_speed_up": 4.0}
+        found = {"system": system, "label": "student after kd", "task": "cost", "metrics": metrics}
+        (folder / f"evaluation/{system}.cost.json".replace(" ", "-")).write_text(json.dumps(found))
+    text = page([folder], tmp_path / "report.html")[1].text
+    assert "5,000 2.5× the teacher" in text
+    assert "0.1 0.25× the teacher" in text
+    assert "50× the teacher" not in text
+    assert "2.5× faster writing, the two timed in turns" in text
+
+
+def test_whole_numbers_have_whole_ticks():
+    curve = Curve("kd", "--run-0", [(gamma, 1.0 + gamma / 9) for gamma in range(1, 9)])
+    ticks = re.findall(r">([\d.]+)</text>", line_plot("draft", "Draft", [curve], "gamma", "tokens").svg)
+    assert "1.5" not in [tick for tick in ticks[:6]]
+    assert {"2", "4"} <= set(ticks)
+
+
+def test_a_standard_error_is_told_from_a_deviation(tmp_path):
+    folder = make_run(tmp_path / "run")
+    metrics = {
+        "acc": 0.6,
+        "acc_se": 0.05,
+        "exact_match.strict-match": 0.25,
+        "exact_match.strict-match_se": 0.1,
+    }
+    found = {"system": "student after", "label": "kd", "task": "arc", "metrics": metrics}
+    (folder / "evaluation/student-after.arc.json").write_text(json.dumps(found))
+    html, tags = page([folder], tmp_path / "report.html")
+    assert "60.0% ± 5.0% SE" in tags.text
+    assert "25.0% ± 10.0% SE" in tags.text
+    assert "Exact match (strict-match)" in tags.text
+    assert "the standard error over questions" in tags.text
+    (folder / "evaluation/student-after.arc.json").unlink()
+    assert "the standard error" not in page([folder], tmp_path / "report.html")[1].text
+    assert '<b style="left: 84.6%; width: 15.4%">' in html
 
 
 def test_the_time_is_counted_by_phase_and_the_rest_is_other(tmp_path):
@@ -243,6 +246,26 @@ def test_a_failed_run_says_why(tmp_path):
     text = page([folder], tmp_path / "report.html")[1].text
     for words in ("failed", message, "1 line could not be read"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("evaluation/student_after.json", '"tvd": 0.2', f'"tvd": 1{"0" * 400}'),
+        ("evaluation/student_after.json", '"tvd": 0.2', f'"tvd": {"[" * 100_000}'),
+        ("responses/curation.json", '"prompts": 3300', '"prompts": Infinity'),
+        ("responses/curation.json", '"examples": [', '"examples": 7, "other": ['),
+        ("metrics.jsonl", '"seconds": 0.5', f'"seconds": 1{"0" * 400}'),
+        ("evaluation/student_after.jsonl", '"seed": 1', '"seed": {"a": [null]}'),
+    ],
+)
+def test_odd_values_spoil_no_page(tmp_path, name, old, new):
+    path = make_run(tmp_path / "run", tasks=True) / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert "KL to teacher" in page([tmp_path / "run"], tmp_path / "report.html")[1].text
+    assert compared(load_runs([tmp_path / "run"]), "latex")
 
 
 def test_plots_are_themed_and_named():

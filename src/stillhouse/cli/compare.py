@@ -44,12 +44,16 @@ def command(
 ) -> None:
     """Compare runs: every system with its measures, the best student marked, and which settings differ."""
     from stillhouse.files import atomic
-    from stillhouse.report.formats import compared, load_runs
+    from stillhouse.report.formats import compared, comparison_tables, load_runs, unlike_text
 
     found = load_runs(runs)
     if kind == "table" and output is None:
         _show(found, everything)
         return
+    if kind == "csv":  # which has no place for it
+        for table in comparison_tables(found):
+            if table.unlike:
+                console.note(f"{table.task}: {unlike_text(table)}")
     text = compared(found, "markdown" if kind == "table" else kind, everything=everything)
     if output is None:
         typer.echo(text, nl=False)
@@ -60,10 +64,23 @@ def command(
 
 
 def _show(runs: Sequence[RunRecord], everything: bool) -> None:
+    from stillhouse.report.sections import config_diff
+
+    show_tables(runs, everything=everything)
+    differences = config_diff(runs)
+    if differences:
+        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
+        left = len(differences) - len(shown)
+        caption = f"{left} more on the page of `stillhouse report`" if left else None
+        names = [run.name for run in runs]
+        console.table(["setting", *names], shown, title="Settings that differ", caption=caption)
+
+
+def show_tables(runs: Sequence[RunRecord], *, everything: bool = False) -> None:
+    """Print one table for each task, the best student bold, and what was not measured alike."""
     from rich.text import Text
 
-    from stillhouse.report.formats import comparison_tables
-    from stillhouse.report.sections import config_diff
+    from stillhouse.report.formats import comparison_tables, unlike_text
 
     tables = comparison_tables(runs, everything=everything)
     if not tables:
@@ -80,10 +97,5 @@ def _show(runs: Sequence[RunRecord], everything: bool) -> None:
             for system, cells in table.rows
         ]
         console.table(["system", *(column.label for column in table.columns)], rows, title=table.task or None)
-    differences = config_diff(runs)
-    if differences:
-        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
-        left = len(differences) - len(shown)
-        caption = f"{left} more on the page of `stillhouse report`" if left else None
-        names = [run.name for run in runs]
-        console.table(["setting", *names], shown, title="Settings that differ", caption=caption)
+        if table.unlike:
+            console.note(unlike_text(table))

@@ -93,18 +93,15 @@ def _compare(
     evaluate: dict[str, Any],
     output: Path | None,
 ) -> None:
-    from stillhouse.report import summary_cells, summary_table, write_report
+    from stillhouse.cli.compare import show_tables
+    from stillhouse.report import write_report
+    from stillhouse.report.formats import load_runs
     from stillhouse.runner.comparison import compare
 
     folder = output or Path("runs/comparison")
     with as_options(OPTIONS):
         folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
-    rows = summary_table(folders)
-    for task in dict.fromkeys(row["task"] for row in rows):
-        here = [row for row in rows if row["task"] == task]
-        known = [name for name in here[0] if name == "run" or any(row.get(name) is not None for row in here)]
-        headings, cells = summary_cells([{name: row.get(name) for name in known} for row in here])
-        console.table(headings, cells, title=task)
+    show_tables(load_runs(folders))
     console.say(str(write_report(folders, folder / "report.html")))
 
 

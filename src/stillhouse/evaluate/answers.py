@@ -179,6 +179,8 @@ def answer(
                     "id": prompt.id,
                     "seed": seed,
                     "prompt": prompt.text,
+                    # A judge has no use for the marks of a template.
+                    **({"question": prompt.question} if prompt.question != prompt.text.strip() else {}),
                     "references": list(prompt.references),
                     "response": text,
                     "rouge_l": round(score, 4),

@@ -24,7 +24,7 @@ class EvaluateConfig(Part):
     batch_size: int = Field(32, ge=1)
     """Sequences in one forward pass when likelihoods are measured."""
     limit: int | None = Field(None, ge=1)
-    """At most this many prompts."""
+    """At most this many held-out prompts, also of tasks that have no rows of their own."""
     valid_limit: int | None = Field(100, ge=1)
     """At most this many prompts of data.valid when the student is validated during training."""
     before: bool = True

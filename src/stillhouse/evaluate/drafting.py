@@ -16,6 +16,39 @@ from torch import Tensor, nn
 from stillhouse.errors import ModelError
 
 
+class Surprise:
+    """Whether tokens were drawn from the distributions that they are said to have.
+
+    Of a token x drawn from p, -log p(x) has the mean H = -sum p log p and the variance sum p (log p)^2 - H^2.
+    So the sum of -log p(x) - H over many tokens, each p given what stands before, over the root of the summed
+    variances is near a standard normal number: beyond 3 or 4, the tokens are from somewhere else.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._variance = 0.0
+
+    def add(self, p: Tensor, tokens: Tensor) -> None:
+        """Take in tokens.
+
+        Args:
+            p: [N, V] probabilities of the token at each place.
+            tokens: [N].
+        """
+        log_p = p.double().log()
+        known = torch.where(p > 0, log_p, torch.zeros_like(log_p))
+        entropy = -(p * known).sum(-1)
+        self._sum += float((-log_p.gather(1, tokens[:, None])[:, 0] - entropy).sum())
+        self._variance += float(((p * known * known).sum(-1) - entropy * entropy).clamp(min=0).sum())
+
+    @property
+    def z(self) -> float:
+        """Standard deviations from what the distributions give; 0 where they leave nothing to chance."""
+        if self._variance <= 0:
+            return 0.0 if self._sum <= 0 else float("inf")
+        return self._sum / self._variance**0.5
+
+
 @dataclass
 class Counts:
     """What happened while text was written.
@@ -32,6 +65,8 @@ class Counts:
     """Sum over the tested places of 1 - TVD(teacher, student): how many were expected to be accepted."""
     tokens: int = 0
     """Tokens written: accepted ones and those that the teacher gives at the end of each block."""
+    surprise: Surprise = field(default_factory=Surprise)
+    """Of the tokens written, under the teacher's distributions."""
     texts: list[list[int]] = field(default_factory=list)
     """What was written for each prompt."""
 
@@ -186,7 +221,9 @@ def _one(
         ids = ids[: known + kept]
         if settings.eos_id not in ids[start:] and len(ids) < end:
             ids.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
-        counts.tokens += len(ids) - known
+        written = torch.tensor(ids[known:], device=p.device)
+        counts.surprise.add(p[: len(written)], written)
+        counts.tokens += len(written)
         for reader in (teacher, student):
             reader.back(len(ids) - 1)
     return ids[start:]

@@ -6,6 +6,7 @@ Every pair is judged twice, with the answers in both orders, because judges lean
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ Verdict = Literal["A", "B", "C"]
 PLACES = ("question", "answer_a", "answer_b")
 _PLACE = re.compile(r"\{(question|answer_a|answer_b)\}")
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
-RESAMPLES = 10_000
-"""Bootstrap samples of a confidence interval."""
+_MARKS = re.compile(r"\[\[+([ABC])\]\]+|<(/?(?:question|answer_a|answer_b))>")
+"""What an answer could hold to be taken for a verdict, or for the end of an answer."""
 
 
 class Asks(Protocol):
@@ -67,6 +68,8 @@ class Judged:
     prompt_tokens: int = 0
     """Of both replies together, as the server counted."""
     completion_tokens: int = 0
+    replies: tuple[str, str] = ("", "")
+    """What the judge wrote, in both orders."""
 
 
 class Rubric(Part):
@@ -101,9 +104,21 @@ class Rubric(Part):
 
 
 def filled(rubric: str, question: str, answer_a: str, answer_b: str) -> str:
-    """The rubric with its places filled; braces inside the texts stay as they are."""
-    values = dict(zip(PLACES, (question, answer_a, answer_b), strict=True))
+    """The rubric with its places filled; braces inside the texts stay as they are.
+
+    Marks of a verdict and of the rubric's parts inside the texts are broken up, `[[A]]` to `[A]` and
+    `</answer_a>` to `[/answer_a]`: an answer cannot end itself, and a judge that quotes it gives no verdict.
+    """
+    texts = (
+        _MARKS.sub(lambda mark: f"[{mark[1] or mark[2]}]", text) for text in (question, answer_a, answer_b)
+    )
+    values = dict(zip(PLACES, texts, strict=True))
     return _PLACE.sub(lambda match: values[match[1]], rubric)
+
+
+def marked(pair: Pair) -> bool:
+    """Whether a text of the pair holds marks that are broken up before the judge reads it."""
+    return any(_MARKS.search(text) for text in (pair.question, pair.first, pair.second))
 
 
 def verdict(reply: str) -> Verdict | None:
@@ -149,9 +164,10 @@ def judge(
     judged = []
     for pair, keys in zip(pairs, orders, strict=True):
         replies: list[dict[str, Any]] = [kept.get(key) or {} for key in keys]
-        first, second = (verdict(reply["reply"]) for reply in replies)
+        said = (replies[0]["reply"], replies[1]["reply"])
+        first, second = map(verdict, said)
         tokens = [sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")]
-        judged.append(Judged(pair.id, (first, second), score(first, second), tokens[0], tokens[1]))
+        judged.append(Judged(pair.id, (first, second), score(first, second), tokens[0], tokens[1], said))
     return judged
 
 
@@ -184,7 +200,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     """What the verdicts come to.
 
     - `win_rate`: the mean score of the first system, a tie counting half; `win_rate_low` and `_high` are its
-      95 % confidence interval, by 10,000 bootstrap samples of the pairs (percentiles)
+      95 % confidence interval (`interval`)
     - `wins`, `ties`, `losses`: pairs with a score above, at and below 1/2
     - `first_place`: of the verdicts for one of the answers, the share for the one that stood first; 1/2 for
       a judge that does not look at the place. `consistency`: pairs with the same verdict in both orders
@@ -218,18 +234,21 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     }
 
 
-def interval(values: Sequence[float], share: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """A confidence interval of the mean: percentiles of the means of bootstrap samples (Efron 1979).
+def interval(scores: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of a mean of scores between 0 and 1.
+
+    With mean p of n scores and the normal quantile z its ends solve |p - x| = z sqrt(x (1 - x) / n). It holds
+    for few pairs and for a mean of 0 or 1, where the bootstrap's has no width. Scores between 0 and 1, such
+    as ties, vary less than it takes for granted, so that it is then a little too wide, never too narrow.
+
+    Source: Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference".
 
     Args:
-        values: one for each pair.
-        share: of the samples that lie inside.
-        seed: the same seed gives the same interval.
+        scores: one for each pair.
+        share: how often such an interval holds the true mean.
     """
-    import numpy
-
-    rng = numpy.random.default_rng(seed)
-    given = numpy.asarray(values, dtype=float)
-    parts = [given[rng.integers(len(given), size=(100, len(given)))].mean(1) for _ in range(RESAMPLES // 100)]
-    low, high = numpy.quantile(numpy.concatenate(parts), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    count, mean = len(scores), statistics.fmean(scores)
+    z2 = statistics.NormalDist().inv_cdf((1 + share) / 2) ** 2
+    middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
+    reach = math.sqrt(z2 * (mean * (1 - mean) / count + z2 / (4 * count * count))) / (1 + z2 / count)
+    return max(0.0, middle - reach), min(1.0, middle + reach)

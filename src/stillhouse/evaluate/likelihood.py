@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from stillhouse.evaluate.metrics.calibration import Calibration
 from stillhouse.evaluate.metrics.fidelity import Fidelity, FidelityScores
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.types import Prompt, Response
+
+logger = logging.getLogger("stillhouse")
 
 ROWS = 1024
 """Response positions whose logits are held at a time."""
@@ -54,12 +57,14 @@ def likelihood(
         responses: with at least one token each.
         pad_id: fills the right of shorter sequences.
         teacher: also measure how near the student is to it.
-        vocab: number of token ids that both share.
+        vocab: number of token ids that both share. A response is cut at its first token beyond them, which a
+            padded head may write and nobody else can read; how many were is warned of.
         batch_size: sequences in one forward pass.
 
     Raises:
         DataError: there are no responses.
     """
+    responses = responses if vocab is None else _shared(responses, vocab)
     if not responses:
         raise DataError(
             "there are no responses to measure a likelihood on; evaluation needs rows with references."
@@ -93,6 +98,28 @@ def likelihood(
         calibration.error(),
         None if teacher is None else theirs_too.error(),
     )
+
+
+def _shared(responses: Sequence[Response], vocab: int) -> list[Response]:
+    """The responses up to the first token that is none of the tokenizer's."""
+    found = []
+    for response in responses:
+        foreign = (place for place, token in enumerate(response.token_ids) if token >= vocab)
+        end = next(foreign, None)
+        if end is None:
+            found.append(response)
+        elif end:
+            found.append(replace(response, token_ids=response.token_ids[:end], finished=False))
+    cut = sum(max(response.token_ids, default=0) >= vocab for response in responses)
+    if cut:
+        logger.warning(
+            "%d of %d responses hold token ids from %d on, which the tokenizer does not know; likelihoods "
+            "are measured up to there",
+            cut,
+            len(responses),
+            vocab,
+        )
+    return found
 
 
 def closeness(

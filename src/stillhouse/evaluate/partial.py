@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import append_jsonl, read_jsonl
+from stillhouse.files import append_jsonl, write_jsonl
 
 
 class Partial:
     """Finished pieces by key, in a JSONL file whose first line says what they belong to.
 
-    A file with another header (other settings, prompts or weights) is set aside and begun anew: pieces of two
-    different evaluations are never mixed.
+    A file with another header (other settings, prompts or weights) is begun anew: pieces of two different
+    evaluations are never mixed. Lines that a kill has cut, or that cannot be read, are work to be done again.
 
     Example:
         >>> partial = Partial(Path("evaluation/.partial/teacher.dolly.jsonl"), {"weights": "5f0c"})
@@ -28,12 +28,21 @@ class Partial:
         self.path = path
         self.header = json.loads(json.dumps(header, default=str))
         self._pieces: dict[str, Any] = {}
-        rows = read_jsonl(path) if path is not None else []
-        if rows and rows[0].get("header") == self.header:
-            self._pieces = {row["key"]: row["value"] for row in rows[1:]}
-            self._begun = True
-        else:
-            self._begun = False
+        self._begun = False
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = [row for line in text.split("\n") if (row := _parsed(line)) is not None]
+        if not rows or rows[0].get("header") != self.header:
+            return
+        kept = [row for row in rows[1:] if "key" in row and "value" in row]
+        self._pieces = {row["key"]: row["value"] for row in kept}
+        self._begun = True
+        if text.count("\n") != len(kept) + 1 or not text.endswith("\n"):
+            # What is appended must not continue a line that was cut.
+            write_jsonl(path, [rows[0], *kept])
 
     def get(self, key: str) -> Any | None:
         """A finished piece; None if it is still to be done."""
@@ -51,6 +60,14 @@ class Partial:
         append_jsonl(self.path, {"key": key, "value": value})
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def digest(value: Any) -> str:
     """16 hexadecimal digits that stand for anything that JSON holds."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
@@ -60,3 +77,9 @@ def digest(value: Any) -> str:
 def digest_of_prompts(prompts: Iterable[Any]) -> str:
     """Stands for the token ids and references of prompts, in their order."""
     return digest([[prompt.token_ids, prompt.references] for prompt in prompts])
+
+
+def digest_of_questions(prompts: Iterable[Any]) -> str:
+    """Stands for what is asked and the right answers, whatever the template and the tokenizer: results are
+    comparable where it is the same."""
+    return digest([[prompt.question, prompt.references] for prompt in prompts])

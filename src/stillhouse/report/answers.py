@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
@@ -16,39 +17,54 @@ from stillhouse.report.systems import System
 NO_SCORES = ("id", "seed", "sample", "tokens", "finished", "temperature")
 """Numbers of a row that say nothing about how good it is."""
 
+MOST = 12_000_000
+"""Characters of further answers (other seeds, temperatures, samples) on a page, so that it opens at once."""
 
-def answers_json(systems: Sequence[System]) -> Markup:
-    """The responses of all systems, joined by task and prompt, as JSON that may stand in a script element.
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the page holds of the answers."""
+
+    data: Markup
+    """JSON that may stand in a script element."""
+    prompts: int
+    left_out: int
+    """Further answers that are in the run folders only."""
+
+
+@dataclass
+class _Prompt:
+    """One prompt with the rows that each system has written for it, in the order of the seeds."""
+
+    facts: dict[str, Any]
+    rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def shown_answers(systems: Sequence[System]) -> Shown:
+    """The responses of all systems, joined by task and prompt: the first of each always, further
+    ones as far as there is room.
 
     `<`, `>` and `&` are written as escapes, so no text can close the element or open a comment; everything
     that is not ASCII is escaped by `json.dumps`, and control characters are replaced by visible ones. The
     page puts the text in as text, never as markup.
     """
-    prompts: dict[tuple[str, str], dict[str, Any]] = {}
+    prompts = _joined(systems)
+    kept, left_out = _within(prompts, MOST)
     mains = {
         task: main_measure(row for system in systems if system.task == task for row in system.rows)
         for task in dict.fromkeys(system.task for system in systems)
     }
-    for index, system in enumerate(systems):
-        for number, row in enumerate(system.rows):
-            key = (system.task, str(row.get("id", number)))
-            told = row.get("references")
-            references = [_text(text) for text in told] if isinstance(told, list) else []
-            entry = prompts.setdefault(
-                key,
-                {
-                    "id": console.visible(key[1]),
-                    "task": console.visible(key[0]),
-                    "prompt": _text(row.get("prompt", "")),
-                    "references": [_text(text) for text in references]
-                    if isinstance(references, list)
-                    else [],
-                    "responses": {},
-                },
-            )
-            # One answer a prompt: with several seeds the first; all of them are in the run folder.
-            if index not in entry["responses"] and "response" in row:
-                entry["responses"][index] = _answer(row, mains[system.task])
+    labels: dict[str, int] = {}
+    rows = [
+        {
+            **prompt.facts,
+            "responses": {
+                index: _responses(own, kept[number, index], mains[systems[index].task], labels)
+                for index, own in prompt.rows.items()
+            },
+        }
+        for number, prompt in enumerate(prompts)
+    ]
     named = [
         {
             "label": console.visible(system.label),
@@ -58,29 +74,91 @@ def answers_json(systems: Sequence[System]) -> Markup:
         }
         for system in systems
     ]
-    rows = [entry for entry in prompts.values() if entry["responses"]]
-    text = json.dumps({"systems": named, "rows": rows}, separators=(",", ":"), default=str)
+    found = {"systems": named, "labels": list(labels), "rows": rows}
+    text = json.dumps(found, separators=(",", ":"), default=str)
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return Markup(text)
+    return Shown(Markup(text), len(rows), left_out)
 
 
-def _answer(row: dict[str, Any], main: Measure | None) -> list[Any]:
-    """[text, score that is sorted by, what is written about it]."""
-    score = row.get(main.name) if main is not None else None
+def _joined(systems: Sequence[System]) -> list[_Prompt]:
+    """The prompts that have an answer. Rows of the same id are one prompt only if they ask the same: runs may
+    have been measured on different rows."""
+    prompts: dict[tuple[str, ...], _Prompt] = {}
+    for index, system in enumerate(systems):
+        for number, row in enumerate(system.rows):
+            if "response" not in row:
+                continue
+            id, told = str(row.get("id", number)), row.get("references")
+            references = [_text(text) for text in told] if isinstance(told, list) else []
+            asked = _text(row.get("prompt", ""))
+            # Not the prompt, where anything else tells: the teacher may have a template of its own.
+            same = str(row.get("question") or (asked if not references else ""))
+            prompt = prompts.setdefault(
+                (system.task, id, same, *references),
+                _Prompt(
+                    {
+                        "id": console.visible(id),
+                        "task": console.visible(system.task),
+                        "prompt": asked,
+                        "references": references,
+                    }
+                ),
+            )
+            prompt.rows.setdefault(index, []).append(row)
+    return list(prompts.values())
+
+
+def _within(prompts: Sequence[_Prompt], most: int) -> tuple[dict[tuple[int, int], int], int]:
+    """How many answers of each prompt and system are shown, and how many are not: the first ones of all, then
+    the second ones, and so on, until `most` characters are used."""
+    counts = {(number, index): 1 for number, prompt in enumerate(prompts) for index in prompt.rows}
+    whole = sum(len(rows) for prompt in prompts for rows in prompt.rows.values())
+    for length, place in _further(prompts):
+        most -= length
+        if most < 0:
+            break
+        counts[place] += 1
+    return counts, whole - sum(counts.values())
+
+
+def _further(prompts: Sequence[_Prompt]) -> Iterator[tuple[int, tuple[int, int]]]:
+    deepest = max((len(rows) for prompt in prompts for rows in prompt.rows.values()), default=0)
+    for depth in range(1, deepest):
+        for number, prompt in enumerate(prompts):
+            for index, rows in prompt.rows.items():
+                if depth < len(rows):
+                    yield len(str(rows[depth]["response"])), (number, index)
+
+
+def _responses(
+    rows: list[dict[str, Any]], count: int, main: Measure | None, labels: dict[str, int]
+) -> list[Any]:
+    """[score that is sorted by, what is written about all answers, the answers]."""
+    values = [row.get(main.name) for row in rows] if main is not None else []
+    known = [float(value) for value in values if is_number(value) and math.isfinite(value)]
+    mean = sum(known) / len(known) if known else None
+    told = f"mean of {len(known)}: {main.label} {main.show(mean)}" if main and len(known) > 1 else ""
+    answers = [_answer(row, labels) for row in rows[:count]]
+    return [None if mean is None else round(mean, 4), told, answers]
+
+
+def _answer(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
+    """[text, what is written about it, which one it is: a place in `labels`]."""
     facts = [
         f"{measure(name).label} {measure(name).show(value)}"
         for name, value in row.items()
         if name not in NO_SCORES and is_number(value)
     ]
-    if is_number(row.get("temperature")):
-        facts.append(f"temperature {row['temperature']:g}")
     if is_number(row.get("tokens")):
         facts.append(f"{row['tokens']:,} tokens")
     if row.get("finished") is False:
         facts.append("cut off")
-    known = round(float(score), 4) if is_number(score) and math.isfinite(score) else None
-    return [_text(row["response"]), known, " · ".join(facts)]
+    which = [f"temperature {row['temperature']:g}"] if is_number(row.get("temperature")) else []
+    which += [f"seed {_text(row['seed'])}"] if "seed" in row else []
+    which += [f"sample {row['sample'] + 1}"] if is_number(row.get("sample")) else []
+    label = labels.setdefault(", ".join(which), len(labels))
+    return [_text(row["response"]), console.visible(" · ".join(facts)), label]
 
 
 def _text(value: Any) -> str:

@@ -54,13 +54,14 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
         for name, side in found.items() if isinstance(found, dict) else []:
             if isinstance(side, dict):
                 sides.append(_side(label, str(name), side, one))
+        told = one.get("examples")
         examples += [
             {
                 key: str(example.get(key) or "")
                 for key in ("side", "filter", "reason", "detail", "prompt", "response")
             }
             | {"round": label}
-            for example in one.get("examples") or ()
+            for example in (told if isinstance(told, list) else ())
             if isinstance(example, dict)
         ]
     filters = known[-1].get("filters")

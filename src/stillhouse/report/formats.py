@@ -60,6 +60,11 @@ def comparison_tables(runs: Sequence[RunRecord], *, everything: bool = False) ->
     ]
 
 
+def unlike_text(table: ResultTable) -> str:
+    """In what the systems of a table were not measured alike; empty where they were."""
+    return f"Not measured alike: {'; '.join(table.unlike)}." if table.unlike else ""
+
+
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Raw values with a heading; a measure's standard deviation stands in NAME_std."""
     names = list(dict.fromkeys(name for row in rows for name in row)) or list(LEADING)
@@ -79,13 +84,15 @@ def _csv_cell(value: Any) -> Any:
 
 
 def as_json(runs: Sequence[RunRecord]) -> str:
-    """`{"systems": [...], "differences": {setting: {run: value}}}`; what is not finite becomes null."""
+    """`{"systems": [...], "differences": {setting: [{run, value}]}, "unlike": {task: [text]}}`; what is not
+    finite becomes null."""
     names = [run.name for run in runs]
     differences = {
         row.path: [{"run": name, "value": value} for name, value in zip(names, row.values, strict=True)]
         for row in config_diff(runs)
     }
-    found = {"systems": summary_rows(runs), "differences": differences}
+    unlike = {table.task: list(table.unlike) for table in comparison_tables(runs) if table.unlike}
+    found = {"systems": summary_rows(runs), "differences": differences, "unlike": unlike}
     return json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"
 
 
@@ -109,7 +116,8 @@ def as_markdown(table: ResultTable) -> str:
     lines.append(_row(["---", *("--:" for _ in table.columns)]))
     lines += [_row([_markdown(system.label), *map(shown, cells)]) for system, cells in table.rows]
     title = [f"**{_markdown(table.task)}**", ""] if table.task else []
-    return "\n".join([*title, *lines, ""])
+    note = ["", _markdown(unlike_text(table))] if table.unlike else []
+    return "\n".join([*title, *lines, *note, ""])
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -144,6 +152,7 @@ def as_latex(table: ResultTable) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            *([rf"\par\smallskip {{\footnotesize {_latex(unlike_text(table))}}}"] if table.unlike else []),
             r"\end{table}",
             "",
         ]

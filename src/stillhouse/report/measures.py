@@ -13,7 +13,7 @@ import yaml
 from stillhouse import console
 
 Kind = Literal["quality", "text", "size", "speed"]
-Style = Literal["points", "nats", "share", "count", "bytes", "plain"]
+Style = Literal["points", "nats", "share", "count", "bytes", "times", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Measure:
             return _scaled(value, ("B", "kB", "MB", "GB", "TB"), "\u00a0")
         if self.style == "count":
             return _scaled(value, ("", "k", "M", "B", "T"), "") if value >= 10_000 else f"{value:,.0f}"
+        if self.style == "times":
+            return f"{value:.2f}×"
         if self.style == "nats":
             return f"{value:.3f}"
         return f"{value:.1f}" if self.style == "points" else compact(value)
@@ -81,6 +83,9 @@ MEASURES: dict[str, Measure] = {
                 "Share of right answers where the last number counts as the answer if none is marked."),
         Measure("exact_match", "Exact match", "quality", "share", "higher",
                 "Share of responses that equal a reference."),
+        Measure("acc", "Accuracy", "quality", "share", "higher", "Share of right answers (lm-eval)."),
+        Measure("acc_norm", "Accuracy, by length", "quality", "share", "higher",
+                "Share of right answers by log-probability over the length of each choice (lm-eval)."),
         Measure("bleu", "BLEU", "quality", "points", "higher", "Corpus BLEU, 0 to 100."),
         Measure("chrf", "chrF", "quality", "points", "higher", "Character n-gram F-score, 0 to 100."),
         Measure("kl_to_teacher", "KL to teacher", "quality", "nats", "lower",
@@ -94,13 +99,30 @@ MEASURES: dict[str, Measure] = {
                 "Share of the student's proposed tokens that the teacher accepts in speculative decoding."),
         Measure("block_efficiency", "Block efficiency", "quality", "nats", "higher",
                 "Tokens for each pass of the teacher in speculative decoding."),
+        Measure("acceptance_expected", "Acceptance, expected", "text", "share", None,
+                "Mean of 1 − TVD at the places where proposals were tested."),
+        Measure("block_efficiency_if_independent", "Block efficiency if independent", "text", "nats", None,
+                "What the acceptance gives where acceptances are independent of each other."),
+        Measure("distribution_z", "Distribution, z", "text", "plain", None,
+                "How far the texts are from the teacher's distribution; within ±3 if they have it."),
+        Measure("assisted_distribution_z", "Distribution of assisted generation, z", "text", "plain", None,
+                "The same of the texts that transformers' assisted generation writes."),
+        Measure("overlap", "Overlap", "text", "share", None, "Mean of 1 − TVD."),
         Measure("loss", "Loss", "quality", "nats", "lower", "−log q of the references, nats per token."),
         Measure("perplexity", "Perplexity", "quality", "plain", "lower",
         "exp of the cross-entropy per token."),
+        Measure("word_perplexity", "Word perplexity", "quality", "plain", "lower",
+                "exp of the cross-entropy per word (lm-eval)."),
+        Measure("byte_perplexity", "Byte perplexity", "quality", "plain", "lower",
+                "exp of the cross-entropy per byte (lm-eval)."),
+        Measure("bits_per_byte", "Bits per byte", "quality", "plain", "lower",
+                "Cross-entropy per byte in bits (lm-eval)."),
         Measure("self_bleu", "Self-BLEU", "text", "points", None,
                 "BLEU of each response against the others; lower is more diverse."),
         Measure("calibration_error", "Calibration error", "quality", "share", "lower",
                 "Expected calibration error: how far confidence and accuracy of the next token are apart."),
+        Measure("teacher_calibration_error", "Calibration error of the teacher", "text", "share", None,
+                "The same of the teacher, on the same text."),
         Measure("distinct_1", "Distinct-1", "text", "nats", None, "Share of different words."),
         Measure("distinct_2", "Distinct-2", "text", "nats", None,
         "Share of different bigrams; higher is more diverse."),
@@ -109,6 +131,14 @@ MEASURES: dict[str, Measure] = {
         Measure("max_length", "Longest", "text", "count", None, "Tokens of the longest response."),
         Measure("finished", "Finished", "text", "share", None,
                 "Share of responses that ended by themselves instead of at the length limit."),
+        Measure("stopped_by_limit", "Stopped by a limit", "text", "share", None,
+                "Share of programs that the sandbox ended by time, memory or size."),
+        Measure("pairs", "Pairs", "text", "count", None,
+                "Pairs that the judge decided clearly in both orders."),
+        Measure("unparsable", "Unclear replies", "text", "count", None,
+                "Replies of the judge without a clear verdict; their pairs take no part."),
+        Measure("prompt_tokens", "Tokens read", "text", "count", None, "Tokens that the judge read."),
+        Measure("completion_tokens", "Tokens written", "text", "count", None, "Tokens that the judge wrote."),
         Measure("parameters", "Parameters", "size", "count", "lower", "Numbers in the model."),
         Measure("bytes", "Size", "size", "bytes", "lower", "Bytes of the weights."),
         Measure("prompt_tokens_per_second", "Prompt tokens/s", "speed", "count", "higher",
@@ -117,17 +147,37 @@ MEASURES: dict[str, Measure] = {
                 "Seconds from a prompt to the first token."),
         Measure("tokens_per_second", "Tokens/s", "speed", "count", "higher",
                 "Response tokens generated per second on the machine of the run."),
+        Measure("prompt_speed_up", "Speed-up, reading", "speed", "times", "higher",
+                "Times as fast as the teacher in reading prompts, the two timed in turns."),
+        Measure("first_token_speed_up", "Speed-up, first token", "speed", "times", "higher",
+                "Times as fast as the teacher to the first token, the two timed in turns."),
+        Measure("decode_speed_up", "Speed-up, writing", "speed", "times", "higher",
+                "Times as fast as the teacher in writing, the two timed in turns."),
+        Measure("size_ratio", "Share of the teacher's size", "size", "share", None,
+                "Parameters over those of the teacher."),
+        Measure("speed_up", "Speed-up", "speed", "times", "higher",
+                "Tokens a second of assisted generation over those of the teacher alone."),
     )
 }  # fmt: skip
 
 MORE = (
     "reverse_kl_to_teacher", "tvd", "loss", "perplexity", "self_bleu", "distinct_1", "distinct_2",
-    "wins", "ties", "losses", "pairs", "unparsable", "median_length", "max_length", "bytes",
+    "wins", "ties", "losses", "prompt_tokens", "completion_tokens", "median_length", "max_length", "bytes",
     "accuracy_flexible", "calibration_error",
     "teacher_calibration_error", "acceptance_expected", "block_efficiency_if_independent",
-    "overlap_on_teacher_text", "prompt_tokens_per_second", "first_token_seconds", "distinct_3", "distinct_4",
+    "tokens_per_second_of_teacher", "prompt_tokens_per_second", "first_token_seconds", "distinct_3",
+    "distinct_4", "distribution_z", "assisted_distribution_z", "prompt_speed_up", "first_token_speed_up",
+    "size_ratio",
 )  # fmt: skip
 """Known measures that would crowd the first table."""
+
+PAIRED = {
+    "tokens_per_second": "decode_speed_up",
+    "prompt_tokens_per_second": "prompt_speed_up",
+    "first_token_seconds": "first_token_speed_up",
+}
+"""Speeds with the measure that says how many times as fast as the teacher it is, the two timed in turns: on a
+busy machine nearer to the truth than the ratio of two speeds of different times."""
 
 PASS = Measure("pass_at_k", "pass@k", "quality", "share", "higher",
                "Estimated share of problems that one of {} samples or more solves.")  # fmt: skip
@@ -136,7 +186,7 @@ ENDS = ("_std", "_se", "_low", "_high")
 """End the name of a number that says how sure another one is."""
 
 TEXTS = {
-    "_on_own_text": ("own", "the student's own answers"),
+    "_on_own_text": ("own", "the system's own answers"),
     "_on_teacher_text": ("teacher's", "text that the teacher wrote"),
 }
 """Ends the name of a measure that was taken on other text than the references."""
@@ -154,8 +204,20 @@ def measure(name: str) -> Measure:
             return replace(base, name=name, label=label, about=about, main=False)
     if found := re.fullmatch(r"pass_at_(\d+)", name):
         return replace(PASS, name=name, label=f"pass@{found[1]}", about=PASS.about.format(found[1]))
+    if "." in name and name not in MEASURES:
+        return _of_part(name)
     known = MEASURES.get(name) or Measure(name, name.replace("_", " ").capitalize())
     return replace(known, main=name not in MORE)
+
+
+def _of_part(name: str) -> Measure:
+    """A measure of a part of lm-eval's groups, or of one of its rules: PART.acc, exact_match.strict-match."""
+    known = [part for part in name.split(".") if part in MEASURES]
+    if len(known) != 1:
+        return Measure(name, name.replace("_", " ").capitalize())
+    rest = ", ".join(part for part in name.split(".") if part != known[0])
+    base = MEASURES[known[0]]
+    return replace(base, name=name, label=f"{base.label} ({rest})", main=known[0] not in MORE)
 
 
 def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
@@ -178,11 +240,11 @@ def columns(all_metrics: Iterable[dict[str, Any]]) -> list[Measure]:
 
 def interval(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
     """What a value may as well be: its confidence interval (`NAME_low`, `NAME_high`), or else one standard
-    deviation (`NAME_std`) to both sides; None where neither is known."""
+    deviation (`NAME_std`) or standard error (`NAME_se`) to both sides; None where none is known."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if is_number(low) and is_number(high) and math.isfinite(low) and math.isfinite(high):
         return float(low), float(high)
-    spread = metrics.get(f"{name}_std")
+    spread = metrics.get(f"{name}_std", metrics.get(f"{name}_se"))
     if is_number(value) and is_number(spread) and math.isfinite(spread) and spread > 0:
         return value - spread, value + spread
     return None
@@ -208,6 +270,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 def compact(value: float) -> str:
     """Four significant digits without a tail of zeros."""
+    if not math.isfinite(value):
+        return str(value)
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -60,6 +60,8 @@ class Plot:
 def line_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, caption: str = "") -> Plot:
     """Curves over a common x axis; `x` and `y` name the axes with their units."""
     figure, axes = _canvas(x, y)
+    if all(float(at).is_integer() for curve in curves for at, _ in curve.points):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     paints = _paints(curves)
     for curve in curves:
         points = thinned(curve.points)

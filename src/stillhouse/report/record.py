@@ -162,12 +162,17 @@ def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
     )
 
 
+def _parsed(text: str) -> Any:
+    """JSON; a whole number that no float can hold becomes infinite, as one with a point does."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
+
+
 def _read_json(path: Path, problems: list[str]) -> Row:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} could not be read ({error}).")
         return {}
     if not isinstance(value, dict):
@@ -184,8 +189,8 @@ def _read_lines(path: Path, problems: list[str]) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = _parsed(line)
+        except (ValueError, RecursionError):
             broken += 1
             continue
         if isinstance(row, dict):

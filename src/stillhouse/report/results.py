@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.report.likeness import OF_THE_MODEL, differences, unlike
 from stillhouse.report.measures import (
+    PAIRED,
     Measure,
     columns,
     compact,
@@ -18,6 +20,9 @@ from stillhouse.report.measures import (
     plain,
 )
 from stillhouse.report.systems import System, baseline, teacher_of
+
+SE = " SE"
+"""Stands behind a standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class ResultTable:
     settings: list[tuple[str, str]]
     more: ResultTable | None = None
     """The measures that do not stand in the first table."""
+    unlike: tuple[str, ...] = ()
+    """In what the systems were not measured alike."""
 
 
 def result_tables(systems: Sequence[System]) -> list[ResultTable]:
@@ -62,7 +69,8 @@ def result_tables(systems: Sequence[System]) -> list[ResultTable]:
         known = columns(system.metrics for system in here)
         more = _table(task, here, [column for column in known if not column.main])
         first = _table(task, here, [column for column in known if column.main])
-        tables.append(replace(first, more=more if more.columns else None))
+        found = tuple(differences(here))
+        tables.append(replace(first, more=more if more.columns else None, unlike=found))
     return tables
 
 
@@ -78,11 +86,11 @@ def _table(task: str, systems: Sequence[System], shown: list[Measure]) -> Result
 
 
 def _best(column: Measure, systems: Sequence[System]) -> float | None:
-    """The best value among several trained students; None where there is nothing to choose."""
-    values = [
-        s.metrics[column.name] for s in systems if s.role == "after" and is_number(s.metrics.get(column.name))
-    ]
-    if column.kind != "quality" or column.better is None or len(set(values)) < 2:
+    """The best value among several trained students; None where there is nothing to choose, or where they
+    were not measured alike."""
+    students = [s for s in systems if s.role == "after" and is_number(s.metrics.get(column.name))]
+    values = [s.metrics[column.name] for s in students]
+    if column.kind != "quality" or column.better is None or len(set(values)) < 2 or differences(students):
         return None
     return max(values) if column.better == "higher" else min(values)
 
@@ -100,13 +108,15 @@ def _cell(
 
 
 def _spread(column: Measure, system: System) -> str:
-    """`± 0.3`, or the ends of a confidence interval."""
-    reach, spread = interval(system.metrics, column.name), system.metrics.get(f"{column.name}_std")
+    """`± 0.3` for a standard deviation, `± 0.3 SE` for a standard error, or the ends of an interval."""
+    reach = interval(system.metrics, column.name)
     if reach is None:
         return ""
     if f"{column.name}_low" in system.metrics:
         return f"({column.show(reach[0])} to {column.show(reach[1])})"
-    return f"± {column.show(spread)}"
+    if f"{column.name}_std" in system.metrics:
+        return f"± {column.show(system.metrics[f'{column.name}_std'])}"
+    return f"± {column.show(system.metrics[f'{column.name}_se'])}{SE}"
 
 
 def _bar(column: Measure, system: System, systems: Sequence[System]) -> Bar | None:
@@ -129,19 +139,28 @@ def _change(
     column: Measure, value: float, system: System, systems: Sequence[System]
 ) -> tuple[str, bool | None]:
     """Quality against the student before; size and speed against the teacher."""
+    paired = system.metrics.get(PAIRED.get(column.name, ""))
+    if is_number(paired) and paired > 0:
+        ratio = 1 / paired if column.better == "lower" else paired
+        return f"{compact(round(ratio, 2))}× the teacher", None
     if column.kind in ("size", "speed"):
-        teacher = teacher_of(systems, system)
+        teacher = _alike(system, teacher_of(systems, system))
         other = teacher.metrics.get(column.name) if teacher else None
         if system.role == "teacher" or not is_number(other) or not other or not value:
             return "", None
         if column.kind == "size":
             return (f"{compact(round(other / value, 1))}× smaller", None) if value < other else ("", None)
         return f"{compact(round(value / other, 1))}× the teacher", None
-    before = baseline(systems, system)
+    before = _alike(system, baseline(systems, system))
     reference = before.metrics.get(column.name) if before else None
     if system.role != "after" or column.kind != "quality" or not is_number(reference):
         return "", None
     return column.change(value, reference), column.improves(value, reference)
+
+
+def _alike(system: System, other: System | None) -> System | None:
+    """The other one, if it may be compared with `system`."""
+    return None if other is None or unlike(other, system, OF_THE_MODEL) else other
 
 
 def _settings(systems: Sequence[System]) -> list[tuple[str, str]]:
@@ -193,18 +212,18 @@ def overview(systems: Sequence[System]) -> Overview | None:
 
 def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[str, Any] | None:
     """The best trained student of the first task in three or four figures; None where nothing was
-    evaluated."""
+    evaluated, or where the students were not measured alike."""
     if not tables or not tables[0].columns:
         return None
     here = [system for system in systems if system.task == tables[0].task]
     main = main_measure(system.metrics for system in here)
     students = [s for s in here if s.role == "after" and main and is_number(s.metrics.get(main.name))]
-    if main is None or not students:
+    if main is None or not students or differences(students):
         return None
     sign = -1 if main.better == "lower" else 1
     best = max(students, key=lambda system: sign * system.metrics[main.name])
     value = best.metrics[main.name]
-    before, teacher = baseline(here, best), teacher_of(here, best)
+    before, teacher = _alike(best, baseline(here, best)), _alike(best, teacher_of(here, best))
     start = before.metrics.get(main.name) if before else None
     top = teacher.metrics.get(main.name) if teacher else None
     compared = f"{main.change(value, start)} against the student before" if is_number(start) else ""
@@ -218,22 +237,39 @@ def headline(systems: Sequence[System], tables: Sequence[ResultTable]) -> dict[s
                 f"from {main.show(start)} to the teacher's {main.show(top)}",
             )
         )
-    figures += _ratios(best, teacher)
+    figures += _ratios(best, teacher, systems)
     return {"label": best.label, "several": len(students) > 1, "figures": figures, "colour": best.colour}
 
 
-def _ratios(student: System, teacher: System | None) -> list[tuple[str, str, str]]:
+def _ratios(student: System, teacher: System | None, systems: Sequence[System]) -> list[tuple[str, str, str]]:
+    """How much smaller and faster than the teacher; by the task `cost`, where that was measured."""
     found = []
-    for name, words in (("parameters", "smaller"), ("tokens_per_second", "faster")):
-        own, other = student.metrics.get(name), teacher.metrics.get(name) if teacher else None
-        if not is_number(own) or not is_number(other) or not own or not other:
-            continue
-        ratio = other / own if name == "parameters" else own / other
-        if ratio >= 1.05:
-            unit = "parameters" if name == "parameters" else "tokens/s"
-            shown = measure(name)
-            found.append((f"{ratio:.1f}×", words, f"{shown.show(own)} against {shown.show(other)} {unit}"))
-    return found
+    own, other = _of_both("parameters", student, teacher)
+    if own and other and other / own >= 1.05:
+        size = measure("parameters")
+        shown = f"{size.show(own)} against {size.show(other)} parameters"
+        found.append((f"{other / own:.1f}×", "smaller", shown))
+    same = (s for s in systems if (s.role, s.run, s.label) == (student.role, student.run, student.label))
+    ratio = next(
+        (s.metrics["decode_speed_up"] for s in same if is_number(s.metrics.get("decode_speed_up"))), 0
+    )
+    told = "writing, the two timed in turns"
+    own, other = _of_both("tokens_per_second", student, teacher)
+    if not ratio and own and other:
+        speed = measure("tokens_per_second")
+        ratio, told = own / other, f"{speed.show(own)} against {speed.show(other)} tokens/s"
+    return [*found, (f"{ratio:.1f}×", "faster", told)] if ratio >= 1.05 else found
+
+
+def _of_both(name: str, student: System, teacher: System | None) -> tuple[float, float]:
+    values = (student.metrics.get(name), teacher.metrics.get(name) if teacher else None)
+    own, other = (float(value) if is_number(value) else 0.0 for value in values)
+    return own, other
+
+
+def standard_errors(tables: Sequence[ResultTable]) -> bool:
+    """Whether some spread in the first tables is a standard error rather than a deviation."""
+    return any(cell.spread.endswith(SE) for table in tables for _, cells in table.rows for cell in cells)
 
 
 def glossary(tables: Sequence[ResultTable]) -> list[tuple[str, str]]:

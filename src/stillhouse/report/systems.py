@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stillhouse.report.measures import MEASURES, is_number
+from stillhouse.report.measures import is_number, measure
 from stillhouse.report.record import Evaluation, RunRecord
 
 Role = Literal["teacher", "before", "after"]
@@ -105,7 +105,7 @@ def _same_quality(one: Evaluation, other: Evaluation) -> bool:
     names = {
         name
         for name in one.metrics.keys() & other.metrics.keys()
-        if name in MEASURES and MEASURES[name].kind != "speed" and is_number(one.metrics[name])
+        if measure(name).kind != "speed" and is_number(one.metrics[name])
     }
     return bool(names) and all(
         is_number(other.metrics[name]) and math.isclose(one.metrics[name], other.metrics[name], rel_tol=1e-6)

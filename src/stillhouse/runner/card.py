@@ -175,7 +175,10 @@ def _results(run: RunRecord) -> str:
     tables = comparison_tables([run])
     if not tables:
         return ""
-    parts = ["## Results", "On held-out prompts; ± is the standard deviation over seeds."]
+    parts = [
+        "## Results",
+        "On held-out prompts; ± is the standard deviation over seeds, with SE behind it a standard error.",
+    ]
     for table in tables:
         parts.append(as_markdown(table).rstrip())
         parts.append("\n".join(f"- {name}: {value}" for name, value in table.settings))

@@ -11,7 +11,7 @@ from stillhouse.data import Data, load_prompts
 from stillhouse.data.template import Encoder
 from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
-from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts
+from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_questions
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.evaluate.tasks.asking import Asking
 from stillhouse.models import fingerprint, parameters_of, unwrap
@@ -108,6 +108,7 @@ def bench_of(
         sampling=parts.limited(config.evaluate.sampling),
         seeds=config.evaluate.seeds,
         held_out=config.evaluate.data or config.data.valid,
+        limit=config.evaluate.limit,
         context=context_of(unwrap(model).config),
         batch_size=config.evaluate.batch_size,
         title=f"{task.title}: {label}",
@@ -177,6 +178,7 @@ def measure(
         "sampling": sampling.model_dump(mode="json"),
         "seeds": list(config.seeds),
         "prompts": len(prompts),
+        "questions_digest": digest_of_questions(prompts),
         "rouge": "rouge-score rougeL F, stemmer, best over references",
         "loss": "nats per reference token",
         "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",

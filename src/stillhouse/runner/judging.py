@@ -13,7 +13,7 @@ from stillhouse import console
 from stillhouse.config import nearest
 from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
-from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, summary
+from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, marked, summary
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.formats import instruction_rows
 from stillhouse.files import STAGE, write_json, write_jsonl
@@ -163,6 +163,9 @@ def run_judge(
     """
     text = rubric.text()
     pairs = paired(first, second, limit)
+    odd = sum(map(marked, pairs))
+    if odd:
+        logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
     client = server.client()
     try:
         model = server.served(client)
@@ -177,7 +180,19 @@ def run_judge(
         "prompt_tokens": sum(one.prompt_tokens for one in judged),
         "completion_tokens": sum(one.completion_tokens for one in judged),
     }
-    metrics: dict[str, Any] = {**summary(judged), **tokens}
+    verdicts = output.with_suffix(".jsonl")
+    write_jsonl(verdicts, _rows(pairs, judged))
+    try:
+        metrics: dict[str, Any] = {**summary(judged), **tokens}
+    except DataError as error:
+        raise DataError(f"{error} What it said is in {verdicts}.") from error
+    if metrics["unparsable"]:
+        logger.warning(
+            "%d of %d replies hold no clear verdict; their pairs take no part. The replies are in %s",
+            metrics["unparsable"],
+            2 * len(judged),
+            verdicts,
+        )
     if price.prompt is not None or price.completion is not None:
         paid = tokens["prompt_tokens"] * (price.prompt or 0.0)
         metrics["cost"] = (paid + tokens["completion_tokens"] * (price.completion or 0.0)) / 1e6
@@ -193,14 +208,15 @@ def run_judge(
             "temperature": rubric.temperature,
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",
-            "interval": "95 %, 10,000 bootstrap samples of the pairs, percentiles",
+            "interval": "95 %, Wilson, over the pairs",
+            "pairs": len(pairs),
+            "pairs_with_marks": odd,
             "answers": [str(first.path), str(second.path)],
             "requests_of_the_last_call": requests,
             "retries_of_the_last_call": retries,
         },
         "metrics": metrics,
     }
-    write_jsonl(output.with_suffix(".jsonl"), _rows(pairs, judged))
     write_json(output, result)
     return result
 
@@ -221,6 +237,8 @@ def _rows(pairs: Sequence[Pair], judged: Sequence[Judged]) -> list[dict[str, Any
             "verdict": one.verdicts[0],
             "verdict_turned": one.verdicts[1],
             "score": one.score,
+            "reply": one.replies[0],
+            "reply_turned": one.replies[1],
         }
         for pair, one in zip(pairs, judged, strict=True)
     ]

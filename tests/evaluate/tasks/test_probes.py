@@ -128,6 +128,8 @@ def test_speculative_decoding_is_counted_and_timed(tmp_path: Path) -> None:
         found.metrics["acceptance_expected"], abs=0.15
     )
     assert found.metrics["speed_up"] > 0
+    assert max(abs(found.metrics[f"{whose}distribution_z"]) for whose in ("", "assisted_")) < 4
+    assert models()[2].generation_config.num_assistant_tokens != 2  # what was set is put back
     assert len(found.rows) == 4
 
 

@@ -17,7 +17,7 @@ from stillhouse.data.rows import Row, understand
 from stillhouse.engines.base import Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
-from stillhouse.evaluate.partial import digest_of_prompts
+from stillhouse.evaluate.partial import digest_of_prompts, digest_of_questions
 from stillhouse.evaluate.tasks.probe import Bench, Probe
 from stillhouse.models import fingerprint
 from stillhouse.types import Completion, Prompt
@@ -82,13 +82,20 @@ class Asking(Probe):
         several questions; each question's facts are the whole row."""
         return understand(raw, source.fields, where)
 
-    def questions(self, encoder: Encoder, limits: DataConfig, held_out: SourceConfig | None = None) -> Asked:
+    def questions(
+        self,
+        encoder: Encoder,
+        limits: DataConfig,
+        held_out: SourceConfig | None = None,
+        at_most: int | None = None,
+    ) -> Asked:
         """Read the rows and make prompts of them.
 
         Args:
             encoder: template and tokenizer.
             limits: length rules, where the task has none.
             held_out: the rows of a task without data.
+            at_most: so many of those, where the task has no limit of its own.
 
         Raises:
             DataError: a row cannot be read, or none is left.
@@ -106,7 +113,8 @@ class Asking(Probe):
         counts: Counter[str] = Counter()
         facts: dict[str, tuple[Mapping[str, Any], str]] = {}
         rows = _Rows(self, source, counts, facts)
-        prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, self.limit)
+        most = self.limit if self.data is not None or self.limit is not None else at_most
+        prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, most)
         if self.too_long == "first_tokens":
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
         for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
@@ -144,7 +152,7 @@ class Asking(Probe):
             DataError: a row cannot be read, or none is left.
         """
         encoder = Encoder(self.template or bench.data.template, bench.tokenizer)
-        asked = self.questions(encoder, bench.data, bench.held_out)
+        asked = self.questions(encoder, bench.data, bench.held_out, bench.limit)
         sampling, seeds = self.settled(bench)
         longest = max(len(question.prompt.token_ids) for question in asked.questions)
         if bench.context is not None and longest + sampling.max_tokens > bench.context:
@@ -224,6 +232,7 @@ class Sitting:
             "sampling": self.sampling.model_dump(mode="json"),
             "seeds": list(self.seeds),
             "questions": len(self.asked.questions),
+            "questions_digest": digest_of_questions(self.prompts),
             "template": self.encoder.template.kind,
             "data": self.asked.path,
             "dropped": dict(self.asked.dropped),

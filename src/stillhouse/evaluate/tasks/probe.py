@@ -41,6 +41,8 @@ class Bench:
     seeds: tuple[int, ...]
     held_out: SourceConfig | None
     """The run's own held-out rows, for tasks without data."""
+    limit: int | None = None
+    """At most this many of the held-out rows, where a task has no limit of its own."""
     context: int | None = None
     """The most tokens that the model can take; None: nobody knows."""
     batch_size: int = 32
@@ -119,6 +121,7 @@ class Probe(Part):
             "sampling": bench.sampling.model_dump(mode="json"),
             "seeds": list(bench.seeds),
             "held_out": None if bench.held_out is None else bench.held_out.fingerprint(),
+            "limit": bench.limit,
             "rules": bench.data.model_dump(mode="json", include=RULES),
         }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -30,7 +33,10 @@ class SpeculativeProbe(Asking):
     - `speed_up`: tokens a second of transformers' assisted generation over those of the teacher alone, one
       text at a time, the two in turns
 
-    The plain metrics are those of `gamma`. Texts have the teacher's distribution whatever the student.
+    - `distribution_z`, `assisted_distribution_z`: whether the texts have the teacher's distribution, ours and
+      those of assisted generation; near a standard normal number if so (`drafting.Surprise`)
+
+    The plain metrics are those of `gamma`.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), sections 2 and 3.1; as DistillSpec (arXiv 2310.08461)
     measures drafts.
@@ -137,6 +143,7 @@ class SpeculativeProbe(Asking):
             "acceptance_expected": counts.expected,
             "block_efficiency": counts.block_efficiency,
             "block_efficiency_if_independent": independent,
+            **({"distribution_z": counts.surprise.z} if sitting.sampling.temperature > 0 else {}),
         }
         return point, counts.texts
 
@@ -145,37 +152,48 @@ class SpeculativeProbe(Asking):
         import torch
         from transformers import set_seed
 
+        from stillhouse.evaluate.drafting import Surprise
+
         bench = sitting.bench
-        student: Any = bench.model
         teacher: Any = bench.teacher
-        student.generation_config.num_assistant_tokens = self.gamma
-        student.generation_config.num_assistant_tokens_schedule = "constant"
-        student.generation_config.assistant_confidence_threshold = 0.0
         temperature = sitting.sampling.temperature
         how: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": sitting.sampling.max_tokens}
         if temperature > 0:
             how |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        how |= {"eos_token_id": sitting.encoder.end_id, "pad_token_id": bench.facts.pad_id}
         rates: dict[str, list[float]] = {"plain": [], "assisted": []}
+        surprise = Surprise()
         device = next(teacher.parameters()).device
-        for index, prompt in enumerate([sitting.prompts[0], *sitting.prompts]):
-            ids = torch.tensor([list(prompt.token_ids)], device=device)
-            for name, more in (("plain", {}), ("assisted", {"assistant_model": student})):
-                set_seed(sitting.seeds[0] + index)
-                start = time.perf_counter()
-                output = teacher.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    eos_token_id=sitting.encoder.end_id,
-                    pad_token_id=bench.facts.pad_id,
-                    **how,
-                    **more,
-                )
-                seconds = time.perf_counter() - start
-                if index:  # the first one warms up
-                    rates[name].append((output.shape[1] - ids.shape[1]) / seconds)
+        with _drafting(bench.model, self.gamma), torch.no_grad():
+            for index, prompt in enumerate([sitting.prompts[0], *sitting.prompts]):
+                ids = torch.tensor([list(prompt.token_ids)], device=device)
+                for name, more in (("plain", {}), ("assisted", {"assistant_model": bench.model})):
+                    set_seed(sitting.seeds[0] + index)
+                    start = time.perf_counter()
+                    output = teacher.generate(ids, attention_mask=torch.ones_like(ids), **how, **more)
+                    seconds = time.perf_counter() - start
+                    if index:  # the first one warms up
+                        rates[name].append((output.shape[1] - ids.shape[1]) / seconds)
+                    if index and more and temperature > 0:
+                        logits = teacher(output).logits[0, ids.shape[1] - 1 : -1].double()
+                        surprise.add((logits / temperature).softmax(-1), output[0, ids.shape[1] :])
         plain, assisted = statistics.median(rates["plain"]), statistics.median(rates["assisted"])
         return {
             "speed_up": assisted / plain,
             "tokens_per_second": assisted,
             "tokens_per_second_of_teacher": plain,
+            **({"assisted_distribution_z": surprise.z} if temperature > 0 else {}),
         }
+
+
+@contextlib.contextmanager
+def _drafting(student: Any, gamma: int) -> Iterator[None]:
+    """Let the student propose exactly `gamma` tokens at a time to transformers; its settings are put back."""
+    before = copy.deepcopy(student.generation_config)
+    student.generation_config.num_assistant_tokens = gamma
+    student.generation_config.num_assistant_tokens_schedule = "constant"
+    student.generation_config.assistant_confidence_threshold = 0.0
+    try:
+        yield
+    finally:
+        student.generation_config = before

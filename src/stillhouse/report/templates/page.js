@@ -77,7 +77,7 @@
 
   const score = (row, index) => {
     const response = row.responses[index];
-    return response && response[1] !== null ? response[1] : null;
+    return response ? response[0] : null;
   };
   const mean = (row, role) => {
     const values = data.systems
@@ -96,8 +96,9 @@
       .filter((value) => value !== null);
     return scores.length > 1 ? Math.max(...scores) - Math.min(...scores) : null;
   };
+  const answers = (row, index) => (hidden.has(index) ? [] : row.responses[index]?.[2] || []);
   const longest = (row) =>
-    Math.max(0, ...data.systems.map((_, index) => (hidden.has(index) ? 0 : row.responses[index]?.[0].length || 0)));
+    Math.max(0, ...data.systems.flatMap((_, index) => answers(row, index).map((answer) => answer[0].length)));
   const orders = {
     gain: (row) => -gain(row),
     loss: (row) => gain(row),
@@ -117,10 +118,37 @@
 
   const haystack = (row) => {
     if (row.hay === undefined) {
-      const responses = Object.values(row.responses).map((response) => response[0]);
+      const responses = Object.values(row.responses).flatMap((response) => response[2].map((answer) => answer[0]));
       row.hay = [row.id, row.prompt, ...row.references, ...responses].join("\n").toLowerCase();
     }
     return row.hay;
+  };
+
+  // Which answers there are to a prompt: one for each seed, temperature and sample of the systems shown.
+  const variants = (row) => [
+    ...new Set(data.systems.flatMap((_, index) => answers(row, index).map((answer) => answer[2]))),
+  ];
+  const firstMatch = (row, which) => {
+    if (!words || [row.prompt, ...row.references].some((text) => text.toLowerCase().includes(words))) return which[0];
+    const has = (label) => (_, index) =>
+      answers(row, index).some((answer) => answer[2] === label && answer[0].toLowerCase().includes(words));
+    return which.find((label) => data.systems.some(has(label)));
+  };
+  const say = (said, row, label, several) => {
+    said.replaceChildren();
+    data.systems.forEach((system, index) => {
+      const own = answers(row, index);
+      if (!own.length) return;
+      const [text, facts, which] = own.find((answer) => answer[2] === label) || own[0];
+      const box = make("div");
+      box.style.setProperty("--dot", `var(${system.colour})`);
+      const who = make("div", "who");
+      who.append(make("bdi", "", system.label), make("span", "", facts));
+      if (several && which !== label) who.append(make("span", "", data.labels[which]));
+      if (own.length > 1 && row.responses[index][1]) who.append(make("span", "", row.responses[index][1]));
+      box.append(who, text ? marked("p", "text", text) : make("p", "text soft", "(empty)"));
+      said.append(box);
+    });
   };
 
   const card = (row) => {
@@ -140,18 +168,34 @@
       pair.append(reference);
     }
     const said = make("div", "said");
-    data.systems.forEach((system, index) => {
-      const response = row.responses[index];
-      if (!response || hidden.has(index)) return;
-      const box = make("div");
-      box.style.setProperty("--dot", `var(${system.colour})`);
-      const who = make("div", "who");
-      who.append(make("bdi", "", system.label));
-      who.append(make("span", "", response[2]));
-      box.append(who, response[0] ? marked("p", "text", response[0]) : make("p", "text soft", "(empty)"));
-      said.append(box);
-    });
     article.append(head, pair, said);
+    const which = variants(row);
+    let at = Math.max(0, which.indexOf(firstMatch(row, which)));
+    say(said, row, which[at], which.length > 1);
+    if (which.length > 1) {
+      const steps = make("span", "steps");
+      const told = make("span");
+      told.setAttribute("role", "status");
+      const tell = () => {
+        told.textContent = `${data.labels[which[at]]} (${at + 1} of ${which.length})`;
+      };
+      const step = (by) => {
+        at = (at + by + which.length) % which.length;
+        say(said, row, which[at], true);
+        tell();
+      };
+      const button = (words, sign, by) => {
+        const made = make("button", "", sign);
+        made.type = "button";
+        made.setAttribute("aria-label", words);
+        made.addEventListener("click", () => step(by));
+        return made;
+      };
+      steps.append(button("Previous answer", "‹", -1), told, button("Next answer", "›", 1));
+      head.append(steps);
+      article.step = step;
+      tell();
+    }
     return article;
   };
 
@@ -244,6 +288,14 @@
   keys["/"] = () => search.focus();
   keys.j = () => move(1);
   keys.k = () => move(-1);
+  const turn = (by) => {
+    const cards = [...list.querySelectorAll(".answer")];
+    const focused = document.activeElement?.closest(".answer");
+    (focused || cards.find((one) => one.getBoundingClientRect().bottom > 80))?.step?.(by);
+  };
+  keys.l = () => turn(1);
+  keys.h = () => turn(-1);
+  byId("answer-steps").hidden = !data.rows.some((row) => variants(row).length > 1);
   keys.m = () => {
     if (!more.hidden) showMore();
   };
