@@ -223,7 +223,7 @@ def _check(program: str) -> None:
 
 
 def test_the_parent_outlives_a_file_that_signals_it() -> None:
-    assert end(start(_check, KILLS_BY_FILE), 60) == 0
+    assert end(start(_check, KILLS_BY_FILE)) == 0
 
 
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
