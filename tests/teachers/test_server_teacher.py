@@ -184,6 +184,12 @@ def test_echoed_scores_are_understood_too() -> None:
     assert scores_of(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
 
 
+@pytest.mark.parametrize("value", [float("nan"), 0.5, "nan"])
+def test_what_is_no_log_probability_is_not_kept(value: Any) -> None:
+    with pytest.raises(ValueError, match="is no log-probability"):
+        scores_of({"prompt_logprobs": [None, {"5": {"logprob": value}}]}, "prompt_logprobs")
+
+
 def test_scores_of_another_text_are_noticed() -> None:
     scores: list[dict[int, float]] = [{}, {7: -3.0, 9: -0.1}]
     rows = top_rows(scores, (5, 7), [1], top=1)
