@@ -102,8 +102,8 @@ def serving(handle: Callable[[str, Any], Answer]) -> Iterator[Service]:
 
 Fault = str | tuple[int, dict[str, str]] | None
 """What a proxy does to a request: "drop" (hang up at once), "lose" (pass it on, then hang up), "stall" (say
-nothing), "truncate" (half of the answer, then hang up), "garble" (half of the answer as if it were whole), a
-status with headers; None: pass it on."""
+nothing), "drip" (a byte now and then), "truncate" (half of the answer, then hang up), "garble" (half of the
+answer as if it were whole), a status with headers; None: pass it on."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -167,6 +167,13 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         connection.close()
         half = content[: len(content) // 2]
         if fault == "lose":
+            return
+        if fault == "drip":
+            self._reply(200, b"", {"Content-Length": str(len(content))})
+            with contextlib.suppress(OSError):
+                for byte in content:
+                    self.wfile.write(bytes([byte]))
+                    self.server.over.wait(0.1)
             return
         if fault == "garble":
             self._reply(200, half, {})

@@ -114,6 +114,31 @@ def test_draws_are_unbiased_in_value_and_gradient(kind: str, temperature: float)
     assert draws.std(0).max() > 0.05, "a few draws are noisy, or this shows nothing"
 
 
+@pytest.mark.parametrize("kind", ["forward_kl", "skew_kl"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_mean_over_all_possible_draws_is_the_exact_loss(
+    kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, vocab, draws = build(kind), 4, 3
+    student, teacher = logits(1, vocab, 0), torch.log_softmax(logits(1, vocab, 1, 2.0), -1)
+
+    def numbers(given: Tensor | Compact) -> Tensor:
+        leaf = student.clone().requires_grad_()
+        value = objective(leaf, given)
+        return torch.cat([value.detach(), torch.autograd.grad(value.sum(), leaf)[0].flatten()])
+
+    wanted = numbers(teacher)
+    proposal = torch.softmax(teacher / temperature, -1)[0]
+    mean, mass = torch.zeros_like(wanted), 0.0
+    for outcome in itertools.product(range(vocab), repeat=draws):
+        monkeypatch.setattr(torch, "multinomial", lambda *_, row=outcome, **__: torch.tensor([row]))
+        compact = draws_of(teacher, draws, temperature=temperature)
+        chance = float(proposal[list(outcome)].prod())
+        mean, mass = mean + chance * numbers(compact), mass + chance
+    assert mass == pytest.approx(1.0)
+    torch.testing.assert_close(mean, wanted, rtol=1e-9, atol=1e-11)
+
+
 def test_a_truncated_teacher_without_its_tail_would_be_biased() -> None:
     """What the tail is for: the top alone, renormalised, pulls the student away from the teacher."""
     teacher = distributions()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from stillhouse.config import Layer, Layered, Part, validate
 from stillhouse.errors import ConfigError, EngineError, EnvironmentFault, TeacherError
-from stillhouse.remote import Client, Server
+from stillhouse.remote import Client, Completions, Server
 from stillhouse.remote.client import is_loopback
 from stillhouse.remote.retry import LONGEST_BACKOFF, Again, pause, retry_after
 from tests.servers import Fault, Service, broken, free_port, serving
@@ -80,6 +81,47 @@ def test_stalled_connections_time_out_and_are_repeated(service: Service) -> None
         assert sorted(ask_all(asking, 8)) == [(n, 2 * n) for n in range(8)]
     assert asking.counts.retries >= 2
     assert proxy.done["stall"] == 2
+
+
+def test_an_answer_that_comes_in_drops_times_out_too(service: Service) -> None:
+    with broken(service.url, lambda n: "drip" if n == 0 else None) as proxy:
+        asking = client(proxy.url, timeout=0.5)
+        assert ask_all(asking, 1) == [(0, 0)]
+    assert (asking.counts.retries, asking.counts.prompt_tokens) == (1, 3)
+
+
+def test_a_redirection_is_not_followed_but_told(service: Service) -> None:
+    away = (307, {"Location": "https://elsewhere.example/v1?key=sk-very-secret"})
+    with broken(service.url, lambda n: away) as proxy, pytest.raises(EngineError) as caught:
+        ask_all(client(proxy.url, key="sk-very-secret"), 1)
+    assert "It says that the API is at https://elsewhere.example/v1?key=[key]" in str(caught.value)
+    assert proxy.done == {"307": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["x"], {"choices": ["x"]}, {"value": 1, "usage": "x"}, {"value": 1, "usage": {"prompt_tokens": "x"}}],
+)
+def test_odd_answers_are_errors_with_what_came(value: Any) -> None:
+    with (
+        serving(lambda path, body: (200, value)) as odd,
+        pytest.raises(EngineError, match="2 x an unexpected answer"),
+    ):
+        list(client(odd.url, retries=1).each("completions", [{}], lambda reply: reply["value"]))
+    with (
+        serving(lambda path, body: (200, value)) as odd,
+        pytest.raises(EngineError, match="unexpected answer"),
+    ):
+        Completions(Server(url=odd.url, model="m", retries=0), None)
+
+
+def test_text_in_any_script_arrives_and_half_a_character_is_refused(service: Service) -> None:
+    asking = client(service.url)
+    bodies = [{"n": 1, "prompt": "Größe 北京 здравствуйте 👋🏽 \u2028"}]
+    assert list(asking.each("completions", bodies, lambda reply: reply["value"])) == [(0, 2)]
+    assert service.bodies("/v1/completions") == bodies
+    with pytest.raises(EngineError, match="half a character cannot be sent"):
+        list(asking.each("completions", [{"n": 1, "prompt": "\ud83d"}]))
 
 
 def test_giving_up_says_what_happened_how_often_and_what_to_do(service: Service) -> None:
@@ -153,7 +195,16 @@ def test_the_key_is_sent_and_never_shown(service: Service, monkeypatch: pytest.M
         pytest.raises(EngineError, match=r"wrong key \[key\]") as caught,
     ):
         Server(url=refusing.url, key_env="SECRET_KEY").client().ask("models")
-    assert "sk-very" not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "sk-very" not in shown, "not in what led to it either"
+
+
+@pytest.mark.parametrize("key", ["sk-hunter2\nHost: x", "sk hunter2", "sk-hunter2\u2026"])
+def test_what_cannot_be_a_key_is_refused_and_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", key)
+    with pytest.raises(EnvironmentFault, match="SECRET_KEY holds spaces") as caught:
+        Server(url="http://127.0.0.1:1/v1", key_env="SECRET_KEY").client()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_key_that_is_not_there_is_an_error() -> None:
@@ -216,7 +267,7 @@ def test_retry_after_as_seconds_and_as_a_date() -> None:
     now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     assert retry_after({"retry-after": "1.5"}) == 1.5
     assert retry_after({"retry-after": "Thu, 01 Jan 2026 00:00:09 GMT"}, now) == 9.0
-    assert retry_after({"retry-after": "soon"}) is None
+    assert [retry_after({"retry-after": text}) for text in ("soon", "inf", "nan", "")] == [None] * 4
     assert retry_after({}) is None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psutil
 import pytest
 
 from stillhouse.sandbox import Checks, Limits, check_program
+from tests.children import end, start
 
 QUICK = Limits(seconds=4.0, cpu_seconds=1, memory=256 << 20)
 TESTS = Checks("assert double(2) == 4\nassert double(5) == 10")
@@ -123,6 +126,9 @@ REFUSED = {
     "opens a socket of the machine": "import socket; socket.socket(socket.AF_UNIX)",
     "makes a pair of sockets": "import socket; socket.socketpair()",
     "kills its parent": "os.kill(os.getppid(), 9)",
+    "names its parent for a signal": "import fcntl; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+    "chooses the signal": "import fcntl; fcntl.fcntl(os.pipe()[0], 10, 9)",
+    "asks a file for signals": "import fcntl; fcntl.ioctl(os.pipe()[0], 0x5452, b'\\1\\0\\0\\0')",
     "stops everybody": "os.kill(-1, 19)",
     "signals its group's leader": "os.killpg(os.getpgid(0), 15)",
     "reads the password file": "open('/etc/passwd').read()",
@@ -202,6 +208,42 @@ def test_nothing_of_the_environment_is_inherited(monkeypatch):
         assert check_program(program, Checks(tests), QUICK).passed
     finally:
         os.close(handle)
+
+
+KILLS_BY_FILE = (
+    "import os, fcntl\nread, write = os.pipe()\n"
+    "for request, value in ((8, os.getppid()), (10, 9), (4, os.O_NONBLOCK | os.O_ASYNC)):\n"
+    "    try: fcntl.fcntl(read, request, value)\n    except OSError: pass\n"
+    "os.write(write, b'x')\n"
+)
+
+
+def _check(program: str) -> None:
+    assert check_program(program, Checks("assert True"), Limits(seconds=60.0)).passed
+
+
+def test_the_parent_outlives_a_file_that_signals_it() -> None:
+    assert end(start(_check, KILLS_BY_FILE)) == 0
+
+
+def test_nothing_outlives_a_parent_that_is_killed() -> None:
+    child = start(_check, "import time\ntime.sleep(50)")
+    parent = psutil.Process(child.pid)
+    while len(inside := parent.children(recursive=True)) < 2:
+        assert child.is_alive()
+    time.sleep(0.2)
+    parent.kill()
+    _, alive = psutil.wait_procs(inside, timeout=20)
+    assert not alive
+    end(child)
+
+
+def test_a_process_whose_parent_died_before_it_was_confined_ends() -> None:
+    call = "confine('/tmp', parent=0, memory=1 << 29, cpu_seconds=1, file_size=1)"
+    code = f"from stillhouse.sandbox.confine import confine\n{call}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "the parent has died" in ran.stderr
 
 
 def test_its_folder_is_empty_its_own_and_gone_afterwards(tmp_path, monkeypatch):

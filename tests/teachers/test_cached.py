@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import tiny
+from tests import children, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.collate import collate
-from stillhouse.errors import TeacherError
+from stillhouse.errors import EnvironmentFault, TeacherError
 from stillhouse.models import fingerprint_of_files
 from stillhouse.objectives import Head, build, fused_loss
 from stillhouse.objectives.compact import Compact
+from stillhouse.sandbox.confine import _drop_capabilities
 from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, Teacher
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
+from stillhouse.teachers.store import care
 from stillhouse.types import Response
 
 
@@ -219,3 +221,82 @@ def test_another_teacher_or_form_has_a_store_of_its_own(path: str, tmp_path: Pat
             teacher.hidden(tensors(tiny.responses(2)))
         teacher.close()
     assert len(list((tmp_path / "cache").glob("*/store.json"))) == 3
+
+
+def test_a_damaged_head_or_description_is_never_used(path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    filling = CacheTeacherConfig(of=path, folder=folder)  # type: ignore[arg-type]
+    reading = CacheTeacherConfig(of=path, folder=folder, on_miss="error")  # type: ignore[arg-type]
+    batch = tensors(tiny.responses(4))
+
+    def fill() -> tuple[Tensor, int]:
+        cached, live = over(filling, path)
+        said = cached.hidden(batch)
+        cached.close()
+        return said, live.sequences
+
+    wanted, _ = fill()
+    (facts,) = folder.glob("*/store.json")
+    head = facts.with_name("head.safetensors")
+    for file, shown in ((head, "head.safetensors: is damaged"), (facts, "store.json: is damaged")):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        assert [(where, len(damage)) for where, _, damage in care.verify(folder) if damage] == [(file, 1)]
+        with pytest.raises(TeacherError, match=shown):
+            reading.build(None, tiny.VOCAB)
+        assert care.repair(file)
+        with pytest.raises(TeacherError, match="holds no stores"):
+            reading.build(None, tiny.VOCAB)
+        said, made = fill()
+        assert made == 0, "the shards are as they were"
+        teacher = reading.build(None, tiny.VOCAB)
+        assert isinstance(teacher, Teacher)
+        assert torch.equal(teacher.hidden(batch), wanted)
+        assert torch.equal(teacher.hidden(batch), said)
+        teacher.close()
+
+
+def test_a_damaged_description_is_written_anew_where_the_teacher_is(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CacheTeacherConfig(of=path, folder=tmp_path / "cache")  # type: ignore[arg-type]
+    cached, _ = over(config, path)
+    cached.hidden(tensors(tiny.responses(4)))
+    cached.close()
+    (facts,) = (tmp_path / "cache").glob("*/store.json")
+    whole = facts.read_text()
+    facts.write_text(whole[: len(whole) // 2])
+    again, live = over(config, path)
+    again.hidden(tensors(tiny.responses(4)))
+    assert live.sequences == 0
+    assert "it is written anew" in caplog.text
+    assert facts.read_text() == whole
+
+
+def test_a_filled_store_is_read_where_it_cannot_be_written(path: str, tmp_path: Path) -> None:
+    config = CacheTeacherConfig(of=path, folder=tmp_path / "cache")  # type: ignore[arg-type]
+    cached, _ = over(config, path)
+    wanted = cached.hidden(tensors(tiny.responses(4)))
+    cached.close()
+    everything = [place for name in ("cache", "teacher") for place in (tmp_path / name).rglob("*")]
+    for place in (*everything, tmp_path / "cache", tmp_path / "teacher"):
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    assert children.end(children.start(_only_read, path, tmp_path / "cache", wanted.tolist())) == 0
+
+
+def _only_read(path: str, folder: Path, wanted: list[list[float]]) -> None:
+    _drop_capabilities()  # root may write everywhere
+    config = CacheTeacherConfig(of=path, folder=folder)  # type: ignore[arg-type]
+    cached, live = over(config, path)
+    assert torch.equal(cached.hidden(tensors(tiny.responses(4))), torch.tensor(wanted))
+    assert live.sequences == 0
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        cached.hidden(tensors(tiny.responses(1, seed=9)))
+    cached.close()
+    for place in folder.iterdir():
+        place.chmod(0o755)  # others' shards remain what they are
+    more, live = over(config, path)
+    more.hidden(tensors(tiny.responses(1, seed=9)))
+    assert len(list(folder.glob("*/*.shard"))) == 2
+    more.close()

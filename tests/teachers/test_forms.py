@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
 from stillhouse.teachers.forms import DrawsForm, HiddenForm, TopForm
 
@@ -32,6 +33,11 @@ def test_hidden_states_in_their_own_format_are_kept_bit_for_bit(dtype: str) -> N
     kept = through(HiddenForm(dtype), states)
     assert kept.dtype == states.dtype
     assert torch.equal(kept, states)
+
+
+def test_what_float16_cannot_hold_is_refused() -> None:
+    with pytest.raises(TeacherError, match=r"float16 ends at 65504.* 7e\+04"):
+        HiddenForm("float16").encode(torch.tensor([[1.0, 7e4]]))
 
 
 def test_int8_is_within_half_a_step_of_each_row() -> None:

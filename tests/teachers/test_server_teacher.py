@@ -127,6 +127,26 @@ def test_autocast_around_it_changes_no_question(service: Service, demo: DemoTeac
     assert len(scored(service)) == 2
 
 
+def test_what_finds_no_room_in_the_store_is_not_asked_for_twice_in_a_step(
+    service: Service, demo: DemoTeacher, tmp_path: Path
+) -> None:
+    of = ServerTeacherConfig(url=service.url, top=TOP)
+    cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path, limit=1)
+    teacher = cache.build(None, 1024)
+    assert isinstance(teacher, CompactTeacher)
+    assert isinstance(teacher, Ahead)
+    parts = [batch(demo, pair) for pair in PAIRS[:2]]
+    teacher.ahead(parts)
+    for part in parts:
+        teacher.compact(part)
+    assert len(scored(service)) == 2
+    assert teacher.counts()["cache/hits"] == (0, 2)
+    teacher.ahead(parts[:1])
+    teacher.compact(parts[0])
+    assert len(scored(service)) == 3, "the step after it asks again, for nothing was kept"
+    assert "2 were not kept" in (teacher.close() or "")
+
+
 def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
     of = ServerTeacherConfig(url=service.url, top=TOP, keep=tmp_path / "not here")
     cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path / "here")
@@ -162,6 +182,12 @@ def test_echoed_scores_are_understood_too() -> None:
     assert scores_of(choice, "echo") == [{}, {7: -3.0, 9: -0.1}]
     vllm = {"prompt_logprobs": [None, {"7": {"logprob": -3.0}, "9": {"logprob": -0.1}}]}
     assert scores_of(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, "nan"])
+def test_what_is_no_log_probability_is_not_kept(value: Any) -> None:
+    with pytest.raises(ValueError, match="is no log-probability"):
+        scores_of({"prompt_logprobs": [None, {"5": {"logprob": value}}]}, "prompt_logprobs")
 
 
 def test_scores_of_another_text_are_noticed() -> None:

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.children import start
+from tests.children import end, start
 
+from stillhouse.errors import EnvironmentFault
 from stillhouse.teachers.store import Store, care
 from stillhouse.teachers.store import shard as shards
 
@@ -114,11 +115,55 @@ def test_every_single_byte_of_a_shard_is_watched_over(tmp_path: Path) -> None:
     path = filled(tmp_path / "s", 3)
     whole = path.read_bytes()
     path.with_suffix(".index").unlink()
-    for byte in range(0, len(whole), 11):
+    for byte in range(len(whole)):
         flip(path, byte)
         found = readable(tmp_path / "s")  # asserts that what is read is what was written
         assert len(found) in (0, 2, 3), "three where it was a byte of padding"
         path.write_bytes(whole)
+
+
+def test_every_single_byte_of_an_index_is_watched_over(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s", 3)
+    beside, shard = path.with_suffix(".index"), path.read_bytes()
+    whole = beside.read_bytes()
+    for byte in range(len(whole)):
+        flip(beside, byte)
+        assert readable(tmp_path / "s") == [0, 1, 2]
+        filled(tmp_path / "s", 1, first=3)  # a writer that went by a wrong index would write over records
+        assert readable(tmp_path / "s") == [0, 1, 2, 3]
+        path.write_bytes(shard)
+        beside.write_bytes(whole)
+
+
+def test_cut_anywhere_with_its_index_left_a_shard_gives_what_is_whole(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s", 3)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        found = readable(tmp_path / "s")
+        assert found == list(range(len(found)))
+        assert len(found) < 3 or size >= len(whole) - 8, "but for the zeros at the end"
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_written_stays(tmp_path: Path) -> None:
+    assert end(start(_fill_the_disk, tmp_path)) == 0
+    found = readable(tmp_path)
+    assert found == list(range(len(found)))
+    assert found
+    filled(tmp_path, 1, first=len(found))
+    assert readable(tmp_path) == list(range(len(found) + 1))
+
+
+def _fill_the_disk(folder: Path) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with Store(folder, FACTS) as store:
+        for number in range(4):
+            assert store.put([(key(number), 1, payload(number))]) == 1
+        with pytest.raises(EnvironmentFault, match="the disk is full"):
+            store.put([(key(4), 1, payload(4, 900))])
 
 
 def test_a_damaged_record_header_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,10 +256,7 @@ def kept(root: Path, name: str, count: int, first: int = 0) -> Path:
     """A store as a cached teacher makes it, within a cache folder."""
     place = root / name
     path = filled(place, count, first)
-    facts = (
-        f'{{"format": 1, "shards": {{"form": "{name}", "teacher": "{name}-1"}}, "teacher": {{"path": "p"}}}}'
-    )
-    (place / "store.json").write_text(facts, encoding="utf-8")
+    care.write_facts(place, {"shards": {"form": name, "teacher": f"{name}-1"}, "teacher": {"path": "p"}})
     return path
 
 

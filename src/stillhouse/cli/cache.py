@@ -119,7 +119,10 @@ def verify(
             console.say(f"{one.path}: {one.what} {'was cut short' if one.mends_itself else 'is damaged'}")
         bad = any(not one.mends_itself for one in damage)
         if bad and repair and care.repair(path):
-            console.say(f"{path}: written anew with its {whole:,} sound records")
+            done = f"written anew with its {whole:,} sound records"
+            if path.suffix != ".shard":
+                done = "removed; `stillhouse cache build` with the teacher at hand writes it anew"
+            console.say(f"{path}: {done}")
         elif bad:
             broken.append(path)
     console.say(f"{sound:,} sound records in {folder}")

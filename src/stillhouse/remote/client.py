@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import itertools
+import json
 import logging
 import queue
 import time
@@ -87,7 +88,7 @@ class Client:
             key: sent as bearer token; it stays out of every message.
             concurrency: most requests under way at a time.
             retries: most repetitions of one request.
-            timeout: seconds to wait for an answer.
+            timeout: seconds to wait for a whole answer.
             backoff: seconds before the first repetition; doubled each time, up to a minute.
             failure: the error to raise when the server does not answer or refuses.
         """
@@ -122,8 +123,8 @@ class Client:
         Args:
             path: below /v1, such as "completions"; with a leading "/" below the server's root.
             bodies: one JSON object for each request.
-            read: takes the decoded JSON apart. KeyError, IndexError, TypeError and ValueError of it mean that
-                the answer is not whole, and the request is sent again.
+            read: takes the decoded JSON apart. KeyError, IndexError, AttributeError, TypeError and ValueError
+                of it mean that the answer is not whole, and the request is sent again.
 
         Raises:
             EngineError: (or `failure`) a request was refused, or not answered within the retries. What was
@@ -131,14 +132,16 @@ class Client:
         """
         return self._run(path, bodies, read)
 
-    def allowed(self, path: str, body: Body | None = None) -> Any:
-        """The answer to a question that the server may not know; None where it refuses.
+    def allowed(
+        self, path: str, body: Body | None = None, read: Callable[[Any], T] | None = None
+    ) -> T | None:
+        """The answer to a question that the server may not know; None where it refuses. See `each`.
 
         Raises:
             EngineError: (or `failure`) it does not answer.
         """
         try:
-            return self.ask(path, body)
+            return self.ask(path, body, read)
         except StillhouseError as error:
             if isinstance(error.__cause__, Refused):
                 return None
@@ -199,13 +202,13 @@ class Client:
             try:
                 return await self._try(url, body, read)
             except Refused as refusal:
-                raise self.failure(self._safe(str(refusal))) from refusal
+                raise self.failure(str(refusal)) from refusal
             except Again as fault:
                 faults[fault.what] += 1
                 hopeless = (fault.after or 0.0) > LONGEST_ORDERED_WAIT
                 if attempt >= self._retries or hopeless:
                     seconds = time.monotonic() - began
-                    raise self.failure(self._safe(gave_up(url, faults, fault, seconds))) from None
+                    raise self.failure(gave_up(url, faults, fault, seconds)) from None
                 seconds = pause(fault, attempt, self._backoff, source)
                 if fault.after is not None:  # meant for all of this client's requests, not this one alone
                     self._quiet_until = max(self._quiet_until, time.monotonic() + fault.after)
@@ -220,19 +223,16 @@ class Client:
         try:
             reply = response.json()
             answer = read(reply)
+            used = _used(reply)
         except StillhouseError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            garbled = isinstance(error, ValueError)
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+            garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
             what = "an answer that is not whole JSON" if garbled else "an unexpected answer"
-            detail = f"{type(error).__name__} {error}; got {_short(response.text)}"
-            raise Again(what, detail) from error
-        if isinstance(reply, dict):
-            usage = reply.get("usage") or {}
-            self.counts.prompt_tokens += usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
-            self.counts.completion_tokens += (
-                usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
-            )
+            detail = self._safe(f"{type(error).__name__} {error}; got {_short(response.text)}")
+            raise Again(what, detail) from None
+        self.counts.prompt_tokens += used[0]
+        self.counts.completion_tokens += used[1]
         return answer
 
     async def _send(self, url: str, body: Body | None) -> httpx.Response:
@@ -241,10 +241,13 @@ class Client:
         if self._http is None:
             self._http = self._connect()
         try:
-            if body is None:
-                return await self._http.get(url)
-            return await self._http.post(url, json=body)
-        except httpx.TimeoutException as error:
+            async with asyncio.timeout(self._timeout):  # that of httpx begins anew with every byte
+                if body is None:
+                    return await self._http.get(url)
+                return await self._http.post(url, json=body)
+        except UnicodeEncodeError as error:
+            raise Refused(f"{url}: a prompt with half a character cannot be sent ({error.reason}).") from None
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise Again(f"no answer within {self._timeout:g} s") from error
         except httpx.ConnectError as error:
             raise Again("no connection", str(error)) from error
@@ -255,7 +258,7 @@ class Client:
 
     def _refusal(self, url: str, response: httpx.Response) -> Exception:
         status = f"status {response.status_code} {response.reason_phrase}".strip()
-        words = _words(response)
+        words = self._safe(_words(response))
         if response.status_code in TRANSIENT:
             return Again(status, words, retry_after(response.headers))
         advice = {
@@ -263,6 +266,8 @@ class Client:
             403: " The key may not do this: key_env must name a variable that holds one that may.",
             404: " Look at url, and at the name in model: a server knows a model under one name only.",
         }.get(response.status_code, "")
+        if response.is_redirect:
+            advice = f" It says that the API is at {self._safe(response.headers['location'])}; correct url."
         return Refused(f"{url}: refused with {status}: {words.rstrip('.')}.{advice}")
 
     def _connect(self) -> httpx.AsyncClient:
@@ -282,7 +287,7 @@ class Client:
         if seconds < WORTH_TELLING or now - self._told_at < WORTH_TELLING:
             return
         self._told_at = now
-        logger.warning("%s: %s; trying again in %s", url, self._safe(fault.what), duration(seconds))
+        logger.warning("%s: %s; trying again in %s", url, fault.what, duration(seconds))
 
     def _safe(self, text: str) -> str:
         """Some servers repeat the key in their errors."""
@@ -311,6 +316,16 @@ def is_loopback(url: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
+
+
+def _used(reply: Any) -> tuple[int, int]:
+    """Tokens read and written, as OpenAI's interface or llama.cpp's own tells them; 0 where it does not."""
+    if not isinstance(reply, dict):
+        return 0, 0
+    usage = reply.get("usage") or {}
+    read = usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
+    written = usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
+    return int(read), int(written)
 
 
 def _words(response: httpx.Response) -> str:

@@ -119,9 +119,8 @@ class Completions:
             "prompt_logprobs": 1,
         }
         for more in (asked, {"logprobs": 1}, {}):
-            reply = self.client.allowed("completions", {**plain, **more})
-            if reply is not None:
-                choice = reply["choices"][0]
+            choice = self.client.allowed("completions", {**plain, **more}, _first_choice)
+            if choice is not None:
                 told = _prompt_logprobs(choice, len(ids)) or self._echoes(plain, len(ids))
                 ids_told = kind == "llama.cpp" or isinstance(choice.get("token_ids"), list)
                 return Abilities(kind, True, ids_told, told, context)
@@ -129,7 +128,7 @@ class Completions:
         return Abilities(kind, False, False, None, context)
 
     def _kind(self) -> tuple[Kind, int | None]:
-        listed = self.client.allowed("models")
+        listed: Any = self.client.allowed("models")
         models = listed.get("data") if isinstance(listed, Mapping) else None
         if not isinstance(models, list) or not models:
             return "other", None
@@ -140,10 +139,10 @@ class Completions:
 
     def _echoes(self, plain: Mapping[str, Any], length: int) -> Literal["echo"] | None:
         body = {**plain, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
-        reply = self.client.allowed("completions", body)
-        if reply is None:
+        choice = self.client.allowed("completions", body, _first_choice)
+        if choice is None:
             return None
-        found = reply["choices"][0].get("logprobs") or {}
+        found = choice.get("logprobs") or {}
         tokens = found.get("tokens") or []
         told = len(tokens) >= length and all(str(token).startswith(TOKEN_ID) for token in tokens)
         return "echo" if told and found.get("top_logprobs") else None
@@ -161,15 +160,16 @@ class Completions:
             "add_special": False,
             "parse_special": True,
         }
-        reply = self.client.allowed("/tokenize", body)
+        reply: Any = self.client.allowed("/tokenize", body)
         tokens = reply.get("tokens") if isinstance(reply, Mapping) else None
         if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
             return None
         return tokens
 
     def _compare_numbers(self, text: str, ours: int) -> None:
-        reply: Any = self.client.ask("completions", self.body(text, 1))
-        theirs = (reply.get("usage") or {}).get("prompt_tokens")
+        theirs = self.client.ask(
+            "completions", self.body(text, 1), lambda reply: (reply.get("usage") or {}).get("prompt_tokens")
+        )
         if theirs is not None and theirs - ours not in (0, 1):  # 1: a beginning of sequence
             raise ModelError(
                 f"{self.client.url}: splits {text!r} into {theirs} tokens, the student's tokenizer into "
@@ -196,6 +196,10 @@ WAY_OUT = (
     "choose a student of the served model's family; to train on its text alone (such as recipe seqkd), set "
     "retokenise: true."
 )
+
+
+def _first_choice(reply: Any) -> dict[str, Any]:
+    return dict(reply["choices"][0])
 
 
 def _prompt_logprobs(choice: Mapping[str, Any], length: int) -> Literal["prompt_logprobs"] | None:

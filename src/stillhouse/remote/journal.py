@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import append_jsonl, read_jsonl
+from stillhouse.files import append_jsonl
+
+logger = logging.getLogger("stillhouse")
 
 Body = Mapping[str, Any]
 
 
 class Journal:
-    """An append-only file of answers. A line that a kill cut short is asked for again.
+    """An append-only file of answers. What a line that was cut short or damaged held is asked for again.
 
     Example:
         >>> journal = Journal(Path("answers.jsonl"))
@@ -25,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known = {row["asked"]: row["answer"] for row in _whole(path)}
+        self._known = dict(_whole(path))
 
     def get(self, body: Body) -> Any:
         """The answer to a request; None if it was never answered."""
@@ -47,8 +50,9 @@ def key_of(body: Body) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _whole(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal; a last one without its end is cut off, so that the next starts afresh."""
+def _whole(path: Path) -> Iterator[tuple[str, Any]]:
+    """What the whole lines of a journal hold; a last one without its end is cut off, so that the next starts
+    afresh."""
     if not path.exists():
         return
     data = path.read_bytes()
@@ -56,4 +60,12 @@ def _whole(path: Path) -> Iterator[dict[str, Any]]:
     if end < len(data):
         with open(path, "r+b") as handle:
             handle.truncate(end)
-    yield from read_jsonl(path)
+    damaged = 0
+    for line in data[:end].splitlines():
+        try:
+            row = json.loads(line)
+            yield row["asked"], row["answer"]
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %s lines are damaged; what they held is asked for again.", path, damaged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -62,9 +63,11 @@ def retry_after(headers: Mapping[str, str], now: datetime.datetime | None = None
     if text is None:
         return None
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
         moment = email.utils.parsedate_to_datetime(text)
     except ValueError:

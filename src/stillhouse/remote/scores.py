@@ -27,11 +27,18 @@ def scores_of(choice: Mapping[str, Any], how: How) -> Scores:
 
 
 def _entries(place: Mapping[str, Mapping[str, float]] | None) -> dict[int, float]:
-    return {int(token): float(entry["logprob"]) for token, entry in (place or {}).items()}
+    return {int(token): _logprob(entry["logprob"]) for token, entry in (place or {}).items()}
 
 
 def _row(entries: Mapping[str, float]) -> dict[int, float]:
-    return {_id(token): float(value) for token, value in entries.items()}
+    return {_id(token): _logprob(value) for token, value in entries.items()}
+
+
+def _logprob(value: Any) -> float:
+    number = float(value)
+    if not number < 0.01:  # rounding; NaN too is no answer to keep
+        raise ValueError(f"{value!r} is no log-probability")
+    return number
 
 
 def _id(token: str) -> int:

@@ -85,7 +85,7 @@ class Server(Part):
         """The key from the environment.
 
         Raises:
-            EnvironmentFault: the variable is not set.
+            EnvironmentFault: the variable is not set, or holds what cannot be a key.
         """
         if self.key_env is None:
             return None
@@ -94,6 +94,11 @@ class Server(Part):
             raise EnvironmentFault(
                 f"key_env: the environment variable {self.key_env}, which should hold the key for "
                 f"{self.url}, is not set."
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise EnvironmentFault(
+                f"key_env: the environment variable {self.key_env} holds spaces, line breaks or characters "
+                "that no key has. Look at what was pasted there."
             )
         return key
 

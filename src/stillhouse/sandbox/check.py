@@ -156,7 +156,12 @@ def _running(
 def _start(
     role: str, folder: Path, limits: Limits, stdin: int, pipes: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    inside = {"memory": limits.memory, "cpu_seconds": limits.cpu_seconds, "file_size": limits.file_size}
+    inside = {
+        "parent": os.getpid(),
+        "memory": limits.memory,
+        "cpu_seconds": limits.cpu_seconds,
+        "file_size": limits.file_size,
+    }
     begin = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         f"from stillhouse.sandbox import {role}\n"
@@ -204,8 +209,9 @@ def _size(folder: Path, most: int) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is None:  # else its number may be somebody else's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):

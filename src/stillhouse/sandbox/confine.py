@@ -28,7 +28,7 @@ _WRITE = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUN
 _ALLOWED = """
 read write readv writev pread64 pwrite64 lseek _llseek open openat openat2 creat close close_range
 fstat fstat64 stat stat64 lstat lstat64 newfstatat fstatat64 statx access faccessat faccessat2
-readlink readlinkat getdents getdents64 getcwd chdir fchdir dup dup2 dup3 fcntl fcntl64 ioctl
+readlink readlinkat getdents getdents64 getcwd chdir fchdir dup dup2 dup3
 ftruncate ftruncate64 fsync fdatasync fadvise64 unlink unlinkat rename renameat renameat2 umask
 statfs fstatfs statfs64 fstatfs64 flock pipe pipe2 poll ppoll ppoll_time64 select _newselect pselect6
 pselect6_time64 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2
@@ -44,16 +44,23 @@ rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsus
 sigreturn pause exit exit_group restart_syscall
 """
 
+# Of these a few requests only, for others send signals: F_SETOWN and F_SETSIG name a process and the signal
+# that it gets, such as SIGKILL for the parent.
+_FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 1030)  # F_DUPFD to F_SETFL, locks, F_DUPFD_CLOEXEC
+_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIO(N)CLEX
+_REQUESTS = {"fcntl": _FCNTL, "fcntl64": _FCNTL, "ioctl": _IOCTL}
+
 
 class Unconfined(OSError):
     """This machine cannot confine a process; the message says what is missing."""
 
 
-def confine(folder: str, *, memory: int, cpu_seconds: int, file_size: int) -> None:
+def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_size: int) -> None:
     """Confine the calling process.
 
     Args:
         folder: the one place where it may write.
+        parent: whose child it is, and with whose death it ends.
         memory: bytes of address space.
         cpu_seconds: processor time; one second later the kernel kills.
         file_size: bytes of one file.
@@ -62,6 +69,8 @@ def confine(folder: str, *, memory: int, cpu_seconds: int, file_size: int) -> No
         Unconfined: something is not to be had here. The process must end then.
     """
     _call("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before that was said
+        raise Unconfined("the parent has died")
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for name, soft, hard in (
@@ -183,6 +192,9 @@ def _close_system_calls() -> None:
 
     for name in _ALLOWED.split():
         add(name, _ALLOW)
+    for name, requests in _REQUESTS.items():
+        for request in requests:
+            add(name, _ALLOW, _Compare(1, _EQUAL, request, 0))
     add("clone", _ALLOW, _Compare(0, _MASKED, _CLONE_THREAD, _CLONE_THREAD))
     add("clone3", _UNKNOWN)
     add("prlimit64", _ALLOW, _Compare(0, _EQUAL, 0, 0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,16 +13,17 @@ from torch import nn
 
 from stillhouse.config import FilePath
 from stillhouse.errors import ModelError, TeacherError
-from stillhouse.files import atomic, write_json
+from stillhouse.files import atomic
 from stillhouse.models import TeacherModel, load_tokenizer, own_device, tokenizer_digest
 from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Teacher, TeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher
 from stillhouse.teachers.forms import DTYPES, CompactForm, DrawsForm, Form, HiddenForm, Number, TopForm
-from stillhouse.teachers.store import Store
-from stillhouse.teachers.store.care import FACTS
+from stillhouse.teachers.store import Store, care
+from stillhouse.teachers.store.care import FACTS, HEAD
 
-HEAD = "head.safetensors"
+logger = logging.getLogger("stillhouse")
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("draws", "temperature", "logprobs")}
 """The fields that belong to each kind of store."""
@@ -171,12 +173,13 @@ class CacheTeacherConfig(TeacherConfig):
         digest = self.of.fingerprint(self.folder)
         place = self.folder / f"{digest}-{form.name}"
         if (place / FACTS).is_file():
-            return place, _facts(place)
+            with contextlib.suppress(TeacherError):  # is written anew
+                return place, care.read_facts(place)
+            logger.warning("%s: was damaged or of another version; it is written anew.", place / FACTS)
         head = teacher.head if isinstance(teacher, Teacher) else None
         width = None if head is None else int(head.weight.shape[1])
         named = self.of.model_to_load()
         facts = {
-            "format": 1,
             "shards": {"form": form.name, "teacher": digest, "width": width},
             "teacher": {name: getattr(self.of, name, None) for name in ("kind", "path", "adapter", "url")},
             "tokenizer": None if named is None else tokenizer_digest(load_tokenizer(named).get_vocab()),
@@ -184,8 +187,8 @@ class CacheTeacherConfig(TeacherConfig):
             "head": None if head is None else {"scale": head.scale, "softcap": head.softcap},
         }
         if head is not None and isinstance(form, HiddenForm):
-            _save_head(place, head)
-        write_json(place / FACTS, facts)
+            facts["head_digest"] = _save_head(place, head)
+        care.write_facts(place, facts)
         return place, facts
 
     def _existing(self, form: Form) -> tuple[Path, dict[str, Any]]:
@@ -195,7 +198,12 @@ class CacheTeacherConfig(TeacherConfig):
             TeacherError: there is none for this teacher and form, or more than one.
         """
         named = getattr(self.of, "path", None)
-        stores = {path.parent: _facts(path.parent) for path in sorted(self.folder.glob(f"*/{FACTS}"))}
+        stores, damaged = dict[Path, dict[str, Any]](), list[TeacherError]()
+        for path in sorted(self.folder.glob(f"*/{FACTS}")):
+            try:
+                stores[path.parent] = care.read_facts(path.parent)
+            except TeacherError as error:
+                damaged.append(error)
         wanted = [form.name]
         if self.store == "hidden" and self.dtype == "auto":
             wanted = [HiddenForm(dtype).name for dtype in DTYPES]
@@ -207,6 +215,8 @@ class CacheTeacherConfig(TeacherConfig):
             fitting = {p: facts for p, facts in fitting.items() if facts["teacher"]["path"] == named}
         if len(fitting) == 1:
             return next(iter(fitting.items()))
+        if damaged and not fitting:
+            raise damaged[0]
         there = ", ".join(place.name for place in fitting or stores) or "nothing"
         raise TeacherError(
             f"{self.folder}: holds {len(fitting) or 'no'} stores of {' or '.join(wanted)} for teacher.of "
@@ -219,41 +229,28 @@ class CacheTeacherConfig(TeacherConfig):
         )
 
 
-def _facts(place: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
-        assert found["format"] == 1
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise TeacherError(
-            f"{place / FACTS}: is damaged or of another version. Delete {place} to fill it anew."
-        ) from error
-    return found
-
-
 def _dtype_of(model: nn.Module) -> str:
     name = str(next(model.parameters()).dtype).removeprefix("torch.")
     return name if name in DTYPES else "float32"
 
 
-def _save_head(place: Path, head: Head) -> None:
+def _save_head(place: Path, head: Head) -> str:
+    """Write the head; a digest of what was written."""
     from safetensors.torch import save
 
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
+    data = save(tensors)
     with atomic(place / HEAD, "wb") as handle:
-        handle.write(save(tensors))
+        handle.write(data)
+    return care.digest_of(data)
 
 
 def _load_head(place: Path, facts: dict[str, Any], vocab: int) -> Head:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    try:
-        tensors = load_file(place / HEAD, str(own_device()))
-    except (OSError, SafetensorError) as error:
-        raise TeacherError(
-            f"{place / HEAD}: cannot be read ({error}). Delete {place} to fill it anew."
-        ) from error
+    device = own_device()
+    tensors = {name: one.to(device) for name, one in load(care.read_head(place, facts)).items()}
     extras = facts["head"] or {}
     return Head(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)

@@ -57,18 +57,23 @@ class Kept:
         self._encode = encode
         self._asked = self._hits = 0
         self._told = (0, 0)
+        self._ready: dict[bytes, memoryview | bytes] = {}
 
-    def payloads(self, batch: Mapping[str, Any], counted: bool = True) -> list[memoryview | bytes]:
+    def prepare(self, batch: Mapping[str, Any]) -> None:
+        """Have the payloads of these sequences at hand, and no others, also where the store has no room."""
+        self._ready.clear()
+        keys = content_keys(batch, self._local)
+        self._ready = dict(zip(keys, self.payloads(batch), strict=True))
+
+    def payloads(self, batch: Mapping[str, Any]) -> list[memoryview | bytes]:
         """One for each sequence of the batch.
-
-        Args:
-            batch: the sequences.
-            counted: whether they count for the share that was there.
 
         Raises:
             TeacherError: some are missing, and there is no teacher to make them.
         """
         keys = content_keys(batch, self._local)
+        if all(key in self._ready for key in keys):
+            return [self._ready[key] for key in keys]
         found: list[memoryview | bytes | None] = [self.store.get(key) for key in keys]
         if any(one is None for one in found):
             self.store.refresh()  # another process may have written them
@@ -76,9 +81,8 @@ class Kept:
                 self.store.get(key) if one is None else one for key, one in zip(keys, found, strict=True)
             ]
         missing = [row for row, one in enumerate(found) if one is None]
-        if counted:
-            self._asked += len(keys)
-            self._hits += len(keys) - len(missing)
+        self._asked += len(keys)
+        self._hits += len(keys) - len(missing)
         if missing:
             made = self._make(batch, missing, [keys[row] for row in missing])
             for row, payload in zip(missing, made, strict=True):
@@ -172,18 +176,16 @@ class CachedCompact:
         """The teacher behind it."""
         self._form = form
         self._kept = Kept(store, None if teacher is None else self._encode, local)
-        self._looked_ahead = False
 
     def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Ask a teacher that streams about the micro-batches of a step together."""
         if batches and isinstance(self.inner, Streaming):
-            self._kept.payloads(together(batches))
-            self._looked_ahead = True
+            self._kept.prepare(together(batches))
 
     def compact(self, batch: Mapping[str, Any]) -> Compact:
         """N rows, as they are kept."""
         counts = batch["response_mask"].sum(1).tolist()
-        payloads = self._kept.payloads(batch, counted=not self._looked_ahead)
+        payloads = self._kept.payloads(batch)
         parts = [self._form.decode(one, rows) for one, rows in zip(payloads, counts, strict=True)]
         return joined(parts).to(batch["input_ids"].device)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.errors import TeacherError
 from stillhouse.objectives.compact import EXCLUDED, Compact
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,10 +58,20 @@ class HiddenForm(Form):
         return width + 4 if self.dtype == "int8" else width * DTYPES[self.dtype].itemsize
 
     def encode(self, hidden: Tensor) -> bytes:
-        """The bytes of [R, D]."""
+        """The bytes of [R, D].
+
+        Raises:
+            TeacherError: a number is too large for float16.
+        """
         hidden = hidden.detach().cpu()
         if self.dtype != "int8":
-            return _raw(hidden.to(DTYPES[self.dtype]))
+            kept = hidden.to(DTYPES[self.dtype])
+            if self.dtype == "float16" and kept.isinf().any() and not hidden.isinf().any():
+                raise TeacherError(
+                    f"teacher.dtype: float16 ends at 65504, and a hidden state of the teacher is "
+                    f"{hidden.abs().max():.4g}. Set bfloat16, or auto."
+                )
+            return _raw(kept)
         scale = (hidden.float().abs().amax(-1) / 127).clamp_min(1e-30)
         codes = (hidden.float() / scale[:, None]).round().to(torch.int8)
         return _raw(scale) + _raw(codes)

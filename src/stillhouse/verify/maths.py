@@ -10,17 +10,29 @@ from fractions import Fraction
 
 LONGEST = 2000
 """Characters of an answer that are looked at, from its end; a final answer is not longer."""
-SECONDS = 2
-"""Time that reading, and comparing, one expression may take."""
+SECONDS = 5
+"""Time that reading, and comparing, one expression may take; ordinary ones take a tenth of a second."""
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?")
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?:\.\d+)?)?%?")
 _AFTER_MARK = re.compile(r"####[ \t]*([^\n]*)")
+_FRACTION = re.compile(r"^([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_SIGNS = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\{?\\circ\}?|\\[,;!% ]|\\\$|[$€£¥₹°{}]")
+# A letter right behind a number is a variable (2x), and so may be a word that names a constant or function;
+# words behind a space are a unit. Chinese, Japanese and Korean need no space.
+_UNIT = re.compile(
+    r"\s+(?!(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod)\b)[^\W\d_]{2}[^\\]*|"
+    r"\s*[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\\]*"
+)
 
 
 def after_mark(text: str) -> str | None:
-    """What follows the first `####` on its line, the way GSM8K closes an answer; None if there is none."""
-    found = _AFTER_MARK.search(text)
-    return found[1].strip() if found and found[1].strip() else None
+    """What follows `####` on its line, the way GSM8K closes an answer; None if there is none.
+
+    Of several the first one that is a number counts (a model that goes on with another problem writes more
+    of them, and in Markdown `####` begins a heading), else the first.
+    """
+    found = [line.strip() for line in _AFTER_MARK.findall(text) if line.strip()]
+    return next((line for line in found if number(line) is not None), found[0] if found else None)
 
 
 def boxed(text: str) -> str | None:
@@ -39,23 +51,26 @@ def boxed(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number in a text, as it is written; None if there is none."""
-    found = [match.group() for match in _NUMBER.finditer(text) if any(c.isdigit() for c in match.group())]
+    found = _NUMBER.findall(text.replace("\u2212", "-"))
     return found[-1] if found else None
 
 
 def number(text: str) -> Fraction | None:
     r"""The number that a text is: commas, currency, percent signs, units after it and fractions understood.
 
-    `$1,234.50` is 1234.5, `3/4` and `\\frac{3}{4}` are 0.75, `20%` is 20; None if it is no single number.
+    `$1,234.50` is 1234.5, `3/4` and `\\frac{3}{4}` are 0.75, `20%` is 20, `18 dollars` is 18; None if it is
+    no single number, such as `2x`, `12\\pi` or `3 or 4`.
     """
-    fractions = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
-    plain = re.sub(r"\\(?:text|mathrm)\{[^}]*\}|\\[,;!% ]|\\\$|[$€£{}]", "", fractions.strip())
-    plain = plain.strip().rstrip(".").strip()
-    found = _NUMBER.match(plain)
-    if not found or not found.group() or not any(c.isdigit() for c in found.group()):
+    if len(text) > LONGEST:
         return None
-    if re.search(r"\d", plain[found.end() :]):
-        return None  # more than one number, such as "3 or 4"
+    plain = text.replace("\u2212", "-").strip().strip("*_`").strip()
+    plain = _SIGNS.sub("", _FRACTION.sub(r"\1\2/\3", plain)).strip().rstrip(".,;:").strip()
+    found = _NUMBER.match(plain)
+    if not found:
+        return None
+    rest = plain[found.end() :]
+    if re.search(r"\d", rest) or (rest and not _UNIT.fullmatch(rest)):
+        return None
     over, _, under = found.group().rstrip("%").replace(",", "").replace(" ", "").partition("/")
     try:
         value = Fraction(Decimal(over)) / (Fraction(Decimal(under)) if under else 1)
@@ -65,9 +80,12 @@ def number(text: str) -> Fraction | None:
 
 
 def equal_numbers(answer: str | None, reference: str, tolerance: float) -> bool:
-    """Whether both are numbers and no further apart than `tolerance`."""
+    """Whether both are numbers and no further apart than `tolerance`, of the reference where that is below 1
+    (0.0001 is not 0.0000672)."""
     ours, theirs = number(answer or ""), number(reference)
-    return ours is not None and theirs is not None and abs(ours - theirs) <= Fraction(tolerance)
+    if ours is None or theirs is None:
+        return False
+    return abs(ours - theirs) <= Fraction(tolerance) * min(Fraction(1), abs(theirs))
 
 
 def equivalent(answer: str, reference: str) -> bool:
@@ -114,9 +132,11 @@ def grade(text: str, reference: str, tolerance: float = 1e-3) -> Graded:
     Args:
         text: what the model wrote.
         reference: the right final answer, a number or an expression in LaTeX.
-        tolerance: how far apart two numbers may be and still count as equal.
+        tolerance: see `equal_numbers`.
     """
-    marked = after_mark(text) or boxed(text)
+    marked = after_mark(text)
+    if marked is None or number(marked) is None:  # a heading, where the answer is in a box
+        marked = boxed(text) or marked
     answer = marked if marked is not None else last_number(text)
     numeric = number(reference) is not None
     if marked is not None:

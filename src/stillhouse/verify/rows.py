@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from stillhouse.sandbox import Checks, Limits, check_program
 from stillhouse.verify import programs
-from stillhouse.verify.maths import after_mark, grade, number
+from stillhouse.verify.maths import after_mark, grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,22 @@ def problem_of(raw: Mapping[str, Any]) -> Code | Value | None:
     """What a row asks for: a program with tests (fields of HumanEval or MBPP), a value (GSM8K's `####`, a
     number under `answer`, or any other short `answer`), or nothing that can be checked."""
     if "entry_point" in raw and "test" in raw:
-        entry = str(raw["entry_point"])
-        return Code(Checks(str(raw["test"]), entry), str(raw.get("prompt", "")), entry)
+        entry, test = str(raw["entry_point"]), str(raw["test"])
+        # Without a check of their own the tests would take the program's.
+        there = "check" in programs.definitions(test)
+        return Code(Checks(test, entry), str(raw.get("prompt", "")), entry) if there else None
     if "test_list" in raw:
         names = programs.definitions(str(raw.get("code", "")))
+        tests = [str(test) for test in raw["test_list"] if str(test).strip()]
         setup = str(raw.get("test_setup_code") or "")
-        return Code(Checks("\n".join([setup, *map(str, raw["test_list"])]), provides=names))
+        return Code(Checks("\n".join([setup, *tests]), provides=names)) if tests else None
     answer = raw.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
     if isinstance(answer, str):
         reference = after_mark(answer) or answer.strip()
         return Value(reference) if reference else None
-    return Value(f"{answer:g}" if number(f"{answer:g}") is not None else str(answer))
+    return Value(f"{Decimal(repr(answer)):f}") if isfinite(answer) else None
 
 
 def right(raw: Mapping[str, Any], text: str, limits: Limits | None = None) -> bool | None:

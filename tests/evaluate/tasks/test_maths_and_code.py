@@ -99,6 +99,15 @@ def test_rows_of_another_shape_are_refused_with_their_place(tmp_path):
             questions(task(kind, rows(tmp_path / "a.jsonl", {"text": "x"})))
 
 
+def test_problems_without_tests_are_refused(tmp_path):
+    for kind, raw in (
+        ("mbpp", {"text": "Add.", "test_list": []}),
+        ("humaneval", {"prompt": "def f():", "entry_point": "f", "test": "assert True"}),
+    ):
+        with pytest.raises(DataError, match=r"a.jsonl:1: has no tests, so any program would pass"):
+            questions(task(kind, rows(tmp_path / "a.jsonl", raw)))
+
+
 PROBLEM = {
     "task_id": "x/0",
     "prompt": "def one():\n",

@@ -92,6 +92,10 @@ class _Programs(Task):
             for key in keys
         ]
 
+    def _check_tests(self, raw: Mapping[str, Any], where: str, wanted: str) -> None:
+        if not isinstance(problem_of(raw), Code):
+            raise DataError(f"{where}: has no tests, so any program would pass; {self.kind} needs {wanted}")
+
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """pass@k over the questions, and the share of programs that ended by a limit."""
         by_question: dict[str, list[float]] = {}
@@ -129,6 +133,7 @@ class HumanEval(_Programs):
         """The prompt; the reference is the authors' solution."""
         if not {"prompt", "entry_point", "test"} <= raw.keys():
             raise DataError(f"{where}: humaneval needs prompt, entry_point and test; got {', '.join(raw)}")
+        self._check_tests(raw, where, "a function check(candidate) in test")
         solution = str(raw.get("canonical_solution", ""))
         return Row(where, self.ask.replace("{prompt}", str(raw["prompt"])), references=(solution,))
 
@@ -143,6 +148,7 @@ class MBPP(_Programs, WithShots):
         """The task with its tests, after the worked examples; the reference is the authors' solution."""
         if not {"text", "test_list"} <= raw.keys():
             raise DataError(f"{where}: mbpp needs text and test_list; got {', '.join(raw)}")
+        self._check_tests(raw, where, "at least one test in test_list")
         asked = self._examples + self._asking(raw)
         return Row(where, asked, references=(str(raw.get("code", "")),))
 

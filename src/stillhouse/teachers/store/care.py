@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import told
+from stillhouse.errors import TeacherError
+from stillhouse.files import told, write_json
 from stillhouse.teachers.store import shard as shards
 from stillhouse.teachers.store.shard import Found, NotAShard, Place
 
-FACTS = "store.json"
+FACTS, HEAD = "store.json", "head.safetensors"
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,60 @@ class Damage:
     """True for a torn tail, which the next writer cuts."""
 
 
+def write_facts(place: Path, facts: Mapping[str, Any]) -> None:
+    """Write down what a store is, with a checksum.
+
+    Args:
+        place: the store's folder.
+        facts: "shards", the facts of its shards; "teacher", who it was; "head_digest", where it has a head.
+    """
+    whole = {"format": FORMAT, **facts}
+    write_json(place / FACTS, {**whole, "checksum": _checksum(whole)})
+
+
+def read_facts(place: Path) -> dict[str, Any]:
+    """What a store is.
+
+    Raises:
+        TeacherError: the file is damaged, or of another version.
+    """
+    try:
+        found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        sound = found.pop("checksum") == _checksum(found) and found["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise TeacherError(
+            f"{place / FACTS}: is damaged or of another version. `stillhouse cache build` with the teacher "
+            f"at hand writes it anew and leaves the shards beside it alone; without a teacher delete {place}."
+        )
+    return found
+
+
+def read_head(place: Path, facts: Mapping[str, Any]) -> bytes:
+    """The file of the teacher's head.
+
+    Raises:
+        TeacherError: it is not, bit for bit, what was written.
+    """
+    data = (place / HEAD).read_bytes() if (place / HEAD).is_file() else b""
+    if digest_of(data) != facts["head_digest"]:
+        raise TeacherError(
+            f"{place / HEAD}: is damaged or missing. Take it out with `stillhouse cache verify --repair`; "
+            "`stillhouse cache build` with the teacher at hand then writes it anew, and the shards stay."
+        )
+    return data
+
+
+def digest_of(data: bytes) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(facts, sort_keys=True).encode())
+
+
 def contents(folder: Path) -> list[Contents]:
     """All stores of a cache folder, the most recently used first."""
     found = [_contents(path.parent) for path in folder.glob(f"*/{FACTS}")]
@@ -56,7 +113,9 @@ def contents(folder: Path) -> list[Contents]:
 
 
 def verify(folder: Path) -> Iterator[tuple[Path, int, list[Damage]]]:
-    """Read every byte: for each shard the number of sound records, and what is damaged."""
+    """Read every byte: for each file of a store the number of sound records, and what is damaged."""
+    for place in sorted(path.parent for path in folder.glob(f"*/{FACTS}")):
+        yield from _verified(place)
     for path in sorted(folder.glob("*/*.shard")):
         try:
             data = shards.mapped(path)
@@ -78,8 +137,29 @@ def verify(folder: Path) -> Iterator[tuple[Path, int, list[Damage]]]:
         yield path, sound, damage
 
 
+def _verified(place: Path) -> Iterator[tuple[Path, int, list[Damage]]]:
+    """What is damaged beside the shards of a store."""
+    try:
+        facts = read_facts(place)
+    except TeacherError:
+        yield place / FACTS, 0, [Damage(place / FACTS, 0, "what the store is")]
+        return
+    try:
+        if facts.get("head_digest"):
+            read_head(place, facts)
+    except TeacherError:
+        yield place / HEAD, 0, [Damage(place / HEAD, 0, "the teacher's head")]
+
+
 def repair(path: Path) -> bool:
-    """Write a shard anew with its sound records alone; False if a process is writing to it."""
+    """Write a shard anew with its sound records alone; False if a process is writing to it.
+
+    What is damaged beside the shards is removed: a teacher at hand writes it anew.
+    """
+    if path.suffix != ".shard":
+        for name in (FACTS, HEAD):
+            (path.parent / name).unlink(missing_ok=True)
+        return True
     return _rewritten(path, lambda entries: entries)
 
 
@@ -186,7 +266,8 @@ def _dropped(path: Path) -> bool:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold the writer's lock of a shard, if nobody else does."""
-    handle, mine = os.open(path, os.O_RDWR), False
+    with told(path):
+        handle, mine = os.open(path, os.O_RDWR), False
     try:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,7 +283,7 @@ def _unlink(path: Path) -> None:
 
 
 def _contents(place: Path) -> Contents:
-    facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
+    facts = read_facts(place)
     paths = sorted(place.glob("*.shard"))
     entries = [entry for path in paths for entry in _entries(path).entries]
     return Contents(
@@ -212,7 +293,7 @@ def _contents(place: Path) -> Contents:
         path=facts["teacher"].get("path") or facts["teacher"].get("url"),
         records=len({entry[0] for entry in entries}),
         tokens=sum({entry[0]: entry[3] for entry in entries}.values()),
-        bytes=sum(path.stat().st_size for path in place.iterdir() if path.is_file()),
+        bytes=_size_of(place),
         shards=len(paths),
         last_used=max((_last_used(path) for path in paths), default=(place / FACTS).stat().st_mtime),
     )
@@ -235,9 +316,19 @@ def _payload(data: Any, entry: tuple[bytes, int, int, int]) -> memoryview | None
 
 
 def _last_used(path: Path) -> float:
-    times = [file.stat().st_mtime for file in (path, path.with_suffix(".used")) if file.exists()]
-    return max(times, default=0.0)
+    return max(_stat(file, "st_mtime") for file in (path, path.with_suffix(".used")))
+
+
+def _size_of(place: Path) -> int:
+    return int(sum(_stat(path, "st_size") for path in place.iterdir() if path.is_file()))
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*/*") if path.is_file())
+    return int(sum(_stat(path, "st_size") for path in folder.glob("*/*") if path.is_file()))
+
+
+def _stat(path: Path, what: str) -> float:
+    """Something about a file; 0 if another process has removed it meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return float(getattr(path.stat(), what))
+    return 0.0

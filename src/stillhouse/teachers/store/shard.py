@@ -14,8 +14,8 @@ end of the file, and records go on behind it. (A file that got shorter would kil
 Nothing else is ever written over. A record whose own header is damaged is passed over by looking for the next
 header that is whole; one whose payload is damaged is found when it is read.
 
-    index    `NNNNN.index` beside `NNNNN.shard`: 8 bytes "STILLIX1", the shard's name (16 bytes), u64 bytes of
-             the shard that it covers, u32 number of entries, u32 CRC-32 of the entries, then for each entry
+    index    `NNNNN.index` beside `NNNNN.shard`: 8 bytes "STILLIX2", the shard's name (16 bytes), u64 bytes of
+             the shard that it covers, u32 number of entries, u32 CRC-32 of all else, then for each entry
              key (16 bytes), offset of the payload (u64), size (u64), rows (u32). It saves reading the shard's
              headers; without it, or with a wrong one, they are read.
 """
@@ -37,7 +37,7 @@ import numpy as np
 
 from stillhouse.files import atomic
 
-MAGIC, INDEX_MAGIC, MARKER, CUT = b"STILLSH1", b"STILLIX1", b"REC1", b"CUT1"
+MAGIC, INDEX_MAGIC, MARKER, CUT = b"STILLSH1", b"STILLIX2", b"REC1", b"CUT1"
 HEADER, RECORD, INDEX = struct.Struct("<8sII"), struct.Struct("<4sIQ16sII"), struct.Struct("<8s16sQII")
 ENTRY = np.dtype([("key", "V16"), ("offset", "<u8"), ("size", "<u8"), ("rows", "<u4")])
 KEY_BYTES = 16
@@ -159,8 +159,8 @@ def write_index(path: Path, name: str, covered: int, entries: Sequence[tuple[byt
     table = np.array([(np.void(key), *rest) for key, *rest in entries], dtype=ENTRY)
     raw = table.tobytes()
     with atomic(path, "wb") as handle:
-        head = INDEX.pack(INDEX_MAGIC, bytes.fromhex(name), covered, len(table), zlib.crc32(raw))
-        handle.write(head + raw)
+        head = INDEX.pack(INDEX_MAGIC, bytes.fromhex(name), covered, len(table), 0)[:-4]
+        handle.write(head + struct.pack("<I", zlib.crc32(raw, zlib.crc32(head))) + raw)
 
 
 def read_index(path: Path, name: str, size: int) -> Found | None:
@@ -173,7 +173,10 @@ def read_index(path: Path, name: str, size: int) -> Found | None:
         body = raw[INDEX.size :]
         if magic != INDEX_MAGIC or owner != bytes.fromhex(name) or covered > size:
             return None
-        if len(body) != count * ENTRY.itemsize or zlib.crc32(body) != checksum:
+        if (
+            len(body) != count * ENTRY.itemsize
+            or zlib.crc32(body, zlib.crc32(raw[: INDEX.size - 4])) != checksum
+        ):
             return None
         return Found(list(_entries(np.frombuffer(body, ENTRY))), covered, [])
     return None

@@ -48,8 +48,7 @@ class Store:
         self.folder = folder
         self.damaged = 0
         """Records and stretches that were found damaged."""
-        self.refused = 0
-        """Records that were not kept because of `limit`."""
+        self._refused: set[bytes] = set()
         self._facts = dict(facts)
         self._limit = limit
         self._shard_bytes = shard_bytes
@@ -78,6 +77,11 @@ class Store:
     def size(self) -> int:
         """Bytes of all shards, as last seen."""
         return self._bytes
+
+    @property
+    def refused(self) -> int:
+        """Records that were not kept because of `limit`."""
+        return len(self._refused)
 
     def places(self) -> Mapping[bytes, Place]:
         """Where everything is."""
@@ -128,7 +132,7 @@ class Store:
         whole = [shards.record_bytes(key, rows, payload) for key, (rows, payload) in new.items()]
         size = sum(map(len, whole))
         if self._limit is not None and self._bytes + size > self._limit:
-            self.refused += len(new)
+            self._refused |= new.keys()
             self._tell(
                 f"{self.folder}: holds {self._bytes / 1e6:,.1f} MB and may not grow beyond "
                 f"{self._limit / 1e6:,.1f} MB; what is new is computed but not kept. Raise teacher.limit, or "
@@ -276,7 +280,12 @@ class _Writer:
     def claimed(cls, path: Path, number: int, facts: Mapping[str, Any], full: int) -> _Writer | None:
         """The shard, locked, with its torn tail cut; None if it is another's, full, or damaged at its
         beginning."""
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            if path.exists():  # another user's, to read only
+                return None
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle).st_ino != path.stat().st_ino:
