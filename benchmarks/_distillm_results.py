@@ -93,6 +93,7 @@ def summary(found: dict[str, list[dict[str, Any]]], times: dict[str, dict[str, A
             **{key: statistics.mean(run[key] for run in runs) for key in keys},
             "seconds": time["seconds"], "times_kd": time["seconds"] / times["KD"]["seconds"],
             "rouge_l_sd": statistics.stdev(rouge) if len(rouge) > 1 else None,
+            "seconds_each": time["seconds_each"],
         }  # fmt: skip
         if "parts" in time:
             row["parts"] = {NAMES[part]: seconds for part, seconds in time["parts"].items()}
@@ -120,8 +121,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         parts = " | ".join(f"{value:.1f}" for value in row.get("parts", {}).values()) or " | ".join("-" * 4)
         spread = "" if row["rouge_l_sd"] is None else f" ± {row['rouge_l_sd']:.1f}"
         quality = f"{row['rouge_l']:.1f}{spread} ({row['seeds']})" if row["seeds"] else "-"
+        each = row["seconds_each"]
+        spread_of_time = f" ({each[0]:.0f} to {each[-1]:.0f})" if len(each) > 1 else ""
         lines.append(
-            f"| {row['method']} | {row['seconds']:.1f} | {row['times_kd']:.2f} | {parts} "
+            f"| {row['method']} | {row['seconds']:.1f}{spread_of_time} | {row['times_kd']:.2f} | {parts} "
             f"| {shown(row, 'student_share', 2)} | {shown(row, 'phi', 2)} "
             f"| {quality} | {shown(row, 'kl', 3)} | {shown(row, 'seconds_to_gkds_quality', 1)} |"
         )

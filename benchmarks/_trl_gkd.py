@@ -43,6 +43,20 @@ class Collator:
         }
 
 
+def count_texts(model: Any) -> dict[str, int]:
+    """Count the texts that `model.generate` writes from now on."""
+    counted = {"texts": 0}
+    generate = model.generate
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        written = generate(*arguments, **options)
+        counted["texts"] += len(getattr(written, "sequences", written))
+        return written
+
+    model.generate = counting
+    return counted
+
+
 def train(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train with TRL what a configuration of ours for `gkd` says; seconds and held-out ROUGE-L.
 
@@ -80,11 +94,16 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
         model=parts.student, teacher_model=parts.teacher, args=settings, processing_class=parts.tokenizer,
         train_dataset=Dataset.from_list(rows), data_collator=Collator(parts.facts.pad_id),
     )  # fmt: skip
+    counted = count_texts(parts.student)
     start = time.process_time()
     trainer.train()
     seconds = time.process_time() - start
+    share = counted["texts"] / (run.train.max_steps * run.train.batch_size)
     metrics, _, _ = measure(parts, parts.student, held_out(run, parts.data, parts.tokenizer), title=None)
-    measured = {"seconds": seconds, "rouge_l": metrics["rouge_l"], "mean_length": metrics["mean_length"]}
+    measured = {
+        "seconds": seconds, "rouge_l": metrics["rouge_l"], "mean_length": metrics["mean_length"],
+        "student_share": share,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(measured), encoding="utf-8")
     return measured

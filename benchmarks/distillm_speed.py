@@ -13,10 +13,10 @@ its three rows: fresh text at every such step (no replay); the paper's replay wi
 that with two options of ours, `write_batches: 4` and `keep_teacher: true`.
 
 Quality and speed are measured apart. Quality: three seeds of every method (fewer where the table says
-so), on a machine that may be busy. Speed (`--only speed`): all methods one after another in one go,
-with the first seed, without validation and saving; phi follows a straight line from 0.2 to where it
-ended. Methods whose steps are all alike run 24 of them, scaled to all; those that draw at each step
-what to do run all. What the teacher writes for SeqKD before training counts too. Seconds are processor
+so), on a machine that may be busy. Speed (`--only speed`): all methods one after another, three times over
+(the median counts), with the first seed, without validation and saving; phi follows a straight line from 0.2
+to where it ended. Methods whose steps are all alike run 24 of them, scaled to all; those that draw at each
+step what to do run all. What the teacher writes for SeqKD before training counts too. Seconds are processor
 seconds of one thread. A further row is GKD by TRL (`pip install trl`) with the same models, prompts,
 settings and first seed, left out where TRL is missing.
 
@@ -189,9 +189,21 @@ def quality(
 
 
 def speed(
+    size: Size, folder: Path, found: dict[str, list[dict[str, Any]]], models: tuple[Path, Path], timings: int
+) -> dict[str, dict[str, Any]]:
+    """Train all methods in turn for their seconds, so many times; of each method the median timing."""
+    rounds = [once(size, folder / "timing" / str(number), found, models) for number in range(timings)]
+    times = {}
+    for name in rounds[0]:
+        each = sorted((times_of[name] for times_of in rounds), key=lambda time: time["seconds"])
+        times[name] = each[len(each) // 2] | {"seconds_each": [time["seconds"] for time in each]}
+    return times
+
+
+def once(
     size: Size, folder: Path, found: dict[str, list[dict[str, Any]]], models: tuple[Path, Path]
 ) -> dict[str, dict[str, Any]]:
-    """Train the methods once more, one after another, for their seconds."""
+    """One timing of every method."""
     times = {}
     for name in METHODS:
         method = {**METHODS[name], "responses": dict(METHODS[name].get("responses", {}))}
@@ -204,14 +216,14 @@ def speed(
         steps = size.timed_steps if alike else size.steps
         every = {"max_steps": steps, "log_every": 2, "validate_every": "never"}
         method["train"] = {**method.get("train", {}), **every}
-        config = configuration(size, folder / "timing", slug_of(name, 0), method, 0, models)
+        config = configuration(size, folder, slug_of(name, 0), method, 0, models)
         config["evaluate"] |= {"limit": 1}
         times[name] = timed(run(config), size.steps)
         print(f"{name}: {times[name]['seconds']:.1f} s", flush=True)
     if importlib.util.find_spec("trl"):
         import _trl_gkd
 
-        config = configuration(size, folder / "timing", "trl-gkd-0", METHODS["GKD"], 0, models)
+        config = configuration(size, folder, "trl-gkd-0", METHODS["GKD"], 0, models)
         times[PEER] = _trl_gkd.train(config)
         print(f"{PEER}: {times[PEER]['seconds']:.1f} s", flush=True)
     return times
@@ -245,6 +257,7 @@ def main() -> None:
 
     known = parser(__doc__, "runs/distillm-speed")
     known.add_argument("--steps", type=int, help=f"optimiser steps of each method, not {Size.steps}")
+    known.add_argument("--timings", type=int, help="how often each method is timed; default: 3")
     known.add_argument(
         "--only",
         choices=("teacher", "student", "speed"),
@@ -264,7 +277,8 @@ def main() -> None:
         return
     models = teacher, make_student(size, folder)
     found = quality(size, folder, options.seeds or size.seeds, models, train=options.only != "speed")
-    times = speed(size, folder, found, models)
+    timings = options.timings or (1 if options.small else 3)
+    times = speed(size, folder, found, models, timings)
     write(summary(found, times), size, folder if options.small else RESULTS)
 
 
