@@ -59,18 +59,13 @@ PROBES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
         {},
         ("SeqKD", "DistiLLM-2, contrastive only", "contrastive only, alpha 0.01",
          "contrastive only, alpha 0.3", "contrastive only, beta 0.25", "contrastive only, beta 0.75"),
-        2,
-    ),
-    "Three times as many prompts and steps": (
-        {"prompts": 1536, "steps": 288},
-        ("SeqKD", "KD", "DistiLLM", *ABLATIONS),
-        2,
+        1,
     ),
     "A student fine-tuned on all 3,101 labels for 600 steps before": (
         {"labelled": 3101, "warm_steps": 600},
-        ("SeqKD", "KD", "GKD", "DistiLLM", "CSD", *ABLATIONS, "contrastive only, beta 0.25"),
-        2,
+        ("SeqKD", "KD", "GKD", "DistiLLM", "CSD", *ABLATIONS, "contrastive only, beta 0.25",
+         "DistiLLM-2, + released beta", "CSD on pairs", "DPKD"),
+        3,
     ),
-    "Further methods": ({}, ("SeqKD", "CSD on pairs", "DistiLLM-2, + released beta", "DPKD"), 1),
 }  # fmt: skip
 """What is varied -> the fields of `Size` that change, the methods, and how many seeds."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
@@ -197,54 +193,6 @@ def test_a_model_in_training_goes_on_training_as_if_nothing_had_been_written() -
 
     for with_text, without in zip(steps(True), steps(False), strict=True):
         assert torch.equal(with_text, without)
-
-
-@pytest.fixture
-def mixed() -> Iterator[Accelerator]:
-    """Accelerate with bfloat16 for mixed precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test's training may have set it
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def casts_of_weights(model: Any, run: Callable[[], Any]) -> tuple[int, Any]:
-    """How often a weight of the first projection is cast while something runs, and what comes of it."""
-    weight = model.model.layers[0].mlp.up_proj.weight
-    casts = 0
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal casts
-            casts += func is torch.ops.aten._to_copy.default and args[0].data_ptr() == weight.data_ptr()
-            return func(*args, **(kwargs or {}))
-
-    with Count():
-        result = run()
-    return casts, result
-
-
-def test_mixed_precision_casts_weights_once_for_a_whole_text(mixed: Accelerator) -> None:
-    model: Any = mixed.prepare_model(tiny())
-    prompts = some_prompts(4)
-
-    def step_by_step() -> list[tuple[int, ...]]:
-        model.eval()
-        with torch.no_grad():
-            return [generated(model, prompt, GREEDY) for prompt in prompts]
-
-    many, wanted = casts_of_weights(model, step_by_step)
-    once, got = casts_of_weights(model, lambda: write(model, prompts, GREEDY))
-    assert (many > 20, once) == (True, 1)
-    assert [c.token_ids for c in got] == wanted
-
-
-def test_text_written_within_autocast_leaves_no_weight_without_gradient(mixed: Accelerator) -> None:
-    model: Any = mixed.prepare_model(tiny())
-    batch = torch.tensor(some_prompts(1))
-    with mixed.autocast():
-        write(model, some_prompts(2), GREEDY)
-        model(input_ids=batch, labels=batch).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_weights_are_read_as_they_are_at_each_call() -> None:
