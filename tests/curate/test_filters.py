@@ -85,14 +85,16 @@ def test_length_ratio_to_the_other_side_judges_the_student() -> None:
 def test_duplicates() -> None:
     given = [
         sample("A fig.", 0, prompt="Fruit?"),
-        sample("a  fig", 1, prompt="Fruit?"),
+        sample("a  fig.", 1, prompt="Fruit?"),
         sample("A fig.", 2, prompt="Plant?"),
-        sample("A pear.", 3, prompt="fruit"),
+        sample("A pear.", 3, prompt="fruit?"),
     ]
     assert kept("duplicates", given) == [True, False, True, True]
     assert kept({"kind": "duplicates", "of": "response"}, given) == [True, False, False, True]
     assert kept({"kind": "duplicates", "of": "prompt"}, given) == [True, False, True, False]
     assert REGISTRY.parse("duplicates").judge(given, Around())[1] == Drop("duplicate", "of train:1")
+    signs = samples("x = 5 - 3", "x = 5 + 3", "#### -5", "#### 5", "कि", "की", "Über", "U\u0308ber")
+    assert kept({"kind": "duplicates", "of": "response"}, signs) == [True] * 7 + [False]
 
 
 def test_near_duplicates() -> None:

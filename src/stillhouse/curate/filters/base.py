@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,12 +68,42 @@ REGISTRY: Registry[Filter] = Registry("filter", Filter)  # type: ignore[type-abs
 FilterField = Annotated[SerializeAsAny[Filter], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a filter."""
 
-_WORD = re.compile(r"\w+")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Letters of scripts that put no spaces between words."""
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    # Vowel signs and accents of their own are no \w; they belong to the letter before them.
+    marks = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
+    unspaced = f"(?![{marks}])[{_UNSPACED}][{marks}]*"
+    return (
+        re.compile(f"{unspaced}|(?:(?![{_UNSPACED}])[\\w{marks}])+"),
+        re.compile(f"{unspaced}|(?:(?![{_UNSPACED}])\\S)+"),
+    )
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
-    return _WORD.findall(text.lower())
+    """The words of a text in lower case, without punctuation.
+
+    Where a script has no spaces between words (Chinese, Japanese, Thai, ...), each letter with its signs is
+    one. Ways to write the same letters (full width, accents apart) make no difference.
+    """
+    return [
+        word for word in _patterns()[0].findall(_plain(text).lower()) if word[0].isalnum() or word[0] == "_"
+    ]
+
+
+def pieces(text: str) -> list[str]:
+    """What stands between spaces, punctuation and case included; letters where a script has no spaces."""
+    return _patterns()[1].findall(_plain(text))
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def grams(items: Sequence[str], size: int) -> list[tuple[str, ...]]:

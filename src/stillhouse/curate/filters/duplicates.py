@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, grams, words
+from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, grams, pieces, words
 from stillhouse.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Of = Literal["both", "prompt", "response"]
 
 @REGISTRY.register
 class Duplicates(Filter):
-    """Keeps the first of samples that are equal but for case, spaces and punctuation.
+    """Keeps the first of samples that are equal but for case and spaces.
 
     The sides of pairs are compared each within itself.
     """
@@ -28,11 +28,11 @@ class Duplicates(Filter):
     """What has to be equal: prompt and response together, the prompt, or the response."""
 
     def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
-        """By the words."""
-        first: dict[tuple[tuple[str, ...], ...], str] = {}
+        """By what stands between spaces."""
+        first: dict[tuple[str, ...], str] = {}
         verdicts: list[Drop | None] = []
         for sample in samples:
-            key = tuple(tuple(words(text) or text.split()) for text in _texts(sample, self.of))
+            key = tuple(" ".join(pieces(text)).casefold() for text in _texts(sample, self.of))
             found = first.get(key)
             verdicts.append(None if found is None else Drop("duplicate", f"of {found}"))
             first.setdefault(key, sample.response.prompt.id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from stillhouse.config import Many
-from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, words
+from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter
 from stillhouse.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Language(Filter):
         return [self._judged(identifier, sample.text) for sample in samples]
 
     def _judged(self, identifier: Any, text: str) -> Drop | None:
-        if len(words(text)) < self.least_words and len(text) < 3 * self.least_words:
+        if len(text.split()) < self.least_words and len(text) < 3 * self.least_words:
             return None
         code, probability = identifier.classify(text)
         if code in self.allowed or probability < self.sure:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, grams
+from stillhouse.curate.filters.base import REGISTRY, Around, Drop, Filter, grams, pieces
 
 if TYPE_CHECKING:
     from stillhouse.curate.samples import Sample
@@ -18,8 +18,8 @@ class Repetition(Filter):
     """Drops responses of whose n-grams too many have occurred before in the same response.
 
     share = 1 - (different n-grams) / (all n-grams). In a text of fewer than two n-grams nothing repeats.
-    Words are what stands between spaces, case and punctuation included; a text without spaces (Chinese, a
-    long run of one sign) is looked at character by character.
+    Words are what stands between spaces, case and punctuation included; scripts without spaces (Chinese,
+    Thai) are looked at letter by letter, and so is a text of one word (a long run of one sign).
 
     Example: `{kind: repetition, n: 4, most: 0.3}`
     """
@@ -35,7 +35,7 @@ class Repetition(Filter):
         return [self._judged(sample.text) for sample in samples]
 
     def _judged(self, text: str) -> Drop | None:
-        parts: Sequence[str] = text.split()
+        parts: Sequence[str] = pieces(text)
         every = grams(parts if len(parts) > 1 else text.strip(), self.n)
         share = 1 - len(set(every)) / len(every) if every else 0.0
         if share <= self.most:
