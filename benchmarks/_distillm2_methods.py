@@ -63,7 +63,7 @@ PROBES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     ),
     "A student fine-tuned on all 3,101 labels for 600 steps before": (
         {"labelled": 3101, "warm_steps": 600},
-        ("SeqKD", "KD", "GKD", "DistiLLM", "CSD", *ABLATIONS, "contrastive only, beta 0.25",
+        ("SeqKD", "SFT", "KD", "GKD", "DistiLLM", "CSD", *ABLATIONS, "contrastive only, beta 0.25",
          "DistiLLM-2, + released beta", "CSD on pairs", "DPKD"),
         3,
     ),
