@@ -3,7 +3,7 @@
 Seconds are processor seconds of one thread: wall-clock on an idle machine, and on a shared one not dependent
 on others. What is compared takes turns in one process; the ratio is that of the medians.
 
-    python benchmarks/teachers.py            # about a minute of processor time
+    python benchmarks/teachers.py            # about five minutes of processor time
     python benchmarks/teachers.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/teachers.json.
@@ -54,10 +54,10 @@ EPOCHS = 3
 class Size:
     """How much of everything."""
 
-    prompts: int = 32
-    repeats: int = 1
-    bias_prompts: int = 6
-    build_prompts: int = 48
+    prompts: int = 96
+    repeats: int = 3
+    bias_prompts: int = 12
+    build_prompts: int = 192
 
 
 SMALL = Size(prompts=8, repeats=1, bias_prompts=2, build_prompts=8)
