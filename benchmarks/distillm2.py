@@ -8,7 +8,7 @@ is written once for each seed and used by all methods of that seed. GKD and Dist
 part from it. Text is sampled at temperature 1, as it is evaluated; a probe has DistiLLM-2's own settings.
 
     python benchmarks/distillm2.py --folder runs/distillm2          # three seeds: about an hour of one core
-    python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one or two seeds each
+    python benchmarks/distillm2.py --folder runs/distillm2 --probes # then the probes, one or three seeds each
     python benchmarks/distillm2.py --folder runs/small --small      # a check that it runs
 
 Seconds are processor seconds of training on one thread; the student's writing is in them, the teacher's is

@@ -3,7 +3,7 @@
 Seconds are processor seconds of one thread: wall-clock on an idle machine, and on a shared one not dependent
 on others. What is compared takes turns in one process; the ratio is that of the medians.
 
-    python benchmarks/teachers.py            # about five minutes of processor time
+    python benchmarks/teachers.py            # about a minute of processor time
     python benchmarks/teachers.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/teachers.json.

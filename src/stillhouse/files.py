@@ -122,6 +122,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.strip()]
 
 
+def readable_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in JSON Lines that may have been damaged, and how many whole lines hold none.
+
+    A last line cut by a kill is left out and does not count: `append_jsonl` cuts it off.
+    """
+    rows, damaged = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
+
+
 STAGE = "stillhouse"
 """The one key of the first line of a stage file, whose value says how the rows came to be."""
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from torch import nn
 
 from stillhouse.files import locate
+from stillhouse.models import fingerprint
 from stillhouse.report.record import find_runs, load_run
 from stillhouse.report.systems import gather
+from stillhouse.runner import evaluation
 from tests.workshop import Said, Workshop, sends
 
 SETS = ("one", "two", "three", "four")
@@ -98,6 +101,18 @@ def test_an_interrupted_comparison_goes_on(ready: Workshop) -> None:
     assert done.stat().st_mtime_ns == before
     assert results(ready.folder / "broken") == straight
     assert len(straight) == 5 * 4 * 2  # (teacher in three folders, two students) x sets x (answers, metrics)
+
+
+def test_weights_are_read_once_for_all_tasks(ready: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(model: nn.Module) -> str:
+        read.append(model)
+        return fingerprint(model)
+
+    monkeypatch.setattr(evaluation, "fingerprint", counted)
+    ok(ready.stillhouse(*COMMAND))
+    assert len(read) == 5, "the teacher by itself, and each of two students with the teacher"
 
 
 def test_other_rows_are_measured_again_on_the_teacher_too(ready: Workshop) -> None:

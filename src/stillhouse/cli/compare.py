@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Compare runs: every system with its measures, the best student marked, and which settings differ."""
     from stillhouse.files import atomic
-    from stillhouse.report.formats import compared, comparison_tables, load_runs, unlike_text
+    from stillhouse.report.formats import compared, comparison_tables, load_runs
 
     found = load_runs(runs)
     if kind == "table" and output is None:
@@ -53,7 +53,7 @@ def command(
     if kind == "csv":  # which has no place for it
         for table in comparison_tables(found):
             if table.unlike:
-                console.note(f"{table.task}: {unlike_text(table)}")
+                console.note(f"{table.task}: {table.unlike_text}")
     text = compared(found, "markdown" if kind == "table" else kind, everything=everything)
     if output is None:
         typer.echo(text, nl=False)
@@ -80,7 +80,7 @@ def show_tables(runs: Sequence[RunRecord], *, everything: bool = False) -> None:
     """Print one table for each task, the best student bold, and what was not measured alike."""
     from rich.text import Text
 
-    from stillhouse.report.formats import comparison_tables, unlike_text
+    from stillhouse.report.formats import comparison_tables
 
     tables = comparison_tables(runs, everything=everything)
     if not tables:
@@ -98,4 +98,4 @@ def show_tables(runs: Sequence[RunRecord], *, everything: bool = False) -> None:
         ]
         console.table(["system", *(column.label for column in table.columns)], rows, title=table.task or None)
         if table.unlike:
-            console.note(unlike_text(table))
+            console.note(table.unlike_text)

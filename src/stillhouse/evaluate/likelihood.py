@@ -102,15 +102,15 @@ def likelihood(
 
 def _shared(responses: Sequence[Response], vocab: int) -> list[Response]:
     """The responses up to the first token that is none of the tokenizer's."""
-    found = []
+    found, cut = [], 0
     for response in responses:
         foreign = (place for place, token in enumerate(response.token_ids) if token >= vocab)
         end = next(foreign, None)
+        cut += end is not None
         if end is None:
             found.append(response)
         elif end:
             found.append(replace(response, token_ids=response.token_ids[:end], finished=False))
-    cut = sum(max(response.token_ids, default=0) >= vocab for response in responses)
     if cut:
         logger.warning(
             "%d of %d responses hold token ids from %d on, which the tokenizer does not know; likelihoods "

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import append_jsonl, write_jsonl
+from stillhouse.files import append_jsonl, readable_jsonl
 
 
 class Partial:
@@ -28,21 +28,10 @@ class Partial:
         self.path = path
         self.header = json.loads(json.dumps(header, default=str))
         self._pieces: dict[str, Any] = {}
-        self._begun = False
-        if path is not None and path.exists():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        rows = [row for line in text.split("\n") if (row := _parsed(line)) is not None]
-        if not rows or rows[0].get("header") != self.header:
-            return
-        kept = [row for row in rows[1:] if "key" in row and "value" in row]
-        self._pieces = {row["key"]: row["value"] for row in kept}
-        self._begun = True
-        if text.count("\n") != len(kept) + 1 or not text.endswith("\n"):
-            # What is appended must not continue a line that was cut.
-            write_jsonl(path, [rows[0], *kept])
+        rows = readable_jsonl(path)[0] if path is not None else []
+        self._begun = bool(rows) and rows[0].get("header") == self.header
+        if self._begun:
+            self._pieces = {row["key"]: row["value"] for row in rows[1:] if row.keys() >= {"key", "value"}}
 
     def get(self, key: str) -> Any | None:
         """A finished piece; None if it is still to be done."""
@@ -58,14 +47,6 @@ class Partial:
             append_jsonl(self.path, {"header": self.header})
             self._begun = True
         append_jsonl(self.path, {"key": key, "value": value})
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def digest(value: Any) -> str:

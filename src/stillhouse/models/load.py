@@ -116,11 +116,10 @@ def _merged(model: nn.Module, adapter: str) -> nn.Module:
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    folder = adapter_place(adapter)
     try:
-        merged: nn.Module = PeftModel.from_pretrained(model, adapter_place(adapter)).merge_and_unload()
+        merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(
             f"{adapter}: cannot be put on the teacher as an adapter. {_first_line(error)}"
         ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import append_jsonl
+from stillhouse.files import append_jsonl, readable_jsonl
 
 logger = logging.getLogger("stillhouse")
 
@@ -28,7 +28,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known = dict(_whole(path))
+        rows, damaged = readable_jsonl(path)
+        whole = [row for row in rows if row.keys() >= {"asked", "answer"}]
+        self._known = {row["asked"]: row["answer"] for row in whole}
+        if damaged := damaged + len(rows) - len(whole):
+            logger.warning("%s: %s lines are damaged; what they held is asked for again.", path, damaged)
 
     def get(self, body: Body) -> Any:
         """The answer to a request; None if it was never answered."""
@@ -48,24 +52,3 @@ def key_of(body: Body) -> str:
     """What a request asks, in 40 characters. Equal requests have equal keys, whatever the order of fields."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-def _whole(path: Path) -> Iterator[tuple[str, Any]]:
-    """What the whole lines of a journal hold; a last one without its end is cut off, so that the next starts
-    afresh."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with open(path, "r+b") as handle:
-            handle.truncate(end)
-    damaged = 0
-    for line in data[:end].splitlines():
-        try:
-            row = json.loads(line)
-            yield row["asked"], row["answer"]
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-    if damaged:
-        logger.warning("%s: %s lines are damaged; what they held is asked for again.", path, damaged)

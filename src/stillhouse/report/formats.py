@@ -60,11 +60,6 @@ def comparison_tables(runs: Sequence[RunRecord], *, everything: bool = False) ->
     ]
 
 
-def unlike_text(table: ResultTable) -> str:
-    """In what the systems of a table were not measured alike; empty where they were."""
-    return f"Not measured alike: {'; '.join(table.unlike)}." if table.unlike else ""
-
-
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Raw values with a heading; a measure's standard deviation stands in NAME_std."""
     names = list(dict.fromkeys(name for row in rows for name in row)) or list(LEADING)
@@ -116,7 +111,7 @@ def as_markdown(table: ResultTable) -> str:
     lines.append(_row(["---", *("--:" for _ in table.columns)]))
     lines += [_row([_markdown(system.label), *map(shown, cells)]) for system, cells in table.rows]
     title = [f"**{_markdown(table.task)}**", ""] if table.task else []
-    note = ["", _markdown(unlike_text(table))] if table.unlike else []
+    note = ["", _markdown(table.unlike_text)] if table.unlike else []
     return "\n".join([*title, *lines, *note, ""])
 
 
@@ -152,7 +147,7 @@ def as_latex(table: ResultTable) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *([rf"\par\smallskip {{\footnotesize {_latex(unlike_text(table))}}}"] if table.unlike else []),
+            *([rf"\par\smallskip {{\footnotesize {_latex(table.unlike_text)}}}"] if table.unlike else []),
             r"\end{table}",
             "",
         ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from stillhouse.report.measures import plain
+from stillhouse.report.record import leaves
 from stillhouse.report.systems import System
 
 OF_THE_MODEL = ("template", "dtype")
@@ -27,7 +27,7 @@ def unlike(one: System, other: System, but: Sequence[str] = ()) -> list[str]:
         other: another one on the same task.
         but: settings that may differ.
     """
-    ours, theirs = dict(_leaves(one.settings)), dict(_leaves(other.settings))
+    ours, theirs = dict(leaves(one.settings)), dict(leaves(other.settings))
     return [
         name
         for name in ours
@@ -55,17 +55,9 @@ def differences(systems: Sequence[System]) -> list[str]:
             continue
         groups: dict[str, list[str]] = {}
         for system in systems:
-            found = dict(_leaves(system.settings))
+            found = dict(leaves(system.settings))
             if name in found:
                 groups.setdefault(plain(found[name]), []).append(system.label)
         values = ", ".join(f"{value} ({', '.join(who)})" for value, who in groups.items())
         told.append(f"{name.replace('_', ' ')} {values}")
     return told
-
-
-def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value

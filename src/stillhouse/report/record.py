@@ -228,13 +228,14 @@ def _read_config(folder: Path, problems: list[str]) -> dict[str, Setting]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.append(f"{path.name} could not be read ({error}).")
         return {}
-    return {name: Setting(name, leaf) for name, leaf in _leaves(value, "")}
+    return {name: Setting(name, leaf) for name, leaf in leaves(value)}
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value of a tree with its dotted path."""
     if isinstance(value, dict) and value:
         for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+            yield from leaves(below, f"{path}.{key}" if path else str(key))
     elif path:
         yield path, value
 

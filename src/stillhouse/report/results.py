@@ -60,6 +60,11 @@ class ResultTable:
     unlike: tuple[str, ...] = ()
     """In what the systems were not measured alike."""
 
+    @property
+    def unlike_text(self) -> str:
+        """The same as a sentence; empty where they were."""
+        return f"Not measured alike: {'; '.join(self.unlike)}." if self.unlike else ""
+
 
 def result_tables(systems: Sequence[System]) -> list[ResultTable]:
     """One table for each task."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -66,22 +68,30 @@ def evaluate_system(
         parts, prompts = as_teacher(parts, translation), translation.prompts(prompts)
     config = parts.config
     label = config.name if system == "student after" else system
+    weights_of = functools.cache(fingerprint)  # nothing trains meanwhile
     if prompts:
-        _on_held_out(parts, prompts, folder, system, model, label)
+        _on_held_out(parts, prompts, folder, system, model, label, weights_of)
     for task in config.evaluate.single_tasks():
         if task.of_teacher or model is not parts.teacher:
-            evaluate_task(bench_of(parts, folder, system, model, task, label), task, folder, label)
+            bench = bench_of(parts, folder, system, model, task, label, weights_of)
+            evaluate_task(bench, task, folder, label)
 
 
 def _on_held_out(
-    parts: Parts, prompts: tuple[Prompt, ...], folder: RunFolder, system: str, model: nn.Module, label: str
+    parts: Parts,
+    prompts: tuple[Prompt, ...],
+    folder: RunFolder,
+    system: str,
+    model: nn.Module,
+    label: str,
+    weights_of: Callable[[nn.Module], str],
 ) -> None:
     answers = {
         "prompts": digest_of_prompts(prompts),
         "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
-        "weights": fingerprint(model),
+        "weights": weights_of(model),
     }
-    teacher = None if parts.teacher is None else fingerprint(parts.teacher)
+    teacher = None if parts.teacher is None else weights_of(parts.teacher)
     header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
     if folder.has_evaluation(system, header=header):
         return
@@ -92,7 +102,13 @@ def _on_held_out(
 
 
 def bench_of(
-    parts: Parts, folder: RunFolder, system: str, model: nn.Module, task: Probe, label: str
+    parts: Parts,
+    folder: RunFolder,
+    system: str,
+    model: nn.Module,
+    task: Probe,
+    label: str,
+    weights_of: Callable[[nn.Module], str],
 ) -> Bench:
     """One system of a run, ready for a task."""
     config = parts.config
@@ -112,6 +128,7 @@ def bench_of(
         context=context_of(unwrap(model).config),
         batch_size=config.evaluate.batch_size,
         title=f"{task.title}: {label}",
+        weights_of=weights_of,
         keep=lambda header, name: Partial(folder.partial(system, task.title, name), header),
     )
 

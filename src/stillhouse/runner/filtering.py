@@ -89,8 +89,9 @@ def curate(
         ConfigError: a filter needs something that was not given.
     """
     sides = read_sides(paths)
-    _check_needs(filters, held_out, sides, teacher)
+    _check_held_out(filters, held_out)
     unscored = _unscored(sides, filters)
+    _check_unscored([sides[name][place] for name, place in unscored], teacher)
     scorer = _who(teacher) if teacher is not None and unscored else None
     head = header(
         "curated",
@@ -178,12 +179,7 @@ def _key(sample: Sample) -> Key:
     return sample.response.prompt.id, sample.index
 
 
-def _check_needs(
-    filters: Sequence[Filter],
-    held_out: Sequence[str],
-    sides: Mapping[str, Sequence[Sample]],
-    teacher: TeacherModel | None,
-) -> None:
+def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
     for one in filters:
         if "held_out" in one.needs and not held_out and getattr(one, "against", None) is None:
             raise ConfigError(
@@ -193,7 +189,9 @@ def _check_needs(
                     hint="Name the evaluation sets: --held-out FILE, or --like RUN.YAML.",
                 )
             )
-    unscored = _unscored(sides, filters)
+
+
+def _check_unscored(unscored: Sequence[Sample], teacher: TeacherModel | None) -> None:
     if unscored and teacher is None:
         raise ConfigError(
             Fault(
@@ -202,8 +200,8 @@ def _check_needs(
                 hint="Name the teacher, or write the file with --score.",
             )
         )
-    for name, place in unscored:
-        response = sides[name][place].response
+    for sample in unscored:
+        response = sample.response
         if not response.token_ids or not response.prompt.token_ids:
             raise DataError(
                 f"{response.prompt.id}: has no token ids to measure a likelihood of; `generate` writes some."

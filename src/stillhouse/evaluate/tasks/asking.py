@@ -19,7 +19,6 @@ from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
 from stillhouse.evaluate.partial import digest_of_prompts, digest_of_questions
 from stillhouse.evaluate.tasks.probe import Bench, Probe
-from stillhouse.models import fingerprint
 from stillhouse.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ class Sitting:
         header = {
             "prompts": digest_of_prompts(prompts),
             "sampling": how.model_dump(mode="json"),
-            "weights": fingerprint(writer),
+            "weights": self.bench.weights_of(writer),
         }
         return write_answers(
             self.bench.writer.build(writer, TokenizerFacts((self.encoder.end_id,), self.bench.facts.pad_id)),

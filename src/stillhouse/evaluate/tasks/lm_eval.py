@@ -11,7 +11,6 @@ from pydantic import Field
 from stillhouse.config import FilePath, Many, nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe
-from stillhouse.models import fingerprint
 
 
 @REGISTRY.register
@@ -85,7 +84,7 @@ class LmEvalProbe(Probe):
                     hint="Tasks of your own need folder: FOLDER.",
                 )
             )
-        partial = bench.keep({"task": task, "weights": fingerprint(bench.model)}, "")
+        partial = bench.keep({"task": task, "weights": bench.weights_of(bench.model)}, "")
         found: Any = lm_eval.simple_evaluate(
             HarnessModel(bench, partial),
             tasks=[task],

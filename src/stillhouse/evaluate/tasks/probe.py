@@ -49,6 +49,8 @@ class Bench:
     """Sequences in one forward pass where likelihoods are measured."""
     title: str | None = None
     """Show progress under this title."""
+    weights_of: Callable[[nn.Module], str] = fingerprint
+    """A digest of a model's weights; a run reads each model once for all tasks of a system."""
     keep: Callable[[dict[str, Any], str], Partial] = lambda header, name: Partial(None, header)
     """Where pieces of work with such a header are kept until the whole is done; by name where a measurement
     has several kinds of pieces."""
@@ -116,8 +118,8 @@ class Probe(Part):
         return {
             "task": self.model_dump(mode="json"),
             "data": {name: source.fingerprint() for name, source in self.sources().items()},
-            "weights": fingerprint(bench.model),
-            "teacher": None if bench.teacher is None else fingerprint(bench.teacher),
+            "weights": bench.weights_of(bench.model),
+            "teacher": None if bench.teacher is None else bench.weights_of(bench.teacher),
             "sampling": bench.sampling.model_dump(mode="json"),
             "seeds": list(bench.seeds),
             "held_out": None if bench.held_out is None else bench.held_out.fingerprint(),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,14 @@ def prune(folder: Path, limit: int | None = None, teacher: str | None = None) ->
     Returns:
         Bytes freed, and what could not go because a process is writing to it.
     """
-    before, busy = _size(folder), list[str]()
+    before, busy = _size(folder.glob("*/*")), list[str]()
     if teacher is not None:
         for one in contents(folder):
             if one.teacher.startswith(teacher):
                 busy += [str(path) for path in sorted(one.place.glob("*.shard")) if not _dropped(path)]
     if limit is not None:
         for path in sorted(folder.glob("*/*.shard"), key=_last_used):
-            excess = _size(folder) - limit
+            excess = _size(folder.glob("*/*")) - limit
             if excess <= 0:
                 break
             size = path.stat().st_size
@@ -192,7 +192,7 @@ def prune(folder: Path, limit: int | None = None, teacher: str | None = None) ->
             _remove_if_empty(path.parent)
     for path in list(folder.glob(f"*/{FACTS}")):
         _remove_if_empty(path.parent)
-    return before - _size(folder), busy
+    return before - _size(folder.glob("*/*")), busy
 
 
 def _remove_if_empty(place: Path) -> None:
@@ -293,7 +293,7 @@ def _contents(place: Path) -> Contents:
         path=facts["teacher"].get("path") or facts["teacher"].get("url"),
         records=len({entry[0] for entry in entries}),
         tokens=sum({entry[0]: entry[3] for entry in entries}.values()),
-        bytes=_size_of(place),
+        bytes=_size(place.iterdir()),
         shards=len(paths),
         last_used=max((_last_used(path) for path in paths), default=(place / FACTS).stat().st_mtime),
     )
@@ -319,12 +319,8 @@ def _last_used(path: Path) -> float:
     return max(_stat(file, "st_mtime") for file in (path, path.with_suffix(".used")))
 
 
-def _size_of(place: Path) -> int:
-    return int(sum(_stat(path, "st_size") for path in place.iterdir() if path.is_file()))
-
-
-def _size(folder: Path) -> int:
-    return int(sum(_stat(path, "st_size") for path in folder.glob("*/*") if path.is_file()))
+def _size(files: Iterable[Path]) -> int:
+    return int(sum(_stat(path, "st_size") for path in files if path.is_file()))
 
 
 def _stat(path: Path, what: str) -> float:
