@@ -71,7 +71,7 @@ WRITERS = {"student": 0, "teacher": 0}
 
 def count_what_is_written() -> None:
     """Count tokens wherever a model writes for training."""
-    from stillhouse.responses.writer import Writer
+    from stillhouse.rollouts.writer import Writer
 
     def counting(write: Any) -> Any:
         def counted(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -189,9 +189,9 @@ def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]
     """ROUGE-L and BLEU of greedy answers; kept beside the run."""
     from stillhouse.engines.base import Sampling
     from stillhouse.evaluate import answer
-    from stillhouse.runner.assemble import assemble
-    from stillhouse.runner.evaluation import held_out
-    from stillhouse.runner.resolve import resolve
+    from stillhouse.run.build import assemble
+    from stillhouse.run.evaluation import held_out
+    from stillhouse.run.resolve import resolve
 
     kept = folder / name / "greedy.json"
     if not kept.exists():

@@ -38,8 +38,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillhouse.core.head import ModelHead
+from stillhouse.core.rows import Rows
 from stillhouse.files import write_json
-from stillhouse.objectives import Head, Objective, Rows, build, fused_loss
+from stillhouse.fused import fused_loss
+from stillhouse.objectives import Objective, build
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, SHARE = 1024, 0.4
@@ -99,7 +102,7 @@ class Step:
             sequence_ids=sequence,
             pair_ids=sequence // 2,
             reference_hidden=self.rows_teacher * 0.9,
-            reference_head=Head(self.teacher_head),
+            reference_head=ModelHead(self.teacher_head),
         )
 
     def floor(self) -> None:

@@ -30,20 +30,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stillhouse.core.types import Progress, Prompt
 from stillhouse.data import DataConfig, load
 from stillhouse.data.collate import collate
 from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
-from stillhouse.responses.fixed import Fixed, FixedPolicy, reference
-from stillhouse.runner.caching import batch_tensors, bias
-from stillhouse.runner.resolve import resolve
+from stillhouse.rollouts.fixed import Fixed, FixedPolicy, reference
+from stillhouse.run.caching import batch_tensors, bias
+from stillhouse.run.resolve import resolve
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.forms import HiddenForm
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store import Store
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Progress, Prompt
 
 DEMO = "package:stillhouse/demo"
 RESULT = Path(__file__).parent / "results" / "teachers.json"

@@ -28,15 +28,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import stillhouse
-from stillhouse.data.spelling import Spelling
+from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.files import locate
 from stillhouse.objectives.base import parse_objective
-from stillhouse.responses import Fixed
-from stillhouse.responses.base import Stateless
+from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.base import Stateless
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Progress, Prompt, Response
 
 METHODS: dict[str, Any] = {
     "forward_kl, one tokenizer": "forward_kl",
@@ -117,7 +117,7 @@ class Bench:
             for tokenizer, one in ((ONE, self.ours), ("two", self.theirs))
         }
         ends = (self.ours.eos_token_id, self.theirs.eos_token_id)
-        self.translator = Translator(Spelling(self.ours), Spelling(self.theirs), ends, pad_id=0)
+        self.translator = Translator(TokenBytes(self.ours), TokenBytes(self.theirs), ends, pad_id=0)
 
     def _response(self, number: int, asked: str, answer: str) -> Response:
         ids = [tuple(one(asked)["input_ids"]) for one in (self.ours, self.theirs)]

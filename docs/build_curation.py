@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stillhouse.curate.filters import REGISTRY
+from stillhouse.rollouts.offline.filters import REGISTRY
 
 PAGE = Path(__file__).resolve().parent / "curation.md"
 

@@ -9,8 +9,9 @@ import textwrap
 import torch
 from torch import Tensor
 
-from stillhouse.objectives import REGISTRY, Objective, Rows, build
-from stillhouse.types import SOURCES
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import SOURCES
+from stillhouse.objectives import REGISTRY, Objective, build
 
 HEADINGS = ("Equation", "Gradient", "Character", "When", "Source")
 OPTIONS = {

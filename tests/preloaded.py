@@ -5,7 +5,7 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama
 import transformers.trainer
 
-import stillhouse.cli
-import stillhouse.runner.execute
+import stillhouse.commands
+import stillhouse.run.execute
 import tests.small_runs
 import tests.workshop

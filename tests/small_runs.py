@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.files import write_jsonl
-from stillhouse.runner.execute import execute
-from stillhouse.runner.resolve import resolve
+from stillhouse.run.execute import execute
+from stillhouse.run.resolve import resolve
 from tests.children import end, start
 
 Event = Callable[[str, str], bool]

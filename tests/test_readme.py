@@ -40,7 +40,7 @@ def test_the_tables_are_up_to_date() -> None:
 def test_every_command_that_the_readme_names_exists() -> None:
     import typer.main
 
-    from stillhouse.cli.app import app
+    from stillhouse.commands.app import app
 
     verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"^stillhouse (\w+)", "\n".join(blocks("console")), flags=re.MULTILINE))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stillhouse.types import Prompt, Response, Source
+from stillhouse.core.types import Prompt, Response, Source
 
 VOCAB = 61
 END = 1

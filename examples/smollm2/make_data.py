@@ -16,7 +16,7 @@ from typing import Any
 
 from stillhouse.data import Encoder
 from stillhouse.data.rows import Fields, understand
-from stillhouse.data.template import Chat
+from stillhouse.data.templates import Chat
 from stillhouse.files import write_jsonl
 from stillhouse.models import TeacherModel, load_tokenizer
 

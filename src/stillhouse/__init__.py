@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from stillhouse.objectives.chunked import fused_loss
-    from stillhouse.runner.execute import Result, run
+    from stillhouse.fused.api import fused_loss
+    from stillhouse.run.execute import Result, run
 
 _LAZY = {
-    "run": ("stillhouse.runner.execute", "run"),
-    "Result": ("stillhouse.runner.execute", "Result"),
-    "fused_loss": ("stillhouse.objectives.chunked", "fused_loss"),
+    "run": ("stillhouse.run.execute", "run"),
+    "Result": ("stillhouse.run.execute", "Result"),
+    "fused_loss": ("stillhouse.fused.api", "fused_loss"),
     "objectives": ("stillhouse.objectives", None),
 }
 

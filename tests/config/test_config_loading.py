@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees_for_tests import Round, Square, Tree
 
-from stillhouse.config import Layer, Layered, Part, commented_yaml, flatten, strict_yaml, to_yaml, validate
+from stillhouse.config import (
+    Layer,
+    Layered,
+    StrictConfig,
+    commented_yaml,
+    flatten,
+    strict_yaml,
+    to_yaml,
+    validate,
+)
 from stillhouse.errors import ConfigError, Fault
 
 
@@ -191,5 +200,5 @@ def test_a_part_given_as_it_is_stays(tmp_path: Path) -> None:
     assert origins["shape.side"] == "keyword"
     assert origins["shape.corners"] == "default"
     assert flatten(tree)["folder"] == str(tmp_path)
-    assert isinstance(tree, Part)
+    assert isinstance(tree, StrictConfig)
     assert validate(Tree, Layered.merged(Layer.of({"name": "y"}, "keyword")))[0].shape == Round()

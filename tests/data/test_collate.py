@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.data.collate import IGNORED, collate, split
-from stillhouse.types import SOURCES, Prompt, Response
+from stillhouse.core.batch import IGNORED
+from stillhouse.core.types import SOURCES, Prompt, Response
+from stillhouse.data.collate import collate, split
 
 PAD = 0
 tokens = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)

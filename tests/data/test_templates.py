@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from toy_tokenizers import FORGETFUL, REFUSING, TURNS, byte_tokenizer
 
 from stillhouse.data.rows import Fields, Row, understand
-from stillhouse.data.template import Alpaca, Auto, Chat, Custom, Encoder, Plain
+from stillhouse.data.templates import Alpaca, Auto, Chat, Custom, Encoder, Plain
 from stillhouse.errors import DataError, ModelError
 
 

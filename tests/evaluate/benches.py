@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from stillhouse.data import DataConfig
-from stillhouse.data.template import Plain
+from stillhouse.data.templates import Plain
 from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
 from stillhouse.evaluate.tasks import Bench
 from stillhouse.models import StudentConfig, TeacherModel, load_student, load_teacher, load_tokenizer

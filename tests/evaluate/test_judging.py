@@ -26,7 +26,7 @@ from stillhouse.evaluate.judging import (
     verdict,
 )
 from stillhouse.report.record import load_run
-from stillhouse.runner.judging import default_output, find_answers, paired
+from stillhouse.run.judging import default_output, find_answers, paired
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_what_cannot_be_judged_is_refused(workshop: Workshop, service: Service) 
 
 def test_the_words_of_alpaca_are_not_shown_to_the_judge(tmp_path: Path) -> None:
     from stillhouse.data.rows import Row
-    from stillhouse.data.template import Alpaca
+    from stillhouse.data.templates import Alpaca
 
     prompt = Alpaca().prompt(Row("", instruction="Add.", input="1 2"), None)
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": prompt, "response": "3"}) + "\n")

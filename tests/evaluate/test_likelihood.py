@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests import tiny
 
+from stillhouse.core.types import Prompt, Response
 from stillhouse.errors import DataError
 from stillhouse.evaluate.likelihood import likelihood
-from stillhouse.types import Prompt, Response
 
 PROMPT = Prompt("x", (3, 1, 4), "x")
 

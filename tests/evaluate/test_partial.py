@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.core.types import Prompt
 from stillhouse.evaluate.partial import Partial, digest_of_questions
-from stillhouse.types import Prompt
 
 HEADER = {"weights": "5f0c", "seeds": (1, 2)}
 

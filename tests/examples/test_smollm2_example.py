@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from tests.conftest import ROOT, script
 
-from stillhouse.runner.resolve import resolve
+from stillhouse.run.resolve import resolve
 
 EXAMPLE = ROOT / "examples" / "smollm2"
 RESULT = ROOT / "benchmarks" / "results" / "smollm2.json"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.conftest import shared
 
-from stillhouse.objectives import Rows, build
-from stillhouse.types import SOURCES
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import SOURCES
+from stillhouse.objectives import build
 
 pytestmark = pytest.mark.needs_shared
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.objectives.problems import cases, drawn_rows, gradient, logits
 
-from stillhouse.objectives import REGISTRY, Chunking, Head, Objective, build, fused_rows
+from stillhouse.core.head import ModelHead
+from stillhouse.fused import Chunking, fused_rows
+from stillhouse.objectives import REGISTRY, Objective, build
 from stillhouse.objectives.base import parse_objective
 
 COUNT, VOCAB = 8, 11
@@ -209,7 +211,10 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
         value = objective(student_hidden @ weight.t(), None, rows)
     expected = torch.autograd.grad((value * token_weight).sum(), leaves)
     lean = replace(
-        rows, reference_logits=None, reference_hidden=reference_hidden, reference_head=Head(reference_weight)
+        rows,
+        reference_logits=None,
+        reference_hidden=reference_hidden,
+        reference_head=ModelHead(reference_weight),
     )
     teacher = (teacher_hidden, teacher_weight) if "teacher" in objective.required else (None, None)
     loss, values = fused_rows(

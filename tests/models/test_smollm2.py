@@ -13,7 +13,7 @@ from torch import nn
 
 from stillhouse.data import Encoder
 from stillhouse.data.rows import Row
-from stillhouse.data.template import Auto
+from stillhouse.data.templates import Auto
 from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import (

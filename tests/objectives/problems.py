@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.objectives import REGISTRY, Objective, Rows, build
-from stillhouse.types import SOURCES
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import SOURCES
+from stillhouse.objectives import REGISTRY, Objective, build
 
 TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")
 

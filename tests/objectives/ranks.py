@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stillhouse.objectives import build, fused_loss
+from stillhouse.fused import fused_loss
+from stillhouse.objectives import build
 
 COUNT, VOCAB, THIN, WIDE = 6, 11, 4, 5
 

@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 from tests.objectives.problems import drawn_rows, logits
 
-from stillhouse.config import Part
-from stillhouse.curriculum import Curriculum
+from stillhouse.config import StrictConfig
+from stillhouse.core.types import SOURCES, Progress
 from stillhouse.objectives import ObjectiveField, build
-from stillhouse.types import SOURCES, Progress
+from stillhouse.schedules import Curriculum
 
 
-class Run(Part):
+class Run(StrictConfig):
     """A configuration with an objective in it."""
 
     objective: ObjectiveField

@@ -10,10 +10,11 @@ import torch
 from tests.objectives.problems import drawn_rows, gradient, logits
 from torch import Tensor
 
-from stillhouse.objectives import Rows, build, likelihood_gaps
+from stillhouse.core.rows import Rows, likelihood_gaps
+from stillhouse.core.types import SOURCES
+from stillhouse.objectives import build
 from stillhouse.objectives.base import with_logprobs
 from stillhouse.objectives.mixtures import head_of
-from stillhouse.types import SOURCES
 
 NONE = Rows()
 TEACHER_CODE = SOURCES.index("teacher")
@@ -240,7 +241,7 @@ def test_whitened_returns_do_not_depend_on_scale_and_offset_of_the_rewards() -> 
 
 
 def test_returns_are_discounted_by_distance_and_not_by_position() -> None:
-    from stillhouse.objectives.sampled import returns
+    from stillhouse.objectives.policy_gradient import returns
 
     ids = torch.tensor([0, 1, 0, 1, 0])
     gain, left = returns(torch.tensor([1.0, 10.0, 2.0, 20.0, 3.0]), ids, 0.5, include_current=True)

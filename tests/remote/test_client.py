@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.config import Layer, Layered, Part, validate
+from stillhouse.config import Layer, Layered, StrictConfig, validate
 from stillhouse.errors import ConfigError, EngineError, EnvironmentFault, TeacherError
 from stillhouse.remote import Client, Completions, Server
 from stillhouse.remote.client import is_loopback
@@ -128,7 +128,7 @@ def test_giving_up_says_what_happened_how_often_and_what_to_do(service: Service)
     with broken(service.url, lambda n: (429, {})) as proxy, pytest.raises(TeacherError) as caught:
         ask_all(client(proxy.url, retries=3, failure=TeacherError), 1)
     text = str(caught.value)
-    assert "4 x status 429 Too Many Requests" in text
+    assert "4 x status 429 Too ListOf Requests" in text
     assert "not now" in text  # the server's own words
     assert "lower concurrency" in text
 
@@ -225,7 +225,7 @@ def test_a_key_that_is_not_there_is_an_error() -> None:
 def test_secrets_in_the_configuration_are_refused_and_not_repeated(
     fields: dict[str, Any], secret: str | None
 ) -> None:
-    class Tree(Part):
+    class Tree(StrictConfig):
         server: Server
 
     with pytest.raises(ConfigError, match="server") as caught:

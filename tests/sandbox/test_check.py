@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import EnvironmentFault
+from stillhouse.grading.programs import definitions
 from stillhouse.sandbox import Checks, check_program, confine, require
 from stillhouse.sandbox.checker import free_names
 from stillhouse.sandbox.values import CannotCross, Handle, decode, encode
-from stillhouse.verify.programs import definitions
 from tests.conftest import shared
 
 

@@ -14,17 +14,19 @@ from tests import children, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.core.head import ModelHead
+from stillhouse.core.sparse import SparseLogprobs
+from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import EnvironmentFault, TeacherError
+from stillhouse.fused import fused_loss
 from stillhouse.models import fingerprint_of_files
-from stillhouse.objectives import Head, build, fused_loss
-from stillhouse.objectives.compact import Compact
+from stillhouse.objectives import build
 from stillhouse.sandbox.confine import _drop_capabilities
 from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, Teacher
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store import care
-from stillhouse.types import Response
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_smaller_stores_change_the_loss_a_little(
     config = CacheTeacherConfig(of=path, folder=tmp_path / "cache", **options)  # type: ignore[arg-type]
     batch = tensors(tiny.responses(10))
     student = torch.randn(int(batch["response_mask"].sum()), 16, generator=torch.Generator().manual_seed(3))
-    head = Head(torch.randn(tiny.VOCAB, 16, generator=torch.Generator().manual_seed(4)) / 2)
+    head = ModelHead(torch.randn(tiny.VOCAB, 16, generator=torch.Generator().manual_seed(4)) / 2)
     live = LiveTeacher(model(path), tiny.VOCAB)
     wanted = fused_loss(build("forward_kl"), student, head, live.hidden(batch), live.head)
     losses = []
@@ -144,7 +146,7 @@ def test_smaller_stores_change_the_loss_a_little(
 
 
 def test_the_same_text_always_has_the_same_draws(path: str, tmp_path: Path) -> None:
-    found: list[Compact] = []
+    found: list[SparseLogprobs] = []
     for folder in ("one", "two"):
         config = CacheTeacherConfig(of=path, folder=tmp_path / folder, store="sampled", draws=6)  # type: ignore[arg-type]
         teacher = config.build(model(path), tiny.VOCAB)

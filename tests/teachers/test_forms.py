@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
 from stillhouse.errors import TeacherError
-from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
 from stillhouse.teachers.forms import DrawsForm, HiddenForm, TopForm
 
 
@@ -56,7 +56,7 @@ LABELS = torch.arange(7)
 @pytest.mark.parametrize(("number", "error"), [("float32", 0.0), ("float16", 5e-4), ("uint8", 0.02)])
 def test_the_most_probable_tokens(number: str, error: float, vocab: int) -> None:
     form = TopForm(5, number, vocab)  # type: ignore[arg-type]
-    said = joined([top_of(logprobs(vocab)[:3], 5, LABELS[:3]), top_of(logprobs(vocab)[3:], 3, LABELS[3:])])
+    said = joined([topk_of(logprobs(vocab)[:3], 5, LABELS[:3]), topk_of(logprobs(vocab)[3:], 3, LABELS[3:])])
     payload = form.encode(said)
     assert len(payload) == 4 + 7 * form.row_bytes(24)
     back = form.decode(payload, 7)
@@ -70,11 +70,11 @@ def test_the_most_probable_tokens(number: str, error: float, vocab: int) -> None
 
 @pytest.mark.parametrize("vocab", [50, 70_000])
 def test_draws_take_as_many_bytes_as_there_are_different_tokens(vocab: int) -> None:
-    said = draws_of(logprobs(vocab), 16, torch.Generator().manual_seed(0), 1.5, LABELS)
+    said = sampled_of(logprobs(vocab), 16, torch.Generator().manual_seed(0), 1.5, LABELS)
     payload = DrawsForm(16, 1.5, "float32", vocab).encode(said)
     different = int((said.ids >= 0).sum())
     assert len(payload) == 7 * 6 + different * ((2 if vocab < 2**16 else 4) + 8)
-    back: Compact = DrawsForm(16, 1.5, "float32", vocab).decode(payload, 7)
+    back: SparseLogprobs = DrawsForm(16, 1.5, "float32", vocab).decode(payload, 7)
     assert torch.equal(back.ids, said.ids)
     assert_same(back.weights, said.weights)
     assert_same(back.labels, said.labels)

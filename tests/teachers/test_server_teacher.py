@@ -12,13 +12,14 @@ from tests.servers import Service, broken
 from tests.vllm_like import TEACHER, DemoTeacher, demo_server
 
 from stillhouse import objectives
+from stillhouse.core.sparse import topk_of
+from stillhouse.core.types import Prompt
 from stillhouse.data.collate import collate
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
-from stillhouse.objectives.compact import top_of
 from stillhouse.remote.scores import scores_of
-from stillhouse.responses.fixed import reference
-from stillhouse.runner.caching import batch_tensors
+from stillhouse.rollouts.fixed import reference
+from stillhouse.run.caching import batch_tensors
 from stillhouse.teachers import (
     Ahead,
     CacheTeacherConfig,
@@ -27,7 +28,6 @@ from stillhouse.teachers import (
     ServerTeacherConfig,
 )
 from stillhouse.teachers.server import top_rows
-from stillhouse.types import Prompt
 
 TOP = 20
 
@@ -78,7 +78,7 @@ def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> Non
     part = batch(demo, *PAIRS)
     live = LiveTeacherConfig(path=TEACHER).build(demo.model, 1024)
     exact = torch.log_softmax(live.head.logits(live.hidden(part)), -1)
-    expected = top_of(exact, TOP, part["labels"][part["response_mask"]])
+    expected = topk_of(exact, TOP, part["labels"][part["response_mask"]])
     said = running(service.url).compact(part)
     torch.testing.assert_close(said.logprobs, expected.logprobs, atol=2e-5, rtol=0)
     torch.testing.assert_close(said.labels, expected.labels, atol=2e-5, rtol=0)
@@ -163,7 +163,7 @@ def test_what_top_k_leaves_out_of_the_forward_kl_is_the_divergence_within_the_ta
     rng = torch.Generator().manual_seed(0)
     p, q = (torch.randn(6, 50, generator=rng, dtype=torch.float64).mul(2).log_softmax(-1) for _ in range(2))
     loss = objectives.build("forward_kl")
-    top = top_of(p, 8)
+    top = topk_of(p, 8)
     assert top.tail is not None
     rest = torch.ones_like(p, dtype=torch.bool).scatter(-1, top.ids, False)
     within = [one.masked_fill(~rest, -torch.inf).log_softmax(-1) for one in (p, q)]

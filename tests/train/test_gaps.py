@@ -10,11 +10,11 @@ from tests import tiny
 from tests.train.test_step import Given, groups_of, widened
 from torch import Tensor, nn
 
+from stillhouse.core.types import Progress
 from stillhouse.objectives import build
-from stillhouse.responses import Fixed
+from stillhouse.rollouts import Fixed
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Progress
 
 SECOND = Progress(step=4, max_steps=12, epoch=1.0, epochs=3.0)
 BATCH = build("contrastive", alpha_rule="gap", alpha_least=1e-3, alpha_most=0.99, alpha=0.5)

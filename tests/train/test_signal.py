@@ -11,14 +11,14 @@ import torch
 from tests import tiny
 from torch import Tensor
 
+from stillhouse.core.sparse import SparseLogprobs, topk_of
+from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
-from stillhouse.objectives.compact import Compact, top_of
-from stillhouse.responses import TeacherMemory
+from stillhouse.rollouts import TeacherMemory
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.signal import teacher_hidden, teacher_signal
-from stillhouse.types import Response
 
 EVERYWHERE = parse_objective("forward_kl")
 NOT_ON_TEXT = parse_objective({"student": "forward_kl", "text": "cross_entropy"})
@@ -86,13 +86,13 @@ def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: Counting) -> No
 class MostProbable(LiveTeacher):
     """A teacher that tells its three most probable tokens alone, and counts as `Counting` does."""
 
-    form = "top"
+    form = "topk"
     sequences = 0
 
-    def compact(self, batch: Mapping[str, Any]) -> Compact:
+    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         self.sequences += len(batch["input_ids"])
         logits = self.head.logits(super().hidden(batch))
-        return top_of(torch.log_softmax(logits, -1), 3, batch["labels"][batch["response_mask"]])
+        return topk_of(torch.log_softmax(logits, -1), 3, batch["labels"][batch["response_mask"]])
 
 
 def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> None:
@@ -101,7 +101,7 @@ def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> 
     names = ("input_ids", "attention_mask", "response_mask", "labels", "sources")
     tensors = {name: getattr(batch, name) for name in names}
     said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherMemory())
-    assert isinstance(said, Compact)
+    assert isinstance(said, SparseLogprobs)
     assert teacher.sequences == 3
     whole = teacher.compact(tensors)
     student = batch.row_sequences() % 2 == 0

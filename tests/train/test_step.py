@@ -9,14 +9,14 @@ import torch
 from tests import tiny
 from torch import Tensor, nn
 
+from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import TrainingError
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
-from stillhouse.responses import Fixed
-from stillhouse.responses.base import Stateless
+from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.base import Stateless
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Progress, Prompt, Response
 
 PAIRED = {
     "teacher": {"kind": "skew_kl", "alpha": 0.1, "loss_weight": {"kind": "linear", "start": 1.0, "end": 0.5}},

@@ -13,8 +13,8 @@ from tests.conftest import ROOT, script
 from transformers import Trainer, TrainingArguments
 
 from stillhouse.objectives import build
-from stillhouse.responses import Fixed
-from stillhouse.responses.fixed import FixedPolicy
+from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.fixed import FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import DistilTrainer

@@ -15,17 +15,17 @@ from tests.train.test_step import NOW, Given
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from stillhouse.data.spelling import Spelling
+from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Sampling
 from stillhouse.files import locate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
-from stillhouse.responses import Fixed
-from stillhouse.responses.writer import Writer
+from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.writer import Writer
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.types import Completion, Prompt, Response
 
 OURS = AutoTokenizer.from_pretrained(str(locate("package:stillhouse/demo/teacher")))
 THEIRS = byte_tokenizer()
@@ -45,7 +45,7 @@ MIXED = {
 def translator(context: int | None = None, same: bool = False) -> Translator:
     teacher = OURS if same else THEIRS
     ends = (ENDS[0], ENDS[0]) if same else ENDS
-    return Translator(Spelling(OURS), Spelling(teacher), ends, pad_id=0, context=context)
+    return Translator(TokenBytes(OURS), TokenBytes(teacher), ends, pad_id=0, context=context)
 
 
 def prompt(number: int, text: str, same: bool = False) -> Prompt:
@@ -156,11 +156,11 @@ def test_the_end_is_compared_with_the_end_and_a_cut_response_has_none() -> None:
 
 def test_what_is_no_valid_utf8_is_compared_byte_by_byte() -> None:
     ids = tuple(OURS(TEXTS[3])["input_ids"])
-    emoji = [n for n, piece in enumerate(Spelling(OURS).pieces(ids)) if piece == b"\x9f"]
+    emoji = [n for n, piece in enumerate(TokenBytes(OURS).pieces(ids)) if piece == b"\x9f"]
     cut = Response(prompt(0, "say"), ids[: emoji[0] + 1], "student", False, 0)
     found = translator().translate(cut)
     assert not isinstance(found, str)
-    assert b"".join(Spelling(THEIRS).pieces(found.token_ids)).endswith(b" \xf0\x9f")
+    assert b"".join(TokenBytes(THEIRS).pieces(found.token_ids)).endswith(b" \xf0\x9f")
     assert found.spans.count == len(set(found.spans.student))
 
 

@@ -2,7 +2,7 @@
 
 from stillhouse.config.layers import Layer, Layered
 from stillhouse.config.loading import validate
-from stillhouse.config.part import FilePath, Many, Part, Registry, nearest, walk
+from stillhouse.config.strict import FilePath, ListOf, Registry, StrictConfig, nearest, walk
 from stillhouse.config.trees import flatten
 from stillhouse.config.writing import commented_yaml, to_yaml
 
@@ -10,9 +10,9 @@ __all__ = [
     "FilePath",
     "Layer",
     "Layered",
-    "Many",
-    "Part",
+    "ListOf",
     "Registry",
+    "StrictConfig",
     "commented_yaml",
     "flatten",
     "nearest",

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stillhouse.config.layers import Layered
-from stillhouse.config.part import Part, nearest
+from stillhouse.config.strict import StrictConfig, nearest
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.config.trees import class_at, dotted, kind_of, places
 from stillhouse.errors import Fault
@@ -37,7 +37,7 @@ _LIMITS = {
 }
 
 
-def faults(error: ValidationError, tree: type[Part], layered: Layered) -> list[Fault]:
+def faults(error: ValidationError, tree: type[StrictConfig], layered: Layered) -> list[Fault]:
     """Everything that is wrong, each thing once, in the order of the configuration."""
     found: dict[str, list[Fault]] = {}
     for detail in error.errors(include_url=False):
@@ -62,7 +62,7 @@ def _joined(same: list[Fault]) -> list[Fault]:
 _WRONG_TYPE = "has the wrong type"
 
 
-def _faults(detail: Any, tree: type[Part], layered: Layered) -> Iterator[Fault]:
+def _faults(detail: Any, tree: type[StrictConfig], layered: Layered) -> Iterator[Fault]:
     kind, context = detail["type"], detail.get("ctx", {})
     path = typed_path(detail["loc"], layered.values, keep_last=kind in ("missing", "extra_forbidden"))
     inner = getattr(context.get("error"), "faults", None)
@@ -116,7 +116,7 @@ def _inner(fault: Fault | str, path: KeyPath, layered: Layered) -> Fault:
     return Fault(whole, fault.problem, fault.got, fault.allowed, fault.hint, layered.origin(keys))
 
 
-def _unknown(path: KeyPath, tree: type[Part], layered: Layered) -> Fault:
+def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault:
     name = str(path[-1])
     owner = class_at(tree, path[:-1], layered.values)
     allowed = [key for key in owner.model_fields if key != "kind"] if owner else []

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from stillhouse.config.faults import faults
 from stillhouse.config.layers import Layered
-from stillhouse.config.part import Part, PartT
+from stillhouse.config.strict import ConfigT, StrictConfig
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.config.trees import dotted, leaves, plain
 from stillhouse.errors import ConfigError
@@ -20,7 +20,7 @@ from stillhouse.errors import ConfigError
 DEFAULT = "default"
 
 
-def validate(tree: type[PartT], layered: Layered) -> tuple[PartT, dict[str, str]]:
+def validate(tree: type[ConfigT], layered: Layered) -> tuple[ConfigT, dict[str, str]]:
     """Check the merged values against a tree of parts.
 
     Returns:
@@ -37,20 +37,20 @@ def validate(tree: type[PartT], layered: Layered) -> tuple[PartT, dict[str, str]
     return part, provenance(part, layered)
 
 
-def provenance(part: Part, layered: Layered) -> dict[str, str]:
+def provenance(part: StrictConfig, layered: Layered) -> dict[str, str]:
     """Where each value of `flatten(part)` comes from."""
     return {dotted(path): _origin(part, path, layered) for path, _ in leaves(plain(part))}
 
 
-def _origin(part: Part, path: KeyPath, layered: Layered) -> str:
+def _origin(part: StrictConfig, path: KeyPath, layered: Layered) -> str:
     values: Any = layered.values
     value: Any = part
     for depth, key in enumerate(path):
         given = key in values if isinstance(values, Mapping) else isinstance(values, list)
         if not given:
             # Not written itself: a default, or read out of a shorter form such as `train: rows.jsonl`.
-            derived = isinstance(value, Part) and key in value.model_fields_set
+            derived = isinstance(value, StrictConfig) and key in value.model_fields_set
             return layered.origin(path[:depth]) or DEFAULT if derived else DEFAULT
         values = values[key]
-        value = getattr(value, str(key)) if isinstance(value, Part) else value[key]
+        value = getattr(value, str(key)) if isinstance(value, StrictConfig) else value[key]
     return layered.origin(path) or DEFAULT

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from stillhouse.config.part import nearest
+from stillhouse.config.strict import nearest
 from stillhouse.errors import ConfigError
 
 Key = str | int

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.config.part import Part
+from stillhouse.config.strict import StrictConfig
 from stillhouse.config.strict_yaml import KeyPath
 
 
@@ -19,24 +19,24 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def parts_in(annotation: Any) -> list[type[Part]]:
+def parts_in(annotation: Any) -> list[type[StrictConfig]]:
     """The classes of parts that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if isinstance(annotation, type) and issubclass(annotation, StrictConfig):
         return [annotation]
     return [part for argument in typing.get_args(annotation) for part in parts_in(argument)]
 
 
-def variants(base: type[Part]) -> list[type[Part]]:
+def variants(base: type[StrictConfig]) -> list[type[StrictConfig]]:
     """A class with all of its subclasses."""
     return [base, *(found for child in base.__subclasses__() for found in variants(child))]
 
 
-def kind_of(part: type[Part]) -> Any:
+def kind_of(part: type[StrictConfig]) -> Any:
     """The name under which a class is chosen, or None."""
     return part.model_fields["kind"].default if "kind" in part.model_fields else None
 
 
-def class_of(bases: list[type[Part]], value: Any) -> type[Part] | None:
+def class_of(bases: list[type[StrictConfig]], value: Any) -> type[StrictConfig] | None:
     """Which of the classes under `bases` a value most probably stands for: by kind, else by its names."""
     if isinstance(value, str):  # a bare kind, such as `teacher: live`
         return next((part for base in bases for part in variants(base) if kind_of(part) == value), None)
@@ -48,10 +48,10 @@ def class_of(bases: list[type[Part]], value: Any) -> type[Part] | None:
     return ranked[0] if ranked else None
 
 
-def class_at(tree: type[Part], path: KeyPath, values: Any) -> type[Part] | None:
+def class_at(tree: type[StrictConfig], path: KeyPath, values: Any) -> type[StrictConfig] | None:
     """The class of the part at `path` in `values`, or None where there is no part."""
-    part: type[Part] | None = tree
-    bases: list[type[Part]] = [tree]
+    part: type[StrictConfig] | None = tree
+    bases: list[type[StrictConfig]] = [tree]
     for key in path:
         known = part.model_fields.get(str(key)) if part is not None else None
         if known is not None:
@@ -64,10 +64,10 @@ def class_at(tree: type[Part], path: KeyPath, values: Any) -> type[Part] | None:
     return part
 
 
-def places(tree: type[Part], name: str, depth: int = 4) -> list[str]:
+def places(tree: type[StrictConfig], name: str, depth: int = 4) -> list[str]:
     """The dotted paths at which a field of that name exists, the shortest first."""
 
-    def search(part: type[Part], prefix: KeyPath) -> Iterator[KeyPath]:
+    def search(part: type[StrictConfig], prefix: KeyPath) -> Iterator[KeyPath]:
         for key, info in part.model_fields.items():
             if key == name:
                 yield (*prefix, key)
@@ -80,7 +80,7 @@ def places(tree: type[Part], name: str, depth: int = 4) -> list[str]:
 
 def plain(value: Any) -> Any:
     """A tree of parts as mappings, lists and single values, defaults included."""
-    if isinstance(value, Part):
+    if isinstance(value, StrictConfig):
         return {name: plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}

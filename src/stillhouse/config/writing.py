@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from stillhouse.config.part import Part
+from stillhouse.config.strict import StrictConfig
 from stillhouse.config.strict_yaml import Loader
 from stillhouse.config.trees import class_of, kind_of, parts_in, plain
 
@@ -46,12 +46,12 @@ def dump(value: Any, *, flow: bool = False) -> str:
     return text
 
 
-def to_yaml(part: Part) -> str:
+def to_yaml(part: StrictConfig) -> str:
     """A tree with all of its values; reading it gives an equal tree."""
     return dump(plain(part))
 
 
-def commented_yaml(tree: type[Part], values: Mapping[str, Any]) -> str:
+def commented_yaml(tree: type[StrictConfig], values: Mapping[str, Any]) -> str:
     """A YAML to edit: the given values, and every other option as a comment with its default.
 
     A line that begins with `#` and no space is an option: take the `#` away to set it. `# ` begins an
@@ -64,7 +64,9 @@ def commented_yaml(tree: type[Part], values: Mapping[str, Any]) -> str:
     return "\n".join(_section(tree, values, "", active=True)) + "\n"
 
 
-def _section(part: type[Part], values: Mapping[str, Any], indent: str, *, active: bool) -> Iterator[str]:
+def _section(
+    part: type[StrictConfig], values: Mapping[str, Any], indent: str, *, active: bool
+) -> Iterator[str]:
     """The lines of one part: what is set first, in the order of the class, then the other options."""
     mark = "" if active else "#"
     kind = values.get("kind", kind_of(part))
@@ -87,8 +89,8 @@ def _section(part: type[Part], values: Mapping[str, Any], indent: str, *, active
 def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool) -> Iterator[str]:
     mark = "" if active else "#"
     bases = parts_in(info.annotation)
-    inner: type[Part] | None
-    if isinstance(value, Part):
+    inner: type[StrictConfig] | None
+    if isinstance(value, StrictConfig):
         inner, value = type(value), plain(value)
     else:
         inner = class_of(bases, value) if isinstance(value, Mapping) else None

@@ -1,9 +1,10 @@
 """Data in: sources of rows, templates, length rules, and batches of tensors."""
 
-from stillhouse.data.collate import IGNORED, Batch, collate, split
+from stillhouse.core.batch import IGNORED, Batch
+from stillhouse.data.collate import collate, split
 from stillhouse.data.load import Data, DataConfig, PromptSet, load, load_prompts, overlap
-from stillhouse.data.prompts import SOURCES, Source, SourceConfig
-from stillhouse.data.template import TEMPLATES, Encoder, Template
+from stillhouse.data.sources import SOURCES, Source, SourceConfig
+from stillhouse.data.templates import TEMPLATES, Encoder, Template
 
 __all__ = [
     "IGNORED",

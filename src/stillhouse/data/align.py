@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from stillhouse.data.spelling import Spelling
+from stillhouse.data.token_bytes import TokenBytes
 
 NOTHING = -1
 """The group of a token that spells nothing, such as a special token within a text."""
@@ -77,7 +77,7 @@ def align(ours: Sequence[bytes], theirs: Sequence[bytes], ends: bool) -> Spans:
     )
 
 
-def matched(student: Spelling, teacher: Spelling, ends: tuple[int, int]) -> tuple[list[int], list[int]]:
+def matched(student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int]) -> tuple[list[int], list[int]]:
     """The ids of tokens that both spell alike, of the student and of the teacher; the ends of text first.
 
     Special tokens, which spell nothing, are alike if they have the same name.

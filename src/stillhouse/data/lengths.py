@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from stillhouse.config import Part
+from stillhouse.config import StrictConfig
 from stillhouse.data.rows import Row
-from stillhouse.data.template import Encoder
+from stillhouse.data.templates import Encoder
 
 
-class TooLong(Part):
+class TooLong(StrictConfig):
     """What to do with a row that is longer than `max_prompt` or `max_response`."""
 
     prompt: Literal["drop", "truncate_left", "truncate_right"] = "drop"

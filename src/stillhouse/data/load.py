@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from stillhouse.config import Part
+from stillhouse.config import StrictConfig
+from stillhouse.core.types import Prompt, Response
 from stillhouse.data.lengths import TooLong, fit_response, shortened
-from stillhouse.data.prompts import Source, SourceConfig
 from stillhouse.data.rows import Row
-from stillhouse.data.template import TEMPLATES, Auto, Encoder, Tokenizer
-from stillhouse.data.warning import losses, overlap
+from stillhouse.data.sources import Source, SourceConfig
+from stillhouse.data.templates import TEMPLATES, Auto, Encoder, Tokenizer
 from stillhouse.errors import DataError
-from stillhouse.types import Prompt, Response
 
 T = TypeVar("T")
 
@@ -31,7 +30,7 @@ TemplateField = TEMPLATES.field()
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class DataConfig(Part):
+class DataConfig(StrictConfig):
     """What a run reads."""
 
     train: Source
@@ -380,3 +379,30 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def overlap(train: Sequence[Prompt], other: PromptSet) -> list[str]:
+    """A warning if prompts of `other` are training prompts too (equal token for token)."""
+    seen = {prompt.token_ids for prompt in train}
+    both = sum(prompt.token_ids in seen for prompt in other.prompts)
+    if not both:
+        return []
+    other.report["also_in_train"] = both
+    return [
+        f"{both} of {len(other.prompts)} prompts of data.{other.name} ({other.report['path']}) are also in "
+        "data.train: what is measured on them says little about new prompts"
+    ]
+
+
+def losses(one: PromptSet) -> list[str]:
+    """A warning if more than a tenth of the rows could not be used as they are."""
+    report = one.report
+    lost = {key: count for key, count in report["dropped"].items() if key != "unlabelled"}
+    lost |= {f"{key} cut": count for key, count in report["truncated"].items()}
+    if sum(lost.values()) * 10 <= report["rows"]:
+        return []
+    told = ", ".join(f"{count} x {reason}" for reason, count in lost.items())
+    return [
+        f"data.{one.name} ({report['path']}): of {report['rows']} rows {told}. "
+        "See data.max_prompt, data.max_response and data.too_long"
+    ]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stillhouse.config import Part, nearest
+from stillhouse.config import StrictConfig, nearest
 from stillhouse.errors import DataError
 
 Message = dict[str, str]
@@ -25,7 +25,7 @@ _INPUTS = ("input",)
 _RESPONSES = ("outputs", "output", "response", "completion", "answer")
 
 
-class Fields(Part):
+class Fields(StrictConfig):
     """Which field of a row holds what, for rows of another shape. Those not named are looked for."""
 
     prompt: str | None = None

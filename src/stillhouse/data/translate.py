@@ -15,11 +15,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stillhouse.core.alignment import TokenAlignment, VocabularyMatch
+from stillhouse.core.batch import IGNORED
+from stillhouse.core.types import Completion, Response
 from stillhouse.data.align import NOTHING, Spans, align, matched
-from stillhouse.data.collate import IGNORED
-from stillhouse.data.spelling import Spelling
-from stillhouse.objectives.alignment import Alignment, Matching
-from stillhouse.types import Completion, Response
+from stillhouse.data.token_bytes import TokenBytes
 
 logger = logging.getLogger("stillhouse")
 
@@ -40,14 +40,14 @@ class Translator:
     """Between the two tokenizers of a run.
 
     Example:
-        >>> translator = Translator(Spelling(ours), Spelling(theirs), ends=(2, 50256), pad_id=50256)
+        >>> translator = Translator(TokenBytes(ours), TokenBytes(theirs), ends=(2, 50256), pad_id=50256)
         >>> batch |= translator.beside(responses)
     """
 
     def __init__(
         self,
-        student: Spelling,
-        teacher: Spelling,
+        student: TokenBytes,
+        teacher: TokenBytes,
         ends: tuple[int, int],
         pad_id: int,
         context: int | None = None,
@@ -71,10 +71,12 @@ class Translator:
         self._told: set[str] = set()
 
     @cached_property
-    def matching(self) -> Matching:
+    def matching(self) -> VocabularyMatch:
         """The tokens that both spell alike."""
         ours, theirs = matched(self.student, self.teacher, self.ends)
-        return Matching(torch.tensor(ours), torch.tensor(theirs), (len(self.student), len(self.teacher)))
+        return VocabularyMatch(
+            torch.tensor(ours), torch.tensor(theirs), (len(self.student), len(self.teacher))
+        )
 
     def translate(self, response: Response) -> Translated | str:
         """The response in the teacher's tokens, or why there is none."""
@@ -214,10 +216,10 @@ class _Sheet:
         self.places[row, where] = torch.tensor(places)
 
 
-def alignment_of(batch: Mapping[str, Tensor], matching: Matching) -> Alignment:
+def alignment_of(batch: Mapping[str, Tensor], matching: VocabularyMatch) -> TokenAlignment:
     """What a micro-batch with `Translator.beside` in it says about the rows of both models."""
     ours, theirs = batch["response_mask"], batch["teacher_response_mask"]
-    return Alignment(
+    return TokenAlignment(
         student_groups=batch["student_groups"][ours],
         teacher_groups=batch["teacher_groups"][theirs],
         teacher_labels=batch["teacher_labels"][theirs],

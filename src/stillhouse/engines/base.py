@@ -9,14 +9,14 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from stillhouse.config import Part, Registry
-from stillhouse.types import Completion
+from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.types import Completion
 
 ProgressCall = Callable[[int, int], None]
 """Told (completions finished, completions in all), now and then."""
 
 
-class Sampling(Part):
+class Sampling(StrictConfig):
     """How the next token is drawn from the model's logits.
 
     The settings act in this order, each as the logits processor of that name in transformers:
@@ -126,7 +126,7 @@ class Engine(Protocol):
         ...
 
 
-class EngineConfig(Part):
+class EngineConfig(StrictConfig):
     """Which engine writes text, and how it samples unless it is told otherwise."""
 
     kind: str

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerFacts
 from stillhouse.engines.kv import GrowingCache
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
-from stillhouse.types import Completion
 
 GROUP_TOKENS = 256
 """Least tokens, padding included, for which prompts are run apart from longer ones."""

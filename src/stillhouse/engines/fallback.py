@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerFacts
 from stillhouse.engines.sampling import Sampler, uniforms
-from stillhouse.types import Completion
 
 
 def run_generate(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import Finished, ProgressCall, Sampling, TokenizerFacts
 from stillhouse.engines.decode import Decoder
 from stillhouse.engines.kv import num_attention_layers
 from stillhouse.engines.transformers import check_prompts, evaluating
 from stillhouse.errors import EngineError
 from stillhouse.models.hidden import unwrap
-from stillhouse.types import Completion
 
 
 class Mixture(nn.Module):

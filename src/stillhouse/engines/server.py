@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
     EngineConfig,
@@ -20,7 +21,6 @@ from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.remote import Abilities, Completions, Server
 from stillhouse.remote.journal import Journal
 from stillhouse.remote.written import Written
-from stillhouse.types import Completion
 
 OPTIONS: dict[str, dict[str, str]] = {
     "vllm": {

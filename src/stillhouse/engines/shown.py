@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stillhouse import console
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import Engine, Sampling
-from stillhouse.types import Completion
 
 
 def generate(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
     Engine,
@@ -19,7 +20,6 @@ from stillhouse.engines.base import (
     TokenizerFacts,
 )
 from stillhouse.errors import ConfigError, EngineError, Fault
-from stillhouse.types import Completion
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
     Engine,
@@ -27,7 +28,6 @@ from stillhouse.engines.server import from_ids, seed_of, unsupported
 from stillhouse.engines.transformers import check_prompts
 from stillhouse.errors import ConfigError, EnvironmentFault
 from stillhouse.remote.written import Written
-from stillhouse.types import Completion
 
 NAMES = {
     "top_k": "top_k",

@@ -6,20 +6,20 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import Many, Part
-from stillhouse.data.prompts import Source
+from stillhouse.config import ListOf, StrictConfig
+from stillhouse.data.sources import Source
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.tasks import Probe, TaskField
 
 
-class EvaluateConfig(Part):
+class EvaluateConfig(StrictConfig):
     """How teacher and student are compared on held-out prompts."""
 
     data: Source | None = None
     """Held-out prompts with references; default: data.valid."""
     sampling: Sampling = Sampling(temperature=0.0)
     """How answers are written; temperature 0 is greedy. The length limit is data.max_response unless set."""
-    seeds: Many[int] = (10,)
+    seeds: ListOf[int] = (10,)
     """One pass over the prompts for each; the papers take five at temperature 1. Greedy needs one."""
     batch_size: int = Field(32, ge=1)
     """Sequences in one forward pass when likelihoods are measured."""
@@ -31,7 +31,7 @@ class EvaluateConfig(Part):
     """Also evaluate the student before training."""
     teacher: bool = True
     """Also evaluate the teacher."""
-    tasks: Many[TaskField] = ()
+    tasks: ListOf[TaskField] = ()
     """What else is measured on every system: tasks by name, or with options, such as
     [instructions, {kind: exact_match, data: rows.jsonl}]."""
 

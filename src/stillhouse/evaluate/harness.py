@@ -11,13 +11,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 
 from stillhouse import console
+from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.probe import Bench
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.types import Prompt, Response
 
 MAX_NEW = 256
 """Tokens of an answer where a task sets no limit; lm-eval's own number."""

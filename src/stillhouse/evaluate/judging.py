@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from stillhouse.config import FilePath, Part
+from stillhouse.config import FilePath, StrictConfig
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.partial import Partial, digest
 
@@ -72,7 +72,7 @@ class Judged:
     """What the judge wrote, in both orders."""
 
 
-class Rubric(Part):
+class Rubric(StrictConfig):
     """How a judge is asked."""
 
     file: FilePath | None = None

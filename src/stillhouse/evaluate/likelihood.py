@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.calibration import Calibration
 from stillhouse.evaluate.metrics.fidelity import Fidelity, FidelityScores
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.types import Prompt, Response
 
 logger = logging.getLogger("stillhouse")
 

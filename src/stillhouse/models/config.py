@@ -6,28 +6,28 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import Many, Part
+from stillhouse.config import ListOf, StrictConfig
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
-class LoraConfig(Part):
+class LoraConfig(StrictConfig):
     """Low-rank adapters (Hu et al. 2021) through peft: only they are trained; export merges them."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     """The scale of the update is alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Many[str] | Literal["all-linear"] = "all-linear"
+    targets: ListOf[str] | Literal["all-linear"] = "all-linear"
     """Names of the modules that get an adapter; "all-linear" is every linear layer but the head."""
     merge: bool = True
     """Merge the adapters into the weights when the student is exported; false exports the adapters alone."""
 
 
-class Prune(Part):
+class Prune(StrictConfig):
     """Start the student as the teacher with a subset of its layers."""
 
-    layers: Many[int]
+    layers: ListOf[int]
     """Which of the teacher's layers to keep, counted from 0, in order; such as [0, 1, 2, 5, 8]."""
 
     @model_validator(mode="after")
@@ -42,7 +42,7 @@ class Prune(Part):
         return self
 
 
-class _Model(Part):
+class _Model(StrictConfig):
     path: str | None = None
     """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed package."""
     gguf_file: str | None = None

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.head import ModelHead
 from stillhouse.errors import ModelError
-from stillhouse.objectives.head import Head
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -121,7 +121,7 @@ def _states(output: Any) -> Tensor:
     return found
 
 
-def head_of(model: nn.Module, vocab: int | None = None) -> Head:
+def head_of(model: nn.Module, vocab: int | None = None) -> ModelHead:
     """The output embedding with what the architecture does to its logits.
 
     That is Gemma 2's cap and the scales of Cohere and Granite.
@@ -146,7 +146,7 @@ def head_of(model: nn.Module, vocab: int | None = None) -> Head:
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / float(config.logits_scaling)
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(
+    return ModelHead(
         weight=layer.weight,
         bias=getattr(layer, "bias", None),
         scale=scale,

@@ -1,51 +1,35 @@
-"""Every objective of the field behind one interface, plain and fused over the language-model head."""
+"""Every objective of the field behind one interface: its definition, its closed form, its needs."""
 
 from stillhouse.objectives import (
     combined,
     concrete,
     contrastive,
-    crosstoken,
     divergences,
     mixtures,
+    policy_gradient,
     preference,
-    sampled,
     span,
     supervised,
     transport,
+    uld,
 )
-from stillhouse.objectives.alignment import Alignment, Matching
 from stillhouse.objectives.base import REGISTRY, Objective, ObjectiveField, build, kinds
-from stillhouse.objectives.chunked import fused_label_facts, fused_loss, fused_rows
-from stillhouse.objectives.compact import Compact
-from stillhouse.objectives.head import Head
-from stillhouse.objectives.rows import Rows, likelihood_gaps
-from stillhouse.objectives.work import Chunking
 
 __all__ = [
     "REGISTRY",
-    "Alignment",
-    "Chunking",
-    "Compact",
-    "Head",
-    "Matching",
     "Objective",
     "ObjectiveField",
-    "Rows",
     "build",
     "combined",
     "concrete",
     "contrastive",
-    "crosstoken",
     "divergences",
-    "fused_label_facts",
-    "fused_loss",
-    "fused_rows",
     "kinds",
-    "likelihood_gaps",
     "mixtures",
+    "policy_gradient",
     "preference",
-    "sampled",
     "span",
     "supervised",
     "transport",
+    "uld",
 ]

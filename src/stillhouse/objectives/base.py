@@ -12,12 +12,12 @@ from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from stillhouse.config import Layer, Layered, Part, Registry, nearest, validate
-from stillhouse.curriculum import NonNegative
+from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate
+from stillhouse.core.rows import Rows, with_gaps
+from stillhouse.core.sparse import ALL_FORMS, EXCLUDED, SparseLogprobs, buckets, sampled_entries
+from stillhouse.core.types import SOURCES
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.objectives.compact import EVERY_FORM, EXCLUDED, Compact, buckets, drawn_logprobs
-from stillhouse.objectives.rows import Rows, with_gaps
-from stillhouse.types import SOURCES
+from stillhouse.schedules import NonNegative
 
 Split = tuple[float, "Objective", Tensor | None]
 """A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
@@ -27,7 +27,7 @@ Layers = Mapping[float, Tensor]
 """Hidden states by depth."""
 
 
-class Objective(Part):
+class Objective(StrictConfig):
     """Compares student and teacher row by row. `objective(student_logits, teacher_logits, rows)` gives [N]
     values.
 
@@ -49,9 +49,9 @@ class Objective(Part):
     mixes_rows: ClassVar[bool] = False
     """True if the value of a row depends on the student's logits of other rows of the same `whole`."""
     teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution"})
-    """What it can be computed from where it needs the teacher: of "distribution", "top" and "draws" (see
-    `objectives.compact`). "top" is for what stays meaningful with all improbable tokens as one outcome,
-    "draws" for expectations under the teacher, which `per_draw` gives."""
+    """What it can be computed from where it needs the teacher: of "distribution", "topk" and "sampled" (see
+    `core.sparse`). "topk" is for what stays meaningful with all improbable tokens as one outcome,
+    "sampled" for expectations under the teacher, which `per_sample` gives."""
 
     exact_gradient: ClassVar[bool] = True
     """False if parts of the value are constants for the gradient, which then is not that of the number."""
@@ -67,7 +67,7 @@ class Objective(Part):
     def __call__(
         self,
         student_logits: Tensor,
-        teacher_logits: Tensor | Compact | None = None,
+        teacher_logits: Tensor | SparseLogprobs | None = None,
         rows: Rows | None = None,
     ) -> Tensor:
         """The value of each row, differentiable in the student only.
@@ -86,8 +86,8 @@ class Objective(Part):
             ValueError: something that `needs` names is missing, or shapes differ.
         """
         rows = rows or Rows()
-        if isinstance(teacher_logits, Compact):
-            rows, teacher_logits = with_compact(rows, teacher_logits), None
+        if isinstance(teacher_logits, SparseLogprobs):
+            rows, teacher_logits = with_sparse(rows, teacher_logits), None
         self.check(teacher_logits is not None, rows)
         if rows.count not in (None, student_logits.shape[0]):
             raise ValueError(
@@ -114,27 +114,27 @@ class Objective(Part):
         if rows.compact is None:
             value = self.per_token(student, teacher, rows)
         else:
-            value = self.per_token_compact(student, rows.compact, rows)
+            value = self.per_token_sparse(student, rows.compact, rows)
         return value + self.per_sequence(rows) if self.has_sequence_part else value
 
     @abstractmethod
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows."""
 
-    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
+    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
         """`per_token` from what a teacher says about a few tokens of each row.
 
         Over the most probable ones and the tail as one outcome it is `per_token` of the coarsened logits
-        [n, K + 1]; from draws it is sum_k w_k `per_draw`.
+        [n, K + 1]; from draws it is sum_k w_k `per_sample`.
         """
         if "teacher" not in self.required or not self.has_token_part:
             return self.per_token(student, None, rows)
-        if compact.form == "top":
+        if compact.form == "topk":
             return self.per_token(*buckets(student, compact), rows)
-        log_p, log_q, weights = drawn_logprobs(student, compact)
-        return (weights * self.per_draw(log_p, log_q)).sum(-1)
+        log_p, log_q, weights = sampled_entries(student, compact)
+        return (weights * self.per_sample(log_p, log_q)).sum(-1)
 
-    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """f of an objective E_p[f] at drawn tokens: log-probabilities [n, K] of teacher and student to
         values."""
         raise NotImplementedError(f"{self.name} is no expectation under the teacher")
@@ -154,14 +154,14 @@ class Objective(Part):
         overwritten."""
         return _differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
 
-    def compact_value_and_gradient(
+    def sparse_value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """As `value_and_gradient`, with `rows.compact` as the teacher."""
         if "teacher" not in self.required or rows.compact is None:
             return self.value_and_gradient(student, teacher, rows)
         compact = rows.compact
-        return _differentiated(student, lambda leaf: self.per_token_compact(leaf, compact, rows))
+        return _differentiated(student, lambda leaf: self.per_token_sparse(leaf, compact, rows))
 
     def split(self, rows: Rows) -> list[Split]:
         """Which objective is for which rows; itself for all of them unless it is a map from source to
@@ -187,7 +187,7 @@ class Objective(Part):
     def forms(self) -> frozenset[str]:
         """`teacher_forms` of this object; every form if it needs no teacher. Objectives that hold others
         override it."""
-        return self.teacher_forms if "teacher" in self.required else EVERY_FORM
+        return self.teacher_forms if "teacher" in self.required else ALL_FORMS
 
     @property
     def depths(self) -> tuple[float, ...]:
@@ -322,7 +322,7 @@ def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def with_compact(rows: Rows, compact: Compact) -> Rows:
+def with_sparse(rows: Rows, compact: SparseLogprobs) -> Rows:
     """Rows with a compact teacher, and with what it says about labels."""
     known = rows.teacher_logprobs if compact.labels is None else compact.labels
     return replace(rows, compact=compact, teacher_logprobs=known)
@@ -344,10 +344,10 @@ def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + surrogate - surrogate.detach()
 
 
-PartT = TypeVar("PartT", bound=type[Objective])
+ConfigT = TypeVar("ConfigT", bound=type[Objective])
 
 
-def register(objective: PartT) -> PartT:
+def register(objective: ConfigT) -> ConfigT:
     """Add an objective to the registry under the default of its `kind`."""
     REGISTRY.register(objective)
     return objective

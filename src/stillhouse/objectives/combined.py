@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stillhouse.config import Many
+from stillhouse.config import ListOf
+from stillhouse.core.rows import Rows
+from stillhouse.core.sparse import ALL_FORMS, SparseLogprobs
+from stillhouse.core.types import SOURCES
 from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, register
-from stillhouse.objectives.compact import EVERY_FORM, Compact
-from stillhouse.objectives.rows import Rows
-from stillhouse.types import SOURCES
 
 
 class _Holder(Objective):
@@ -49,7 +49,7 @@ class _Holder(Objective):
 
     @property
     def forms(self) -> frozenset[str]:
-        return EVERY_FORM.intersection(*(part.forms for part in self.held()))
+        return ALL_FORMS.intersection(*(part.forms for part in self.held()))
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
@@ -85,15 +85,15 @@ class Sum(_Holder):
 
     kind: Literal["sum"] = "sum"
     needs: ClassVar[frozenset[str]] = frozenset()
-    terms: Many[ObjectiveField] = Field(min_length=1)
+    terms: ListOf[ObjectiveField] = Field(min_length=1)
     """The objectives to add."""
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         parts = [term.loss_weight * term.per_token(student, teacher, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
-    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.per_token_compact(student, compact, rows) for term in self.terms]
+    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
+        parts = [term.loss_weight * term.per_token_sparse(student, compact, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def value_and_gradient(
@@ -177,11 +177,11 @@ class BySource(_Holder):
             value = value.index_put((index,), part)
         return value
 
-    def per_token_compact(self, student: Tensor, compact: Compact, rows: Rows) -> Tensor:
+    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
         value = student.new_zeros(student.shape[0])
         for weight, objective, index in self.split(rows):
             assert index is not None
-            part = weight * objective.per_token_compact(student[index], compact[index], rows[index])
+            part = weight * objective.per_token_sparse(student[index], compact[index], rows[index])
             value = value.index_put((index,), part)
         return value
 

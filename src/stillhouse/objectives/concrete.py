@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.curriculum import Share
+from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import EXCLUDED, Objective, register
 from stillhouse.objectives.ranges import Temperature
-from stillhouse.objectives.rows import Rows
+from stillhouse.schedules import Share
 
 Weight = Literal["student", "teacher", "uniform", "mix"]
 

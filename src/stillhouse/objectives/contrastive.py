@@ -8,13 +8,13 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from stillhouse.curriculum import NonNegative, Share
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import SOURCES
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, Split, register
 from stillhouse.objectives.divergences import both, kl, mixture
 from stillhouse.objectives.ranges import Skew
-from stillhouse.objectives.rows import Rows
-from stillhouse.types import SOURCES
+from stillhouse.schedules import NonNegative, Share
 
 TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")
 
@@ -46,7 +46,7 @@ class Contrastive(Objective):
     """
 
     kind: Literal["contrastive"] = "contrastive"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sources"})
     alpha: Skew = 0.1
     """Share of the own side in both mixtures; with `alpha_rule: gap` the base value alpha_0."""

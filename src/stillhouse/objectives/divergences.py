@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.curriculum import Share
+from stillhouse.core.rows import Rows
+from stillhouse.core.sparse import ALL_FORMS
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
-from stillhouse.objectives.compact import EVERY_FORM
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
-from stillhouse.objectives.rows import Rows
+from stillhouse.schedules import Share
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -63,14 +63,14 @@ class ForwardKL(Objective):
 
     @property
     def forms(self) -> frozenset[str]:
-        return EVERY_FORM if self.temperature == 1.0 else self.teacher_forms  # a softened tail is unknown
+        return ALL_FORMS if self.temperature == 1.0 else self.teacher_forms  # a softened tail is unknown
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         log_p, log_q = both(student / self.temperature, teacher / self.temperature)
         return kl(log_p, log_q)
 
-    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_p - log_q
 
     def value_and_gradient(
@@ -101,7 +101,7 @@ class ReverseKL(Objective):
 
     @property
     def forms(self) -> frozenset[str]:
-        return self.teacher_forms | ({"top"} if self.temperature == 1.0 else set())
+        return self.teacher_forms | ({"topk"} if self.temperature == 1.0 else set())
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -130,7 +130,7 @@ class SymmetricKL(Objective):
     """
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     reverse_weight: Share = 0.5
     """The weight of KL(q || p), the student's side; lambda in the released code."""
 
@@ -159,7 +159,7 @@ class Jeffreys(Objective):
     """
 
     kind: Literal["jeffreys"] = "jeffreys"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -185,7 +185,7 @@ class JSD(Objective):
     """
 
     kind: Literal["jsd"] = "jsd"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     teacher_weight: InnerShare = 0.5
     """Weight of the teacher, beta in GKD. At exactly 0 or 1 the divergence is zero for all q, so that is
     refused;
@@ -216,7 +216,7 @@ class TVD(Objective):
     """
 
     kind: Literal["tvd"] = "tvd"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -241,7 +241,7 @@ class SkewKL(Objective):
     """
 
     kind: Literal["skew_kl"] = "skew_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top", "draws"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk", "sampled"})
     alpha: Skew = 0.1
     """Share of the teacher in the mixture."""
 
@@ -249,7 +249,7 @@ class SkewKL(Objective):
         log_p, log_q = both(student, teacher)
         return kl(log_p, mixture(log_p, log_q, self.alpha))
 
-    def per_draw(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_p - mixture(log_p, log_q, self.alpha)
 
     def value_and_gradient(
@@ -273,7 +273,7 @@ class SkewRKL(Objective):
     """
 
     kind: Literal["skew_rkl"] = "skew_rkl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: Skew = 0.1
     """Share of the student in the mixture."""
     detach_mixture: bool = False

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.curriculum import Share
+from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.divergences import both, kl, log_softmax, mixture
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
-from stillhouse.objectives.rows import Rows
+from stillhouse.schedules import Share
 
 FEW = (32, 512)
 """How many of the most probable tokens are tried before a row is sorted in full, which is slow."""
@@ -54,7 +54,7 @@ class AdaptiveKL(Objective):
     """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     exact_gradient: ClassVar[bool] = False
     head_mass: InnerShare = 0.5
     """Probability mass of the teacher that makes the head; mu in the paper."""
@@ -93,7 +93,7 @@ class AB(Objective):
     """
 
     kind: Literal["ab"] = "ab"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: Exponent = 0.2
     """Exponent of the teacher. A negative one gives infinite values where the teacher's probability is
     zero."""
@@ -152,7 +152,7 @@ class AlphaMixture(Objective):
     """
 
     kind: Literal["alpha_mixture"] = "alpha_mixture"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: MixtureAlpha = -1.0
     """The order of the mean: -1 arithmetic, 1 geometric, 3 harmonic."""
     teacher_share: InnerShare = 0.1
@@ -200,7 +200,7 @@ class TAID(Objective):
     """
 
     kind: Literal["taid"] = "taid"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "top"})
+    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     exact_gradient: ClassVar[bool] = False
     t: Share = 0.4
     """How far the target has come from the student (0) to the teacher (1)."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from stillhouse.curriculum import NonNegative
+from stillhouse.core.rows import Rows, sequence_means
+from stillhouse.core.sparse import ALL_FORMS
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
-from stillhouse.objectives.compact import EVERY_FORM
 from stillhouse.objectives.contrastive import STUDENT, TEACHER
 from stillhouse.objectives.divergences import both, kl, log_softmax
-from stillhouse.objectives.rows import Rows, sequence_means
+from stillhouse.schedules import NonNegative
 
 
 @register
@@ -51,7 +51,7 @@ class DPKD(Objective):
 
     @property
     def forms(self) -> frozenset[str]:
-        return self.teacher_forms if self.level == "token" else EVERY_FORM
+        return self.teacher_forms if self.level == "token" else ALL_FORMS
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]

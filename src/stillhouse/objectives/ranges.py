@@ -1,6 +1,6 @@
 """The ranges of numbers that several objectives share; each may be a schedule."""
 
-from stillhouse.curriculum import scheduled
+from stillhouse.schedules import scheduled
 
 Temperature = scheduled(0.01, 100.0)
 """Divides logits."""

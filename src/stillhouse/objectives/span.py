@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.curriculum import NonNegative
-from stillhouse.objectives.alignment import Matching, Members
+from stillhouse.core.alignment import Members, VocabularyMatch
+from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, label_logprobs, register
-from stillhouse.objectives.crosstoken import ascending, ascending_values
 from stillhouse.objectives.divergences import kl, mixture
 from stillhouse.objectives.ranges import InnerShare
-from stillhouse.objectives.rows import Rows
+from stillhouse.objectives.uld import ascending, ascending_values
+from stillhouse.schedules import NonNegative
 
 
 @register
@@ -68,7 +68,7 @@ class Span(Objective):
         value = self._value(log_q, log_p, matching)
         return student.new_zeros(student.shape[0]).index_put((ours.anchors,), value)
 
-    def _value(self, log_q: Tensor, log_p: Tensor, matching: Matching | None) -> Tensor:
+    def _value(self, log_q: Tensor, log_p: Tensor, matching: VocabularyMatch | None) -> Tensor:
         """From measures [G, V] and [G, V'] in logarithms to [G]."""
         share = 1.0 if matching is None else matching.share
         on_matched = share if self.matched_weight is None else self.matched_weight

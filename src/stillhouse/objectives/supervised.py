@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, label_logprobs, register
-from stillhouse.objectives.rows import Rows
 
 
 @register

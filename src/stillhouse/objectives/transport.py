@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stillhouse.config import Many
-from stillhouse.curriculum import NonNegative
-from stillhouse.objectives.alignment import NOTHING, Alignment, Matching, Members
+from stillhouse.config import ListOf
+from stillhouse.core.alignment import NOTHING, Members, TokenAlignment, VocabularyMatch
+from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Layers, Objective, register
-from stillhouse.objectives.rows import Rows
 from stillhouse.objectives.sinkhorn import divergence
+from stillhouse.schedules import NonNegative
 
 HALF = (torch.float16, torch.bfloat16)
 Points = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -51,7 +51,7 @@ class Transport(Objective):
     place_weight: NonNegative = 10.0
     """Cost of moving text: times the squared distance of two rows in their response, measured in bytes, whole
     response = 1."""
-    layers: Many[Annotated[float, Field(ge=0.0, le=1.0)]] = ()
+    layers: ListOf[Annotated[float, Field(ge=0.0, le=1.0)]] = ()
     """Layers whose hidden states are compared too, as shares of the depth: 0 is the embedding, 1 the last."""
     layer_weight: NonNegative = 1.0
     """Weight of the layers, of which the mean is taken."""
@@ -89,7 +89,7 @@ class Transport(Objective):
         return self.layer_weight * torch.stack(found).mean(0)
 
     @staticmethod
-    def _profiles(ours: Tensor, theirs: Tensor, alignment: Alignment) -> Points:
+    def _profiles(ours: Tensor, theirs: Tensor, alignment: TokenAlignment) -> Points:
         def points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             starts = (
                 Members.of(alignment.student_groups[student], last=False).anchors,
@@ -99,7 +99,7 @@ class Transport(Objective):
 
         return points
 
-    def _over_sequences(self, like: Tensor, points: Points, alignment: Alignment) -> Tensor:
+    def _over_sequences(self, like: Tensor, points: Points, alignment: TokenAlignment) -> Tensor:
         """The divergence of each sequence at each of its rows, [N]; zero where nothing is aligned."""
         value = like.new_zeros(like.shape[0], dtype=torch.promote_types(like.dtype, torch.float32))
         for student, teacher in _sequences(alignment):
@@ -136,7 +136,7 @@ def profiles(states: Tensor, anchors: Tensor) -> Tensor:
     return unit @ unit[anchors].t() / (2 * anchors.shape[0] ** 0.5)
 
 
-def _root(logits: Tensor, matching: Matching | None, side: int = 0) -> Tensor:
+def _root(logits: Tensor, matching: VocabularyMatch | None, side: int = 0) -> Tensor:
     """sqrt(probability / 2) over the shared tokens and the rest, [n, K + 1]: half the squared distance of two
     is 1 - sum sqrt(q p)."""
     logs = logits.log_softmax(-1)
@@ -149,14 +149,14 @@ def _root(logits: Tensor, matching: Matching | None, side: int = 0) -> Tensor:
     return (0.5 * logs).exp() * 0.5**0.5
 
 
-def _aligned(rows: Rows) -> Alignment:
+def _aligned(rows: Rows) -> TokenAlignment:
     if rows.alignment is not None:
         return rows.alignment
     assert rows.sequence_ids is not None
-    return Alignment.identity(torch.zeros_like(rows.sequence_ids), rows.sequence_ids)
+    return TokenAlignment.identity(torch.zeros_like(rows.sequence_ids), rows.sequence_ids)
 
 
-def _sequences(alignment: Alignment) -> Iterator[tuple[Tensor, Tensor]]:
+def _sequences(alignment: TokenAlignment) -> Iterator[tuple[Tensor, Tensor]]:
     """The aligned rows of the student and of the teacher, sequence by sequence."""
     ours = alignment.student_groups != NOTHING
     theirs = alignment.teacher_groups != NOTHING

@@ -1,4 +1,4 @@
-"""Many requests to one server at a time, each repeated until it is answered or hopeless."""
+"""ListOf requests to one server at a time, each repeated until it is answered or hopeless."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from stillhouse.config import Part
+from stillhouse.config import StrictConfig
 from stillhouse.errors import EngineError, EnvironmentFault, StillhouseError
 from stillhouse.remote.client import Client, require_httpx
 
 
-class Server(Part):
+class Server(StrictConfig):
     """An OpenAI-compatible server: vLLM, llama.cpp, SGLang, TGI, Ollama, LM Studio or a hosted one."""
 
     url: str

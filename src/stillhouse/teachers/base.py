@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
-from stillhouse.config import Part, Registry
+from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.head import ModelHead
+from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
-from stillhouse.objectives.compact import Compact
-from stillhouse.objectives.head import Head
 
 Counts = dict[str, tuple[float, float]]
 """Name in the metrics log -> total, and over how many; the log shows the mean."""
@@ -38,7 +38,7 @@ class Teacher(Counting, Protocol):
     """The teacher's last hidden states for a batch; with `head` they are its exact distribution."""
 
     @property
-    def head(self) -> Head:
+    def head(self) -> ModelHead:
         """The teacher's output embedding, which turns its hidden states into logits."""
         ...
 
@@ -52,9 +52,9 @@ class CompactTeacher(Counting, Protocol):
     """A teacher that knows a few tokens of each row only: a compact cache, a server."""
 
     form: str
-    """"top" or "draws"; the form of every `compact` that it gives."""
+    """"topk" or "sampled"; the form of every `compact` that it gives."""
 
-    def compact(self, batch: Mapping[str, Any]) -> Compact:
+    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         """N rows: one for each true entry of `batch["response_mask"]`, row-major, on the batch's device.
 
         Args:
@@ -67,7 +67,7 @@ class CompactTeacher(Counting, Protocol):
 class Streaming(Protocol):
     """A compact teacher that says one sequence after the other, so that each can be kept at once."""
 
-    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
+    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence of the batch, its rows), in any order."""
         ...
 
@@ -84,13 +84,13 @@ class Ahead(Protocol):
 AnyTeacher = Teacher | CompactTeacher
 
 
-class TeacherConfig(Part):
+class TeacherConfig(StrictConfig):
     """Where the teacher's signal comes from."""
 
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
-    """What it gives to losses (one of "distribution", "top", "draws"; see `objectives.compact`), "layers" if
-    it shows its hidden states, and "text" if it can write responses."""
+    """What it gives to losses (one of "distribution", "topk", "sampled"; see `core.sparse`), "layers" if it
+    shows its hidden states, and "text" if it can write responses."""
     local: ClassVar[bool] = True
     """True if it computes in this process, so that autocast around it changes what it says."""
     remembers: ClassVar[bool] = False

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 
 from stillhouse.config import FilePath
+from stillhouse.core.head import ModelHead
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.files import atomic
 from stillhouse.models import TeacherModel, load_tokenizer, own_device, tokenizer_digest
-from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Teacher, TeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher
 from stillhouse.teachers.forms import DTYPES, CompactForm, DrawsForm, Form, HiddenForm, Number, TopForm
@@ -91,18 +91,18 @@ class CacheTeacherConfig(TeacherConfig):
             raise ValueError(f"store: {self.store} has no {' or '.join(foreign)}")
         if self.store == "sampled" and self.logprobs == "uint8":
             raise ValueError("store: sampled keeps log-probabilities as float32 or float16")
-        signal = self.of.provides & {"distribution", "top", "draws"}
-        if "distribution" not in signal and (self.store != "topk" or "top" not in signal):
+        signal = self.of.provides & {"distribution", "topk", "sampled"}
+        if "distribution" not in signal and (self.store != "topk" or "topk" not in signal):
             raise ValueError(
                 f"store: {self.store} needs whole distributions, which kind: {self.of.kind} does not give"
-                + ("; set store: topk" if "top" in signal else "")
+                + ("; set store: topk" if "topk" in signal else "")
             )
         return self
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
         """What its form of store gives to losses; text too where the teacher is at hand."""
-        signal = {"hidden": "distribution", "topk": "top", "sampled": "draws"}[self.store]
+        signal = "distribution" if self.store == "hidden" else self.store
         return frozenset({signal}) | (self.of.provides & {"text"} if self.on_miss == "fill" else set())
 
     def model_to_load(self) -> TeacherModel | None:
@@ -234,7 +234,7 @@ def _dtype_of(model: nn.Module) -> str:
     return name if name in DTYPES else "float32"
 
 
-def _save_head(place: Path, head: Head) -> str:
+def _save_head(place: Path, head: ModelHead) -> str:
     """Write the head; a digest of what was written."""
     from safetensors.torch import save
 
@@ -247,10 +247,10 @@ def _save_head(place: Path, head: Head) -> str:
     return care.digest_of(data)
 
 
-def _load_head(place: Path, facts: dict[str, Any], vocab: int) -> Head:
+def _load_head(place: Path, facts: dict[str, Any], vocab: int) -> ModelHead:
     from safetensors.torch import load
 
     device = own_device()
     tensors = {name: one.to(device) for name, one in load(care.read_head(place, facts)).items()}
     extras = facts["head"] or {}
-    return Head(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
+    return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from stillhouse.core.head import ModelHead
+from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
 from stillhouse.errors import TeacherError
-from stillhouse.objectives.compact import Compact, draws_of, joined, top_of
-from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import AnyTeacher, CompactTeacher, Counting, Counts, Streaming, Teacher
 from stillhouse.teachers.forms import CompactForm, DrawsForm, HiddenForm, TopForm
 from stillhouse.teachers.live import sequences
@@ -126,7 +126,7 @@ class Kept:
 class CachedTeacher:
     """The exact distribution: hidden states from a store, with the teacher's head."""
 
-    def __init__(self, store: Store, form: HiddenForm, head: Head, teacher: Teacher | None) -> None:
+    def __init__(self, store: Store, form: HiddenForm, head: ModelHead, teacher: Teacher | None) -> None:
         self.head = head
         self._form = form
         self._teacher = teacher
@@ -182,7 +182,7 @@ class CachedCompact:
         if batches and isinstance(self.inner, Streaming):
             self._kept.prepare(together(batches))
 
-    def compact(self, batch: Mapping[str, Any]) -> Compact:
+    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         """N rows, as they are kept."""
         counts = batch["response_mask"].sum(1).tolist()
         payloads = self._kept.payloads(batch)
@@ -240,7 +240,9 @@ def together(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, seed: int) -> Compact:
+def compacted(
+    form: CompactForm, head: ModelHead, hidden: Tensor, labels: Tensor, seed: int
+) -> SparseLogprobs:
     """A compact form of exact distributions, in blocks of rows.
 
     Args:
@@ -257,9 +259,9 @@ def compacted(form: CompactForm, head: Head, hidden: Tensor, labels: Tensor, see
         rows = slice(start, start + size)
         logprobs = torch.log_softmax(head.logits(hidden[rows]), -1)
         if isinstance(form, DrawsForm):
-            part = draws_of(logprobs.cpu(), form.count, generator, form.temperature, labels[rows].cpu())
+            part = sampled_of(logprobs.cpu(), form.count, generator, form.temperature, labels[rows].cpu())
         else:
             assert isinstance(form, TopForm)
-            part = top_of(logprobs, form.count, labels[rows])
+            part = topk_of(logprobs, form.count, labels[rows])
         parts.append(part)
     return joined(parts)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.core.sparse import EXCLUDED, SparseLogprobs
 from stillhouse.errors import TeacherError
-from stillhouse.objectives.compact import EXCLUDED, Compact
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Number = Literal["float32", "float16", "uint8"]
@@ -96,14 +96,14 @@ class HiddenForm(Form):
 class CompactForm(Form):
     """A few tokens of each row."""
 
-    kind: Literal["top", "draws"]
+    kind: Literal["topk", "sampled"]
 
     @abstractmethod
-    def encode(self, compact: Compact) -> bytes:
+    def encode(self, compact: SparseLogprobs) -> bytes:
         """The bytes of the rows of one sequence."""
 
     @abstractmethod
-    def decode(self, payload: memoryview | bytes, rows: int) -> Compact:
+    def decode(self, payload: memoryview | bytes, rows: int) -> SparseLogprobs:
         """The rows of a record, on the CPU in fp32."""
 
 
@@ -117,7 +117,7 @@ class TopForm(CompactForm):
     count: int
     number: Number
     vocab: int
-    kind: Literal["top", "draws"] = "top"
+    kind: Literal["topk", "sampled"] = "topk"
 
     @property
     def name(self) -> str:
@@ -127,7 +127,7 @@ class TopForm(CompactForm):
         each = _id_type(self.vocab).itemsize + {"float32": 4, "float16": 2, "uint8": 1}[self.number]
         return 8 + each * min(self.count, self.vocab) + (8 if self.number == "uint8" else 0)
 
-    def encode(self, compact: Compact) -> bytes:
+    def encode(self, compact: SparseLogprobs) -> bytes:
         assert compact.tail is not None
         assert compact.labels is not None
         ids = compact.ids.cpu().numpy()
@@ -144,7 +144,7 @@ class TopForm(CompactForm):
             parts.append(np.clip(np.rint((values - low[:, None]) / span * 255), 0, 255).astype(np.uint8))
         return b"".join(part.tobytes() for part in parts)
 
-    def decode(self, payload: memoryview | bytes, rows: int) -> Compact:
+    def decode(self, payload: memoryview | bytes, rows: int) -> SparseLogprobs:
         take = _Reader(payload)
         width = int(take("<u4", 1)[0])
         tail, labels = take("<f4", rows), take("<f4", rows)
@@ -158,7 +158,7 @@ class TopForm(CompactForm):
         else:
             kind = "<f4" if self.number == "float32" else "<f2"
             values = take(kind, rows * width).reshape(rows, width).astype(np.float32)
-        return Compact(
+        return SparseLogprobs(
             torch.from_numpy(np.where(there, ids, -1)),
             torch.from_numpy(np.where(there, values, np.float32(EXCLUDED)).astype(np.float32)),
             tail=torch.from_numpy(tail.copy()),
@@ -177,7 +177,7 @@ class DrawsForm(CompactForm):
     temperature: float
     number: Literal["float32", "float16"]
     vocab: int
-    kind: Literal["top", "draws"] = "draws"
+    kind: Literal["topk", "sampled"] = "sampled"
 
     @property
     def name(self) -> str:
@@ -187,7 +187,7 @@ class DrawsForm(CompactForm):
         each = _id_type(self.vocab).itemsize + (4 if self.number == "float32" else 2) + 4
         return 6 + each * self.count / 4  # about a quarter of many draws are new tokens
 
-    def encode(self, compact: Compact) -> bytes:
+    def encode(self, compact: SparseLogprobs) -> bytes:
         assert compact.weights is not None
         assert compact.labels is not None
         ids = compact.ids.cpu().numpy()
@@ -197,7 +197,7 @@ class DrawsForm(CompactForm):
         parts += [ids[there].astype(_id_type(self.vocab)), values, _f4(compact.weights)[there]]
         return b"".join(part.tobytes() for part in parts)
 
-    def decode(self, payload: memoryview | bytes, rows: int) -> Compact:
+    def decode(self, payload: memoryview | bytes, rows: int) -> SparseLogprobs:
         take = _Reader(payload)
         labels, sizes = take("<f4", rows), take("<u2", rows).astype(np.int64)
         total, width = int(sizes.sum()), int(sizes.max(initial=1))
@@ -211,7 +211,7 @@ class DrawsForm(CompactForm):
         ids = table(_id_type(self.vocab), -1, np.int64)
         logprobs = table("<f4" if self.number == "float32" else "<f2", EXCLUDED, np.float32)
         weights = table("<f4", 0.0, np.float32)
-        return Compact(ids, logprobs, weights=weights, labels=torch.from_numpy(labels.copy()))
+        return SparseLogprobs(ids, logprobs, weights=weights, labels=torch.from_numpy(labels.copy()))
 
 
 class _Reader:

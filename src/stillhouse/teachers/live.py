@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.head import ModelHead
 from stillhouse.models import TeacherModel, fingerprint_of_files, head_of, hidden_rows, layer_rows
-from stillhouse.objectives.head import Head
 from stillhouse.teachers.base import REGISTRY, Counts, TeacherConfig
 
 
@@ -26,7 +26,7 @@ class LiveTeacher:
             alone: run it on one sequence at a time.
         """
         self.model = model.eval()
-        self.head: Head = head_of(model, vocab)
+        self.head: ModelHead = head_of(model, vocab)
         self.tokens = 0
         """Tokens that have gone through it, those of prompts included."""
         self._alone = alone

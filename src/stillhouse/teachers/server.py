@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stillhouse.config import FilePath
+from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, joined
 from stillhouse.errors import TeacherError
-from stillhouse.objectives.compact import EXCLUDED, LEAST_TAIL, Compact, joined
 from stillhouse.remote import Completions, Server
 from stillhouse.remote.retry import Refused
 from stillhouse.remote.scores import Scores, scores_of
@@ -29,7 +29,7 @@ class ServerTeacherConfig(TeacherConfig, Server):
     Text alone (recipe seqkd) works with any server. Losses that compare distributions need log-probabilities
     of given text, which vLLM has (`prompt_logprobs`); llama.cpp and most hosted servers have none. They see
     the `top` most probable tokens of each place and the mass of the rest as one outcome, so that a loss is at
-    most the one over whole distributions (`objectives.compact`); CSD, which compares all pairs of tokens,
+    most the one over whole distributions (`core.sparse`); CSD, which compares all pairs of tokens,
     cannot be computed from that and is refused.
 
     Everything it says about given text is kept on disk, one sequence as soon as it is said, and not asked for
@@ -55,7 +55,7 @@ class ServerTeacherConfig(TeacherConfig, Server):
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
         """Text; and the most probable tokens, unless token ids are not the student's."""
-        return frozenset({"text"}) if self.retokenise else frozenset({"text", "top"})
+        return frozenset({"text"}) if self.retokenise else frozenset({"text", "topk"})
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Compare the server's tokenisation with the student's; with `retokenise` nothing needs to agree.
@@ -102,7 +102,7 @@ class ServerTeacherConfig(TeacherConfig, Server):
 class ServerTeacher:
     """Asks for the log-probabilities of whole sequences, one request for each, many at a time."""
 
-    form: str = "top"
+    form: str = "topk"
 
     def __init__(self, completions: Completions, top: int) -> None:
         self.completions = completions
@@ -147,19 +147,19 @@ class ServerTeacher:
                 f"teacher.top is {self.top}. Lower teacher.top, or start vLLM with --max-logprobs {self.top}."
             )
 
-    def compact(self, batch: Mapping[str, Any]) -> Compact:
+    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         """N rows for the response positions of a batch; see `CompactTeacher`.
 
         Raises:
             TeacherError: the server refuses a sequence or does not answer.
         """
-        parts: list[Compact | None] = [None] * len(batch["input_ids"])
+        parts: list[SparseLogprobs | None] = [None] * len(batch["input_ids"])
         for row, part in self.each(batch):
             parts[row] = part
         whole = joined([part for part in parts if part is not None])
         return whole.to(batch["input_ids"].device)
 
-    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, Compact]]:
+    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence, its rows) as the answers come."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
@@ -200,7 +200,7 @@ class ServerTeacher:
         return self.completions.body(sequence, 1, temperature=0.0, **more)
 
 
-def top_rows(scores: Scores, sequence: Sequence[int], wanted: Sequence[int], top: int) -> Compact:
+def top_rows(scores: Scores, sequence: Sequence[int], wanted: Sequence[int], top: int) -> SparseLogprobs:
     """The `top` most probable tokens, the tail and the label at some places of a sequence.
 
     Args:
@@ -231,10 +231,10 @@ def top_rows(scores: Scores, sequence: Sequence[int], wanted: Sequence[int], top
     width = max(map(len, best))
     ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
     logprobs = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
-    return Compact(ids, logprobs, tail=_tail(logprobs), labels=labels)
+    return SparseLogprobs(ids, logprobs, tail=_tail(logprobs), labels=labels)
 
 
 def _tail(logprobs: Tensor) -> Tensor:
     """The log of the mass that is left, from rounded numbers that may sum to a little more than 1."""
     left = 1.0 - logprobs.double().exp().sum(-1)
-    return left.clamp_min(0.0).log().clamp_min(LEAST_TAIL).float()
+    return left.clamp_min(0.0).log().clamp_min(MIN_TAIL).float()

@@ -6,13 +6,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import Many, Part
+from stillhouse.config import ListOf, StrictConfig
 
 Every = Literal["epoch", "never"] | int
 """At the end of each epoch, never, or every so many optimiser steps."""
 
 
-class TrainConfig(Part):
+class TrainConfig(StrictConfig):
     """How the student is optimised. What else Hugging Face's TrainingArguments know goes into `hf`."""
 
     epochs: float = Field(1.0, gt=0)
@@ -54,7 +54,7 @@ class TrainConfig(Part):
     """Also let the student answer when it is validated; false measures the loss alone, which is faster."""
     best_by: Literal["rouge_l", "loss"] = "rouge_l"
     """What "best" is measured by, on data.valid."""
-    report_to: Many[str] = ()
+    report_to: ListOf[str] = ()
     """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
     hf: dict[str, Any] = Field(default_factory=dict)
     """Further fields of transformers.TrainingArguments, passed through as they are."""

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.config import walk
-from stillhouse.objectives import Rows
+from stillhouse.core.rows import Rows, sequence_gaps
+from stillhouse.core.types import SOURCES, Progress
 from stillhouse.objectives.contrastive import Contrastive
-from stillhouse.objectives.rows import sequence_gaps
-from stillhouse.types import SOURCES, Progress
 
 TreeT = TypeVar("TreeT")
 SIGNS = {"teacher": 1.0, "student": -1.0}

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillhouse.data.collate import Batch
-from stillhouse.types import SOURCES
+from stillhouse.core.batch import Batch
+from stillhouse.core.types import SOURCES
 
 Normalise = Literal["token", "sequence"]
 

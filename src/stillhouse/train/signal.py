@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from stillhouse.core.sparse import SparseLogprobs, nothing, spread
+from stillhouse.core.types import SOURCES
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
-from stillhouse.objectives.compact import Compact, nothing, spread
-from stillhouse.responses import TeacherMemory
+from stillhouse.rollouts import TeacherMemory
 from stillhouse.teachers import Ahead, AnyTeacher, CompactTeacher, Teacher
 from stillhouse.teachers.live import sequences
-from stillhouse.types import SOURCES
 
 
 def sources_with_teacher(objective: Objective) -> frozenset[int]:
@@ -33,7 +33,7 @@ def seen_by_teacher(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def teacher_signal(
     teacher: AnyTeacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
-) -> Tensor | Compact:
+) -> Tensor | SparseLogprobs:
     """What `fused_rows` takes as the teacher: hidden states [N, Dt], or a few tokens of each of the N rows.
 
     See `teacher_hidden` for the arguments. A compact teacher is asked about the sequences that need it alone,

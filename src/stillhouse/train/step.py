@@ -15,23 +15,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stillhouse.curriculum import Curriculum
-from stillhouse.data.collate import Batch, collate, split
+from stillhouse.core.batch import Batch
+from stillhouse.core.head import ModelHead
+from stillhouse.core.rows import Rows
+from stillhouse.core.sparse import SparseLogprobs
+from stillhouse.core.types import SOURCES, Progress, Prompt, Response
+from stillhouse.data.collate import collate, split
 from stillhouse.data.translate import Translator, alignment_of
 from stillhouse.errors import TrainingError
+from stillhouse.fused import fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
-from stillhouse.objectives import Compact, Head, Objective, Rows, fused_label_facts, fused_rows
+from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
-from stillhouse.responses import Policy, ResponsesConfig, TeacherMemory
+from stillhouse.rollouts import Policy, ResponsesConfig, TeacherMemory
+from stillhouse.schedules import Curriculum
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
 from stillhouse.train.signal import look_ahead, seen_by_teacher, teacher_signal
-from stillhouse.types import SOURCES, Progress, Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,7 @@ class Step:
         """Whether the responses of a prompt must stay together in a micro-batch."""
         return "pairs" in self.method.objective.required
 
-    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | Compact | None, Layers]:
+    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | SparseLogprobs | None, Layers]:
         """What the teacher says about a micro-batch and its layers that are compared, counted and timed."""
         if self.teacher is None:
             return None, {}
@@ -239,7 +244,7 @@ class Step:
         with self.meter.seconds("teacher"):
             seen_batch = seen_by_teacher(batch)
             objective: Objective = self.now["objective"]
-            signal: Tensor | Compact
+            signal: Tensor | SparseLogprobs
             layers: Layers = {}
             if objective.depths:
                 assert isinstance(self.teacher, LiveTeacher)
@@ -253,8 +258,8 @@ class Step:
         return signal, layers
 
     def _sides(
-        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | Compact | None
-    ) -> tuple[tuple[Tensor, Head, Tensor | Compact | None, Head | None], Layers]:
+        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | SparseLogprobs | None
+    ) -> tuple[tuple[Tensor, ModelHead, Tensor | SparseLogprobs | None, ModelHead | None], Layers]:
         """Hidden states and head of the student, then what the teacher says and its head, if it has one; and
         the student's layers that are compared."""
         head = self.teacher.head if isinstance(self.teacher, Teacher) else None

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer
 
+from stillhouse.core.types import Progress, Prompt
 from stillhouse.train.step import Step
-from stillhouse.types import Progress, Prompt
 
 
 class DistilTrainer(Trainer):

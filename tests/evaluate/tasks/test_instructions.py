@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from stillhouse.config import Layer, Layered, validate
 from stillhouse.data import DataConfig, Encoder
 from stillhouse.data.rows import Fields
-from stillhouse.data.template import Alpaca
+from stillhouse.data.templates import Alpaca
 from stillhouse.errors import ConfigError
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.evaluate.tasks import REGISTRY

@@ -13,7 +13,7 @@ from tests.evaluate.benches import bench
 from stillhouse.data import Encoder
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.evaluate.tasks import REGISTRY
-from stillhouse.verify import right
+from stillhouse.grading import right
 
 KINDS = {
     "gsm8k": "math/gsm8k_test.jsonl",

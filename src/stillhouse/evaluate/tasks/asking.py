@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.config import Many
+from stillhouse.config import ListOf
+from stillhouse.core.types import Completion, Prompt
 from stillhouse.data import DataConfig, Encoder, Source, SourceConfig
 from stillhouse.data.lengths import TooLong
 from stillhouse.data.load import TemplateField, read_rows
@@ -19,7 +20,6 @@ from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
 from stillhouse.evaluate.partial import digest_of_prompts, digest_of_questions
 from stillhouse.evaluate.tasks.probe import Bench, Probe
-from stillhouse.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ class Asking(Probe):
     """At most this many questions."""
     sampling: Sampling | None = None
     """How answers are written; default: `evaluate.sampling`."""
-    seeds: Many[Annotated[int, Field(ge=0)]] | None = None
+    seeds: ListOf[Annotated[int, Field(ge=0)]] | None = None
     """One pass over the questions for each; default: `evaluate.seeds`."""
     template: TemplateField | None = None
     """How a row becomes a prompt; default: `data.template`."""

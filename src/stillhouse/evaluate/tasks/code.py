@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stillhouse import console
-from stillhouse.config import Many
+from stillhouse.config import ListOf
 from stillhouse.data import SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.errors import ConfigError, DataError, Fault
@@ -19,8 +19,8 @@ from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
 from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores, Task
 from stillhouse.evaluate.tasks.probe import Bench, Outcome
 from stillhouse.evaluate.tasks.shots import WithShots
+from stillhouse.grading.rows import Code, problem_of
 from stillhouse.sandbox import Limits, Verdict, check_program, require
-from stillhouse.verify.rows import Code, problem_of
 
 
 class _Programs(Task):
@@ -29,7 +29,7 @@ class _Programs(Task):
     `pass_at_K` (0 to 1) is the unbiased estimate over all samples of all seeds.
     """
 
-    k: Many[Annotated[int, Field(ge=1)]] = (1,)
+    k: ListOf[Annotated[int, Field(ge=1)]] = (1,)
     """For which numbers of tries; at most `samples` times the number of seeds."""
     seconds: Annotated[float, Field(gt=0)] = 10.0
     """Time that a program and its tests may take."""

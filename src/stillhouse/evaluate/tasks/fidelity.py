@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.config import Many
+from stillhouse.config import ListOf
+from stillhouse.core.types import Response
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.answers import Written, as_responses, text_statistics
 from stillhouse.evaluate.metrics.diversity import distinct_n, self_bleu
@@ -15,7 +16,6 @@ from stillhouse.evaluate.metrics.rouge import rouge_of
 from stillhouse.evaluate.tasks.asking import Asking, Sitting
 from stillhouse.evaluate.tasks.base import means_over_seeds
 from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome
-from stillhouse.types import Response
 
 SAMPLED = Sampling(temperature=1.0)
 
@@ -97,7 +97,7 @@ class CurveProbe(Asking):
     """
 
     kind: Literal["curve"] = "curve"
-    temperatures: Many[Annotated[float, Field(gt=0)]] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    temperatures: ListOf[Annotated[float, Field(gt=0)]] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     """Where the curve has points."""
     sampling: Sampling | None = SAMPLED
     """How answers are written, but for the temperature."""

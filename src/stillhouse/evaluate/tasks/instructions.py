@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import Many
+from stillhouse.config import ListOf
+from stillhouse.core.types import Response
 from stillhouse.data import Source, SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.engines.base import Sampling
@@ -17,7 +18,6 @@ from stillhouse.evaluate.metrics.translation import corpus_bleu, corpus_chrf
 from stillhouse.evaluate.tasks.base import REGISTRY, Bench, Question, Scores, Task, means_over_seeds
 from stillhouse.evaluate.tasks.exact_match import normal
 from stillhouse.evaluate.tasks.formats import instruction_rows
-from stillhouse.types import Response
 
 Metric = Literal["rouge_l", "bleu", "chrf", "exact_match"]
 
@@ -36,7 +36,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 class FreeText(Task):
     """Answers in free words, compared with references."""
 
-    metrics: Many[Metric] = ("rouge_l",)
+    metrics: ListOf[Metric] = ("rouge_l",)
     """What answers are scored by: rouge_l, bleu, chrf, exact_match. BLEU and chrF are of all answers of a
     seed together, as sacrebleu computes them (extra [eval])."""
     likelihood: bool = True
@@ -131,7 +131,7 @@ class Instructions(FreeText):
     """Several files of rows by the names of their tasks, in place of `data`."""
     sampling: Sampling | None = Sampling(temperature=1.0)
     """How answers are written. `no_repeat_ngram_size` is 0 unless set here or by the protocol."""
-    seeds: Many[Annotated[int, Field(ge=0)]] | None = (10, 20, 30, 40, 50)
+    seeds: ListOf[Annotated[int, Field(ge=0)]] | None = (10, 20, 30, 40, 50)
     """One pass over the questions for each."""
 
     @model_validator(mode="before")
@@ -177,10 +177,10 @@ class E2E(FreeText):
     """
 
     kind: Literal["e2e"] = "e2e"
-    metrics: Many[Metric] = ("rouge_l", "bleu", "chrf")
+    metrics: ListOf[Metric] = ("rouge_l", "bleu", "chrf")
     sampling: Sampling | None = Sampling(temperature=0.0)
     """How answers are written."""
-    seeds: Many[Annotated[int, Field(ge=0)]] | None = (10,)
+    seeds: ListOf[Annotated[int, Field(ge=0)]] | None = (10,)
     """One pass over the questions for each; greedy needs one."""
 
     def questions(self, *arguments: Any, **named: Any) -> Any:

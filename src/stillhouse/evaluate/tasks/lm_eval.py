@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.config import FilePath, Many, nearest
+from stillhouse.config import FilePath, ListOf, nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe
 
@@ -25,7 +25,7 @@ class LmEvalProbe(Probe):
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
-    tasks: Annotated[Many[str], Field(min_length=1)]
+    tasks: Annotated[ListOf[str], Field(min_length=1)]
     """Names of tasks or groups."""
     folder: FilePath | None = None
     """A folder with tasks of your own, one YAML file each; then all names are looked for there alone."""

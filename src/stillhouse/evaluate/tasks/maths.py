@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.config import Many
+from stillhouse.config import ListOf
 from stillhouse.data import SourceConfig
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError
 from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores
 from stillhouse.evaluate.tasks.shots import WithShots
-from stillhouse.verify.maths import grade
-from stillhouse.verify.rows import Value, problem_of
+from stillhouse.grading.maths import grade
+from stillhouse.grading.rows import Value, problem_of
 
 
 class _Maths(WithShots):
@@ -29,7 +29,7 @@ class _Maths(WithShots):
     """How far apart two numbers may be and still be equal."""
     ask: str = "{question}"
     """The instruction; `{question}` stands for the row's."""
-    stop: Many[str] = ("\nQuestion:", "\nQ:")
+    stop: ListOf[str] = ("\nQuestion:", "\nQ:")
     """An answer counts up to the first of these, where a model goes on with another problem."""
 
     def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from stillhouse.config import Part, Registry
+from stillhouse.config import Registry, StrictConfig
 from stillhouse.data import DataConfig, SourceConfig
 from stillhouse.engines.base import EngineConfig, Sampling, TokenizerFacts
 from stillhouse.evaluate.partial import Partial
@@ -83,7 +83,7 @@ RULES = {"template", "max_prompt", "max_response", "too_long", "no_response"}
 """What a result depends on in the `data` part of a run."""
 
 
-class Probe(Part):
+class Probe(StrictConfig):
     """Something that is measured on one system. `Task` is the usual kind: questions with scored answers."""
 
     kind: str

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from stillhouse import console
-from stillhouse.config import Many
+from stillhouse.config import ListOf
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.tasks.asking import Asking, Sitting
@@ -48,7 +48,7 @@ class SpeculativeProbe(Asking):
     """At most this many questions: texts are written one at a time."""
     gamma: Gamma = 4
     """Tokens that the student proposes at a time, for the plain metrics and the speed."""
-    gammas: Many[Gamma] = (1, 2, 3, 4, 5, 6, 7, 8)
+    gammas: ListOf[Gamma] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Also counted with these."""
     sampling: Sampling | None = Sampling(temperature=1.0, max_tokens=64)
     """Temperature and length limit; nothing else may be set."""
@@ -62,8 +62,8 @@ class SpeculativeProbe(Asking):
             ConfigError: there is no teacher, or the sampling has other settings than temperature and length.
             ModelError: a model keeps a state that cannot be taken back.
         """
+        from stillhouse.core.types import Response
         from stillhouse.evaluate.likelihood import likelihood
-        from stillhouse.types import Response
 
         if bench.teacher is None:
             raise ConfigError(

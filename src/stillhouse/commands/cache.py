@@ -1,0 +1,160 @@
+"""stillhouse cache: what teachers said, on disk."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse import console
+from stillhouse.commands.arguments import Overrides, RunFile
+
+Folder = Annotated[
+    Path, typer.Argument(help="The cache folder (teacher.folder).", metavar="FOLDER", show_default=True)
+]
+DEFAULT = Path("teacher-cache")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb and its own verbs."""
+    verbs = typer.Typer(help="Keep what teachers say on disk, and look after it.", no_args_is_help=True)
+    for verb in (build, bias, info, verify, prune):
+        verbs.command(verb.__name__)(verb)
+    app.add_typer(verbs, name="cache")
+
+
+def _there(folder: Path) -> Path:
+    from stillhouse.errors import ConfigError, Fault
+
+    if not folder.is_dir():
+        raise ConfigError(
+            Fault(
+                "FOLDER",
+                "there is no such folder",
+                got=str(folder),
+                hint="Name the cache's (teacher.folder of its runs), or fill one: stillhouse cache build.",
+            )
+        )
+    return folder
+
+
+def build(
+    file: RunFile,
+    overrides: Overrides = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Sequences in one pass of the teacher.", show_default=False)
+    ] = None,
+) -> None:
+    """Fill the cache of a run before training; an interrupted build goes on where it stopped.
+
+    Under torchrun, or with RANK and WORLD_SIZE set, each process fills a share.
+    """
+    from stillhouse.run.resolve import resolve
+
+    config = resolve(file, list(overrides or ())).config
+    from stillhouse.run.caching import build as fill
+
+    console.say(fill(config, batch_size))
+
+
+def bias(
+    file: RunFile,
+    overrides: Overrides = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Training prompts to measure on.")] = 32,
+) -> None:
+    """Compare loss and gradient over each kind of store with those of the live teacher, on a sample."""
+    from stillhouse.run.resolve import resolve
+
+    config = resolve(file, list(overrides or ())).config
+    from stillhouse.run.caching import REPEATS
+    from stillhouse.run.caching import bias as measure
+
+    loss, rows, refused = measure(config, prompts)
+    columns = (
+        "store", "bytes/token", "loss", "error of loss", "noise of loss",
+        "gradient: cosine", "error", f"error, mean of {REPEATS}",
+    )  # fmt: skip
+    table = [
+        (r.name, r.bytes_per_token, r.loss, r.loss_error, r.loss_noise, r.cosine, r.gradient_error,
+         r.mean_gradient_error if r.loss_noise else None)
+        for r in rows
+    ]  # fmt: skip
+    console.table(columns, table, title=f"{config.objective.name}, live teacher: {loss:.6f} nats per token")
+    if refused:
+        console.say(f"{config.objective.name} cannot be computed from: {', '.join(refused)}")
+
+
+def info(folder: Folder = DEFAULT) -> None:
+    """Show what is in a cache folder."""
+    from stillhouse.teachers.store.care import contents
+
+    rows = [
+        (
+            one.teacher, one.path, one.form, one.records, one.tokens, one.bytes / 1e6,
+            one.bytes / max(1, one.tokens), one.shards,
+            datetime.datetime.fromtimestamp(one.last_used).isoformat(" ", "minutes"),
+        )
+        for one in contents(_there(folder))
+    ]  # fmt: skip
+    columns = (
+        "teacher", "was at", "form", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
+    )  # fmt: skip
+    console.table(columns, rows, caption=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
+
+
+def verify(
+    folder: Folder = DEFAULT,
+    repair: Annotated[bool, typer.Option(help="Write damaged shards anew without what is damaged.")] = False,
+) -> None:
+    """Read every byte and check it against its checksum; exit code 3 if something is damaged."""
+    from stillhouse.errors import TeacherError
+    from stillhouse.teachers.store import care
+
+    sound, broken = 0, []
+    for path, whole, damage in care.verify(_there(folder)):
+        sound += whole
+        for one in damage:
+            console.say(f"{one.path}: {one.what} {'was cut short' if one.mends_itself else 'is damaged'}")
+        bad = any(not one.mends_itself for one in damage)
+        if bad and repair and care.repair(path):
+            done = f"written anew with its {whole:,} sound records"
+            if path.suffix != ".shard":
+                done = "removed; `stillhouse cache build` with the teacher at hand writes it anew"
+            console.say(f"{path}: {done}")
+        elif bad:
+            broken.append(path)
+    console.say(f"{sound:,} sound records in {folder}")
+    if broken:
+        raise TeacherError(
+            f"{len(broken)} damaged: {', '.join(map(str, broken))}. What is damaged is never used; "
+            + ("a process is writing to it, try again later." if repair else "remove it with --repair.")
+        )
+
+
+def prune(
+    folder: Folder = DEFAULT,
+    limit: Annotated[
+        str | None,
+        typer.Option(help="Keep at most this much, such as 20GB; what was not used longest goes."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Remove all stores of the teacher with this fingerprint (see info).")
+    ] = None,
+) -> None:
+    """Make room in a cache folder."""
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.teachers.cache import parse_bytes
+    from stillhouse.teachers.store import care
+
+    if limit is None and teacher is None:
+        raise ConfigError(Fault("cache prune", "needs --limit or --teacher"))
+    try:
+        size = None if limit is None else int(parse_bytes(limit))
+    except ValueError as error:
+        raise ConfigError(Fault("--limit", str(error), got=limit)) from error
+    freed, busy = care.prune(_there(folder), size, teacher)
+    console.say(f"{freed / 1e6:,.1f} MB freed in {folder}")
+    for path in busy:
+        console.warn(f"{path} was left as it is: a process is writing to it")

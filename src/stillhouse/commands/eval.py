@@ -1,0 +1,147 @@
+"""stillhouse eval: how good a model is on held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stillhouse import console
+from stillhouse.commands.wording import as_options
+from stillhouse.errors import ConfigError, Fault
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("eval")(command)
+
+
+def command(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Models to evaluate: folders, hub names or run folders. Several are compared.",
+            metavar="MODEL...",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSONL or parquet file of prompts with references.", show_default=False),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Also measure KL and agreement with this model.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A YAML file with `tasks: [...]`, or the names of tasks; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template: auto, alpaca, chat or plain.")] = "auto",
+    temperature: Annotated[float, typer.Option(help="0 is greedy; the papers use 1.")] = 0.0,
+    seeds: Annotated[str, typer.Option(help="One pass for each, separated by commas.")] = "10",
+    max_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 256,
+    no_repeat_ngram: Annotated[
+        int, typer.Option(help="Never repeat an n-gram of this size; the papers use 6, 0 is off.")
+    ] = 0,
+    limit: Annotated[int | None, typer.Option(help="At most this many prompts of --data.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="One model: the result (JSON; the answers beside it). Several models, or tasks: a folder; "
+            "default: runs/comparison.",
+        ),
+    ] = None,
+) -> None:
+    """Measure models on held-out prompts and tasks: ROUGE-L and length; with --teacher also KL and agreement.
+
+    Several models, or --tasks, make a comparison: a folder of results and its page, report.html. Given again,
+    the same command goes on where it was interrupted.
+    """
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
+    settings: dict[str, Any] = {"sampling": sampling, "seeds": _seeds(seeds), "limit": limit}
+    if data is None and not tasks:
+        raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
+    if len(models) > 1 or tasks:
+        _compare(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
+        return
+    assert data is not None
+    from stillhouse.files import write_json, write_jsonl
+    from stillhouse.run.comparison import evaluate_model
+    from stillhouse.run.folder import check_file
+
+    if output is not None:
+        check_file("--output", output, ".json")
+    with as_options(OPTIONS):
+        result, rows = evaluate_model(models[0], data, teacher=teacher, template=template, **settings)
+    if output is not None:
+        write_jsonl(output.with_suffix(".jsonl"), rows)
+        write_json(output, result)
+    console.table(("metric", "value"), list(result["metrics"].items()), title=models[0])
+
+
+def _compare(
+    models: list[str],
+    data: Path | None,
+    teacher: str | None,
+    template: str,
+    evaluate: dict[str, Any],
+    output: Path | None,
+) -> None:
+    from stillhouse.commands.compare import show_tables
+    from stillhouse.report import write_report
+    from stillhouse.report.formats import load_runs
+    from stillhouse.run.comparison import compare
+
+    folder = output or Path("runs/comparison")
+    with as_options(OPTIONS):
+        folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
+    show_tables(load_runs(folders))
+    console.say(str(write_report(folders, folder / "report.html")))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ConfigError(Fault("--seeds", "must be whole numbers separated by commas", got=text)) from None
+    if min(numbers) < 0:
+        raise ConfigError(Fault("--seeds", "must not be negative", got=text))
+    return numbers
+
+
+def _tasks(given: list[str]) -> dict[str, Any]:
+    """What YAML files and names say: `tasks`, and other values of the `evaluate` part of a run."""
+    from stillhouse.config.strict_yaml import read
+
+    values: dict[str, Any] = {"tasks": []}
+    for text in given:
+        if not text.endswith((".yaml", ".yml")):
+            values["tasks"] += [name.strip() for name in text.split(",")]
+            continue
+        found, _ = read(text)
+        more = found.pop("tasks", None)
+        if not isinstance(more, list):
+            raise ConfigError(Fault("--tasks", f"{text} has no list of tasks", hint="Write `tasks: [...]`."))
+        values = {**values, **found, "tasks": [*values["tasks"], *more]}
+    return values
+
+
+OPTIONS = {
+    "student.path": "MODEL",
+    "teacher.path": "--teacher",
+    "data.train": "--data",
+    "data.template": "--template",
+    "data.template.kind": "--template",
+    "data.max_response": "--max-tokens",
+    "evaluate.sampling.temperature": "--temperature",
+    "evaluate.sampling.max_tokens": "--max-tokens",
+    "evaluate.sampling.no_repeat_ngram_size": "--no-repeat-ngram",
+    "evaluate.limit": "--limit",
+}
+"""Which option of the verb a place in the configuration stands for."""

@@ -1,0 +1,1 @@
+"""What flows between the rooms: prompts, responses, batches, rows, heads, alignments, sparse logprobs."""

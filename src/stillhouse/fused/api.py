@@ -1,0 +1,260 @@
+"""Any objective over the language-model head, in chunks of rows: never the logits of all rows at once.
+
+Per chunk: student and teacher logits by one matrix product each, then the objective and its gradient in
+small blocks that stay in the cache, written over the student's logits; then the products that give the
+gradients of hidden states and head. So backward has nothing left to recompute, and the price is four matrix
+products and a little arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillhouse.core.alignment import TokenAlignment
+from stillhouse.core.head import ModelHead, as_head, gathered
+from stillhouse.core.rows import Rows
+from stillhouse.core.sparse import SparseLogprobs
+from stillhouse.fused.cross_tokenizer import CrossTokenizerHeadLoss
+from stillhouse.fused.kernel import Chunking, FusedHeadLoss, Gradients, ModelOutput, RowBlock, operand_dtype
+from stillhouse.objectives.base import Objective, check_aligned, with_sparse
+
+DEFAULT = Chunking()
+
+
+def fused_loss(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: ModelHead | Tensor,
+    teacher_hidden: Tensor | SparseLogprobs | None = None,
+    teacher_head: ModelHead | Tensor | None = None,
+    token_weight: Tensor | None = None,
+    rows: Rows | None = None,
+    chunking: Chunking = DEFAULT,
+) -> Tensor:
+    """The objective over hidden states and heads, as one number.
+
+    Args:
+        objective: any objective; its plain call on full logits is the definition that this equals.
+        student_hidden: [N, Ds], gradient wanted or not.
+        student_head: a [V, Ds] weight or a `ModelHead`; a frozen one gets no gradient and costs none.
+        teacher_hidden: [N, Dt], or what a teacher says about a few tokens of each row, which needs no head;
+            None if the objective needs no teacher.
+        teacher_head: a [V', Dt] weight or a `ModelHead`. Of heads of different height the shared ids are
+            compared.
+        token_weight: [N]; None: each row counts 1 / N. Rows of weight 0 reach no head.
+        rows: labels, sources and the rest of what the objective needs, [N] each.
+        chunking: memory budget and compilation.
+
+    Returns:
+        sum_n token_weight_n value_n, fp32 (fp64 for fp64 operands); backward works once, as gradients are
+        ready.
+
+    Raises:
+        ValueError: something that the objective needs is missing, or shapes do not fit.
+    """
+    return fused_rows(
+        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, chunking
+    )[0]
+
+
+def fused_rows(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: ModelHead | Tensor,
+    teacher_hidden: Tensor | SparseLogprobs | None = None,
+    teacher_head: ModelHead | Tensor | None = None,
+    token_weight: Tensor | None = None,
+    rows: Rows | None = None,
+    chunking: Chunking = DEFAULT,
+) -> tuple[Tensor, Tensor]:
+    """As `fused_loss`, with the detached values of all rows, [N]; rows of weight 0 have value 0."""
+    call = _call(
+        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, chunking
+    )
+    weight, bias = call.parameters
+    inputs = [tensor for tensor in (student_hidden, weight, bias) if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        loss, values = _Fused.apply(student_hidden, weight, bias, call)
+        return loss, values
+    with torch.no_grad():
+        return call.run(student_hidden, weight, bias, (False, False, False))[:2]
+
+
+def fused_label_facts(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: ModelHead | Tensor,
+    teacher_hidden: Tensor | SparseLogprobs | None = None,
+    teacher_head: ModelHead | Tensor | None = None,
+    rows: Rows | None = None,
+    chunking: Chunking = DEFAULT,
+) -> Rows:
+    """The rows with the label log-probabilities of both models and the likelihood gaps; no gradient.
+
+    `fused_rows` does the same by itself where the objective is over sequences. This is for those who want the
+    numbers too, or want them for a whole batch before its first loss. Rows that have them are not computed
+    again.
+    """
+    call = _call(objective, student_hidden, student_head, teacher_hidden, teacher_head, None, rows, chunking)
+    with torch.no_grad():
+        return call.label_facts(student_hidden)
+
+
+def _call(
+    objective: Objective,
+    student_hidden: Tensor,
+    student_head: ModelHead | Tensor,
+    teacher_hidden: Tensor | SparseLogprobs | None,
+    teacher_head: ModelHead | Tensor | None,
+    token_weight: Tensor | None,
+    rows: Rows | None,
+    chunking: Chunking,
+) -> _Call:
+    """The checked arguments of one call."""
+    head, rows = as_head(student_head), rows or Rows()
+    if objective.whole == "sequence" and rows.alignment is None and rows.sequence_ids is not None:
+        labels = torch.zeros_like(rows.sequence_ids) if rows.labels is None else rows.labels
+        rows = replace(rows, labels=labels, alignment=TokenAlignment.identity(labels, rows.sequence_ids))
+    others: dict[str, ModelOutput] = {}
+    wanted = objective.required
+    if isinstance(teacher_hidden, SparseLogprobs):
+        rows = with_sparse(rows, teacher_hidden)
+    elif "teacher" in wanted and teacher_hidden is not None and teacher_head is not None:
+        others["teacher"] = ModelOutput.of(teacher_hidden, as_head(teacher_head))
+    if "reference" in wanted and rows.reference_hidden is not None and rows.reference_head is not None:
+        others["reference"] = ModelOutput.of(rows.reference_hidden, rows.reference_head)
+    _check(objective, student_hidden, others, token_weight, rows)
+    operand = operand_dtype(student_hidden, head.weight)
+    return _Call(objective, head, others, token_weight, rows, chunking, operand)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Everything of a call but the three tensors that autograd must see."""
+
+    objective: Objective
+    head: ModelHead
+    others: dict[str, ModelOutput]
+    token_weight: Tensor | None
+    rows: Rows
+    chunking: Chunking
+    operand: torch.dtype
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the student's head, whole."""
+        return gathered(self.head.weight), None if self.head.bias is None else gathered(self.head.bias)
+
+    def label_facts(self, hidden: Tensor) -> Rows:
+        """See `fused_label_facts`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            part, _ = self._part(ModelOutput.of(hidden, self.head, self.operand))
+            return FusedHeadLoss(part, self.chunking, (False, False, False)).label_facts()
+
+    def run(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, Tensor, Gradients]:
+        """The loss, the values of all rows, and the gradients that are wanted."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            student = ModelOutput.of(hidden, replace(self.head, weight=weight, bias=bias), self.operand)
+            part, index = self._part(student)
+            work = FusedHeadLoss if part.rows.alignment is None else CrossTokenizerHeadLoss
+            loss, values, sums = work(part, self.chunking, needs).run()
+        count = hidden.shape[0]
+        if index is not None:
+            values = values.new_zeros(count).index_copy_(0, index, values)
+        gradients = (
+            _spread(sums.hidden, hidden, index),
+            _padded(sums.weight, weight),
+            None if bias is None else _padded(sums.bias, bias),
+        )
+        return loss, values, gradients
+
+    def _part(self, student: ModelOutput) -> tuple[RowBlock, Tensor | None]:
+        """The rows that count, and which they are (None: all)."""
+        others = self.others
+        if others and self.objective.shares_vocabulary:
+            height = min(side.weight.shape[0] for side in (student, *others.values()))
+            student = student.cut(height)
+            others = {name: side.cut(height) for name, side in others.items()}
+        count = student.hidden.shape[0]
+        exact = torch.promote_types(self.operand, torch.float32)
+        rows = replace(self.rows, reference_hidden=None, reference_head=None)
+        weights, index = self.token_weight, None
+        if weights is None:
+            weights = torch.full((count,), 1 / max(1, count), dtype=exact, device=student.hidden.device)
+        elif rows.alignment is None and not bool((weights != 0).all()):
+            index = weights.nonzero().squeeze(-1)
+        part = RowBlock(self.objective, 1.0, student, others, rows, weights.detach().to(exact), None)
+        return part.at(index), index
+
+
+def _spread(gradient: Tensor | None, hidden: Tensor, index: Tensor | None) -> Tensor | None:
+    """The gradient for all rows from that for the rows that count."""
+    if gradient is None:
+        return None
+    gradient = gradient.to(hidden.dtype)
+    return gradient if index is None else torch.zeros_like(hidden).index_copy_(0, index, gradient)
+
+
+def _padded(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient for the whole parameter from that for the ids that are compared; the rest gets zeros."""
+    if gradient is None:
+        return None
+    gradient = gradient.to(parameter.dtype)
+    if gradient.shape[0] == parameter.shape[0]:
+        return gradient
+    whole = torch.zeros_like(parameter)
+    whole[: gradient.shape[0]] = gradient
+    return whole
+
+
+def _check(
+    objective: Objective,
+    student_hidden: Tensor,
+    others: dict[str, ModelOutput],
+    token_weight: Tensor | None,
+    rows: Rows,
+) -> None:
+    if student_hidden.dim() != 2:
+        raise ValueError(f"hidden states are [rows, width], got {list(student_hidden.shape)}")
+    objective.check("teacher" in others, rows)
+    count = student_hidden.shape[0]
+    lengths = {name: side.hidden.shape[0] for name, side in others.items() if name != "teacher"}
+    if "teacher" in others:
+        check_aligned(objective, count, others["teacher"].hidden.shape[0], rows)
+    lengths["rows"] = count if rows.count is None else rows.count
+    lengths["token_weight"] = count if token_weight is None else token_weight.shape[0]
+    for name, length in lengths.items():
+        if length != count:
+            raise ValueError(f"{name}: {length} rows, but the student has {count}")
+
+
+class _Fused(torch.autograd.Function):
+    """Gradients are computed in forward, where the logits are; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
+    ) -> tuple[Tensor, Tensor]:
+        loss, values, gradients = call.run(hidden, weight, bias, ctx.needs_input_grad[:3])
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(values)
+        return loss, values
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("fused_loss can be differentiated once; call it again for a second backward")
+        gradients: Gradients = ctx.gradients
+        ctx.gradients = None  # so that autograd may keep the tensors instead of copying them
+        scale = upstream[0]
+        if scale.device.type != "cpu" or scale.item() != 1.0:  # asking a GPU would wait for it
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(scale)
+        return (*gradients, None)

@@ -1,0 +1,169 @@
+"""Reverse KL over whole responses by policy gradient: MiniLLM and on-policy distillation."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stillhouse.core.rows import Rows
+from stillhouse.core.sparse import ALL_FORMS
+from stillhouse.objectives.base import Objective, register, with_gradient
+from stillhouse.objectives.divergences import both, kl
+from stillhouse.objectives.ranges import Discount
+from stillhouse.schedules import Share
+
+LARGEST = 80.0
+"""e^80 is the largest p / q that k3 reports: beyond it fp32 has no number."""
+LEAST_SHARE = 1e-3
+"""Least share of the student in the probability that a token was sampled with; below it rounding decides."""
+
+
+def returns(rewards: Tensor, ids: Tensor, discount: float, include_current: bool) -> tuple[Tensor, Tensor]:
+    """For each row the discounted sum of the rewards after it in its sequence, and how many they are, both
+    [N].
+
+    Rows of a sequence count in the order in which they stand, whatever lies between them.
+    """
+    count = torch.bincount(ids)
+    order = torch.argsort(ids, stable=True)
+    place = torch.empty_like(ids)
+    place[order] = torch.arange(ids.numel(), device=ids.device) - (count.cumsum(0) - count)[ids[order]]
+    table = rewards.new_zeros(count.numel(), int(count.max()) + 1).index_put((ids, place), rewards)
+    sums = torch.zeros_like(table)
+    for column in range(table.shape[1] - 2, -1, -1):
+        later = sums[:, column + 1] if include_current else sums[:, column + 1] + table[:, column + 1]
+        sums[:, column] = discount * later + (table[:, column] if include_current else 0.0)
+    left = count[ids] - place - (0 if include_current else 1)
+    return sums[ids, place], left
+
+
+@register
+class PolicyGradient(Objective):
+    """Reverse KL of whole responses, from the tokens that were sampled.
+
+    Equation: sum_t KL(q_t || p_t) along the student's responses. The gradient has two parts: that of each
+        KL(q_t || p_t) (`single_step`; without it leave that part to a `reverse_kl` beside), and
+        -G_t grad log q(y_t), G_t = sum_{t' > t} discount^(t' - t) r_t', r = log p(y) - log q(y).
+    Gradient: w_t [grad KL(q_t || p_t) - G_t grad log q(y_t)], G_t and the sampling weight w_t constant.
+    Character: seeking, over sequences and not only tokens.
+    When: student-written text. MiniLLM: `single_step`, `sampling_teacher_share` 0.2. On-policy distillation:
+        `discount` 0 with `include_current`, where only the sampled token counts. PPO, as in MiniLLM's
+        code: several steps on the same text (`responses: {kind: batched, uses: 4}`) with `ratio_clip` 0.2.
+    Source: MiniLLM (arXiv 2306.08543), equations 3 to 6; Thinking Machines 2025, on-policy distillation.
+    """
+
+    kind: Literal["policy_gradient"] = "policy_gradient"
+    divergence: ClassVar[bool] = False
+    exact_gradient: ClassVar[bool] = False
+    single_step: bool = False
+    """Add the exact KL(q_t || p_t) of every token, value and gradient."""
+    discount: Discount = 1.0
+    """How much a reward one token later counts; gamma."""
+    include_current: bool = False
+    """Count the reward of the token itself too. Not together with `single_step`, which has it exactly."""
+    length_normalised: bool = False
+    """Divide each return by the number of its rewards."""
+    reward_scale: float = Field(1.0, gt=0)
+    """Rewards are divided by it, before they are cut; MiniLLM's code: 0.5."""
+    reward_clip: float | None = None
+    """Rewards are cut to this absolute value (nats); None: not."""
+    whiten: bool = False
+    """Shift and scale the returns to mean 0 and variance 1 over the tokens of a micro-batch, as MiniLLM's
+    code does. The only option with which the gradient depends on how a step is split into micro-batches."""
+    ratio_clip: float | None = None
+    """PPO's clip of q / (q when sampled) to 1 plus or minus this; None: plain score function."""
+    sampling_teacher_share: Share = 0.0
+    """Share of the teacher in the distribution that the text was sampled from; gives the weight
+    w = q / ((1 - share) q + share p)."""
+    estimator: Literal["k1", "k3"] = "k1"
+    """What is reported without `single_step`: log q/p, or p/q - 1 + log q/p, which is never negative and
+    varies
+    less. Both are unbiased. The gradient is that of reverse KL in either case; differentiating k3 itself
+    would give that of forward KL."""
+
+    has_sequence_part: ClassVar[bool] = True
+
+    @property
+    def required(self) -> frozenset[str]:
+        extra = {"sampled_logprobs"} if self.ratio_clip is not None else set()
+        return frozenset({"teacher", "labels", "sequences"} | extra)
+
+    @property
+    def forms(self) -> frozenset[str]:
+        return frozenset({"distribution", "topk"}) if self.single_step else ALL_FORMS
+
+    @property
+    def has_token_part(self) -> bool:  # type: ignore[override]
+        return self.single_step
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        if not self.single_step:
+            return student.new_zeros(student.shape[0])
+        log_p, log_q = both(student, teacher)
+        return self.sampling_weight(rows) * kl(log_q, log_p)
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        log_q, log_p, ids = rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids
+        assert log_q is not None
+        assert log_p is not None
+        assert ids is not None
+        reward = (log_p - log_q).detach()
+        clipped = reward / self.reward_scale
+        if self.reward_clip is not None:
+            clipped = clipped.clamp(-self.reward_clip, self.reward_clip)
+        gain, terms = returns(clipped, ids, float(self.discount), self.include_current)
+        if self.length_normalised:
+            gain = gain / terms.clamp_min(1)
+        if self.whiten:
+            gain = (gain - gain.mean()) * (gain.var(correction=0) + 1e-8).rsqrt()
+        weight = self.sampling_weight(rows)
+        if self.single_step:
+            value = torch.zeros_like(reward)
+        else:
+            value = weight * (
+                -reward if self.estimator == "k1" else torch.expm1(reward.clamp(max=LARGEST)) - reward
+            )
+        return with_gradient(value, -weight * self._surrogate(log_q, gain, rows))
+
+    def _surrogate(self, log_q: Tensor, gain: Tensor, rows: Rows) -> Tensor:
+        """What is to be raised: gain log q, or PPO's clipped gain q / q_sampled."""
+        if self.ratio_clip is None:
+            return gain * log_q
+        ratio = (log_q - self._logprobs_when_sampled(rows)).clamp(max=LARGEST).exp()
+        return torch.minimum(gain * ratio, gain * ratio.clamp(1 - self.ratio_clip, 1 + self.ratio_clip))
+
+    def sampling_weight(self, rows: Rows) -> Tensor:
+        """q / ((1 - share) q + share p) of each sampled token, [N]; one where the share is zero.
+
+        q is the student that sampled where PPO's ratio leads from it to the student of now.
+        """
+        assert rows.student_logprobs is not None
+        assert rows.teacher_logprobs is not None
+        share = float(self.sampling_teacher_share)
+        if share == 0.0:
+            return torch.ones_like(rows.student_logprobs)
+        if self.ratio_clip is not None:
+            assert rows.sampled_logprobs is not None
+            sampled = rows.sampled_logprobs.to(rows.student_logprobs.dtype)
+            return (self._logprobs_when_sampled(rows) - sampled).exp()
+        ratio = (rows.teacher_logprobs - rows.student_logprobs).detach().exp()
+        return 1 / ((1 - share) + share * ratio)
+
+    def _logprobs_when_sampled(self, rows: Rows) -> Tensor:
+        """log q of each token under the student that wrote the text, [N].
+
+        What was kept is the log-probability m under the mixture: q = (m - share p) / (1 - share).
+        """
+        assert rows.sampled_logprobs is not None
+        assert rows.teacher_logprobs is not None
+        sampled, share = (
+            rows.sampled_logprobs.to(rows.teacher_logprobs.dtype),
+            float(self.sampling_teacher_share),
+        )
+        if share == 0.0:
+            return sampled
+        of_teacher = share * (rows.teacher_logprobs - sampled).exp()
+        return sampled + ((1 - of_teacher) / (1 - share)).clamp_min(LEAST_SHARE).log()

@@ -1,0 +1,42 @@
+"""The data set's own responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.rollouts.base import REGISTRY, Context, ResponsesConfig, Stateless
+
+
+@REGISTRY.register
+class Fixed(ResponsesConfig):
+    """Train on the responses of the data set (off-policy; KD, SFT)."""
+
+    kind: Literal["fixed"] = "fixed"
+
+    def needs_reference(self) -> bool:
+        """Yes."""
+        return True
+
+    def sources(self) -> frozenset[str]:
+        """The data set only."""
+        return frozenset({"fixed"})
+
+    def build(self, context: Context) -> FixedPolicy:
+        """The running policy."""
+        return FixedPolicy()
+
+
+class FixedPolicy(Stateless):
+    """Hands out the data set's responses."""
+
+    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """One response for each prompt."""
+        return [[reference(prompt)] for prompt in prompts]
+
+
+def reference(prompt: Prompt) -> Response:
+    """The data set's response to a prompt, which must have one."""
+    assert prompt.response_ids is not None
+    return Response(prompt, prompt.response_ids, "fixed", finished=prompt.response_finished)

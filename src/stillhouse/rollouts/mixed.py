@@ -1,0 +1,68 @@
+"""Student-written responses for a share of the steps, another policy for the rest (GKD, ImitKD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.engines.base import Sampling
+from stillhouse.rollouts.base import REGISTRY, Context, Policy, derived_uniform
+from stillhouse.rollouts.over import OverBase
+from stillhouse.schedules import Share
+
+
+@REGISTRY.register
+class Mixed(OverBase):
+    """With probability `student_share` a step trains on what the student writes now, else on `base`."""
+
+    kind: Literal["mixed"] = "mixed"
+    student_share: Share = 0.5
+    """Probability that a step is on-policy (lambda in GKD; 1 is fully on-policy)."""
+
+    def sources(self) -> frozenset[str]:
+        """The student's, and those of `base` unless it is never used."""
+        return frozenset({"student"}) if self.student_share == 1 else super().sources()
+
+    def needs_reference(self) -> bool:
+        """As `base` does, unless it is never used."""
+        return self.student_share != 1 and super().needs_reference()
+
+    def build(self, context: Context) -> MixedPolicy:
+        """The running policy."""
+        assert context.student is not None
+        return MixedPolicy(context, self.base.build(context), self.sampling)
+
+
+class MixedPolicy:
+    """One draw for each step, the same on all ranks."""
+
+    def __init__(self, context: Context, base: Policy, sampling: Sampling | None) -> None:
+        assert context.student is not None
+        self._student = context.student
+        self._seed = context.seed
+        self._text_seed = context.text_seed
+        self._base = base
+        self._sampling = sampling
+        self._on_policy = False
+
+    def draw(self, now: Mixed, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """One response for each prompt, all from the same source."""
+        assert isinstance(now.student_share, float | int)
+        self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
+        if not self._on_policy:
+            return self._base.draw(now.base, prompts, progress)
+        seed = self._text_seed("mixed-text", progress.step)
+        return [[response] for response in self._student.write(prompts, seed, self._sampling)]
+
+    def facts(self) -> dict[str, float]:
+        """Whether the step was on-policy."""
+        return {**self._base.facts(), "responses/on_policy": float(self._on_policy)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `base` has to save; the draws themselves depend on the step alone."""
+        return {"base": self._base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._base.load_state_dict(state["base"])

@@ -1,0 +1,97 @@
+"""Text that is there already, exactly or nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from stillhouse.errors import EnvironmentFault
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, pieces, words
+
+if TYPE_CHECKING:
+    from stillhouse.rollouts.offline.samples import Sample
+
+Of = Literal["both", "prompt", "response"]
+
+
+@REGISTRY.register
+class Duplicates(Filter):
+    """Keeps the first of samples that are equal but for case and spaces.
+
+    The sides of pairs are compared each within itself.
+    """
+
+    kind: Literal["duplicates"] = "duplicates"
+    of: Of = "both"
+    """What has to be equal: prompt and response together, the prompt, or the response."""
+
+    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+        """By what stands between spaces."""
+        first: dict[tuple[str, ...], str] = {}
+        verdicts: list[Drop | None] = []
+        for sample in samples:
+            key = tuple(" ".join(pieces(text)).casefold() for text in _texts(sample, self.of))
+            found = first.get(key)
+            verdicts.append(None if found is None else Drop("duplicate", f"of {found}"))
+            first.setdefault(key, sample.response.prompt.id)
+        return verdicts
+
+
+@REGISTRY.register
+class NearDuplicates(Filter):
+    """Keeps the first of samples that have nearly the same word n-grams; needs the extra `curate`.
+
+    The Jaccard similarity of two sets of n-grams is estimated by MinHash, and candidates are found by
+    locality-sensitive hashing (Broder 1997; datasketch). The hashes are fixed, so the verdict is the same
+    everywhere.
+
+    Example: `{kind: near_duplicates, threshold: 0.8}`
+    """
+
+    kind: Literal["near_duplicates"] = "near_duplicates"
+    of: Of = "both"
+    """What is compared: prompt and response together, the prompt, or the response."""
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    """The least estimated similarity of a duplicate."""
+    n: Annotated[int, Field(ge=1)] = 3
+    """Words in an n-gram; shorter texts count as one."""
+    hashes: Annotated[int, Field(ge=16)] = 128
+    """Hash functions: the estimate's standard error is about sqrt(s (1 - s) / hashes), 0.035 at 0.8."""
+
+    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+        """By estimated similarity to what was kept before."""
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            raise EnvironmentFault(
+                "the filter near_duplicates needs datasketch. "
+                "Install it with: pip install 'stillhouse[curate]'"
+            ) from None
+        # Rather too many candidates than one too few: each is measured. The index has no bands above 0.9.
+        index = MinHashLSH(threshold=min(self.threshold, 0.9), num_perm=self.hashes, weights=(0.1, 0.9))
+        kept: dict[int, MinHash] = {}
+        verdicts: list[Drop | None] = []
+        for place, sample in enumerate(samples):
+            sketch = MinHash(num_perm=self.hashes, seed=1)
+            sketch.update_batch([" ".join(gram).encode() for gram in self._grams(sample)])
+            similar = [(kept[other].jaccard(sketch), -other) for other in index.query(sketch)]
+            similarity, other = max(similar, default=(0.0, 0))
+            if similarity >= self.threshold:
+                name = samples[-other].response.prompt.id
+                verdicts.append(Drop("near duplicate", f"{similarity:.2f} like {name}"))
+                continue
+            index.insert(place, sketch)
+            kept[place] = sketch
+            verdicts.append(None)
+        return verdicts
+
+    def _grams(self, sample: Sample) -> list[tuple[str, ...]]:
+        parts = [word for text in _texts(sample, self.of) for word in words(text) or text.split()]
+        return sorted(set(grams(parts, min(self.n, max(1, len(parts)))))) or [("",)]
+
+
+def _texts(sample: Sample, of: Of) -> tuple[str, ...]:
+    prompt, response = sample.response.prompt.question, sample.text
+    return {"both": (prompt, response), "prompt": (prompt,), "response": (response,)}[of]

@@ -1,0 +1,69 @@
+"""Decontamination: training text that is also in what the run is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from stillhouse.config import ListOf
+from stillhouse.data.sources import Source
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, words
+from stillhouse.rollouts.offline.held_out import texts_of
+
+if TYPE_CHECKING:
+    from stillhouse.rollouts.offline.samples import Sample
+
+Gram = tuple[str, ...]
+
+
+@REGISTRY.register
+class Overlap(Filter):
+    """Drops samples that share an n-gram of words with the evaluation sets (decontamination).
+
+    Compared are prompt and response, without the words of the template, with every text in the rows of the
+    sets that the run evaluates on (evaluate.data, data.valid, evaluate.tasks), each text by itself. A
+    prompt shorter than n words counts where the whole of it is one of them; so short a response never does,
+    because "yes" is the answer to many questions. The usual n is 13 (GPT-3, arXiv 2005.14165, appendix C) for
+    long texts and 8 for short ones.
+
+    Example: `{kind: overlap, n: 8}`
+    """
+
+    kind: Literal["overlap"] = "overlap"
+    needs: ClassVar[frozenset[str]] = frozenset({"held_out"})
+    n: Annotated[int, Field(ge=1)] = 13
+    """Words in an n-gram."""
+    most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """The largest share of the n-grams of the prompt, or of the response, that may be shared."""
+    of: Literal["both", "prompt", "response"] = "both"
+    """What is compared with the evaluation sets."""
+    against: ListOf[Source] | None = None
+    """Other sets to compare with, instead of those that the run evaluates on."""
+
+    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+        """By common n-grams."""
+        seen = {gram for text in self._held_out(around) for gram in self._grams(text)}
+        return [self._judged(sample, seen) for sample in samples]
+
+    def _judged(self, sample: Sample, seen: set[Gram]) -> Drop | None:
+        texts = {"prompt": sample.response.prompt.question, "response": sample.text}
+        for name, text in texts.items():
+            if self.of not in ("both", name):
+                continue
+            mine = self._grams(text)
+            if name == "response" and mine and len(mine[0]) < self.n:
+                continue
+            common = [gram for gram in mine if gram in seen]
+            if common and len(common) > self.most * len(mine):
+                told = f"{len(common)} of {len(mine)} n-grams, first {' '.join(common[0])!r}"
+                return Drop(f"{name} is in an evaluation set", told)
+        return None
+
+    def _grams(self, text: str) -> list[Gram]:
+        parts = words(text)
+        return grams(parts, self.n) or ([tuple(parts)] if parts else [])
+
+    def _held_out(self, around: Around) -> Sequence[str]:
+        return around.held_out() if self.against is None else texts_of(self.against)

@@ -1,0 +1,58 @@
+"""How likely a model finds whole responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stillhouse.core.types import Response
+from stillhouse.data.collate import collate
+from stillhouse.models import head_of, hidden_rows
+
+_ROWS = 1024
+"""Response positions whose logits are held at a time."""
+
+
+@torch.no_grad()
+def mean_logprobs(
+    model: nn.Module,
+    responses: Sequence[Response],
+    pad_id: int,
+    vocab: int | None = None,
+    batch_size: int = 32,
+) -> list[float]:
+    """For each response 1/T sum_t log p(y_t | x, y_<t), in nats per token, T its tokens with the end token.
+
+    Args:
+        model: a causal language model; its mode is put back.
+        responses: with at least one token each.
+        pad_id: fills the right of shorter sequences.
+        vocab: number of token ids that student and teacher share.
+        batch_size: sequences in one forward pass.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(responses)), key=lambda i: _length(responses[i]))
+    found = [0.0] * len(responses)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = collate([responses[place] for place in places], pad_id).to(device)
+        tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
+        hidden, labels, head = hidden_rows(model, tensors), batch.row_labels(), head_of(model, vocab)
+        tokens = []
+        for rows in torch.arange(len(labels)).split(_ROWS):
+            logits = head.logits(hidden[rows]).float()
+            tokens.append(logits.gather(1, labels[rows, None]).squeeze(1) - logits.logsumexp(-1))
+        sums = torch.zeros(len(places), dtype=torch.float64, device=device)
+        sums.index_add_(0, batch.row_sequences(), torch.cat(tokens).double())
+        for place, total in zip(places, sums.tolist(), strict=True):
+            found[place] = total / len(responses[place].token_ids)
+    model.train(training)
+    return found
+
+
+def _length(response: Response) -> int:
+    return len(response.prompt.token_ids) + len(response.token_ids)

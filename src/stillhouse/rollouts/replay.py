@@ -1,0 +1,154 @@
+"""A bounded buffer of responses that the student wrote, first in, first out."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from stillhouse.core.types import Prompt, Response
+from stillhouse.errors import DataError
+from stillhouse.rollouts.memory import TeacherMemory
+
+
+@dataclass
+class Entry:
+    """A response in the buffer."""
+
+    response: Response
+    uses: int = 0
+    """How often it has been drawn."""
+
+
+class ReplayBuffer:
+    """Keeps the newest `capacity` responses. Draws depend on a seed alone, not on a generator's state.
+
+    Example:
+        >>> buffer = ReplayBuffer(1000)
+        >>> buffer.add(responses)
+        >>> buffer.sample(8, seed=derived_seed(seed, "replay", step))
+    """
+
+    def __init__(self, capacity: int, memory: TeacherMemory | None = None) -> None:
+        """Make an empty one.
+
+        Args:
+            capacity: most responses it holds.
+            memory: where the teacher's hidden states of its responses are kept; None keeps none.
+        """
+        self._capacity = capacity
+        self._memory = memory
+        self._entries: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, responses: Sequence[Response]) -> None:
+        """Append responses; the oldest leave when it is full."""
+        for response in responses:
+            self._append(Entry(response))
+
+    def sample(self, count: int, seed: int) -> list[Response]:
+        """`count` different entries, each as likely as any other; in random order.
+
+        Raises:
+            ValueError: there are fewer than `count`.
+        """
+        chosen = random.Random(seed).sample(range(len(self._entries)), count)
+        entries = [self._entries[index] for index in chosen]
+        for entry in entries:
+            entry.uses += 1
+        return [entry.response for entry in entries]
+
+    def uses(self) -> float:
+        """How often an entry has been drawn so far, mean over the entries."""
+        return sum(entry.uses for entry in self._entries) / max(1, len(self._entries))
+
+    def age(self, step: int) -> float:
+        """Optimiser steps since the entries were written, mean over the entries."""
+        ages = [step - (entry.response.student_version or 0) for entry in self._entries]
+        return sum(ages) / max(1, len(ages))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and plain values: `torch.load(weights_only=True)` reads it."""
+        state = {**pack([entry.response for entry in self._entries])}
+        state["uses"] = torch.tensor([entry.uses for entry in self._entries], dtype=torch.int64)
+        if self._memory is not None:
+            memory = self._memory
+            state["teacher"] = [memory.get(memory.number(entry.response)) for entry in self._entries]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            DataError: the responses belong to prompts that the training data does not have.
+        """
+        while self._entries:
+            self._leave()
+        for response, uses in zip(unpack(state, prompts), state["uses"].tolist(), strict=True):
+            self._append(Entry(response, uses))
+        if self._memory is not None:
+            for entry, hidden in zip(self._entries, state.get("teacher", ()), strict=False):
+                if hidden is not None:
+                    self._memory.put(self._memory.number(entry.response), hidden)
+
+    def _append(self, entry: Entry) -> None:
+        while len(self._entries) >= self._capacity:
+            self._leave()
+        self._entries.append(entry)
+        if self._memory is not None:
+            self._memory.watch(entry.response)
+
+    def _leave(self) -> None:
+        entry = self._entries.popleft()
+        if self._memory is not None:
+            self._memory.forget(entry.response)
+
+
+def pack(responses: Sequence[Response]) -> dict[str, Any]:
+    """Student-written responses as a few tensors."""
+    flat = [token for response in responses for token in response.token_ids]
+    known = [response.logprobs for response in responses]
+    return {
+        "prompts": [response.prompt.id for response in responses],
+        "prompt_lengths": torch.tensor([len(r.prompt.token_ids) for r in responses], dtype=torch.int64),
+        "prompt_tokens": torch.tensor([t for r in responses for t in r.prompt.token_ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(r.token_ids) for r in responses], dtype=torch.int64),
+        "tokens": torch.tensor(flat, dtype=torch.int32),
+        "finished": torch.tensor([r.finished for r in responses], dtype=torch.bool),
+        "versions": torch.tensor([r.student_version or 0 for r in responses], dtype=torch.int64),
+        "logprobs": [None if one is None else torch.tensor(one, dtype=torch.float64) for one in known],
+    }
+
+
+def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Response]:
+    """The responses that `pack` was given.
+
+    Raises:
+        DataError: a prompt is not there any more, or is another one.
+    """
+    asked = state["prompt_tokens"].split(state["prompt_lengths"].tolist())
+    written = state["tokens"].split(state["lengths"].tolist())
+    facts = zip(
+        state["prompts"], asked, written, state["finished"].tolist(), state["versions"].tolist(),
+        state["logprobs"], strict=True,
+    )  # fmt: skip
+    responses = []
+    for name, question, tokens, finished, version, logprobs in facts:
+        prompt, ids = prompts.get(name), tuple(question.tolist())
+        if prompt is None or prompt.token_ids != ids[: len(prompt.token_ids)]:
+            raise DataError(
+                f"the checkpoint holds responses to prompt {name}, which the training data "
+                f"{'lacks' if prompt is None else 'has with other tokens'}. Resume with the data, the "
+                "template and the tokenizer of the run that was interrupted."
+            )
+        if prompt.token_ids != ids:  # tokens of the response that count to the prompt
+            prompt = replace(prompt, token_ids=ids)
+        known = None if logprobs is None else tuple(logprobs.tolist())
+        responses.append(Response(prompt, tuple(tokens.tolist()), "student", finished, version, known))
+    return responses

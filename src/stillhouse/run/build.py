@@ -1,0 +1,253 @@
+"""Builds the parts of a run from its configuration, in the order in which they depend on each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.core.types import Response
+from stillhouse.data import Data, load
+from stillhouse.data.translate import Translator
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
+from stillhouse.errors import ModelError
+from stillhouse.models import (
+    fingerprint,
+    load_student,
+    load_teacher,
+    own_device,
+    parameters_of,
+    unwrap,
+)
+from stillhouse.rollouts import Context, Writer
+from stillhouse.rollouts.base import Pair, derived_seed
+from stillhouse.rollouts.offline.held_out import texts_of
+from stillhouse.run.config import RunConfig
+from stillhouse.run.curation import evaluation_sets, other_responses, scorers
+from stillhouse.run.folder import RunFolder
+from stillhouse.run.preflight import context_of, longest
+from stillhouse.run.served import ANSWERS, keeping, server_engine
+from stillhouse.run.tokenizers import Translation, tokenizers
+from stillhouse.train.step import Method, Step
+
+
+@dataclass
+class Parts:
+    """Everything that a run works with."""
+
+    config: RunConfig
+    tokenizer: Any
+    facts: TokenizerFacts
+    student: nn.Module
+    teacher: nn.Module | None
+    vocab: int
+    data: Data
+    translation: Translation | None = None
+    """Between the two tokenizers, where the teacher has another one."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How text is written by default: `engine.sampling`, with data.max_response as its length limit."""
+        return self.limited(self.config.engine.sampling)
+
+    def limited(self, sampling: Sampling) -> Sampling:
+        """The sampling with data.max_response as its length limit, unless it sets one."""
+        if "max_tokens" in sampling.model_fields_set:
+            return sampling
+        limited: Sampling = sampling.model_copy(update={"max_tokens": self.config.data.max_response})
+        return limited
+
+    @property
+    def contexts(self) -> dict[str, int | None]:
+        """The most tokens that each model can take."""
+        models = {"student": self.student, "teacher": self.teacher}
+        return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
+
+    @property
+    def translator(self) -> Translator | None:
+        """What goes between the two tokenizers, where the teacher has another one."""
+        return None if self.translation is None else self.translation.translator
+
+    @property
+    def comparable(self) -> nn.Module | None:
+        """The teacher, where its distributions can be compared with the student's token by token."""
+        return self.teacher if self.translation is None else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens of a response as text, as the evaluation reads them."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def engine(self, model: nn.Module) -> Engine:
+        """The configured engine over one of the models."""
+        if model is self.teacher:
+            assert self.teacher_engine is not None
+            return self.teacher_engine
+        engine: Engine = self.config.engine.for_student().build(model, self.facts)
+        return engine
+
+    @cached_property
+    def teacher_engine(self) -> Engine | None:
+        """What writes the teacher's text: its own server, or the configured engine over it."""
+        facts = self.facts if self.translation is None else self.translation.facts
+        if (served := server_engine(self.config, facts)) is not None:
+            return served
+        if self.teacher is None:
+            return None
+        engine: Engine = self.config.engine.build(self.teacher, facts)
+        return engine
+
+    def model_facts(self) -> dict[str, Any]:
+        """What the run folder keeps about the models."""
+        student = {"path": self.config.student.path, **parameters_of(self.student), "vocab": self.vocab}
+        teacher = None
+        if self.teacher is not None and self.config.teacher is not None:
+            teacher = {"path": getattr(self.config.teacher, "path", None), **parameters_of(self.teacher)}
+        return {"student": student, "teacher": teacher}
+
+
+def assemble(config: RunConfig) -> Parts:
+    """Load tokenizer, teacher, student and data; the cheapest checks come first.
+
+    Raises:
+        ModelError: a model or tokenizer cannot be had, or the two do not fit.
+        DataError: the data cannot be used.
+    """
+    from transformers import set_seed
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
+    set_seed(config.train.seed)
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
+    found = tokenizers(config)
+    tokenizer = found.student
+    data = load(
+        config.data,
+        tokenizer,
+        needs_response=config.responses.needs_reference(),
+        teacher_tokenizer=found.teacher,
+    )
+    if config.teacher is not None and "teacher" in config.objective.required:
+        config.teacher.check_signal(longest(config, data.train))
+    teacher = load_teacher(teacher_model) if teacher_model is not None else None
+    student = load_student(config.student, tokenizer, teacher, config.train.seed)
+    _finite("student", student)
+    if teacher is not None:
+        _finite("teacher", teacher)
+    device = own_device()
+    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    context = None if teacher is None else context_of(unwrap(teacher).config)
+    parts = Parts(
+        config,
+        tokenizer,
+        facts,
+        student.to(device),
+        None if teacher is None else teacher.to(device),
+        len(tokenizer),
+        data,
+        Translation.of(found, data, context),
+    )
+    if "teacher" in config.responses.writers():
+        _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
+    return parts
+
+
+def _finite(name: str, model: nn.Module) -> None:
+    """Refuse weights that would make every loss NaN."""
+    broken = [key for key, weights in model.named_parameters() if not torch.isfinite(weights).all()]
+    if broken:
+        raise ModelError(
+            f"{name}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}. The model was "
+            "saved after its training broke down, or does not fit its number format. "
+            "Take another copy."
+        )
+
+
+def make_context(
+    parts: Parts,
+    folder: RunFolder,
+    version: Callable[[], int | None],
+    told: Callable[[int], None] | None = None,
+) -> Context:
+    """What the run's response policy may use.
+
+    Args:
+        parts: what `assemble` gave.
+        folder: where rounds of responses are kept.
+        version: the optimiser step whose weights the student has now.
+        told: called with the number of tokens whenever a model has written.
+    """
+    student = Writer(
+        parts.engine(parts.student),
+        "student",
+        parts.sampling,
+        version,
+        partial(fingerprint, parts.student),
+        told=told,
+    )
+    teacher = pair = None
+    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
+        teacher = Writer(
+            keeping(engine, folder.responses / ANSWERS),
+            "teacher",
+            parts.sampling,
+            lambda: None,
+            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
+            told=told,
+            translator=parts.translator,
+        )
+    if parts.teacher is not None:
+        pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
+    return Context(
+        parts.data.train,
+        student,
+        teacher,
+        folder.responses,
+        parts.config.train.seed,
+        pair=pair,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        decode=parts.decode,
+        score=scorers(parts),
+        held_out=cache(partial(texts_of, evaluation_sets(parts.config))),
+        others=other_responses(parts),
+    )
+
+
+def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
+    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
+    config = parts.config
+
+    def written(tokens: int) -> None:
+        step.meter.add("tokens/generate", tokens)
+
+    context = make_context(parts, folder, version, written)
+    signal = None
+    if config.teacher is not None and "teacher" in config.objective.required:
+        vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)
+        signal = config.teacher.build(parts.teacher, vocab)
+    step = Step(
+        Method(config.responses, config.objective, config.train.normalise),
+        config.responses.build(context),
+        signal,
+        pad_id=parts.facts.pad_id,
+        vocab=parts.vocab,
+        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
+    )
+    step.translator = parts.translator if signal is not None else None
+    return step
+
+
+def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
+    def draw(step: int, count: int) -> list[Response]:
+        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
+        return [blocks[pick] for pick in picks]
+
+    return draw

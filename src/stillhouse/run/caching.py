@@ -1,0 +1,246 @@
+"""Fills the cache of a run's teacher before training; measures what each kind of store does to the loss."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillhouse import console
+from stillhouse.core.types import SOURCES, Progress, Response
+from stillhouse.data.collate import collate
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.models import own_device
+from stillhouse.rollouts.fixed import reference
+from stillhouse.rollouts.offline.policy import InRounds
+from stillhouse.run.build import Parts, assemble, make_context, make_step
+from stillhouse.run.config import RunConfig
+from stillhouse.run.folder import RunFolder, default_folder
+from stillhouse.teachers import AnyTeacher, CompactTeacher, LiveTeacherConfig, Teacher
+from stillhouse.teachers.cache import CacheTeacherConfig
+from stillhouse.teachers.cached import CachedCompact, CachedTeacher
+from stillhouse.teachers.forms import CompactForm, DrawsForm, Form, HiddenForm, TopForm
+from stillhouse.teachers.store import Store
+from stillhouse.train.signal import seen_by_teacher, sources_with_teacher
+from stillhouse.train.step import Step
+
+REPEATS = 4
+"""How often draws are made anew to tell bias from noise."""
+
+
+def cache_of(config: RunConfig) -> CacheTeacherConfig:
+    """The run's cached teacher.
+
+    Raises:
+        ConfigError: its teacher is of another kind.
+    """
+    if isinstance(config.teacher, CacheTeacherConfig):
+        return config.teacher
+    got = "no teacher" if config.teacher is None else f"kind {config.teacher.kind}"
+    raise ConfigError(
+        Fault("teacher", "is not cached", got=got, hint="Set teacher: {kind: cache, of: FOLDER}.")
+    )
+
+
+def build(config: RunConfig, batch_size: int | None = None) -> str:
+    """Let the teacher say everything that is known before training: responses of the data set, those that the
+    teacher writes once, and plain text, as far as the objective asks the teacher about them.
+
+    What is there already is passed over, so an interrupted build goes on. Of several processes (RANK,
+    WORLD_SIZE) each takes a share.
+
+    Args:
+        config: the run.
+        batch_size: sequences in one forward pass; default: train.micro_batch_size.
+
+    Returns:
+        A line on what was done.
+
+    Raises:
+        StillhouseError: no teacher is at hand, or model or data cannot be used.
+    """
+    teacher_config = cache_of(config)
+    if teacher_config.on_miss == "error":
+        raise ConfigError(
+            Fault("teacher.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
+        )
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = own_device()
+    parts = assemble(config)
+    responses = list(_known(parts))
+    responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
+    mine = responses[rank::ranks]
+    translator = parts.translator
+    teacher = teacher_config.build(parts.teacher, len(translator.teacher) if translator else parts.vocab)
+    size = batch_size or config.train.micro_batch_size
+    with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
+        for start in range(0, len(mine), size):
+            batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
+            tensors: Mapping[str, Tensor] = batch_tensors(batch)
+            if translator is not None:
+                beside = translator.beside(batch.responses)
+                tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in beside.items()}})
+            _ask(teacher, tensors)
+            bar.advance(batch.num_tokens)
+    return teacher.close() or "There is nothing to build: the objective asks the teacher about no known text."
+
+
+def _known(parts: Parts) -> Iterator[Response]:
+    """The responses that will come whatever the student does, as far as the objective asks the teacher."""
+    config = parts.config
+    asked = {SOURCES[code] for code in sources_with_teacher(config.objective)}
+    sources = config.responses.sources() & asked
+    if "fixed" in sources:
+        yield from (reference(prompt) for prompt in parts.data.train if prompt.response_ids is not None)
+    if "teacher" in sources and isinstance(config.responses, InRounds):
+        context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
+        side = config.responses.teacher_side_of(context)
+        samples = side.samples(0) if side is not None else []
+        yield from (sample.response for sample in samples if not sample.missing)
+    if "text" in asked and parts.data.text:
+        yield from parts.data.text
+
+
+def batch_tensors(batch: Any) -> dict[str, Tensor]:
+    """What a teacher is given of a collated batch."""
+    return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
+
+
+def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
+    if isinstance(teacher, CompactTeacher):
+        teacher.compact(batch)
+    else:
+        teacher.hidden(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """What a kind of store does to loss and gradient of a sample, against the live teacher."""
+
+    name: str
+    bytes_per_token: float
+    loss: float
+    loss_error: float
+    """Loss minus that of the live teacher, nats per token; the mean over repeats of draws."""
+    loss_noise: float
+    """Standard deviation over repeats of draws; 0 for what is not random."""
+    cosine: float
+    """Between the gradients."""
+    gradient_error: float
+    """|g - g_live| / |g_live|."""
+    mean_gradient_error: float
+    """The same for the mean gradient of the repeats: what is left of it is bias."""
+
+
+def forms_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> list[Form]:
+    """The run's own form first, then others of each kind."""
+    own = config.form(vocab, dtype)
+    others: list[Form] = [
+        HiddenForm(dtype),
+        *(HiddenForm(other) for other in ("bfloat16", "int8")),
+        *(TopForm(count, "float16", vocab) for count in (8, 32, 128)),
+        TopForm(32, "uint8", vocab),
+        *(DrawsForm(count, 1.0, "float16", vocab) for count in (16, 64)),
+        DrawsForm(64, 1.5, "float16", vocab),
+    ]
+    return list({form.name: form for form in (own, *others)}.values())
+
+
+def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[str]]:
+    """Loss and gradient of the student as it starts, over each kind of store, against the live teacher.
+
+    Args:
+        config: the run; its responses and its objective are used, at step 0.
+        prompts: how many prompts are drawn from the training data.
+
+    Returns:
+        The live loss, a row for each form, and the names of forms that the objective cannot be computed from.
+
+    Raises:
+        StillhouseError: no teacher is at hand, or model or data cannot be used.
+    """
+    cached = cache_of(config)
+    if not isinstance(cached.of, LiveTeacherConfig):
+        raise ConfigError(Fault("teacher.of", "only a live teacher can be compared with", got=cached.of.kind))
+    parts = assemble(config.model_copy(update={"teacher": cached.of}))
+    teacher = parts.teacher
+    assert teacher is not None
+    parts.student.eval()
+    parts = replace(parts, data=replace(parts.data, train=parts.data.train[:prompts]))
+    with tempfile.TemporaryDirectory() as place:
+        step = make_step(parts, RunFolder(Path(place)), lambda: 0)
+        assert isinstance(step.teacher, Teacher)
+        dtype = str(next(teacher.parameters()).dtype).removeprefix("torch.")
+        exact = CachedTeacher(
+            Store(Path(place) / "exact", {}), HiddenForm(dtype), step.teacher.head, step.teacher
+        )
+        step.teacher = exact  # so that the model itself runs only once
+        count = -(-len(parts.data.train) // config.train.micro_batch_size)
+        batches = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
+        loss, slope = _gradient(step, parts, batches)
+        rows, refused = [], []
+        with console.progress("Comparing stores") as bar:
+            for form in forms_to_compare(cached, parts.vocab, dtype):
+                kind = form.kind if isinstance(form, CompactForm) else "distribution"
+                if kind not in config.objective.forms:
+                    refused.append(form.name)
+                    continue
+                found = []
+                for seed in range(REPEATS if kind == "sampled" else 1):
+                    folder = Path(place) / f"{form.name}-{seed}"
+                    step.teacher, store = _over(form, exact, folder, seed)
+                    found.append(_gradient(step, parts, batches))
+                    size = store.size
+                    store.close()
+                tokens = sum(int(batch["response_mask"].sum()) for batch in batches)
+                rows.append(_row(form.name, size / tokens, found, loss, slope))
+                bar.advance(1)
+    return loss, rows, refused
+
+
+def _over(form: Form, live: Teacher, folder: Path, seed: int) -> tuple[AnyTeacher, Store]:
+    """A teacher over an empty store of that form."""
+    store = Store(folder, form.facts)
+    if isinstance(form, CompactForm):
+        return CachedCompact(store, form, live, seed), store
+    assert isinstance(form, HiddenForm)
+    return CachedTeacher(store, form, live.head, live), store
+
+
+def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) -> tuple[float, Tensor]:
+    """The loss of the batches, and its gradient as one vector."""
+    device = next(parts.student.parameters()).device
+    parts.student.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        moved = {name: value.to(device) for name, value in batch.items()}
+        loss = step.loss(parts.student, moved)
+        loss.backward()
+        total += loss.item()
+    trained = [p for p in parts.student.parameters() if p.requires_grad and p.grad is not None]
+    return total, torch.cat([p.grad.flatten().float().cpu() for p in trained])  # type: ignore[union-attr]
+
+
+def _row(name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor) -> Bias:
+    losses = torch.tensor([one for one, _ in found], dtype=torch.float64)
+    mean = torch.stack([one for _, one in found]).mean(0)
+    cosines = [
+        torch.nn.functional.cosine_similarity(one.double(), slope.double(), dim=0).item() for _, one in found
+    ]
+    errors = [((one - slope).norm() / slope.norm()).item() for _, one in found]
+    return Bias(
+        name=name,
+        bytes_per_token=size,
+        loss=losses.mean().item(),
+        loss_error=losses.mean().item() - loss,
+        loss_noise=losses.std().item() if len(found) > 1 else 0.0,
+        cosine=sum(cosines) / len(cosines),
+        gradient_error=sum(errors) / len(errors),
+        mean_gradient_error=((mean - slope).norm() / slope.norm()).item(),
+    )

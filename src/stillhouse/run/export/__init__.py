@@ -1,0 +1,1 @@
+"""The student that leaves a run: weights, tokenizer, card."""

@@ -1,0 +1,302 @@
+"""Filters over stage files, outside any training: what is kept, what is dropped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillhouse import console
+from stillhouse.data.sources import source_at
+from stillhouse.errors import ConfigError, DataError, Fault, ModelError
+from stillhouse.files import STAGE, write_jsonl
+from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
+from stillhouse.rollouts.base import derived_seed
+from stillhouse.rollouts.offline.apply_filters import judge, needs_of
+from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
+from stillhouse.rollouts.offline.reading import files_of_round
+from stillhouse.rollouts.offline.samples import Sample, digest_of
+from stillhouse.rollouts.offline.scoring import mean_logprobs
+from stillhouse.rollouts.offline.stages import Stage, header, read_header, read_rows
+
+Key = tuple[str, int]
+"""(id of the prompt, number of the sample)."""
+Place = tuple[str, int]
+"""(side, place on it)."""
+SCORED_AT_ONCE = 64
+"""Responses whose likelihood is measured before it is kept on disk."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the rows.
+
+    Example: `Result(asked=9, kept=7, counts=[("teacher", "empty", "empty", 2)], done_before=False)`
+    """
+
+    asked: int
+    """Prompts (pairs, where there are two sides)."""
+    kept: int
+    counts: list[tuple[str, str, str, int]]
+    """(side, filter, reason, how many responses)."""
+    done_before: bool
+
+
+def parse_filters(texts: Sequence[str]) -> list[Filter]:
+    """Filters as the command line gives them: a name, or YAML such as `{kind: overlap, n: 8}`.
+
+    Raises:
+        ConfigError: it is no YAML, there is no such filter, or its options are wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from stillhouse.config.strict_yaml import parse_value
+    from stillhouse.rollouts.offline.filters import FilterField
+
+    found, faults = [], []
+    adapter: TypeAdapter[Any] = TypeAdapter(FilterField)
+    for text in texts:
+        try:
+            found.append(adapter.validate_python(parse_value(text)))
+        except ValidationError as error:
+            faults += [
+                Fault("--filter", f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip(), got=text)
+                for one in error.errors()
+            ]
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+def curate(
+    paths: Sequence[Path],
+    filters: Sequence[Filter],
+    output: Path,
+    *,
+    held_out: Sequence[str] = (),
+    teacher: TeacherModel | None = None,
+) -> Result:
+    """Pass the rows of stage files through filters, into `output` and, with reasons, OUTPUT.dropped.jsonl.
+
+    Rows for the same prompt that stand on the teacher's and the student's side are a pair: both are dropped
+    if one of them is.
+
+    Raises:
+        Stale: `output` was made in another way.
+        DataError: a file cannot be read.
+        ConfigError: a filter needs something that was not given.
+    """
+    sides = read_sides(paths)
+    _check_held_out(filters, held_out)
+    unscored = _unscored(sides, filters)
+    _check_unscored([sides[name][place] for name, place in unscored], teacher)
+    scorer = _who(teacher) if teacher is not None and unscored else None
+    head = header(
+        "curated",
+        filters=[one.model_dump(mode="json") for one in filters],
+        held_out=derived_seed(0, *sorted(held_out)) if held_out else None,
+        sides={name: digest_of(side) for name, side in sides.items()},
+        teacher=scorer,
+    )
+    away = output.with_name(f"{output.stem}.dropped.jsonl")
+    stage = Stage(output, head)
+    asked = len({key for side in sides.values() for key in map(_key, side)})
+    done = stage.rows()
+    if done is not None:
+        return _done_before(done, away, asked)
+    asking = digest_of([sides[name][place] for name, place in unscored])
+    scores = Stage(
+        output.with_name(f"{output.stem}.scores.jsonl"), header("scores", teacher=scorer, of=asking)
+    )
+    if teacher is not None and unscored:
+        _score(sides, unscored, teacher, scores)
+    drops = _judged(sides, filters, held_out)
+    kept = [s.row() for side in sides.values() for s in side if _key(s) not in drops]
+    rows = [
+        {**sample.row(), "dropped": drops[_key(sample)]}
+        for side in sides.values()
+        for sample in side
+        if _key(sample) in drops
+    ]
+    write_jsonl(away, [{STAGE: {**head, "stage": "dropped"}}, *rows])
+    write_jsonl(output, [{STAGE: head}, *kept])
+    for part in scores.parts():
+        part.unlink(missing_ok=True)
+    return Result(asked, asked - len(drops), _counts(drops), False)
+
+
+def read_sides(paths: Sequence[Path]) -> dict[str, list[Sample]]:
+    """The samples of files (of a run folder, its newest round), by the side on which they stand.
+
+    Raises:
+        DataError: there is nothing, or a prompt twice on a side.
+    """
+    files: list[Path] = []
+    for path in paths:
+        files += [found[0] for found in files_of_round(path)[1].values()] if path.is_dir() else [path]
+    sides: dict[str, list[Sample]] = {}
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file or run folder")
+        for sample in _samples(path):
+            sides.setdefault(sample.response.source, []).append(sample)
+    for name, side in sides.items():
+        key, count = Counter(map(_key, side)).most_common(1)[0]
+        if count > 1:
+            raise DataError(f"prompt {key[0]}: {count} responses of the same number on the {name}'s side")
+    if not sides:
+        raise DataError(f"{', '.join(map(str, paths))}: hold no rows")
+    return sides
+
+
+def _samples(path: Path) -> list[Sample]:
+    """The rows of a stage file, or of plain JSON Lines with prompt and response."""
+    source = source_at(path)
+    if path.suffix == ".jsonl":
+        first = path.read_bytes().split(b"\n", 1)[0]
+        if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
+            return [Sample.of(row) for row in read_rows(path)]
+    found = []
+    for number, row in enumerate(source.rows(Counter())):
+        if row.response is None:
+            raise DataError(f"{row.where}: has no response to judge")
+        raw = {
+            "number": number,
+            "id": f"{path.stem}:{number + 1}",
+            "by": "data",
+            **row.question(),
+            "response": row.response,
+            "references": list(row.references),
+            "facts": dict(row.facts),
+        }
+        found.append(Sample.of(raw))
+    return found
+
+
+def _key(sample: Sample) -> Key:
+    return sample.response.prompt.id, sample.index
+
+
+def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
+    for one in filters:
+        if "held_out" in one.needs and not held_out and getattr(one, "against", None) is None:
+            raise ConfigError(
+                Fault(
+                    f"--filter {one.kind}",
+                    "has nothing to compare with",
+                    hint="Name the evaluation sets: --held-out FILE, or --like RUN.YAML.",
+                )
+            )
+
+
+def _check_unscored(unscored: Sequence[Sample], teacher: TeacherModel | None) -> None:
+    if unscored and teacher is None:
+        raise ConfigError(
+            Fault(
+                "--teacher",
+                f"{len(unscored)} responses have no likelihood under the teacher, which a filter needs",
+                hint="Name the teacher, or write the file with --score.",
+            )
+        )
+    for sample in unscored:
+        response = sample.response
+        if not response.token_ids or not response.prompt.token_ids:
+            raise DataError(
+                f"{response.prompt.id}: has no token ids to measure a likelihood of; `generate` writes some."
+            )
+
+
+def _unscored(sides: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Place]:
+    """Which samples have no likelihood under the teacher, and a filter that asks for it."""
+    return [
+        (name, place)
+        for name, side in sides.items()
+        if "teacher_logprob" in needs_of([f for f in filters if len(sides) == 1 or f.sides in ("all", name)])
+        for place, sample in enumerate(side)
+        if "teacher" not in sample.scores and not sample.missing
+    ]
+
+
+def _who(teacher: TeacherModel) -> str:
+    """A digest of the teacher's files, which a first use of a hub name fetches."""
+    try:
+        return fingerprint_of_files(teacher)
+    except ModelError:
+        load_teacher(teacher)
+        return fingerprint_of_files(teacher)
+
+
+def _score(
+    sides: Mapping[str, list[Sample]], unscored: Sequence[Place], teacher: TeacherModel, stage: Stage
+) -> None:
+    """Put the teacher's likelihood into these samples; what an interrupted process has measured is used.
+
+    Raises:
+        DataError: their token ids are not the teacher's.
+    """
+    vocab = len(load_tokenizer(teacher))
+    for name, place in unscored:
+        response = sides[name][place].response
+        if max(*response.prompt.token_ids, *response.token_ids) >= vocab:
+            raise DataError(
+                f"{response.prompt.id}: has token ids that the tokenizer of {teacher.path} does not know. "
+                "Name a teacher (--teacher) with the tokenizer that the file was written with."
+            )
+    stage.set_aside()
+    known = {number: float(row["score"]) for number, row in stage.begun().items()}
+    blocks = [
+        range(start, min(start + SCORED_AT_ONCE, len(unscored)))
+        for start in range(0, len(unscored), SCORED_AT_ONCE)
+    ]
+    left = [block for block in blocks if not known.keys() >= set(block)]  # whole ones, for the same rounding
+    done = len(unscored) - sum(map(len, left))
+    model = load_teacher(teacher) if left else None
+    with console.progress("Measuring likelihoods", total=len(unscored), done=done) as bar:
+        for block in left:
+            some = [sides[name][place].response for name, place in (unscored[n] for n in block)]
+            assert model is not None
+            found = dict(zip(block, mean_logprobs(model, some, pad_id=0, vocab=vocab), strict=True))
+            stage.append([{"number": number, "score": score} for number, score in found.items()])
+            known |= found
+            bar.advance(len(some))
+    for number, (name, place) in enumerate(unscored):
+        sample = sides[name][place]
+        sides[name][place] = replace(sample, scores={**sample.scores, "teacher": known[number]})
+
+
+def _judged(
+    sides: Mapping[str, list[Sample]], filters: Sequence[Filter], held_out: Sequence[str]
+) -> dict[Key, list[dict[str, Any]]]:
+    """Why each dropped prompt is dropped."""
+    found: dict[Key, list[dict[str, Any]]] = {}
+    partners = {name: {_key(sample): sample for sample in side} for name, side in sides.items()}
+    for name, side in sides.items():
+        other = next((partners[key] for key in partners if key != name), {})
+        numbered = [replace(sample, number=place) for place, sample in enumerate(side)]
+        beside = {s.number: other[_key(s)] for s in numbered if _key(s) in other}
+        around = Around(lambda: held_out, beside)
+        side_of_pair = name if len(sides) > 1 else None
+        for place, (kind, drop) in judge(numbered, filters, around, side_of_pair).dropped.items():
+            found.setdefault(_key(side[place]), []).append(_told(name, kind, drop))
+    if {"teacher", "student"} <= sides.keys():
+        for name, there in partners.items():
+            for key in set().union(*partners.values()) - there.keys():
+                found.setdefault(key, []).append(_told(name, "missing", Drop("no response")))
+    return found
+
+
+def _told(side: str, kind: str, drop: Drop) -> dict[str, Any]:
+    return {"side": side, "filter": kind, "reason": drop.reason, "detail": drop.detail}
+
+
+def _counts(drops: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str, int]]:
+    counts = Counter((d["side"], d["filter"], d["reason"]) for told in drops.values() for d in told)
+    return [(*key, count) for key, count in counts.items()]
+
+
+def _done_before(kept: Sequence[Mapping[str, Any]], away: Path, asked: int) -> Result:
+    rows = list(read_rows(away)) if away.exists() else []
+    drops = {(row["id"], row.get("sample", 0)): row["dropped"] for row in rows}
+    return Result(asked, len({(row["id"], row.get("sample", 0)) for row in kept}), _counts(drops), True)

@@ -1,0 +1,146 @@
+"""The tokenizers of a run: one for both models, or one for each and what goes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stillhouse.core.types import Prompt, Response
+from stillhouse.data import Data
+from stillhouse.data.templates import Encoder
+from stillhouse.data.token_bytes import TokenBytes
+from stillhouse.data.translate import Translator
+from stillhouse.engines import TokenizerFacts
+from stillhouse.errors import ModelError
+from stillhouse.models import check_same_tokenizer, difference, load_tokenizer
+from stillhouse.objectives import Objective
+from stillhouse.objectives.combined import BySource
+from stillhouse.run.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """What student and teacher read and write.
+
+    Example: `Tokenizers(student=tokenizer, teacher=None)` where both are one.
+    """
+
+    student: Any
+    teacher: Any = None
+    """The teacher's, where it is another one."""
+
+
+def tokenizers(config: RunConfig) -> Tokenizers:
+    """Load them, and refuse what needs them to be one where they are not.
+
+    Raises:
+        ModelError: a tokenizer cannot be had, or the method compares or mixes single tokens of two that
+            differ.
+    """
+    model = config.teacher.model_to_load() if config.teacher is not None else None
+    ours = load_tokenizer(config.student, model)
+    if model is None:
+        if config.teacher is not None:
+            config.teacher.check_tokenizer(ours)
+        return Tokenizers(ours)
+    theirs = load_tokenizer(model)
+    found = difference(ours, theirs)
+    if found is None:
+        return Tokenizers(ours)
+    if config.objective.shares_vocabulary:
+        check_same_tokenizer(ours, theirs)
+    reasons = []
+    if config.responses.mixes_tokens():
+        reasons.append(f"responses.kind={config.responses.kind} puts tokens of both into one response")
+    if "teacher_logprob" in config.responses.needs():
+        reasons.append("responses.filters and scores ask how likely the teacher finds the student's tokens")
+    if config.student.from_teacher is not None:
+        reasons.append("student.from_teacher copies embeddings that are not student.tokenizer's")
+    if config.data.text is not None and "teacher" in _on_text(config):
+        reasons.append(f"objective={config.objective.name} compares with the teacher on data.text")
+    if reasons:
+        raise ModelError(
+            f"student and teacher have different tokenizers ({found}), but {' and '.join(reasons)}. "
+            f"{_way_out(config)}"
+        )
+    return Tokenizers(ours, theirs)
+
+
+def _on_text(config: RunConfig) -> frozenset[str]:
+    """What the objective of plain text needs."""
+    objective: Objective = config.objective
+    if isinstance(objective, BySource):
+        objective = objective.mapped().get("text", objective)
+    return objective.required
+
+
+def _way_out(config: RunConfig) -> str:
+    if config.data.text is not None:
+        return "Give plain text an objective of its own, such as objective.text: cross_entropy."
+    return "Take a teacher with the student's tokenizer, or other responses."
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The teacher's side of a run whose teacher has another tokenizer."""
+
+    translator: Translator
+    encoder: Encoder
+    facts: TokenizerFacts
+
+    @classmethod
+    def of(cls, found: Tokenizers, data: Data, context: int | None) -> Translation | None:
+        """What goes between the two tokenizers; None if there is one only.
+
+        Args:
+            found: both tokenizers.
+            data: loaded with the teacher's tokenizer.
+            context: the most tokens that the teacher can take.
+
+        Raises:
+            ModelError: the tokens of one of them cannot be read as bytes.
+        """
+        if found.teacher is None:
+            return None
+        assert data.encoder is not None
+        encoder = data.encoder.teacher
+        assert encoder is not None
+        facts = TokenizerFacts((encoder.end_id,), found.teacher.pad_token_id, found.teacher)
+        translator = Translator(
+            TokenBytes(found.student),
+            TokenBytes(found.teacher),
+            (data.end_id, encoder.end_id),
+            facts.pad_id,
+            context,
+        )
+        return cls(translator, encoder, facts)
+
+    def prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+        """The same prompts and reference responses in the teacher's tokens."""
+        return tuple(self._prompt(prompt) for prompt in prompts)
+
+    def _prompt(self, prompt: Prompt) -> Prompt:
+        assert prompt.teacher_ids is not None
+        answer = None
+        if prompt.response_ids is not None:
+            response = Response(prompt, prompt.response_ids, "fixed", prompt.response_finished)
+            found = self.translator.translate(response)
+            answer = None if isinstance(found, str) else found.token_ids
+        return replace(prompt, token_ids=prompt.teacher_ids, response_ids=answer, teacher_ids=None)
+
+
+def told(found: Tokenizers, config: RunConfig, data: Data) -> str:
+    """In words, how the models are compared."""
+    if found.teacher is None:
+        return f"one for both, {len(found.student):,} ids"
+    translation = Translation.of(found, data, None)
+    assert translation is not None
+    how = f"compared by {config.objective.name} over bytes"
+    if "teacher" not in config.objective.required:
+        how = "the teacher only writes text"
+    shared = translation.translator.matching
+    return (
+        f"two, {shared.sizes[0]:,} ids of the student and {shared.sizes[1]:,} of the teacher, "
+        f"{shared.student.shape[0]:,} spelt alike; {how}"
+    )

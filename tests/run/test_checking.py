@@ -1,0 +1,71 @@
+"""What `check` says about size is what a run then has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from stillhouse.run.checking import Shape, peak, shape_of, sizes
+from stillhouse.run.execute import execute
+from stillhouse.run.resolve import resolve
+from tests.workshop import Workshop
+
+STARTS: dict[str, dict[str, Any]] = {
+    "path": {"path": "student"},
+    "layers of the teacher": {"from_teacher": {"layers": [1]}},
+    "random weights": {
+        "from_config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
+    },
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_counts_are_those_of_the_run(workshop: Workshop, start: str) -> None:
+    overrides = {"student": STARTS[start], "train.epochs": 1.5, "train.log_every": 1}
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    resolved = resolve({**tree, "student": {}}, overrides)
+    said = sizes(resolved.config)
+    result = execute(resolved)
+    models = json.loads((result.folder / "models.json").read_text(encoding="utf-8"))
+    data = json.loads((result.folder / "data.json").read_text(encoding="utf-8"))["sets"][0]
+    log = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line)["step"] for line in log if '"train"' in line]
+    assert said["student parameters"] == models["student"]["parameters"]
+    assert said["teacher parameters"] == models["teacher"]["parameters"]
+    assert said["prompts"] == data["kept"]
+    assert said["prompt tokens"] == data["prompt_tokens"]
+    assert said["response tokens"] == data["response_tokens"]
+    assert said["optimiser steps"] == steps[-1] == 9
+
+
+def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(workshop: Workshop) -> None:
+    def estimate(**overrides: Any) -> float:
+        student = Shape(10**8, layers=12, width=768, vocab=32_000, bytes_each=4, context=2048)
+        teacher = replace(student, parameters=10**9, bytes_each=2)
+        config = resolve(
+            "run.yaml", {name.replace("__", "."): value for name, value in overrides.items()}
+        ).config
+        return peak(config, student, teacher, length=64)
+
+    plain = estimate(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
+    weights_and_adam = 4 * 4 * 10**8 + 2 * 10**9
+    assert plain > weights_and_adam
+    assert estimate(train__micro_batch_size=2) < plain
+    assert estimate(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
+    assert estimate(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
+    assert estimate(train__micro_batch_size=4, train__precision="bfloat16") < plain
+    writing = estimate(train__micro_batch_size=4, engine__batch_size=4096)
+    assert writing > plain
+
+
+def test_shape_reads_no_weights(workshop: Workshop) -> None:
+    (workshop.folder / "bare").mkdir()
+    config = (workshop.folder / "teacher" / "config.json").read_text(encoding="utf-8")
+    (workshop.folder / "bare" / "config.json").write_text(config, encoding="utf-8")
+    model = resolve("run.yaml", {"teacher.path": "bare"}).config.teacher.model_to_load()
+    shape = shape_of(model)
+    assert (shape.layers, shape.width, shape.vocab, shape.context) == (2, 32, 1024, 512)

@@ -1,5 +1,0 @@
-"""The same workshop as the command line's tests have."""
-
-from tests.cli.conftest import models, workshop
-
-__all__ = ["models", "workshop"]

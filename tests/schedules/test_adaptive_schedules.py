@@ -1,0 +1,151 @@
+"""Schedules that follow losses: DistiLLM's share and TAID's target, against the rules of paper and code."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from stillhouse.core.types import Progress
+from stillhouse.schedules import Curriculum, DevLoss, GradualBeta, Momentum, PreviousRound
+
+LOSSES = [2.0, 2.05, 2.2, 2.25, 2.4, 2.3, 2.45]
+START = Progress(0, 10, 0.0, 1.0)
+
+
+def after_each(schedule: DevLoss, losses: list[float]) -> list[float]:
+    state, seen = schedule.initial(), []
+    for loss in losses:
+        state = schedule.observe(state, "dev_loss", loss, START)
+        seen.append(round(schedule.value(START, state), 10))
+    return seen
+
+
+def paper(losses: list[float], tolerance: float, step: float) -> list[float]:
+    """Algorithm 1: against the validation before."""
+    share, seen = 0.0, [0.0]
+    for before, now in pairwise(losses):
+        share = min(1.0, share + step) if now > before + tolerance else share
+        seen.append(round(share, 10))
+    return seen
+
+
+def released(losses: list[float], tolerance: float, step: float) -> list[float]:
+    """finetune.py: the loss before is overwritten only when the threshold rises."""
+    share, before, seen = 0.0, losses[0], [0.0]
+    for now in losses[1:]:
+        if now >= before + tolerance:
+            share, before = min(1.0, share + step), now
+        seen.append(round(share, 10))
+    return seen
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.2])
+def test_dev_loss_follows_paper_and_code(tolerance: float) -> None:
+    last = after_each(DevLoss(tolerance=tolerance, against="last"), LOSSES)
+    rise = after_each(DevLoss(tolerance=tolerance, against="last_rise"), LOSSES)
+    assert last == paper(LOSSES, tolerance, 0.1)
+    assert rise == released(LOSSES, tolerance, 0.1)
+
+
+def test_the_two_rules_differ() -> None:
+    creeping = [2.0, 2.06, 2.12, 2.18, 2.24]
+    assert after_each(DevLoss(tolerance=0.1, against="last"), creeping)[-1] == 0.0
+    assert after_each(DevLoss(tolerance=0.1, against="last_rise"), creeping)[-1] == 0.2
+
+
+def test_dev_loss_stays_in_its_bounds_and_never_falls() -> None:
+    schedule = DevLoss(start=0.5, step=0.3, greatest=0.9)
+    seen = after_each(schedule, [1.0, 2.0, 3.0, 1.0, 4.0])
+    assert seen == [0.5, 0.8, 0.9, 0.9, 0.9]
+    assert schedule.bounds() == (0.5, 0.9)
+
+
+def test_momentum_is_the_recurrence_of_the_released_code() -> None:
+    schedule = Momentum(start=0.4, end=1.0, rate=0.05, momentum=0.9)
+    losses = [3.0, 2.5, 2.6, 1.0, 0.5, 0.4]
+    t, mean, before = 0.4, 0.0, None
+    state = schedule.initial()
+    for step, loss in enumerate(losses):
+        now = Progress(step, 20, step / 20, 1.0)
+        t = min(1.0, max(0.4 + 0.6 * step / 20, t))
+        assert schedule.value(now, state) == pytest.approx(t, abs=1e-12)
+        if before is not None:
+            mean = 0.9 * mean + 0.1 * (before - loss) / (before + 1e-15)
+            t = min(1.0, t + 0.05 / (1 + math.exp(-mean)) * (1 - t))
+        before = loss
+        state = schedule.observe(state, "train_loss", loss, now)
+    assert schedule.value(Progress(20, 20, 1.0, 1.0), state) == 1.0
+
+
+def test_momentum_is_never_behind_the_straight_line() -> None:
+    schedule, state = Momentum(rate=0.0), {}
+    for step in range(11):
+        now = Progress(step, 10, step / 10, 1.0)
+        assert schedule.value(now, state) == pytest.approx(0.4 + 0.06 * step)
+        state = schedule.observe(state, "train_loss", 1.0 + step, now)
+
+
+def test_state_of_a_curriculum_survives_a_save() -> None:
+    tree = {"share": DevLoss(), "t": Momentum()}
+    one, other = Curriculum(tree), Curriculum(tree)
+    for name, value in (("dev_loss", 1.0), ("train_loss", 2.0), ("dev_loss", 1.5), ("train_loss", 1.0)):
+        one.observe(name, value, START)
+    other.load_state_dict(one.state_dict())
+    assert other.now(tree, START) == one.now(tree, START)
+    one.observe("dev_loss", 1.7, START)
+    other.observe("dev_loss", 1.7, START)
+    assert other.now(tree, START) == one.now(tree, START)
+    assert one.now(tree, START)["share"] == pytest.approx(0.2)
+
+
+def test_previous_round_is_the_mean_of_the_pass_before() -> None:
+    schedule = PreviousRound(of="teacher_gap")
+    state, seen = schedule.initial(), []
+    for step, gap in enumerate([0.3, 0.1, 0.2, 0.6, 0.5, 0.1, 0.9]):
+        now = Progress(step, 9, step / 3, 3.0)
+        seen.append(round(schedule.value(now, state), 10))
+        state = schedule.observe(state, "teacher_gap", gap, now)
+        state = schedule.observe(state, "student_gap", 100.0, now)
+        assert schedule.value(now, state) == pytest.approx(seen[-1])
+    assert seen == [0, 0, 0, 0.2, 0.2, 0.2, 0.4]
+
+
+def test_previous_round_is_never_negative() -> None:
+    schedule = PreviousRound(of="student_gap")
+    state = schedule.observe(schedule.initial(), "student_gap", -0.3, Progress(0, 2, 0.0, 2.0))
+    assert schedule.value(Progress(1, 2, 1.0, 2.0), state) == 0.0
+
+
+def beta(rule: str, steps_per_epoch: int = 4, epochs: int = 3) -> list[float]:
+    schedule, total = GradualBeta(rule=rule), steps_per_epoch * epochs  # type: ignore[arg-type]
+    return [
+        schedule.value(Progress(step, total, step / steps_per_epoch, float(epochs)), {})
+        for step in range(total)
+    ]
+
+
+def test_gradual_beta_of_the_paper_stays_and_then_rises_to_the_end() -> None:
+    assert beta("paper") == pytest.approx([max(0.5, step / 12) for step in range(12)])
+
+
+def test_gradual_beta_as_printed_falls_back_at_each_epoch() -> None:
+    expected = [
+        min(1.0, max(0.5, epoch / 3 + iteration / 4)) for epoch in (1, 2, 3) for iteration in range(4)
+    ]
+    assert beta("printed") == pytest.approx(expected)
+    assert beta("printed")[3] == 1.0
+    assert beta("printed")[4] == pytest.approx(2 / 3)
+
+
+def test_gradual_beta_of_the_released_code_is_half_its_weight() -> None:
+    released = [1 + 0.5 * min(1.0, 2 * step / 12) for step in range(12)]
+    assert [2 * value for value in beta("released")] == pytest.approx(released)
+
+
+@pytest.mark.parametrize("rule", ["paper", "printed", "released"])
+def test_gradual_beta_stays_in_its_bounds(rule: str) -> None:
+    low, high = GradualBeta(rule=rule).bounds()  # type: ignore[arg-type]
+    assert low <= min(beta(rule))
+    assert max(beta(rule)) <= high
