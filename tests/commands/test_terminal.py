@@ -32,7 +32,7 @@ def test_a_terminal_shows_phases_rates_time_left_and_the_course_of_the_loss(work
     at = [next(n for n, line in enumerate(last) if line.startswith(f"✓ {title}")) for title in PHASES]
     assert at == sorted(at)
     (trained,) = [line for line in last if "Training kd" in line]
-    assert re.search(r"8/8 \(100%\)  [\d.]+/s, \d+ s  loss [\d.]+ [▁▂▃▄▅▆▇█]{2,8}", trained)
+    assert re.search(r"8/8 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained)
     assert any(
         re.search(r"^. Training kd  ━+  \d/8 .* \d+ s left  loss", line)
         for screen in screens

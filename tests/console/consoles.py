@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import pyte
 from rich.console import Console
 
 
@@ -33,3 +34,11 @@ def written(console: Console) -> str:
 def printed(console: Console) -> str:
     """What was written, without colours and movements of the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(console))
+
+
+def screen(console: Console) -> list[str]:
+    """What a terminal shows after everything that was written, line by line."""
+    shown = pyte.Screen(console.width, 40)
+    shown.set_mode(pyte.modes.LNM)  # a line feed also returns, as a terminal driver has it
+    pyte.Stream(shown).feed(written(console))
+    return [line.rstrip() for line in shown.display if line.strip()]

@@ -9,8 +9,7 @@ from rich.cells import cell_len
 
 from stillhouse import console as package
 from stillhouse.console import phase, progress
-from stillhouse.console.live import sparkline
-from tests.console.consoles import Clock, pipe, printed, terminal, written
+from tests.console.consoles import Clock, pipe, printed, screen, terminal, written
 
 
 def test_plain_lines_come_every_ten_seconds_and_at_the_end():
@@ -93,11 +92,51 @@ def test_what_ends_early_has_no_tick():
     assert "✓" not in last
 
 
-def test_a_note_within_a_bar_goes_through_its_console():
+def test_a_note_within_a_bar_does_not_tear_it():
     console = terminal()
     with progress("Training", 10, console=console):
         package.note("step 3: validated")
-    assert "step 3: validated" in written(console)
+        note, bar = screen(console)
+    assert note == "step 3: validated"
+    assert "Training  ━" in bar
+    package.note("goes to standard error again")
+    assert "again" not in written(console)
+
+
+def test_an_inner_piece_has_a_line_of_its_own_below_and_leaves_one_above():
+    console, clock = terminal(), Clock()
+    with progress("Training", 10, console=console, clock=clock) as outer:
+        outer.advance(4, loss=2.5)
+        with phase("Validating", quiet=True, console=console):
+            assert [line[:14].rstrip() for line in screen(console)] == ["⠋ Training", "  ⠋ Validating"]
+        with progress("Round 1", 3, console=console) as inner:
+            inner.advance(3)
+        outer.advance(6, loss=1.5)
+    assert screen(console) == [
+        "✓ Round 1  3/3 (100%)  0 s",
+        "✓ Training  10/10 (100%)  0 s  loss 1.5000",
+    ]
+
+
+def test_an_interrupted_bar_says_so_and_leaves_the_terminal_to_messages():
+    console = terminal()
+
+    def work() -> None:
+        with progress("Training", 10, console=console) as outer, progress("Round 1", 5, console=console):
+            outer.advance(2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    inner, outer = screen(console)
+    assert inner.startswith("- Round 1  0/5 (0%)")
+    assert outer.startswith("- Training  2/10 (20%)")
+    assert inner.endswith("interrupted")
+    assert outer.endswith("interrupted")
+    assert written(console).rstrip().count("\x1b[?25h") == 1  # the cursor is shown again
+    with progress("Again", 1, console=console) as meter:
+        meter.advance()
+    assert screen(console)[-1].startswith("✓ Again  1/1 (100%)")
 
 
 def test_a_phase_says_how_long_it_took_and_a_quiet_one_nothing():
@@ -109,22 +148,28 @@ def test_a_phase_says_how_long_it_took_and_a_quiet_one_nothing():
     assert written(console) == "Loading: took 0 s\n"
 
 
+def curve_after(losses: list[float], total: int, width: int = 160) -> str:
+    """The sparkline of the last line."""
+    console, clock = terminal(width), Clock()
+    with progress("Training", total, trace="loss", console=console, clock=clock) as meter:
+        for loss in losses:
+            meter.advance(1, loss=loss)
+    last = printed(console).rstrip().splitlines()[-1]
+    return "".join(letter for letter in last if letter in "▁▂▃▄▅▆▇█")
+
+
 @pytest.mark.parametrize(
-    ("values", "width", "drawn"),
-    [([3.0, 2.0, 1.0, 1.5], 8, "█▅▁▃"), ([1.0, 1.0], 8, "▁▁"), ([1.0], 8, ""), ([], 8, ""),
-     ([4.0] * 50, 5, "▁" * 5), ([1.0, float("nan"), 2.0], 8, "▁█"), ([1.0, 2.0], 0, "")],
+    ("losses", "total", "drawn"),
+    [([3.0, 2.0, 1.0, 1.5], 4, "█▅▁▃"), ([1.0, 1.0], 2, "▁▁"), ([1.0], 1, ""), ([], 8, ""),
+     ([4.0] * 50, 50, "▁" * 16), ([1.0, float("nan"), 2.0], 3, "▁█"), ([1.0, 2.0] * 10, 160, "▁▁"),
+     ([3.0, 1.0, 9.0], 2, "▁█")],
 )  # fmt: skip
-def test_a_course_becomes_blocks(values, width, drawn):
-    assert sparkline(values, width) == drawn
+def test_a_traced_value_becomes_a_sparkline_over_the_whole_work(losses, total, drawn):
+    assert curve_after(losses, total) == drawn
 
 
 def test_a_long_course_keeps_its_shape():
-    console, clock = terminal(160), Clock()
-    with progress("Training", 5000, trace="loss", console=console, clock=clock) as meter:
-        for step in range(5000):
-            meter.advance(1, loss=abs(step - 2500.0))
-    last = printed(console).rstrip().splitlines()[-1]
-    curve = [letter for letter in last if letter in "▁▂▃▄▅▆▇█"]
-    assert len(curve) == 24
+    curve = curve_after([abs(step - 2500.0) for step in range(5000)], 5000)
+    assert len(curve) == 16
     assert curve[0] == curve[-1] == "█"
-    assert curve[12] == "▁"
+    assert curve[7] == curve[8] == "▁"

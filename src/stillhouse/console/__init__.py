@@ -4,7 +4,7 @@ as plain lines.
 Results go to standard output, so that they can be piped; progress, notes and errors go to standard error.
 """
 
-from stillhouse.console.live import Live, Meter, phase, progress
+from stillhouse.console.live import LiveValue, ProgressMeter, phase, progress
 from stillhouse.console.text import (
     MISSING,
     duration,
@@ -21,8 +21,8 @@ from stillhouse.console.text import (
 
 __all__ = [
     "MISSING",
-    "Live",
-    "Meter",
+    "LiveValue",
+    "ProgressMeter",
     "duration",
     "messages",
     "note",

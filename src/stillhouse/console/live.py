@@ -1,38 +1,36 @@
-"""How far a piece of work has come: one line for each piece on a terminal, plain lines elsewhere.
+"""How far a piece of work has come: rich's progress display on a terminal, plain lines elsewhere.
 
-Pieces of work may lie within each other: while a student is trained, it writes a round of responses. Then
-the inner piece has a line of its own below the outer one, and what it has come to stays above them.
+Pieces of work nest: a round of responses is generated while a student is trained. The inner piece then has a
+line of its own below the outer one; its last line stays above them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live as Display
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress import Progress, Task
+from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
+from rich.table import Column, Table
 from rich.text import Text
 
-from stillhouse.console.text import duration, messages, number, showing
+from stillhouse.console.text import duration, messages, messages_through, number
 
-Live = float | int | str
-"""A live value beside the bar, such as the loss."""
-
-BLOCKS = "▁▂▃▄▅▆▇█"
-MOST_TRACED = 480
-"""Points of a traced number that are kept; beyond that, two neighbours become their mean."""
+LiveValue = float | int | str
+"""A value beside the bar, such as the loss."""
 
 
-class Meter(Protocol):
+class ProgressMeter(Protocol):
     """What `progress` yields."""
 
-    def advance(self, n: float = 1, **live: Live) -> None:
+    def advance(self, n: float = 1, **live: LiveValue) -> None:
         """Count `n` more as done and show the newest live values, such as `loss=1.25`."""
 
 
@@ -42,41 +40,32 @@ def progress(
     total: float | None = None,
     *,
     done: float = 0,
-    trace: str | None = None,
+    trace: str = "",
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Meter]:
+) -> Iterator[ProgressMeter]:
     """Show how far a piece of work has come.
 
-    On a terminal: a line with title, bar, count, rate, time left and live values, as many of them as fit.
-    Elsewhere: a plain line about every ten seconds or every tenth of the work, whichever comes first but
-    never more than one a second, and a last line at the end.
+    On a terminal: one line with title, bar, count, rate, time left and live values; what does not fit into
+    the width is left out. Elsewhere: a plain line about every ten seconds or every tenth of the work,
+    whichever comes first but never more than one a second, and a last line at the end.
 
     Args:
-        title: what is done, such as "training".
-        total: how much there is; None where nobody knows.
-        done: what an earlier, interrupted run has done; it is not counted into the rate.
-        trace: the live value whose course is drawn as a small curve on a terminal, such as "loss".
+        title: what is done, such as "Training".
+        total: how much there is; None if unknown.
+        done: what an interrupted run had done before; it does not count into the rate.
+        trace: the live value that a terminal also shows as a sparkline, such as "loss".
         console: where to write; standard error by default.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
 
     Example:
-        >>> with progress("training", total=400) as meter:
+        >>> with progress("Training", total=400) as meter:
         ...     meter.advance(1, loss=1.25)
     """
     console = console or messages()
-    piece = _Piece(title, total, done, clock, trace)
-    if console.is_terminal and not console.is_dumb_terminal:
-        with _shown(piece, console):
-            yield piece
-        return
-    meter = _PlainMeter(console, piece)
-    ended = "interrupted"
-    try:
+    kind = _LiveMeter if _is_live(console) else _PlainMeter
+    with _display(console, clock) as display, _closing(kind(display, title, total, done, trace)) as meter:
         yield meter
-        ended = ""
-    finally:
-        meter.close(ended)
 
 
 @contextlib.contextmanager
@@ -85,12 +74,13 @@ def phase(title: str, *, quiet: bool = False, console: Console | None = None) ->
 
     Args:
         title: what is done.
-        quiet: say nothing where there is no terminal; for small work that happens again and again.
+        quiet: leave no line once it is over; for small work that happens again and again.
         console: where to write; standard error by default.
     """
     console = console or messages()
-    if console.is_terminal and not console.is_dumb_terminal:
-        with _shown(_Piece(title, None, 0, time.monotonic, None), console, passing=quiet):
+    if _is_live(console):
+        kind = _TaskMeter if quiet else _LiveMeter
+        with _display(console, time.monotonic) as display, _closing(kind(display, title)):
             yield
         return
     start = time.monotonic()
@@ -99,233 +89,211 @@ def phase(title: str, *, quiet: bool = False, console: Console | None = None) ->
         console.print(Text(f"{title}: took {duration(time.monotonic() - start)}"), soft_wrap=True)
 
 
-@dataclass
-class _Piece:
-    """The state of one piece of work; the meter of a terminal."""
-
-    title: str
-    total: float | None
-    done: float
-    clock: Callable[[], float]
-    trace: str | None
-    live: dict[str, Live] = field(default_factory=dict)
-    ended: str | None = None
-    """Empty where it ended well."""
-
-    def __post_init__(self) -> None:
-        self.before = self.done
-        self.started = self.clock()
-        self.course: list[float] = []
-        self._stride, self._newest = 1, list[float]()
-
-    def advance(self, n: float = 1, **live: Live) -> None:
-        self.done += n
-        self.live.update(live)
-        value = live.get(self.trace) if self.trace else None
-        if isinstance(value, int | float):
-            self._trace(float(value))
-
-    def _trace(self, value: float) -> None:
-        """Every point of the course is the mean of equally many values."""
-        self._newest.append(value)
-        if len(self._newest) == self._stride:
-            self.course.append(sum(self._newest) / self._stride)
-            self._newest.clear()
-        if len(self.course) >= MOST_TRACED:
-            self.course = _thinned(self.course, MOST_TRACED // 2)
-            self._stride *= 2
-
-    @property
-    def elapsed(self) -> float:
-        return self.clock() - self.started
-
-    def counted(self) -> str:
-        """`10/40 (25%)`."""
-        if self.total is None:
-            return f"{self.done:,.0f}" if self.done else ""
-        shown = f"{self.done:,.0f}/{self.total:,.0f}"
-        return f"{shown} ({self.done / self.total:.0%})" if self.total else shown
-
-    def rate(self) -> float:
-        """Over the whole time: generation makes single steps too uneven for a short window."""
-        made, elapsed = self.done - self.before, self.elapsed
-        return made / elapsed if made > 0 and elapsed > 0 else 0.0
-
-    def time_left(self) -> str:
-        rate = self.rate()
-        return f"{duration((self.total - self.done) / rate)} left" if rate and self.total is not None else ""
-
-    def live_texts(self) -> list[str]:
-        return [f"{name.replace('_', ' ')} {number(value)}" for name, value in self.live.items()]
+def _is_live(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of a number in `width` letters at most, from its lowest to its highest value.
-
-    Example:
-        >>> sparkline([3.0, 2.0, 1.0, 1.5], 8)
-        '█▅▁▃'
-    """
-    finite = [value for value in values if value - value == 0]  # neither nan nor infinite
-    if len(finite) < 2 or width < 1:
-        return ""
-    few = _thinned(finite, width)
-    low, high = min(few), max(few)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((value - low) * scale)] for value in few)
-
-
-def _thinned(values: Sequence[float], most: int) -> list[float]:
-    """At most `most` means over equal runs of neighbours."""
-    if len(values) <= most:
-        return list(values)
-    edges = [index * len(values) // most for index in range(most + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-
-
-_pieces: list[_Piece] = []
-"""What is being shown, the outermost piece first."""
-_displays: list[Display] = []
-"""The display that shows them, while there is one: a terminal can have only one."""
+_running: list[_Display] = []
+"""The display that is running, if any: a terminal has only one."""
 
 
 @contextlib.contextmanager
-def _shown(piece: _Piece, console: Console, passing: bool = False) -> Iterator[None]:
-    """Show a piece on a terminal, below those that are shown already; a passing one leaves no line."""
-    outermost = not _displays
-    _pieces.append(piece)
-    if outermost:
-        _displays.append(Display(_Lines(), console=console, refresh_per_second=8, transient=True))
-        showing(console)
-        _displays[0].start()
-    _displays[0].refresh()
-    piece.ended = "interrupted"
+def _display(console: Console, clock: Callable[[], float]) -> Iterator[_Display]:
+    """The running display of a terminal; without a terminal one that only counts."""
+    if not _is_live(console):
+        yield _Display(console, clock)
+    elif _running:
+        yield _running[0]
+    else:
+        _running.append(_Display(console, clock))
+        try:
+            with messages_through(console), _running[0]:
+                yield _running[0]
+        finally:
+            _running.clear()
+
+
+@contextlib.contextmanager
+def _closing(meter: _TaskMeter) -> Iterator[_TaskMeter]:
+    ending = "interrupted"
     try:
-        yield
-        piece.ended = ""
+        yield meter
+        ending = ""
     finally:
-        _displays[0].refresh()
-        _pieces.remove(piece)
-        if outermost:
-            _displays.pop().stop()
-            showing(None)
-        if not passing:
-            console.print(_Line(piece, last=True))
+        meter.close(ending)
 
 
-class _Lines:
-    """All pieces, one below the other."""
+class _TaskMeter:
+    """Counts a task of rich's, whose fields hold what is shown beside its bar."""
 
-    def __init__(self) -> None:
-        self.spinner = Spinner("dots")
+    def __init__(
+        self, display: _Display, title: str, total: float | None = None, done: float = 0, trace: str = ""
+    ) -> None:
+        self.display, self.trace, self.curve = display, trace, _Curve()
+        self.id = display.add_task(
+            title, total=total, depth=len(display.tasks), before=done, live={}, curve=self.curve, ending=None
+        )
+        self.task = display.tasks[-1]
+        display.update(self.id, completed=done)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        now = console.get_time()
-        lines = (_Line(piece, depth, self.spinner, now) for depth, piece in enumerate(tuple(_pieces)))
-        yield Group(*lines)
+    def advance(self, n: float = 1, **live: LiveValue) -> None:
+        # The dictionary is replaced, not changed: rich's thread may be drawing it.
+        self.display.update(self.id, advance=n, live={**self.task.fields["live"], **live})
+        value = live.get(self.trace)
+        if isinstance(value, int | float) and self.task.total:
+            self.curve.add(value, self.task.completed / self.task.total)
 
-
-@dataclass
-class _Line:
-    """One piece in one line; what does not fit is left out, the least wanted first."""
-
-    piece: _Piece
-    depth: int = 0
-    spinner: Spinner | None = None
-    now: float = 0.0
-    last: bool = False
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        plain = not options.encoding.lower().startswith("utf")
-        for bar, spark, live, rate in _sizes():
-            line = self._made(plain, bar, spark, live, rate)
-            if cell_len(line.plain) <= options.max_width:
-                break
-        line.truncate(options.max_width, overflow="ellipsis")
-        yield line
-
-    def _made(self, plain: bool, bar: int, spark: int, live: int, rate: bool) -> Text:
-        piece = self.piece
-        parts = [self._head(plain)]
-        if bar and piece.total and not self.last:
-            parts.append(_bar(piece.done / piece.total, bar, plain))
-        parts.append(Text(piece.counted(), style="green"))
-        parts.append(Text(self._time(rate), style="cyan"))
-        texts = piece.live_texts()
-        if piece.trace in piece.live and not plain:
-            at = list(piece.live).index(piece.trace or "")
-            texts[at] = f"{texts[at]} {sparkline(piece.course, spark)}".rstrip()
-        parts.append(Text(", ".join(texts[:live])))
-        if self.last and piece.ended:
-            parts.append(Text(piece.ended, style="yellow"))
-        return Text("  ").join(part for part in parts if part.plain)
-
-    def _head(self, plain: bool) -> Text:
-        if self.last:
-            piece = self.piece
-            good = not piece.ended and (piece.total is None or piece.done >= piece.total)
-            mark = Text(("ok" if plain else "✓") if good else "-", style="green" if good else "yellow")
-        elif plain or self.spinner is None:
-            mark = Text("*")
-        else:
-            frame = self.spinner.render(self.now)
-            mark = frame if isinstance(frame, Text) else Text("*")
-        indent = Text("  " * self.depth)
-        return Text.assemble(indent, mark, " ", (self.piece.title, "bold"))
-
-    def _time(self, with_rate: bool) -> str:
-        piece = self.piece
-        rate = _rate_text(piece.rate()) if with_rate and piece.rate() else ""
-        spent = duration(piece.elapsed)
-        shown = spent if self.last else piece.time_left() or spent
-        return ", ".join(part for part in (rate, shown) if part)
+    def close(self, ending: str) -> None:
+        """Take the task off the display; `ending` is empty if the work ended well."""
+        self.display.update(self.id, ending=ending)
+        self.display.remove_task(self.id)
 
 
-def _sizes() -> Iterable[tuple[int, int, int, bool]]:
-    """Letters of bar and curve, how many live values, whether the rate; the richest first."""
-    yield from ((24, 24, 9, True), (16, 16, 9, True), (10, 10, 9, True), (10, 8, 1, True), (0, 8, 1, True))
-    yield from ((0, 8, 1, False), (0, 0, 1, False), (0, 0, 0, False))
+class _LiveMeter(_TaskMeter):
+    """Leaves its line on the terminal."""
+
+    def close(self, ending: str) -> None:
+        self.display.refresh()
+        super().close(ending)
+        if not self.display.tasks:
+            self.display.stop()
+        self.display.console.print(self.display.make_tasks_table([self.task]))
 
 
-def _bar(share: float, width: int, plain: bool) -> Text:
-    full = min(width, int(share * width + 1e-9))
-    ink, rest = ("#", "-") if plain else ("━", "━")
-    return Text.assemble((ink * full, "bar.complete"), (rest * (width - full), "bar.back"))
-
-
-def _rate_text(rate: float) -> str:
-    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
-
-
-class _PlainMeter:
-    """One line now and then; the same words as on a terminal."""
+class _PlainMeter(_TaskMeter):
+    """Prints a line now and then; the same words as on a terminal."""
 
     seconds = 10.0
     share = 0.1
     at_least = 1.0
+    printed, printed_at = 0.0, 0.0
 
-    def __init__(self, console: Console, piece: _Piece) -> None:
-        self.console, self.piece = console, piece
-        self.told, self.told_at = piece.done, piece.started
-
-    def advance(self, n: float = 1, **live: Live) -> None:
-        piece = self.piece
-        piece.advance(n, **live)
-        since = piece.clock() - self.told_at
-        tenth = bool(piece.total) and (piece.done - self.told) >= self.share * (piece.total or 0)
-        complete = piece.total is not None and piece.done >= piece.total
+    def advance(self, n: float = 1, **live: LiveValue) -> None:
+        super().advance(n, **live)
+        total, since = self.task.total, _elapsed(self.task) - self.printed_at
+        tenth = bool(total) and _done_here(self.task) - self.printed >= self.share * (total or 0)
+        complete = total is not None and self.task.completed >= total
         if not complete and (since >= self.seconds or (tenth and since >= self.at_least)):
-            self._tell()
+            self._print(_time_left(self.task))
 
-    def close(self, ended: str) -> None:
-        self._tell(ended, last=True)
+    def close(self, ending: str) -> None:
+        super().close(ending)
+        self._print(f"took {duration(_elapsed(self.task))}" if _rate(self.task) else "", ending)
 
-    def _tell(self, ended: str = "", *, last: bool = False) -> None:
-        piece = self.piece
-        parts = [piece.counted() or "0"]
-        if rate := piece.rate():
-            parts += [_rate_text(rate), f"took {duration(piece.elapsed)}" if last else piece.time_left()]
-        parts += [*piece.live_texts(), ended]
-        told = ", ".join(part for part in parts if part)
-        self.console.print(Text(f"{piece.title}: {told}"), soft_wrap=True)
-        self.told, self.told_at = piece.done, piece.clock()
+    def _print(self, time_text: str, ending: str = "") -> None:
+        task = self.task
+        self.printed, self.printed_at = _done_here(task), _elapsed(task)
+        texts = [_count(task) or "0", _rate(task), time_text, *_live_texts(task), ending]
+        line = f"{task.description}: {', '.join(filter(None, texts))}"
+        self.display.console.print(Text(line), soft_wrap=True)
+
+
+class _Curve:
+    """A live value over the whole work, as means over equal shares of it."""
+
+    blocks = "▁▂▃▄▅▆▇█"
+
+    def __init__(self) -> None:
+        self.buckets = [(0.0, 0)] * 16
+
+    def add(self, value: float, share_done: float) -> None:
+        if math.isfinite(value):
+            at = max(0, math.ceil(min(share_done, 1.0) * len(self.buckets)) - 1)
+            total, count = self.buckets[at]
+            self.buckets[at] = (total + value, count + 1)
+
+    def __str__(self) -> str:
+        """A sparkline from the lowest to the highest mean: `█▅▁▃`."""
+        means = [total / count for total, count in self.buckets if count]
+        if len(means) < 2:
+            return ""
+        low, high = min(means), max(means)
+        scale = (len(self.blocks) - 1) / (high - low) if high > low else 0.0
+        return "".join(self.blocks[round((mean - low) * scale)] for mean in means)
+
+
+class _Display(Progress):
+    """Rich's progress display, with each task on one line of as many columns as fit."""
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._ascii = console.options.ascii_only
+        self._spinner = Spinner("line" if self._ascii else "dots")
+        super().__init__(
+            console=console,
+            get_time=clock,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # results in a pipe tear nothing and have to stay there
+        )
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """Columns that are empty are left out, and while not all fit, the least wanted of them."""
+        rows = [self._cells(task) for task in tasks]
+        if not rows:
+            return Table.grid()
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
+        for least_wanted in ("", "curve", "others", "bar", "rate", "first", "time", "count"):
+            columns = [name for name in columns if name != least_wanted]
+            table = Table.grid(*(Column(no_wrap=True) for _ in columns), padding=(0, 2))
+            for row in rows:
+                table.add_row(*(row[name] for name in columns))
+            needed = Measurement.get(self.console, self.console.options.update(width=10_000), table)
+            if needed.maximum <= self.console.width:
+                break
+        return table
+
+    def _cells(self, task: Task) -> dict[str, RenderableType]:
+        ending, live = task.fields["ending"], _live_texts(task)
+        going_on = ending is None
+        good = not ending and (task.total is None or task.completed >= task.total)
+        mark, colour = (("ok" if self._ascii else "✓"), "green") if good else ("-", "yellow")
+        if going_on:
+            mark, colour = "  " * task.fields["depth"] + str(self._spinner.render(task.get_time())), ""
+        return {
+            "heading": Text.assemble((mark, colour), " ", (task.description, "bold")),
+            "bar": ProgressBar(task.total, task.completed, width=24) if going_on and task.total else "",
+            "count": Text(_count(task), style="green"),
+            "rate": Text(_rate(task), style="cyan"),
+            "time": Text((going_on and _time_left(task)) or duration(_elapsed(task)), style="cyan"),
+            "first": Text(", ".join(live[:1])),
+            "curve": Text("" if self._ascii else str(task.fields["curve"])),
+            "others": Text(", ".join(live[1:])),
+            "ending": Text(ending or "", style="yellow"),
+        }
+
+
+def _elapsed(task: Task) -> float:
+    return task.elapsed or 0.0
+
+
+def _done_here(task: Task) -> float:
+    """What was done since the work went on, without what an interrupted run had done."""
+    return task.completed - float(task.fields["before"])
+
+
+def _count(task: Task) -> str:
+    """`10/40 (25%)`."""
+    if task.total is None:
+        return f"{task.completed:,.0f}" if task.completed else ""
+    share = f" ({task.completed / task.total:.0%})" if task.total else ""
+    return f"{task.completed:,.0f}/{task.total:,.0f}{share}"
+
+
+def _rate(task: Task) -> str:
+    """Over the whole time: generation makes single steps too uneven for a short window."""
+    made, elapsed = _done_here(task), _elapsed(task)
+    if made <= 0 or elapsed <= 0:
+        return ""
+    rate = made / elapsed
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+
+
+def _time_left(task: Task) -> str:
+    if not _rate(task) or task.remaining is None:
+        return ""
+    return f"{duration(task.remaining * _elapsed(task) / _done_here(task))} left"
+
+
+def _live_texts(task: Task) -> list[str]:
+    live: dict[str, LiveValue] = task.fields["live"]
+    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in live.items()]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -17,7 +18,8 @@ from stillhouse.errors import StillhouseError
 MISSING = "–"
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-_showing: list[Console] = []
+_live: list[Console] = []
+"""The console of a live display, while there is one."""
 
 
 def output() -> Console:
@@ -26,13 +28,18 @@ def output() -> Console:
 
 
 def messages() -> Console:
-    """Standard error as rich sees it at this moment; while a bar is shown, the console that shows it."""
-    return _showing[-1] if _showing else Console(stderr=True, highlight=False)
+    """Standard error as rich sees it at this moment; during a live display its console."""
+    return _live[-1] if _live else Console(stderr=True, highlight=False)
 
 
-def showing(console: Console | None) -> None:
-    """Let messages go through the console of a live display, which they would tear; None ends that."""
-    _showing[:] = [] if console is None else [console]
+@contextlib.contextmanager
+def messages_through(console: Console) -> Iterator[None]:
+    """Let messages go through the console of a live display, which they would tear otherwise."""
+    _live.append(console)
+    try:
+        yield
+    finally:
+        _live.remove(console)
 
 
 def visible(text: str) -> str:
