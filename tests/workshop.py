@@ -24,7 +24,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stillhouse import cli
+from stillhouse import commands
 from stillhouse.files import locate
 from tests.children import end, start
 
@@ -104,7 +104,7 @@ class Workshop:
         log = logging.getLogger("stillhouse")
         kept = log.propagate, log.handlers[:]
         try:
-            cli.main()
+            commands.main()
             code = 0
         except SystemExit as error:
             code = int(error.code or 0)
@@ -208,7 +208,7 @@ def _child(arguments: tuple[str, ...], hook: Event | None, file_limit: int | Non
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         if hook is not None:
             sys.addaudithook(lambda event, args: hook(str(args[0])) if event == "open" else None)
-        cli.main()
+        commands.main()
         code = 0
     except SystemExit as error:
         code = int(error.code or 0)

@@ -69,9 +69,19 @@ class TrainingError(StillhouseError, ArithmeticError):
 
 
 class EngineError(StillhouseError, RuntimeError):
-    """Generation failed for a reason outside the configuration, such as a server that does not answer."""
+    """Generation failed for a reason outside the configuration, such as an empty prompt."""
 
     exit_code = 3
+
+
+class ServerError(StillhouseError, RuntimeError):
+    """A model server does not answer, retries included, or answers what nobody can use."""
+
+    exit_code = 3
+
+
+class RequestRejected(ServerError):
+    """The server understood a request and rejects it; a retry would change nothing."""
 
 
 class TeacherError(StillhouseError, RuntimeError):

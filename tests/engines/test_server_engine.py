@@ -12,9 +12,9 @@ from tests.vllm_like import TEACHER, DemoTeacher, demo_server
 
 from stillhouse.engines import Sampling, ServerConfig, TokenizerFacts
 from stillhouse.engines.server import ServerEngine, from_ids, seed_of
-from stillhouse.errors import ConfigError, EngineError, ModelError
+from stillhouse.errors import ConfigError, EngineError, ModelError, ServerError
 from stillhouse.models import TeacherModel, load_tokenizer
-from stillhouse.remote.written import Written, from_choice, from_llama_cpp
+from stillhouse.remote.completions import CompletionChoice, parse_completion, parse_llama_cpp_completion
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_faults_between_llama_cpp_and_the_engine_change_nothing(llama_server: st
     with broken(llama_server, lambda n: faults[n % 6] if n > 8 and n % 2 else None) as proxy:
         writer = engine(proxy.url, smol, concurrency=2)
         assert writer.generate(asked, sampling, seed=0) == expected
-        assert writer.completions.client.counts.retries > 1
+        assert writer.served.client.usage.retries > 1
 
 
 def test_every_setting_reaches_llama_cpp(llama_server: str, smol: Any) -> None:
@@ -115,7 +115,7 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     with broken(service.url, lambda n: None if n < 14 else (500, {})) as proxy:
         writer = engine(proxy.url, demo, retries=0, concurrency=1)
         writer.keep(tmp_path / "answers.jsonl")
-        with pytest.raises(EngineError, match="not answered"):
+        with pytest.raises(ServerError, match="not answered"):
             writer.generate(asked, sampling, seed=1)
     done = len(writer.journal or ())
     assert 0 < done < 12
@@ -178,13 +178,13 @@ def test_a_server_without_ids_needs_retokenise(demo: Any) -> None:
 def test_an_end_token_of_the_servers_own_becomes_the_students() -> None:
     facts = TokenizerFacts((2,), 0)
     sampling = Sampling(max_tokens=5)
-    assert from_ids(Written("x", "stop", (7, 9)), sampling, facts).token_ids == (7, 2)
-    ended = from_ids(Written("x", "length", (7, 2, 8, 8, 8)), sampling, facts)
+    assert from_ids(CompletionChoice("x", "stop", (7, 9)), sampling, facts).token_ids == (7, 2)
+    ended = from_ids(CompletionChoice("x", "length", (7, 2, 8, 8, 8)), sampling, facts)
     assert (ended.token_ids, ended.finished) == ((7, 2), True)
     with pytest.raises(EngineError, match="fills the server's context"):
-        from_ids(Written("x", "length", (7, 9)), sampling, facts)
+        from_ids(CompletionChoice("x", "length", (7, 9)), sampling, facts)
     with pytest.raises(EngineError, match="content_filter"):
-        from_ids(Written("x", "content_filter", (7, 9)), sampling, facts)
+        from_ids(CompletionChoice("x", "content_filter", (7, 9)), sampling, facts)
 
 
 def test_answers_of_both_kinds_are_understood() -> None:
@@ -194,11 +194,11 @@ def test_answers_of_both_kinds_are_understood() -> None:
         "token_ids": [5, 2],
         "logprobs": {"token_logprobs": [-1, -2]},
     }
-    assert from_choice({"choices": [choice]}) == Written("a", "stop", (5, 2), (-1.0, -2.0))
+    assert parse_completion({"choices": [choice]}) == CompletionChoice("a", "stop", (5, 2), (-1.0, -2.0))
     native = {
         "content": "a",
         "stop_type": "limit",
         "tokens": [5],
         "completion_probabilities": [{"logprob": -1}],
     }
-    assert from_llama_cpp(native) == Written("a", "length", (5,), (-1.0,))
+    assert parse_llama_cpp_completion(native) == CompletionChoice("a", "length", (5,), (-1.0,))

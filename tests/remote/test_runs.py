@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.errors import ConfigError, EngineError, StillhouseError
+from stillhouse.errors import ConfigError, ServerError, StillhouseError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.run.execute import execute
 from stillhouse.run.resolve import resolve
@@ -148,7 +148,7 @@ def test_generate_lets_a_server_write_and_goes_on_where_it_broke(service: Servic
         teacher = {"kind": "server", "url": proxy.url, "backoff": 0.001, "retries": 0, "concurrency": 1}
         plan = tree(folder, "g", teacher=teacher, recipe="seqkd", engine={"sampling": {"max_tokens": 5}})
         config, wanted = resolve(plan).config, Wanted(folder / "teacher.jsonl")
-        with pytest.raises(EngineError, match="not answered"):
+        with pytest.raises(ServerError, match="not answered"):
             generate(config, wanted)
         half = asked(service)
         assert 0 < len(half) < 18

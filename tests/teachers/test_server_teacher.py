@@ -17,7 +17,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.data.collate import collate
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
-from stillhouse.remote.scores import scores_of
+from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference
 from stillhouse.run.caching import batch_tensors
 from stillhouse.teachers import (
@@ -179,15 +179,15 @@ def test_echoed_scores_are_understood_too() -> None:
             "top_logprobs": [None, {"token_id:9": -0.1}],
         }
     }
-    assert scores_of(choice, "echo") == [{}, {7: -3.0, 9: -0.1}]
+    assert parse_prompt_logprobs(choice, "echo") == [{}, {7: -3.0, 9: -0.1}]
     vllm = {"prompt_logprobs": [None, {"7": {"logprob": -3.0}, "9": {"logprob": -0.1}}]}
-    assert scores_of(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
+    assert parse_prompt_logprobs(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.5, "nan"])
 def test_what_is_no_log_probability_is_not_kept(value: Any) -> None:
     with pytest.raises(ValueError, match="is no log-probability"):
-        scores_of({"prompt_logprobs": [None, {"5": {"logprob": value}}]}, "prompt_logprobs")
+        parse_prompt_logprobs({"prompt_logprobs": [None, {"5": {"logprob": value}}]}, "prompt_logprobs")
 
 
 def test_scores_of_another_text_are_noticed() -> None:

@@ -63,12 +63,12 @@ def command(
 
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.evaluate.judging import Rubric
-    from stillhouse.remote import Server
+    from stillhouse.remote import ServerConnection
     from stillhouse.run.folder import check_file
     from stillhouse.run.judging import Price, default_output, find_answers, run_judge
 
     try:
-        server = Server(url=url, model=model, key_env=key_env, concurrency=concurrency)
+        server = ServerConnection(url=url, model=model, key_env=key_env, concurrency=concurrency)
     except ValidationError as error:
         names = {"url": "--url", "key_env": "--key-env", "concurrency": "--concurrency"}
         raise ConfigError(

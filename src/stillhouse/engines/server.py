@@ -18,9 +18,8 @@ from stillhouse.engines.base import (
 )
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.errors import ConfigError, EngineError, Fault
-from stillhouse.remote import Abilities, Completions, Server
+from stillhouse.remote import Capabilities, CompletionChoice, ServedModel, ServerConnection
 from stillhouse.remote.journal import Journal
-from stillhouse.remote.written import Written
 
 OPTIONS: dict[str, dict[str, str]] = {
     "vllm": {
@@ -46,7 +45,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
 
 
 @REGISTRY.register
-class ServerConfig(EngineConfig, Server):
+class ServerConfig(EngineConfig, ServerConnection):
     """A model on an OpenAI-compatible server writes the teacher's text; the student's is written here.
 
     Prompts go out and responses come back as token ids, so that training sees what was sampled. vLLM (0.10.2
@@ -66,13 +65,16 @@ class ServerConfig(EngineConfig, Server):
     @classmethod
     def of_teacher(cls, teacher: Any) -> ServerConfig:
         """The engine for a teacher on a server: the same server."""
-        return cls(**{name: getattr(teacher, name) for name in (*Server.model_fields, "retokenise")})
+        return cls(
+            **{name: getattr(teacher, name) for name in (*ServerConnection.model_fields, "retokenise")}
+        )
 
     def build(self, model: Any, facts: TokenizerFacts) -> ServerEngine:
-        """The engine; what the server can do is looked up now.
+        """The engine; what the server can do is found out now.
 
         Raises:
-            EngineError: the server does not answer, or gives no token ids and `retokenise` is off.
+            ServerError: the server does not answer.
+            EngineError: it gives no token ids and `retokenise` is off.
             ModelError: its token ids are not the student's.
         """
         return ServerEngine(connect(self, facts.tokenizer, self.retokenise), facts, self.retokenise)
@@ -82,69 +84,69 @@ class ServerConfig(EngineConfig, Server):
         return self.student.model_copy(update={"sampling": self.sampling})
 
 
-def connect(server: Server, tokenizer: Any, retokenise: bool) -> Completions:
-    """A server that was found to be able to write responses as token ids, or as text with `retokenise`.
+def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> ServedModel:
+    """A model on a server that generates responses as token ids, or as text with `retokenise`.
 
     Raises:
-        EngineError: it is not, or does not answer.
+        ServerError: the server does not answer.
+        EngineError: it gives no token ids.
         ModelError: its token ids are not the student's.
     """
-    completions = Completions(server, tokenizer, EngineError)
-    abilities = completions.abilities
+    served = ServedModel(server, tokenizer)
     if retokenise:
-        return completions
-    lacking = [
+        return served
+    missing = [
         what
         for what, there in (
-            ("takes no token ids as prompts", abilities.id_prompts),
-            ("does not return the ids of the tokens it writes", abilities.ids),
+            ("takes no token ids as prompts", served.capabilities.token_prompts),
+            ("does not return the ids of the tokens it writes", served.capabilities.token_ids),
         )
         if not there
     ]
-    if lacking:
+    if missing:
         raise EngineError(
-            f"{completions.client.url}: {' and '.join(lacking)}, so that training could not see the tokens "
+            f"{served.client.url}: {' and '.join(missing)}, so that training could not see the tokens "
             "that were sampled. Use vLLM 0.10.2 or newer or llama.cpp's server, or set retokenise: true to "
             "exchange text."
         )
-    completions.check_tokenizer()
-    return completions
+    served.check_tokenizer()
+    return served
 
 
 class ServerEngine:
-    """Writes completions with one request for each, many at a time.
+    """Generates with one request for each prompt, many at a time.
 
-    The seed of a request depends on the seed of the call and the prompt's number, so that the same call asks
-    the same; servers batch requests as they come, so that their text may still differ in the last bits of
-    rounding. What was answered is kept in `journal`, if there is one, and never asked again.
+    The seed of a request depends on the seed of the call and the prompt's number, so that the same call sends
+    the same requests; servers batch requests as they come, so that their text may still differ in the last
+    bits of rounding. Completions are kept in `journal`, if there is one, and never requested again.
 
     Example:
         >>> engine = ServerConfig(url="http://127.0.0.1:8000/v1").build(None, TokenizerFacts.of(tokenizer))
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
-    def __init__(self, completions: Completions, facts: TokenizerFacts, retokenise: bool = False) -> None:
-        self.completions = completions
+    def __init__(self, served: ServedModel, facts: TokenizerFacts, retokenise: bool = False) -> None:
+        self.served = served
         self.facts = facts
         self.retokenise = retokenise
         self.journal: Journal | None = None
         self.retokenised = 0
-        """Answers that came as text and were tokenised here."""
+        """Completions that came as text and were tokenised here."""
         self.reused = 0
-        """Answers that were in the journal."""
+        """Completions that were in the journal."""
 
     def keep(self, path: Path) -> None:
-        """Keep answers in a file and look there first."""
+        """Keep completions in a file and look there first."""
         self.journal = Journal(path)
 
     def fingerprint(self) -> str:
         """A digest of the address and the model's name; weights on a server cannot be read."""
-        name = f"server\n{self.completions.client.url}\n{self.completions.model}"
+        name = f"server\n{self.served.client.url}\n{self.served.name}"
         return hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def counts(self) -> dict[str, int]:
-        """What was asked for so far, for the run folder."""
-        counts = dict(vars(self.completions.client.counts), reused=self.reused)
+        """What was requested so far, for the run folder."""
+        counts = dict(vars(self.served.client.usage), reused=self.reused)
         return counts | ({"retokenised": self.retokenised} if self.retokenise else {})
 
     def generate(
@@ -160,28 +162,29 @@ class ServerEngine:
 
         Raises:
             ConfigError: the server cannot sample so; the message names the setting.
-            EngineError: it refused a prompt, or did not answer within the retries. Answers that came before
-                are in the journal.
+            ServerError: it rejected a prompt, or did not answer within the retries. Completions that came
+                before are in the journal.
+            EngineError: it cut a completion for a reason of its own.
         """
-        options = sampling_options(sampling, self.completions.abilities, self.facts)
+        options = sampling_options(sampling, self.served.capabilities, self.facts)
         self._check_room(max(map(len, prompts), default=0), sampling)
         finish = Finished(len(prompts), progress)
         bodies = [
             self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
             for index, prompt in enumerate(prompts)
         ]
-        for index, completion in self._answers(bodies, sampling):
+        for index, completion in self._complete(bodies, sampling):
             finish(index, completion)
         return finish.in_order()
 
     def _check_room(self, longest: int, sampling: Sampling) -> None:
-        context = self.completions.abilities.context
+        context = self.served.capabilities.context
         if context is None or self.retokenise or longest + sampling.max_tokens <= context:
             return
         raise ConfigError(
             Fault(
                 "engine.sampling.max_tokens",
-                f"the longest prompt has {longest} tokens; the server at {self.completions.client.url} "
+                f"the longest prompt has {longest} tokens; the server at {self.served.client.url} "
                 f"takes {context} for prompt and response together",
                 got=str(sampling.max_tokens),
                 allowed=f"at most {context - longest}",
@@ -194,30 +197,30 @@ class ServerEngine:
         text = (
             self.facts.tokenizer.decode(list(prompt), skip_special_tokens=False) if self.retokenise else None
         )
-        return self.completions.body(prompt if text is None else text, seed=seed, **options)
+        return self.served.request_body(prompt if text is None else text, seed=seed, **options)
 
-    def _answers(
+    def _complete(
         self, bodies: Sequence[dict[str, Any]], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        waiting = []
+        missing = []
         for index, body in enumerate(bodies):
             known = None if self.journal is None else self.journal.get(body)
             if known is None:
-                waiting.append(index)
+                missing.append(index)
             else:
                 self.reused += 1
                 yield index, _unpacked(known)
-        read = self._reader(sampling)
-        for place, completion in self.completions.write([bodies[index] for index in waiting], read):
-            index = waiting[place]
+        parse = self._parser(sampling)
+        for place, completion in self.served.complete([bodies[index] for index in missing], parse):
+            index = missing[place]
             if self.journal is not None:
                 self.journal.put(bodies[index], _packed(completion))
             self.retokenised += self.retokenise
             yield index, completion
 
-    def _reader(self, sampling: Sampling) -> Callable[[Written], Completion]:
-        made = from_text if self.retokenise else from_ids
-        return lambda answer: made(answer, sampling, self.facts)
+    def _parser(self, sampling: Sampling) -> Callable[[CompletionChoice], Completion]:
+        parse = from_text if self.retokenise else from_ids
+        return lambda choice: parse(choice, sampling, self.facts)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -225,27 +228,27 @@ def seed_of(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
 
 
-def sampling_options(sampling: Sampling, abilities: Abilities, facts: TokenizerFacts) -> dict[str, Any]:
+def sampling_options(sampling: Sampling, server: Capabilities, facts: TokenizerFacts) -> dict[str, Any]:
     """The settings as a server takes them. All are named, because servers have defaults of their own.
 
     Raises:
         ConfigError: the server has no such setting.
     """
-    names = OPTIONS[abilities.kind]
-    if faults := unsupported(sampling, names, f"a server of kind {abilities.kind}"):
+    names = OPTIONS[server.kind]
+    if faults := unsupported(sampling, names, f"a server of kind {server.kind}"):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
-        **ALWAYS[abilities.kind],
+        **ALWAYS[server.kind],
     }
-    if abilities.kind == "llama.cpp":
+    if server.kind == "llama.cpp":
         return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
-    if abilities.kind == "vllm":
+    if server.kind == "vllm":
         options["stop_token_ids"] = list(facts.eos_ids)
-    if abilities.ids:
+    if server.token_ids:
         options["return_token_ids"] = True
     return options | ({"logprobs": 1} if sampling.logprobs else {})
 
@@ -287,16 +290,16 @@ def unsupported(sampling: Sampling, names: Mapping[str, str], who: str) -> list[
     return faults
 
 
-def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+def from_ids(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
     """The tokens that were sampled, up to and with the end token.
 
     A server may end a text with an end token of its own; the student's stands in its place.
 
     Raises:
-        ValueError: the answer is not whole.
+        ValueError: the completion is empty.
         EngineError: the server cut it for a reason of its own, or gives no log-probabilities.
     """
-    ids, logprobs = answer.ids, answer.logprobs
+    ids, logprobs = choice.token_ids, choice.logprobs
     if not ids:
         raise ValueError("a completion without tokens")
     if sampling.logprobs and (logprobs is None or len(logprobs) != len(ids)):
@@ -307,7 +310,7 @@ def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Comp
     end = next((place for place, token in enumerate(ids) if token in facts.eos_ids), None)
     if end is not None:
         ids = ids[: end + 1]
-    elif _finished(answer):
+    elif _finished(choice):
         ids = (*ids[:-1], facts.eos_ids[0])
     elif len(ids) < sampling.max_tokens:
         raise EngineError(
@@ -319,15 +322,15 @@ def from_ids(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Comp
     return Completion(ids, finished, logprobs[: len(ids)] if sampling.logprobs and logprobs else None)
 
 
-def from_text(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+def from_text(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
     """The text, tokenised with the student's tokenizer; cut where that makes more than `max_tokens`.
 
     Raises:
-        ValueError: the answer is not whole.
+        ValueError: the completion is empty.
         EngineError: the server cut it for a reason of its own.
     """
-    finished = _finished(answer)
-    ids = [int(token) for token in facts.tokenizer(answer.text, add_special_tokens=False)["input_ids"]]
+    finished = _finished(choice)
+    ids = [int(token) for token in facts.tokenizer(choice.text, add_special_tokens=False)["input_ids"]]
     if finished:
         ids.append(facts.eos_ids[0])
     if not ids:
@@ -336,13 +339,13 @@ def from_text(answer: Written, sampling: Sampling, facts: TokenizerFacts) -> Com
     return Completion(tuple(ids[: sampling.max_tokens]), finished and fits)
 
 
-def _finished(answer: Written) -> bool:
-    if answer.ended not in ("stop", "length"):
+def _finished(choice: CompletionChoice) -> bool:
+    if choice.finish_reason not in ("stop", "length"):
         raise EngineError(
-            f"the server ended a text because of {answer.ended!r}, and not at its end or at max_tokens. It "
-            "may filter contents or have been stopped."
+            f"the server ended a text because of {choice.finish_reason!r}, and not at its end or at "
+            "max_tokens. It may filter contents or have been stopped."
         )
-    return answer.ended == "stop"
+    return choice.finish_reason == "stop"
 
 
 def _packed(completion: Completion) -> list[Any]:

@@ -27,7 +27,7 @@ from stillhouse.engines.base import (
 from stillhouse.engines.server import from_ids, seed_of, unsupported
 from stillhouse.engines.transformers import check_prompts
 from stillhouse.errors import ConfigError, EnvironmentFault
-from stillhouse.remote.written import Written
+from stillhouse.remote import CompletionChoice
 
 NAMES = {
     "top_k": "top_k",
@@ -222,7 +222,7 @@ def completion_of(output: Any, sampling: Sampling, facts: TokenizerFacts) -> Com
         logprobs = tuple(
             float(place[token].logprob) for token, place in zip(ids, sample.logprobs, strict=True)
         )
-    return from_ids(Written("", str(sample.finish_reason), ids, logprobs), sampling, facts)
+    return from_ids(CompletionChoice("", str(sample.finish_reason), ids, logprobs), sampling, facts)
 
 
 def require_vllm() -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.config import FilePath, StrictConfig
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.partial import Partial, digest
+
+if TYPE_CHECKING:
+    from stillhouse.remote.client import Client
 
 Verdict = Literal["A", "B", "C"]
 """The first answer, the second one, or neither."""
@@ -27,16 +30,6 @@ _PLACE = re.compile(r"\{(question|answer_a|answer_b)\}")
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _MARKS = re.compile(r"\[\[+([ABC])\]\]+|<(/?(?:question|answer_a|answer_b))>")
 """What an answer could hold to be taken for a verdict, or for the end of an answer."""
-
-
-class Asks(Protocol):
-    """What a judge needs of a client of an OpenAI-compatible server."""
-
-    def each(
-        self, path: str, bodies: Sequence[Mapping[str, Any]], read: Callable[[Any], Any] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """Post all bodies; (index, answer) as the answers come."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,7 @@ def verdict(reply: str) -> Verdict | None:
 
 def judge(
     pairs: Sequence[Pair],
-    client: Asks,
+    client: Client,
     model: str,
     rubric: Rubric,
     kept: Partial,
@@ -142,7 +135,7 @@ def judge(
 
     Args:
         pairs: what to judge.
-        client: sends the questions.
+        client: of the judge's server.
         model: the judge's name at the server.
         rubric: how it is asked.
         kept: replies so far; those of equal questions are used again.
@@ -158,7 +151,7 @@ def judge(
         bodies |= zip(orders[-1], (straight, turned), strict=True)
     still_open = [key for key in bodies if kept.get(key) is None]
     told(len(bodies) - len(still_open))
-    for index, reply in client.each("chat/completions", [bodies[key] for key in still_open], _read):
+    for index, reply in client.request_many("chat/completions", [bodies[key] for key in still_open], _read):
         kept.put(still_open[index], reply)
         told(1)
     judged = []

@@ -1,7 +1,6 @@
-"""Talking to OpenAI-compatible servers over HTTP: bounded concurrency, retries, counts."""
+"""Models on OpenAI-compatible servers: bounded concurrency, retries, and what a server can do."""
 
-from stillhouse.remote.client import Client, Counts
-from stillhouse.remote.completions import Abilities, Completions
-from stillhouse.remote.server import Server
+from stillhouse.remote.completions import Capabilities, CompletionChoice, ServedModel
+from stillhouse.remote.config import ServerConnection
 
-__all__ = ["Abilities", "Client", "Completions", "Counts", "Server"]
+__all__ = ["Capabilities", "CompletionChoice", "ServedModel", "ServerConnection"]

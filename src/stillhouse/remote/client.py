@@ -1,311 +1,367 @@
-"""ListOf requests to one server at a time, each repeated until it is answered or hopeless."""
+"""An HTTP client for OpenAI-compatible servers: bounded concurrency, retries with backoff, token usage."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import email.utils
+import functools
 import ipaddress
 import itertools
 import json
 import logging
+import math
+import os
 import queue
+import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from stillhouse.console import duration
-from stillhouse.errors import EngineError, EnvironmentFault, StillhouseError
-from stillhouse.remote import loop
-from stillhouse.remote.retry import (
-    LONGEST_ORDERED_WAIT,
-    TRANSIENT,
-    Again,
-    Refused,
-    gave_up,
-    pause,
-    retry_after,
-)
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
+from tenacity.wait import wait_base, wait_exponential
 
-if TYPE_CHECKING:
-    import httpx
+from stillhouse.console import duration
+from stillhouse.errors import RequestRejected, ServerError, StillhouseError
+from stillhouse.remote.config import ServerConnection
 
 T = TypeVar("T")
-Body = Mapping[str, Any]
+RequestBody = Mapping[str, Any]
 
 logger = logging.getLogger("stillhouse")
 
-WORTH_TELLING = 10.0
-"""Seconds of waiting from which on a person is told, and between two such lines."""
+MAX_BACKOFF = 60.0
+"""Seconds; the doubling ends here."""
+MAX_RETRY_AFTER = 900.0
+"""Seconds; a server that asks to wait longer than this is not waited for."""
+LOGGED_WAIT = 10.0
+"""Seconds of backoff from which on a retry is logged, and the least between two such lines."""
+RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+"""Rate limits, restarts and overload, also those of common proxies: statuses that a retry may change."""
 
 
 @dataclass
-class Counts:
-    """What a client has asked for so far."""
+class Usage:
+    """What a client has requested so far.
+
+    Example: `Usage(requests=52, retries=2, prompt_tokens=150, completion_tokens=50)`
+    """
 
     requests: int = 0
-    """Requests sent, repetitions included."""
+    """Requests sent, retries included."""
     retries: int = 0
-    """Repetitions among them."""
     prompt_tokens: int = 0
-    """As the server counted them, in answers that were used."""
+    """As the server counted them, in responses that were used."""
     completion_tokens: int = 0
 
 
 class Client:
     """Sends requests to an OpenAI-compatible server from a background thread.
 
-    Rate limits (429, Retry-After), errors of the server (5xx), time-outs, dropped connections and answers
-    that are not whole are tried again with exponential back-off; anything else is an error at once. Every
-    request is answered once or the call raises. A repetition may make the server work twice, because nobody
-    can know whether a lost answer was computed; it never gives two answers.
+    Rate limits (429, Retry-After), errors of the server (5xx), timeouts, dropped connections and incomplete
+    responses are retried with exponential backoff and jitter; anything else is an error at once. Every
+    request gets one response or the call raises. A retry may make the server work twice, because nobody can
+    know whether a lost response was computed; it never gives two results.
 
     Example:
-        >>> client = Client("http://127.0.0.1:8000/v1", concurrency=16)
+        >>> client = ServerConnection(url="http://127.0.0.1:8000/v1").client()
         >>> bodies = [{"model": "m", "prompt": p, "max_tokens": 8} for p in ("a", "b")]
-        >>> for index, text in client.each("completions", bodies, lambda reply: reply["choices"][0]["text"]):
+        >>> for index, text in client.request_many("completions", bodies, lambda r: r["choices"][0]["text"]):
         ...     print(index, text)
     """
 
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        *,
-        concurrency: int = 16,
-        retries: int = 8,
-        timeout: float = 300.0,
-        backoff: float = 0.5,
-        failure: Callable[[str], StillhouseError] = EngineError,
-    ) -> None:
+    def __init__(self, server: ServerConnection, api_key: str | None = None) -> None:
         """Nothing is sent yet.
 
         Args:
-            url: base of the API, with or without the final /v1.
-            key: sent as bearer token; it stays out of every message.
-            concurrency: most requests under way at a time.
-            retries: most repetitions of one request.
-            timeout: seconds to wait for a whole answer.
-            backoff: seconds before the first repetition; doubled each time, up to a minute.
-            failure: the error to raise when the server does not answer or refuses.
+            server: where it is, and how to ask it; the url is with or without the final /v1.
+            api_key: sent as bearer token; it stays out of every message.
         """
-        url = url.rstrip("/")
-        self.root = url.removesuffix("/v1")
+        self.root = server.url.rstrip("/").removesuffix("/v1")
         self.url = f"{self.root}/v1"
-        self.counts = Counts()
-        self._key = key
-        self._concurrency = concurrency
-        self._retries = retries
-        self._timeout = timeout
-        self._backoff = backoff
-        self.failure = failure
+        self.usage = Usage()
+        self._server = server
+        self._api_key = api_key
         self._http: httpx.AsyncClient | None = None
-        self._numbers = itertools.count()
-        self._quiet_until = 0.0
-        self._told_at = -WORTH_TELLING
+        self._request_numbers = itertools.count()
+        self._rate_limited_until = 0.0
+        self._logged_at = -LOGGED_WAIT
 
-    def ask(self, path: str, body: Body | None = None, read: Callable[[Any], T] | None = None) -> T:
-        """One answer; see `each`. Without a body the request is a GET."""
-        ((_, answer),) = self._run(path, [body], read)
-        return answer
+    def request(
+        self, path: str, body: RequestBody | None = None, parse: Callable[[Any], T] | None = None
+    ) -> T:
+        """The result of one request; see `request_many`. Without a body it is a GET."""
+        ((_, result),) = self._results(path, [body], parse)
+        return result
 
-    def each(
-        self, path: str, bodies: Sequence[Body], read: Callable[[Any], T] | None = None
+    def request_many(
+        self, path: str, bodies: Sequence[RequestBody], parse: Callable[[Any], T] | None = None
     ) -> Iterator[tuple[int, T]]:
-        """Post all bodies; (index, answer) as the answers come.
+        """Post all bodies; (index, result) as the responses arrive.
 
-        When the iterator is left early (also by Ctrl-C), what is under way is dropped and its connection
-        closed.
+        When the iterator is left early (also by Ctrl-C), requests in flight are cancelled and their
+        connections closed.
 
         Args:
             path: below /v1, such as "completions"; with a leading "/" below the server's root.
             bodies: one JSON object for each request.
-            read: takes the decoded JSON apart. KeyError, IndexError, AttributeError, TypeError and ValueError
-                of it mean that the answer is not whole, and the request is sent again.
+            parse: turns the decoded JSON into the result. KeyError, IndexError, AttributeError, TypeError and
+                ValueError in it mean that the response is incomplete, and the request is retried.
 
         Raises:
-            EngineError: (or `failure`) a request was refused, or not answered within the retries. What was
-                answered until then has been given.
+            RequestRejected: the server rejected a request. Results that came before have been given.
+            ServerError: a request failed, retries included.
         """
-        return self._run(path, bodies, read)
+        return self._results(path, bodies, parse)
 
-    def allowed(
-        self, path: str, body: Body | None = None, read: Callable[[Any], T] | None = None
+    def request_if_supported(
+        self, path: str, body: RequestBody | None = None, parse: Callable[[Any], T] | None = None
     ) -> T | None:
-        """The answer to a question that the server may not know; None where it refuses. See `each`.
+        """The result of a request that the server may not support; None where it is rejected.
 
         Raises:
-            EngineError: (or `failure`) it does not answer.
+            ServerError: the request failed, retries included.
         """
         try:
-            return self.ask(path, body, read)
-        except StillhouseError as error:
-            if isinstance(error.__cause__, Refused):
-                return None
-            raise
+            return self.request(path, body, parse)
+        except RequestRejected:
+            return None
 
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         if self._http is not None:
             http, self._http = self._http, None
-            loop.start(http.aclose()).result()
+            _in_background(http.aclose()).result()
 
-    def _run(
-        self, path: str, bodies: Sequence[Body | None], read: Callable[[Any], T] | None
+    def _results(
+        self, path: str, bodies: Sequence[RequestBody | None], parse: Callable[[Any], T] | None
     ) -> Iterator[tuple[int, T]]:
         url = f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
-        answers: queue.SimpleQueue[tuple[int, Any] | Future[None]] = queue.SimpleQueue()
-        running = loop.start(self._work(url, bodies, read or (lambda reply: reply), answers.put))
-        running.add_done_callback(answers.put)
+        results: queue.SimpleQueue[tuple[int, Any] | Future[None]] = queue.SimpleQueue()
+        running = _in_background(self._run_workers(url, bodies, parse or (lambda reply: reply), results.put))
+        running.add_done_callback(results.put)
         try:
-            while not isinstance(item := answers.get(), Future):
+            while not isinstance(item := results.get(), Future):
                 yield item
             item.result()
         finally:
             running.cancel()
 
-    async def _work(
+    async def _run_workers(
         self,
         url: str,
-        bodies: Sequence[Body | None],
-        read: Callable[[Any], Any],
-        give: Callable[[tuple[int, Any]], None],
+        bodies: Sequence[RequestBody | None],
+        parse: Callable[[Any], Any],
+        emit: Callable[[tuple[int, Any]], None],
     ) -> None:
-        """Some workers that share the bodies; after a failure none begins a new one."""
-        waiting = iter(enumerate(bodies))
-        failed: list[StillhouseError] = []
+        """`concurrency` workers share the bodies; after an error none sends a new one, but those in flight
+        are waited for: they may be paid for."""
+        pending = iter(enumerate(bodies))
+        errors: list[StillhouseError] = []
 
-        async def worker() -> None:
-            for index, body in waiting:
+        async def work() -> None:
+            for index, body in pending:
                 try:
-                    give((index, await self._answer(url, body, read)))
+                    emit((index, await self._request(url, body, parse)))
                 except StillhouseError as error:
-                    failed.append(error)
-                if failed:
+                    errors.append(error)
+                if errors:
                     return
 
-        await asyncio.gather(*(worker() for _ in range(min(self._concurrency, len(bodies)))))
-        if failed:
-            raise failed[0]
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(self._server.concurrency, len(bodies))):
+                workers.create_task(work())
+        if errors:
+            raise errors[0]
 
-    async def _answer(self, url: str, body: Body | None, read: Callable[[Any], T]) -> T:
-        began, faults = time.monotonic(), Counter[str]()
-        source = str(next(self._numbers))
-        for attempt in itertools.count():
-            while (quiet := self._quiet_until - time.monotonic()) > 0:
-                await asyncio.sleep(quiet)
-            self.counts.requests += 1
-            self.counts.retries += attempt > 0
-            try:
-                return await self._try(url, body, read)
-            except Refused as refusal:
-                raise self.failure(str(refusal)) from refusal
-            except Again as fault:
-                faults[fault.what] += 1
-                hopeless = (fault.after or 0.0) > LONGEST_ORDERED_WAIT
-                if attempt >= self._retries or hopeless:
-                    seconds = time.monotonic() - began
-                    raise self.failure(gave_up(url, faults, fault, seconds)) from None
-                seconds = pause(fault, attempt, self._backoff, source)
-                if fault.after is not None:  # meant for all of this client's requests, not this one alone
-                    self._quiet_until = max(self._quiet_until, time.monotonic() + fault.after)
-                self._tell(url, fault, seconds)
-            await asyncio.sleep(seconds)
-        raise AssertionError("unreachable")
+    async def _request(self, url: str, body: RequestBody | None, parse: Callable[[Any], T]) -> T:
+        start, failures = time.monotonic(), list[TransientError]()
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=self._gives_up,
+            wait=Backoff(self._server.backoff, seed=next(self._request_numbers)),
+            after=lambda state: failures.append(_failure(state)),
+            before_sleep=lambda state: self._before_retry(url, state),
+        )
+        try:
+            return await retrying(self._attempt, url, body, parse)
+        except RetryError:
+            raise ServerError(_exhausted(url, failures, time.monotonic() - start)) from None
 
-    async def _try(self, url: str, body: Body | None, read: Callable[[Any], T]) -> T:
+    async def _attempt(self, url: str, body: RequestBody | None, parse: Callable[[Any], T]) -> T:
+        while (rest := self._rate_limited_until - time.monotonic()) > 0:
+            await asyncio.sleep(rest)
+        self.usage.requests += 1
         response = await self._send(url, body)
         if response.status_code != 200:
-            raise self._refusal(url, response)
+            raise self._status_error(url, response)
         try:
             reply = response.json()
-            answer = read(reply)
-            used = _used(reply)
+            result = parse(reply)
+            prompt_tokens, completion_tokens = _token_usage(reply)
         except StillhouseError:
             raise
         except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-            what = "an answer that is not whole JSON" if garbled else "an unexpected answer"
-            detail = self._safe(f"{type(error).__name__} {error}; got {_short(response.text)}")
-            raise Again(what, detail) from None
-        self.counts.prompt_tokens += used[0]
-        self.counts.completion_tokens += used[1]
-        return answer
+            kind = "an answer that is not whole JSON" if garbled else "an unexpected answer"
+            detail = self._redact(f"{type(error).__name__} {error}; got {_shorten(response.text)}")
+            raise TransientError(kind, detail) from None
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        return result
 
-    async def _send(self, url: str, body: Body | None) -> httpx.Response:
-        import httpx
+    def _gives_up(self, state: RetryCallState) -> bool:
+        return (
+            state.attempt_number > self._server.retries
+            or (_failure(state).retry_after or 0.0) > MAX_RETRY_AFTER
+        )
 
+    def _before_retry(self, url: str, state: RetryCallState) -> None:
+        failure, wait = _failure(state), state.upcoming_sleep
+        now = time.monotonic()
+        self.usage.retries += 1
+        if failure.retry_after is not None:  # the limit is on all of this client's requests
+            self._rate_limited_until = max(self._rate_limited_until, now + failure.retry_after)
+        if wait >= LOGGED_WAIT and now - self._logged_at >= LOGGED_WAIT:
+            self._logged_at = now
+            logger.warning("%s: %s; retrying in %s", url, failure.kind, duration(wait))
+
+    async def _send(self, url: str, body: RequestBody | None) -> httpx.Response:
         if self._http is None:
             self._http = self._connect()
         try:
-            async with asyncio.timeout(self._timeout):  # that of httpx begins anew with every byte
+            async with asyncio.timeout(self._server.timeout):  # that of httpx restarts with every byte
                 if body is None:
                     return await self._http.get(url)
                 return await self._http.post(url, json=body)
         except UnicodeEncodeError as error:
-            raise Refused(f"{url}: a prompt with half a character cannot be sent ({error.reason}).") from None
+            raise RequestRejected(
+                f"{url}: a prompt with half a character cannot be sent ({error.reason})."
+            ) from None
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise Again(f"no answer within {self._timeout:g} s") from error
+            raise TransientError(f"no answer within {self._server.timeout:g} s") from error
         except httpx.ConnectError as error:
-            raise Again("no connection", str(error)) from error
+            raise TransientError("no connection", str(error)) from error
         except httpx.InvalidURL as error:
-            raise Refused(f"{url}: is no URL ({error}).") from error
+            raise RequestRejected(f"{url}: is no URL ({error}).") from error
         except httpx.HTTPError as error:
-            raise Again("a broken connection", f"{type(error).__name__} {error}".strip()) from error
+            raise TransientError("a broken connection", f"{type(error).__name__} {error}".strip()) from error
 
-    def _refusal(self, url: str, response: httpx.Response) -> Exception:
+    def _status_error(self, url: str, response: httpx.Response) -> Exception:
         status = f"status {response.status_code} {response.reason_phrase}".strip()
-        words = self._safe(_words(response))
-        if response.status_code in TRANSIENT:
-            return Again(status, words, retry_after(response.headers))
+        message = self._redact(_error_message(response))
+        if response.status_code in RETRIED_STATUSES:
+            return TransientError(status, message, parse_retry_after(response.headers))
         advice = {
             401: " The key is missing or wrong: key_env must name a variable that holds it.",
             403: " The key may not do this: key_env must name a variable that holds one that may.",
             404: " Look at url, and at the name in model: a server knows a model under one name only.",
         }.get(response.status_code, "")
         if response.is_redirect:
-            advice = f" It says that the API is at {self._safe(response.headers['location'])}; correct url."
-        return Refused(f"{url}: refused with {status}: {words.rstrip('.')}.{advice}")
+            advice = f" It says that the API is at {self._redact(response.headers['location'])}; correct url."
+        return RequestRejected(f"{url}: rejected with {status}: {message.rstrip('.')}.{advice}")
 
     def _connect(self) -> httpx.AsyncClient:
-        import httpx
-
+        timeout, concurrency = self._server.timeout, self._server.concurrency
         return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, 15.0), pool=None),
-            limits=httpx.Limits(
-                max_connections=self._concurrency, max_keepalive_connections=self._concurrency
-            ),
+            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 15.0), pool=None),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             trust_env=not is_loopback(self.root),  # a proxy cannot reach this machine's own loopback
         )
 
-    def _tell(self, url: str, fault: Again, seconds: float) -> None:
-        now = time.monotonic()
-        if seconds < WORTH_TELLING or now - self._told_at < WORTH_TELLING:
-            return
-        self._told_at = now
-        logger.warning("%s: %s; trying again in %s", url, fault.what, duration(seconds))
-
-    def _safe(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """Some servers repeat the key in their errors."""
-        return text.replace(self._key, "[key]") if self._key else text
+        return text.replace(self._api_key, "[key]") if self._api_key else text
 
 
-def require_httpx() -> None:
-    """Refuse to go on without the package that does the talking.
+class TransientError(Exception):
+    """An attempt failed in a way that a retry may not.
 
-    Raises:
-        EnvironmentFault: httpx is not installed.
+    Example: `TransientError("status 429", retry_after=2.0)`
     """
+
+    def __init__(self, kind: str, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        """Failures of one kind are counted together."""
+        self.detail = detail
+        """What else is known, such as the server's own message."""
+        self.retry_after = retry_after
+        """Seconds that the server asked to wait; None: it did not say."""
+
+
+class Backoff(wait_base):
+    """Exponential backoff with jitter, at least as long as the server asks for (Retry-After).
+
+    base * 2^(attempt - 1) seconds up to a minute, times a number in [1/2, 1), so that requests that failed
+    together do not come back together.
+    """
+
+    def __init__(self, base: float, seed: int) -> None:
+        """Equal arguments, equal waits.
+
+        Args:
+            base: seconds before the first retry.
+            seed: of the jitter.
+        """
+        self._exponential = wait_exponential(multiplier=base, max=MAX_BACKOFF)
+        self._random = random.Random(seed)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        """Seconds before the next attempt."""
+        wait = self._exponential(retry_state) * self._random.uniform(0.5, 1.0)
+        return max(wait, _failure(retry_state).retry_after or 0.0)
+
+
+def _failure(state: RetryCallState) -> TransientError:
+    failure = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(failure, TransientError)  # nothing else is retried
+    return failure
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime.datetime | None = None) -> float | None:
+    """The seconds of a Retry-After header, which holds seconds or a date; None without a readable one."""
+    text = headers.get("retry-after")
+    if text is None:
+        return None
     try:
-        import httpx  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFault(
-            "servers need the package httpx. Install it with: pip install 'stillhouse[server]'"
-        ) from error
+        seconds = float(text)
+    except ValueError:
+        pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=datetime.UTC)
+    return max(0.0, (date - (now or datetime.datetime.now(datetime.UTC))).total_seconds())
+
+
+def _exhausted(url: str, failures: Sequence[TransientError], seconds: float) -> str:
+    """The message for a request whose retries are used up."""
+    counts = Counter(failure.kind for failure in failures)
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
+    last = failures[-1]
+    detail = f" Last: {last.detail.rstrip('.')}." if last.detail else ""
+    if (last.retry_after or 0.0) > MAX_RETRY_AFTER:
+        advice = f"It asks to wait {duration(last.retry_after or 0.0)}; start again then."
+    else:
+        advice = "Look whether the server runs and has room; lower concurrency, or raise retries or timeout."
+    times = "time" if len(failures) == 1 else "times"
+    return (
+        f"{url}: not answered, asked {len(failures)} {times} in {duration(seconds)} ({kinds}).{detail} "
+        f"{advice} What was answered before is kept where it is saved."
+    )
 
 
 def is_loopback(url: str) -> bool:
@@ -318,18 +374,18 @@ def is_loopback(url: str) -> bool:
     return False
 
 
-def _used(reply: Any) -> tuple[int, int]:
-    """Tokens read and written, as OpenAI's interface or llama.cpp's own tells them; 0 where it does not."""
+def _token_usage(reply: Any) -> tuple[int, int]:
+    """Tokens of prompt and completion, as OpenAI's API or llama.cpp's own reports them; 0 where neither."""
     if not isinstance(reply, dict):
         return 0, 0
     usage = reply.get("usage") or {}
-    read = usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
-    written = usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
-    return int(read), int(written)
+    prompt = usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
+    completion = usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
+    return int(prompt), int(completion)
 
 
-def _words(response: httpx.Response) -> str:
-    """What the server says about an error, whichever of the usual shapes it has."""
+def _error_message(response: httpx.Response) -> str:
+    """The server's own message, whichever of the usual shapes it has."""
     try:
         found: Any = response.json()
         if isinstance(found, dict):
@@ -338,9 +394,23 @@ def _words(response: httpx.Response) -> str:
             found = found.get("message") or found.get("detail") or found
     except ValueError:
         found = response.text
-    return _short(str(found))
+    return _shorten(str(found))
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine in the background thread; cancelling the future cancels it and closes what it holds."""
+    return asyncio.run_coroutine_threadsafe(work, _event_loop(os.getpid()))
+
+
+@functools.cache
+def _event_loop(pid: int) -> asyncio.AbstractEventLoop:
+    """One loop in a thread of its own, so that requests run while the caller works, also in a notebook that
+    has a loop already. By process: a forked child has the parent's memory but not its threads."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="stillhouse-http", daemon=True).start()
+    return loop

@@ -17,7 +17,7 @@ from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, marked, sum
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.formats import instruction_rows
 from stillhouse.files import STAGE, write_json, write_jsonl
-from stillhouse.remote import Server
+from stillhouse.remote import ServerConnection
 
 logger = logging.getLogger("stillhouse")
 
@@ -137,7 +137,7 @@ def _question(row: Mapping[str, Any], where: str) -> str:
 def run_judge(
     first: AnswerFile,
     second: AnswerFile,
-    server: Server,
+    server: ServerConnection,
     rubric: Rubric,
     output: Path,
     *,
@@ -168,12 +168,12 @@ def run_judge(
         logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
     client = server.client()
     try:
-        model = server.served(client)
+        model = server.model_name(client)
         # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
         kept = Partial(output.parent / ".replies" / f"{output.stem}.jsonl", {"holds": "replies of judges"})
         with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
             judged = judge(pairs, client, model, rubric, kept, bar.advance)
-        requests, retries = client.counts.requests, client.counts.retries
+        requests, retries = client.usage.requests, client.usage.retries
     finally:
         client.close()
     tokens = {

@@ -48,7 +48,8 @@ def server_engine(config: RunConfig, facts: TokenizerFacts) -> ServerEngine | No
     """The engine of `server_of`, connected.
 
     Raises:
-        EngineError: the server does not answer or cannot write token ids.
+        ServerError: the server does not answer.
+        EngineError: it cannot write token ids.
         ModelError: its token ids are not the student's.
     """
     found = server_of(config)
@@ -77,9 +78,9 @@ def asked(parts: Parts, teacher: Any) -> dict[str, dict[str, Any]]:
     counts: dict[str, dict[str, Any]] = {}
     engine = vars(parts).get("teacher_engine")  # not made for this alone
     if isinstance(engine, ServerEngine):
-        counts["teacher's text"] = {"url": engine.completions.client.url, **engine.counts()}
+        counts["teacher's text"] = {"url": engine.served.client.url, **engine.counts()}
     inner = getattr(teacher, "inner", teacher)
     if isinstance(inner, ServerTeacher):
-        client = inner.completions.client
-        counts["teacher's log-probabilities"] = {"url": client.url, **vars(client.counts)}
+        client = inner.served.client
+        counts["teacher's log-probabilities"] = {"url": client.url, **vars(client.usage)}
     return counts

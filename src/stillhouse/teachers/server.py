@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from stillhouse.config import FilePath
 from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, joined
-from stillhouse.errors import TeacherError
-from stillhouse.remote import Completions, Server
-from stillhouse.remote.retry import Refused
-from stillhouse.remote.scores import Scores, scores_of
+from stillhouse.errors import RequestRejected, TeacherError
+from stillhouse.remote import ServedModel, ServerConnection
+from stillhouse.remote.completions import PromptLogprobs, parse_prompt_logprobs
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
 from stillhouse.teachers.cache import CacheTeacherConfig
 
 
 @REGISTRY.register
-class ServerTeacherConfig(TeacherConfig, Server):
+class ServerTeacherConfig(TeacherConfig, ServerConnection):
     """A model on an OpenAI-compatible server writes the teacher's text and says how likely its tokens are.
 
     Text alone (recipe seqkd) works with any server. Losses that compare distributions need log-probabilities
@@ -62,25 +61,26 @@ class ServerTeacherConfig(TeacherConfig, Server):
 
         Raises:
             ModelError: they differ.
-            TeacherError: the server does not answer.
+            ServerError: the server does not answer.
         """
         if not self.retokenise:
-            with contextlib.closing(Completions(self, tokenizer, TeacherError)) as server:
-                server.check_tokenizer()
+            with contextlib.closing(ServedModel(self, tokenizer)) as served:
+                served.check_tokenizer()
 
     def check_signal(self, tokens: int) -> None:
         """Ask the server for log-probabilities of a few tokens, and for its context.
 
         Raises:
+            ServerError: it does not answer.
             TeacherError: it gives none, or not `top` of them, or its context is too short.
         """
-        with contextlib.closing(Completions(self, None, TeacherError)) as server:
-            ServerTeacher(server, self.top).check(tokens)
+        with contextlib.closing(ServedModel(self, None)) as served:
+            ServerTeacher(served, self.top).check(tokens)
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
-        with contextlib.closing(self.client(TeacherError)) as client:
-            name = self.identity or f"{client.url} {self.served(client)}"
+        with contextlib.closing(self.client()) as client:
+            name = self.identity or f"{client.url} {self.model_name(client)}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
     def plain(self) -> ServerTeacherConfig:
@@ -91,59 +91,59 @@ class ServerTeacherConfig(TeacherConfig, Server):
         """The running teacher, over its store.
 
         Raises:
-            TeacherError: the server does not answer, or gives no log-probabilities of given text.
+            ServerError: the server does not answer.
+            TeacherError: it gives no log-probabilities of given text.
         """
         if self.keep is None:
-            return ServerTeacher(Completions(self, None, TeacherError), self.top)
+            return ServerTeacher(ServedModel(self, None), self.top)
         kept = CacheTeacherConfig(of=self, store="topk", k=self.top, logprobs="float32", folder=self.keep)
         return kept.build(model, vocab)
 
 
 class ServerTeacher:
-    """Asks for the log-probabilities of whole sequences, one request for each, many at a time."""
+    """Requests the log-probabilities of whole sequences, one request for each, many at a time."""
 
     form: str = "topk"
 
-    def __init__(self, completions: Completions, top: int) -> None:
-        self.completions = completions
+    def __init__(self, served: ServedModel, top: int) -> None:
+        self.served = served
         self.top = top
-        told = completions.abilities.prompt_logprobs
-        if told is None:
+        given_as = served.capabilities.prompt_logprobs
+        if given_as is None:
             raise TeacherError(
-                f"{completions.client.url}: gives no log-probabilities of given text (neither "
+                f"{served.client.url}: gives no log-probabilities of given text (neither "
                 "prompt_logprobs nor echo with token ids), so that no loss can compare the student with "
                 "this teacher. Serve the model with vLLM, load it here (teacher: {kind: live, path: "
                 "...}), or train on its text alone (recipe seqkd)."
             )
-        self._how = told
+        self._given_as = given_as
 
     def check(self, tokens: int) -> None:
-        """Ask about a few tokens.
+        """Request the log-probabilities of a few tokens.
 
         Raises:
-            TeacherError: the server does not give `top` log-probabilities for each, or does not take `tokens`
+            ServerError: the server does not answer.
+            TeacherError: it does not give `top` log-probabilities for each, or does not take `tokens`
                 at once.
         """
-        context = self.completions.abilities.context
+        context = self.served.capabilities.context
         if context is not None and tokens >= context:  # it writes one token after them
             raise TeacherError(
-                f"{self.completions.client.url}: takes {context} tokens at once, and the longest prompt and "
+                f"{self.served.client.url}: takes {context} tokens at once, and the longest prompt and "
                 f"response have {tokens}. Start the server with a longer context (vLLM: --max-model-len), or "
                 "lower data.max_prompt or data.max_response."
             )
         probe = [5, 6, 7]
         try:
-            scores = self.completions.client.ask("completions", self._body(probe), self._read)
-        except TeacherError as error:
-            if isinstance(error.__cause__, Refused):
-                raise TeacherError(
-                    f"{error} It was asked for teacher.top={self.top} log-probabilities of each token; vLLM "
-                    "gives as many as its --max-logprobs (20 by default)."
-                ) from error
-            raise
-        if any(len(place) < self.top for place in scores[1:3]):
+            logprobs = self.served.client.request("completions", self._body(probe), self._parse)
+        except RequestRejected as error:
             raise TeacherError(
-                f"{self.completions.client.url}: gives {len(scores[1])} log-probabilities for a place, and "
+                f"{error} It was asked for teacher.top={self.top} log-probabilities of each token; vLLM "
+                "gives as many as its --max-logprobs (20 by default)."
+            ) from error
+        if any(len(position) < self.top for position in logprobs[1:3]):
+            raise TeacherError(
+                f"{self.served.client.url}: gives {len(logprobs[1])} log-probabilities for a position, and "
                 f"teacher.top is {self.top}. Lower teacher.top, or start vLLM with --max-logprobs {self.top}."
             )
 
@@ -151,7 +151,7 @@ class ServerTeacher:
         """N rows for the response positions of a batch; see `CompactTeacher`.
 
         Raises:
-            TeacherError: the server refuses a sequence or does not answer.
+            ServerError: the server rejects a sequence or does not answer.
         """
         parts: list[SparseLogprobs | None] = [None] * len(batch["input_ids"])
         for row, part in self.each(batch):
@@ -160,78 +160,76 @@ class ServerTeacher:
         return whole.to(batch["input_ids"].device)
 
     def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
-        """(sequence, its rows) as the answers come."""
+        """(sequence, its rows) as the responses arrive."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
             rows.setdefault(tuple(ids[: int(mask.sum())].tolist()), []).append(row)
         different = list(rows)
         bodies = [self._body(sequence) for sequence in different]
-        for index, scores in self.completions.client.each("completions", bodies, self._read):
+        for index, logprobs in self.served.client.request_many("completions", bodies, self._parse):
             for row in rows[different[index]]:
-                # A place predicts the token after it, whose scores are one further.
+                # A position predicts the token after it, whose log-probabilities are one further.
                 wanted = (batch["response_mask"][row].nonzero().squeeze(-1) + 1).tolist()
-                yield row, top_rows(scores, different[index], wanted, self.top)
+                yield row, top_rows(logprobs, different[index], wanted, self.top)
 
     def counts(self) -> Counts:
-        """Nothing for the metrics log; `close` tells what was asked for."""
+        """Nothing for the metrics log; `close` says what was requested."""
         return {}
 
     def close(self) -> str | None:
-        """Close the connections; a line that says what was asked for."""
-        self.completions.close()
-        made = self.completions.client.counts
+        """Close the connections; a line that says what was requested."""
+        self.served.close()
+        usage = self.served.client.usage
         return (
-            f"teacher {self.completions.client.url}: {made.requests:,} requests, {made.retries:,} of them "
-            f"repeated, {made.prompt_tokens:,} tokens read"
+            f"teacher {self.served.client.url}: {usage.requests:,} requests, {usage.retries:,} of them "
+            f"repeated, {usage.prompt_tokens:,} tokens read"
         )
 
-    def _read(self, reply: Mapping[str, Any]) -> Scores:
-        return scores_of(reply["choices"][0], self._how)
+    def _parse(self, reply: Mapping[str, Any]) -> PromptLogprobs:
+        return parse_prompt_logprobs(reply["choices"][0], self._given_as)
 
     def _body(self, sequence: Sequence[int]) -> dict[str, Any]:
-        if self._how == "echo":
-            more: dict[str, Any] = {
-                "echo": True,
-                "logprobs": self.top,
-                "return_tokens_as_token_ids": True,
-            }
-        else:
-            more = {"prompt_logprobs": self.top}
-        return self.completions.body(sequence, 1, temperature=0.0, **more)
+        options: dict[str, Any] = {"prompt_logprobs": self.top}
+        if self._given_as == "echo":
+            options = {"echo": True, "logprobs": self.top, "return_tokens_as_token_ids": True}
+        return self.served.request_body(sequence, 1, temperature=0.0, **options)
 
 
-def top_rows(scores: Scores, sequence: Sequence[int], wanted: Sequence[int], top: int) -> SparseLogprobs:
-    """The `top` most probable tokens, the tail and the label at some places of a sequence.
+def top_rows(
+    logprobs: PromptLogprobs, sequence: Sequence[int], wanted: Sequence[int], top: int
+) -> SparseLogprobs:
+    """The `top` most probable tokens, the tail and the label at some positions of a sequence.
 
     Args:
-        scores: of every place of the sequence.
+        logprobs: of every position of the sequence.
         sequence: its token ids.
-        wanted: places.
+        wanted: positions.
         top: entries of a row.
 
     Raises:
-        TeacherError: the server's answer is not about this sequence.
+        TeacherError: they are those of another sequence.
     """
-    if len(scores) < len(sequence):
+    if len(logprobs) < len(sequence):
         raise TeacherError(
-            f"the server gave scores for {len(scores)} of {len(sequence)} tokens; it cut the sequence or "
-            "tokenised it anew"
+            f"the server gave log-probabilities for {len(logprobs)} of {len(sequence)} tokens; it cut the "
+            "sequence or tokenised it anew"
         )
-    rows = [scores[place] for place in wanted]
+    rows = [logprobs[position] for position in wanted]
     missing = next(
-        (place for place, row in zip(wanted, rows, strict=True) if sequence[place] not in row), None
+        (position for position, row in zip(wanted, rows, strict=True) if sequence[position] not in row),
+        None,
     )
     if missing is not None:
         raise TeacherError(
-            f"the server's scores leave out token {sequence[missing]} at place {missing} of a sequence, "
-            "although it stands there: it does not take token ids as they are"
+            f"the server's log-probabilities leave out token {sequence[missing]} at position {missing} of a "
+            "sequence, although it stands there: it does not take token ids as they are"
         )
-    labels = torch.tensor([row[sequence[place]] for place, row in zip(wanted, rows, strict=True)])
+    labels = torch.tensor([row[sequence[position]] for position, row in zip(wanted, rows, strict=True)])
     best = [sorted(row.items(), key=lambda item: -item[1])[:top] for row in rows]
     width = max(map(len, best))
     ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
-    logprobs = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
-    return SparseLogprobs(ids, logprobs, tail=_tail(logprobs), labels=labels)
+    values = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
+    return SparseLogprobs(ids, values, tail=_tail(values), labels=labels)
 
 
 def _tail(logprobs: Tensor) -> Tensor:

@@ -1,41 +1,45 @@
-"""How a configuration names a server."""
+"""How a configuration names a server: its address, its key, and how patiently to ask."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from stillhouse.config import StrictConfig
-from stillhouse.errors import EngineError, EnvironmentFault, StillhouseError
-from stillhouse.remote.client import Client, require_httpx
+from stillhouse.errors import EnvironmentFault, ServerError
+
+if TYPE_CHECKING:
+    from stillhouse.remote.client import Client
 
 
-class Server(StrictConfig):
-    """An OpenAI-compatible server: vLLM, llama.cpp, SGLang, TGI, Ollama, LM Studio or a hosted one."""
+class ServerConnection(StrictConfig):
+    """An OpenAI-compatible server: vLLM, llama.cpp, SGLang, TGI, Ollama, LM Studio or a hosted one.
+
+    Example: `ServerConnection(url="http://127.0.0.1:8000/v1", concurrency=64)`
+    """
 
     url: str
     """Where the API is, such as http://127.0.0.1:8000/v1."""
     model: str | None = None
     """The name under which the server knows the model; default: the only one that it serves."""
     key_env: str | None = None
-    """Name of the environment variable that holds the key. The key itself is never written anywhere."""
+    """Name of the environment variable that holds the API key. The key itself is never written anywhere."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Most requests under way at a time."""
+    """Most requests in flight at a time."""
     retries: Annotated[int, Field(ge=0)] = 8
-    """Most repetitions of a request that was rate-limited, timed out or broke off, with growing pauses."""
+    """Most retries of a request that was rate-limited, timed out or broke off, with exponential backoff."""
     timeout: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds to wait for an answer; a long text on a busy server takes its time."""
+    """Seconds to wait for a whole response; a long text on a busy server takes its time."""
     backoff: Annotated[float, Field(gt=0)] = 0.5
-    """Seconds before the first repetition; doubled each time, up to a minute."""
+    """Seconds before the first retry; doubled each time, up to a minute."""
 
     @field_validator("url")
     @classmethod
-    def _plain(cls, value: str) -> str:
+    def _check_url(cls, value: str) -> str:
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise PydanticCustomError("url", "must look like http://HOST:PORT/v1")
@@ -50,7 +54,7 @@ class Server(StrictConfig):
 
     @field_validator("key_env")
     @classmethod
-    def _a_name(cls, value: str | None) -> str | None:
+    def _check_key_env(cls, value: str | None) -> str | None:
         if value is not None and not (value.isidentifier() and value.isupper()):
             # Somebody may have put the key itself here, so the message does not repeat it.
             raise PydanticCustomError(
@@ -61,28 +65,23 @@ class Server(StrictConfig):
             )
         return value
 
-    def client(self, failure: Callable[[str], StillhouseError] = EngineError) -> Client:
+    def client(self) -> Client:
         """A client with these settings; nothing is sent yet.
 
-        Args:
-            failure: the error to raise when the server does not answer or refuses.
-
         Raises:
-            EnvironmentFault: httpx is not installed, or the environment variable is not set.
+            EnvironmentFault: a package is not installed, or the environment variable is not set.
         """
-        require_httpx()
-        return Client(
-            self.url,
-            self.key(),
-            concurrency=self.concurrency,
-            retries=self.retries,
-            timeout=self.timeout,
-            backoff=self.backoff,
-            failure=failure,
-        )
+        try:
+            from stillhouse.remote.client import Client
+        except ImportError as error:
+            raise EnvironmentFault(
+                "servers need the packages httpx and tenacity. Install them with: pip install "
+                "'stillhouse[server]'"
+            ) from error
+        return Client(self, self.api_key())
 
-    def key(self) -> str | None:
-        """The key from the environment.
+    def api_key(self) -> str | None:
+        """The API key from the environment.
 
         Raises:
             EnvironmentFault: the variable is not set, or holds what cannot be a key.
@@ -102,18 +101,18 @@ class Server(StrictConfig):
             )
         return key
 
-    def served(self, client: Client) -> str:
-        """The name of the model to ask for: `model`, or the only one that the server lists.
+    def model_name(self, client: Client) -> str:
+        """The name to request: `model`, or the only one that the server lists.
 
         Raises:
-            EngineError: (or the client's failure) the server lists no model, or several.
+            ServerError: the server does not answer, or lists no model or several.
         """
         if self.model is not None:
             return self.model
-        names = client.ask("models", read=lambda reply: [str(model["id"]) for model in reply["data"]])
+        names = client.request("models", parse=lambda reply: [str(model["id"]) for model in reply["data"]])
         if len(names) != 1:
-            told = ", ".join(names[:10]) or "none"
-            raise client.failure(
-                f"{client.url}: serves {len(names)} models ({told}). Set model to one of them."
+            listed = ", ".join(names[:10]) or "none"
+            raise ServerError(
+                f"{client.url}: serves {len(names)} models ({listed}). Set model to one of them."
             )
         return names[0]
