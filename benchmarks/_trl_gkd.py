@@ -70,9 +70,9 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from stillhouse.run.build import assemble
-    from stillhouse.run.evaluation import held_out, measure
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.build import assemble
+    from stillhouse.runs.evaluation import held_out, measure
+    from stillhouse.runs.resolve import resolve
 
     run = resolve(config, {}).config
     parts = assemble(run)

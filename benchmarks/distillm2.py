@@ -189,9 +189,9 @@ def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]
     """ROUGE-L and BLEU of greedy answers; kept beside the run."""
     from stillhouse.engines.base import Sampling
     from stillhouse.evaluate import answer
-    from stillhouse.run.build import assemble
-    from stillhouse.run.evaluation import held_out
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.build import assemble
+    from stillhouse.runs.evaluation import held_out
+    from stillhouse.runs.resolve import resolve
 
     kept = folder / name / "greedy.json"
     if not kept.exists():

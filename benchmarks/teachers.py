@@ -37,8 +37,8 @@ from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import Fixed, FixedPolicy, reference
-from stillhouse.run.caching import batch_tensors, bias
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.caching import batch_tensors, bias
+from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.forms import HiddenForm
 from stillhouse.teachers.live import LiveTeacher

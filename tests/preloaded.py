@@ -6,6 +6,6 @@ import transformers.models.llama.modeling_llama
 import transformers.trainer
 
 import stillhouse.commands
-import stillhouse.run.execute
+import stillhouse.runs.execute
 import tests.small_runs
 import tests.workshop

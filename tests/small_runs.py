@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.files import write_jsonl
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
 from tests.children import end, start
 
 Event = Callable[[str, str], bool]

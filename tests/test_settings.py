@@ -11,8 +11,8 @@ import stillhouse
 from stillhouse.config import Layer, Layered, commented_yaml, validate
 from stillhouse.config.strict_yaml import parse
 from stillhouse.errors import ConfigError
-from stillhouse.run.config import RunConfig
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.resolve import resolve
 from stillhouse.train.config import TrainConfig
 from tests.conftest import ROOT
 

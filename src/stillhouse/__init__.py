@@ -15,11 +15,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stillhouse.fused.api import fused_loss
-    from stillhouse.run.execute import Result, run
+    from stillhouse.runs.execute import Result, run
 
 _LAZY = {
-    "run": ("stillhouse.run.execute", "run"),
-    "Result": ("stillhouse.run.execute", "Result"),
+    "run": ("stillhouse.runs.execute", "run"),
+    "Result": ("stillhouse.runs.execute", "Result"),
     "fused_loss": ("stillhouse.fused.api", "fused_loss"),
     "objectives": ("stillhouse.objectives", None),
 }

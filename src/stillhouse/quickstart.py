@@ -36,9 +36,9 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
     import torch
 
     from stillhouse.report import write_report
-    from stillhouse.run.execute import execute
-    from stillhouse.run.resolve import resolve
-    from stillhouse.run.tables import show_systems
+    from stillhouse.runs.execute import execute
+    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.tables import show_systems
 
     torch.set_num_threads(1)  # models this small gain little from more, and lose much on a busy machine
     _clear(folder)
@@ -59,7 +59,7 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
 
 def _clear(folder: Path) -> None:
     """Delete what an earlier quickstart left, and nothing else."""
-    from stillhouse.run.folder import RunFolder, check_writable
+    from stillhouse.runs.folder import RunFolder, check_writable
 
     check_writable("--folder", folder)
     inside = sorted(folder.iterdir()) if folder.is_dir() else []

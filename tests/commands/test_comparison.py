@@ -16,7 +16,7 @@ from stillhouse.files import locate
 from stillhouse.models import fingerprint
 from stillhouse.report.record import find_runs, load_run
 from stillhouse.report.systems import gather
-from stillhouse.run import evaluation
+from stillhouse.runs import evaluation
 from tests.workshop import Said, Workshop, sends
 
 SETS = ("one", "two", "three", "four")

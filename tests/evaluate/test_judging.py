@@ -26,7 +26,7 @@ from stillhouse.evaluate.judging import (
     verdict,
 )
 from stillhouse.report.record import load_run
-from stillhouse.run.judging import default_output, find_answers, paired
+from stillhouse.runs.judging import default_output, find_answers, paired
 
 
 @pytest.mark.parametrize(

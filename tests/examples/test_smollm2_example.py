@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from tests.conftest import ROOT, script
 
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.resolve import resolve
 
 EXAMPLE = ROOT / "examples" / "smollm2"
 RESULT = ROOT / "benchmarks" / "results" / "smollm2.json"

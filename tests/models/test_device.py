@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 
 from stillhouse.models import own_device
-from stillhouse.run.resolve import resolve
-from stillhouse.run.training_arguments import training_arguments
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.training_arguments import training_arguments
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.small_runs import STUDENT, TEACHER, in_child, in_two, rows_of, tree, write_data
 
 from stillhouse import recipes
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.resolve import resolve
 
 LENGTH = {"max_steps": 9, "batch_size": 6, "micro_batch_size": 3, "lr": 3e-3, "log_every": 1}
 """Three epochs of three steps."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
 from tests.conftest import ROOT
 from tests.vllm_like import demo_server
 

@@ -13,9 +13,9 @@ import pytest
 
 from stillhouse.errors import ConfigError, ServerError, StillhouseError
 from stillhouse.models import TeacherModel, load_tokenizer
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
-from stillhouse.run.writing import Wanted, generate
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.writing import Wanted, generate
 from tests.servers import Service, broken, smollm2
 from tests.small_runs import in_child, nth, rows_of, tree, write_data
 from tests.vllm_like import demo_server

@@ -19,7 +19,7 @@ from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference
-from stillhouse.run.caching import batch_tensors
+from stillhouse.runs.caching import batch_tensors
 from stillhouse.teachers import (
     Ahead,
     CacheTeacherConfig,

@@ -19,8 +19,8 @@ torch.set_num_threads(1)
 from tests import tiny
 from transformers import TrainingArguments
 from stillhouse.objectives import build
-from stillhouse.responses import Fixed
-from stillhouse.responses.fixed import FixedPolicy
+from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.fixed import FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import DistilTrainer, Ranks
@@ -63,7 +63,7 @@ def launch(folder: Path, ranks: int, accumulation: int) -> dict[str, torch.Tenso
         environment = {
             **os.environ,
             **(distributed if ranks > 1 else {}),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}",
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
         }

@@ -24,9 +24,9 @@ def command(
     """Show which tokens of student and teacher spell the same bytes, for some responses. Loads no weights."""
     import json
 
-    from stillhouse.run.aligning import aligned_samples
-    from stillhouse.run.preflight import preflight
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.aligning import aligned_samples
+    from stillhouse.runs.preflight import preflight
+    from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
     preflight(config)

@@ -51,10 +51,10 @@ def build(
 
     Under torchrun, or with RANK and WORLD_SIZE set, each process fills a share.
     """
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.run.caching import build as fill
+    from stillhouse.runs.caching import build as fill
 
     console.say(fill(config, batch_size))
 
@@ -65,11 +65,11 @@ def bias(
     prompts: Annotated[int, typer.Option(min=1, help="Training prompts to measure on.")] = 32,
 ) -> None:
     """Compare loss and gradient over each kind of store with those of the live teacher, on a sample."""
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.run.caching import REPEATS
-    from stillhouse.run.caching import bias as measure
+    from stillhouse.runs.caching import REPEATS
+    from stillhouse.runs.caching import bias as measure
 
     loss, rows, refused = measure(config, prompts)
     columns = (

@@ -23,9 +23,9 @@ def command(
     ] = True,
 ) -> None:
     """Check a YAML file and show its values with their origin, and the size of the run. Trains nothing."""
-    from stillhouse.run.checking import show_sizes, show_values
-    from stillhouse.run.preflight import preflight
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.checking import show_sizes, show_values
+    from stillhouse.runs.preflight import preflight
+    from stillhouse.runs.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
     if values:

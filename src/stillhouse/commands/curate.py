@@ -12,7 +12,7 @@ from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.models import TeacherModel
-    from stillhouse.run.config import RunConfig
+    from stillhouse.runs.config import RunConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -57,9 +57,9 @@ def command(
     Interrupted while a teacher measures likelihoods, the same command goes on from what is measured.
     """
     from stillhouse.rollouts.offline.filters import REGISTRY
-    from stillhouse.run.filtering import curate, parse_filters
-    from stillhouse.run.folder import check_file
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.filtering import curate, parse_filters
+    from stillhouse.runs.folder import check_file
+    from stillhouse.runs.resolve import resolve
 
     check_file("--output", output, ".jsonl")
     config = resolve(like).config if like is not None else None
@@ -86,7 +86,7 @@ def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[
     """The texts of the named sets, or of those that the run evaluates on."""
     from stillhouse.data.sources import source_at
     from stillhouse.rollouts.offline.held_out import texts_of
-    from stillhouse.run.curation import evaluation_sets
+    from stillhouse.runs.curation import evaluation_sets
 
     if paths or config is None:
         return texts_of(source_at(path) for path in paths)

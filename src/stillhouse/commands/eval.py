@@ -72,8 +72,8 @@ def command(
         return
     assert data is not None
     from stillhouse.files import write_json, write_jsonl
-    from stillhouse.run.comparison import evaluate_model
-    from stillhouse.run.folder import check_file
+    from stillhouse.runs.comparison import evaluate_model
+    from stillhouse.runs.folder import check_file
 
     if output is not None:
         check_file("--output", output, ".json")
@@ -96,7 +96,7 @@ def _compare(
     from stillhouse.commands.compare import show_tables
     from stillhouse.report import write_report
     from stillhouse.report.formats import load_runs
-    from stillhouse.run.comparison import compare
+    from stillhouse.runs.comparison import compare
 
     folder = output or Path("runs/comparison")
     with as_options(OPTIONS):

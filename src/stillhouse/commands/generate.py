@@ -16,7 +16,7 @@ from stillhouse.commands.wording import as_options
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
-    from stillhouse.run.config import RunConfig
+    from stillhouse.runs.config import RunConfig
 
 
 class By(StrEnum):
@@ -67,8 +67,8 @@ def command(
 
     The models and the data are those of RUN.YAML, or --model and --data.
     """
-    from stillhouse.run.folder import check_file
-    from stillhouse.run.writing import Wanted, generate
+    from stillhouse.runs.folder import check_file
+    from stillhouse.runs.writing import Wanted, generate
 
     world = world or int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0")) if rank < 0 else rank
@@ -114,9 +114,9 @@ def _config(
     max_prompt: int,
     sampling: dict[str, float],
 ) -> RunConfig:
-    from stillhouse.run.preflight import preflight
-    from stillhouse.run.resolve import resolve
-    from stillhouse.run.writing import of_model
+    from stillhouse.runs.preflight import preflight
+    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.writing import of_model
 
     if file is not None:
         config = resolve(file, list(overrides or ())).config

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Write a commented YAML file for a method, to fill in paths and run."""
     from stillhouse.files import atomic
-    from stillhouse.run.starting import starting_yaml
+    from stillhouse.runs.starting import starting_yaml
 
     text = starting_yaml(method)
     if output is None:

@@ -64,8 +64,8 @@ def command(
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.evaluate.judging import Rubric
     from stillhouse.remote import ServerConnection
-    from stillhouse.run.folder import check_file
-    from stillhouse.run.judging import Price, default_output, find_answers, run_judge
+    from stillhouse.runs.folder import check_file
+    from stillhouse.runs.judging import Price, default_output, find_answers, run_judge
 
     try:
         server = ServerConnection(url=url, model=model, key_env=key_env, concurrency=concurrency)

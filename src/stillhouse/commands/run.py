@@ -27,12 +27,12 @@ def command(
 
     Ctrl-C finishes the step, writes a checkpoint and stops; go on later with --resume.
     """
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
-    from stillhouse.run.execute import execute
-    from stillhouse.run.folder import default_folder
-    from stillhouse.run.tables import show_systems
+    from stillhouse.runs.execute import execute
+    from stillhouse.runs.folder import default_folder
+    from stillhouse.runs.tables import show_systems
 
     try:
         result = execute(resolved, resume=resume)

@@ -44,8 +44,8 @@ def main(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from stillhouse.run.execute import execute
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.execute import execute
+    from stillhouse.runs.resolve import resolve
 
     data = (HERE / "data" / "train.jsonl").read_text(encoding="utf-8")
     train_tokenizer([json.loads(line) for line in data.splitlines()], TEACHER)

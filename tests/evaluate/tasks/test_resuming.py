@@ -15,8 +15,8 @@ from tests.small_runs import in_child, nth, tree, write_data
 from stillhouse.errors import ConfigError
 from stillhouse.evaluate.tasks import REGISTRY
 from stillhouse.report.record import load_run
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
 
 EXACT = {"kind": "exact_match", "limit": 3, "seeds": [1, 2, 3], "sampling": {"temperature": 1.0}}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT, script
 
-from stillhouse import cli
+from stillhouse import commands
 from stillhouse.config.strict_yaml import parse
 from stillhouse.rollouts import REGISTRY
 from stillhouse.rollouts.offline.stages import read_rows
@@ -50,7 +50,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 def code_of(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", shlex.split(command))
     try:
-        cli.main()
+        commands.main()
     except SystemExit as error:
         return int(error.code or 0)
     return 0

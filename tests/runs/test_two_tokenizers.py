@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
-from stillhouse.run.checking import sizes
-from stillhouse.run.resolve import resolve
-from stillhouse.run.tokenizers import tokenizers
+from stillhouse.runs.checking import sizes
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.tokenizers import tokenizers
 from tests.conftest import shared
 from tests.small_runs import in_child, rows_of, tree
 from tests.workshop import Workshop

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import ConfigError
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.resolve import resolve
 
 TEACHER = {"kind": "live", "path": "teacher"}
 

@@ -11,9 +11,9 @@ from stillhouse import console
 from stillhouse.errors import ModelError
 from stillhouse.fused.kernel import Chunking
 from stillhouse.models.config import StudentConfig, TeacherModel
-from stillhouse.run.config import RunConfig
-from stillhouse.run.preflight import check_room, context_of, longest
-from stillhouse.run.resolve import Resolved
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.preflight import check_room, context_of, longest
+from stillhouse.runs.resolve import Resolved
 from stillhouse.teachers import CacheTeacherConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -55,8 +55,8 @@ def sizes(config: RunConfig) -> dict[str, Any]:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
     """
     from stillhouse.data import load
-    from stillhouse.run.evaluation import check_tasks, held_out
-    from stillhouse.run.tokenizers import tokenizers, told
+    from stillhouse.runs.evaluation import check_tasks, held_out
+    from stillhouse.runs.tokenizers import tokenizers, told
 
     teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)

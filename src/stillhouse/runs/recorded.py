@@ -7,8 +7,8 @@ import errno
 from collections.abc import Iterator
 
 from stillhouse.errors import EnvironmentFault, StillhouseError
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import RunFolder
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder
 from stillhouse.train.callbacks import Interrupt
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

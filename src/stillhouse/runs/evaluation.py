@@ -18,11 +18,11 @@ from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, dige
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.evaluate.tasks.asking import Asking
 from stillhouse.models import fingerprint, parameters_of, unwrap
-from stillhouse.run.build import Parts
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import RunFolder
-from stillhouse.run.preflight import context_of
-from stillhouse.run.tokenizers import Translation
+from stillhouse.runs.build import Parts
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.preflight import context_of
+from stillhouse.runs.tokenizers import Translation
 
 TASK = "held-out prompts"
 

@@ -14,10 +14,10 @@ import yaml
 
 from stillhouse.commands.app import app
 from stillhouse.errors import ConfigError, TeacherError
-from stillhouse.run.caching import bias, build
-from stillhouse.run.checking import sizes
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.caching import bias, build
+from stillhouse.runs.checking import sizes
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.store import care
 from tests.conftest import ROOT
 from tests.small_runs import TEACHER, differences, in_child, in_two, nth, outcome, rows_of, tree, write_data

@@ -29,13 +29,13 @@ from stillhouse.models import (
     load_tokenizer,
     own_device,
 )
-from stillhouse.run.build import Parts, assemble
-from stillhouse.run.config import RunConfig
-from stillhouse.run.evaluation import TASK, evaluate_system, held_out, measure
-from stillhouse.run.folder import RunFolder, check_writable, environment
-from stillhouse.run.preflight import check_room, preflight
-from stillhouse.run.recorded import recorded
-from stillhouse.run.resolve import Resolved, resolve
+from stillhouse.runs.build import Parts, assemble
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.evaluation import TASK, evaluate_system, held_out, measure
+from stillhouse.runs.folder import RunFolder, check_writable, environment
+from stillhouse.runs.preflight import check_room, preflight
+from stillhouse.runs.recorded import recorded
+from stillhouse.runs.resolve import Resolved, resolve
 
 logger = logging.getLogger("stillhouse")
 

@@ -18,9 +18,9 @@ from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stages import Stage
 from stillhouse.rollouts.writer import Writer
-from stillhouse.run.config import RunConfig
-from stillhouse.run.served import server_of
-from stillhouse.run.tokenizers import Translation, tokenizers
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.served import server_of
+from stillhouse.runs.tokenizers import Translation, tokenizers
 
 Side = Literal["teacher", "student"]
 
@@ -172,7 +172,7 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def of_model(model: str, data: Path, template: str, sampling: dict[str, Any], max_prompt: int) -> RunConfig:
     """A configuration in which `model` is the one that writes, for use without a YAML file."""
-    from stillhouse.run.resolve import resolve
+    from stillhouse.runs.resolve import resolve
 
     tree: dict[str, Any] = {
         "student": {"path": model, "dtype": "auto"},

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.data.sources import SourceConfig
 from stillhouse.files import locate
-from stillhouse.run.config import RunConfig
+from stillhouse.runs.config import RunConfig
 
 UNKNOWN = "not known; ask whoever gave it to you"
 

@@ -9,7 +9,7 @@ import yaml
 
 from stillhouse import recipes
 from stillhouse.errors import ConfigError
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.resolve import resolve
 
 TREE: dict[str, Any] = {
     "student": {"path": "student"},

@@ -9,9 +9,9 @@ import torch
 
 from stillhouse.files import atomic, told
 from stillhouse.report import load_run
-from stillhouse.run.build import Parts
-from stillhouse.run.export.card import card
-from stillhouse.run.folder import RunFolder
+from stillhouse.runs.build import Parts
+from stillhouse.runs.export.card import card
+from stillhouse.runs.folder import RunFolder
 from stillhouse.train.checkpoints import replace_folder
 
 

@@ -19,9 +19,9 @@ from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import own_device
 from stillhouse.rollouts.fixed import reference
 from stillhouse.rollouts.offline.policy import InRounds
-from stillhouse.run.build import Parts, assemble, make_context, make_step
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import RunFolder, default_folder
+from stillhouse.runs.build import Parts, assemble, make_context, make_step
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder, default_folder
 from stillhouse.teachers import AnyTeacher, CompactTeacher, LiveTeacherConfig, Teacher
 from stillhouse.teachers.cache import CacheTeacherConfig
 from stillhouse.teachers.cached import CachedCompact, CachedTeacher

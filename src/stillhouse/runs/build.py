@@ -27,12 +27,12 @@ from stillhouse.models import (
 from stillhouse.rollouts import Context, Writer
 from stillhouse.rollouts.base import Pair, derived_seed
 from stillhouse.rollouts.offline.held_out import texts_of
-from stillhouse.run.config import RunConfig
-from stillhouse.run.curation import evaluation_sets, other_responses, scorers
-from stillhouse.run.folder import RunFolder
-from stillhouse.run.preflight import context_of, longest
-from stillhouse.run.served import ANSWERS, keeping, server_engine
-from stillhouse.run.tokenizers import Translation, tokenizers
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.curation import evaluation_sets, other_responses, scorers
+from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.preflight import context_of, longest
+from stillhouse.runs.served import ANSWERS, keeping, server_engine
+from stillhouse.runs.tokenizers import Translation, tokenizers
 from stillhouse.train.step import Method, Step
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.run.checking import Shape, peak, shape_of, sizes
-from stillhouse.run.execute import execute
-from stillhouse.run.resolve import resolve
+from stillhouse.runs.checking import Shape, peak, shape_of, sizes
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
 from tests.workshop import Workshop
 
 STARTS: dict[str, dict[str, Any]] = {

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
 from stillhouse.engines import Engine, ServerConfig, ServerEngine, TokenizerFacts
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import RunFolder
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder
 from stillhouse.teachers import ServerTeacherConfig
 from stillhouse.teachers.server import ServerTeacher
 
 if TYPE_CHECKING:
-    from stillhouse.run.build import Parts
+    from stillhouse.runs.build import Parts
 
 ANSWERS = "answers.jsonl"
 """What servers have written, beside the rounds of a run."""

@@ -13,11 +13,11 @@ from stillhouse.data.templates import Encoder
 from stillhouse.rollouts.offline.curated import SUMMARY
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.pairs import Pairs
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import RunFolder
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from stillhouse.run.build import Parts
+    from stillhouse.runs.build import Parts
 
 
 def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float]]]:

@@ -9,9 +9,9 @@ from stillhouse.core.types import Prompt
 from stillhouse.data.sources import SourceConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models.load import adapter_place, place
-from stillhouse.run.config import RunConfig
-from stillhouse.run.folder import default_folder
-from stillhouse.run.training_arguments import check_loggers, training_arguments
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import default_folder
+from stillhouse.runs.training_arguments import check_loggers, training_arguments
 
 
 def preflight(config: RunConfig) -> None:

@@ -11,8 +11,8 @@ from stillhouse.data import load
 from stillhouse.data.align import NOTHING
 from stillhouse.data.translate import Translated, Translator
 from stillhouse.errors import DataError, ModelError
-from stillhouse.run.config import RunConfig
-from stillhouse.run.tokenizers import Translation, tokenizers
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.tokenizers import Translation, tokenizers
 
 
 def aligned_samples(config: RunConfig, number: int) -> dict[str, Any]:

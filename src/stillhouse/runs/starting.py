@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stillhouse import recipes
 from stillhouse.config import Layer, Layered, commented_yaml
-from stillhouse.run.config import RunConfig
+from stillhouse.runs.config import RunConfig
 
 PLACES = {
     "student": {"path": "path/or/hub-name/of/the/student"},

@@ -11,7 +11,7 @@ import torch
 
 from stillhouse.config import nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
-from stillhouse.run.config import RunConfig
+from stillhouse.runs.config import RunConfig
 
 OURS = {
     "output_dir": "output.folder",

@@ -13,7 +13,7 @@ from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.core.types import SOURCES
 from stillhouse.engines import Sampling
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.run.config import RunConfig
+from stillhouse.runs.config import RunConfig
 
 ROWS: frozenset[KeyPath] = frozenset(
     {("data", "train"), ("data", "valid"), ("data", "text"), ("evaluate", "data")}

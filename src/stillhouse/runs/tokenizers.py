@@ -16,7 +16,7 @@ from stillhouse.errors import ModelError
 from stillhouse.models import check_same_tokenizer, difference, load_tokenizer
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
-from stillhouse.run.config import RunConfig
+from stillhouse.runs.config import RunConfig
 
 
 @dataclass(frozen=True)

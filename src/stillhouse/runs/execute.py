@@ -15,17 +15,17 @@ from stillhouse import console
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import answer, likelihood
 from stillhouse.evaluate.likelihood import references_of
-from stillhouse.run.build import Parts, assemble, make_step
-from stillhouse.run.config import RunConfig
-from stillhouse.run.curation import curation_totals
-from stillhouse.run.evaluation import check_tasks, evaluate_system, held_out
-from stillhouse.run.export.weights import export, write_card
-from stillhouse.run.folder import RunFolder, default_folder, environment, needs_space
-from stillhouse.run.preflight import check_room, preflight
-from stillhouse.run.recorded import recorded
-from stillhouse.run.resolve import Resolved, resolve
-from stillhouse.run.served import tell
-from stillhouse.run.training_arguments import training_arguments
+from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.curation import curation_totals
+from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out
+from stillhouse.runs.export.weights import export, write_card
+from stillhouse.runs.folder import RunFolder, default_folder, environment, needs_space
+from stillhouse.runs.preflight import check_room, preflight
+from stillhouse.runs.recorded import recorded
+from stillhouse.runs.resolve import Resolved, resolve
+from stillhouse.runs.served import tell
+from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step

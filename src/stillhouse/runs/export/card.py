@@ -17,8 +17,8 @@ from stillhouse.report.formats import as_markdown, comparison_tables
 from stillhouse.report.measures import compact, duration, is_number, measure, plain
 from stillhouse.report.record import RunRecord
 from stillhouse.report.systems import role_of
-from stillhouse.run.config import RunConfig
-from stillhouse.run.export.licences import HUB, UNKNOWN, licences
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.export.licences import HUB, UNKNOWN, licences
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 METRICS = {

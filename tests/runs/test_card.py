@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from stillhouse.data.sources import SOURCES
-from stillhouse.run.export.licences import of_data, of_model
+from stillhouse.runs.export.licences import of_data, of_model
 from tests.workshop import Workshop
 
 RUN = ("run", "run.yaml", "train.max_steps=2", "evaluate.before=true", "evaluate.teacher=true")
