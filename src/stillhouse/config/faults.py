@@ -1,4 +1,4 @@
-"""What pydantic found, said in words of the configuration: path, problem, got, allowed, hint, origin."""
+"""pydantic's validation errors as `Fault`s: path, problem, value, allowed values, hint and origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stillhouse.config.layers import Layered
 from stillhouse.config.strict import StrictConfig, nearest
 from stillhouse.config.strict_yaml import KeyPath
-from stillhouse.config.trees import class_at, dotted, kind_of, places
+from stillhouse.config.trees import class_at, dotted, kind_of, paths_of_field
 from stillhouse.errors import Fault
 
 _TYPES = {
@@ -37,19 +37,19 @@ _LIMITS = {
 }
 
 
-def faults(error: ValidationError, tree: type[StrictConfig], layered: Layered) -> list[Fault]:
-    """Everything that is wrong, each thing once, in the order of the configuration."""
+def to_faults(error: ValidationError, tree: type[StrictConfig], layered: Layered) -> list[Fault]:
+    """Every fault of a validation error once, grouped by path."""
     found: dict[str, list[Fault]] = {}
     for detail in error.errors(include_url=False):
         for fault in _faults(detail, tree, layered):
             same = found.setdefault(fault.path, [])
             if fault not in same:
                 same.append(fault)
-    return [fault for path in found for fault in _joined(found[path])]
+    return [fault for path in found for fault in _merge_branches(found[path])]
 
 
-def _joined(same: list[Fault]) -> list[Fault]:
-    """The branches of a union, all refused for their type, become one fault that allows any of them."""
+def _merge_branches(same: list[Fault]) -> list[Fault]:
+    """Merge the type errors of a union's branches at one path into one fault that allows any of them."""
     typed = [fault for fault in same if fault.problem == _WRONG_TYPE]
     if len(typed) < 2:
         return same
@@ -64,13 +64,13 @@ _WRONG_TYPE = "has the wrong type"
 
 def _faults(detail: Any, tree: type[StrictConfig], layered: Layered) -> Iterator[Fault]:
     kind, context = detail["type"], detail.get("ctx", {})
-    path = typed_path(detail["loc"], layered.values, keep_last=kind in ("missing", "extra_forbidden"))
-    inner = getattr(context.get("error"), "faults", None)
-    if inner:
-        for fault in inner:
-            yield _inner(fault, path, layered)
+    path = user_path(detail["loc"], layered.values, keep_last=kind in ("missing", "extra_forbidden"))
+    nested = getattr(context.get("error"), "faults", None)
+    if nested:
+        for fault in nested:
+            yield _with_full_path(fault, path, layered)
         return
-    if kind == "part_kind":
+    if kind == "kind_unknown":
         path = (*path, "kind") if isinstance(_value(layered.values, path), Mapping) else path
     origin = layered.origin(path)
     name = dotted(path) or "the configuration"
@@ -83,30 +83,32 @@ def _faults(detail: Any, tree: type[StrictConfig], layered: Layered) -> Iterator
         yield _unknown(path, tree, layered)
     elif kind in _TYPES:
         yield Fault(
-            name, _WRONG_TYPE, _shown(detail["input"]), _TYPES[kind], _hint(detail["input"], kind), origin
+            name, _WRONG_TYPE, _formatted(detail["input"]), _TYPES[kind], _hint(detail["input"], kind), origin
         )
     elif kind in _LIMITS:
         problem = _LIMITS[kind][0].format(**context)
-        yield Fault(name, problem, got=_shown(detail["input"]), origin=origin)
+        yield Fault(name, problem, got=_formatted(detail["input"]), origin=origin)
     elif kind in ("literal_error", "enum"):
         choices = str(context["expected"])
         names = [choice.strip(" '") for choice in choices.replace(" or ", ", ").split(",")]
         problem = f"is none of the choices{nearest(str(detail['input']), names)}"
-        yield Fault(name, problem, _shown(detail["input"]), choices, origin=origin)
+        yield Fault(name, problem, _formatted(detail["input"]), choices, origin=origin)
     elif kind == "value_error":
         yield Fault(name, _lowered(str(context.get("error", detail["msg"]))), origin=origin)
     elif kind == "string_pattern_mismatch":
         yield Fault(
-            name, "has a form that is not allowed", _shown(detail["input"]), context["pattern"], origin=origin
+            name, "does not match the pattern", _formatted(detail["input"]), context["pattern"], origin=origin
         )
     else:
-        told = isinstance(detail["input"], Mapping) or "got " in detail["msg"] or kind == "part_kind"
-        got = None if told else _shown(detail["input"])
+        self_explanatory = (
+            isinstance(detail["input"], Mapping) or "got " in detail["msg"] or kind == "kind_unknown"
+        )
+        got = None if self_explanatory else _formatted(detail["input"])
         yield Fault(name, _lowered(detail["msg"]), got=got, origin=origin)
 
 
-def _inner(fault: Fault | str, path: KeyPath, layered: Layered) -> Fault:
-    """A fault that a part found itself, its path made whole."""
+def _with_full_path(fault: Fault | str, path: KeyPath, layered: Layered) -> Fault:
+    """A fault raised by the validator of the config at `path`, with its path from the root."""
     if isinstance(fault, str):
         return Fault(dotted(path) or "the configuration", fault, origin=layered.origin(path))
     whole = ".".join(text for text in (dotted(path), fault.path) if text)
@@ -120,11 +122,11 @@ def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault
     name = str(path[-1])
     owner = class_at(tree, path[:-1], layered.values)
     allowed = [key for key in owner.model_fields if key != "kind"] if owner else []
-    if owner is not None and name in allowed:  # the kind follows from something else, such as a file's ending
+    if owner is not None and name in allowed:  # the kind was inferred, for example from the ending of a path
         only = f"Only kind {kind_of(owner)} has it."
         return Fault(dotted(path), "does not fit the kind", hint=only, origin=layered.origin(path))
     near = nearest(name, allowed)
-    elsewhere = [] if near else places(tree, name)[:3]
+    elsewhere = [] if near else paths_of_field(tree, name)[:3]
     hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else None
     return Fault(
         dotted(path),
@@ -135,13 +137,13 @@ def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault
     )
 
 
-def typed_path(loc: tuple[str | int, ...], values: Any, *, keep_last: bool) -> KeyPath:
-    """The location as the user typed it: what pydantic adds for unions and wrappers is left out.
+def user_path(loc: tuple[str | int, ...], values: Any, *, keep_last: bool) -> KeyPath:
+    """pydantic's location without the elements that it adds for unions and wrappers.
 
     Args:
         loc: pydantic's location.
-        values: what was validated.
-        keep_last: whether the last element names something that is not there, or should not be.
+        values: the validated values.
+        keep_last: keep the last element even if `values` has no such key: a missing or unknown one.
     """
     path: list[str | int] = []
     for index, key in enumerate(loc):
@@ -174,7 +176,7 @@ def _hint(value: Any, kind: str) -> str | None:
     return None
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Values from several places on top of each other, each with its origin."""
+"""Layers of config values (recipe, file, command line) merged in order, each value with its origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALL = "keyword"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values from one place.
+    """The values of one source, such as a file or the command line.
 
     Example: `Layer({"train": {"lr": 1e-4}}, {("train",): "run.yaml:3", ("train", "lr"): "run.yaml:4"})`
     """
@@ -28,7 +28,7 @@ class Layer:
 
     @classmethod
     def read(cls, path: str | Path, name: str | None = None) -> Self:
-        """A YAML file. With `name` ("recipe kd") all of its values have that origin instead of their lines.
+        """A YAML file. With `name` ("recipe kd") every value has that origin instead of its line.
 
         Raises:
             ConfigError: see `strict_yaml.read`.
@@ -38,16 +38,16 @@ class Layer:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], origin: str) -> Self:
-        """A mapping that is already there."""
+        """A mapping in memory; every value has the same origin."""
         origins: dict[KeyPath, str] = {}
-        return cls(_plain(values, (), origin, origins), origins)
+        return cls(_copied(values, (), origin, origins), origins)
 
     @classmethod
     def override(cls, text: str) -> Self:
-        """`a.b=value` of the command line: the value is YAML, and nothing after `=` is null.
+        """`a.b=value` from the command line; the value is YAML, and an empty one is null.
 
         Raises:
-            ConfigError: there is no `=`, the path is empty or broken, or the value is no YAML.
+            ConfigError: there is no `=`, the path has an empty key, or the value is not YAML.
         """
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
@@ -70,11 +70,10 @@ class Layer:
 
 @dataclass(slots=True)
 class Layered:
-    """The layers merged so far. A later layer wins.
+    """The merged layers. A later layer overrides an earlier one.
 
-    Mappings are merged name by name, with one exception: a mapping that names a `kind` other than the one
-    beneath it replaces it as a whole, so that options of another kind cannot stay behind. Lists and single
-    values are replaced.
+    Mappings are merged key by key, except that a mapping with another `kind` than the one below replaces it
+    as a whole, so that no option of the old kind remains. Lists and scalars are replaced.
 
     Example:
         >>> Layered.merged(Layer.read("run.yaml"), Layer.override("train.lr=1e-4"))
@@ -85,17 +84,17 @@ class Layered:
 
     @classmethod
     def merged(cls, *layers: Layer) -> Self:
-        """All layers, the first at the bottom."""
+        """All layers; the first has the lowest precedence."""
         layered = cls()
         for layer in layers:
             layered.add(layer)
         return layered
 
     def add(self, layer: Layer) -> None:
-        """Put one more layer on top."""
-        self.values = self._over(self.values, layer.values, (), layer)
+        """Merge one more layer, which overrides all before it."""
+        self.values = self._merge(self.values, layer.values, (), layer)
 
-    def _over(
+    def _merge(
         self, below: dict[str, Any], above: dict[str, Any], path: KeyPath, layer: Layer
     ) -> dict[str, Any]:
         result = dict(below)
@@ -103,8 +102,8 @@ class Layered:
             here = (*path, key)
             old = below.get(key)
             if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
-                result[key] = self._over(old, value, here, layer)
-                if layer.origins[here] not in (COMMAND_LINE, CALL):  # what is missing, is missing in the file
+                result[key] = self._merge(old, value, here, layer)
+                if layer.origins[here] not in (COMMAND_LINE, CALL):  # a missing key is reported at the file
                     self.origins[here] = layer.origins[here]
                 continue
             depth = len(here)
@@ -114,7 +113,7 @@ class Layered:
         return result
 
     def origin(self, path: KeyPath) -> str | None:
-        """Where the value at `path` comes from, or the nearest mapping around it; None at the top."""
+        """The origin of the value at `path`, else of the innermost mapping around it; None at the root."""
         for depth in range(len(path), 0, -1):
             if path[:depth] in self.origins:
                 return self.origins[path[:depth]]
@@ -131,11 +130,11 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _plain(value: Any, path: KeyPath, origin: str, origins: dict[KeyPath, str]) -> Any:
-    """Mappings and lists copied, so that nobody's dictionary is changed; all origins noted."""
+def _copied(value: Any, path: KeyPath, origin: str, origins: dict[KeyPath, str]) -> Any:
+    """A copy, so that the caller's mappings are never changed; `origins` gets every path in it."""
     origins[path] = origin
     if isinstance(value, Mapping):
-        return {key: _plain(item, (*path, key), origin, origins) for key, item in value.items()}
+        return {key: _copied(item, (*path, key), origin, origins) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, (*path, index), origin, origins) for index, item in enumerate(value)]
+        return [_copied(item, (*path, index), origin, origins) for index, item in enumerate(value)]
     return value

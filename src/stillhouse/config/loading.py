@@ -1,4 +1,4 @@
-"""From layers of values to a checked tree of parts, with the origin of every value.
+"""From merged layers to a validated config tree, with the origin of every value.
 
 Paths in a configuration are relative to the working directory of the process, not to the YAML file.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stillhouse.config.faults import faults
+from stillhouse.config.faults import to_faults
 from stillhouse.config.layers import Layered
 from stillhouse.config.strict import ConfigT, StrictConfig
 from stillhouse.config.strict_yaml import KeyPath
@@ -21,34 +21,34 @@ DEFAULT = "default"
 
 
 def validate(tree: type[ConfigT], layered: Layered) -> tuple[ConfigT, dict[str, str]]:
-    """Check the merged values against a tree of parts.
+    """Validate the merged values as a `tree`.
 
     Returns:
-        The tree, and for every path of `flatten(tree)` where its value comes from: "default", "recipe kd",
+        The config, and for every path of `flatten(config)` the origin of its value: "default", "recipe kd",
         "run.yaml:12", "command line" or "keyword".
 
     Raises:
-        ConfigError: with every fault at once.
+        ConfigError: lists every fault, not only the first.
     """
     try:
-        part = tree.model_validate(layered.values)
+        config = tree.model_validate(layered.values)
     except ValidationError as error:
-        raise ConfigError(*faults(error, tree, layered)) from error
-    return part, provenance(part, layered)
+        raise ConfigError(*to_faults(error, tree, layered)) from error
+    return config, provenance(config, layered)
 
 
-def provenance(part: StrictConfig, layered: Layered) -> dict[str, str]:
-    """Where each value of `flatten(part)` comes from."""
-    return {dotted(path): _origin(part, path, layered) for path, _ in leaves(plain(part))}
+def provenance(config: StrictConfig, layered: Layered) -> dict[str, str]:
+    """The origin of each value of `flatten(config)`."""
+    return {dotted(path): _origin(config, path, layered) for path, _ in leaves(plain(config))}
 
 
-def _origin(part: StrictConfig, path: KeyPath, layered: Layered) -> str:
+def _origin(config: StrictConfig, path: KeyPath, layered: Layered) -> str:
     values: Any = layered.values
-    value: Any = part
+    value: Any = config
     for depth, key in enumerate(path):
         given = key in values if isinstance(values, Mapping) else isinstance(values, list)
         if not given:
-            # Not written itself: a default, or read out of a shorter form such as `train: rows.jsonl`.
+            # Not in any layer: a default, or derived from a shorthand such as `train: rows.jsonl`.
             derived = isinstance(value, StrictConfig) and key in value.model_fields_set
             return layered.origin(path[:depth]) or DEFAULT if derived else DEFAULT
         values = values[key]

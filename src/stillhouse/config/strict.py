@@ -1,8 +1,11 @@
-"""The base of every configurable part, and the registry that turns `{kind: ...}` into one."""
+"""The base class of every config, and the registry that turns `{kind: ...}` into an instance of one."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -12,12 +15,12 @@ from pydantic_core import PydanticCustomError
 
 
 class StrictConfig(BaseModel):
-    """A frozen, strict piece of configuration.
+    """A frozen, strict pydantic model: the base of every section of the configuration.
 
-    Unknown keys are refused; `True` is no number and "3" no integer.
+    Unknown keys are refused and nothing is coerced: `True` is not a number and "3" not an integer.
 
-    Parts without heavy state (objectives, schedules) are what they configure;
-    heavy ones have a `build` method.
+    Components without heavy state (objectives, schedules) are their own config; the others (engines,
+    teachers) have a config with a `build` method.
     """
 
     model_config = ConfigDict(
@@ -29,14 +32,16 @@ ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 T = TypeVar("T")
 
 FilePath = Annotated[Path, Field(strict=False)]
-"""A path given as text."""
+"""A path, given as a string."""
 
 ListOf = Annotated[tuple[T, ...], Field(strict=False)]
-"""A sequence given as a YAML list."""
+"""A tuple, given as a YAML list."""
 
 
 class Registry(Generic[ConfigT]):
-    """A family of parts by name. A plain dictionary, filled by a decorator; duplicates are refused.
+    """The config classes of one family (objectives, schedules, ...) by their `kind`.
+
+    Classes are added with a decorator; a `kind` that is taken is refused.
 
     Example:
         >>> REGISTRY = Registry("objective", Objective)
@@ -48,29 +53,29 @@ class Registry(Generic[ConfigT]):
     def __init__(self, family: str, base: type[ConfigT]) -> None:
         self.family = family
         self.base = base
-        self._parts: dict[str, type[ConfigT]] = {}
+        self._classes: dict[str, type[ConfigT]] = {}
 
-    def register(self, part: type[ConfigT]) -> type[ConfigT]:
+    def register(self, cls: type[ConfigT]) -> type[ConfigT]:
         """Add a class under the default of its `kind` field."""
-        kind = part.model_fields["kind"].default
-        if kind in self._parts:
+        kind = cls.model_fields["kind"].default
+        if kind in self._classes:
             raise ValueError(f"{self.family} {kind!r} is registered twice")
-        self._parts[kind] = part
-        return part
+        self._classes[kind] = cls
+        return cls
 
     def kinds(self) -> tuple[str, ...]:
-        """All names, in the order of registration."""
-        return tuple(self._parts)
+        """All registered kinds, in the order of registration."""
+        return tuple(self._classes)
 
     def __getitem__(self, kind: str) -> type[ConfigT]:
-        return self._parts[kind]
+        return self._classes[kind]
 
     def parse(self, value: Any) -> ConfigT:
-        """Turn `{kind: name, ...}` (or a bare name, or a finished part) into the part of that name.
+        """Build the config that `{kind: name, ...}` or a bare name stands for; an instance is returned as is.
 
         Raises:
-            PydanticCustomError: no such kind; the nearest names are in the message.
-            pydantic.ValidationError: the options are wrong; paths are relative to the part.
+            PydanticCustomError: there is no such kind; the message suggests the closest one.
+            pydantic.ValidationError: an option is wrong; its path is relative to `value`.
         """
         if isinstance(value, self.base):
             return value
@@ -78,61 +83,69 @@ class Registry(Generic[ConfigT]):
             value = {"kind": value}
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
-                "part_type",
+                "component_type",
                 "should be a mapping with a kind, such as {kind: {example}}",
                 {"example": self.kinds()[0]},
             )
         kind = value.get("kind")
         if kind is None:
-            raise PydanticCustomError("part_kind_missing", "has no kind; allowed: {allowed}", self._allowed())
-        if not isinstance(kind, str) or kind not in self._parts:
-            near = nearest(str(kind), self._parts)
+            raise PydanticCustomError("kind_missing", "has no kind; allowed: {allowed}", self._allowed())
+        if not isinstance(kind, str) or kind not in self._classes:
+            near = nearest(str(kind), self._classes)
             raise PydanticCustomError(
-                "part_kind",
+                "kind_unknown",
                 "no {family} is called {kind}{near}; allowed: {allowed}",
                 {"family": self.family, "kind": repr(kind), "near": near, **self._allowed()},
             )
-        return self._parts[kind].model_validate(dict(value))
+        return self._classes[kind].model_validate(dict(value))
 
     def _allowed(self) -> dict[str, Any]:
         return {"allowed": ", ".join(self.kinds())}
 
     def field(self) -> Any:
-        """The annotation for a config field that holds one part of this family."""
+        """The annotation of a config field that holds one component of this family."""
         base: Any = self.base
         return Annotated[SerializeAsAny[base], BeforeValidator(self.parse)]  # type: ignore[misc]
 
 
 def nearest(name: str, names: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
-    """`" (did you mean 'x'?)"` where a known name is near, else an empty text."""
+    """A suggestion for an error message: `" (did you mean 'x'?)"` if a known name is close, else `""`."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def walk(part: Any, visit: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Rebuild a tree of parts with every value passed through `visit(path, value)`.
+def walk(node: Any, visit: Callable[[str, Any], Any], path: str = "") -> Any:
+    """Map `visit(path, value)` over a config tree, parents before children.
 
-    Parts in which nothing changed are kept as they are.
-
-    `visit` returns a replacement, or the same object to go deeper.
+    `visit` returns a replacement, which is not descended into, or the same object to descend. Subtrees in
+    which nothing was replaced are returned as the same objects.
     """
-    replaced = visit(path, part)
-    if replaced is not part:
+    replaced = visit(path, node)
+    if replaced is not node:
         return replaced
-    if isinstance(part, StrictConfig):
+    if isinstance(node, StrictConfig):
         update = {}
-        for name in type(part).model_fields:
-            value = getattr(part, name)
+        for name in type(node).model_fields:
+            value = getattr(node, name)
             new = walk(value, visit, f"{path}.{name}" if path else name)
             if new is not value:
                 update[name] = new
-        return part.model_copy(update=update) if update else part
-    if isinstance(part, Mapping):
+        return node.model_copy(update=update) if update else node
+    if isinstance(node, Mapping):
         rebuilt = {
-            key: walk(value, visit, f"{path}.{key}" if path else str(key)) for key, value in part.items()
+            key: walk(value, visit, f"{path}.{key}" if path else str(key)) for key, value in node.items()
         }
-        return rebuilt if any(rebuilt[key] is not part[key] for key in part) else part
-    if isinstance(part, tuple):
-        items = tuple(walk(value, visit, f"{path}[{index}]") for index, value in enumerate(part))
-        return items if any(new is not old for new, old in zip(items, part, strict=True)) else part
-    return part
+        return rebuilt if any(rebuilt[key] is not node[key] for key in node) else node
+    if isinstance(node, tuple):
+        items = tuple(walk(value, visit, f"{path}[{index}]") for index, value in enumerate(node))
+        return items if any(new is not old for new, old in zip(items, node, strict=True)) else node
+    return node
+
+
+def import_submodules(package: str) -> None:
+    """Import every module of a package, so that the classes in them register themselves.
+
+    Called in the `__init__` of a package whose modules fill a registry: a new component is one new file.
+    """
+    for module in pkgutil.iter_modules(sys.modules[package].__path__):
+        importlib.import_module(f"{package}.{module.name}")

@@ -1,6 +1,6 @@
-"""YAML read strictly: no key twice, numbers as people write them, and the line of every value.
+"""Strict YAML: no duplicate keys, numbers as people write them, and the line of every value.
 
-Scalars follow the core schema of YAML 1.2: `1e-5` is a float, `yes` and `on` are texts, dates are texts.
+Scalars follow the core schema of YAML 1.2: `1e-5` is a float; `yes`, `on` and dates are strings.
 Underscores in integers (`65_536`) are allowed. Tags and merge keys are not.
 """
 
@@ -18,7 +18,7 @@ from stillhouse.errors import ConfigError
 
 Key = str | int
 KeyPath = tuple[Key, ...]
-"""Where a value stands: names of mappings and indexes of lists, from the top."""
+"""The path of a value from the root: keys of mappings and indices of lists."""
 
 _CORE = (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -34,7 +34,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class Loader(yaml.SafeLoader):
-    """Knows the scalars of the core schema only."""
+    """A safe loader that resolves the scalars of the core schema only."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -44,17 +44,17 @@ for _name, _pattern, _first in _CORE:
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """The mapping in a YAML file, and for every value in it where it stands ("run.yaml:12").
+    """The mapping in a YAML file, and the origin ("run.yaml:12") of every value in it.
 
     Raises:
-        ConfigError: the file is missing, is no UTF-8, is no YAML, is empty, or is not a mapping.
+        ConfigError: the file is missing, is not UTF-8, is not YAML, is empty, or is not a mapping.
     """
     path = Path(path)
     return parse(_text(path), str(path))
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """As `read`, for a text that is already there; `name` stands for the file in messages."""
+    """As `read`, from a string; `name` is the file in origins and messages."""
     builder = _Builder(name, text)
     node = builder.compose()
     if node is None:
@@ -65,10 +65,10 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 
 
 def parse_value(text: str) -> Any:
-    """One value, as on the right side of `a.b=value`; an empty text is null.
+    """One value, as on the right of `a.b=value`; an empty string is null.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is not YAML.
     """
     builder = _Builder("value", text)
     node = builder.compose()
@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
 
 
 class _Builder:
-    """Turns nodes into values and remembers their lines."""
+    """Turns YAML nodes into values and records their lines."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -112,11 +112,11 @@ class _Builder:
             return self.loader.get_single_node()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            where = self._at(mark.line, mark.column) if mark else self.name
-            raise ConfigError(f"{where}: is not YAML: {error.problem}{self._shown(mark)}") from error
+            where = self._position(mark.line, mark.column) if mark else self.name
+            raise ConfigError(f"{where}: is not YAML: {error.problem}{self._excerpt(mark)}") from error
         except yaml.reader.ReaderError as error:
             before = self.text[: error.position]
-            where = self._at(before.count("\n"), 0)
+            where = self._position(before.count("\n"), 0)
             raise ConfigError(
                 f"{where}: a character that YAML does not allow ({error.character:#x})"
             ) from error
@@ -162,12 +162,12 @@ class _Builder:
 
     def fault(self, node: Node, problem: str) -> ConfigError:
         mark = node.start_mark
-        return ConfigError(f"{self._at(mark.line, mark.column)}: {problem}{self._shown(mark)}")
+        return ConfigError(f"{self._position(mark.line, mark.column)}: {problem}{self._excerpt(mark)}")
 
-    def _at(self, line: int, column: int) -> str:
+    def _position(self, line: int, column: int) -> str:
         return f"{self.name}:{line + 1}:{column + 1}"
 
-    def _shown(self, mark: yaml.Mark | None) -> str:
+    def _excerpt(self, mark: yaml.Mark | None) -> str:
         if mark is None or mark.line >= len(self.lines):
             return ""
         return f"\n    {self.lines[mark.line].expandtabs(1)}\n    {' ' * mark.column}^"

@@ -1,4 +1,4 @@
-"""Looking at a tree of parts from outside: which class stands where, and all values by their path."""
+"""Introspection of config trees: the class at a path, and every value by its path."""
 
 from __future__ import annotations
 
@@ -19,67 +19,70 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def parts_in(annotation: Any) -> list[type[StrictConfig]]:
-    """The classes of parts that a field may hold."""
+def config_classes(annotation: Any) -> list[type[StrictConfig]]:
+    """The config classes that occur in the annotation of a field."""
     if isinstance(annotation, type) and issubclass(annotation, StrictConfig):
         return [annotation]
-    return [part for argument in typing.get_args(annotation) for part in parts_in(argument)]
+    return [found for argument in typing.get_args(annotation) for found in config_classes(argument)]
 
 
 def variants(base: type[StrictConfig]) -> list[type[StrictConfig]]:
-    """A class with all of its subclasses."""
+    """A class and all of its subclasses, depth first."""
     return [base, *(found for child in base.__subclasses__() for found in variants(child))]
 
 
-def kind_of(part: type[StrictConfig]) -> Any:
-    """The name under which a class is chosen, or None."""
-    return part.model_fields["kind"].default if "kind" in part.model_fields else None
+def kind_of(cls: type[StrictConfig]) -> Any:
+    """The `kind` that selects a class; None for a class without one."""
+    return cls.model_fields["kind"].default if "kind" in cls.model_fields else None
 
 
 def class_of(bases: list[type[StrictConfig]], value: Any) -> type[StrictConfig] | None:
-    """Which of the classes under `bases` a value most probably stands for: by kind, else by its names."""
+    """The subclass of `bases` that a value is meant for: by kind, else by the most matching keys.
+
+    A guess, for error messages about values that do not validate.
+    """
     if isinstance(value, str):  # a bare kind, such as `teacher: live`
-        return next((part for base in bases for part in variants(base) if kind_of(part) == value), None)
+        return next((cls for base in bases for cls in variants(base) if kind_of(cls) == value), None)
     if not isinstance(value, Mapping):
         return None
-    candidates = [part for base in bases for part in variants(base)]
-    named = [part for part in candidates if "kind" in value and kind_of(part) == value["kind"]]
-    ranked = sorted(named or candidates, key=lambda part: -sum(key in part.model_fields for key in value))
+    candidates = [cls for base in bases for cls in variants(base)]
+    named = [cls for cls in candidates if "kind" in value and kind_of(cls) == value["kind"]]
+    ranked = sorted(named or candidates, key=lambda cls: -sum(key in cls.model_fields for key in value))
     return ranked[0] if ranked else None
 
 
 def class_at(tree: type[StrictConfig], path: KeyPath, values: Any) -> type[StrictConfig] | None:
-    """The class of the part at `path` in `values`, or None where there is no part."""
-    part: type[StrictConfig] | None = tree
+    """The config class that the value at `path` in `values` is meant for; None if it is not a config."""
+    cls: type[StrictConfig] | None = tree
     bases: list[type[StrictConfig]] = [tree]
     for key in path:
-        known = part.model_fields.get(str(key)) if part is not None else None
+        known = cls.model_fields.get(str(key)) if cls is not None else None
         if known is not None:
-            bases = parts_in(known.annotation)
+            bases = config_classes(known.annotation)
         try:
             values = values[key]
         except (KeyError, IndexError, TypeError):
             return None
-        part = class_of(bases, values)
-    return part
+        cls = class_of(bases, values)
+    return cls
 
 
-def places(tree: type[StrictConfig], name: str, depth: int = 4) -> list[str]:
-    """The dotted paths at which a field of that name exists, the shortest first."""
+def paths_of_field(tree: type[StrictConfig], name: str, depth: int = 4) -> list[str]:
+    """The dotted paths of all fields called `name`, shortest first."""
 
-    def search(part: type[StrictConfig], prefix: KeyPath) -> Iterator[KeyPath]:
-        for key, info in part.model_fields.items():
+    def search(cls: type[StrictConfig], prefix: KeyPath) -> Iterator[KeyPath]:
+        for key, info in cls.model_fields.items():
             if key == name:
                 yield (*prefix, key)
             if len(prefix) < depth - 1:
-                for inner in parts_in(info.annotation):
+                for inner in config_classes(info.annotation):
                     yield from search(inner, (*prefix, key))
 
     return [dotted(path) for path in sorted(set(search(tree, ())), key=lambda path: (len(path), path))]
 
 
 def plain(value: Any) -> Any:
-    """A tree of parts as mappings, lists and single values, defaults included."""
+    """A config tree as plain dictionaries, lists and scalars, defaults included."""
     if isinstance(value, StrictConfig):
         return {name: plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
@@ -90,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(value: Any) -> dict[str, Any]:
-    """Every single value of a tree by its dotted path, defaults included; lists of single values stay whole.
+    """Every scalar of a config tree by its dotted path, defaults included; lists of scalars stay whole.
 
     Example: `flatten(config)["train.lr"]`
     """
@@ -98,7 +101,7 @@ def flatten(value: Any) -> dict[str, Any]:
 
 
 def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Paths and values of everything in a plain tree that holds nothing further."""
+    """The path and value of every leaf of a plain tree; a list of scalars is one leaf."""
     if isinstance(value, dict) and (value or not path):
         for key, item in value.items():
             yield from leaves(item, (*path, key))

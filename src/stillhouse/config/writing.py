@@ -1,4 +1,4 @@
-"""Trees of parts as YAML: complete, or as a commented form to fill in. Both load back."""
+"""Config trees as YAML: complete, or a commented file to edit. Both load back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic.fields import FieldInfo
 
 from stillhouse.config.strict import StrictConfig
 from stillhouse.config.strict_yaml import Loader
-from stillhouse.config.trees import class_of, kind_of, parts_in, plain
+from stillhouse.config.trees import class_of, config_classes, kind_of, plain
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that either YAML 1.1 or our own loader would take for something else."""
+    """Quotes every string that YAML 1.1 or our own loader would read as another type."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
@@ -30,7 +30,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
-    """Texts with line breaks or control characters in double quotes, where every character has an escape."""
+    """Strings with line breaks or control characters in double quotes, where each can be escaped."""
     style = None if value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
@@ -39,40 +39,40 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(value: Any, *, flow: bool = False) -> str:
-    """A plain value as YAML."""
+    """Plain dictionaries, lists and scalars as YAML."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
     )
     return text
 
 
-def to_yaml(part: StrictConfig) -> str:
-    """A tree with all of its values; reading it gives an equal tree."""
-    return dump(plain(part))
+def to_yaml(config: StrictConfig) -> str:
+    """A config with all of its values, defaults included; loading it gives an equal config."""
+    return dump(plain(config))
 
 
 def commented_yaml(tree: type[StrictConfig], values: Mapping[str, Any]) -> str:
-    """A YAML to edit: the given values, and every other option as a comment with its default.
+    """A YAML file to edit: the given values, and every other option commented out at its default.
 
-    A line that begins with `#` and no space is an option: take the `#` away to set it. `# ` begins an
-    explanation. Read as it is, it gives exactly `values`.
+    `#` without a space comments out an option: delete it to set the option. `# ` starts an explanation.
+    Loaded unedited, the file gives exactly `values`.
 
     Args:
-        tree: the class of the configuration.
-        values: what is set; mappings, lists and single values.
+        tree: the class of the config.
+        values: what is set, as plain dictionaries, lists and scalars.
     """
     return "\n".join(_section(tree, values, "", active=True)) + "\n"
 
 
 def _section(
-    part: type[StrictConfig], values: Mapping[str, Any], indent: str, *, active: bool
+    cls: type[StrictConfig], values: Mapping[str, Any], indent: str, *, active: bool
 ) -> Iterator[str]:
-    """The lines of one part: what is set first, in the order of the class, then the other options."""
+    """The lines of one config: first the options that are set, in the order of the class, then the others."""
     mark = "" if active else "#"
-    kind = values.get("kind", kind_of(part))
+    kind = values.get("kind", kind_of(cls))
     if "kind" in values or (kind is not None and not active):
         yield f"{indent}{mark}kind: {_inline(kind)}"
-    fields = {name: info for name, info in part.model_fields.items() if name != "kind"}
+    fields = {name: info for name, info in cls.model_fields.items() if name != "kind"}
     for name, info in fields.items():
         if name in values:
             yield from _comment(info, indent)
@@ -88,7 +88,7 @@ def _section(
 
 def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool) -> Iterator[str]:
     mark = "" if active else "#"
-    bases = parts_in(info.annotation)
+    bases = config_classes(info.annotation)
     inner: type[StrictConfig] | None
     if isinstance(value, StrictConfig):
         inner, value = type(value), plain(value)
