@@ -10,7 +10,7 @@ from tests.objectives.problems import drawn_rows, logits
 from stillhouse.config import StrictConfig
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.objectives import ObjectiveField, build
-from stillhouse.schedules import Curriculum
+from stillhouse.schedules import ScheduleTracker
 
 
 class Run(StrictConfig):
@@ -74,7 +74,7 @@ def test_schedules_inside_maps_and_sums_become_numbers() -> None:
             "student": {"kind": "sum", "terms": [{"kind": "jsd", "loss_weight": ramp}]},
         }
     )
-    now = Curriculum(objective).now(objective, Progress(step=5, max_steps=10, epoch=0.5, epochs=1.0))
+    now = ScheduleTracker(objective).resolve(objective, Progress(step=5, max_steps=10, epoch=0.5, epochs=1.0))
     assert now.teacher.alpha == 0.2
     assert now.student.terms[0].loss_weight == 0.2
 

@@ -1,12 +1,16 @@
-"""Numbers that move during training."""
+"""Hyper-parameters that change during training; a new schedule is one file in this folder."""
 
+from stillhouse.config import import_submodules
 from stillhouse.schedules.adaptive import DevLoss, Momentum, PreviousRound
-from stillhouse.schedules.base import REGISTRY, GradualBeta, Linear, NonNegative, Schedule, Share, scheduled
-from stillhouse.schedules.curriculum import Curriculum
+from stillhouse.schedules.base import REGISTRY, NonNegative, Schedule, Share, scheduled
+from stillhouse.schedules.gradual_beta import GradualBeta
+from stillhouse.schedules.ramps import Linear
+from stillhouse.schedules.tracker import ScheduleTracker
+
+import_submodules(__name__)
 
 __all__ = [
     "REGISTRY",
-    "Curriculum",
     "DevLoss",
     "GradualBeta",
     "Linear",
@@ -14,6 +18,7 @@ __all__ = [
     "NonNegative",
     "PreviousRound",
     "Schedule",
+    "ScheduleTracker",
     "Share",
     "scheduled",
 ]

@@ -1,5 +1,4 @@
-"""Schedules that follow what is measured: DistiLLM's share of student text, TAID's target, DistiLLM-2's
-gaps."""
+"""Schedules driven by metrics: DistiLLM's share of student-generated text, TAID's t, DistiLLM-2's gaps."""
 
 from __future__ import annotations
 
@@ -16,27 +15,27 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 @REGISTRY.register
 class DevLoss(Schedule):
-    """Rises by `step` whenever the loss on data.valid has become worse (DistiLLM's phi).
+    """Rises by `step` whenever the validation loss (on data.valid) has got worse; DistiLLM's phi.
 
     Paper (Algorithm 1): phi <- min(phi + 1/N_phi, 1) if L_now > L_previous + eps. `against: last_rise` is the
-    released code (commit d47e77f): L_now >= L_reference + eps, where the reference is replaced only when phi
-    rises, so phi rises once for each eps of over-fitting added up since. The first validation, before
-    training, gives the first reference in both.
+    released code (commit d47e77f): L_now >= L_reference + eps, where the reference is updated only when phi
+    rises, so phi rises once for each eps of accumulated overfitting. In both, the first reference is the
+    validation before training.
 
     Example: `student_share: {kind: dev_loss, start: 0.0, step: 0.1, tolerance: 0.1, against: last_rise}`
     """
 
     kind: Literal["dev_loss"] = "dev_loss"
     start: Fraction = 0.0
-    """The number before the first rise; phi_0."""
+    """The value before the first rise; phi_0."""
     step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """How much one rise adds; 1 / N_phi."""
+    """Added at each rise; 1 / N_phi."""
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
-    """How much worse the loss may become without a rise (nats per token); eps."""
+    """Increase of the loss (nats per token) that does not yet cause a rise; eps."""
     against: Literal["last", "last_rise"] = "last"
-    """What the loss is compared with: the validation before (paper), or the one of the last rise (code)."""
-    greatest: Fraction = 1.0
-    """It rises no higher than this."""
+    """The reference: the previous validation (paper), or that of the last rise (released code)."""
+    maximum: Fraction = 1.0
+    """Upper limit."""
 
     def initial(self) -> State:
         return {"value": self.start}
@@ -53,36 +52,36 @@ class DevLoss(Schedule):
         else:
             worse = value > reference + self.tolerance
             kept = value
-        risen = min(self.greatest, state["value"] + self.step) if worse else state["value"]
+        risen = min(self.maximum, state["value"] + self.step) if worse else state["value"]
         return {"value": max(risen, state["value"]), "reference": kept}
 
     def value(self, progress: Progress, state: State) -> float:
         return state["value"]
 
     def bounds(self) -> tuple[float, float]:
-        return self.start, max(self.start, self.greatest)
+        return self.start, max(self.start, self.maximum)
 
 
 @REGISTRY.register
 class Momentum(Schedule):
-    """Rises faster while the training loss falls, and never slower than in a straight line (TAID's t).
+    """Rises faster while the training loss falls, and at least linearly; TAID's t.
 
     With the step's loss L: delta = (L_before - L) / L_before, m <- beta m + (1 - beta) delta, and
-    t <- min(end, max(start + (end - start) x, t + rate sigmoid(m) (1 - t))), x the share of the training
-    done. Paper: Shing et al. 2025 (arXiv 2501.16937), section 3.3; released code at commit a062892.
+    t <- min(end, max(start + (end - start) x, t + rate sigmoid(m) (1 - t))), x the fraction of the
+    training done. Paper: Shing et al. 2025 (arXiv 2501.16937), section 3.3; released code at commit a062892.
 
     Example: `objective: {kind: taid, t: {kind: momentum, start: 0.4, end: 1.0}}`
     """
 
     kind: Literal["momentum"] = "momentum"
     start: Fraction = 0.4
-    """The number at the first step."""
+    """The value at the first step."""
     end: Fraction = 1.0
-    """The number at the last step at the latest."""
+    """Upper limit, reached at the last step at the latest."""
     rate: Annotated[float, Field(ge=0.0)] = 5e-4
-    """The greatest rise of one step; alpha in the paper."""
+    """Maximum rise per step; alpha in the paper."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
-    """How long the mean of the relative change of the loss remembers; beta in the paper."""
+    """Decay of the running mean of the relative change of the loss; beta in the paper."""
 
     def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
         if name != "train_loss":
@@ -106,18 +105,18 @@ class Momentum(Schedule):
 
 @REGISTRY.register
 class PreviousRound(Schedule):
-    """The mean of what was measured during the pass over the prompts before this one (DistiLLM-2's m).
+    """The mean of a metric over the optimiser steps of the previous epoch; DistiLLM-2's m.
 
-    The mean is over the optimiser steps of that pass; 0 during the first one, and never less than 0.
+    0 during the first epoch, and clipped at 0 below.
 
     Example: `objective: {kind: contrastive, alpha_rule: gap, teacher_gap: {kind: previous_round, of:
-    teacher_gap}}`, for which `teacher_gap: previous_round` is short.
+    teacher_gap}}`; `teacher_gap: previous_round` is a shorthand for it.
     """
 
     kind: Literal["previous_round"] = "previous_round"
     of: Literal["teacher_gap", "student_gap"]
-    """What is measured at each step: the mean likelihood gap of teacher-written sequences (p - q) or of
-    student-written ones (q - p)."""
+    """The metric: the mean likelihood gap of teacher-generated sequences (p - q) or of student-generated
+    ones (q - p)."""
 
     def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
         if name != self.of:

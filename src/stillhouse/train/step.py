@@ -30,7 +30,7 @@ from stillhouse.objectives.base import Layers
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
 from stillhouse.rollouts import Policy, ResponsesConfig, TeacherMemory
-from stillhouse.schedules import Curriculum
+from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.gaps import Gaps, begun, referred, ruled
@@ -97,7 +97,7 @@ class Step:
         self.method = method
         self.policy = policy
         self.teacher = teacher
-        self.curriculum = Curriculum(_tree(method))
+        self.schedules = ScheduleTracker(_tree(method))
         self.meter = Meter()
         self.now: dict[str, Any] = _tree(method)
         self.last_loss = 0.0
@@ -126,7 +126,7 @@ class Step:
             num_micro: exactly so many micro-batches come back.
         """
         self._progress = progress
-        self.now = begun(self.curriculum.now(_tree(self.method), progress), progress)
+        self.now = begun(self.schedules.resolve(_tree(self.method), progress), progress)
         with self.meter.seconds("generate"):
             drawn = self.policy.draw(self.now["responses"], prompts, progress)
         groups = drawn if self._in_pairs else [[response] for group in drawn for response in group]
@@ -215,19 +215,19 @@ class Step:
 
     def observe(self, name: str, value: float) -> None:
         """Tell the curriculum what was measured ("dev_loss", "train_loss", "teacher_gap", "student_gap")."""
-        self.curriculum.observe(name, value, self._progress)
+        self.schedules.observe(name, value, self._progress)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside weights, optimiser and random states of the trainer."""
         return {
-            "curriculum": self.curriculum.state_dict(),
+            "schedules": self.schedules.state_dict(),
             "policy": self.policy.state_dict(),
             "meter": self.meter.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self.curriculum.load_state_dict(state["curriculum"])
+        self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
         self.meter.load_state_dict(state["meter"])
 
@@ -285,7 +285,7 @@ class Step:
             self.meter.add_mean("responses/student_age", float(sum(ages)), len(ages))
         for name, value in {
             **self.policy.facts(),
-            **_schedule_names(self.curriculum.values(progress)),
+            **_schedule_names(self.schedules.values(progress)),
         }.items():
             self.meter.add_mean(name, value, 1)
         if self.translator is not None:

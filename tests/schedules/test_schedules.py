@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from stillhouse.core.types import Progress
-from stillhouse.schedules import Curriculum, DevLoss, GradualBeta, Momentum, PreviousRound
+from stillhouse.schedules import DevLoss, GradualBeta, Momentum, PreviousRound, ScheduleTracker
 
 LOSSES = [2.0, 2.05, 2.2, 2.25, 2.4, 2.3, 2.45]
 START = Progress(0, 10, 0.0, 1.0)
@@ -56,7 +56,7 @@ def test_the_two_rules_differ() -> None:
 
 
 def test_dev_loss_stays_in_its_bounds_and_never_falls() -> None:
-    schedule = DevLoss(start=0.5, step=0.3, greatest=0.9)
+    schedule = DevLoss(start=0.5, step=0.3, maximum=0.9)
     seen = after_each(schedule, [1.0, 2.0, 3.0, 1.0, 4.0])
     assert seen == [0.5, 0.8, 0.9, 0.9, 0.9]
     assert schedule.bounds() == (0.5, 0.9)
@@ -87,17 +87,17 @@ def test_momentum_is_never_behind_the_straight_line() -> None:
         state = schedule.observe(state, "train_loss", 1.0 + step, now)
 
 
-def test_state_of_a_curriculum_survives_a_save() -> None:
+def test_state_of_schedules_survives_a_save() -> None:
     tree = {"share": DevLoss(), "t": Momentum()}
-    one, other = Curriculum(tree), Curriculum(tree)
+    one, other = ScheduleTracker(tree), ScheduleTracker(tree)
     for name, value in (("dev_loss", 1.0), ("train_loss", 2.0), ("dev_loss", 1.5), ("train_loss", 1.0)):
         one.observe(name, value, START)
     other.load_state_dict(one.state_dict())
-    assert other.now(tree, START) == one.now(tree, START)
+    assert other.resolve(tree, START) == one.resolve(tree, START)
     one.observe("dev_loss", 1.7, START)
     other.observe("dev_loss", 1.7, START)
-    assert other.now(tree, START) == one.now(tree, START)
-    assert one.now(tree, START)["share"] == pytest.approx(0.2)
+    assert other.resolve(tree, START) == one.resolve(tree, START)
+    assert one.resolve(tree, START)["share"] == pytest.approx(0.2)
 
 
 def test_previous_round_is_the_mean_of_the_pass_before() -> None:
