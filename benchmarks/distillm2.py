@@ -71,18 +71,16 @@ WRITERS = {"student": 0, "teacher": 0}
 
 def count_what_is_written() -> None:
     """Count tokens wherever a model writes for training."""
-    from stillhouse.rollouts.writer import Writer
+    from stillhouse.rollouts.generator import ResponseGenerator
 
-    def counting(write: Any) -> Any:
-        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-            responses = write(self, *arguments, **options)
-            WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
-            return responses
+    generate = ResponseGenerator.generate
 
-        return counted
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        responses = generate(self, *arguments, **options)
+        WRITERS[self.source] += sum(len(response.token_ids) for response in responses)
+        return responses
 
-    for name in ("write", "write_some"):  # of which the second writes the rounds
-        setattr(Writer, name, counting(getattr(Writer, name)))
+    ResponseGenerator.generate = counted  # type: ignore[method-assign]
 
 
 def tree(size: Size, folder: Path, name: str, **more: Any) -> dict[str, Any]:

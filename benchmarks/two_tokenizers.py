@@ -34,7 +34,7 @@ from stillhouse.data.translate import Translator
 from stillhouse.files import locate
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts import Fixed
-from stillhouse.rollouts.base import Stateless
+from stillhouse.rollouts.base import StatelessPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -79,7 +79,7 @@ def llama(vocab: int, width: int, layers: int, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-class Given(Stateless):
+class Given(StatelessPolicy):
     """The same responses at every step."""
 
     def __init__(self, responses: list[Response]) -> None:

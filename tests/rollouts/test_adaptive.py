@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tests.rollouts.written import Clock, at, context
 
+from stillhouse.core.seeds import derived_uniform
 from stillhouse.rollouts import Adaptive
 from stillhouse.rollouts.adaptive import AdaptivePolicy
-from stillhouse.rollouts.base import derived_uniform
 from stillhouse.schedules import Linear
 
 STEPS = 40
@@ -27,7 +27,7 @@ def steps_of(folder: Path, config: Adaptive, batch: int = 4, **more: Any) -> lis
         prompts = [around.prompts[(step * batch + i) % len(around.prompts)] for i in range(batch)]
         now = config.model_copy(update={"fresh_share": value(config.fresh_share, step)})
         drawn = [group[0] for group in policy.draw(now, prompts, at(step, STEPS))]
-        seen.append({"step": step, "prompts": prompts, "drawn": drawn, **policy.facts()})
+        seen.append({"step": step, "prompts": prompts, "drawn": drawn, **policy.metrics()})
     return seen
 
 

@@ -88,7 +88,7 @@ def test_batched_text_can_be_written_with_the_teachers_help(tmp_path: Path) -> N
 def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
     asked = []
     for rank in range(2):
-        around = context(tmp_path, Clock(), rank=rank, ranks=2)
+        around = context(tmp_path, Clock(), rank=rank, world_size=2)
         drawn = Batched(every=3).build(around).draw(None, around.prompts[:6], at(0))
         asked.append({group[0].prompt.id for group in drawn})
     assert len(asked[0]) == len(asked[1]) == 6
@@ -99,13 +99,13 @@ def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(t
     around = context(tmp_path, Clock())
     policy = Speculative(accept_top=3, block=4, teacher_top_p=0.01).build(around)
     responses = [group[0] for group in policy.draw(None, around.prompts[:5], at(0))]
-    assert 0 < policy.facts()["responses/accepted"] < 1
-    assert around.pair is not None
+    assert 0 < policy.metrics()["responses/accepted"] < 1
+    assert around.models is not None
     for response in responses:
         batch = collate([response], tiny.PAD)
         tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
         with torch.no_grad():
-            logits = head_of(around.pair.teacher).logits(hidden_rows(around.pair.teacher, tensors))
+            logits = head_of(around.models.teacher).logits(hidden_rows(around.models.teacher, tensors))
         labels = batch.row_labels()
         rank = (logits > logits.gather(1, labels[:, None])).sum(1)
         assert int(rank.max()) < 3, "every token is accepted, or the teacher's first choice"
@@ -118,10 +118,10 @@ def test_speculative_that_accepts_everything_is_the_students_own_text(tmp_path: 
     greedy = Sampling(temperature=0.0, max_tokens=8)
     policy = Speculative(accept_top=tiny.VOCAB, block=3, sampling=greedy).build(around)
     assert around.student is not None
-    mine = around.student.write(around.prompts[:6], 0, greedy)
+    mine = around.student.generate(around.prompts[:6], 0, greedy)
     theirs = [group[0] for group in policy.draw(None, around.prompts[:6], at(0))]
     assert [r.token_ids for r in theirs] == [r.token_ids for r in mine]
-    assert policy.facts()["responses/accepted"] == 1.0
+    assert policy.metrics()["responses/accepted"] == 1.0
 
 
 def test_speculative_text_fills_the_context_and_no_block_goes_beyond(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_tokens_of_speculative_text_are_counted(tmp_path: Path) -> None:
     written: list[int] = []
     around = context(tmp_path, Clock())
     assert around.student is not None
-    around = replace(around, student=replace(around.student, told=written.append))
+    around = replace(around, student=replace(around.student, on_tokens=written.append))
     drawn = Speculative(block=4).build(around).draw(None, around.prompts[:3], at(0))
     assert sum(written) >= sum(len(group[0].token_ids) for group in drawn) > 0
 
@@ -178,8 +178,8 @@ def test_mixture_gives_the_probabilities_of_the_mixture(tmp_path: Path) -> None:
 
 def test_mixture_leaves_the_student_in_training(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
-    assert around.pair is not None
-    around.pair.student.train()
+    assert around.models is not None
+    around.models.student.train()
     OnPolicy(teacher_share=0.3).build(around).draw(None, around.prompts[:2], at(0))
-    assert around.pair.student.training
-    assert not around.pair.teacher.training
+    assert around.models.student.training
+    assert not around.models.teacher.training

@@ -39,7 +39,7 @@ class Told:
 )
 def test_each_process_has_random_numbers_of_its_own(config: ResponsesConfig, tmp_path: Path) -> None:
     def seeds(rank: int, ranks: int) -> list[int]:
-        around = context(tmp_path / str(rank), Clock(), rank=rank, ranks=ranks)
+        around = context(tmp_path / str(rank), Clock(), rank=rank, world_size=ranks)
         assert around.student is not None
         told = Told(around.student.engine)
         around = replace(around, student=replace(around.student, engine=told))

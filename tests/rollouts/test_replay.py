@@ -15,7 +15,7 @@ from tests import tiny
 from stillhouse.core.types import Response
 from stillhouse.errors import DataError
 from stillhouse.rollouts.adaptive import without_first_token
-from stillhouse.rollouts.memory import TeacherMemory
+from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 from stillhouse.rollouts.replay import ReplayBuffer
 
 PROMPTS = {prompt.id: prompt for prompt in tiny.prompts(30)}
@@ -69,22 +69,22 @@ def test_a_draw_has_no_entry_twice_and_every_entry_as_often() -> None:
 
 
 def test_saved_and_loaded_it_is_the_same_and_goes_on_the_same() -> None:
-    memory = TeacherMemory()
-    buffer = ReplayBuffer(6, memory)
+    cache = TeacherHiddenCache()
+    buffer = ReplayBuffer(6, cache)
     entries = [
         replace(r, logprobs=tuple(-0.1 * (i + 1) for i in range(len(r.token_ids)))) for r in written(8, 3)
     ]
     buffer.add([without_first_token(entries[0]), *entries[1:]])
     buffer.sample(3, seed=4)
     for index, response in enumerate(buffer.sample(6, seed=0)[:4]):
-        memory.put(memory.number(response), torch.full((len(response.token_ids), 5), float(index)))
-    other_memory = TeacherMemory()
-    other = ReplayBuffer(6, other_memory)
+        cache.put(cache.slot(response), torch.full((len(response.token_ids), 5), float(index)))
+    other_cache = TeacherHiddenCache()
+    other = ReplayBuffer(6, other_cache)
     other.add(written(2, 90))
     other.load_state_dict(saved(buffer.state_dict()), PROMPTS)
     assert other.sample(6, seed=9) == buffer.sample(6, seed=9)
     for response in buffer.sample(6, seed=2):
-        kept, same = memory.get(memory.number(response)), other_memory.get(other_memory.number(response))
+        kept, same = cache.get(cache.slot(response)), other_cache.get(other_cache.slot(response))
         assert (kept is None) == (same is None)
         assert kept is None or torch.equal(kept, same)
     buffer.add(written(3, 50))
@@ -105,16 +105,16 @@ def test_prompts_that_are_gone_or_changed_are_named() -> None:
 
 
 def test_what_leaves_the_buffer_is_forgotten_unless_it_is_there_twice() -> None:
-    memory = TeacherMemory()
-    buffer = ReplayBuffer(3, memory)
+    cache = TeacherHiddenCache()
+    buffer = ReplayBuffer(3, cache)
     first, second, third, fourth = written(4)
     buffer.add([first, first, second])
-    memory.put(memory.number(first), torch.ones(len(first.token_ids), 2))
+    cache.put(cache.slot(first), torch.ones(len(first.token_ids), 2))
     buffer.add([third])
-    assert memory.get(memory.number(first)) is not None
+    assert cache.get(cache.slot(first)) is not None
     buffer.add([fourth])
-    assert memory.number(first) == -1
-    assert memory.number(second) >= 0
+    assert cache.slot(first) == -1
+    assert cache.slot(second) >= 0
 
 
 def test_without_its_first_token_a_response_predicts_the_rest() -> None:

@@ -13,11 +13,11 @@ import pytest
 from tests import tiny
 from tests.rollouts.written import Clock, at, context
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.engines import Sampling
 from stillhouse.errors import DataError, ModelError
-from stillhouse.rollouts import REGISTRY, Context, Pairs
-from stillhouse.rollouts.base import derived_seed
+from stillhouse.rollouts import REGISTRY, Pairs, RolloutContext
 from stillhouse.rollouts.offline.rounds import Order, Setting, make
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stages import Stage, read_header, read_rows
@@ -28,27 +28,27 @@ def words(ids: Sequence[int]) -> str:
     return " ".join(f"w{token}" for token in ids if token != tiny.END)
 
 
-def around(folder: Path, clock: Clock | None = None, **more: Any) -> Context:
+def around(folder: Path, clock: Clock | None = None, **more: Any) -> RolloutContext:
     made = context(folder, clock or Clock(), **more)
-    assert made.pair is not None
-    models = {"student": made.pair.student, "teacher": made.pair.teacher}
+    assert made.models is not None
+    models = {"student": made.models.student, "teacher": made.models.teacher}
     score = {
         name: lambda responses, model=model: mean_logprobs(model, responses, tiny.PAD, tiny.VOCAB)
         for name, model in models.items()
     }
-    return replace(made, decode=words, score=score)
+    return replace(made, decode=words, scorers=score)
 
 
-def policy(options: dict[str, Any], where: Context) -> Any:
+def policy(options: dict[str, Any], where: RolloutContext) -> Any:
     return REGISTRY.parse({"kind": "pairs", **options}).build(where)
 
 
-def drawn(running: Any, where: Context, step: int = 0) -> list[list[Response]]:
+def drawn(running: Any, where: RolloutContext, step: int = 0) -> list[list[Response]]:
     groups: list[list[Response]] = running.draw(None, where.prompts, at(step))
     return groups
 
 
-def order(where: Context, samples: int = 1) -> Order:
+def order(where: RolloutContext, samples: int = 1) -> Order:
     return Order(where.prompts, "student", where.student, 77, Sampling(max_tokens=8), samples=samples)
 
 
@@ -58,7 +58,7 @@ HEAD = {"stage": "responses", "seed": 77}
 def test_chunks_and_processes_change_nothing(tmp_path: Path) -> None:
     where = around(tmp_path)
     assert where.student is not None
-    at_once = where.student.write(where.prompts, 77, Sampling(max_tokens=8))
+    at_once = where.student.generate(where.prompts, 77, Sampling(max_tokens=8))
     whole = make(tmp_path / "whole.jsonl", order(where), Setting(decode=words), HEAD, "")
     assert whole is not None
     assert [sample.response for sample in whole] == at_once
@@ -210,7 +210,7 @@ def test_a_prompt_is_dropped_with_either_side_and_another_takes_its_place(tmp_pa
     assert len({g[0].prompt.id for g in running.draw(None, few, at(0))}) == 2, (
         "none twice while others are free"
     )
-    facts = running.facts()
+    facts = running.metrics()
     assert facts["curation/kept"] == pytest.approx(len(fine) / 12)
     assert facts["curation/replaced"] == sum(prompt.id not in fine for prompt in few) / 2
     told = summary(tmp_path)
@@ -263,7 +263,7 @@ def test_teachers_side_from_the_data_set_another_generator_and_the_teacher(tmp_p
     where = around(tmp_path)
     prompts = [replace(p, response_ids=None) if n >= 4 else p for n, p in enumerate(where.prompts)]
     others = {p.token_ids: Response(p, (9, 8, tiny.END), "teacher") for p in prompts[2:7]}
-    where = replace(where, prompts=prompts, others={"gemma": others})
+    where = replace(where, prompts=prompts, external_responses={"gemma": others})
     sides = ["fixed", {"name": "gemma", "data": "gemma.jsonl"}, "teacher"]
     groups = drawn(policy({"teacher_side": sides}, where), where)
     assert [g[0].token_ids for g in groups[:4]] == [p.response_ids for p in prompts[:4]]
@@ -273,13 +273,13 @@ def test_teachers_side_from_the_data_set_another_generator_and_the_teacher(tmp_p
     assert [r["by"] for r in rows] == ["fixed"] * 4 + ["gemma"] * 3 + ["teacher"] * 5
     assert where.teacher is not None
     seed = derived_seed(where.seed, "teacher", 0)
-    assert groups[9][0] == where.teacher.write(prompts, seed)[9], "the same text as if it had written all"
+    assert groups[9][0] == where.teacher.generate(prompts, seed)[9], "the same text as if it had written all"
 
 
 def test_prompts_without_any_response_are_counted_as_missing(tmp_path: Path) -> None:
     where = around(tmp_path)
     others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
-    where = replace(where, others={"gemma": others}, teacher=None)
+    where = replace(where, external_responses={"gemma": others}, teacher=None)
     running = policy({"teacher_side": {"name": "gemma", "data": "gemma.jsonl"}, "resample": 2}, where)
     groups = drawn(running, where)
     assert {g[0].prompt.id for g in groups} == {p.id for p in where.prompts[:5]}
@@ -302,7 +302,7 @@ def test_with_a_fresh_student_at_each_step_the_teachers_side_is_read_once(tmp_pa
 def test_prompts_without_any_response_are_named_where_there_are_no_rounds(tmp_path: Path) -> None:
     where = around(tmp_path)
     others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
-    where = replace(where, others={"gemma": others}, teacher=None)
+    where = replace(where, external_responses={"gemma": others}, teacher=None)
     side = {"name": "gemma", "data": "gemma.jsonl"}
     running = policy({"teacher_side": side, "refresh": "step"}, where)
     with pytest.raises(DataError, match=r"7 of 12 prompts have no response, first train:5.*refresh: epoch"):
@@ -324,7 +324,7 @@ def test_likelihoods_are_kept_and_filter(tmp_path: Path) -> None:
     student = list(read_rows(tmp_path / "student-0.jsonl"))
     assert all(set(row["scores"]) == {"student"} for row in student)
     with pytest.raises(ModelError, match="needs its model in this process"):
-        policy(options, replace(where, score={}))
+        policy(options, replace(where, scorers={}))
 
 
 def test_generated_is_filtered_too(tmp_path: Path) -> None:

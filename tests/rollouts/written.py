@@ -9,8 +9,8 @@ from tests import tiny
 
 from stillhouse.core.types import Progress
 from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
-from stillhouse.rollouts import Context, Writer
-from stillhouse.rollouts.base import Pair
+from stillhouse.rollouts import ResponseGenerator, RolloutContext
+from stillhouse.rollouts.base import ModelPair
 
 FACTS = TokenizerFacts(eos_ids=(tiny.END,), pad_id=tiny.PAD)
 
@@ -21,18 +21,20 @@ class Clock:
     step = 0
 
 
-def context(folder: Path, clock: Clock, prompts: int = 12, positions: int = 128, **more: Any) -> Context:
+def context(
+    folder: Path, clock: Clock, prompts: int = 12, positions: int = 128, **more: Any
+) -> RolloutContext:
     student = tiny.model(1, max_position_embeddings=positions)
     teacher = tiny.model(2, width=24, max_position_embeddings=positions)
     sampling = Sampling(max_tokens=8)
     engines = [TransformersConfig().build(model, FACTS) for model in (student, teacher)]
-    return Context(
+    return RolloutContext(
         tiny.prompts(prompts),
-        Writer(engines[0], "student", sampling, lambda: clock.step),
-        Writer(engines[1], "teacher", sampling, lambda: None),
+        ResponseGenerator(engines[0], "student", sampling, lambda: clock.step),
+        ResponseGenerator(engines[1], "teacher", sampling, lambda: None),
         folder,
         seed=5,
-        pair=Pair(student.eval(), teacher.eval(), FACTS, tiny.VOCAB),
+        models=ModelPair(student.eval(), teacher.eval(), FACTS, tiny.VOCAB),
         **more,
     )
 

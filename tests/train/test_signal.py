@@ -16,7 +16,7 @@ from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
-from stillhouse.rollouts import TeacherMemory
+from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.signal import teacher_hidden, teacher_signal
 
@@ -40,22 +40,22 @@ def teacher() -> Counting:
 
 
 def signal(
-    teacher: LiveTeacher, responses: list[Response], objective: Objective, memory: TeacherMemory
+    teacher: LiveTeacher, responses: list[Response], objective: Objective, cache: TeacherHiddenCache
 ) -> tuple[Tensor, Tensor]:
     """Hidden states, and the sequence of each row."""
     batch = collate(responses, tiny.PAD)
     tensors = {
         name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "sources")
     }
-    tensors["kept"] = torch.tensor([memory.number(response) for response in responses])
-    return teacher_hidden(teacher, tensors, objective, memory), batch.row_sequences()
+    tensors["kept"] = torch.tensor([cache.slot(response) for response in responses])
+    return teacher_hidden(teacher, tensors, objective, cache), batch.row_sequences()
 
 
 def test_plain_text_needs_no_teacher(teacher: Counting) -> None:
     responses = tiny.responses(6, sources=("student", "text"))
-    hidden, rows = signal(teacher, responses, NOT_ON_TEXT, TeacherMemory())
+    hidden, rows = signal(teacher, responses, NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 3
-    wanted, _ = signal(teacher, responses, EVERYWHERE, TeacherMemory())
+    wanted, _ = signal(teacher, responses, EVERYWHERE, TeacherHiddenCache())
     student = rows % 2 == 0
     torch.testing.assert_close(hidden[student], wanted[student], atol=1e-5, rtol=1e-5)
     assert not hidden[~student].any()
@@ -63,22 +63,22 @@ def test_plain_text_needs_no_teacher(teacher: Counting) -> None:
 
 def test_remembered_responses_need_no_teacher_and_give_the_same(teacher: Counting) -> None:
     responses = [replace(r, student_version=0) for r in tiny.responses(5, sources=("student",))]
-    memory = TeacherMemory()
+    cache = TeacherHiddenCache()
     for response in responses[:4]:
-        memory.watch(response)
-    first, _ = signal(teacher, responses, EVERYWHERE, memory)
+        cache.retain(response)
+    first, _ = signal(teacher, responses, EVERYWHERE, cache)
     assert teacher.sequences == 5
-    again, _ = signal(teacher, responses[::-1], EVERYWHERE, memory)
+    again, _ = signal(teacher, responses[::-1], EVERYWHERE, cache)
     assert teacher.sequences == 6, "only the response that nobody watches"
     parts = again.split([len(r.token_ids) for r in responses[::-1]])[::-1]
     torch.testing.assert_close(torch.cat(parts), first, atol=1e-5, rtol=1e-5)
-    memory.forget(responses[0])
-    signal(teacher, responses, EVERYWHERE, memory)
+    cache.release(responses[0])
+    signal(teacher, responses, EVERYWHERE, cache)
     assert teacher.sequences == 8
 
 
 def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: Counting) -> None:
-    hidden, _ = signal(teacher, tiny.responses(3, sources=("text",)), NOT_ON_TEXT, TeacherMemory())
+    hidden, _ = signal(teacher, tiny.responses(3, sources=("text",)), NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 0
     assert hidden.shape[1] == 24
 
@@ -100,7 +100,7 @@ def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> 
     batch = collate(tiny.responses(6, sources=("student", "text")), tiny.PAD)
     names = ("input_ids", "attention_mask", "response_mask", "labels", "sources")
     tensors = {name: getattr(batch, name) for name in names}
-    said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherMemory())
+    said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherHiddenCache())
     assert isinstance(said, SparseLogprobs)
     assert teacher.sequences == 3
     whole = teacher.compact(tensors)
@@ -110,5 +110,5 @@ def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> 
     assert (said.ids[~student] == -1).all()
     text = collate(tiny.responses(2, sources=("text",)), tiny.PAD)
     tensors = {name: getattr(text, name) for name in names}
-    teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherMemory())
+    teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 9, "nobody is asked about a batch of plain text"

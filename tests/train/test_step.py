@@ -14,7 +14,7 @@ from stillhouse.errors import TrainingError
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts import Fixed
-from stillhouse.rollouts.base import Stateless
+from stillhouse.rollouts.base import StatelessPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -25,7 +25,7 @@ PAIRED = {
 NOW = Progress(step=3, max_steps=10, epoch=0.3, epochs=1.0)
 
 
-class Given(Stateless):
+class Given(StatelessPolicy):
     """Hands out given responses, whatever the prompts."""
 
     def __init__(self, groups: list[list[Response]]) -> None:

@@ -23,7 +23,7 @@ from stillhouse.files import locate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts import Fixed
-from stillhouse.rollouts.writer import Writer
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -194,17 +194,17 @@ class Echo:
 
 
 def test_a_teacher_writes_in_its_own_tokens_and_the_student_learns_the_text() -> None:
-    writer = Writer(
+    writer = ResponseGenerator(
         Echo(),  # type: ignore[arg-type]
         "teacher",
         Sampling(max_tokens=64),
         lambda: None,
         translator=translator(),
     )
-    [written] = writer.write([prompt(0, "a café")], seed=0)
+    [written] = writer.generate([prompt(0, "a café")], seed=0)
     assert written.token_ids == (*OURS("a café")["input_ids"], ENDS[0])
     assert (written.finished, written.source) == (True, "teacher")
     short = replace(writer, sampling=Sampling(max_tokens=3))
-    [cut] = short.write([prompt(0, "a café near the river")], seed=0)
+    [cut] = short.generate([prompt(0, "a café near the river")], seed=0)
     assert len(cut.token_ids) == 3
     assert not cut.finished

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse import console
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Prompt, Response
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import DataError
@@ -20,7 +21,6 @@ from stillhouse.evaluate.metrics.diversity import distinct_n
 from stillhouse.evaluate.metrics.lengths import lengths
 from stillhouse.evaluate.metrics.rouge import rouge_l
 from stillhouse.evaluate.partial import Partial
-from stillhouse.rollouts.base import derived_seed
 
 BLOCK = 256
 """Prompts of one call of the engine. The blocks are the same whether or not an evaluation is interrupted."""

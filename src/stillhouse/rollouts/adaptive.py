@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillhouse.core.seeds import derived_seed, derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
-from stillhouse.rollouts.base import REGISTRY, Context, Policy, derived_seed, derived_uniform
+from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
 from stillhouse.rollouts.over import OverBase
 from stillhouse.rollouts.replay import ReplayBuffer
 from stillhouse.schedules import DevLoss, Linear, Share
@@ -57,7 +58,7 @@ class Adaptive(OverBase):
             )
         return self
 
-    def build(self, context: Context) -> AdaptivePolicy:
+    def build(self, context: RolloutContext) -> AdaptivePolicy:
         """The running policy."""
         assert context.student is not None
         return AdaptivePolicy(self, context)
@@ -66,16 +67,16 @@ class Adaptive(OverBase):
 class AdaptivePolicy:
     """The buffer and the draws of each step; a step's draws are functions of the seed and the step."""
 
-    def __init__(self, config: Adaptive, context: Context) -> None:
+    def __init__(self, config: Adaptive, context: RolloutContext) -> None:
         assert context.student is not None
         self._student = context.student
         self._prompts = context.prompts
         self._seed = context.seed
-        self._text_seed = context.text_seed
+        self._generation_seed = context.generation_seed
         self._rank = context.rank
-        self._base: Policy = config.base.build(context)
-        self._buffer = ReplayBuffer(config.capacity, context.memory if config.keep_teacher else None)
-        self._facts: dict[str, float] = {}
+        self._base: ResponsePolicy = config.base.build(context)
+        self._buffer = ReplayBuffer(config.capacity, context.hidden_cache if config.keep_teacher else None)
+        self._metrics: dict[str, float] = {}
 
     def draw(self, now: Adaptive, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response for each prompt of the step; replayed ones bring prompts of their own."""
@@ -86,7 +87,7 @@ class AdaptivePolicy:
         scarce = len(self._buffer) < max(now.minimum_fill, count)
         writes = draw < share * fresh_share / now.write_batches or (on_policy and scarce)
         fresh = self._write(now, prompts, step) if writes else []
-        self._facts = {
+        self._metrics = {
             "responses/on_policy": float(on_policy),
             "responses/fresh": float(writes),
             "replay/size": float(len(self._buffer)),
@@ -97,12 +98,12 @@ class AdaptivePolicy:
             chosen = fresh[:count]
         else:
             chosen = self._buffer.sample(count, derived_seed(self._seed, "replay", step))
-        self._facts |= {"replay/age": self._buffer.age(step), "replay/uses": self._buffer.uses()}
+        self._metrics |= {"replay/age": self._buffer.age(step), "replay/uses": self._buffer.uses()}
         return [[response] for response in chosen]
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Branch of the step; size, mean age (steps) and mean number of uses of the buffer."""
-        return {**self._base.facts(), **self._facts}
+        return {**self._base.metrics(), **self._metrics}
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, and what `base` has to save."""
@@ -115,11 +116,11 @@ class AdaptivePolicy:
 
     def _write(self, now: Adaptive, prompts: Sequence[Prompt], step: int) -> list[Response]:
         """Responses to the step's prompts, and to others where several batches are written at a time."""
-        seed = self._text_seed("adaptive-text", step)
+        seed = self._generation_seed("adaptive-text", step)
         others = min((now.write_batches - 1) * len(prompts), len(self._prompts))
         choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, self._rank))
         asked = [*prompts, *choice.sample(list(self._prompts), others)]
-        written = self._student.write(asked, seed, now.sampling)
+        written = self._student.generate(asked, seed, now.sampling)
         if now.skip_first_token:
             written = [without_first_token(response) for response in written]
         self._buffer.add(written)

@@ -1,12 +1,7 @@
-"""The interface of every response policy, and random numbers that need no state.
-
-Every draw is a function of (seed, purpose, step), so a resumed run makes the same draws as one that never
-stopped, and all ranks agree without talking to each other.
-"""
+"""The interface of every response policy, and what a policy may use of a run."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,98 +11,98 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import TokenizerFacts
-from stillhouse.rollouts.memory import TeacherMemory
-from stillhouse.rollouts.offline.filters.base import no_texts
-from stillhouse.rollouts.writer import Writer
+from stillhouse.rollouts.generator import ResponseGenerator
+from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """Student and teacher in this process, for policies that sample from both together."""
 
     student: nn.Module
     teacher: nn.Module
     facts: TokenizerFacts
-    vocab: int
+    vocab_size: int
     """Number of token ids that both share."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a policy may use."""
+class RolloutContext:
+    """What a policy may use of a run."""
 
     prompts: Sequence[Prompt]
     """All prompts of the training set."""
-    student: Writer | None
-    teacher: Writer | None
+    student: ResponseGenerator | None
+    teacher: ResponseGenerator | None
     folder: Path
-    """Where whole rounds of responses are kept, so that a resumed run reads instead of writing them again."""
+    """Where rounds of responses are stored, so that a resumed run reads them instead of generating again."""
     seed: int
-    memory: TeacherMemory = field(default_factory=TeacherMemory)
-    """Where a policy asks to keep the teacher's hidden states of responses that it will give again."""
-    pair: Pair | None = None
+    hidden_cache: TeacherHiddenCache = field(default_factory=TeacherHiddenCache)
+    """Where a policy retains the teacher's hidden states of responses that it will replay."""
+    models: ModelPair | None = None
     """Both models; None if there is no teacher in this process."""
     rank: int = 0
-    """Which of `ranks` processes this one is; for policies that choose prompts themselves."""
-    ranks: int = 1
+    world_size: int = 1
+    """Number of processes; a policy that chooses its own prompts takes those of its rank."""
     decode: Callable[[Sequence[int]], str] | None = None
-    """Token ids as text, for files and filters; never back."""
-    score: Mapping[str, Callable[[Sequence[Response]], list[float]]] = field(default_factory=dict)
-    """By "teacher" and "student": mean log-probabilities of responses, in nats per token."""
-    held_out: Callable[[], Sequence[str]] = no_texts
+    """Token ids to text, for files and filters; never back."""
+    scorers: Mapping[str, Callable[[Sequence[Response]], list[float]]] = field(default_factory=dict)
+    """By "teacher" and "student": the mean log-probability of each response, in nats per token."""
+    held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
-    others: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
+    external_responses: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
     """Responses of other generators, by the generator's name and the prompt's token ids."""
 
-    def text_seed(self, purpose: str, *which: object) -> int:
-        """The seed of text that this process writes for prompts of its own.
+    def generation_seed(self, purpose: str, *which: object) -> int:
+        """The seed with which this process generates responses to its own prompts.
 
-        Another one in each process, or the n-th prompts of all of them would be answered with the same random
-        numbers; the first process has the seed of one that is alone.
+        It differs between ranks; otherwise the n-th prompts of all ranks would be answered with the same
+        random numbers. Rank 0 has the seed of a run of one process.
         """
         return derived_seed(self.seed, purpose, *which, *([self.rank] if self.rank else []))
 
 
-class Policy(Protocol):
-    """Gives the responses of one optimiser step."""
+class ResponsePolicy(Protocol):
+    """Provides the responses of one optimiser step."""
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """The responses for each prompt, in the order of the prompts.
+        """The responses to each prompt, in the order of the prompts.
 
         Args:
-            now: this policy's configuration with plain numbers instead of schedules.
+            now: this policy's configuration, with the step's numbers in place of schedules.
             prompts: the prompts of the step.
             progress: how far the training has come.
         """
         ...
 
-    def facts(self) -> dict[str, float]:
-        """What the metrics log should show of the last draw."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last draw."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to be saved beside the weights; empty if the draws depend on the step alone."""
+        """What a checkpoint has to hold; empty if the draws depend on the step alone."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         ...
 
 
-class Stateless:
-    """A policy that remembers nothing between steps."""
+class StatelessPolicy:
+    """A policy without state between steps."""
 
-    def facts(self) -> dict[str, float]:
-        """Nothing to log."""
+    def metrics(self) -> dict[str, float]:
+        """None."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,21 +144,10 @@ class ResponsesConfig(StrictConfig):
         """The sources of the responses it can give; each needs an objective."""
 
     @abstractmethod
-    def build(self, context: Context) -> Policy:
+    def build(self, context: RolloutContext) -> ResponsePolicy:
         """The running policy."""
 
 
 REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)  # type: ignore[type-abstract]
 ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a response policy."""
-
-
-def derived_seed(seed: int, *purpose: object) -> int:
-    """A 63-bit seed that depends on `seed` and on what it is for, the same on every machine and rank."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def derived_uniform(seed: int, *purpose: object) -> float:
-    """A number in [0, 1) that depends on `seed` and on what it is for."""
-    return derived_seed(seed, *purpose) / 2**63

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, Context, ResponsesConfig, derived_seed
-from stillhouse.rollouts.on_policy import with_teacher
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
+from stillhouse.rollouts.on_policy import mixed_with_teacher
 from stillhouse.rollouts.replay import pack, unpack
 
 
@@ -53,7 +54,7 @@ class Batched(ResponsesConfig):
         """Yes if the teacher has a share."""
         return self.teacher_share > 0
 
-    def build(self, context: Context) -> BatchedPolicy:
+    def build(self, context: RolloutContext) -> BatchedPolicy:
         """The running policy."""
         return BatchedPolicy(self, context)
 
@@ -61,16 +62,16 @@ class Batched(ResponsesConfig):
 class BatchedPolicy:
     """Hands out a round of responses, batch after batch."""
 
-    def __init__(self, config: Batched, context: Context) -> None:
+    def __init__(self, config: Batched, context: RolloutContext) -> None:
         assert context.student is not None
         self._every = config.every
         self._uses = config.uses
         self._sampling = config.sampling
         share = config.teacher_share
-        self._writer = with_teacher(context, share) if share else context.student
-        self._prompts = context.prompts[context.rank :: context.ranks]
+        self._generator = mixed_with_teacher(context, share) if share else context.student
+        self._prompts = context.prompts[context.rank :: context.world_size]
         self._seed = context.seed
-        self._text_seed = context.text_seed
+        self._generation_seed = context.generation_seed
         self._waiting: deque[Response] = deque()
         self._asked = 0
         self._passes = -1
@@ -81,15 +82,15 @@ class BatchedPolicy:
         count = len(prompts)
         if len(self._waiting) < count:
             asked = [self._next() for _ in range(self._every * count - len(self._waiting))]
-            seed = self._text_seed("batched-text", progress.step)
-            written = self._writer.write(asked, seed, self._sampling)
+            seed = self._generation_seed("batched-text", progress.step)
+            written = self._generator.generate(asked, seed, self._sampling)
             self._waiting.extend(written)
             for use in range(1, self._uses):
                 again = random.Random(derived_seed(self._seed, "batched-again", progress.step, use))
                 self._waiting.extend(again.sample(written, len(written)))
         return [[self._waiting.popleft()] for _ in range(count)]
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How many responses are left of the round."""
         return {"responses/waiting": float(len(self._waiting))}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from stillhouse.core.types import Progress, Prompt, Response
-from stillhouse.rollouts.base import REGISTRY, Context, ResponsesConfig, Stateless
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
 
 
 @REGISTRY.register
@@ -23,12 +23,12 @@ class Fixed(ResponsesConfig):
         """The data set only."""
         return frozenset({"fixed"})
 
-    def build(self, context: Context) -> FixedPolicy:
+    def build(self, context: RolloutContext) -> FixedPolicy:
         """The running policy."""
         return FixedPolicy()
 
 
-class FixedPolicy(Stateless):
+class FixedPolicy(StatelessPolicy):
     """Hands out the data set's responses."""
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:

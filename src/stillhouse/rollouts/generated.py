@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, Context
+from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.policy import InRounds, RoundsPolicy
 from stillhouse.rollouts.offline.side import Side
 
@@ -33,15 +33,15 @@ class Generated(InRounds):
         """The one who writes."""
         return frozenset({self.by})
 
-    def build(self, context: Context) -> RoundsPolicy:
+    def build(self, context: RolloutContext) -> RoundsPolicy:
         """The running policy."""
         return RoundsPolicy(self, context, {self.by: self._side(context)})
 
-    def teacher_side_of(self, context: Context) -> Side | None:
+    def teacher_side_of(self, context: RolloutContext) -> Side | None:
         """Its one side, if the teacher writes it once."""
         return self._side(context) if self.by == "teacher" and self.refresh == "never" else None
 
-    def _side(self, context: Context) -> Side:
+    def _side(self, context: RolloutContext) -> Side:
         writer = context.student if self.by == "student" else context.teacher
         assert writer is not None
         return Side(context, self.by, writer, self.refresh, self.sampling, self.setting(context, self.by))

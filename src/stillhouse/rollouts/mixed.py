@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from stillhouse.core.seeds import derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, Context, Policy, derived_uniform
+from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
 from stillhouse.rollouts.over import OverBase
 from stillhouse.schedules import Share
 
@@ -28,7 +29,7 @@ class Mixed(OverBase):
         """As `base` does, unless it is never used."""
         return self.student_share != 1 and super().needs_reference()
 
-    def build(self, context: Context) -> MixedPolicy:
+    def build(self, context: RolloutContext) -> MixedPolicy:
         """The running policy."""
         assert context.student is not None
         return MixedPolicy(context, self.base.build(context), self.sampling)
@@ -37,11 +38,11 @@ class Mixed(OverBase):
 class MixedPolicy:
     """One draw for each step, the same on all ranks."""
 
-    def __init__(self, context: Context, base: Policy, sampling: Sampling | None) -> None:
+    def __init__(self, context: RolloutContext, base: ResponsePolicy, sampling: Sampling | None) -> None:
         assert context.student is not None
         self._student = context.student
         self._seed = context.seed
-        self._text_seed = context.text_seed
+        self._generation_seed = context.generation_seed
         self._base = base
         self._sampling = sampling
         self._on_policy = False
@@ -52,12 +53,12 @@ class MixedPolicy:
         self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
         if not self._on_policy:
             return self._base.draw(now.base, prompts, progress)
-        seed = self._text_seed("mixed-text", progress.step)
-        return [[response] for response in self._student.write(prompts, seed, self._sampling)]
+        seed = self._generation_seed("mixed-text", progress.step)
+        return [[response] for response in self._student.generate(prompts, seed, self._sampling)]
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Whether the step was on-policy."""
-        return {**self._base.facts(), "responses/on_policy": float(self._on_policy)}
+        return {**self._base.metrics(), "responses/on_policy": float(self._on_policy)}
 
     def state_dict(self) -> dict[str, Any]:
         """What `base` has to save; the draws themselves depend on the step alone."""

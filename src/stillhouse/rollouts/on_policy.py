@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, Context, ResponsesConfig, Stateless
-from stillhouse.rollouts.writer import Writer
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
+from stillhouse.rollouts.generator import ResponseGenerator
 
 
 @REGISTRY.register
@@ -46,36 +47,37 @@ class OnPolicy(ResponsesConfig):
         """Yes if the teacher has a share."""
         return self.teacher_share > 0
 
-    def build(self, context: Context) -> OnPolicyPolicy:
+    def build(self, context: RolloutContext) -> OnPolicyPolicy:
         """The running policy."""
         assert context.student is not None
-        writer = context.student
+        generator = context.student
         if self.teacher_share:
-            writer = with_teacher(context, self.teacher_share)
-        return OnPolicyPolicy(writer, context, self.sampling)
+            generator = mixed_with_teacher(context, self.teacher_share)
+        return OnPolicyPolicy(generator, context, self.sampling)
 
 
-class OnPolicyPolicy(Stateless):
+class OnPolicyPolicy(StatelessPolicy):
     """Writes afresh; what is written depends on the weights, the prompts, the seed and the step."""
 
-    def __init__(self, writer: Writer, context: Context, sampling: Sampling | None) -> None:
-        self._writer = writer
-        self._text_seed = context.text_seed
+    def __init__(
+        self, generator: ResponseGenerator, context: RolloutContext, sampling: Sampling | None
+    ) -> None:
+        self._generator = generator
+        self._generation_seed = context.generation_seed
         self._sampling = sampling
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response for each prompt."""
-        seed = self._text_seed("on-policy", progress.step)
-        return [[response] for response in self._writer.write(prompts, seed, self._sampling)]
+        seed = self._generation_seed("on-policy", progress.step)
+        return [[response] for response in self._generator.generate(prompts, seed, self._sampling)]
 
 
-def with_teacher(context: Context, share: float) -> Writer:
-    """The student as a writer that draws from its own distribution mixed with the teacher's."""
+def mixed_with_teacher(context: RolloutContext, share: float) -> ResponseGenerator:
+    """The student's generator, which draws from its own distribution mixed with the teacher's."""
     from stillhouse.engines.mixture import Mixture, MixtureEngine
 
     assert context.student is not None
-    assert context.pair is not None
-    pair = context.pair
-    mixture = Mixture(pair.student, pair.teacher, share, pair.vocab)
-    own = context.student
-    return Writer(MixtureEngine(mixture, pair.facts), "student", own.sampling, own.version, told=own.told)
+    assert context.models is not None
+    models = context.models
+    mixture = Mixture(models.student, models.teacher, share, models.vocab_size)
+    return replace(context.student, engine=MixtureEngine(mixture, models.facts))

@@ -12,7 +12,7 @@ from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.sources import Source
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, Context
+from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.policy import InRounds, RoundsPolicy
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.side import Side
@@ -97,7 +97,7 @@ class Pairs(InRounds):
         """Two."""
         return 2
 
-    def build(self, context: Context) -> RoundsPolicy:
+    def build(self, context: RolloutContext) -> RoundsPolicy:
         """The running policy."""
         assert context.student is not None
         student = Side(
@@ -110,7 +110,7 @@ class Pairs(InRounds):
         )
         return RoundsPolicy(self, context, {"teacher": self.teacher_side_of(context), "student": student})
 
-    def teacher_side_of(self, context: Context) -> Side:
+    def teacher_side_of(self, context: RolloutContext) -> Side:
         """What stands on the teacher's side."""
         given = [self._given(number, prompt, context) for number, prompt in enumerate(context.prompts)]
         return Side(
@@ -123,13 +123,13 @@ class Pairs(InRounds):
             given if any(given) else (),
         )
 
-    def _given(self, number: int, prompt: Prompt, context: Context) -> Sample | None:
+    def _given(self, number: int, prompt: Prompt, context: RolloutContext) -> Sample | None:
         """What stands on the teacher's side of a prompt; None if the teacher has to write it."""
         for name in self._names:
             if name == "fixed":
                 ids, finished = prompt.response_ids, prompt.response_finished
             else:
-                found = context.others.get(name, {}).get(prompt.token_ids)
+                found = context.external_responses.get(name, {}).get(prompt.token_ids)
                 ids, finished = (None, True) if found is None else (found.token_ids, found.finished)
             if ids is not None:
                 text = context.decode(ids) if context.decode is not None else ""

@@ -12,7 +12,7 @@ import torch
 
 from stillhouse.core.types import Prompt, Response
 from stillhouse.errors import DataError
-from stillhouse.rollouts.memory import TeacherMemory
+from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
 
 @dataclass
@@ -33,15 +33,15 @@ class ReplayBuffer:
         >>> buffer.sample(8, seed=derived_seed(seed, "replay", step))
     """
 
-    def __init__(self, capacity: int, memory: TeacherMemory | None = None) -> None:
+    def __init__(self, capacity: int, hidden_cache: TeacherHiddenCache | None = None) -> None:
         """Make an empty one.
 
         Args:
             capacity: most responses it holds.
-            memory: where the teacher's hidden states of its responses are kept; None keeps none.
+            hidden_cache: where the teacher's hidden states of its responses are cached; None caches none.
         """
         self._capacity = capacity
-        self._memory = memory
+        self._hidden_cache = hidden_cache
         self._entries: deque[Entry] = deque()
 
     def __len__(self) -> int:
@@ -77,9 +77,9 @@ class ReplayBuffer:
         """Everything, as tensors and plain values: `torch.load(weights_only=True)` reads it."""
         state = {**pack([entry.response for entry in self._entries])}
         state["uses"] = torch.tensor([entry.uses for entry in self._entries], dtype=torch.int64)
-        if self._memory is not None:
-            memory = self._memory
-            state["teacher"] = [memory.get(memory.number(entry.response)) for entry in self._entries]
+        if self._hidden_cache is not None:
+            cache = self._hidden_cache
+            state["teacher_hidden"] = [cache.get(cache.slot(entry.response)) for entry in self._entries]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> None:
@@ -89,25 +89,25 @@ class ReplayBuffer:
             DataError: the responses belong to prompts that the training data does not have.
         """
         while self._entries:
-            self._leave()
+            self._evict_oldest()
         for response, uses in zip(unpack(state, prompts), state["uses"].tolist(), strict=True):
             self._append(Entry(response, uses))
-        if self._memory is not None:
-            for entry, hidden in zip(self._entries, state.get("teacher", ()), strict=False):
+        if self._hidden_cache is not None:
+            for entry, hidden in zip(self._entries, state.get("teacher_hidden", ()), strict=False):
                 if hidden is not None:
-                    self._memory.put(self._memory.number(entry.response), hidden)
+                    self._hidden_cache.put(self._hidden_cache.slot(entry.response), hidden)
 
     def _append(self, entry: Entry) -> None:
         while len(self._entries) >= self._capacity:
-            self._leave()
+            self._evict_oldest()
         self._entries.append(entry)
-        if self._memory is not None:
-            self._memory.watch(entry.response)
+        if self._hidden_cache is not None:
+            self._hidden_cache.retain(entry.response)
 
-    def _leave(self) -> None:
+    def _evict_oldest(self) -> None:
         entry = self._entries.popleft()
-        if self._memory is not None:
-            self._memory.forget(entry.response)
+        if self._hidden_cache is not None:
+            self._hidden_cache.release(entry.response)
 
 
 def pack(responses: Sequence[Response]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Progress, Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Sampling
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.rollouts.base import REGISTRY, Context, ResponsesConfig, derived_seed
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
 
 
 @REGISTRY.register
@@ -61,7 +62,7 @@ class Speculative(ResponsesConfig):
         """Yes: the teacher replaces tokens of the student's."""
         return True
 
-    def build(self, context: Context) -> SpeculativePolicy:
+    def build(self, context: RolloutContext) -> SpeculativePolicy:
         """The running policy."""
         return SpeculativePolicy(self, context)
 
@@ -80,16 +81,16 @@ class Draft:
 class SpeculativePolicy:
     """Writes afresh at each step, block by block, for all prompts of the step together."""
 
-    def __init__(self, config: Speculative, context: Context) -> None:
+    def __init__(self, config: Speculative, context: RolloutContext) -> None:
         assert context.student is not None
-        assert context.pair is not None
+        assert context.models is not None
         self._config = config
         self._student = context.student
-        self._pair = context.pair
-        self._text_seed = context.text_seed
-        self._sampling = context.student.settings(config.sampling)
+        self._models = context.models
+        self._generation_seed = context.generation_seed
+        self._sampling = context.student.resolve_sampling(config.sampling)
         replacing = Sampling(temperature=config.teacher_temperature, top_p=config.teacher_top_p)
-        self._replacing = Sampler(replacing, torch.tensor(context.pair.facts.eos_ids))
+        self._replacing = Sampler(replacing, torch.tensor(context.models.facts.eos_ids))
         self._proposed = self._kept = 0
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
@@ -98,18 +99,18 @@ class SpeculativePolicy:
         self._proposed = self._kept = 0
         block = 0
         while open_drafts := [draft for draft in drafts if not self._over(draft)]:
-            seed = self._text_seed("speculative", progress.step, block)
+            seed = self._generation_seed("speculative", progress.step, block)
             for (size, least), alike in groupby(sorted(open_drafts, key=self._room), key=self._room):
                 self._extend(list(alike), size, least, seed)
             block += 1
-        if self._student.told is not None:
-            self._student.told(self._proposed)
+        if self._student.on_tokens is not None:
+            self._student.on_tokens(self._proposed)
         version = self._student.version()
         return [
             [Response(draft.prompt, tuple(draft.ids), "student", draft.finished, version)] for draft in drafts
         ]
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The share of the proposed tokens that the teacher let stand."""
         return {"responses/accepted": self._kept / max(1, self._proposed)}
 
@@ -154,21 +155,21 @@ class SpeculativePolicy:
         if kept < len(fine):
             ids.append(instead[kept])
         draft.ids += ids
-        draft.finished = draft.ids[-1] in self._pair.facts.eos_ids
+        draft.finished = draft.ids[-1] in self._models.facts.eos_ids
         self._proposed += len(fine)
         self._kept += kept
 
     def _teacher_logits(self, asked: Sequence[Sequence[int]], proposals: Sequence[Completion]) -> Tensor:
         """[N, vocabulary]: the teacher's logits at every proposed token."""
-        teacher = self._pair.teacher
+        teacher = self._models.teacher
         responses = [
             Response(Prompt(str(index), tuple(ids), ""), proposal.token_ids, "student")
             for index, (ids, proposal) in enumerate(zip(asked, proposals, strict=True))
         ]
-        batch = collate(responses, self._pair.facts.pad_id).to(next(teacher.parameters()).device)
+        batch = collate(responses, self._models.facts.pad_id).to(next(teacher.parameters()).device)
         tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
         with torch.no_grad():
-            return head_of(teacher, self._pair.vocab).logits(hidden_rows(teacher, tensors)).float()
+            return head_of(teacher, self._models.vocab_size).logits(hidden_rows(teacher, tensors)).float()
 
     def _replacements(self, logits: Tensor, uniform: Tensor) -> list[int]:
         """A token from the teacher for every place; those of places that are not reached are thrown away."""

@@ -24,8 +24,9 @@ from stillhouse.models import (
     parameters_of,
     unwrap,
 )
-from stillhouse.rollouts import Context, Writer
-from stillhouse.rollouts.base import Pair, derived_seed
+from stillhouse.rollouts import RolloutContext, ResponseGenerator
+from stillhouse.core.seeds import derived_seed
+from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.held_out import texts_of
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.curation import evaluation_sets, other_responses, scorers
@@ -172,51 +173,51 @@ def make_context(
     parts: Parts,
     folder: RunFolder,
     version: Callable[[], int | None],
-    told: Callable[[int], None] | None = None,
-) -> Context:
+    on_tokens: Callable[[int], None] | None = None,
+) -> RolloutContext:
     """What the run's response policy may use.
 
     Args:
         parts: what `assemble` gave.
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
-        told: called with the number of tokens whenever a model has written.
+        on_tokens: called with the number of tokens whenever a model has written.
     """
-    student = Writer(
+    student = ResponseGenerator(
         parts.engine(parts.student),
         "student",
         parts.sampling,
         version,
         partial(fingerprint, parts.student),
-        told=told,
+        on_tokens=on_tokens,
     )
-    teacher = pair = None
+    teacher = models = None
     if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
         writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
-        teacher = Writer(
+        teacher = ResponseGenerator(
             keeping(engine, folder.responses / ANSWERS),
             "teacher",
             parts.sampling,
             lambda: None,
             engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
-            told=told,
+            on_tokens=on_tokens,
             translator=parts.translator,
         )
     if parts.teacher is not None:
-        pair = Pair(parts.student, parts.teacher, parts.facts, parts.vocab)
-    return Context(
+        models = ModelPair(parts.student, parts.teacher, parts.facts, parts.vocab)
+    return RolloutContext(
         parts.data.train,
         student,
         teacher,
         folder.responses,
         parts.config.train.seed,
-        pair=pair,
+        models=models,
         rank=int(os.environ.get("RANK", "0")),
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
         decode=parts.decode,
-        score=scorers(parts),
+        scorers=scorers(parts),
         held_out=cache(partial(texts_of, evaluation_sets(parts.config))),
-        others=other_responses(parts),
+        external_responses=other_responses(parts),
     )
 
 
@@ -239,7 +240,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
-        memory=None if config.teacher is not None and config.teacher.remembers else context.memory,
+        memory=None if config.teacher is not None and config.teacher.remembers else context.hidden_cache,
     )
     step.translator = parts.translator if signal is not None else None
     return step

@@ -13,7 +13,7 @@ from stillhouse.data.sources import source_at
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
-from stillhouse.rollouts.base import derived_seed
+from stillhouse.core.seeds import derived_seed
 from stillhouse.rollouts.offline.apply_filters import judge, needs_of
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.reading import files_of_round

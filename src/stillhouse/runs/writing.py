@@ -12,12 +12,12 @@ from stillhouse.data import load
 from stillhouse.engines import Engine, Sampling, TokenizerFacts
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, own_device
-from stillhouse.rollouts.base import derived_seed
+from stillhouse.core.seeds import derived_seed
 from stillhouse.rollouts.offline.rounds import CHUNK, Order, Setting, make
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stages import Stage
-from stillhouse.rollouts.writer import Writer
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.served import server_of
 from stillhouse.runs.tokenizers import Translation, tokenizers
@@ -106,7 +106,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
         weights = engine.fingerprint
     else:
         engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
-    writer = Writer(
+    writer = ResponseGenerator(
         engine,
         wanted.by,
         config.engine.sampling,

@@ -11,7 +11,7 @@ from stillhouse.core.sparse import SparseLogprobs, nothing, spread
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
-from stillhouse.rollouts import TeacherMemory
+from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers import Ahead, AnyTeacher, CompactTeacher, Teacher
 from stillhouse.teachers.live import sequences
 
@@ -32,7 +32,7 @@ def seen_by_teacher(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def teacher_signal(
-    teacher: AnyTeacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
+    teacher: AnyTeacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherHiddenCache
 ) -> Tensor | SparseLogprobs:
     """What `fused_rows` takes as the teacher: hidden states [N, Dt], or a few tokens of each of the N rows.
 
@@ -67,7 +67,7 @@ def look_ahead(teacher: object, batches: Sequence[Mapping[str, Tensor]], objecti
 
 
 def teacher_hidden(
-    teacher: Teacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherMemory
+    teacher: Teacher, batch: Mapping[str, Tensor], objective: Objective, memory: TeacherHiddenCache
 ) -> Tensor:
     """[N, Dt] hidden states for the response rows of a micro-batch; the teacher runs on as few sequences as
     it can.

@@ -29,7 +29,7 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers
 from stillhouse.objectives.combined import BySource
 from stillhouse.objectives.contrastive import Contrastive
-from stillhouse.rollouts import Policy, ResponsesConfig, TeacherMemory
+from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCache
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.teachers.live import LiveTeacher
@@ -74,13 +74,13 @@ class Step:
     def __init__(
         self,
         method: Method,
-        policy: Policy,
+        policy: ResponsePolicy,
         teacher: AnyTeacher | None,
         pad_id: int,
         vocab: int,
         world: World | None = None,
         text: Callable[[int, int], list[Response]] | None = None,
-        memory: TeacherMemory | None = None,
+        memory: TeacherHiddenCache | None = None,
     ) -> None:
         """Wire the parts of a method.
 
@@ -111,7 +111,7 @@ class Step:
         self._vocab = vocab
         self.world: World = world or Alone()
         self._text = text
-        self._memory = TeacherMemory() if memory is None else memory  # an empty one is falsy
+        self._memory = TeacherHiddenCache() if memory is None else memory  # an empty one is falsy
         self._gaps = Gaps() if teacher is not None and ruled(method.objective) else None
         self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
@@ -284,7 +284,7 @@ class Step:
         if ages:
             self.meter.add_mean("responses/student_age", float(sum(ages)), len(ages))
         for name, value in {
-            **self.policy.facts(),
+            **self.policy.metrics(),
             **_schedule_names(self.schedules.values(progress)),
         }.items():
             self.meter.add_mean(name, value, 1)
@@ -348,7 +348,7 @@ def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -
     )
 
 
-def _tensors(batch: Batch, weight: Tensor, memory: TeacherMemory) -> dict[str, Tensor]:
+def _tensors(batch: Batch, weight: Tensor, memory: TeacherHiddenCache) -> dict[str, Tensor]:
     tensors = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -359,7 +359,7 @@ def _tensors(batch: Batch, weight: Tensor, memory: TeacherMemory) -> dict[str, T
         "weight": weight,
     }
     if memory:
-        tensors["kept"] = torch.tensor([memory.number(response) for response in batch.responses])
+        tensors["kept"] = torch.tensor([memory.slot(response) for response in batch.responses])
     return tensors if batch.logprobs is None else {**tensors, "logprobs": batch.logprobs}
 
 

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from stillhouse.core.distributed import from_first
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Prompt, Response
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, drop_unfinished, write_json, write_jsonl
-from stillhouse.rollouts.base import Context, derived_seed
+from stillhouse.rollouts.base import RolloutContext
 from stillhouse.rollouts.offline.apply_filters import counted, judge, needs_of
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.samples import Sample, digest_of
@@ -73,7 +74,11 @@ class Curated:
     """
 
     def __init__(
-        self, context: Context, sides: Mapping[str, Side], filters: Sequence[Filter] = (), resample: int = 0
+        self,
+        context: RolloutContext,
+        sides: Mapping[str, Side],
+        filters: Sequence[Filter] = (),
+        resample: int = 0,
     ) -> None:
         self._context = context
         self._sides = sides
@@ -102,7 +107,7 @@ class Curated:
         rewritten: Counter[str] = Counter()
         for attempt in range(self._resample + 1):
             judged = partial(record.judged, attempt, self._judge, samples)
-            dropped = from_first(self._context.rank, self._context.ranks, judged)
+            dropped = from_first(self._context.rank, self._context.world_size, judged)
             attempts.append(dropped)
             again = self._again(dropped) if attempt < self._resample else {}
             if not again:
@@ -176,7 +181,7 @@ class Curated:
 class _Record:
     """What the filters said in a round: a stage file of all drops, and the summary for people and reports."""
 
-    def __init__(self, context: Context, number: int, head: dict[str, Any], prompts: int) -> None:
+    def __init__(self, context: RolloutContext, number: int, head: dict[str, Any], prompts: int) -> None:
         self.path = context.folder / f"curation-{number}.jsonl"
         self.summary = context.folder / SUMMARY
         self.number = number

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stillhouse.config import ListOf
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import DataError, ModelError
-from stillhouse.rollouts.base import Context, ResponsesConfig
+from stillhouse.rollouts.base import ResponsesConfig, RolloutContext
 from stillhouse.rollouts.offline.apply_filters import needs_of
 from stillhouse.rollouts.offline.curated import Curated
 from stillhouse.rollouts.offline.filters import FilterField
@@ -45,11 +45,11 @@ class InRounds(ResponsesConfig):
         scored = {f"{name}_logprob" for name in self.scores}
         return needs_of(self.filters) | (scored & {"teacher_logprob"})
 
-    def teacher_side_of(self, context: Context) -> Side | None:
+    def teacher_side_of(self, context: RolloutContext) -> Side | None:
         """The teacher's side of every round, which does not depend on the student; None if it has none."""
         return None
 
-    def setting(self, context: Context, side: Literal["teacher", "student"]) -> Setting:
+    def setting(self, context: RolloutContext, side: Literal["teacher", "student"]) -> Setting:
         """How the rounds of one side are made.
 
         Raises:
@@ -57,25 +57,25 @@ class InRounds(ResponsesConfig):
         """
         filters = [one for one in self.filters if one.sides in ("all", side)]
         wanted = {*self.scores, *(["teacher"] if "teacher_logprob" in needs_of(filters) else [])}
-        absent = wanted - context.score.keys()
+        absent = wanted - context.scorers.keys()
         if absent:
             raise ModelError(
                 f"responses.filters: likelihood under the {min(absent)} needs its model in this process. "
                 "Take teacher: {kind: live}, or leave out logprob_floor and scores."
             )
-        score = {name: context.score[name] for name in sorted(wanted)}
-        return Setting(context.rank, context.ranks, context.decode, score, self.chunk)
+        score = {name: context.scorers[name] for name in sorted(wanted)}
+        return Setting(context.rank, context.world_size, context.decode, score, self.chunk)
 
 
 class RoundsPolicy:
     """Gives the responses of the newest round; with `refresh: step` writes for the step's prompts alone."""
 
-    def __init__(self, config: InRounds, context: Context, sides: Mapping[str, Side]) -> None:
+    def __init__(self, config: InRounds, context: RolloutContext, sides: Mapping[str, Side]) -> None:
         self._refresh = config.refresh
         self._seed = context.seed
         self._sides = sides
         self._rounds = Curated(context, sides, config.filters, config.resample)
-        self._facts: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._written: dict[str, dict[str, Response]] = {}
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
@@ -86,15 +86,15 @@ class RoundsPolicy:
         current = self._rounds.round(int(progress.epoch) if self._refresh == "epoch" else 0)
         taken = {prompt.id for prompt in prompts}
         drawn = [current.group(prompt, taken, self._seed) for prompt in prompts]
-        self._facts = dict(current.facts)
-        if self._facts:
+        self._metrics = dict(current.facts)
+        if self._metrics:
             away = sum(prompt.id not in current.groups for prompt in prompts)
-            self._facts["curation/replaced"] = away / len(prompts)
+            self._metrics["curation/replaced"] = away / len(prompts)
         return [list(group) for group in drawn]
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the filters left of the round: its share, what was written again, and the step's stand-ins."""
-        return self._facts
+        return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Which weights wrote the newest round on each side."""

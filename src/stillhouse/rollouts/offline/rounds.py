@@ -15,9 +15,9 @@ from stillhouse.core.types import Prompt, Response, Source
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import DataError
 from stillhouse.files import drop_unfinished
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.samples import Sample, absent, digest_of, digest_of_prompts
 from stillhouse.rollouts.offline.stages import Stage, header
-from stillhouse.rollouts.writer import Writer
 
 logger = logging.getLogger("stillhouse")
 
@@ -50,7 +50,7 @@ class Order:
     prompts: Sequence[Prompt]
     source: Source
     """On whose side they stand."""
-    writer: Writer | None
+    writer: ResponseGenerator | None
     """Who writes what is not given; without one such places stay empty."""
     seed: int
     sampling: Sampling | None = None
@@ -67,7 +67,9 @@ class Order:
         """The header of the file; `model` is a digest of the weights that write."""
         there = [sample for sample in self.given if sample is not None]
         writing = self.writer is not None and len(there) < len(self.prompts)
-        sampling = self.writer.settings(self.sampling) if writing and self.writer is not None else None
+        sampling = (
+            self.writer.resolve_sampling(self.sampling) if writing and self.writer is not None else None
+        )
         return header(
             "responses",
             source=self.source,
@@ -192,7 +194,9 @@ class _Writing:
         places = [number % count for number in asked]
         numbers = asked if self.order.numbers is None else [self.order.numbers[place] for place in places]
         prompts = [self.order.prompts[place] for place in places]
-        responses = writer.write_some(prompts, numbers, self.order.seed, self.order.sampling, progress)
+        responses = writer.generate(
+            prompts, self.order.seed, self.order.sampling, sample_ids=numbers, progress=progress
+        )
         decode = self.setting.decode or (lambda ids: "")
         return [
             Sample(

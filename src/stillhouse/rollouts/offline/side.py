@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import Context, derived_seed
+from stillhouse.rollouts.base import RolloutContext
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.rounds import Order, Setting, make, place_aside
 from stillhouse.rollouts.offline.samples import Sample
-from stillhouse.rollouts.writer import Writer
 
 logger = logging.getLogger("stillhouse")
 
@@ -27,9 +28,9 @@ class Side:
 
     def __init__(
         self,
-        context: Context,
+        context: RolloutContext,
         source: Literal["teacher", "student"],
-        writer: Writer | None,
+        writer: ResponseGenerator | None,
         refresh: Refresh,
         sampling: Sampling | None,
         setting: Setting,
@@ -90,8 +91,8 @@ class Side:
     def fresh(self, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
         """What the writer says to these prompts at this very step; no file is kept."""
         assert self.writer is not None
-        seed = self._context.text_seed(self.source, "step", progress.step)
-        return self.writer.write(prompts, seed, self._sampling)
+        seed = self._context.generation_seed(self.source, "step", progress.step)
+        return self.writer.generate(prompts, seed, self._sampling)
 
     def writes(self, place: int) -> bool:
         """Whether the response at a place can be written again."""

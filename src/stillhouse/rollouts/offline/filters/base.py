@@ -31,16 +31,11 @@ class Drop:
     """What was seen in this very response."""
 
 
-def no_texts() -> Sequence[str]:
-    """Nothing to compare with."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Around:
     """What filters may ask about the run and about the other side of a pair."""
 
-    held_out: Callable[[], Sequence[str]] = no_texts
+    held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
     beside: Mapping[int, Sample] = field(default_factory=dict)
     """The other side of each pair, by the sample's number; empty where there are no pairs."""

@@ -1,0 +1,87 @@
+"""A model that generates responses: an engine, whose weights it holds, and how it samples by default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.data.translate import Translator
+from stillhouse.engines.base import Engine, ProgressCall, Sampling
+
+
+@dataclass(frozen=True)
+class ResponseGenerator:
+    """Generates responses as the student or as the teacher."""
+
+    engine: Engine
+    source: Literal["student", "teacher"]
+    sampling: Sampling
+    """The default, for policies that set none of their own."""
+    version: Callable[[], int | None]
+    """The optimiser step of the weights it generates with; None for the teacher."""
+    fingerprint: Callable[[], str] = lambda: "unknown"
+    """A digest of the weights it generates with."""
+    label: str | None = None
+    """How its responses are labelled; default: `source`."""
+    on_tokens: Callable[[int], None] | None = None
+    """Called with the number of tokens that each call has generated."""
+    translator: Translator | None = None
+    """For a teacher with another tokenizer, which reads and generates its own tokens."""
+
+    @property
+    def name(self) -> str:
+        """How its responses are labelled."""
+        return self.label or self.source
+
+    def resolve_sampling(self, sampling: Sampling | None) -> Sampling:
+        """`sampling`, or the default; with the default's length limit unless `sampling` sets one."""
+        if sampling is None:
+            return self.sampling
+        if "max_tokens" in sampling.model_fields_set:
+            return sampling
+        return sampling.model_copy(update={"max_tokens": self.sampling.max_tokens})
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        sampling: Sampling | None = None,
+        *,
+        sample_ids: Sequence[int] | None = None,
+        progress: ProgressCall | None = None,
+    ) -> list[Response]:
+        """One response for each prompt, in the order of the prompts.
+
+        Args:
+            prompts: their token ids are used as they are.
+            seed: the same seed and weights give the same responses.
+            sampling: instead of the default.
+            sample_ids: see `Engine.generate`: places in a larger set of which these prompts are a part. Each
+                response is then the same as if the whole set had been generated at once.
+            progress: called with the number of finished responses.
+        """
+        resolved = self.resolve_sampling(sampling)
+        completions = self.engine.generate(
+            self._prompt_ids(prompts), resolved, seed, numbers=sample_ids, progress=progress
+        )
+        return self._responses(prompts, completions, resolved)
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        if self.translator is None:
+            return [prompt.token_ids for prompt in prompts]
+        return [prompt.teacher_ids or prompt.token_ids for prompt in prompts]
+
+    def _responses(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], sampling: Sampling
+    ) -> list[Response]:
+        if self.on_tokens is not None:
+            self.on_tokens(sum(len(completion.token_ids) for completion in completions))
+        if self.translator is not None:
+            completions = [self.translator.to_student(one, sampling.max_tokens) for one in completions]
+        version = self.version()
+        return [
+            Response(prompt, one.token_ids, self.source, one.finished, version, one.logprobs)
+            for prompt, one in zip(prompts, completions, strict=True)
+        ]
