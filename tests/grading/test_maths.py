@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import shared
 
 from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
-from stillhouse.grading import maths, problem_of
-from stillhouse.grading.rows import Value
+from stillhouse.grading import MathsProblem, maths, problem_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ from stillhouse.grading.rows import Value
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_people_write_them(text, value):
-    assert float(maths.number(text)) == value
+    assert float(maths.parse_number(text)) == value
 
 
 @pytest.mark.parametrize(
@@ -36,17 +35,17 @@ def test_numbers_are_read_as_people_write_them(text, value):
     ],
 )  # fmt: skip
 def test_what_is_no_single_number_is_none(text):
-    assert maths.number(text) is None
+    assert maths.parse_number(text) is None
 
 
 def test_the_answer_follows_the_mark_or_stands_in_the_box():
-    assert maths.after_mark("He has 5.\n#### 1,005 apples\n#### 7") == "1,005 apples"
-    assert maths.after_mark("#### Step one\nHe has 5.\n#### 7") == "7"
-    assert maths.after_mark("#### yes\n") == "yes"
-    assert maths.after_mark("no mark") is None
-    assert maths.after_mark("####") is None
-    assert maths.boxed(r"so \boxed{1} or rather \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
-    assert maths.boxed(r"never closed \boxed{1") is None
+    assert maths.gsm8k_answer("He has 5.\n#### 1,005 apples\n#### 7") == "1,005 apples"
+    assert maths.gsm8k_answer("#### Step one\nHe has 5.\n#### 7") == "7"
+    assert maths.gsm8k_answer("#### yes\n") == "yes"
+    assert maths.gsm8k_answer("no mark") is None
+    assert maths.gsm8k_answer("####") is None
+    assert maths.boxed_answer(r"so \boxed{1} or rather \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert maths.boxed_answer(r"never closed \boxed{1") is None
     assert maths.last_number("first 3, then 1,200.50 in all.") == "1,200.50"
     assert maths.last_number("none") is None
 
@@ -92,13 +91,13 @@ def test_answers_that_are_made_to_cost_time_are_wrong_soon():
 
 @given(st.integers(-(10**12), 10**12))
 def test_every_whole_number_equals_itself_with_commas(value):
-    assert maths.number(f"{value:,}") == value == maths.number(f"${value}.00")
+    assert maths.parse_number(f"{value:,}") == value == maths.parse_number(f"${value}.00")
 
 
 @pytest.mark.needs_shared
 def test_every_reference_of_the_data_sets_is_read():
     rows = [json.loads(line) for line in (shared() / "data/math/gsm8k_test.jsonl").open(encoding="utf-8")]
-    assert all(maths.number(maths.after_mark(row["answer"]) or "") is not None for row in rows)
+    assert all(maths.parse_number(maths.gsm8k_answer(row["answer"]) or "") is not None for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +112,13 @@ def test_every_reference_of_the_data_sets_is_read():
     ],
 )
 def test_expressions_are_compared_by_what_they_mean(answer, reference, same):
-    assert maths.equivalent(answer, reference) is same
+    assert maths.equal_expressions(answer, reference) is same
 
 
 def test_expressions_that_never_end_are_wrong_after_a_while():
     start = time.process_time()
-    assert not maths.equivalent(r"$\boxed{9^{9^{9^{9}}}}$", "1")
-    assert not maths.equivalent(r"\boxed{" + "(" * 5000 + "1" + ")" * 5000 + "}", "1")
+    assert not maths.equal_expressions(r"$\boxed{9^{9^{9^{9}}}}$", "1")
+    assert not maths.equal_expressions(r"\boxed{" + "(" * 5000 + "1" + ")" * 5000 + "}", "1")
     assert time.process_time() - start < 60
 
 
@@ -149,8 +148,8 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k():
 )
 def test_what_a_row_says_is_right(row, reference):
     problem = problem_of(row)
-    assert isinstance(problem, Value)
-    assert problem.reference == reference
+    assert isinstance(problem, MathsProblem)
+    assert problem.answer == reference
 
 
 @pytest.mark.parametrize(

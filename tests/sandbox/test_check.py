@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.errors import EnvironmentFault
-from stillhouse.grading.programs import definitions
-from stillhouse.sandbox import Checks, check_program, confine, require
+from stillhouse.grading.code import top_level_names
+from stillhouse.sandbox import ProgramTests, SandboxUnavailable, check_program, confine, ensure_available
 from stillhouse.sandbox.checker import free_names
-from stillhouse.sandbox.values import CannotCross, Handle, decode, encode
+from stillhouse.sandbox.protocol import Handle, NotTransferable, decode, encode
 from tests.conftest import shared
 
 
 def test_a_right_program_passes_and_a_wrong_one_says_where_it_failed():
-    tests = Checks("assert double(2) == 4")
+    tests = ProgramTests("assert double(2) == 4")
     assert check_program("def double(x): return 2 * x", tests).passed
     wrong = check_program("def double(x): return 3 * x", tests)
-    assert (wrong.passed, wrong.reason, wrong.detail) == (False, "failed", "tests: AssertionError")
+    assert (wrong.passed, wrong.status, wrong.detail) == (False, "failed", "tests: AssertionError")
     broken = check_program("def double(x) return 2", tests)
     assert broken.detail.startswith("program: SyntaxError")
     assert "NameError" in check_program("x = 1", tests).detail
 
 
 def test_the_function_of_an_entry_point_is_given_to_check():
-    tests = Checks(
+    tests = ProgramTests(
         "def check(candidate):\n    assert candidate([1, (2,)], key={'a': {3}}) == [1, (2,), {'a': {3}}]", "f"
     )
     assert check_program("def f(items, key): return [*items, key]", tests).passed
@@ -45,19 +47,19 @@ def test_objects_of_the_program_can_be_made_used_and_changed_by_tests():
         "root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2\nassert root.left.v == 2\n"
         "assert root.twice() == 2\nassert list(numbers(3)) == [0, 1, 2]\nassert Node(1) != Node(1)"
     )
-    verdict = check_program(program, Checks(tests))
-    assert verdict.passed, verdict
+    result = check_program(program, ProgramTests(tests))
+    assert result.passed, result
 
 
 def test_exceptions_of_the_program_reach_the_tests_as_what_they_are():
     tests = "try: f()\nexcept ValueError as error: assert str(error) == 'no'\nelse: raise AssertionError"
-    assert check_program("def f(): raise ValueError('no')", Checks(tests)).passed
+    assert check_program("def f(): raise ValueError('no')", ProgramTests(tests)).passed
 
 
 def test_a_builtin_is_taken_from_the_program_only_where_the_tests_say_so():
     program = "def len(x): return 3\ndef f(): return [1]"
-    assert check_program(program, Checks("assert len(f()) == 1")).passed
-    assert check_program(program, Checks("assert len(f()) == 3", provides=("len",))).passed
+    assert check_program(program, ProgramTests("assert len(f()) == 1")).passed
+    assert check_program(program, ProgramTests("assert len(f()) == 3", overrides=("len",))).passed
 
 
 def test_names_that_tests_define_themselves_are_not_asked_for():
@@ -92,29 +94,48 @@ def test_builtin_values_cross_as_what_they_are(value):
     "data", [["tuple"], ["what", []], ["dict", [1]], [], ["set", [["list", []]]], {"a": 1}]
 )
 def test_data_that_is_no_value_is_refused(data):
-    with pytest.raises(CannotCross):
+    with pytest.raises(NotTransferable):
         decode(data, lambda handle: handle)
 
 
 def test_a_machine_that_cannot_confine_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(confine, "landlock_version", lambda: 0)
-    with pytest.raises(EnvironmentFault, match="Landlock"):
-        require()
+    with pytest.raises(SandboxUnavailable, match="Landlock"):
+        ensure_available()
     monkeypatch.setattr(confine, "landlock_version", lambda: 1)
-    monkeypatch.setattr(confine, "seccomp_library", lambda: None)
-    with pytest.raises(EnvironmentFault, match="libseccomp2"):
-        check_program("x = 1", Checks("assert x == 1"))
+    monkeypatch.setattr(confine, "libseccomp", lambda: None)
+    with pytest.raises(SandboxUnavailable, match="libseccomp2"):
+        check_program("x = 1", ProgramTests("assert x == 1"))
 
 
-def _references() -> list[tuple[str, str, Checks]]:
+def test_the_sandbox_imports_the_standard_library_and_itself_only():
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(confine.__file__).parents[2])!r})\n"
+        "from stillhouse.sandbox import checker, confine, supervisor, worker\n"
+        "tops = {name: name.partition('.')[0] for name in sys.modules}\n"
+        "print(*(name for name, top in tops.items() if top not in sys.stdlib_module_names))"
+    )
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert "stillhouse.sandbox.worker" in loaded
+    others = {name for name in loaded if not name.startswith(("stillhouse.sandbox", "_"))}
+    assert others == {"stillhouse"}
+
+
+def _references() -> list[tuple[str, str, ProgramTests]]:
     rows = [json.loads(line) for line in (shared() / "data/code/humaneval.jsonl").open(encoding="utf-8")]
     found = [
-        (row["task_id"], row["prompt"] + row["canonical_solution"], Checks(row["test"], row["entry_point"]))
+        (
+            row["task_id"],
+            row["prompt"] + row["canonical_solution"],
+            ProgramTests(row["test"], row["entry_point"]),
+        )
         for row in rows
     ]
     for row in map(json.loads, (shared() / "data/code/mbpp_test.jsonl").open(encoding="utf-8")):
-        tests = Checks(
-            "\n".join([row["test_setup_code"], *row["test_list"]]), provides=definitions(row["code"])
+        tests = ProgramTests(
+            "\n".join([row["test_setup_code"], *row["test_list"]]), overrides=top_level_names(row["code"])
         )
         found.append((f"MBPP/{row['task_id']}", row["code"], tests))
     return found
@@ -128,6 +149,6 @@ def test_reference_solutions_pass_and_fail_when_their_results_are_changed():
     chosen += [one for one in everything if one[0] in ("HumanEval/32", "MBPP/126", "MBPP/367")]
     for name, program, tests in chosen:
         assert check_program(program, tests).passed, name
-        names = [*definitions(program)]
+        names = [*top_level_names(program)]
         broken = program + "".join(f"\ndef {name}(*a, **k): return 'wrong'" for name in names)
         assert not check_program(broken, tests).passed, name

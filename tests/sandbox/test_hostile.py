@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stillhouse.sandbox import Checks, Limits, check_program
+from stillhouse.sandbox import Limits, ProgramTests, check_program
 from tests.children import end, start
 
-QUICK = Limits(seconds=4.0, cpu_seconds=1, memory=256 << 20)
-TESTS = Checks("assert double(2) == 4\nassert double(5) == 10")
+QUICK = Limits(timeout=4.0, cpu_seconds=1, memory=256 << 20)
+TESTS = ProgramTests("assert double(2) == 4\nassert double(5) == 10")
 
 NEVER_PASSES = {
     "leaves with success": "import os\nos._exit(0)",
@@ -51,7 +51,7 @@ NEVER_PASSES = {
         "    except OSError: pass\n"
         "def double(x): return 0"
     ),
-    "forges a verdict": (
+    "forges a result": (
         "import os\n"
         "for pipe in range(0, 64):\n"
         "    try: os.write(pipe, b'{\"passed\": true}\\n')\n"
@@ -77,42 +77,42 @@ NEVER_PASSES = {
 
 @pytest.mark.parametrize("program", NEVER_PASSES.values(), ids=NEVER_PASSES)
 def test_nothing_but_right_values_passes(program):
-    verdict = check_program(program, TESTS, QUICK)
-    assert not verdict.passed
-    assert verdict.reason != "passed"
+    result = check_program(program, TESTS, QUICK)
+    assert not result.passed
+    assert result.status != "passed"
 
 
 ENDED = {
-    "loops": ("while True: pass", {"time"}),
-    "sleeps": ("import time\ntime.sleep(1000)", {"time"}),
+    "loops": ("while True: pass", {"timeout"}),
+    "sleeps": ("import time\ntime.sleep(1000)", {"timeout"}),
     "ignores the signal of the processor limit": (
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-        {"time", "failed", "died"},
+        {"timeout", "failed", "crashed"},
     ),
-    "takes memory": ("held = []\nwhile True: held.append(bytearray(1 << 20))", {"memory", "time"}),
+    "takes memory": ("held = []\nwhile True: held.append(bytearray(1 << 20))", {"memory", "timeout"}),
     "prints gigabytes": ("while True: print('x' * 1_000_000)", {"failed"}),
     "prints gigabytes and goes on": (
         "while True:\n    try: print('x' * 1_000_000)\n    except OSError: pass",
-        {"time", "failed"},
+        {"timeout", "failed"},
     ),
     "writes many files": (
         "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').write('x' * 900_000)",
-        {"size"},
+        {"disk"},
     ),
     "makes many empty files": (
         "n = 0\nwhile True:\n    n += 1\n    try: open(str(n), 'w').close()\n    except OSError: pass",
-        {"size", "time"},
+        {"disk", "timeout"},
     ),
     "makes threads": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
-        {"failed", "memory", "time", "died"},
+        {"failed", "memory", "timeout", "crashed"},
     ),
 }
 
 
 @pytest.mark.parametrize(("program", "reasons"), ENDED.values(), ids=ENDED)
 def test_what_does_not_end_is_ended(program, reasons):
-    assert check_program(program, TESTS, QUICK).reason in reasons
+    assert check_program(program, TESTS, QUICK).status in reasons
     left = psutil.Process().children(recursive=True)
     assert not [process for process in left if "stillhouse.sandbox" in str(process.cmdline())]
 
@@ -182,8 +182,8 @@ def test_attempts_on_the_machine_are_refused(attempt, tmp_path: Path):
         f"import os\nHOME, SECRET = {str(Path.home())!r}, {str(secret)!r}\ntry:\n{body}\n"
         "except (OSError, ValueError, RuntimeError): refused = True\nelse: refused = False\n"
     )
-    verdict = check_program(program, Checks("assert refused"), QUICK)
-    assert verdict.passed, verdict
+    result = check_program(program, ProgramTests("assert refused"), QUICK)
+    assert result.passed, result
     assert secret.read_text() == "the user's own"
     assert (secret.stat().st_mode, secret.stat().st_mtime, secret.stat().st_uid) == (
         before.st_mode, before.st_mtime, before.st_uid,
@@ -205,7 +205,7 @@ def test_nothing_of_the_environment_is_inherited(monkeypatch):
         f"assert len(opened) <= 5, opened\nassert {handle} not in opened or {handle} < 5\n"
     )
     try:
-        assert check_program(program, Checks(tests), QUICK).passed
+        assert check_program(program, ProgramTests(tests), QUICK).passed
     finally:
         os.close(handle)
 
@@ -219,7 +219,7 @@ KILLS_BY_FILE = (
 
 
 def _check(program: str) -> None:
-    assert check_program(program, Checks("assert True"), Limits(seconds=60.0)).passed
+    assert check_program(program, ProgramTests("assert True"), Limits(timeout=60.0)).passed
 
 
 def test_the_parent_outlives_a_file_that_signals_it() -> None:
@@ -254,16 +254,16 @@ def test_its_folder_is_empty_its_own_and_gone_afterwards(tmp_path, monkeypatch):
         "import os\nthere = os.listdir('.')\nopen('a.txt', 'w').write('2')\n"
         "def double(x): return x * int(open('a.txt').read())"
     )
-    tests = Checks("assert there == ['printed'] and double(4) == 8")
+    tests = ProgramTests("assert there == ['printed'] and double(4) == 8")
     assert check_program(program, tests, QUICK).passed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_test_that_is_hostile_itself_is_contained(tmp_path):
     mark = tmp_path / "mark"
-    verdict = check_program("x = 1", Checks(f"open({str(mark)!r}, 'w').write('x')"), QUICK)
-    assert (verdict.passed, mark.exists()) == (False, False)
-    assert not check_program("x = 1", Checks("import os\nos._exit(0)"), QUICK).passed
+    result = check_program("x = 1", ProgramTests(f"open({str(mark)!r}, 'w').write('x')"), QUICK)
+    assert (result.passed, mark.exists()) == (False, False)
+    assert not check_program("x = 1", ProgramTests("import os\nos._exit(0)"), QUICK).passed
     start = time.monotonic()
-    assert check_program("x = 1", Checks("while True: pass"), QUICK).reason in ("time", "died")
+    assert check_program("x = 1", ProgramTests("while True: pass"), QUICK).status in ("timeout", "crashed")
     assert time.monotonic() - start < 60

@@ -1,13 +1,27 @@
-"""Runs programs that a model wrote, and decides whether they pass tests, without trusting them.
+"""Runs programs that a model wrote, and tests against them, without trusting either.
 
-Two processes, both confined (`confine.py`): a worker that holds the program, and a checker that holds the
-tests. Between them go plain values only (`values.py`), so the program never sees a test, an expected value or
-the checker's memory, and an object that claims to equal everything arrives as the data that it is.
+Two processes, both confined (`confine.py`): a worker holds the program, a checker holds the tests. Only plain
+values go between them (`protocol.py`), so the program never sees a test, an expected value or the checker's
+memory, and an object that claims to equal everything arrives as the data that it is.
 
-This package is imported inside those processes too, by a Python without site-packages: it uses the standard
-library alone, and `errors` where it is asked by Stillhouse itself.
+The package imports the standard library and nothing of Stillhouse: it is loaded inside the confined processes
+too, by a Python without site-packages.
 """
 
-from stillhouse.sandbox.check import Checks, Limits, Verdict, check_program, require
+from stillhouse.sandbox.supervisor import (
+    ExecutionResult,
+    Limits,
+    ProgramTests,
+    SandboxUnavailable,
+    check_program,
+    ensure_available,
+)
 
-__all__ = ["Checks", "Limits", "Verdict", "check_program", "require"]
+__all__ = [
+    "ExecutionResult",
+    "Limits",
+    "ProgramTests",
+    "SandboxUnavailable",
+    "check_program",
+    "ensure_available",
+]

@@ -1,4 +1,4 @@
-"""The process that holds the tests. It is confined too, for tests are programs of somebody's data file."""
+"""The process that holds the tests. It is confined too: tests are code from a data file."""
 
 from __future__ import annotations
 
@@ -9,63 +9,62 @@ import os
 import sys
 from typing import Any
 
-from stillhouse.sandbox.channel import Channel, Closed
 from stillhouse.sandbox.confine import confine
-from stillhouse.sandbox.values import Handle, decode, encode
+from stillhouse.sandbox.protocol import Channel, ChannelClosed, Handle, decode, encode
 
 
-class Remote:
-    """A function, class or object of the program. What is done to it happens there; data comes back."""
+class RemoteObject:
+    """A function, class or object of the program. Operations on it run in the worker; data comes back."""
 
-    def __init__(self, program: Program, handle: Handle) -> None:
+    def __init__(self, program: RemoteProgram, handle: Handle) -> None:
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_handle", handle)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._program.ask("call", self._handle, list(args), dict(kwargs))
+        return self._program.operate("call", self._handle, list(args), dict(kwargs))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._program.ask("get", self._handle, name)
+        return self._program.operate("getattr", self._handle, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._program.ask("set", self._handle, name, value)
+        self._program.operate("setattr", self._handle, name, value)
 
 
-class Program:
-    """The worker, as the checker sees it."""
+class RemoteProgram:
+    """The program in the worker, as the checker sees it."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def run(self, text: str) -> None:
-        """Execute the program's text."""
-        self._exchange("run", text)
+    def exec(self, source: str) -> None:
+        """Execute the program's source."""
+        self._request("exec", source)
 
-    def find(self, name: str) -> Any:
-        """What the program calls `name`; NameError if it has no such name."""
-        return self._exchange("find", name)
+    def lookup(self, name: str) -> Any:
+        """The program's global `name`; NameError if there is none."""
+        return self._request("lookup", name)
 
-    def ask(self, do: str, *what: Any) -> Any:
-        """Do something ("call", "get", "set") with an object of the program."""
-        return self._exchange(do, encode(what, _stays))
+    def operate(self, op: str, *operands: Any) -> Any:
+        """Apply "call", "getattr" or "setattr" to an object of the program."""
+        return self._request(op, encode(operands, _handle_of))
 
-    def _exchange(self, do: str, what: Any) -> Any:
-        self._channel.send({"do": do, "what": what})
-        answer = self._channel.receive()
-        if not isinstance(answer, dict):
-            raise Closed("not an answer")
-        if "error" in answer:
-            raise _exception(str(answer["error"]), str(answer.get("message", "")))
-        return decode(answer.get("value"), lambda handle: Remote(self, handle))
+    def _request(self, op: str, payload: Any) -> Any:
+        self._channel.send({"op": op, "payload": payload})
+        response = self._channel.receive()
+        if not isinstance(response, dict):
+            raise ChannelClosed("not a response")
+        if "error" in response:
+            raise _exception(str(response["error"]), str(response.get("message", "")))
+        return decode(response.get("value"), lambda handle: RemoteObject(self, handle))
 
 
-def _stays(value: Any) -> Handle:
-    if isinstance(value, Remote):
+def _handle_of(value: Any) -> Handle:
+    if isinstance(value, RemoteObject):
         handle: Handle = object.__getattribute__(value, "_handle")
         return handle
-    raise TypeError(f"a test gives the program a {type(value).__name__}, which cannot be sent to it")
+    raise TypeError(f"a test passes a {type(value).__name__} to the program, which cannot be sent to it")
 
 
 def _exception(name: str, message: str) -> Exception:
@@ -73,13 +72,13 @@ def _exception(name: str, message: str) -> Exception:
     if isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration:
         try:
             return kind(message)
-        except TypeError:  # UnicodeDecodeError and others that want more
+        except TypeError:  # UnicodeDecodeError and others take more arguments
             pass
     return RuntimeError(f"{name}: {message}")
 
 
 def free_names(source: str) -> set[str]:
-    """Names that a text of tests reads and neither defines nor finds among the builtins."""
+    """Names that the tests read and neither define nor find among the builtins."""
     read: set[str] = set()
     bound: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -96,44 +95,51 @@ def free_names(source: str) -> set[str]:
     return read - bound - set(dir(builtins))
 
 
-def judge(
-    program: Program, text: str, tests: str, entry_point: str | None, provides: list[str]
+def run_tests(
+    program: RemoteProgram, source: str, tests: str, entry_point: str | None, overrides: list[str]
 ) -> dict[str, Any]:
-    """Run the program, then the tests against it.
+    """Execute the program, then the tests against it.
+
+    Args:
+        program: the worker's side.
+        source: the program.
+        tests: the tests' source.
+        entry_point: the function that `check` of the tests is called with; None: tests run as they are.
+        overrides: see `ProgramTests.overrides`.
 
     Returns:
-        {"passed": bool, "stage": "program" or "tests", "reason": what was raised}.
+        {"passed": bool, "stage": "program" or "tests", "error": what was raised}.
     """
     stage = "program"
     try:
-        program.run(text)
+        program.exec(source)
         stage = "tests"
         names: dict[str, Any] = {"__name__": "tests"}
-        source = tests if entry_point is None else f"{tests}\n\ncheck(candidate)\n"
         if entry_point is not None:
-            names["candidate"] = program.find(entry_point)
-        for name in sorted((free_names(source) | {*provides}) - names.keys()):
-            names[name] = program.find(name)
-        exec(compile(source, "tests.py", "exec"), names)  # noqa: S102 - what this process is for
-    except Closed as error:
-        return {"passed": False, "stage": stage, "reason": f"the program's process ended: {error}"}
+            tests = f"{tests}\n\ncheck(candidate)\n"
+            names["candidate"] = program.lookup(entry_point)
+        for name in sorted((free_names(tests) | {*overrides}) - names.keys()):
+            names[name] = program.lookup(name)
+        exec(compile(tests, "tests.py", "exec"), names)  # noqa: S102 - the purpose of this process
+    except ChannelClosed as error:
+        return {"passed": False, "stage": stage, "error": f"the program's process ended: {error}"}
     except BaseException as error:  # noqa: BLE001 - whatever a test raises, it has not passed
-        said = f"{type(error).__name__}: {str(error)[:300]}".removesuffix(": ")
-        return {"passed": False, "stage": stage, "reason": said}
-    return {"passed": True, "stage": "tests", "reason": ""}
+        message = f"{type(error).__name__}: {str(error)[:300]}".removesuffix(": ")
+        return {"passed": False, "stage": stage, "error": message}
+    return {"passed": True, "stage": "tests", "error": ""}
 
 
 def main(folder: str, limits: dict[str, Any], pipes: tuple[int, ...]) -> None:
-    """Confine this process, read the task from standard input, write the verdict to the third pipe.
+    """Confine this process, read the job from standard input, write the outcome to the third pipe.
 
     The first pipe leads to the worker, the second comes from it.
     """
-    task = json.loads(sys.stdin.buffer.read())
+    job = json.loads(sys.stdin.buffer.read())
     channel = Channel(os.fdopen(pipes[1], "rb"), os.fdopen(pipes[0], "wb"))
-    verdict = os.fdopen(pipes[2], "wb")
+    outcome_pipe = os.fdopen(pipes[2], "wb")
     confine(folder, **limits)
     sys.set_int_max_str_digits(0)
-    found = judge(Program(channel), **task)
-    verdict.write(json.dumps(found).encode())
-    verdict.flush()
+    outcome = run_tests(RemoteProgram(channel), **job)
+    outcome_pipe.write(json.dumps(outcome).encode())
+    outcome_pipe.flush()
     os._exit(0)

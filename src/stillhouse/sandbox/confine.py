@@ -1,9 +1,9 @@
-"""Takes away from this process, for good, all that a program under test has no business with.
+"""Confines the calling process irrevocably and without privileges (Linux).
 
-In this order: resource limits; all capabilities; files (Landlock: the standard library may be read, one
-folder written, nothing else opened); system calls (seccomp: what Python needs to compute is allowed and
-everything else refused, so there are no sockets, no other processes, no signals to anybody, no changes of
-owner or mode). None of it needs privileges, and nothing in the process can undo it.
+In this order: resource limits; capabilities (all dropped); files (Landlock: the standard library is readable,
+one folder writable, nothing else can be opened); system calls (seccomp: those that Python needs to compute
+are allowed, all others refused, so there are no sockets, no child processes, no signals to other processes,
+no changes of owner or mode).
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsus
 sigreturn pause exit exit_group restart_syscall
 """
 
-# Of these a few requests only, for others send signals: F_SETOWN and F_SETSIG name a process and the signal
-# that it gets, such as SIGKILL for the parent.
+# Only these requests: others send signals. F_SETOWN and F_SETSIG choose a process and the signal that it
+# gets, such as SIGKILL for the parent.
 _FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 1030)  # F_DUPFD to F_SETFL, locks, F_DUPFD_CLOEXEC
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIO(N)CLEX
 _REQUESTS = {"fcntl": _FCNTL, "fcntl64": _FCNTL, "ioctl": _IOCTL}
 
 
-class Unconfined(OSError):
-    """This machine cannot confine a process; the message says what is missing."""
+class ConfinementError(OSError):
+    """The process could not be confined; the message says which step failed."""
 
 
 def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_size: int) -> None:
     """Confine the calling process.
 
     Args:
-        folder: the one place where it may write.
-        parent: whose child it is, and with whose death it ends.
+        folder: the only folder where it may write.
+        parent: pid of the parent; the process is killed when the parent dies.
         memory: bytes of address space.
-        cpu_seconds: processor time; one second later the kernel kills.
+        cpu_seconds: CPU time; one second later the kernel kills the process.
         file_size: bytes of one file.
 
     Raises:
-        Unconfined: something is not to be had here. The process must end then.
+        ConfinementError: a step failed. The process must end then.
     """
     _call("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before that was said
-        raise Unconfined("the parent has died")
+    if os.getppid() != parent:  # it died before prctl
+        raise ConfinementError("the parent has died")
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for name, soft, hard in (
@@ -80,18 +80,19 @@ def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_siz
         (resource.RLIMIT_NOFILE, 64, 64),
         (resource.RLIMIT_CORE, 0, 0),
     ):
-        most = resource.getrlimit(name)[1]
-        inside = [value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard)]
-        resource.setrlimit(name, (inside[0], inside[1]))
+        ceiling = resource.getrlimit(name)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(name, (soft, hard))
     _drop_capabilities()
-    _close_files(folder)
-    _close_system_calls()
+    _restrict_files(folder)
+    _restrict_system_calls()
 
 
 def _call(function: str, *arguments: int) -> int:
     result: int = getattr(_LIBC, function)(*map(ctypes.c_ulong, arguments))
     if result < 0:
-        raise Unconfined(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
+        raise ConfinementError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
@@ -99,7 +100,7 @@ def _drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()
     if _LIBC.capset(header, nothing) < 0:
-        raise Unconfined(ctypes.get_errno(), "capset: cannot drop capabilities")
+        raise ConfinementError(ctypes.get_errno(), "capset: cannot drop capabilities")
 
 
 class _Ruleset(ctypes.Structure):
@@ -113,22 +114,22 @@ class _Beneath(ctypes.Structure):
 
 
 def landlock_version() -> int:
-    """The version of Landlock that the kernel speaks; 0 where there is none."""
+    """The kernel's Landlock ABI version; 0 without Landlock."""
     return max(0, int(_LIBC.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def seccomp_library() -> ctypes.CDLL | None:
-    """libseccomp, which turns names of system calls into a filter; None where it is not installed."""
+def libseccomp() -> ctypes.CDLL | None:
+    """The library that compiles a seccomp filter; None where it is not installed."""
     try:
         return ctypes.CDLL("libseccomp.so.2", use_errno=True)
     except OSError:
         return None
 
 
-def _close_files(folder: str) -> None:
+def _restrict_files(folder: str) -> None:
     version = landlock_version()
     if not version:
-        raise Unconfined("the kernel has no Landlock")
+        raise ConfinementError("the kernel has no Landlock")
     handled = (1 << 13) - 1  # version 1
     if version >= 2:
         handled |= 1 << 13  # moving files between folders
@@ -137,7 +138,7 @@ def _close_files(folder: str) -> None:
     rules = _Ruleset(handled)
     ruleset = _LIBC.syscall(_LANDLOCK_CREATE, ctypes.byref(rules), ctypes.c_size_t(8), ctypes.c_uint32(0))
     if ruleset < 0:
-        raise Unconfined(ctypes.get_errno(), "Landlock refuses a set of rules")
+        raise ConfinementError(ctypes.get_errno(), "Landlock refuses a set of rules")
     rights = {sysconfig.get_path(name): _READ for name in ("stdlib", "platstdlib")}
     rights |= dict.fromkeys(("/lib", "/lib64", "/usr/lib"), _READ)
     rights |= {"/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE, folder: _WRITE}
@@ -145,7 +146,7 @@ def _close_files(folder: str) -> None:
         if Path(path).exists():
             _allow_beneath(ruleset, path, allowed & handled)
     if _LIBC.syscall(_LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)) < 0:
-        raise Unconfined(ctypes.get_errno(), "Landlock does not restrict this process")
+        raise ConfinementError(ctypes.get_errno(), "Landlock does not restrict this process")
     os.close(ruleset)
 
 
@@ -157,7 +158,7 @@ def _allow_beneath(ruleset: int, path: str, allowed: int) -> None:
     )
     os.close(parent)
     if done < 0:
-        raise Unconfined(ctypes.get_errno(), f"Landlock refuses a rule for {path}")
+        raise ConfinementError(ctypes.get_errno(), f"Landlock refuses a rule for {path}")
 
 
 class _Compare(ctypes.Structure):
@@ -176,10 +177,10 @@ _EQUAL, _MASKED = 4, 7
 _CLONE_THREAD = 0x10000
 
 
-def _close_system_calls() -> None:
-    library = seccomp_library()
+def _restrict_system_calls() -> None:
+    library = libseccomp()
     if library is None:
-        raise Unconfined("libseccomp is not installed")
+        raise ConfinementError("libseccomp is not installed")
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_REFUSE)))
 
@@ -201,4 +202,4 @@ def _close_system_calls() -> None:
     loaded = library.seccomp_load(rules)
     library.seccomp_release(rules)
     if loaded != 0:
-        raise Unconfined(-loaded, f"seccomp: {os.strerror(-loaded)}")
+        raise ConfinementError(-loaded, f"seccomp: {os.strerror(-loaded)}")

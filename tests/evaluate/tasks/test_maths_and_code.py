@@ -13,7 +13,7 @@ from tests.evaluate.benches import bench
 from stillhouse.data import Encoder
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.evaluate.tasks import REGISTRY
-from stillhouse.grading import right
+from stillhouse.grading import CodeProblem, grade, problem_of, run_program
 
 KINDS = {
     "gsm8k": "math/gsm8k_test.jsonl",
@@ -44,6 +44,14 @@ def answer(kind: str, raw: dict[str, Any]) -> str:
     return str(value) if kind == "gsm8k" else f"It is $\\boxed{{{value}}}$."
 
 
+def correct(raw: Any, response: str) -> bool:
+    """By the grader alone, without a task."""
+    problem = problem_of(raw)
+    if isinstance(problem, CodeProblem):
+        return run_program(problem.program(response), problem.tests).passed
+    return grade(response, problem.answer).flexible
+
+
 @pytest.mark.needs_shared
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_data_sets_own_answers_are_right_and_those_to_other_questions_wrong(kind):
@@ -55,7 +63,7 @@ def test_the_data_sets_own_answers_are_right_and_those_to_other_questions_wrong(
     assert [scores[score] for scores in one.scores(asked, answers)] == [1.0] * 12
     others = [scores[score] for scores in one.scores(asked, answers[1:] + answers[:1])]
     assert sum(others) <= 1  # two small numbers may be the same
-    assert all(right(question.facts, text) for question, text in zip(asked[:4], answers, strict=False))
+    assert all(correct(question.facts, text) for question, text in zip(asked[:4], answers, strict=False))
 
 
 @pytest.mark.needs_shared
@@ -133,6 +141,6 @@ def test_a_model_is_measured_from_prompts_to_verdicts(tmp_path):
     maths = task("gsm8k", sums, sampling=short).measure(bench())
     code = task("humaneval", programs, sampling=short).measure(bench())
     assert (maths.metrics["accuracy"], code.metrics["pass_at_1"]) == (0.0, 0.0)  # it writes about restaurants
-    assert code.rows[0]["verdict"] == "failed"
+    assert code.rows[0]["status"] == "failed"
     assert code.settings["programs"].startswith("confined")
     assert maths.settings["tolerance"] == 1e-3

@@ -19,8 +19,8 @@ from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
 from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores, Task
 from stillhouse.evaluate.tasks.probe import Bench, Outcome
 from stillhouse.evaluate.tasks.shots import WithShots
-from stillhouse.grading.rows import Code, problem_of
-from stillhouse.sandbox import Limits, Verdict, check_program, require
+from stillhouse.grading import CodeProblem, problem_of, require_sandbox, run_program
+from stillhouse.sandbox import ExecutionResult, Limits
 
 
 class _Programs(Task):
@@ -47,7 +47,7 @@ class _Programs(Task):
             EnvironmentFault: programs cannot be confined on this machine; nothing is written then.
             ConfigError: fewer samples than `k`.
         """
-        require()
+        require_sandbox()
         tries = self.samples * len(self.settled(bench)[1])
         if max(self.k) > tries:
             raise ConfigError(
@@ -66,34 +66,34 @@ class _Programs(Task):
 
     def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> list[Scores]:
         """Programs run side by side, the same one once."""
-        jobs: dict[tuple[str, str], Code] = {}
+        jobs: dict[tuple[str, str], CodeProblem] = {}
         keys = []
         for question, text in zip(questions, texts, strict=True):
             problem = problem_of(question.facts)
-            assert isinstance(problem, Code)
-            key = (problem.program(text), problem.checks.text)
+            assert isinstance(problem, CodeProblem)
+            key = (problem.program(text), problem.tests.source)
             jobs.setdefault(key, problem)
             keys.append(key)
         limits = Limits(self.seconds, max(1, round(self.seconds)), self.memory_mb << 20)
 
-        def run(key: tuple[str, str]) -> Verdict:
-            return check_program(key[0], jobs[key].checks, limits)
+        def run(key: tuple[str, str]) -> ExecutionResult:
+            return run_program(key[0], jobs[key].tests, limits)
 
-        found: dict[tuple[str, str], Verdict] = {}
+        found: dict[tuple[str, str], ExecutionResult] = {}
         with (
             ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
             console.progress(f"Running programs of {self.title}", len(jobs)) as bar,
         ):
-            for key, verdict in zip(jobs, pool.map(run, jobs), strict=True):
-                found[key] = verdict
+            for key, result in zip(jobs, pool.map(run, jobs), strict=True):
+                found[key] = result
                 bar.advance()
         return [
-            {"passed": float(found[key].passed), "verdict": found[key].reason, "detail": found[key].detail}
+            {"passed": float(found[key].passed), "status": found[key].status, "detail": found[key].detail}
             for key in keys
         ]
 
     def _check_tests(self, raw: Mapping[str, Any], where: str, wanted: str) -> None:
-        if not isinstance(problem_of(raw), Code):
+        if not isinstance(problem_of(raw), CodeProblem):
             raise DataError(f"{where}: has no tests, so any program would pass; {self.kind} needs {wanted}")
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -106,7 +106,7 @@ class _Programs(Task):
             / len(by_question)
             for k in self.k
         }
-        stopped = sum(row["verdict"] in ("time", "memory", "size", "died") for row in rows)
+        stopped = sum(row["status"] in ("timeout", "memory", "disk", "crashed") for row in rows)
         return {**metrics, "stopped_by_limit": stopped / len(rows)}
 
     def about(self) -> dict[str, Any]:

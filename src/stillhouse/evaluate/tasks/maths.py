@@ -14,8 +14,7 @@ from stillhouse.data.rows import Row
 from stillhouse.errors import DataError
 from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores
 from stillhouse.evaluate.tasks.shots import WithShots
-from stillhouse.grading.maths import grade
-from stillhouse.grading.rows import Value, problem_of
+from stillhouse.grading import MathsProblem, grade, problem_of
 
 
 class _Maths(WithShots):
@@ -35,10 +34,10 @@ class _Maths(WithShots):
     def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row:
         """The question, after the worked examples; the reference is the final answer."""
         problem = problem_of(raw)
-        if "question" not in raw or not isinstance(problem, Value):
+        if "question" not in raw or not isinstance(problem, MathsProblem):
             raise DataError(f"{where}: {self.kind} needs rows of question and answer; got {', '.join(raw)}")
         asked = self._examples + self._asking(raw)
-        return Row(where, asked, references=(problem.reference,))
+        return Row(where, asked, references=(problem.answer,))
 
     @cached_property
     def _examples(self) -> str:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stillhouse.grading.maths import grade
-from stillhouse.grading.rows import Code, Value, problem_of
+from stillhouse.grading import CodeProblem, MathsProblem, grade, problem_of, require_sandbox, run_program
 from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter
-from stillhouse.sandbox import Limits, check_program, require
+from stillhouse.sandbox import Limits
 
 if TYPE_CHECKING:
     from stillhouse.rollouts.offline.samples import Sample
@@ -42,9 +41,9 @@ class Verified(Filter):
             EnvironmentFault: a program would have to be run, and cannot be confined on this machine.
         """
         problems = [problem_of(facts_of(sample)) for sample in samples]
-        programs = [place for place, problem in enumerate(problems) if isinstance(problem, Code)]
+        programs = [place for place, problem in enumerate(problems) if isinstance(problem, CodeProblem)]
         if programs:
-            require()
+            require_sandbox()
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             ran = pool.map(lambda place: self._ran(problems[place], samples[place].text), programs)
             verdicts = dict(zip(programs, ran, strict=True))
@@ -53,21 +52,19 @@ class Verified(Filter):
             for place, problem in enumerate(problems)
         ]
 
-    def _ran(self, problem: Code | Value | None, text: str) -> Drop | None:
-        assert isinstance(problem, Code)
+    def _ran(self, problem: CodeProblem | MathsProblem | None, text: str) -> Drop | None:
+        assert isinstance(problem, CodeProblem)
         limits = Limits(self.seconds, max(1, round(self.seconds)))
-        verdict = check_program(problem.program(text), problem.checks, limits)
-        return (
-            None if verdict.passed else Drop("fails its tests", f"{verdict.reason} {verdict.detail}".strip())
-        )
+        result = run_program(problem.program(text), problem.tests, limits)
+        return None if result.passed else Drop("fails its tests", f"{result.status} {result.detail}".strip())
 
-    def _graded(self, problem: Code | Value | None, text: str) -> Drop | None:
-        if not isinstance(problem, Value):
+    def _graded(self, problem: CodeProblem | MathsProblem | None, text: str) -> Drop | None:
+        if not isinstance(problem, MathsProblem):
             return Drop("nothing to check it by") if self.unknown == "drop" else None
-        graded = grade(text, problem.reference)
+        graded = grade(text, problem.answer)
         if graded.flexible:
             return None
-        return Drop("wrong answer", f"{graded.answer or 'none'}, right is {problem.reference}")
+        return Drop("wrong answer", f"{graded.answer or 'none'}, right is {problem.answer}")
 
 
 def facts_of(sample: Sample) -> Mapping[str, Any]:
