@@ -28,7 +28,7 @@ def main() -> None:
     import torch
 
     from stillhouse.quickstart import quickstart
-    from stillhouse.report import summary_table
+    from stillhouse.report import load_runs, summary_table
 
     folder = Path(tempfile.mkdtemp()) / "quickstart"
     start = time.perf_counter()
@@ -36,8 +36,8 @@ def main() -> None:
         folder, {"train.max_steps": 4, "evaluate.limit": 8, "data.train.limit": 250} if small else None
     )
     seconds = time.perf_counter() - start
-    table = summary_table([folder / "kd", folder / "distillm2"])
-    rows = [{"system": row["system"], **{name: row.get(name) for name in SHOWN}} for row in table]
+    table = summary_table(load_runs([folder / "kd", folder / "distillm2"]))
+    rows = [{"system": row["system"], **{name: row.get(name) for name in SHOWN}} for row in table.records()]
     result = {
         "command": "python benchmarks/quickstart.py",
         "date": datetime.date.today().isoformat(),

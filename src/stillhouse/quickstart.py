@@ -35,10 +35,9 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
     """
     import torch
 
-    from stillhouse.report import write_report
+    from stillhouse.report import load_runs, print_comparison, write_report
     from stillhouse.runs.execute import execute
     from stillhouse.runs.resolve import resolve
-    from stillhouse.runs.tables import show_systems
 
     torch.set_num_threads(1)  # models this small gain little from more, and lose much on a busy machine
     _clear(folder)
@@ -52,7 +51,7 @@ def quickstart(folder: Path, more: Mapping[str, Any] | None = None) -> Path:
         execute(resolve(demo / f"{stage}.yaml", overrides))
     compared = [folder / stage for stage in ("kd", "distillm2")]
     page = write_report(compared, folder / "report.html", "Quickstart: KD and DistiLLM-2 on E2E NLG")
-    show_systems(compared, "Held-out prompts of E2E NLG, greedy")
+    print_comparison(load_runs(compared))
     console.say(f"Took {console.duration(time.perf_counter() - start)}. Open {page}")
     return page
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.report import answers as answers_module
-from stillhouse.report import load_run
-from stillhouse.report.answers import shown_answers
-from stillhouse.report.formats import compared, load_runs
+from stillhouse.report import load_run, load_runs
+from stillhouse.report import responses as responses_module
+from stillhouse.report.comparison import comparison_text
+from stillhouse.report.responses import side_by_side
 from stillhouse.report.systems import gather
 from tests.report.made_runs import make_run
 from tests.report.reading import answers, page
@@ -31,18 +31,18 @@ def test_every_seed_is_there_and_the_mean_beside_them(tmp_path):
 def test_what_is_too_much_for_a_page_is_cut_evenly_and_counted(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "run", rows=4, seeds=3)
     systems = gather([load_run(folder)])
-    whole = shown_answers(systems)
+    whole = side_by_side(systems)
     assert (whole.prompts, whole.left_out) == (4, 0)
     second = sum(len(row["response"]) for one in systems for row in one.rows if row["seed"] == 2)
-    monkeypatch.setattr(answers_module, "MOST", second)
-    cut = shown_answers(systems)
+    monkeypatch.setattr(responses_module, "MOST", second)
+    cut = side_by_side(systems)
     assert cut.left_out == 4 * 3
     rows = json.loads(cut.data)["rows"]
     assert {len(own[2]) for row in rows for own in row["responses"].values()} == {2}
     assert [own[:2] for row in rows for own in row["responses"].values()] == [
         own[:2] for row in json.loads(whole.data)["rows"] for own in row["responses"].values()
     ]
-    monkeypatch.setattr(answers_module, "MOST", 0)
+    monkeypatch.setattr(responses_module, "MOST", 0)
     text = page([folder], tmp_path / "report.html")[1].text
     assert "24 further answers (other seeds, temperatures or samples) are left out" in text
 
@@ -92,10 +92,10 @@ def test_what_was_not_measured_alike_is_told_and_not_ranked(three_runs, tmp_path
     assert 'class="best"' not in html
     assert "of the gap closed" not in tags.text
     runs = load_runs([three_runs])
-    assert "Not measured alike" in compared(runs, "markdown")
-    assert "**58" not in compared(runs, "markdown")
-    assert "Not measured alike" in compared(runs, "latex")
-    assert json.loads(compared(runs, "json"))["unlike"]["e2e"]
+    assert "Not measured alike" in comparison_text(runs, "markdown")
+    assert "**58" not in comparison_text(runs, "markdown")
+    assert "Not measured alike" in comparison_text(runs, "latex")
+    assert json.loads(comparison_text(runs, "json"))["measured_differently"]["e2e"]
 
 
 def test_where_rows_lie_or_what_a_model_needs_is_no_difference(three_runs):
@@ -104,5 +104,5 @@ def test_where_rows_lie_or_what_a_model_needs_is_no_difference(three_runs):
         changed(three_runs / name / "evaluation/teacher.json", template="chat")
         changed(three_runs / name / "evaluation/student_after.json", template="plain", data="e2e.jsonl")
     runs = load_runs([three_runs])
-    assert json.loads(compared(runs, "json"))["unlike"] == {}
-    assert "**58.3**" in compared(runs, "markdown")
+    assert json.loads(comparison_text(runs, "json"))["measured_differently"] == {}
+    assert "**58.3**" in comparison_text(runs, "markdown")

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from stillhouse.console import visible
-from stillhouse.report import find_runs, load_run, summary_cells, summary_table
-from stillhouse.report.formats import compared, load_runs
+from stillhouse.report import find_runs, load_run, load_runs, summary_table
+from stillhouse.report.breakdown import phase_tables, seconds_by_phase
+from stillhouse.report.comparison import comparison_tables, comparison_text
+from stillhouse.report.configuration import config_diff
 from stillhouse.report.plots import Curve, line_plot, running_mean, thinned
-from stillhouse.report.sections import config_diff
 from stillhouse.report.systems import gather
-from stillhouse.report.work import phase_tables, seconds_by_phase
 from tests.report.made_runs import HOSTILE, make_run
 from tests.report.reading import answers, page
 
@@ -119,7 +119,7 @@ def test_a_judges_interval_is_the_error_bar(tmp_path):
     assert "60.0% (50.0% to 75.0%)" in tags.text
     assert '<b style="left: 66.7%; width: 33.3%">' in html
     assert "Win rate low" not in tags.text
-    row = summary_table([folder])[-1]
+    row = summary_table(load_runs([folder])).records()[-1]
     assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == (0.6, 0.5, 0.75)
 
 
@@ -211,20 +211,21 @@ def test_teachers_that_differ_are_shown_each(three_runs):
     result = json.loads(path.read_text())
     result["metrics"]["rouge_l"] = 50.0
     path.write_text(json.dumps(result))
-    rows = summary_table([three_runs])
+    rows = summary_table(load_runs([three_runs])).records()
     assert [row["system"] for row in rows[:3]] == ["teacher · kd", "teacher · gkd", "teacher · distillm2"]
     assert [row["rouge_l"] for row in rows[:3]] == [60.1, 50.0, 60.1]
 
 
 def test_summary_rows_and_cells(three_runs):
-    rows = summary_table([three_runs])
+    rows = summary_table(load_runs([three_runs])).records()
     assert rows[2]["run"] == "kd"
     assert rows[2]["rouge_l"] == 55.2
     assert rows[0]["run"] is None
-    headings, cells = summary_cells(rows)
-    assert headings[:3] == ["system", "ROUGE-L", "KL to teacher"]
+    (table,) = comparison_tables(load_runs([three_runs]))
+    assert [column.heading for column in table.columns[:3]] == ["System", "ROUGE-L", "KL to teacher"]
+    cells = [[f"{cell.text} {cell.spread}".rstrip() for cell in row] for row in table.rows]
     assert cells[2][:3] == ["student after kd", "55.2 ± 0.3", "0.210"]
-    assert all(len(line) == len(headings) for line in cells)
+    assert all(len(line) == len(table.columns) for line in cells)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_odd_values_spoil_no_page(tmp_path, name, old, new):
     assert old in text
     path.write_text(text.replace(old, new))
     assert "KL to teacher" in page([tmp_path / "run"], tmp_path / "report.html")[1].text
-    assert compared(load_runs([tmp_path / "run"]), "latex")
+    assert comparison_text(load_runs([tmp_path / "run"]), "latex")
 
 
 def test_plots_are_themed_and_named():

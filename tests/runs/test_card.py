@@ -38,7 +38,7 @@ def test_the_card_says_how_the_student_came_to_be(workshop: Workshop) -> None:
         "Forward KL to the teacher", "Hinton et al. 2015 (arXiv 1503.02531)", r"KL(p \|\| q)", "forward_kl",
         "| teacher |", "| student before |", "optimiser steps: 2", "Sampling: {temperature: 0.0", "torch 2.",
         "this model: Apache-2.0", "teacher: llama3.2", "data: train: cc-by-4.0",
-        "| train | `train.jsonl` | 24 | 24 |", "what it started from: not known",
+        "| train | train.jsonl | 24 | 24 |", "what it started from: not known",
     ):  # fmt: skip
         assert words in text, words
     assert str(workshop.folder) not in text

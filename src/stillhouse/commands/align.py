@@ -42,6 +42,6 @@ def command(
             (" ".join(group["student"]), " ".join(group["teacher"]), group["bytes"])
             for group in sample["groups"]
         ]
-        console.table(("student", "teacher", "bytes"), rows, title=sample["id"])
+        console.print_table(("student", "teacher", "bytes"), rows, title=sample["id"])
     facts = [(name.replace("_", " "), value) for name, value in found["summary"].items()]
-    console.table(("quantity", "value"), facts)
+    console.print_table(("quantity", "value"), facts)

@@ -81,7 +81,9 @@ def bias(
          r.mean_gradient_error if r.loss_noise else None)
         for r in rows
     ]  # fmt: skip
-    console.table(columns, table, title=f"{config.objective.name}, live teacher: {loss:.6f} nats per token")
+    console.print_table(
+        columns, table, title=f"{config.objective.name}, live teacher: {loss:.6f} nats per token"
+    )
     if refused:
         console.say(f"{config.objective.name} cannot be computed from: {', '.join(refused)}")
 
@@ -101,7 +103,7 @@ def info(folder: Folder = DEFAULT) -> None:
     columns = (
         "teacher", "was at", "form", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
     )  # fmt: skip
-    console.table(columns, rows, caption=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
+    console.print_table(columns, rows, note=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
 
 
 def verify(

@@ -26,7 +26,7 @@ def command(
         list[Path],
         typer.Argument(help="Run folders, or folders that hold some.", metavar="FOLDER", show_default=False),
     ],
-    kind: Annotated[
+    form: Annotated[
         Literal["table", "csv", "json", "markdown", "latex"],
         typer.Option(
             "--format", "-f", help="csv and json hold raw values; latex needs the package booktabs."
@@ -44,17 +44,18 @@ def command(
 ) -> None:
     """Compare runs: every system with its measures, the best student marked, and which settings differ."""
     from stillhouse.files import atomic
-    from stillhouse.report.formats import compared, comparison_tables, load_runs
+    from stillhouse.report import load_runs
+    from stillhouse.report.comparison import comparison_tables, comparison_text
 
     found = load_runs(runs)
-    if kind == "table" and output is None:
+    if form == "table" and output is None:
         _show(found, everything)
         return
-    if kind == "csv":  # which has no place for it
+    if form == "csv":  # which has no place for it
         for table in comparison_tables(found):
-            if table.unlike:
-                console.note(f"{table.task}: {table.unlike_text}")
-    text = compared(found, "markdown" if kind == "table" else kind, everything=everything)
+            if table.note:
+                console.note(f"{table.title}: {table.note}")
+    text = comparison_text(found, "markdown" if form == "table" else form, everything=everything)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -64,38 +65,14 @@ def command(
 
 
 def _show(runs: Sequence[RunRecord], everything: bool) -> None:
-    from stillhouse.report.sections import config_diff
+    from stillhouse.report import print_comparison
+    from stillhouse.report.configuration import config_diff
 
-    show_tables(runs, everything=everything)
+    print_comparison(runs, everything=everything)
     differences = config_diff(runs)
     if differences:
         shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
         left = len(differences) - len(shown)
-        caption = f"{left} more on the page of `stillhouse report`" if left else None
+        note = f"{left} more on the page of `stillhouse report`" if left else ""
         names = [run.name for run in runs]
-        console.table(["setting", *names], shown, title="Settings that differ", caption=caption)
-
-
-def show_tables(runs: Sequence[RunRecord], *, everything: bool = False) -> None:
-    """Print one table for each task, the best student bold, and what was not measured alike."""
-    from rich.text import Text
-
-    from stillhouse.report.formats import comparison_tables
-
-    tables = comparison_tables(runs, everything=everything)
-    if not tables:
-        console.note("No system of these runs has been evaluated yet.")
-    for table in tables:
-        rows = [
-            [
-                system.label,
-                *(
-                    Text(f"{cell.text} {cell.spread}".rstrip(), style="bold" if cell.best else "")
-                    for cell in cells
-                ),
-            ]
-            for system, cells in table.rows
-        ]
-        console.table(["system", *(column.label for column in table.columns)], rows, title=table.task or None)
-        if table.unlike:
-            console.note(table.unlike_text)
+        console.print_table(["setting", *names], shown, title="Settings that differ", note=note)

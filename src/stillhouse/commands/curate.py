@@ -72,7 +72,7 @@ def command(
         files, chosen, output, held_out=_held_out(held_out or (), config), teacher=_teacher(teacher, config)
     )
     if result.counts:
-        console.table(("side", "filter", "reason", "dropped"), result.counts)
+        console.print_table(("side", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({side for side, *_ in result.counts}) < 2 else "pairs"
     told = f"{output}: kept {result.kept:,} of {result.asked:,} {unit}"
     away = output.with_name(f"{output.stem}.dropped.jsonl")

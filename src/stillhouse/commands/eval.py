@@ -82,7 +82,7 @@ def command(
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
         write_json(output, result)
-    console.table(("metric", "value"), list(result["metrics"].items()), title=models[0])
+    console.print_table(("metric", "value"), list(result["metrics"].items()), title=models[0])
 
 
 def _compare(
@@ -93,15 +93,13 @@ def _compare(
     evaluate: dict[str, Any],
     output: Path | None,
 ) -> None:
-    from stillhouse.commands.compare import show_tables
-    from stillhouse.report import write_report
-    from stillhouse.report.formats import load_runs
+    from stillhouse.report import load_runs, print_comparison, write_report
     from stillhouse.runs.comparison import compare
 
     folder = output or Path("runs/comparison")
     with as_options(OPTIONS):
         folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
-    show_tables(load_runs(folders))
+    print_comparison(load_runs(folders))
     console.say(str(write_report(folders, folder / "report.html")))
 
 

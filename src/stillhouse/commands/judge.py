@@ -80,5 +80,5 @@ def command(
     asked = Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature)
     result = run_judge(ours, theirs, server, asked, target, limit=limit, price=Price(price_in, price_out))
     title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"
-    console.table(("measure", "value"), list(result["metrics"].items()), title=title)
+    console.print_table(("measure", "value"), list(result["metrics"].items()), title=title)
     console.say(str(target))

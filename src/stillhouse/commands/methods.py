@@ -17,4 +17,4 @@ def command() -> None:
     from stillhouse.recipes import all_recipes
 
     rows = [(recipe.name, recipe.summary, recipe.paper) for recipe in all_recipes()]
-    console.table(("method", "what it does", "paper"), rows)
+    console.print_table(("method", "what it does", "paper"), rows)

@@ -30,9 +30,9 @@ def command(
     from stillhouse.runs.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
+    from stillhouse.report import load_runs, print_comparison
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
-    from stillhouse.runs.tables import show_systems
 
     try:
         result = execute(resolved, resume=resume)
@@ -45,5 +45,5 @@ def command(
         )
         console.note(f"Interrupted. Go on with: {again}")
         raise typer.Exit(130)
-    show_systems([result.folder])
+    print_comparison(load_runs([result.folder]))
     console.say(f"Student: {result.folder / 'student'}")

@@ -24,13 +24,13 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
     """List runs: state (running, interrupted, failed, done), method, steps, best score, age."""
-    from stillhouse.report.listing import HEADINGS, list_runs
+    from stillhouse.report.listing import list_runs, runs_table
 
     lines = list_runs(folders or [Path("runs")])
     if as_json:
         typer.echo(json.dumps([line.as_json() for line in lines], indent=2))
         return
-    console.table(HEADINGS, [line.cells() for line in lines])
+    runs_table(lines).print()
     for line in lines:
         if line.message and line.state in ("failed", "interrupted", "running"):
             console.note(f"{line.folder}: {line.message.splitlines()[0]}")

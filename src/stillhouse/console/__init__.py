@@ -4,35 +4,28 @@ as plain lines.
 Results go to standard output, so that they can be piped; progress, notes and errors go to standard error.
 """
 
+from stillhouse.console.format import duration, number, visible
 from stillhouse.console.live import LiveValue, ProgressMeter, phase, progress
-from stillhouse.console.text import (
-    MISSING,
-    duration,
-    messages,
-    note,
-    number,
-    output,
-    say,
-    show_error,
-    table,
-    visible,
-    warn,
-)
+from stillhouse.console.table import Table, TableCell, TableColumn, make_table, print_table
+from stillhouse.console.text import messages, note, output, say, show_error, warn
 
 __all__ = [
-    "MISSING",
     "LiveValue",
     "ProgressMeter",
+    "Table",
+    "TableCell",
+    "TableColumn",
     "duration",
+    "make_table",
     "messages",
     "note",
     "number",
     "output",
     "phase",
+    "print_table",
     "progress",
     "say",
     "show_error",
-    "table",
     "visible",
     "warn",
 ]

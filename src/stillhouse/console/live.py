@@ -21,7 +21,8 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from stillhouse.console.text import duration, messages, messages_through, number
+from stillhouse.console.format import duration, number
+from stillhouse.console.text import messages, messages_through
 
 LiveValue = float | int | str
 """A value beside the bar, such as the loss."""
@@ -129,7 +130,7 @@ class _TaskMeter:
     def __init__(
         self, display: _Display, title: str, total: float | None = None, done: float = 0, trace: str = ""
     ) -> None:
-        self.display, self.trace, self.curve = display, trace, _Curve()
+        self.display, self.trace, self.curve = display, trace, _Sparkline()
         self.id = display.add_task(
             title, total=total, depth=len(display.tasks), before=done, live={}, curve=self.curve, ending=None
         )
@@ -188,7 +189,7 @@ class _PlainMeter(_TaskMeter):
         self.display.console.print(Text(line), soft_wrap=True)
 
 
-class _Curve:
+class _Sparkline:
     """A live value over the whole work, as means over equal shares of it."""
 
     blocks = "▁▂▃▄▅▆▇█"

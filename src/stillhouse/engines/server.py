@@ -10,18 +10,18 @@ from typing import Any, Literal
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
-    CompletionCollector,
     EngineConfig,
-    ProgressCallback,
+    Finished,
+    ProgressCall,
     Sampling,
-    TokenizerInfo,
+    TokenizerFacts,
 )
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.remote import Capabilities, CompletionChoice, ServedModel, ServerConnection
 from stillhouse.remote.journal import Journal
 
-OPTION_NAMES: dict[str, dict[str, str]] = {
+OPTIONS: dict[str, dict[str, str]] = {
     "vllm": {
         "top_k": "top_k",
         "min_p": "min_p",
@@ -31,67 +31,65 @@ OPTION_NAMES: dict[str, dict[str, str]] = {
     "llama.cpp": {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"},
     "other": {},
 }
-"""By kind of server the names of the sampling settings that are not in OpenAI's API."""
+"""What servers call the settings that are not in OpenAI's interface."""
 
-FIXED_OPTIONS: dict[str, dict[str, Any]] = {
+ALWAYS: dict[str, dict[str, Any]] = {
     "vllm": {},
-    # By default temperature applies after the other settings, and the penalty to the last 64 tokens only.
+    # By default it draws at temperature 0.8 after the other limits, and looks back 64 tokens for repetitions.
     "llama.cpp": {
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "repeat_last_n": 65536,
     },
     "other": {},
 }
-"""By kind of server the options that make its sampling follow the order of `Sampling`."""
 
 
 @REGISTRY.register
 class ServerConfig(EngineConfig, ServerConnection):
-    """A model on an OpenAI-compatible server generates for the teacher, and the student in this process.
+    """A model on an OpenAI-compatible server writes the teacher's text; the student's is written here.
 
-    Prompts and responses are exchanged as token ids, so that training sees the sampled tokens. vLLM (0.10.2
-    or newer) and llama.cpp's server support that.
+    Prompts go out and responses come back as token ids, so that training sees what was sampled. vLLM (0.10.2
+    or newer) and llama.cpp's server do that.
 
     Example: `engine: {kind: server, url: "http://127.0.0.1:8000/v1", sampling: {temperature: 0.8}}`
     """
 
     kind: Literal["server"] = "server"
     retokenise: bool = False
-    """Exchange text instead of token ids, and tokenise responses with the student's tokenizer: for servers
-    without token ids and for teachers with another tokenizer. The tokens may then differ from the sampled
-    ones; the run folder counts how many responses were retokenised."""
+    """Exchange text instead of token ids, and tokenise the answers with the student's tokenizer: for servers
+    that know no ids, and for teachers with another tokenizer. The tokens are then not quite those that were
+    sampled; how many answers were made so is counted in the run folder."""
     student: TransformersConfig = TransformersConfig()
-    """The engine of the student, whose weights change in this process and not on the server."""
+    """What writes the student's text, whose weights change here and not on the server."""
 
     @classmethod
     def of_teacher(cls, teacher: Any) -> ServerConfig:
-        """The engine that generates on the server of a `kind: server` teacher."""
+        """The engine for a teacher on a server: the same server."""
         return cls(
             **{name: getattr(teacher, name) for name in (*ServerConnection.model_fields, "retokenise")}
         )
 
-    def build(self, model: Any, tokenizer_info: TokenizerInfo) -> ServerEngine:
-        """Connect to the server and check its capabilities; `model` is not used.
+    def build(self, model: Any, facts: TokenizerFacts) -> ServerEngine:
+        """The engine; what the server can do is found out now.
 
         Raises:
             ServerError: the server does not answer.
-            EngineError: it does not exchange token ids and `retokenise` is off.
+            EngineError: it gives no token ids and `retokenise` is off.
             ModelError: its token ids are not the student's.
         """
-        served = connect(self, tokenizer_info.tokenizer, self.retokenise)
-        return ServerEngine(served, tokenizer_info, self.retokenise)
+        return ServerEngine(connect(self, facts.tokenizer, self.retokenise), facts, self.retokenise)
 
     def for_student(self) -> EngineConfig:
-        """`student` with the sampling of this engine."""
+        """`student`, with the sampling of this engine."""
         return self.student.model_copy(update={"sampling": self.sampling})
 
 
 def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> ServedModel:
-    """A served model that exchanges token ids, or text with `retokenise`.
+    """A model on a server that generates responses as token ids, or as text with `retokenise`.
 
     Raises:
         ServerError: the server does not answer.
-        EngineError: it does not exchange token ids.
+        EngineError: it gives no token ids.
         ModelError: its token ids are not the student's.
     """
     served = ServedModel(server, tokenizer)
@@ -101,7 +99,7 @@ def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> Serve
         what
         for what, there in (
             ("takes no token ids as prompts", served.capabilities.token_prompts),
-            ("does not return the ids of the tokens it generates", served.capabilities.token_ids),
+            ("does not return the ids of the tokens it writes", served.capabilities.token_ids),
         )
         if not there
     ]
@@ -116,39 +114,38 @@ def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> Serve
 
 
 class ServerEngine:
-    """Generates with one request for each prompt, many concurrently.
+    """Generates with one request for each prompt, many at a time.
 
-    The seed of a request depends on the seed of the call and the sample id, so that the same call sends the
-    same requests; a server batches requests as they arrive, so that rounding may still change the text.
-    Completions in `journal`, if there is one, are not requested again.
+    The seed of a request depends on the seed of the call and the prompt's number, so that the same call sends
+    the same requests; servers batch requests as they come, so that their text may still differ in the last
+    bits of rounding. Completions are kept in `journal`, if there is one, and never requested again.
 
     Example:
-        >>> config = ServerConfig(url="http://127.0.0.1:8000/v1")
-        >>> engine = config.build(None, TokenizerInfo.from_tokenizer(tokenizer))
+        >>> engine = ServerConfig(url="http://127.0.0.1:8000/v1").build(None, TokenizerFacts.of(tokenizer))
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
-    def __init__(self, served: ServedModel, tokenizer_info: TokenizerInfo, retokenise: bool = False) -> None:
+    def __init__(self, served: ServedModel, facts: TokenizerFacts, retokenise: bool = False) -> None:
         self.served = served
-        self.tokenizer_info = tokenizer_info
+        self.facts = facts
         self.retokenise = retokenise
         self.journal: Journal | None = None
         self.retokenised = 0
-        """Number of completions that came as text and were tokenised here."""
+        """Completions that came as text and were tokenised here."""
         self.reused = 0
-        """Number of completions found in the journal."""
+        """Completions that were in the journal."""
 
-    def use_journal(self, path: Path) -> None:
-        """Record completions in a file, and take them from it instead of requesting them again."""
+    def keep(self, path: Path) -> None:
+        """Keep completions in a file and look there first."""
         self.journal = Journal(path)
 
     def fingerprint(self) -> str:
-        """A digest of the URL and the model's name; the weights on a server cannot be read."""
+        """A digest of the address and the model's name; weights on a server cannot be read."""
         name = f"server\n{self.served.client.url}\n{self.served.name}"
         return hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def counts(self) -> dict[str, int]:
-        """Usage counts so far, for the run folder."""
+        """What was requested so far, for the run folder."""
         counts = dict(vars(self.served.client.usage), reused=self.reused)
         return counts | ({"retokenised": self.retokenised} if self.retokenise else {})
 
@@ -158,29 +155,29 @@ class ServerEngine:
         sampling: Sampling,
         seed: int,
         *,
-        sample_ids: Sequence[int] | None = None,
-        progress: ProgressCallback | None = None,
+        numbers: Sequence[int] | None = None,
+        progress: ProgressCall | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
         Raises:
-            ConfigError: the server does not support a sampling setting, or its context is too short.
+            ConfigError: the server cannot sample so; the message names the setting.
             ServerError: it rejected a prompt, or did not answer within the retries. Completions that came
                 before are in the journal.
-            EngineError: it stopped a completion for another reason than its end or `max_tokens`.
+            EngineError: it cut a completion for a reason of its own.
         """
-        options = sampling_options(sampling, self.served.capabilities, self.tokenizer_info)
-        self._check_context(max(map(len, prompts), default=0), sampling)
-        completions = CompletionCollector(len(prompts), progress)
+        options = sampling_options(sampling, self.served.capabilities, self.facts)
+        self._check_room(max(map(len, prompts), default=0), sampling)
+        finish = Finished(len(prompts), progress)
         bodies = [
-            self._body(prompt, options, request_seed(seed, sample_id))
-            for prompt, sample_id in zip(prompts, sample_ids or range(len(prompts)), strict=True)
+            self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
+            for index, prompt in enumerate(prompts)
         ]
         for index, completion in self._complete(bodies, sampling):
-            completions(index, completion)
-        return completions.in_order()
+            finish(index, completion)
+        return finish.in_order()
 
-    def _check_context(self, longest: int, sampling: Sampling) -> None:
+    def _check_room(self, longest: int, sampling: Sampling) -> None:
         context = self.served.capabilities.context
         if context is None or self.retokenise or longest + sampling.max_tokens <= context:
             return
@@ -197,10 +194,10 @@ class ServerEngine:
         )
 
     def _body(self, prompt: Sequence[int], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        if not self.retokenise:
-            return self.served.request_body(prompt, seed=seed, **options)
-        text = self.tokenizer_info.tokenizer.decode(list(prompt), skip_special_tokens=False)
-        return self.served.request_body(text, seed=seed, **options)
+        text = (
+            self.facts.tokenizer.decode(list(prompt), skip_special_tokens=False) if self.retokenise else None
+        )
+        return self.served.request_body(prompt if text is None else text, seed=seed, **options)
 
     def _complete(
         self, bodies: Sequence[dict[str, Any]], sampling: Sampling
@@ -212,134 +209,130 @@ class ServerEngine:
                 missing.append(index)
             else:
                 self.reused += 1
-                yield index, _from_json(known)
+                yield index, _unpacked(known)
         parse = self._parser(sampling)
-        for position, completion in self.served.complete([bodies[index] for index in missing], parse):
-            index = missing[position]
+        for place, completion in self.served.complete([bodies[index] for index in missing], parse):
+            index = missing[place]
             if self.journal is not None:
-                self.journal.put(bodies[index], _to_json(completion))
+                self.journal.put(bodies[index], _packed(completion))
             self.retokenised += self.retokenise
             yield index, completion
 
     def _parser(self, sampling: Sampling) -> Callable[[CompletionChoice], Completion]:
         parse = from_text if self.retokenise else from_ids
-        return lambda choice: parse(choice, sampling, self.tokenizer_info)
+        return lambda choice: parse(choice, sampling, self.facts)
 
 
-def request_seed(seed: int, sample_id: int) -> int:
-    """The seed of one request: 31 bits, which every server accepts."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()[:4], "big") >> 1
+def seed_of(seed: int, number: int) -> int:
+    """The seed of one request: 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
 
 
-def sampling_options(
-    sampling: Sampling, server: Capabilities, tokenizer_info: TokenizerInfo
-) -> dict[str, Any]:
-    """The sampling settings as options of a request. All are sent, because servers have their own defaults.
+def sampling_options(sampling: Sampling, server: Capabilities, facts: TokenizerFacts) -> dict[str, Any]:
+    """The settings as a server takes them. All are named, because servers have defaults of their own.
 
     Raises:
-        ConfigError: the server does not support a setting.
+        ConfigError: the server has no such setting.
     """
-    names = OPTION_NAMES[server.kind]
+    names = OPTIONS[server.kind]
     if faults := unsupported(sampling, names, f"a server of kind {server.kind}"):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        **{option: getattr(sampling, name) for name, option in names.items()},
-        **FIXED_OPTIONS[server.kind],
+        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
+        **ALWAYS[server.kind],
     }
     if server.kind == "llama.cpp":
         return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
     if server.kind == "vllm":
-        options["stop_token_ids"] = list(tokenizer_info.eos_ids)
+        options["stop_token_ids"] = list(facts.eos_ids)
     if server.token_ids:
         options["return_token_ids"] = True
     return options | ({"logprobs": 1} if sampling.logprobs else {})
 
 
-def unsupported(sampling: Sampling, names: Mapping[str, str], backend: str) -> list[Fault]:
-    """A fault for each setting that a backend does not support.
+def unsupported(sampling: Sampling, names: Mapping[str, str], who: str) -> list[Fault]:
+    """The settings that an engine cannot follow.
 
     Args:
-        sampling: the requested settings.
-        names: the settings beyond temperature, top_p and max_tokens that it supports.
-        backend: its name in messages.
+        sampling: what is asked for.
+        names: the settings beyond temperature, top_p and max_tokens that it knows.
+        who: the engine, for people.
     """
-    default = Sampling()
+    neutral = Sampling()
     faults = [
         Fault(
             f"engine.sampling.{name}",
-            f"is not supported by {backend}",
+            f"is nothing that {who} can do",
             got=str(getattr(sampling, name)),
-            allowed=str(getattr(default, name)),
-            hint="Use engine: {kind: transformers}, or leave it out.",
+            allowed=str(getattr(neutral, name)),
+            hint="Let engine: {kind: transformers} write, or leave it out.",
         )
         for name in ("top_k", "min_p", "min_tokens", "repetition_penalty", "no_repeat_ngram_size")
-        if name not in names and getattr(sampling, name) != getattr(default, name)
+        if name not in names and getattr(sampling, name) != getattr(neutral, name)
     ]
-    changed = [
+    bent = [
         name
         for name in ("top_k", "top_p", "min_p", "repetition_penalty")
-        if getattr(sampling, name) != getattr(default, name)
+        if getattr(sampling, name) != getattr(neutral, name)
     ]
-    if sampling.logprobs and (changed or sampling.temperature not in (0.0, 1.0)):
+    if sampling.logprobs and (bent or sampling.temperature not in (0.0, 1.0)):
         faults.append(
             Fault(
                 "engine.sampling.logprobs",
-                f"{backend} returns the log-probabilities of the model, not of the sampling distribution",
-                allowed="temperature 1 (or 0), and no top_k, top_p, min_p or repetition_penalty",
-                got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *changed)),
+                f"{who} gives the model's own log-probabilities, not those of the distribution drawn from",
+                allowed="temperature 1 (or 0), and nothing that bends the distribution",
+                got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *bent)),
             )
         )
     return faults
 
 
-def from_ids(choice: CompletionChoice, sampling: Sampling, tokenizer_info: TokenizerInfo) -> Completion:
-    """The sampled tokens up to and including the end-of-sequence token.
+def from_ids(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+    """The tokens that were sampled, up to and with the end token.
 
-    A server may stop at an end-of-sequence token of its own; it is replaced by the student's.
+    A server may end a text with an end token of its own; the student's stands in its place.
 
     Raises:
         ValueError: the completion is empty.
-        EngineError: the server stopped it early, or returned no log-probabilities.
+        EngineError: the server cut it for a reason of its own, or gives no log-probabilities.
     """
     ids, logprobs = choice.token_ids, choice.logprobs
     if not ids:
         raise ValueError("a completion without tokens")
     if sampling.logprobs and (logprobs is None or len(logprobs) != len(ids)):
         raise EngineError(
-            f"the server returned {len(logprobs or ())} log-probabilities for {len(ids)} tokens (llama.cpp "
-            "has none for tokens that are part of a character). Set sampling.logprobs: false, or use vLLM."
+            f"the server gave {len(logprobs or ())} log-probabilities for {len(ids)} tokens (llama.cpp has "
+            "none for tokens that are part of a character). Set sampling.logprobs: false, or use vLLM."
         )
-    end = next((at for at, token in enumerate(ids) if token in tokenizer_info.eos_ids), None)
+    end = next((place for place, token in enumerate(ids) if token in facts.eos_ids), None)
     if end is not None:
         ids = ids[: end + 1]
     elif _finished(choice):
-        ids = (*ids[:-1], tokenizer_info.eos_ids[0])
+        ids = (*ids[:-1], facts.eos_ids[0])
     elif len(ids) < sampling.max_tokens:
         raise EngineError(
-            f"the server stopped after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
-            "prompt the response fills the server's context. Start the server with a longer one "
-            "(--max-model-len of vLLM, --ctx-size of llama.cpp, which its slots share), or lower "
-            "data.max_prompt or max_tokens."
+            f"the server cut a text after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
+            "prompt it fills the server's context. Start the server with a longer one (--max-model-len of "
+            "vLLM, --ctx-size of llama.cpp, which its slots share), or lower data.max_prompt or max_tokens."
         )
-    finished = ids[-1] in tokenizer_info.eos_ids
+    finished = ids[-1] in facts.eos_ids
     return Completion(ids, finished, logprobs[: len(ids)] if sampling.logprobs and logprobs else None)
 
 
-def from_text(choice: CompletionChoice, sampling: Sampling, tokenizer_info: TokenizerInfo) -> Completion:
-    """The text tokenised with the student's tokenizer, truncated to `max_tokens`.
+def from_text(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
+    """The text, tokenised with the student's tokenizer; cut where that makes more than `max_tokens`.
 
     Raises:
         ValueError: the completion is empty.
-        EngineError: the server stopped it early.
+        EngineError: the server cut it for a reason of its own.
     """
     finished = _finished(choice)
-    encoded = tokenizer_info.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
-    ids = [int(token) for token in encoded]
+    ids = [int(token) for token in facts.tokenizer(choice.text, add_special_tokens=False)["input_ids"]]
     if finished:
-        ids.append(tokenizer_info.eos_ids[0])
+        ids.append(facts.eos_ids[0])
     if not ids:
         raise ValueError("a completion without text")
     fits = len(ids) <= sampling.max_tokens
@@ -349,16 +342,16 @@ def from_text(choice: CompletionChoice, sampling: Sampling, tokenizer_info: Toke
 def _finished(choice: CompletionChoice) -> bool:
     if choice.finish_reason not in ("stop", "length"):
         raise EngineError(
-            f"the server stopped a response because of {choice.finish_reason!r}, not at its end or at "
-            "max_tokens. It may filter content or have been shut down."
+            f"the server ended a text because of {choice.finish_reason!r}, and not at its end or at "
+            "max_tokens. It may filter contents or have been stopped."
         )
     return choice.finish_reason == "stop"
 
 
-def _to_json(completion: Completion) -> list[Any]:
+def _packed(completion: Completion) -> list[Any]:
     return [list(completion.token_ids), completion.finished, completion.logprobs]
 
 
-def _from_json(row: Sequence[Any]) -> Completion:
+def _unpacked(row: Sequence[Any]) -> Completion:
     ids, finished, logprobs = row
     return Completion(tuple(ids), finished, None if logprobs is None else tuple(logprobs))

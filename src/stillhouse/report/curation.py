@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.report.measures import compact, is_number, plain
+from stillhouse.console.format import compact_number, is_number, setting_text
 from stillhouse.report.record import RunRecord
 
 EXAMPLE = ("side", "filter", "reason", "detail", "prompt", "response")
@@ -66,36 +66,43 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
         ]
     filters = known[-1].get("filters")
     return CuratedRun(
-        run.name, [plain(each) for each in filters] if isinstance(filters, list) else [], sides, examples[:60]
+        run.name,
+        [setting_text(each) for each in filters] if isinstance(filters, list) else [],
+        sides,
+        examples[:60],
     )
 
 
 def _side(label: str, name: str, side: dict[str, Any], one: dict[str, Any]) -> CuratedSide:
     by = side.get("by")
-    writers = ", ".join(f"{who} {_count(count)}" for who, count in by.items()) if isinstance(by, dict) else ""
+    writers = (
+        ", ".join(f"{who} {compact_number(count)}" for who, count in by.items())
+        if isinstance(by, dict)
+        else ""
+    )
     return CuratedSide(
         round=label,
         side=name,
         writers=writers,
-        prompts=_count(one.get("prompts")),
-        kept=_count(one.get("kept")),
+        prompts=compact_number(one.get("prompts")),
+        kept=compact_number(one.get("kept")),
         dropped=reasons(side.get("dropped")),
         dropped_at_first=reasons(side.get("dropped_at_first")),
-        rewritten=_count(side.get("rewritten")),
+        rewritten=compact_number(side.get("rewritten")),
     )
 
 
 def reasons(value: Any, before: str = "") -> list[tuple[str, str]]:
     """Reasons with their counts, from a count, a mapping of reasons, or a mapping of filters to reasons."""
     if not isinstance(value, dict):
-        return [(before or "rows", _count(value))] if value else []
+        return [(before or "rows", compact_number(value))] if value else []
     found: list[tuple[str, str]] = []
     for name, below in value.items():
         here = f"{before}: {name}" if before else str(name)
         if isinstance(below, dict):
             found += reasons(below, here)
         elif below:
-            found.append((here.replace("_", " "), _count(below)))
+            found.append((here.replace("_", " "), compact_number(below)))
     return found
 
 
@@ -120,13 +127,9 @@ def _data_row(entry: dict[str, Any]) -> dict[str, Any]:
         "name": str(entry.get("name", "")),
         "path": str(entry.get("path", "")),
         "sha256": str(entry.get("sha256") or "")[:12],
-        "rows": _count(entry.get("rows")),
-        "kept": _count(entry.get("kept")),
-        "responses": _count(entry.get("with_response")),
+        "rows": compact_number(entry.get("rows")),
+        "kept": compact_number(entry.get("kept")),
+        "responses": compact_number(entry.get("with_response")),
         "dropped": reasons(entry.get("dropped")),
         "truncated": reasons(entry.get("truncated")),
     }
-
-
-def _count(value: Any) -> str:
-    return compact(value) if is_number(value) else "–" if value is None else str(value)

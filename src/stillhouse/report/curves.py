@@ -1,16 +1,19 @@
-"""Which plots a set of runs deserves: losses, validation, schedules, sources, speed. What nobody logged is
-not drawn."""
+"""Which plots a set of runs deserves: losses, validation, schedules, sources, speed, and the results that are
+curves themselves. What nobody logged is not drawn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from stillhouse.report.measures import is_number, measure
+from stillhouse.console.format import is_number
+from stillhouse.report.breakdown import SOURCE_COLOURS
+from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
 from stillhouse.report.record import Row, RunRecord
-from stillhouse.report.systems import run_colour
-from stillhouse.report.work import SOURCE_COLOURS
+from stillhouse.report.systems import System, run_colour
 
 
 def series(rows: Sequence[Row], key: str, x: Sequence[float] | None = None) -> list[tuple[float, float]]:
@@ -32,7 +35,7 @@ def main_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     shown = ("rouge_l", "loss", "epoch", "seconds")
     others = [name for name in _keys(runs, "valid", "") if name not in shown and "/" not in name]
     for name in others:
-        known = measure(name)
+        known = metric_info(name)
         if len({row[name] for run in runs for row in run.metrics("valid") if is_number(row.get(name))}) > 1:
             title = f"Validation: {known.label}"
             plots.append(_over_steps(runs, "valid", name, title, known.label, marked=True))
@@ -83,7 +86,7 @@ def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     return plots
 
 
-BUFFER = {
+BUFFER_PLOTS = {
     "replay/size": ("Buffer: responses held", "responses"),
     "replay/age": ("Buffer: age of the responses", "optimiser steps"),
     "replay/uses": ("Buffer: uses of a response so far", "draws"),
@@ -100,14 +103,18 @@ DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/")
 
 def buffer_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """Age, size and uses of what is kept, and whatever else a part of the method logs about itself."""
-    names = [name for name in BUFFER if any(name in row for run in runs for row in run.metrics("train"))]
+    names = [
+        name for name in BUFFER_PLOTS if any(name in row for run in runs for row in run.metrics("train"))
+    ]
     for name in _keys(runs, "train", ""):
         source = name.removeprefix("responses/") in SOURCE_COLOURS
-        if "/" in name and name not in BUFFER and not source and not name.startswith(DRAWN_ELSEWHERE):
+        if "/" in name and name not in BUFFER_PLOTS and not source and not name.startswith(DRAWN_ELSEWHERE):
             names.append(name)
     plots = []
     for name in names:
-        title, unit = BUFFER.get(name, (name.replace("/", ": ").replace("_", " ").capitalize(), "value"))
+        title, unit = BUFFER_PLOTS.get(
+            name, (name.replace("/", ": ").replace("_", " ").capitalize(), "value")
+        )
         plots.append(_over_steps(runs, "train", name, title, unit))
     return [plot for plot in plots if plot]
 
@@ -169,7 +176,7 @@ def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
             if len(points) > 1:
                 curves.append(Curve(run.name, run_colour(index), points, marked=True))
         if curves:
-            title = f"Validation {measure(name).label} over time"
+            title = f"Validation {metric_info(name).label} over time"
             caption = "Seconds of training with everything that it takes, writing responses included."
             return line_plot("quality-time", title, curves, "seconds of training", unit, caption)
     return None
@@ -211,3 +218,83 @@ def _keys(runs: Sequence[RunRecord], phase: str, prefix: str) -> list[str]:
 
 def _steps(rows: Sequence[Row]) -> list[float]:
     return [row["step"] for row in rows]
+
+
+DIVERSITY_METRICS = {
+    "self_bleu": ("Quality and diversity: Self-BLEU", "Self-BLEU (left is more varied)"),
+    "distinct_2": ("Quality and diversity: distinct-2", "distinct-2 (right is more varied)"),
+}
+DRAFT_METRICS = {
+    "block_efficiency": ("Speculative decoding: block efficiency", "tokens a teacher pass"),
+    "acceptance": ("Speculative decoding: acceptance", "share of the student's tokens"),
+}
+
+
+def diversity_plots(systems: Sequence[System]) -> list[Plot]:
+    """ROUGE-L against the diversity of the answers over temperatures, for every task `curve`: a system is
+    better where its line lies higher at the same diversity. Error bars are standard deviations over seeds."""
+    caption = "A point for each sampling temperature T. Higher at the same diversity is better."
+    plots: list[Plot] = []
+    for task, here in _with_list(systems, "curve"):
+        for name, (title, unit) in DIVERSITY_METRICS.items():
+            curves = [curve for system in here if (curve := _diversity_curve(system, name)) is not None]
+            if curves:
+                curves[1:] = [
+                    replace(curve, notes=()) for curve in curves[1:]
+                ]  # they would lie on each other
+                key = f"diversity-{name}-{len(plots)}"
+                plots.append(line_plot(key, f"{title}{task}", curves, unit, "ROUGE-L", caption))
+    return plots
+
+
+def draft_plots(systems: Sequence[System]) -> list[Plot]:
+    """What the student saves as the teacher's draft model, over how many tokens it proposes at a time."""
+    plots: list[Plot] = []
+    for task, here in _with_list(systems, "by_gamma"):
+        for name, (title, unit) in DRAFT_METRICS.items():
+            curves = []
+            for system in here:
+                points = [
+                    (point["gamma"], point[name])
+                    for point in _points(system.metrics["by_gamma"], "gamma", name)
+                ]
+                if points:
+                    curves.append(Curve(system.label, system.colour, points, marked=True))
+            if curves:
+                plots.append(line_plot(f"draft-{name}-{len(plots)}", f"{title}{task}", curves, "gamma", unit))
+    return plots
+
+
+def _with_list(systems: Sequence[System], name: str) -> Iterator[tuple[str, list[System]]]:
+    """The systems of each task that have such a list; the task is a suffix for titles, where needed."""
+    having = [system for system in systems if isinstance(system.metrics.get(name), list)]
+    tasks = list(dict.fromkeys(system.task for system in having))
+    for task in tasks:
+        yield (f" · {task}" if len(tasks) > 1 else ""), [system for system in having if system.task == task]
+
+
+def _diversity_curve(system: System, against: str) -> Curve | None:
+    known = _points(system.metrics["curve"], against, "rouge_l", "temperature")
+    points = sorted(known, key=lambda point: float(point["temperature"]))
+    if not points:
+        return None
+    ends = (points[0], points[-1])
+    spreads = [point.get("rouge_l_std") for point in points]
+    return Curve(
+        system.label,
+        system.colour,
+        [(point[against], point["rouge_l"]) for point in points],
+        marked=True,
+        notes=[f"T={point['temperature']:g}" if point in ends else "" for point in points],
+        spread=[spread if is_number(spread) and math.isfinite(spread) else 0.0 for spread in spreads],
+    )
+
+
+def _points(found: list[Any], *names: str) -> list[dict[str, Any]]:
+    """The points in which all these names are finite numbers."""
+    return [
+        point
+        for point in found
+        if isinstance(point, dict)
+        and all(is_number(point.get(name)) and math.isfinite(point[name]) for name in names)
+    ]

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse import console
-from stillhouse.report.measures import compact, is_number, main_measure, measure
-from stillhouse.report.record import RunRecord, find_runs, load_run
-from stillhouse.report.state import status_of
+from stillhouse.console import Table, duration, make_table
+from stillhouse.console.format import MISSING, age, compact_number, is_number
+from stillhouse.report.metrics import main_metric, metric_info
+from stillhouse.report.record import RunRecord, load_runs, status_of
 from stillhouse.report.systems import role_of
 
 
@@ -20,7 +20,7 @@ from stillhouse.report.systems import role_of
 class Score:
     """The best figure of a run. Example: `Score("rouge_l", 57.1, "validation", step=150)`"""
 
-    measure: str
+    metric: str
     value: float
     on: str
     """The task of an evaluation, or "validation"."""
@@ -29,7 +29,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class RunLine:
+class RunSummary:
     """What a list of runs says about one."""
 
     folder: str
@@ -50,34 +50,36 @@ class RunLine:
         """Plain values."""
         return asdict(self)
 
-    def cells(self) -> tuple[str, ...]:
-        """For `console.table`, in the order of HEADINGS."""
-        steps = f"{self.step:,}" + (f"/{self.max_steps:,}" if self.max_steps else "")
-        return (
-            self.folder,
-            self.state,
-            self.method or "–",
-            steps,
-            _score_text(self.score),
-            age_text(self.age_seconds),
-            console.duration(self.seconds) if self.seconds is not None else "–",
+
+def runs_table(lines: Sequence[RunSummary]) -> Table:
+    """The runs as a table for people."""
+    headings = ("run", "state", "method", "steps", "best score", "started", "took")
+    rows = [
+        (
+            line.folder,
+            line.state,
+            line.method or None,
+            f"{line.step:,}" + (f"/{line.max_steps:,}" if line.max_steps else ""),
+            _score_text(line.score),
+            age(line.age_seconds),
+            duration(line.seconds),
         )
+        for line in lines
+    ]
+    return make_table(headings, rows)
 
 
-HEADINGS = ("run", "state", "method", "steps", "best score", "started", "took")
-
-
-def list_runs(folders: Sequence[Path], now: datetime.datetime | None = None) -> list[RunLine]:
+def list_runs(folders: Sequence[Path], now: datetime.datetime | None = None) -> list[RunSummary]:
     """The runs in the folders, oldest first within each.
 
     Raises:
         DataError: a folder does not exist or holds no run.
     """
     now = now or datetime.datetime.now(datetime.UTC)
-    return [_line(load_run(folder, answers=False), now) for folder in find_runs(folders)]
+    return [_line(run, now) for run in load_runs(folders)]
 
 
-def _line(run: RunRecord, now: datetime.datetime) -> RunLine:
+def _line(run: RunRecord, now: datetime.datetime) -> RunSummary:
     state, message = status_of(run.state)
     train = run.metrics("train")
     limit = run.state.get("max_steps") or (
@@ -85,7 +87,7 @@ def _line(run: RunRecord, now: datetime.datetime) -> RunLine:
     )
     started = str(run.state.get("started") or "") or None
     seconds = run.state.get("seconds")
-    return RunLine(
+    return RunSummary(
         folder=str(run.folder),
         name=run.name,
         state=state,
@@ -104,14 +106,14 @@ def best_score(run: RunRecord) -> Score | None:
     """The main measure of the finished student, or else the best validation so far."""
     for result in run.evaluations:
         if role_of(result.system) == "after":
-            main = main_measure([result.metrics])
+            main = main_metric([result.metrics])
             if main is not None:
                 return Score(main.name, float(result.metrics[main.name]), result.task or "held-out prompts")
     rows = run.metrics("valid")
     for name in ("rouge_l", "loss"):
         found = [row for row in rows if is_number(row.get(name)) and math.isfinite(row[name])]
         if found:
-            best = (max if measure(name).better == "higher" else min)(found, key=lambda row: row[name])
+            best = (max if metric_info(name).better == "higher" else min)(found, key=lambda row: row[name])
             return Score(name, float(best[name]), "validation", int(best["step"]))
     return None
 
@@ -133,20 +135,7 @@ def _age(started: str | None, now: datetime.datetime) -> float | None:
 
 def _score_text(score: Score | None) -> str:
     if score is None:
-        return "–"
-    known = measure(score.measure)
-    where = f"validation, step {compact(score.step)}" if score.step is not None else score.on
+        return MISSING
+    known = metric_info(score.metric)
+    where = f"validation, step {compact_number(score.step)}" if score.step is not None else score.on
     return f"{known.label} {known.show(score.value)} ({where})"
-
-
-def age_text(seconds: float | None) -> str:
-    """`just now`, `5 min ago`, `3 h ago`, `12 days ago`; a dash where unknown."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return "just now"
-    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' * (unit == 'day' and count > 1)} ago"
-    return "–"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse import console, files
-from stillhouse.report import answers, curation, curves, diversity, results, sections, work
-from stillhouse.report.measures import MEASURES
-from stillhouse.report.record import RunRecord, find_runs, load_run
+from stillhouse.console import duration
+from stillhouse.console.format import MISSING, compact_number, is_number
+from stillhouse.report import breakdown, configuration, curation, curves, responses, results
+from stillhouse.report.metrics import METRICS, metric_info
+from stillhouse.report.record import RunRecord, load_runs
 from stillhouse.report.systems import gather, run_colour
 
 
@@ -33,7 +37,7 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         DataError: a folder does not exist or holds no run.
         EnvironmentFault: the file cannot be written.
     """
-    runs = [load_run(folder) for folder in find_runs(folders)]
+    runs = load_runs(folders, responses=True)
     html = render(runs, title)
     with files.atomic(output, "wb") as handle:
         # Text from a model may hold half of a surrogate pair, which UTF-8 does not know.
@@ -52,42 +56,110 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         lstrip_blocks=True,
     )
     systems = gather(runs)
-    tables = results.result_tables(systems)
+    found = results.task_results(systems)
     script = _asset("page.js")
     return environment.get_template("page.html.j2").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         single=len(runs) == 1,
-        headline=results.headline(systems, tables),
-        subtitle=sections.subtitle(runs),
-        tables=tables,
-        standard_errors=results.standard_errors(tables),
+        headline=results.headline(systems, found),
+        subtitle=_subtitle(runs),
+        task_results=found,
+        standard_errors=results.standard_errors(found),
         overview=results.overview(systems),
-        named_task=bool(tables and tables[0].task and tables[0].task not in MEASURES),
-        glossary=results.glossary(tables),
-        cards=[sections.run_card(index, run) for index, run in enumerate(runs)],
+        named_task=bool(found and found[0].task and found[0].task not in METRICS),
+        glossary=results.glossary(found),
+        cards=[_run_card(index, run) for index, run in enumerate(runs)],
         run_legend=[(run.name, run_colour(index)) for index, run in enumerate(runs)],
         main_plots=curves.main_plots(runs),
         schedule_plots=curves.schedule_plots(runs),
         source_plots=curves.source_plots(runs),
         further_plots=curves.further_plots(runs),
         buffer_plots=curves.buffer_plots(runs),
-        source_bars=work.source_bars(runs),
-        time_bars=work.time_bars(runs),
-        phase_tables=work.phase_tables(runs),
-        diversity_plots=diversity.diversity_plots(systems),
-        draft_plots=diversity.draft_plots(systems),
+        source_bars=breakdown.source_bars(runs),
+        time_bars=breakdown.time_bars(runs),
+        phase_tables=breakdown.phase_tables(runs),
+        diversity_plots=curves.diversity_plots(systems),
+        draft_plots=curves.draft_plots(systems),
         data_tables=curation.data_tables(runs),
         curated=curation.curated_runs(runs),
-        answers=answers.shown_answers(systems),
-        config_diff=sections.config_diff(runs),
-        not_set=sections.NOT_SET,
-        configs=sections.config_tables(runs),
-        environments=sections.environments(runs),
+        responses=responses.side_by_side(systems),
+        config_diff=configuration.config_diff(runs),
+        not_set=configuration.NOT_SET,
+        configs=configuration.config_tables(runs),
+        environments=configuration.environments(runs),
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _subtitle(runs: Sequence[RunRecord]) -> str:
+    """When, how long, with which version."""
+    parts: list[str] = []
+    started = sorted(
+        str(run.state["started"])[:16].replace("T", " ") for run in runs if run.state.get("started")
+    )
+    parts += started[:1]
+    seconds = [run.state["seconds"] for run in runs if is_number(run.state.get("seconds"))]
+    parts += [duration(sum(seconds), tenths=True)] if seconds else []
+    versions = dict.fromkeys(
+        str(run.environment["stillhouse"]) for run in runs if run.environment.get("stillhouse")
+    )
+    parts += [f"Stillhouse {', '.join(versions)}"] if versions else []
+    return " · ".join(parts)
+
+
+def _run_card(index: int, run: RunRecord) -> dict[str, Any]:
+    """What one run was, in a few lines."""
+    facts = [("Recipe", run.recipe)]
+    facts += [(name.capitalize(), _model(model)) for name, model in run.models.items()]
+    facts += [(f"Data: {entry.get('name', '?')}", _set(entry)) for entry in run.data]
+    train = run.metrics("train")
+    if train:
+        facts.append(("Steps", compact_number(train[-1]["step"])))
+        tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
+        if tokens:
+            facts.append(("Tokens", metric_info("parameters").show(sum(tokens))))
+        facts.append(("Written", breakdown.generated_tokens(run)))
+    facts.append(("Took", duration(run.state.get("seconds"), tenths=True)))
+    return {
+        "name": run.name,
+        "status": run.status,
+        "colour": run_colour(index),
+        "message": str(run.state.get("message") or ""),
+        "facts": [(name, value) for name, value in facts if value and value != MISSING],
+        "command": _command(str(run.state.get("command") or "")),
+        "problems": [*run.warnings, *run.problems],
+        "folder": run.folder.name,
+    }
+
+
+def _command(text: str) -> str:
+    """The command as somebody would type it: absolute paths by their last part, the program's too."""
+    return re.sub(r"(^|(?<=[\s=]))/\S+", lambda found: configuration.short_path(found[0]), text)
+
+
+def _model(model: dict[str, Any]) -> str:
+    parts = [str(model["path"]).rstrip("/").rsplit("/", 1)[-1]] if model.get("path") else []
+    size, trainable = model.get("parameters"), model.get("trainable")
+    if is_number(size):
+        parts.append(f"{metric_info('parameters').show(size)} parameters")
+    if is_number(trainable) and is_number(size) and 0 < trainable < size:
+        parts.append(f"{metric_info('parameters').show(trainable)} of them trained")
+    if is_number(model.get("bytes")):
+        parts.append(metric_info("bytes").show(model["bytes"]))
+    return ", ".join(parts)
+
+
+def _set(entry: dict[str, Any]) -> str:
+    rows, kept = entry.get("rows"), entry.get("kept")
+    count = kept if is_number(kept) else rows
+    text = f"{compact_number(count)} rows" if is_number(count) else ""
+    with_response = entry.get("with_response")
+    if is_number(with_response) and with_response != kept:
+        text += f", {compact_number(with_response)} with a response"
+    return text
 
 
 def _visible(value: object) -> object:

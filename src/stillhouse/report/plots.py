@@ -13,6 +13,7 @@ from html import escape
 from markupsafe import Markup
 
 from stillhouse.console import visible
+from stillhouse.console.format import compact_number
 
 Points = Sequence[tuple[float, float]]
 
@@ -166,7 +167,7 @@ def _tick(value: float, position: int) -> str:
 def _ends(points: Points) -> str:
     if not points:
         return "no values"
-    return f"from {points[0][1]:.4g} to {points[-1][1]:.4g}"
+    return f"from {compact_number(points[0][1])} to {compact_number(points[-1][1])}"
 
 
 def _svg(figure, key: str, title: str, described: str, paints: dict[str, str]) -> Markup:  # type: ignore[no-untyped-def]

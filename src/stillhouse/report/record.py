@@ -3,8 +3,11 @@ never fails on them."""
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Iterator, Sequence
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,6 @@ from typing import Any
 import yaml
 
 from stillhouse.errors import DataError
-from stillhouse.report.state import status_of
 
 MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
 """A folder that holds one of these is a run folder."""
@@ -21,10 +23,10 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ConfigEntry:
     """One value of the configuration and where it came from.
 
-    Example: `Setting("train.lr", 0.0005, origin="run.yaml:12")`
+    Example: `ConfigEntry("train.lr", 0.0005, origin="run.yaml:12")`
     """
 
     path: str
@@ -50,7 +52,7 @@ class RunRecord:
 
     folder: Path
     state: Row = field(default_factory=dict)
-    config: dict[str, Setting] = field(default_factory=dict)
+    config: dict[str, ConfigEntry] = field(default_factory=dict)
     """Settings by dotted path."""
     environment: Row = field(default_factory=dict)
     data: list[Row] = field(default_factory=list)
@@ -131,12 +133,17 @@ def _started(folder: Path) -> str:
     return str(_read_json(folder / "state.json", []).get("started") or "")
 
 
-def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
+def load_runs(folders: Sequence[Path], *, responses: bool = False) -> list[RunRecord]:
+    """The runs in the folders, as `find_runs` finds and `load_run` reads them."""
+    return [load_run(folder, responses=responses) for folder in find_runs(folders)]
+
+
+def load_run(folder: Path, *, responses: bool = True) -> RunRecord:
     """Read a run folder; a missing file counts as empty, a broken one is named in `problems`.
 
     Args:
         folder: the run folder.
-        answers: also read what each system answered, which can be much.
+        responses: also read the responses of each system, which can be many.
 
     Raises:
         DataError: there is no such folder.
@@ -155,7 +162,7 @@ def load_run(folder: Path, *, answers: bool = True) -> RunRecord:
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
-        evaluations=_read_evaluations(folder / "evaluation", problems, answers),
+        evaluations=_read_evaluations(folder / "evaluation", problems, responses),
         curation=_read_json(folder / "responses" / "curation.json", problems),
         warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
@@ -211,13 +218,13 @@ def _latest(rows: list[Row]) -> list[Row]:
     return sorted(latest.values(), key=lambda row: row["step"])
 
 
-def _read_config(folder: Path, problems: list[str]) -> dict[str, Setting]:
+def _read_config(folder: Path, problems: list[str]) -> dict[str, ConfigEntry]:
     provenance = _read_json(folder / "provenance.json", problems)
     if provenance:
         return {
-            path: Setting(path, entry.get("value"), str(entry.get("origin", "")))
+            path: ConfigEntry(path, entry.get("value"), str(entry.get("origin", "")))
             if isinstance(entry, dict)
-            else Setting(path, entry)
+            else ConfigEntry(path, entry)
             for path, entry in provenance.items()
         }
     path = folder / "resolved.yaml"
@@ -228,7 +235,7 @@ def _read_config(folder: Path, problems: list[str]) -> dict[str, Setting]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.append(f"{path.name} could not be read ({error}).")
         return {}
-    return {name: Setting(name, leaf) for name, leaf in leaves(value)}
+    return {name: ConfigEntry(name, leaf) for name, leaf in leaves(value)}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -240,7 +247,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _read_evaluations(folder: Path, problems: list[str], answers: bool) -> list[Evaluation]:
+def _read_evaluations(folder: Path, problems: list[str], responses: bool) -> list[Evaluation]:
     found = []
     paths = folder.glob("*.json") if folder.is_dir() else []
     for path in sorted(
@@ -258,7 +265,42 @@ def _read_evaluations(folder: Path, problems: list[str], answers: bool) -> list[
                 task=str(result.get("task") or ""),
                 settings=settings if isinstance(settings, dict) else {},
                 metrics=metrics if isinstance(metrics, dict) else {},
-                rows=_read_lines(path.with_suffix(".jsonl"), problems) if answers else [],
+                rows=_read_lines(path.with_suffix(".jsonl"), problems) if responses else [],
             )
         )
     return found
+
+
+GONE = "its process is gone, without having said how it ended; go on with --resume"
+ELSEWHERE = "as far as its folder tells: it was started on another machine"
+
+
+def running_process(state: Mapping[str, Any]) -> int | None:
+    """The process that is at work on the run now, on this machine; None if there is none or it is ours."""
+    import psutil
+
+    try:
+        if state["state"] != "running" or state["process"] == os.getpid():
+            return None
+        began = datetime.datetime.fromisoformat(state["started"]).timestamp()
+        process = psutil.Process(state["process"])
+        # A number given anew, after a crash and a restart, belongs to a process that is younger than the run.
+        alive = process.create_time() <= began + 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    return int(state["process"]) if alive else None
+
+
+def status_of(state: Mapping[str, Any]) -> tuple[str, str]:
+    """How a run stands, and a remark on it.
+
+    Returns:
+        "running", "interrupted", "done", "failed" or "unknown", with the message of the run, or why what
+        its folder says is not believed. A run that says it is running is running only if its process lives.
+    """
+    said, message = str(state.get("state") or "unknown"), str(state.get("message") or "")
+    if said != "running" or state.get("process") == os.getpid():
+        return said, message
+    if state.get("host") not in (None, platform.node()):
+        return said, ELSEWHERE
+    return ("running", message) if running_process(state) else ("interrupted", GONE)

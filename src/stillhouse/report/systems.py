@@ -1,4 +1,7 @@
-"""The systems that a set of runs has evaluated: teacher, student before, students after; shared ones once."""
+"""The systems that a set of runs has evaluated: teacher, student before, students after; shared ones once.
+
+And whether their results may be compared: on the same questions, with the same sampling, seeds and limits.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stillhouse.report.measures import is_number, measure
-from stillhouse.report.record import Evaluation, RunRecord
+from stillhouse.console.format import is_number, setting_text
+from stillhouse.report.metrics import metric_info
+from stillhouse.report.record import Evaluation, RunRecord, leaves
 
-Role = Literal["teacher", "before", "after"]
-ORDER: dict[Role, int] = {"teacher": 0, "before": 1, "after": 2}
+SystemRole = Literal["teacher", "before", "after"]
+ROLES: tuple[SystemRole, ...] = ("teacher", "before", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class System:
     """
 
     label: str
-    role: Role
+    role: SystemRole
     task: str
     run: int | None
     """Index of the run it belongs to; None where all runs share it."""
@@ -50,7 +54,7 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
     tasks = list(dict.fromkeys(result.task for run in runs for result in run.evaluations))
     systems: list[System] = []
     for task in tasks:
-        for role in ORDER:
+        for role in ROLES:
             found = [
                 (index, result)
                 for index, run in enumerate(runs)
@@ -61,7 +65,7 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
     return systems
 
 
-def role_of(system: str) -> Role:
+def role_of(system: str) -> SystemRole:
     """The role that a system's name tells; what is neither teacher nor before counts as after."""
     words = system.lower().replace("-", " ").replace("_", " ").split()
     if words[:1] == ["teacher"]:
@@ -79,7 +83,7 @@ def teacher_of(systems: Sequence[System], system: System) -> System | None:
     return _of_role(systems, system, "teacher")
 
 
-def _of_role(systems: Sequence[System], system: System, role: Role) -> System | None:
+def _of_role(systems: Sequence[System], system: System, role: SystemRole) -> System | None:
     fitting = (
         other
         for other in systems
@@ -88,7 +92,7 @@ def _of_role(systems: Sequence[System], system: System, role: Role) -> System | 
     return next(fitting, None)
 
 
-def _shared(found: list[tuple[int, Evaluation]], role: Role) -> list[System]:
+def _shared(found: list[tuple[int, Evaluation]], role: SystemRole) -> list[System]:
     """One system for all, if the results are the same one measured again; nothing otherwise."""
     if role == "after" or not found:
         return []
@@ -105,7 +109,7 @@ def _same_quality(one: Evaluation, other: Evaluation) -> bool:
     names = {
         name
         for name in one.metrics.keys() & other.metrics.keys()
-        if measure(name).kind != "speed" and is_number(one.metrics[name])
+        if metric_info(name).kind != "speed" and is_number(one.metrics[name])
     }
     return bool(names) and all(
         is_number(other.metrics[name]) and math.isclose(one.metrics[name], other.metrics[name], rel_tol=1e-6)
@@ -113,7 +117,7 @@ def _same_quality(one: Evaluation, other: Evaluation) -> bool:
     )
 
 
-def _system(index: int, result: Evaluation, role: Role, runs: Sequence[RunRecord]) -> System:
+def _system(index: int, result: Evaluation, role: SystemRole, runs: Sequence[RunRecord]) -> System:
     label = result.label
     if len(runs) > 1:
         same = [
@@ -126,3 +130,60 @@ def _system(index: int, result: Evaluation, role: Role, runs: Sequence[RunRecord
         if len(same) > 1 and name not in label:
             label = f"{label} · {name}"
     return System(label, role, result.task, index, result.metrics, result.settings, result.rows)
+
+
+OF_THE_MODEL = ("template", "dtype")
+"""Settings that belong to a model rather than to the measurement, such as a teacher's own template."""
+IRRELEVANT = (
+    "answers", "data", "dropped", "truncated", "dtype", "server", "requests_of_the_last_call",
+    "retries_of_the_last_call", "questions_in_one_only",
+)  # fmt: skip
+"""Settings that may differ without making two results unlike: where the rows are from (`questions_digest`
+stands for what they say), what a tokenizer made too long, what a call of a server took."""
+QUESTION_COUNTS = ("prompts", "questions")
+
+
+def differing_settings(one: System, other: System, but: Sequence[str] = ()) -> list[str]:
+    """The settings of the measurement in which two results differ, of those that both have.
+
+    Args:
+        one: a system on a task.
+        other: another one on the same task.
+        but: settings that may differ.
+    """
+    ours, theirs = dict(leaves(one.settings)), dict(leaves(other.settings))
+    return [
+        name
+        for name in ours
+        if name in theirs
+        and ours[name] != theirs[name]
+        and not {name, name.partition(".")[0]} & {*IRRELEVANT, *but}
+    ]
+
+
+def measured_differently(systems: Sequence[System]) -> list[str]:
+    """In what the results on one task were not measured alike, one text for each setting.
+
+    Example: `["sampling.temperature 0 (kd), 1 (gkd, sft)", "other questions or references"]`
+    """
+    names = dict.fromkeys(
+        name
+        for index, one in enumerate(systems)
+        for other in systems[index + 1 :]
+        for name in differing_settings(
+            one, other, OF_THE_MODEL if "teacher" in (one.role, other.role) else ()
+        )
+    )
+    texts = []
+    for name in names:
+        if name == "questions_digest":
+            texts += [] if names.keys() & set(QUESTION_COUNTS) else ["other questions or references"]
+            continue
+        groups: dict[str, list[str]] = {}
+        for system in systems:
+            found = dict(leaves(system.settings))
+            if name in found:
+                groups.setdefault(setting_text(found[name]), []).append(system.label)
+        values = ", ".join(f"{value} ({', '.join(who)})" for value, who in groups.items())
+        texts.append(f"{name.replace('_', ' ')} {values}")
+    return texts

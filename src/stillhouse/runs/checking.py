@@ -36,7 +36,7 @@ def show_values(resolved: Resolved) -> None:
     """Print every value and where it comes from; what the user or the recipe set comes first."""
     rows = [(path, _text(fact["value"]), fact["origin"]) for path, fact in resolved.provenance.items()]
     rows.sort(key=lambda row: row[2] == "default")
-    console.table(("value", "is", "from"), rows)
+    console.print_table(("value", "is", "from"), rows)
 
 
 def show_sizes(config: RunConfig) -> None:
@@ -45,7 +45,7 @@ def show_sizes(config: RunConfig) -> None:
     Raises:
         StillhouseError: tokenizer, data or a model configuration cannot be read.
     """
-    console.table(("quantity", "value"), list(sizes(config).items()))
+    console.print_table(("quantity", "value"), list(sizes(config).items()))
 
 
 def sizes(config: RunConfig) -> dict[str, Any]:

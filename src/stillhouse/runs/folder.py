@@ -17,7 +17,7 @@ from typing import Any
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, write_json, write_jsonl
-from stillhouse.report.state import at_work
+from stillhouse.report.record import running_process
 from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
@@ -66,7 +66,7 @@ class RunFolder:
 
     def running(self) -> int | None:
         """The process that is at work on the run now, on this machine."""
-        return at_work(self._kept_state())
+        return running_process(self._kept_state())
 
     def _kept_state(self) -> dict[str, Any]:
         """What state.json holds; nothing if it cannot be read."""

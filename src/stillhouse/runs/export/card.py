@@ -13,10 +13,12 @@ from typing import Any
 from stillhouse import __version__, recipes
 from stillhouse.config.writing import dump
 from stillhouse.files import locate
-from stillhouse.report.formats import as_markdown, comparison_tables
-from stillhouse.report.measures import compact, duration, is_number, measure, plain
+from stillhouse.console import Table, TableCell, TableColumn
+from stillhouse.console.format import compact_number, duration, is_number, setting_text
+from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
-from stillhouse.report.systems import role_of
+from stillhouse.report.results import task_results
+from stillhouse.report.systems import gather, role_of
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.export.licences import HUB, UNKNOWN, licences
 
@@ -53,7 +55,7 @@ def _front(config: RunConfig, run: RunRecord) -> str:
             dataset_type="held-out",
             dataset_name=result.task or "held-out prompts",
             metric_type=METRICS[name],
-            metric_name=measure(name).label,
+            metric_name=metric_info(name).label,
             metric_value=round(float(result.metrics[name]), 4),
         )
         for result in run.evaluations
@@ -146,20 +148,25 @@ def _noted(header: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 def _data(run: RunRecord) -> str:
     if not run.data:
         return ""
-    lines = ["## Data", "", "| set | path | rows | kept | dropped | truncated | SHA-256 |"]
-    lines.append("|---|---|--:|--:|---|---|---|")
-    for entry in run.data:
-        lost = [_counts(entry.get(name)) for name in ("dropped", "truncated")]
-        path = f"`{_short(str(entry.get('path', '')))}`".replace("|", r"\|")
-        cells = [
-            str(entry.get("name", "")),
-            path,
-            _count(entry.get("rows")),
-            _count(entry.get("kept")),
-            *lost,
-        ]
-        lines.append(f"| {' | '.join([*cells, str(entry.get('sha256') or '')[:16]])} |")
-    return "\n".join(lines)
+    columns = [
+        *(TableColumn(name) for name in ("set", "path")),
+        *(TableColumn(name, numeric=True) for name in ("rows", "kept")),
+        *(TableColumn(name) for name in ("dropped", "truncated", "SHA-256")),
+    ]
+    rows = [
+        (
+            entry.get("name", ""),
+            _short(str(entry.get("path", ""))),
+            entry.get("rows"),
+            entry.get("kept"),
+            _counts(entry.get("dropped")),
+            _counts(entry.get("truncated")),
+            str(entry.get("sha256") or "")[:16],
+        )
+        for entry in run.data
+    ]
+    cells = [[TableCell(value, compact_number(value)) for value in row] for row in rows]
+    return "\n".join(["## Data", "", Table(columns, cells).markdown().rstrip()])
 
 
 def _counts(value: Any) -> str:
@@ -167,21 +174,17 @@ def _counts(value: Any) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in found.items() if count) or "none"
 
 
-def _count(value: Any) -> str:
-    return compact(value) if is_number(value) else "–"
-
-
 def _results(run: RunRecord) -> str:
-    tables = comparison_tables([run])
-    if not tables:
+    results = task_results(gather([run]))
+    if not results:
         return ""
     parts = [
         "## Results",
         "On held-out prompts; ± is the standard deviation over seeds, with SE behind it a standard error.",
     ]
-    for table in tables:
-        parts.append(as_markdown(table).rstrip())
-        parts.append("\n".join(f"- {name}: {value}" for name, value in table.settings))
+    for one in results:
+        parts.append(one.table.markdown().rstrip())
+        parts.append("\n".join(f"- {name}: {value}" for name, value in one.settings))
     return "\n\n".join(parts)
 
 
@@ -193,10 +196,10 @@ def _training(config: RunConfig, run: RunRecord) -> str:
     seconds = sum(row["seconds"] for row in rows if is_number(row.get("seconds")))
     train = config.train
     facts = {
-        "optimiser steps": compact(rows[-1]["step"]),
-        "response tokens": compact(tokens),
-        "time": duration(seconds),
-        "batch size": compact(train.batch_size),
+        "optimiser steps": compact_number(rows[-1]["step"]),
+        "response tokens": compact_number(tokens),
+        "time": duration(seconds, tenths=True),
+        "batch size": compact_number(train.batch_size),
         "learning rate": f"{train.lr:g}",
         "number format": str(run.models.get("student", {}).get("dtype", config.student.dtype)),
         "seed": str(train.seed),
@@ -255,7 +258,8 @@ def _licence(config: RunConfig) -> str:
 
 
 def _versions(run: RunRecord) -> str:
-    known = {name: plain(value) for name, value in run.environment.items() if name not in ("platform", "git")}
+    environment = {name: value for name, value in run.environment.items() if name not in ("platform", "git")}
+    known = {name: setting_text(value) for name, value in environment.items()}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value != "null")
     return f"## Versions\n\n{shown or f'stillhouse {__version__}'}"
 

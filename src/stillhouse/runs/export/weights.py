@@ -28,7 +28,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
         merged(parts).save_pretrained(fresh)
         parts.tokenizer.save_pretrained(fresh)
         (fresh / "README.md").write_text(
-            card(parts.config, load_run(folder.path, answers=False)), encoding="utf-8"
+            card(parts.config, load_run(folder.path, responses=False)), encoding="utf-8"
         )
     replace_folder(fresh, folder.student)
 
@@ -47,4 +47,4 @@ def write_card(parts: Parts, folder: RunFolder) -> None:
     """Write the student's card anew, with what the run folder holds by now."""
     if folder.main:
         with atomic(folder.student / "README.md") as handle:
-            handle.write(card(parts.config, load_run(folder.path, answers=False)))
+            handle.write(card(parts.config, load_run(folder.path, responses=False)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.report.measures import compact, duration, is_number, measure
+from stillhouse.console.format import MISSING, compact_number, count, duration, is_number
 from stillhouse.report.record import RunRecord
 
 SOURCE_COLOURS = {
@@ -36,8 +36,8 @@ PHASES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a bar: a label, a CSS variable, a share of the whole, and what to write."""
+class BarSegment:
+    """One segment of a bar: a label, a CSS variable, a share of the whole, and what to write."""
 
     label: str
     colour: str
@@ -46,12 +46,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """A whole cut into parts, for one run."""
+class StackedBar:
+    """A whole cut into segments, for one run."""
 
     label: str
     total: str
-    parts: tuple[Part, ...]
+    segments: tuple[BarSegment, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PhaseRow:
     rate: str
 
 
-def source_bars(runs: Sequence[RunRecord]) -> list[Bar]:
+def source_bars(runs: Sequence[RunRecord]) -> list[StackedBar]:
     """The mean share of each source, one bar a run."""
     bars = []
     for run in runs:
@@ -79,16 +79,16 @@ def source_bars(runs: Sequence[RunRecord]) -> list[Bar]:
                 means[name] = sum(values) / len(values)
         total = sum(means.values())
         if total > 0:
-            parts = [
-                Part(name, SOURCE_COLOURS[name], mean / total, f"{mean / total:.0%}")
+            segments = [
+                BarSegment(name, SOURCE_COLOURS[name], mean / total, f"{mean / total:.0%}")
                 for name, mean in means.items()
                 if mean > 0
             ]
-            bars.append(Bar(run.name, "", tuple(parts)))
+            bars.append(StackedBar(run.name, "", tuple(segments)))
     return bars
 
 
-def time_bars(runs: Sequence[RunRecord]) -> list[Bar]:
+def time_bars(runs: Sequence[RunRecord]) -> list[StackedBar]:
     """Where the seconds went, one bar a run; what no phase accounts for is "other"."""
     bars = []
     for run in runs:
@@ -96,12 +96,14 @@ def time_bars(runs: Sequence[RunRecord]) -> list[Bar]:
         total = sum(spent.values())
         if total <= 0:
             continue
-        parts = [
-            Part(name, PHASE_COLOURS.get(name, "--part-4"), seconds / total, duration(seconds))
+        segments = [
+            BarSegment(
+                name, PHASE_COLOURS.get(name, "--part-4"), seconds / total, duration(seconds, tenths=True)
+            )
             for name, seconds in spent.items()
             if seconds >= 0.05  # would read as 0.0 s
         ]
-        bars.append(Bar(run.name, duration(total), tuple(parts)))
+        bars.append(StackedBar(run.name, duration(total, tenths=True), tuple(segments)))
     return bars
 
 
@@ -121,15 +123,14 @@ def phase_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[PhaseRow]]]:
 
 
 def _phase_row(name: str, seconds: float | None, tokens: float | None, total: float) -> PhaseRow:
-    count = measure("parameters").show
     rated = tokens and seconds and seconds >= 0.005
     return PhaseRow(
         name,
         PHASES.get(name, ""),
-        duration(seconds),
-        "–" if seconds is None else f"{seconds / total:.1%}",
-        "–" if not tokens else count(round(tokens)),
-        count(round(tokens / seconds)) if rated and tokens and seconds else "–",
+        duration(seconds, tenths=True),
+        MISSING if seconds is None else f"{seconds / total:.1%}",
+        MISSING if not tokens else count(round(tokens)),
+        count(round(tokens / seconds)) if rated and tokens and seconds else MISSING,
     )
 
 
@@ -157,11 +158,11 @@ def _sums(run: RunRecord, prefix: str) -> dict[str, float]:
     return sums
 
 
-def written_for(run: RunRecord) -> str:
+def generated_tokens(run: RunRecord) -> str:
     """How many tokens were written for how many that were trained on; empty where nobody wrote."""
     written = _sums(run, "tokens/").get("generate", 0.0)
     trained = sum(row["tokens"] for row in run.metrics("train") if is_number(row.get("tokens")))
     if not written or not trained:
         return ""
-    count = measure("parameters").show(round(written))
-    return f"{count} tokens; each was trained on {compact(round(trained / written, 2))} times"
+    times = compact_number(round(trained / written, 2))
+    return f"{count(round(written))} tokens; each was trained on {times} times"

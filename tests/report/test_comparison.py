@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.report.formats import compared, load_runs
+from stillhouse.report import load_runs
+from stillhouse.report.comparison import comparison_text
 from tests.report.made_runs import make_run
 
 NASTY = '=1+1|a_b*c`d`<b>&\\x{y}$5% #"q",\n~^\x00\x1b[2J\u202e'
@@ -27,14 +28,14 @@ def nasty(tmp_path: Path) -> Path:
 
 
 def test_csv_holds_raw_values(three_runs):
-    rows = list(csv.DictReader(io.StringIO(compared(load_runs([three_runs]), "csv"))))
+    rows = list(csv.DictReader(io.StringIO(comparison_text(load_runs([three_runs]), "csv"))))
     assert [row["system"] for row in rows][:3] == ["teacher", "student before", "student after kd"]
     assert [float(rows[2][name]) for name in ("rouge_l", "rouge_l_std", "kl_to_teacher")] == [55.2, 0.3, 0.21]
     assert rows[0]["run"] == ""
 
 
 def test_csv_names_are_no_formulas_and_no_further_rows(nasty):
-    rows = list(csv.reader(io.StringIO(compared(load_runs([nasty]), "csv"))))
+    rows = list(csv.reader(io.StringIO(comparison_text(load_runs([nasty]), "csv"))))
     assert len({len(row) for row in rows}) == 1
     assert not [cell for row in rows for cell in row if cell.startswith("=")]
     assert any(cell.startswith("'=1+1|a_b") for row in rows for cell in row)
@@ -44,7 +45,7 @@ def test_csv_names_are_no_formulas_and_no_further_rows(nasty):
 def test_json_is_strict_and_tells_what_differs(three_runs):
     path = three_runs / "kd" / "evaluation" / "student_after.json"
     path.write_text(path.read_text().replace('"tvd": 0.2', '"tvd": NaN'))
-    found = json.loads(compared(load_runs([three_runs]), "json"), parse_constant=pytest.fail)
+    found = json.loads(comparison_text(load_runs([three_runs]), "json"), parse_constant=pytest.fail)
     by_name = {row["system"]: row for row in found["systems"]}
     assert by_name["student after kd"]["tvd"] is None
     assert by_name["student after gkd"]["rouge_l"] == 56.9
@@ -53,20 +54,20 @@ def test_json_is_strict_and_tells_what_differs(three_runs):
 
 
 def test_markdown_marks_the_best_and_gives_the_spread(three_runs):
-    text = compared(load_runs([three_runs]), "markdown")
+    text = comparison_text(load_runs([three_runs]), "markdown")
     assert "**e2e**" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert "ROUGE-L ↑" in rows[0]
     assert any("| student after distillm2 | **58.3** ± 0.3 | **0.160**" in row for row in rows)
     assert any("| student after kd | 55.2 ± 0.3 | 0.210" in row for row in rows)
     assert len({row.count("|") for row in rows}) == 1
-    more = compared(load_runs([three_runs]), "markdown", everything=True)
+    more = comparison_text(load_runs([three_runs]), "markdown", everything=True)
     assert "TVD" in more
     assert "TVD" not in text
 
 
 def test_markdown_names_stay_in_their_cells(nasty):
-    text = compared(load_runs([nasty]), "markdown")
+    text = comparison_text(load_runs([nasty]), "markdown")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     for row in rows[:1] + rows[2:]:
         assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", rows[1])), row
@@ -76,7 +77,7 @@ def test_markdown_names_stay_in_their_cells(nasty):
 
 
 def test_latex_is_balanced_and_marks_the_best(three_runs):
-    text = compared(load_runs([three_runs]), "latex")
+    text = comparison_text(load_runs([three_runs]), "latex")
     assert r"student after distillm2 & \textbf{58.3} $\pm$ 0.3 & \textbf{0.160}" in text
     assert r"Top-1 agreement $\uparrow$" in text
     assert r"99.0\%" in text
@@ -87,7 +88,7 @@ def test_latex_is_balanced_and_marks_the_best(three_runs):
 
 
 def test_latex_names_are_text(nasty):
-    text = compared(load_runs([nasty]), "latex")
+    text = comparison_text(load_runs([nasty]), "latex")
     wanted = r"=1+1\textbar{}a\_b*c`d`\textless{}b\textgreater{}\&\textbackslash{}x\{y\}\$5\% \#"
     assert wanted in text
     unescaped = re.sub(r"\\[{}]", "", text)

@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stillhouse import console
-from stillhouse.report.measures import Measure, is_number, main_measure, measure
+from stillhouse.console import visible
+from stillhouse.console.format import is_number
+from stillhouse.report.metrics import MetricInfo, main_metric, metric_info
 from stillhouse.report.systems import System
 
 NO_SCORES = ("id", "seed", "sample", "tokens", "finished", "temperature")
@@ -22,7 +23,7 @@ MOST = 12_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class SideBySide:
     """What the page holds of the answers."""
 
     data: Markup
@@ -40,7 +41,7 @@ class _Prompt:
     rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
 
-def shown_answers(systems: Sequence[System]) -> Shown:
+def side_by_side(systems: Sequence[System]) -> SideBySide:
     """The responses of all systems, joined by task and prompt: the first of each always, further
     ones as far as there is room.
 
@@ -51,7 +52,7 @@ def shown_answers(systems: Sequence[System]) -> Shown:
     prompts = _joined(systems)
     kept, left_out = _within(prompts, MOST)
     mains = {
-        task: main_measure(row for system in systems if system.task == task for row in system.rows)
+        task: main_metric(row for system in systems if system.task == task for row in system.rows)
         for task in dict.fromkeys(system.task for system in systems)
     }
     labels: dict[str, int] = {}
@@ -67,10 +68,10 @@ def shown_answers(systems: Sequence[System]) -> Shown:
     ]
     named = [
         {
-            "label": console.visible(system.label),
+            "label": visible(system.label),
             "role": system.role,
             "colour": system.colour,
-            "task": console.visible(system.task),
+            "task": visible(system.task),
         }
         for system in systems
     ]
@@ -78,7 +79,7 @@ def shown_answers(systems: Sequence[System]) -> Shown:
     text = json.dumps(found, separators=(",", ":"), default=str)
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return Shown(Markup(text), len(rows), left_out)
+    return SideBySide(Markup(text), len(rows), left_out)
 
 
 def _joined(systems: Sequence[System]) -> list[_Prompt]:
@@ -98,8 +99,8 @@ def _joined(systems: Sequence[System]) -> list[_Prompt]:
                 (system.task, id, same, *references),
                 _Prompt(
                     {
-                        "id": console.visible(id),
-                        "task": console.visible(system.task),
+                        "id": visible(id),
+                        "task": visible(system.task),
                         "prompt": asked,
                         "references": references,
                     }
@@ -132,7 +133,7 @@ def _further(prompts: Sequence[_Prompt]) -> Iterator[tuple[int, tuple[int, int]]
 
 
 def _responses(
-    rows: list[dict[str, Any]], count: int, main: Measure | None, labels: dict[str, int]
+    rows: list[dict[str, Any]], count: int, main: MetricInfo | None, labels: dict[str, int]
 ) -> list[Any]:
     """[score that is sorted by, what is written about all answers, the answers]."""
     values = [row.get(main.name) for row in rows] if main is not None else []
@@ -146,7 +147,7 @@ def _responses(
 def _answer(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
     """[text, what is written about it, which one it is: a place in `labels`]."""
     facts = [
-        f"{measure(name).label} {measure(name).show(value)}"
+        f"{metric_info(name).label} {metric_info(name).show(value)}"
         for name, value in row.items()
         if name not in NO_SCORES and is_number(value)
     ]
@@ -158,8 +159,8 @@ def _answer(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
     which += [f"seed {_text(row['seed'])}"] if "seed" in row else []
     which += [f"sample {row['sample'] + 1}"] if is_number(row.get("sample")) else []
     label = labels.setdefault(", ".join(which), len(labels))
-    return [_text(row["response"]), console.visible(" · ".join(facts)), label]
+    return [_text(row["response"]), visible(" · ".join(facts)), label]
 
 
 def _text(value: Any) -> str:
-    return console.visible(str(value))
+    return visible(str(value))

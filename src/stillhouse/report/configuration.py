@@ -1,0 +1,85 @@
+"""The settings of runs, where they came from and where they differ, and the machines that they ran on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.console.format import setting_text
+from stillhouse.report.record import RunRecord
+
+NOT_SET = "not set"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDifference:
+    """A setting with its value in each run. Example: `SettingDifference("train.lr", ("0.001", "0.002"))`"""
+
+    path: str
+    values: tuple[str, ...]
+
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the runs have it."""
+        return NOT_SET in self.values
+
+
+def config_diff(runs: Sequence[RunRecord]) -> list[SettingDifference]:
+    """Settings that are not the same in all runs; those that all runs have come first.
+
+    Left out are the names of the runs, and defaults of parts that only some of the runs have, which follow
+    from the part's kind.
+    """
+    if len(runs) < 2:
+        return []
+    paths = dict.fromkeys(path for run in runs for path in run.config)
+    rows = []
+    for path in paths:
+        known = [run.config[path] for run in runs if path in run.config]
+        follows = len(known) < len(runs) and all(setting.origin == "default" for setting in known)
+        values = [setting_text(run.config[path].value) if path in run.config else NOT_SET for run in runs]
+        if len(set(values)) > 1 and not follows and path not in ("name", "output.folder"):
+            rows.append(SettingDifference(path, tuple(values)))
+    return sorted(rows, key=lambda row: row.partial)
+
+
+def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Every setting of every run with its origin; `given` tells those that somebody chose."""
+    return [
+        {
+            "name": run.name,
+            "rows": [
+                {
+                    "path": setting.path,
+                    "value": setting_text(setting.value),
+                    "origin": short_path(setting.origin),
+                    "given": setting.origin != "default",
+                }
+                for setting in run.config.values()
+            ],
+        }
+        for run in runs
+        if run.config
+    ]
+
+
+def short_path(origin: str) -> str:
+    """The file's name without its folders: the page may travel further than the machine's paths should."""
+    return origin.replace("\\", "/").rsplit("/", 1)[-1] if origin != "command line" else origin
+
+
+def environments(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Versions and machine; runs of the same environment share one list."""
+    grouped: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.environment:
+            grouped.setdefault(json.dumps(run.environment, sort_keys=True, default=str), []).append(run)
+    return [
+        (
+            "" if len(same) == len(runs) else ", ".join(run.name for run in same),
+            [(str(name), setting_text(value)) for name, value in same[0].environment.items()],
+        )
+        for same in grouped.values()
+    ]
