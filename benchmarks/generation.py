@@ -38,7 +38,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.files import locate, write_json
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
@@ -73,7 +73,7 @@ class Subject:
     """A model with prompts that suit it."""
 
     model: nn.Module
-    facts: TokenizerFacts
+    facts: TokenizerInfo
     prompts: list[list[int]]
 
 
@@ -110,7 +110,7 @@ def random_llama(size: str, vocab: int) -> Subject:
     model.lm_head = head
     draw = random.Random(0)
     prompts = [[draw.randrange(3, vocab) for _ in range(draw.randint(8, 128))] for _ in range(512)]
-    return Subject(model, TokenizerFacts((2,), 0), prompts)
+    return Subject(model, TokenizerInfo((2,), 0), prompts)
 
 
 def smollm2() -> Subject:
@@ -144,7 +144,7 @@ def smollm2() -> Subject:
         question = aside * draw.randint(0, 4) + draw.choice(asked).format(draw.choice(things))
         text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return Subject(model, TokenizerFacts.of(tokenizer), prompts)
+    return Subject(model, TokenizerInfo.from_tokenizer(tokenizer), prompts)
 
 
 def with_engine(subject: Subject, case: Case, seed: int) -> int:

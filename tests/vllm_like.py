@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from tests.servers import Answer, Service, serving
 
@@ -38,7 +38,7 @@ class DemoTeacher:
         model = TeacherModel(path=path)
         self.tokenizer = load_tokenizer(model)
         self.model = load_teacher(model)
-        self.facts = TokenizerFacts.of(self.tokenizer)
+        self.facts = TokenizerInfo.from_tokenizer(self.tokenizer)
         self.engine = TransformersConfig().build(self.model, self.facts)
         self.prompt_logprobs, self.token_ids, self.most = prompt_logprobs, token_ids, most
         self.context = context

@@ -66,7 +66,7 @@ def test_scores_equal_those_of_transformers(vocab: int, length: int, seed: int, 
     expected = reference(sampling, generated, length - generated)(history, logits.clone())
     assume(bool((expected > -torch.inf).any(1).all()))
     padded = torch.cat([torch.full((4, 3), PAD), history], 1)
-    got = Sampler(sampling, EOS).scores(logits.clone(), padded, torch.full((4,), generated))
+    got = Sampler(sampling, EOS).process_logits(logits.clone(), padded, torch.full((4,), generated))
     # Rounding may put a token of tiny probability on either side of top_p, so probabilities are compared too.
     torch.testing.assert_close(got.softmax(-1), expected.softmax(-1), atol=2e-6, rtol=1e-5)
     both = (got > -torch.inf) & (expected > -torch.inf)
@@ -77,7 +77,7 @@ def test_scores_equal_those_of_transformers(vocab: int, length: int, seed: int, 
 
 def test_top_p_looks_past_its_first_prefix() -> None:
     # A flat distribution over 5,000 tokens: the nucleus of 0.9 is 4,500 tokens, whichever they are.
-    scores = Sampler(Sampling(top_p=0.9), EOS).scores(
+    scores = Sampler(Sampling(top_p=0.9), EOS).process_logits(
         torch.zeros(2, 5000), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     )
     assert (scores > -torch.inf).sum(-1).tolist() == pytest.approx([4500, 4500], abs=2)
@@ -106,7 +106,8 @@ def test_logprobs_are_those_of_the_distribution_drawn_from() -> None:
     logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * 2
     history = torch.zeros(50, 1, dtype=torch.long)
     sampler = Sampler(Sampling(temperature=0.6, top_k=7, top_p=0.8, logprobs=True), EOS)
-    expected = sampler.scores(logits.clone(), history, torch.zeros(50, dtype=torch.long)).log_softmax(-1)
-    tokens, logprobs = sampler.draw(logits, history, torch.zeros(50, dtype=torch.long), torch.rand(50))
+    generated = torch.zeros(50, dtype=torch.long)
+    expected = sampler.process_logits(logits.clone(), history, generated).log_softmax(-1)
+    tokens, logprobs = sampler.sample(logits, history, generated, torch.rand(50))
     assert logprobs is not None
     torch.testing.assert_close(logprobs, expected.gather(1, tokens[:, None]).squeeze(1))

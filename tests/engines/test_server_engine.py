@@ -10,8 +10,8 @@ import pytest
 from tests.servers import Service, broken, smollm2
 from tests.vllm_like import TEACHER, DemoTeacher, demo_server
 
-from stillhouse.engines import Sampling, ServerConfig, TokenizerFacts
-from stillhouse.engines.server import ServerEngine, from_ids, seed_of
+from stillhouse.engines import Sampling, ServerConfig, TokenizerInfo
+from stillhouse.engines.server import ServerEngine, from_ids, request_seed
 from stillhouse.errors import ConfigError, EngineError, ModelError, ServerError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import CompletionChoice, parse_completion, parse_llama_cpp_completion
@@ -35,7 +35,9 @@ def service() -> Iterator[Service]:
 
 
 def engine(url: str, tokenizer: Any, **options: Any) -> ServerEngine:
-    made = ServerConfig(url=url, backoff=0.001, **options).build(None, TokenizerFacts.of(tokenizer))
+    made = ServerConfig(url=url, backoff=0.001, **options).build(
+        None, TokenizerInfo.from_tokenizer(tokenizer)
+    )
     assert isinstance(made, ServerEngine)
     return made
 
@@ -56,7 +58,7 @@ def test_a_llama_cpp_server_writes_token_ids(llama_server: str, smol: Any) -> No
     warm = Sampling(max_tokens=8, temperature=1.3, top_k=200)
     drawn = writer.generate([asked[0]] * 2, warm, seed=5)
     assert drawn[0].token_ids != drawn[1].token_ids
-    assert writer.generate([asked[0]], warm, seed=5, numbers=[1]) == drawn[1:]
+    assert writer.generate([asked[0]], warm, seed=5, sample_ids=[1]) == drawn[1:]
 
 
 def test_faults_between_llama_cpp_and_the_engine_change_nothing(llama_server: str, smol: Any) -> None:
@@ -103,7 +105,7 @@ def test_the_same_seed_writes_what_the_model_itself_writes(service: Service, dem
     for number, (prompt, got) in enumerate(
         zip(asked, engine(service.url, demo).generate(asked, sampling, seed=4), strict=True)
     ):
-        (expected,) = teacher.engine.generate([prompt], sampling, seed_of(4, number))
+        (expected,) = teacher.engine.generate([prompt], sampling, request_seed(4, number))
         assert got.token_ids == expected.token_ids
         assert got.finished == expected.finished
         assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-6)
@@ -114,7 +116,7 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     sampling = Sampling(max_tokens=4)
     with broken(service.url, lambda n: None if n < 14 else (500, {})) as proxy:
         writer = engine(proxy.url, demo, retries=0, concurrency=1)
-        writer.keep(tmp_path / "answers.jsonl")
+        writer.use_journal(tmp_path / "answers.jsonl")
         with pytest.raises(ServerError, match="not answered"):
             writer.generate(asked, sampling, seed=1)
     done = len(writer.journal or ())
@@ -122,7 +124,7 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     with open(tmp_path / "answers.jsonl", "a", encoding="utf-8") as file:
         file.write('{"asked": "a line that a kill cut')
     again = engine(service.url, demo)
-    again.keep(tmp_path / "answers.jsonl")
+    again.use_journal(tmp_path / "answers.jsonl")
     completions = again.generate(asked, sampling, seed=1)
     assert again.counts()["reused"] == done
     assert completions == engine(service.url, demo).generate(asked, sampling, seed=1)
@@ -176,7 +178,7 @@ def test_a_server_without_ids_needs_retokenise(demo: Any) -> None:
 
 
 def test_an_end_token_of_the_servers_own_becomes_the_students() -> None:
-    facts = TokenizerFacts((2,), 0)
+    facts = TokenizerInfo((2,), 0)
     sampling = Sampling(max_tokens=5)
     assert from_ids(CompletionChoice("x", "stop", (7, 9)), sampling, facts).token_ids == (7, 2)
     ended = from_ids(CompletionChoice("x", "length", (7, 2, 8, 8, 8)), sampling, facts)

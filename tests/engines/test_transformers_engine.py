@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
 from transformers import GenerationConfig
 
-from stillhouse.engines import REGISTRY, Sampling, TokenizerFacts, TransformersConfig
-from stillhouse.engines.decode import GROUP_TOKENS, similar
+from stillhouse.engines import REGISTRY, Sampling, TokenizerInfo, TransformersConfig
+from stillhouse.engines.decode import MIN_PREFILL_TOKENS, group_by_length
 from stillhouse.engines.sampling import Sampler, uniforms
-from stillhouse.engines.transformers import rounded_copy
+from stillhouse.engines.transformers import bfloat16_copy
 from stillhouse.errors import ConfigError, EngineError
 
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
@@ -107,7 +107,7 @@ def test_logprobs_equal_those_of_a_full_forward_pass(kind: str, options: dict[st
             logits = model(input_ids=text[None, :-1]).logits[0, len(prompt) - 1 :]
         for place, token in enumerate(completion.token_ids):
             history = text[None, : len(prompt) + place]
-            scores = sampler.scores(logits[place, None].clone(), history, torch.tensor([place]))
+            scores = sampler.process_logits(logits[place, None].clone(), history, torch.tensor([place]))
             assert completion.logprobs is not None
             assert completion.logprobs[place] == pytest.approx(
                 float(scores.log_softmax(-1)[0, token]), abs=1e-4
@@ -150,14 +150,14 @@ def test_tokens_follow_the_model_s_probabilities(kind: str) -> None:
 def test_prompts_are_run_with_others_of_about_their_length(lengths: list[int]) -> None:
     lengths.sort(reverse=True)
     prompts = [[5] * length for length in lengths]
-    groups = similar(list(range(len(prompts))), prompts)
+    groups = group_by_length(list(range(len(prompts))), prompts)
     assert [index for group in groups for index in group] == list(range(len(prompts)))
     for group in groups:
         padded = len(group) * lengths[group[0]]
         close = all(lengths[index] * 4 >= lengths[group[0]] * 3 for index in group)
-        assert close or padded < GROUP_TOKENS + lengths[group[0]]
+        assert close or padded < MIN_PREFILL_TOKENS + lengths[group[0]]
     for group in groups[:-1]:
-        assert len(group) * lengths[group[0]] >= GROUP_TOKENS
+        assert len(group) * lengths[group[0]] >= MIN_PREFILL_TOKENS
 
 
 def test_uniform_numbers_belong_to_seed_prompt_and_position() -> None:
@@ -210,17 +210,17 @@ def test_rounded_weights_write_nearly_the_same_and_leave_the_model_alone() -> No
     model: Any = tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prompts, sampling = some_prompts(8), Sampling(max_tokens=12, logprobs=True)
-    rounded = TransformersConfig(weights="bfloat16").build(model, FACTS).generate(prompts, sampling, 0)
+    rounded = TransformersConfig(dtype="bfloat16").build(model, FACTS).generate(prompts, sampling, 0)
     exact = write(model, prompts, sampling)
     first = torch.tensor([[a.logprobs[0], b.logprobs[0]] for a, b in zip(rounded, exact, strict=True)])
     assert 0 < (first[:, 0] - first[:, 1]).abs().median() < 0.1
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
-    copied = rounded_copy(model)
+    copied = bfloat16_copy(model)
     assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
     assert copied.model.rotary_emb.inv_freq.dtype == torch.float32
     tied = tiny("gpt2")
-    assert len(list(rounded_copy(tied).parameters())) == len(list(tied.parameters()))
+    assert len(list(bfloat16_copy(tied).parameters())) == len(list(tied.parameters()))
 
 
 def test_wrapped_models_write_the_same_text_with_their_adapters() -> None:
@@ -286,14 +286,12 @@ def test_several_end_of_sequence_tokens_all_end_a_text_and_none_ends_no_text() -
     prompts = some_prompts(30)
     several = (
         TransformersConfig()
-        .build(tiny(), TokenizerFacts((2, 9, 11), 0))
+        .build(tiny(), TokenizerInfo((2, 9, 11), 0))
         .generate(prompts, Sampling(max_tokens=30), 0)
     )
     assert {c.token_ids[-1] for c in several if c.finished} == {2, 9, 11}
     none = (
-        TransformersConfig()
-        .build(tiny(), TokenizerFacts((), 0))
-        .generate(prompts, Sampling(max_tokens=30), 0)
+        TransformersConfig().build(tiny(), TokenizerInfo((), 0)).generate(prompts, Sampling(max_tokens=30), 0)
     )
     assert {len(c.token_ids) for c in none} == {30}
     assert not any(c.finished for c in none)
@@ -313,7 +311,7 @@ def test_logits_that_leave_nothing_to_draw_are_an_error_not_a_token() -> None:
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_padding_rows_of_the_head_are_never_drawn(kind: str) -> None:
     """A head of 67 rows, a tokenizer of 40 ids: the others have no text and may be unknown to the teacher."""
-    model, facts = tiny(kind), TokenizerFacts(FACTS.eos_ids, FACTS.pad_id, tokenizer=range(40))
+    model, facts = tiny(kind), TokenizerInfo(FACTS.eos_ids, FACTS.pad_id, tokenizer=range(40))
     prompts, sampling = some_prompts(12, vocab=40), Sampling(max_tokens=8, logprobs=True)
     free = TransformersConfig().build(model, FACTS).generate(prompts, sampling, 0)
     assert max(token for done in free for token in done.token_ids) >= 40
@@ -365,7 +363,7 @@ def test_some_prompts_under_their_numbers_get_the_text_of_the_whole_set(kind: st
     prompts, sampling = some_prompts(9), Sampling(max_tokens=12)
     whole = engine.generate(prompts, sampling, seed=5)
     places = [7, 2, 8]
-    some = engine.generate([prompts[place] for place in places], sampling, 5, numbers=places)
+    some = engine.generate([prompts[place] for place in places], sampling, 5, sample_ids=places)
     assert [one.token_ids for one in some] == [whole[place].token_ids for place in places]
     unnumbered = engine.generate([prompts[place] for place in places], sampling, 5)
     assert [one.token_ids for one in unnumbered] != [one.token_ids for one in some]

@@ -17,12 +17,12 @@ import pytest
 import torch
 from tests import tiny
 
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig, VllmConfig
-from stillhouse.engines.server import seed_of
-from stillhouse.engines.vllm import VllmEngine, completion_of, sampling_arguments
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig, VllmConfig
+from stillhouse.engines.server import request_seed
+from stillhouse.engines.vllm import VllmEngine, sampling_arguments, to_completion
 from stillhouse.errors import ConfigError, EnvironmentFault
 
-FACTS = TokenizerFacts((tiny.END,), tiny.PAD)
+FACTS = TokenizerInfo((tiny.END,), tiny.PAD)
 
 
 @dataclass
@@ -124,12 +124,12 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_text_follows_the_weights_as_training_changes_them(vllm: None) -> None:
     model = tiny.model(0)
-    engine = VllmEngine(model, FACTS, VllmConfig(memory=0.3, options={"enforce_eager": True}))
+    engine = VllmEngine(model, FACTS, VllmConfig(gpu_memory_utilization=0.3, options={"enforce_eager": True}))
     prompts, sampling = [[5, 9, 12], [7], [5, 9, 12]], Sampling(max_tokens=8, logprobs=True)
 
     def expected() -> list[tuple[int, ...]]:
         own = TransformersConfig().build(model, FACTS)
-        return [own.generate([p], sampling, seed_of(3, n))[0].token_ids for n, p in enumerate(prompts)]
+        return [own.generate([p], sampling, request_seed(3, n))[0].token_ids for n, p in enumerate(prompts)]
 
     first = engine.generate(prompts, sampling, seed=3)
     assert [done.token_ids for done in first] == expected()
@@ -153,7 +153,7 @@ def test_part_of_a_larger_set_is_written_as_in_the_whole(vllm: None) -> None:
     engine = VllmEngine(tiny.model(0), FACTS, VllmConfig())
     prompts = [[5, 9], [7, 8], [3, 4]]
     whole = engine.generate(prompts, Sampling(max_tokens=6), seed=1)
-    assert engine.generate(prompts[2:], Sampling(max_tokens=6), seed=1, numbers=[2]) == whole[2:]
+    assert engine.generate(prompts[2:], Sampling(max_tokens=6), seed=1, sample_ids=[2]) == whole[2:]
 
 
 def test_every_setting_has_its_name_in_vllm() -> None:
@@ -168,7 +168,7 @@ def test_every_setting_has_its_name_in_vllm() -> None:
 
 
 def test_padding_rows_of_the_head_are_not_drawn() -> None:
-    facts = TokenizerFacts((tiny.END,), tiny.PAD, tokenizer=range(tiny.VOCAB))
+    facts = TokenizerInfo((tiny.END,), tiny.PAD, tokenizer=range(tiny.VOCAB))
     assert sampling_arguments(Sampling(), facts, tiny.VOCAB)["logit_bias"] is None
     biased = sampling_arguments(Sampling(), facts, tiny.VOCAB + 2)["logit_bias"]
     assert biased == {tiny.VOCAB: -100.0, tiny.VOCAB + 1: -100.0}
@@ -177,7 +177,7 @@ def test_padding_rows_of_the_head_are_not_drawn() -> None:
 def test_outputs_become_completions() -> None:
     scores = [{4: Logprob(-0.5), 9: Logprob(-0.1)}, {tiny.END: Logprob(-0.2)}]
     sample = CompletionOutput(0, "", [4, tiny.END], None, scores, "stop", tiny.END)
-    done = completion_of(RequestOutput("0", [5], [sample]), Sampling(max_tokens=4, logprobs=True), FACTS)
+    done = to_completion(RequestOutput("0", [5], [sample]), Sampling(max_tokens=4, logprobs=True), FACTS)
     assert (done.token_ids, done.finished, done.logprobs) == ((4, tiny.END), True, (-0.5, -0.2))
 
 
@@ -189,7 +189,7 @@ def test_without_vllm_the_message_says_how_to_get_it() -> None:
 
 
 def test_its_settings_can_be_written_and_read_back() -> None:
-    config = VllmConfig(gpus=2, max_length=4096, options={"enforce_eager": True})
+    config = VllmConfig(tensor_parallel_size=2, max_model_len=4096, options={"enforce_eager": True})
     assert VllmConfig.model_validate(json.loads(config.model_dump_json())) == config
     arguments = config.arguments(Path("folder"))
     assert arguments["tensor_parallel_size"] == 2

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stillhouse.engines import TokenizerFacts
+from stillhouse.engines import TokenizerInfo
 
 VOCAB = 67
-FACTS = TokenizerFacts(eos_ids=(2,), pad_id=0)
+FACTS = TokenizerInfo(eos_ids=(2,), pad_id=0)
 
 TINY = {
     "hidden_size": 32,

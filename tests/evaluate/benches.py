@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.data import DataConfig
 from stillhouse.data.templates import Plain
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.evaluate.tasks import Bench
 from stillhouse.models import StudentConfig, TeacherModel, load_student, load_teacher, load_tokenizer
 
@@ -27,7 +27,7 @@ def bench(system: str = "student after", **changes: Any) -> Bench:
     """The student beside its teacher, or the teacher alone."""
     tokenizer, teacher, student = models()
     model = teacher if system == "teacher" else student
-    facts = TokenizerFacts.of(tokenizer)
+    facts = TokenizerInfo.from_tokenizer(tokenizer)
     values: dict[str, Any] = {
         "system": system,
         "model": model,

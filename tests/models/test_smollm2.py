@@ -14,7 +14,7 @@ from torch import nn
 from stillhouse.data import Encoder
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Auto
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     Prune,
@@ -74,7 +74,7 @@ def test_the_teacher_is_dequantised_frozen_and_exact_in_its_positions(teacher: n
 def test_it_answers_and_stops(teacher: nn.Module, tokenizer: Any) -> None:
     encoder = Encoder(Auto(), tokenizer)
     [(_, prompt, _)] = encoder.encode([QUESTION])
-    engine = TransformersConfig().build(teacher, TokenizerFacts((encoder.end_id,), tokenizer.pad_token_id))
+    engine = TransformersConfig().build(teacher, TokenizerInfo((encoder.end_id,), tokenizer.pad_token_id))
     [answer] = engine.generate([prompt], Sampling(temperature=0.0, max_tokens=24), seed=0)
     assert answer.finished
     assert answer.token_ids[-1] == END

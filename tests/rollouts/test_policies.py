@@ -11,7 +11,7 @@ from tests.rollouts.written import FACTS, Clock, at, context
 
 from stillhouse.data.collate import collate
 from stillhouse.engines import Sampling
-from stillhouse.engines.mixture import Mixture, MixtureEngine
+from stillhouse.engines.mixture import MixtureEngine, MixtureModel
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.rollouts import Batched, OnPolicy, Speculative
 
@@ -161,7 +161,7 @@ def test_tokens_of_speculative_text_are_counted(tmp_path: Path) -> None:
 def test_mixture_gives_the_probabilities_of_the_mixture(tmp_path: Path) -> None:
     """Log-probabilities that the decode loop reports against a forward pass of both models."""
     student, teacher = tiny.model(1).eval(), tiny.model(2, width=24, layers=3).eval()
-    engine = MixtureEngine(Mixture(student, teacher, 0.2, tiny.VOCAB), FACTS)
+    engine = MixtureEngine(MixtureModel(student, teacher, 0.2, tiny.VOCAB), FACTS)
     prompts = [prompt.token_ids for prompt in tiny.prompts(5)]
     for prompt, done in zip(
         prompts, engine.generate(prompts, Sampling(max_tokens=10, logprobs=True), seed=3), strict=True

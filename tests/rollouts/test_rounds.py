@@ -84,9 +84,11 @@ def test_interrupted_anywhere_it_goes_on_without_writing_again(tmp_path: Path, c
     asked: list[int] = []
     generate = where.student.engine.generate
 
-    def counting(prompts: Any, sampling: Any, seed: int, *, numbers: Any = None, progress: Any = None) -> Any:
-        asked.extend(numbers)
-        return generate(prompts, sampling, seed, numbers=numbers, progress=progress)
+    def counting(
+        prompts: Any, sampling: Any, seed: int, *, sample_ids: Any = None, progress: Any = None
+    ) -> Any:
+        asked.extend(sample_ids)
+        return generate(prompts, sampling, seed, sample_ids=sample_ids, progress=progress)
 
     where.student.engine.generate = counting  # type: ignore[method-assign]
     make(stage.path, order(where), setting, HEAD, "")

@@ -8,11 +8,11 @@ from typing import Any
 from tests import tiny
 
 from stillhouse.core.types import Progress
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.rollouts import ResponseGenerator, RolloutContext
 from stillhouse.rollouts.base import ModelPair
 
-FACTS = TokenizerFacts(eos_ids=(tiny.END,), pad_id=tiny.PAD)
+FACTS = TokenizerInfo(eos_ids=(tiny.END,), pad_id=tiny.PAD)
 
 
 class Clock:

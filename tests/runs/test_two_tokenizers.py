@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillhouse.engines import Sampling, TokenizerFacts, TransformersConfig
+from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.runs.checking import sizes
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Path:
     made = tmp_path_factory.mktemp("two-tokenizers")
     config = TeacherModel(path=str(stories))
     tokenizer = load_tokenizer(config)
-    engine = TransformersConfig().build(load_teacher(config), TokenizerFacts((2,), 2))
+    engine = TransformersConfig().build(load_teacher(config), TokenizerInfo((2,), 2))
     asked = [f"Once upon a time, there was {who} {where}." for who in OPENINGS for where in PLACES]
     done = engine.generate([tokenizer(text)["input_ids"] for text in asked], Sampling(max_tokens=40), seed=1)
     rows = [

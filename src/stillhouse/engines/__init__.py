@@ -1,16 +1,16 @@
-"""Engines write text: token ids in, token ids out."""
+"""Generation engines: token ids in, token ids out."""
 
 from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerFacts
+from stillhouse.engines.base import REGISTRY, Engine, EngineConfig, Sampling, TokenizerInfo
 from stillhouse.engines.server import ServerConfig, ServerEngine
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.engines.vllm import VllmConfig
 
 EngineField = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(REGISTRY.parse)]
-"""The annotation of a configuration field that holds an engine."""
+"""The annotation of a config field that holds an engine."""
 
 __all__ = [
     "REGISTRY",
@@ -20,7 +20,7 @@ __all__ = [
     "Sampling",
     "ServerConfig",
     "ServerEngine",
-    "TokenizerFacts",
+    "TokenizerInfo",
     "TransformersConfig",
     "VllmConfig",
 ]

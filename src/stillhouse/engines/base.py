@@ -1,4 +1,4 @@
-"""What every engine takes and gives; imports no model library."""
+"""The interface of a generation engine and its sampling settings; imports no model library."""
 
 from __future__ import annotations
 
@@ -12,92 +12,92 @@ from pydantic import Field
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.types import Completion
 
-ProgressCall = Callable[[int, int], None]
-"""Told (completions finished, completions in all), now and then."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with (completions finished, completions in total)."""
 
 
 class Sampling(StrictConfig):
-    """How the next token is drawn from the model's logits.
+    """How the next token is sampled from the model's logits.
 
-    The settings act in this order, each as the logits processor of that name in transformers:
+    The settings apply in this order, each as the logits processor of that name in transformers:
     repetition_penalty, no_repeat_ngram_size, min_tokens, temperature, top_k, top_p, min_p.
-    Text ends with an end-of-sequence token or at `max_tokens`.
+    A response ends with an end-of-sequence token or at `max_tokens`.
 
     Example: `Sampling(temperature=0.8, top_p=0.95, max_tokens=256)`
     """
 
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    """Logits are divided by it. 0 is greedy: the most likely token, and top_k, top_p, min_p do nothing."""
+    """Divides the logits. 0 is greedy decoding, for which top_k, top_p and min_p have no effect."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw from the k most likely tokens and those that tie with the last of them; 0 is all."""
+    """Sample from the k most likely tokens and ties with the last of them; 0: all."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Draw from the fewest most likely tokens that together have at least this probability; 1 is all."""
+    """Sample from the smallest set of most likely tokens whose total probability is at least this; 1: all."""
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Draw from tokens with at least this share of the most likely token's probability; 0 is all."""
+    """Sample from tokens with at least this fraction of the most likely token's probability; 0: all."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
-    """Length limit of a response, the end-of-sequence token included."""
+    """Maximum length of a response, its end-of-sequence token included."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    """The end-of-sequence token is not drawn before this many tokens have been."""
+    """No end-of-sequence token is sampled before a response has this many tokens."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
-    """No n-gram of this size occurs twice in prompt and response together; 0 allows all."""
+    """No n-gram of this size occurs twice in prompt and response together; 0: no limit."""
     repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
     """Logits of tokens in prompt or response are divided by it if positive, multiplied if negative."""
     logprobs: bool = False
-    """Also return the log-probability (nats) of each token under the distribution it was drawn from.
+    """Also return the log-probability (nats) of each token under the distribution it was sampled from.
 
-    With temperature 0 that is the model's own distribution after penalties and bans.
+    With temperature 0 that is the model's own distribution after repetition_penalty and bans.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerFacts:
-    """All that an engine has to know of a tokenizer.
+class TokenizerInfo:
+    """What an engine needs to know about the tokenizer.
 
-    Example: `TokenizerFacts(eos_ids=(2,), pad_id=2)`
+    Example: `TokenizerInfo(eos_ids=(2,), pad_id=2)`
     """
 
     eos_ids: tuple[int, ...]
     """Tokens that end a response."""
     pad_id: int
-    """Fills the left of shorter prompts; it is masked, so any valid id does."""
+    """Left padding of shorter prompts; it is masked, so any valid id does."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
-    """The tokenizer itself: for engines that meet text, those that ask servers, and for `vocab`."""
+    """The tokenizer itself, for engines that exchange text with a server and for `vocab_size`."""
 
     @property
-    def vocab(self) -> int | None:
-        """How many ids there are; the rows of a higher head are padding, which is never drawn. None: all."""
+    def vocab_size(self) -> int | None:
+        """Number of token ids. Rows of the head beyond it are padding and never sampled; None: no padding."""
         return None if self.tokenizer is None else len(self.tokenizer)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> TokenizerFacts:
-        """The facts of a transformers tokenizer."""
+    def from_tokenizer(cls, tokenizer: Any) -> TokenizerInfo:
+        """From a transformers tokenizer; without a pad token, its first end-of-sequence token pads."""
         eos = tokenizer.eos_token_id
         eos_ids = (eos,) if isinstance(eos, int) else tuple(eos or ())
         pad = tokenizer.pad_token_id
         return cls(eos_ids, pad if pad is not None else (eos_ids[0] if eos_ids else 0), tokenizer)
 
 
-class Finished:
-    """Collects completions in whatever order they finish, and tells how many there are."""
+class CompletionCollector:
+    """Collects completions in the order in which they finish, reports progress, and returns them in order."""
 
-    def __init__(self, total: int, progress: ProgressCall | None) -> None:
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self._total = total
         self._progress = progress
         self._done: dict[int, Completion] = {}
 
     def __call__(self, index: int, completion: Completion) -> None:
-        """The completion of prompt number `index` is finished."""
+        """Add the completion of prompt `index`."""
         self._done[index] = completion
         if self._progress is not None:
             self._progress(len(self._done), self._total)
 
     def in_order(self) -> list[Completion]:
-        """All of them, in the order of the prompts."""
+        """All completions, in the order of the prompts."""
         return [self._done[index] for index in range(self._total)]
 
 
 class Engine(Protocol):
-    """Writes completions for prompts."""
+    """Generates completions for prompts."""
 
     def generate(
         self,
@@ -105,40 +105,40 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: int,
         *,
-        numbers: Sequence[int] | None = None,
-        progress: ProgressCall | None = None,
+        sample_ids: Sequence[int] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts.
 
         Args:
-            prompts: token ids, each at least one, not padded. Equal prompts get texts of their own.
-            sampling: how tokens are drawn.
-            seed: the same prompts, weights and seed give the same text.
-            numbers: what tells prompts apart: a prompt's random numbers depend on the seed and on its number
-                alone. By default its place in `prompts`; whoever asks for some of a larger set gives their
-                places in that, and gets the text that asking for all at once gives.
-            progress: told how many completions are finished.
+            prompts: token ids, at least one each, without padding. Equal prompts get independent samples.
+            sampling: how tokens are sampled.
+            seed: the same prompts, weights and seed give the same completions.
+            sample_ids: the random stream of a prompt depends on `seed` and its sample id only. By default
+                its index in `prompts`; for a subset of a larger set pass the indices in that set, which
+                gives the completions that generating the whole set would give.
+            progress: called with the number of finished completions.
 
         Raises:
-            EngineError: a prompt is empty, holds an unknown token id or is longer than the model's context.
-            ConfigError: a prompt and `max_tokens` together are longer than the model's context.
+            EngineError: a prompt is empty, holds an unknown token id or exceeds the model's context.
+            ConfigError: the longest prompt and `max_tokens` together exceed the model's context.
         """
         ...
 
 
 class EngineConfig(StrictConfig):
-    """Which engine writes text, and how it samples unless it is told otherwise."""
+    """Which engine generates, and its default sampling."""
 
     kind: str
     sampling: Sampling = Sampling()
-    """How tokens are drawn; a response policy or an evaluation may have its own."""
+    """How tokens are sampled; a response policy or an evaluation may override it."""
 
     @abstractmethod
-    def build(self, model: Any, facts: TokenizerFacts) -> Engine:
-        """The engine over a model. It reads the model's weights as they are at each call."""
+    def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
+        """The engine over a model. Each call of `generate` uses the model's current weights."""
 
     def for_student(self) -> EngineConfig:
-        """What writes with a model whose weights change in this process; itself unless it cannot."""
+        """The engine for a model that is trained here; `self` unless it cannot follow its weights."""
         return self
 
 

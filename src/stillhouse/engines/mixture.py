@@ -1,4 +1,4 @@
-"""Text from two models at once: each token is drawn from a mixture of their distributions."""
+"""Generation from a mixture of two models: each token is sampled from the mixture of their distributions."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stillhouse.core.types import Completion
-from stillhouse.engines.base import Finished, ProgressCall, Sampling, TokenizerFacts
+from stillhouse.engines.base import CompletionCollector, ProgressCallback, Sampling, TokenizerInfo
 from stillhouse.engines.decode import Decoder
-from stillhouse.engines.kv import num_attention_layers
+from stillhouse.engines.kv_cache import num_attention_layers
 from stillhouse.engines.transformers import check_prompts, evaluating
 from stillhouse.errors import EngineError
 from stillhouse.models.hidden import unwrap
 
 
-class Mixture(nn.Module):
-    """A model whose next token comes from (1 - share) q + share p, q of the student and p of the teacher.
+class MixtureModel(nn.Module):
+    """A model with the next-token distribution (1 - share) q + share p; q is the student's, p the teacher's.
 
-    Its cache holds the layers of the student, then those of the teacher.
+    Its KV cache holds the layers of the student, then those of the teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, vocab: int) -> None:
-        """Put two models that share the first `vocab` token ids side by side."""
+    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, vocab_size: int) -> None:
+        """A mixture of two models over the first `vocab_size` token ids, which both share.
+
+        Raises:
+            EngineError: one of the architectures has layers other than attention.
+        """
         super().__init__()
         self.models = nn.ModuleList([unwrap(student), unwrap(teacher)])
         self.share = share
-        self.vocab = vocab
+        self.vocab_size = vocab_size
         self.config: Any = unwrap(student).config
         layers = [num_attention_layers(unwrap(model).config) for model in (student, teacher)]
         if None in layers:
             raise EngineError(
-                "text that student and teacher write together needs models whose layers are all attention; "
-                "set responses.teacher_share: 0."
+                "responses that student and teacher generate together need models whose layers are all "
+                "attention; set responses.teacher_share: 0."
             )
         self.num_layers: list[int] = [count for count in layers if count is not None]
 
@@ -48,10 +52,10 @@ class Mixture(nn.Module):
         position_ids: Tensor,
         use_cache: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities of the mixture as logits [B, 1, vocab]."""
+        """The log-probabilities of the mixture as logits [B, 1, vocab_size]."""
         first = self.num_layers[0]
         layers = (past_key_values.layers[:first], past_key_values.layers[first:])
-        with torch.autocast(input_ids.device.type, enabled=False):  # each enters its own, if it has one
+        with torch.autocast(input_ids.device.type, enabled=False):  # each model enters its own, if it has one
             log_probs = [
                 model(
                     input_ids=input_ids,
@@ -61,7 +65,7 @@ class Mixture(nn.Module):
                     use_cache=use_cache,
                     logits_to_keep=1,
                 )
-                .logits[..., : self.vocab]
+                .logits[..., : self.vocab_size]
                 .float()
                 .log_softmax(-1)
                 for model, part in zip(self.models, layers, strict=True)
@@ -72,16 +76,17 @@ class Mixture(nn.Module):
 
 
 class MixtureEngine:
-    """Samples from the mixture of two models.
+    """Generates with a `MixtureModel`.
 
     Example:
-        >>> engine = MixtureEngine(Mixture(student, teacher, share=0.2, vocab=49152), facts)
+        >>> model = MixtureModel(student, teacher, share=0.2, vocab_size=49152)
+        >>> engine = MixtureEngine(model, tokenizer_info)
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
-    def __init__(self, mixture: Mixture, facts: TokenizerFacts, batch_size: int = 64) -> None:
+    def __init__(self, mixture: MixtureModel, tokenizer_info: TokenizerInfo, batch_size: int = 64) -> None:
         self.mixture = mixture
-        self.facts = facts
+        self.tokenizer_info = tokenizer_info
         self.batch_size = batch_size
 
     def generate(
@@ -90,14 +95,15 @@ class MixtureEngine:
         sampling: Sampling,
         seed: int,
         *,
-        numbers: Sequence[int] | None = None,
-        progress: ProgressCall | None = None,
+        sample_ids: Sequence[int] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[Completion]:
-        """One completion for each prompt; see `Engine.generate`. The sampling acts on the mixture."""
+        """One completion for each prompt; see `Engine.generate`. `sampling` applies to the mixture."""
         for model in self.mixture.models:
             check_prompts(prompts, sampling, model.config)
-        finish = Finished(len(prompts), progress)
+        completions = CompletionCollector(len(prompts), progress)
         with evaluating(self.mixture):
-            decoder = Decoder(self.mixture, self.facts, sampling, seed, sum(self.mixture.num_layers))
-            decoder.run(prompts, self.batch_size, finish, numbers)
-        return finish.in_order()
+            num_layers = sum(self.mixture.num_layers)
+            decoder = Decoder(self.mixture, self.tokenizer_info, sampling, seed, num_layers)
+            decoder.run(prompts, self.batch_size, completions, sample_ids)
+        return completions.in_order()

@@ -1,7 +1,7 @@
-"""From logits to tokens: penalties and bans, the warpers, and a draw by the inverse of the CDF.
+"""From logits to tokens: penalties and bans, the warpers, and sampling by the inverse CDF.
 
-Each step gives what the logits processor of the same name in transformers 5 gives. The draw uses one
-uniform number a token, so that which rows share a batch does not change what is written.
+Each step gives what the logits processor of the same name in transformers 5 gives. Sampling uses one uniform
+number per token, so that which rows share a batch does not change the text.
 """
 
 from __future__ import annotations
@@ -16,55 +16,55 @@ from stillhouse.engines.base import Sampling
 from stillhouse.errors import EngineError
 
 PAD = -1
-"""Stands left of the prompt in a history of token ids."""
+"""Fills a history of token ids to the left of the prompt."""
 
 _BLOCK = 256
 _PREFIX = 512
 
 
-def uniforms(seed: int, numbers: Sequence[int], length: int) -> Tensor:
-    """Uniform numbers [len(numbers), length] in [0, 1), each a function of (seed, prompt number, position).
+def uniforms(seed: int, sample_ids: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers [len(sample_ids), length] in [0, 1), each a function of (seed, sample id, position).
 
-    Counter-based (Philox), so the same text is written whatever shares the batch and in whatever order.
+    Counter-based (Philox): independent of the composition and the order of the batch.
     """
     rows = []
-    for number in numbers:
-        key = np.array([seed % 2**64, number], dtype=np.uint64)
+    for sample_id in sample_ids:
+        key = np.array([seed % 2**64, sample_id], dtype=np.uint64)
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(length))
     return torch.from_numpy(np.stack(rows))
 
 
 class Sampler:
-    """Draws the next token for a batch of rows.
+    """Samples the next token for a batch of rows.
 
     Example:
         >>> sampler = Sampler(Sampling(temperature=0.7), eos_ids=torch.tensor([2]))
-        >>> tokens, logprobs = sampler.draw(logits, history, generated, uniform)
+        >>> tokens, logprobs = sampler.sample(logits, history, generated, uniform)
     """
 
     def __init__(self, sampling: Sampling, eos_ids: Tensor) -> None:
         self.sampling = sampling
         self.eos_ids = eos_ids
 
-    def draw(
+    def sample(
         self, logits: Tensor, history: Tensor, generated: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B] and, where asked for, their log-probabilities [B] in nats.
+        """Tokens [B] and, with `sampling.logprobs`, their log-probabilities [B] in nats.
 
         Args:
-            logits: [B, V] floats; overwritten.
-            history: [B, T] token ids of prompt and response so far, `PAD` on the left.
+            logits: [B, V]; overwritten.
+            history: [B, T] token ids of prompt and response so far, left-padded with `PAD`.
             generated: [B] number of response tokens in the history.
             uniform: [B] numbers in [0, 1).
 
         Raises:
-            EngineError: a row has no token with a finite logit, or a NaN.
+            EngineError: a row has a NaN or no finite logit: the model diverged or every token is banned.
         """
-        logits = self.scores(logits, history, generated)
+        logits = self.process_logits(logits, history, generated)
         top, tokens = logits.max(-1)
         if not bool(top.isfinite().all()):
             raise EngineError(
-                "a row of logits is not finite or leaves no token to draw. Either the model's weights have "
+                "a row of logits is not finite or leaves no token to sample. Either the model's weights have "
                 "diverged, or min_tokens and no_repeat_ngram_size together ban every token."
             )
         if self.sampling.temperature == 0:
@@ -76,11 +76,11 @@ class Sampler:
         chosen = weights.gather(1, tokens[:, None]).squeeze(1)
         return tokens, torch.log(chosen) - torch.log(weights.sum(-1))
 
-    def scores(self, logits: Tensor, history: Tensor, generated: Tensor) -> Tensor:
-        """The logits [B, V] of the distribution that is drawn from; excluded tokens have -inf."""
+    def process_logits(self, logits: Tensor, history: Tensor, generated: Tensor) -> Tensor:
+        """The logits [B, V] of the sampling distribution; -inf for excluded tokens."""
         s = self.sampling
         if s.repetition_penalty != 1.0:
-            logits = penalise_repetition(logits, history, s.repetition_penalty)
+            logits = apply_repetition_penalty(logits, history, s.repetition_penalty)
         if s.no_repeat_ngram_size:
             logits = ban_repeated_ngrams(logits, history, s.no_repeat_ngram_size)
         if s.min_tokens and len(self.eos_ids):
@@ -91,24 +91,24 @@ class Sampler:
         if s.temperature != 1.0:
             logits = logits.div_(s.temperature)
         if 0 < s.top_k < logits.shape[1]:
-            least = torch.topk(logits, s.top_k).values[:, -1:]
-            logits = logits.masked_fill_(logits < least, -torch.inf)
+            threshold = torch.topk(logits, s.top_k).values[:, -1:]
+            logits = logits.masked_fill_(logits < threshold, -torch.inf)
         if s.top_p < 1.0:
-            logits = keep_nucleus(logits, s.top_p)
+            logits = apply_top_p(logits, s.top_p)
         if s.min_p > 0.0:
-            least = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(s.min_p))
-            logits = logits.masked_fill_(logits < least, -torch.inf)
+            threshold = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(s.min_p))
+            logits = logits.masked_fill_(logits < threshold, -torch.inf)
         return logits
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The least index whose cumulative weight exceeds `uniform` times the total; [B].
+    """The smallest index whose cumulative weight exceeds `uniform` times the total, [B].
 
-    Two levels, blocks and then the tokens of one block: a cumulative sum over a whole vocabulary cannot be
-    vectorised, sums of blocks can.
+    In two levels, blocks and then the tokens of one block: a cumulative sum over a whole vocabulary is
+    sequential, sums of blocks are not.
 
     Args:
-        weights: [B, V] non-negative, not all zero in any row; they need not sum to one.
+        weights: [B, V] non-negative, not all zero in any row; need not sum to one.
         uniform: [B] numbers in [0, 1).
     """
     vocab = weights.shape[1]
@@ -120,14 +120,14 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     target = uniform.double()[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, target)
     below = cumulative.gather(1, block) - sums.gather(1, block)
-    places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
-    inside = weights.gather(1, places.clamp(max=vocab - 1)).double().masked_fill_(places >= vocab, 0.0)
+    positions = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(1, positions.clamp(max=vocab - 1)).double().masked_fill_(positions >= vocab, 0.0)
     offset = _first_above(inside.cumsum(1), target - below)
     return (block * _BLOCK + offset).squeeze(1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """The first index [B, 1] with cumulative > target; the cap keeps a rounded target inside."""
+    """The first index [B, 1] with cumulative > target; a target rounded up to the total is capped."""
     target = torch.minimum(target.clamp(min=0.0), cumulative[:, -1:] * (1 - 1e-12))
     return (cumulative <= target).sum(1, keepdim=True)
 
@@ -136,10 +136,10 @@ def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
 
 
-def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """-inf for every token that has at least `top_p` of probability above it.
+def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Nucleus sampling: -inf for every token above which there is at least `top_p` of probability.
 
-    The vocabulary is sorted as a whole only in rows whose nucleus is larger than a short prefix.
+    The whole vocabulary is sorted only for rows whose nucleus is larger than a short prefix.
     """
     kept, whole = _nucleus(logits, top_p, min(_PREFIX, logits.shape[1]))
     if not bool(whole.all()):
@@ -149,7 +149,7 @@ def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 def _nucleus(logits: Tensor, top_p: float, size: int) -> tuple[Tensor, Tensor]:
-    """The part of the nucleus [B, V] among the `size` most likely tokens; whether [B] that is all."""
+    """The nucleus among the `size` most likely tokens [B, V], and whether it is complete [B]."""
     if size < logits.shape[1]:
         values, indices = torch.topk(logits, size)
     else:
@@ -163,7 +163,7 @@ def _nucleus(logits: Tensor, top_p: float, size: int) -> tuple[Tensor, Tensor]:
     return kept, cumulative[:, -1] >= top_p
 
 
-def penalise_repetition(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
     """Divide positive logits of tokens in the history by `penalty`, multiply negative ones by it."""
     rows, vocab = logits.shape
     seen = torch.zeros(rows, vocab + 1, dtype=torch.bool, device=logits.device)
@@ -173,12 +173,12 @@ def penalise_repetition(logits: Tensor, history: Tensor, penalty: float) -> Tens
 
 
 def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
-    """-inf for every token that would complete an n-gram which is in the history already."""
+    """-inf for every token that would complete an n-gram that is already in the history."""
     if history.shape[1] < size:
         return logits
     grams = history.unfold(1, size, 1)
     last = history[:, history.shape[1] - size + 1 :]
     repeats = (grams[:, :, :-1] == last[:, None, :]).all(-1) & (grams[:, :, 0] != PAD)
-    row, place = repeats.nonzero(as_tuple=True)
-    logits[row, grams[row, place, -1]] = -torch.inf
+    row, position = repeats.nonzero(as_tuple=True)
+    logits[row, grams[row, position, -1]] = -torch.inf
     return logits

@@ -10,18 +10,18 @@ from typing import Any, Literal
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
+    CompletionCollector,
     EngineConfig,
-    Finished,
-    ProgressCall,
+    ProgressCallback,
     Sampling,
-    TokenizerFacts,
+    TokenizerInfo,
 )
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.remote import Capabilities, CompletionChoice, ServedModel, ServerConnection
 from stillhouse.remote.journal import Journal
 
-OPTIONS: dict[str, dict[str, str]] = {
+OPTION_NAMES: dict[str, dict[str, str]] = {
     "vllm": {
         "top_k": "top_k",
         "min_p": "min_p",
@@ -31,65 +31,67 @@ OPTIONS: dict[str, dict[str, str]] = {
     "llama.cpp": {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"},
     "other": {},
 }
-"""What servers call the settings that are not in OpenAI's interface."""
+"""By kind of server the names of the sampling settings that are not in OpenAI's API."""
 
-ALWAYS: dict[str, dict[str, Any]] = {
+FIXED_OPTIONS: dict[str, dict[str, Any]] = {
     "vllm": {},
-    # By default it draws at temperature 0.8 after the other limits, and looks back 64 tokens for repetitions.
+    # By default temperature applies after the other settings, and the penalty to the last 64 tokens only.
     "llama.cpp": {
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "repeat_last_n": 65536,
     },
     "other": {},
 }
+"""By kind of server the options that make its sampling follow the order of `Sampling`."""
 
 
 @REGISTRY.register
 class ServerConfig(EngineConfig, ServerConnection):
-    """A model on an OpenAI-compatible server writes the teacher's text; the student's is written here.
+    """A model on an OpenAI-compatible server generates for the teacher, and the student in this process.
 
-    Prompts go out and responses come back as token ids, so that training sees what was sampled. vLLM (0.10.2
-    or newer) and llama.cpp's server do that.
+    Prompts and responses are exchanged as token ids, so that training sees the sampled tokens. vLLM (0.10.2
+    or newer) and llama.cpp's server support that.
 
     Example: `engine: {kind: server, url: "http://127.0.0.1:8000/v1", sampling: {temperature: 0.8}}`
     """
 
     kind: Literal["server"] = "server"
     retokenise: bool = False
-    """Exchange text instead of token ids, and tokenise the answers with the student's tokenizer: for servers
-    that know no ids, and for teachers with another tokenizer. The tokens are then not quite those that were
-    sampled; how many answers were made so is counted in the run folder."""
+    """Exchange text instead of token ids, and tokenise responses with the student's tokenizer: for servers
+    without token ids and for teachers with another tokenizer. The tokens may then differ from the sampled
+    ones; the run folder counts how many responses were retokenised."""
     student: TransformersConfig = TransformersConfig()
-    """What writes the student's text, whose weights change here and not on the server."""
+    """The engine of the student, whose weights change in this process and not on the server."""
 
     @classmethod
     def of_teacher(cls, teacher: Any) -> ServerConfig:
-        """The engine for a teacher on a server: the same server."""
+        """The engine that generates on the server of a `kind: server` teacher."""
         return cls(
             **{name: getattr(teacher, name) for name in (*ServerConnection.model_fields, "retokenise")}
         )
 
-    def build(self, model: Any, facts: TokenizerFacts) -> ServerEngine:
-        """The engine; what the server can do is found out now.
+    def build(self, model: Any, tokenizer_info: TokenizerInfo) -> ServerEngine:
+        """Connect to the server and check its capabilities; `model` is not used.
 
         Raises:
             ServerError: the server does not answer.
-            EngineError: it gives no token ids and `retokenise` is off.
+            EngineError: it does not exchange token ids and `retokenise` is off.
             ModelError: its token ids are not the student's.
         """
-        return ServerEngine(connect(self, facts.tokenizer, self.retokenise), facts, self.retokenise)
+        served = connect(self, tokenizer_info.tokenizer, self.retokenise)
+        return ServerEngine(served, tokenizer_info, self.retokenise)
 
     def for_student(self) -> EngineConfig:
-        """`student`, with the sampling of this engine."""
+        """`student` with the sampling of this engine."""
         return self.student.model_copy(update={"sampling": self.sampling})
 
 
 def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> ServedModel:
-    """A model on a server that generates responses as token ids, or as text with `retokenise`.
+    """A served model that exchanges token ids, or text with `retokenise`.
 
     Raises:
         ServerError: the server does not answer.
-        EngineError: it gives no token ids.
+        EngineError: it does not exchange token ids.
         ModelError: its token ids are not the student's.
     """
     served = ServedModel(server, tokenizer)
@@ -99,7 +101,7 @@ def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> Serve
         what
         for what, there in (
             ("takes no token ids as prompts", served.capabilities.token_prompts),
-            ("does not return the ids of the tokens it writes", served.capabilities.token_ids),
+            ("does not return the ids of the tokens it generates", served.capabilities.token_ids),
         )
         if not there
     ]
@@ -114,38 +116,39 @@ def connect(server: ServerConnection, tokenizer: Any, retokenise: bool) -> Serve
 
 
 class ServerEngine:
-    """Generates with one request for each prompt, many at a time.
+    """Generates with one request for each prompt, many concurrently.
 
-    The seed of a request depends on the seed of the call and the prompt's number, so that the same call sends
-    the same requests; servers batch requests as they come, so that their text may still differ in the last
-    bits of rounding. Completions are kept in `journal`, if there is one, and never requested again.
+    The seed of a request depends on the seed of the call and the sample id, so that the same call sends the
+    same requests; a server batches requests as they arrive, so that rounding may still change the text.
+    Completions in `journal`, if there is one, are not requested again.
 
     Example:
-        >>> engine = ServerConfig(url="http://127.0.0.1:8000/v1").build(None, TokenizerFacts.of(tokenizer))
+        >>> config = ServerConfig(url="http://127.0.0.1:8000/v1")
+        >>> engine = config.build(None, TokenizerInfo.from_tokenizer(tokenizer))
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
-    def __init__(self, served: ServedModel, facts: TokenizerFacts, retokenise: bool = False) -> None:
+    def __init__(self, served: ServedModel, tokenizer_info: TokenizerInfo, retokenise: bool = False) -> None:
         self.served = served
-        self.facts = facts
+        self.tokenizer_info = tokenizer_info
         self.retokenise = retokenise
         self.journal: Journal | None = None
         self.retokenised = 0
-        """Completions that came as text and were tokenised here."""
+        """Number of completions that came as text and were tokenised here."""
         self.reused = 0
-        """Completions that were in the journal."""
+        """Number of completions found in the journal."""
 
-    def keep(self, path: Path) -> None:
-        """Keep completions in a file and look there first."""
+    def use_journal(self, path: Path) -> None:
+        """Record completions in a file, and take them from it instead of requesting them again."""
         self.journal = Journal(path)
 
     def fingerprint(self) -> str:
-        """A digest of the address and the model's name; weights on a server cannot be read."""
+        """A digest of the URL and the model's name; the weights on a server cannot be read."""
         name = f"server\n{self.served.client.url}\n{self.served.name}"
         return hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def counts(self) -> dict[str, int]:
-        """What was requested so far, for the run folder."""
+        """Usage counts so far, for the run folder."""
         counts = dict(vars(self.served.client.usage), reused=self.reused)
         return counts | ({"retokenised": self.retokenised} if self.retokenise else {})
 
@@ -155,29 +158,29 @@ class ServerEngine:
         sampling: Sampling,
         seed: int,
         *,
-        numbers: Sequence[int] | None = None,
-        progress: ProgressCall | None = None,
+        sample_ids: Sequence[int] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
         Raises:
-            ConfigError: the server cannot sample so; the message names the setting.
+            ConfigError: the server does not support a sampling setting, or its context is too short.
             ServerError: it rejected a prompt, or did not answer within the retries. Completions that came
                 before are in the journal.
-            EngineError: it cut a completion for a reason of its own.
+            EngineError: it stopped a completion for another reason than its end or `max_tokens`.
         """
-        options = sampling_options(sampling, self.served.capabilities, self.facts)
-        self._check_room(max(map(len, prompts), default=0), sampling)
-        finish = Finished(len(prompts), progress)
+        options = sampling_options(sampling, self.served.capabilities, self.tokenizer_info)
+        self._check_context(max(map(len, prompts), default=0), sampling)
+        completions = CompletionCollector(len(prompts), progress)
         bodies = [
-            self._body(prompt, options, seed_of(seed, index if numbers is None else numbers[index]))
-            for index, prompt in enumerate(prompts)
+            self._body(prompt, options, request_seed(seed, sample_id))
+            for prompt, sample_id in zip(prompts, sample_ids or range(len(prompts)), strict=True)
         ]
         for index, completion in self._complete(bodies, sampling):
-            finish(index, completion)
-        return finish.in_order()
+            completions(index, completion)
+        return completions.in_order()
 
-    def _check_room(self, longest: int, sampling: Sampling) -> None:
+    def _check_context(self, longest: int, sampling: Sampling) -> None:
         context = self.served.capabilities.context
         if context is None or self.retokenise or longest + sampling.max_tokens <= context:
             return
@@ -194,10 +197,10 @@ class ServerEngine:
         )
 
     def _body(self, prompt: Sequence[int], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        text = (
-            self.facts.tokenizer.decode(list(prompt), skip_special_tokens=False) if self.retokenise else None
-        )
-        return self.served.request_body(prompt if text is None else text, seed=seed, **options)
+        if not self.retokenise:
+            return self.served.request_body(prompt, seed=seed, **options)
+        text = self.tokenizer_info.tokenizer.decode(list(prompt), skip_special_tokens=False)
+        return self.served.request_body(text, seed=seed, **options)
 
     def _complete(
         self, bodies: Sequence[dict[str, Any]], sampling: Sampling
@@ -209,130 +212,134 @@ class ServerEngine:
                 missing.append(index)
             else:
                 self.reused += 1
-                yield index, _unpacked(known)
+                yield index, _from_json(known)
         parse = self._parser(sampling)
-        for place, completion in self.served.complete([bodies[index] for index in missing], parse):
-            index = missing[place]
+        for position, completion in self.served.complete([bodies[index] for index in missing], parse):
+            index = missing[position]
             if self.journal is not None:
-                self.journal.put(bodies[index], _packed(completion))
+                self.journal.put(bodies[index], _to_json(completion))
             self.retokenised += self.retokenise
             yield index, completion
 
     def _parser(self, sampling: Sampling) -> Callable[[CompletionChoice], Completion]:
         parse = from_text if self.retokenise else from_ids
-        return lambda choice: parse(choice, sampling, self.facts)
+        return lambda choice: parse(choice, sampling, self.tokenizer_info)
 
 
-def seed_of(seed: int, number: int) -> int:
-    """The seed of one request: 31 bits, which every server takes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
+def request_seed(seed: int, sample_id: int) -> int:
+    """The seed of one request: 31 bits, which every server accepts."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()[:4], "big") >> 1
 
 
-def sampling_options(sampling: Sampling, server: Capabilities, facts: TokenizerFacts) -> dict[str, Any]:
-    """The settings as a server takes them. All are named, because servers have defaults of their own.
+def sampling_options(
+    sampling: Sampling, server: Capabilities, tokenizer_info: TokenizerInfo
+) -> dict[str, Any]:
+    """The sampling settings as options of a request. All are sent, because servers have their own defaults.
 
     Raises:
-        ConfigError: the server has no such setting.
+        ConfigError: the server does not support a setting.
     """
-    names = OPTIONS[server.kind]
+    names = OPTION_NAMES[server.kind]
     if faults := unsupported(sampling, names, f"a server of kind {server.kind}"):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        **{theirs: getattr(sampling, ours) for ours, theirs in names.items()},
-        **ALWAYS[server.kind],
+        **{option: getattr(sampling, name) for name, option in names.items()},
+        **FIXED_OPTIONS[server.kind],
     }
     if server.kind == "llama.cpp":
         return options | {"return_tokens": True, **({"n_probs": 1} if sampling.logprobs else {})}
     if server.kind == "vllm":
-        options["stop_token_ids"] = list(facts.eos_ids)
+        options["stop_token_ids"] = list(tokenizer_info.eos_ids)
     if server.token_ids:
         options["return_token_ids"] = True
     return options | ({"logprobs": 1} if sampling.logprobs else {})
 
 
-def unsupported(sampling: Sampling, names: Mapping[str, str], who: str) -> list[Fault]:
-    """The settings that an engine cannot follow.
+def unsupported(sampling: Sampling, names: Mapping[str, str], backend: str) -> list[Fault]:
+    """A fault for each setting that a backend does not support.
 
     Args:
-        sampling: what is asked for.
-        names: the settings beyond temperature, top_p and max_tokens that it knows.
-        who: the engine, for people.
+        sampling: the requested settings.
+        names: the settings beyond temperature, top_p and max_tokens that it supports.
+        backend: its name in messages.
     """
-    neutral = Sampling()
+    default = Sampling()
     faults = [
         Fault(
             f"engine.sampling.{name}",
-            f"is nothing that {who} can do",
+            f"is not supported by {backend}",
             got=str(getattr(sampling, name)),
-            allowed=str(getattr(neutral, name)),
-            hint="Let engine: {kind: transformers} write, or leave it out.",
+            allowed=str(getattr(default, name)),
+            hint="Use engine: {kind: transformers}, or leave it out.",
         )
         for name in ("top_k", "min_p", "min_tokens", "repetition_penalty", "no_repeat_ngram_size")
-        if name not in names and getattr(sampling, name) != getattr(neutral, name)
+        if name not in names and getattr(sampling, name) != getattr(default, name)
     ]
-    bent = [
+    changed = [
         name
         for name in ("top_k", "top_p", "min_p", "repetition_penalty")
-        if getattr(sampling, name) != getattr(neutral, name)
+        if getattr(sampling, name) != getattr(default, name)
     ]
-    if sampling.logprobs and (bent or sampling.temperature not in (0.0, 1.0)):
+    if sampling.logprobs and (changed or sampling.temperature not in (0.0, 1.0)):
         faults.append(
             Fault(
                 "engine.sampling.logprobs",
-                f"{who} gives the model's own log-probabilities, not those of the distribution drawn from",
-                allowed="temperature 1 (or 0), and nothing that bends the distribution",
-                got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *bent)),
+                f"{backend} returns the log-probabilities of the model, not of the sampling distribution",
+                allowed="temperature 1 (or 0), and no top_k, top_p, min_p or repetition_penalty",
+                got=", ".join(f"{name} {getattr(sampling, name)}" for name in ("temperature", *changed)),
             )
         )
     return faults
 
 
-def from_ids(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
-    """The tokens that were sampled, up to and with the end token.
+def from_ids(choice: CompletionChoice, sampling: Sampling, tokenizer_info: TokenizerInfo) -> Completion:
+    """The sampled tokens up to and including the end-of-sequence token.
 
-    A server may end a text with an end token of its own; the student's stands in its place.
+    A server may stop at an end-of-sequence token of its own; it is replaced by the student's.
 
     Raises:
         ValueError: the completion is empty.
-        EngineError: the server cut it for a reason of its own, or gives no log-probabilities.
+        EngineError: the server stopped it early, or returned no log-probabilities.
     """
     ids, logprobs = choice.token_ids, choice.logprobs
     if not ids:
         raise ValueError("a completion without tokens")
     if sampling.logprobs and (logprobs is None or len(logprobs) != len(ids)):
         raise EngineError(
-            f"the server gave {len(logprobs or ())} log-probabilities for {len(ids)} tokens (llama.cpp has "
-            "none for tokens that are part of a character). Set sampling.logprobs: false, or use vLLM."
+            f"the server returned {len(logprobs or ())} log-probabilities for {len(ids)} tokens (llama.cpp "
+            "has none for tokens that are part of a character). Set sampling.logprobs: false, or use vLLM."
         )
-    end = next((place for place, token in enumerate(ids) if token in facts.eos_ids), None)
+    end = next((at for at, token in enumerate(ids) if token in tokenizer_info.eos_ids), None)
     if end is not None:
         ids = ids[: end + 1]
     elif _finished(choice):
-        ids = (*ids[:-1], facts.eos_ids[0])
+        ids = (*ids[:-1], tokenizer_info.eos_ids[0])
     elif len(ids) < sampling.max_tokens:
         raise EngineError(
-            f"the server cut a text after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
-            "prompt it fills the server's context. Start the server with a longer one (--max-model-len of "
-            "vLLM, --ctx-size of llama.cpp, which its slots share), or lower data.max_prompt or max_tokens."
+            f"the server stopped after {len(ids)} of max_tokens={sampling.max_tokens} tokens: with its "
+            "prompt the response fills the server's context. Start the server with a longer one "
+            "(--max-model-len of vLLM, --ctx-size of llama.cpp, which its slots share), or lower "
+            "data.max_prompt or max_tokens."
         )
-    finished = ids[-1] in facts.eos_ids
+    finished = ids[-1] in tokenizer_info.eos_ids
     return Completion(ids, finished, logprobs[: len(ids)] if sampling.logprobs and logprobs else None)
 
 
-def from_text(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFacts) -> Completion:
-    """The text, tokenised with the student's tokenizer; cut where that makes more than `max_tokens`.
+def from_text(choice: CompletionChoice, sampling: Sampling, tokenizer_info: TokenizerInfo) -> Completion:
+    """The text tokenised with the student's tokenizer, truncated to `max_tokens`.
 
     Raises:
         ValueError: the completion is empty.
-        EngineError: the server cut it for a reason of its own.
+        EngineError: the server stopped it early.
     """
     finished = _finished(choice)
-    ids = [int(token) for token in facts.tokenizer(choice.text, add_special_tokens=False)["input_ids"]]
+    encoded = tokenizer_info.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
+    ids = [int(token) for token in encoded]
     if finished:
-        ids.append(facts.eos_ids[0])
+        ids.append(tokenizer_info.eos_ids[0])
     if not ids:
         raise ValueError("a completion without text")
     fits = len(ids) <= sampling.max_tokens
@@ -342,16 +349,16 @@ def from_text(choice: CompletionChoice, sampling: Sampling, facts: TokenizerFact
 def _finished(choice: CompletionChoice) -> bool:
     if choice.finish_reason not in ("stop", "length"):
         raise EngineError(
-            f"the server ended a text because of {choice.finish_reason!r}, and not at its end or at "
-            "max_tokens. It may filter contents or have been stopped."
+            f"the server stopped a response because of {choice.finish_reason!r}, not at its end or at "
+            "max_tokens. It may filter content or have been shut down."
         )
     return choice.finish_reason == "stop"
 
 
-def _packed(completion: Completion) -> list[Any]:
+def _to_json(completion: Completion) -> list[Any]:
     return [list(completion.token_ids), completion.finished, completion.logprobs]
 
 
-def _unpacked(row: Sequence[Any]) -> Completion:
+def _from_json(row: Sequence[Any]) -> Completion:
     ids, finished, logprobs = row
     return Completion(tuple(ids), finished, None if logprobs is None else tuple(logprobs))

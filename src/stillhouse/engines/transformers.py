@@ -1,4 +1,4 @@
-"""Generation with a transformers model in this process, also one that is being trained."""
+"""Generation with a transformers model in this process, which may be in training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import Field
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
+    CompletionCollector,
     Engine,
     EngineConfig,
-    Finished,
-    ProgressCall,
+    ProgressCallback,
     Sampling,
-    TokenizerFacts,
+    TokenizerInfo,
 )
 from stillhouse.errors import ConfigError, EngineError, Fault
 
@@ -27,53 +27,53 @@ if TYPE_CHECKING:
 
 @REGISTRY.register
 class TransformersConfig(EngineConfig):
-    """A lean decode loop over the model itself: no copy of the weights, nothing to synchronise.
+    """Our own decode loop over the model in memory: no second copy of the weights, nothing to synchronise.
 
     Example: `engine: {kind: transformers, batch_size: 64, sampling: {temperature: 0.8}}`
     """
 
     kind: Literal["transformers"] = "transformers"
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Most completions that are written side by side. It changes speed and memory, not the text."""
+    """Maximum number of completions that are decoded together. It changes speed and memory, not the text."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens in the key-value cache: rows times (longest prompt + `max_tokens`); none: no limit."""
+    """Maximum number of tokens in the KV cache: rows times (longest prompt + `max_tokens`); default: no
+    limit."""
+    dtype: Literal["model", "bfloat16"] = "model"
+    """`model` generates with the weights as they are; `bfloat16` with a rounded copy made at each call: about
+    twice as fast for fp32 models of 30M parameters and more, for half their memory on top. The text and
+    `logprobs` are then those of the rounded model."""
 
-    weights: Literal["model", "bfloat16"] = "model"
-    """`bfloat16` writes with a rounded copy, made anew at each call: about twice as fast for fp32 models of
-    30M parameters and more, for half their memory on top. The text then follows the rounded model's
-    distribution, not quite the model's own, and `logprobs` are the rounded one's."""
-
-    def build(self, model: Any, facts: TokenizerFacts) -> Engine:
+    def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
         return TransformersEngine(
-            model, facts, self.batch_size, self.batch_tokens, self.weights == "bfloat16"
+            model, tokenizer_info, self.batch_size, self.batch_tokens, self.dtype == "bfloat16"
         )
 
 
 class TransformersEngine:
-    """Samples from a transformers model exactly as its `generate` does, faster.
+    """Samples the same distribution as the model's own `generate`, faster.
 
-    Architectures whose layers are all attention run in the decode loop of `decode.py`; any other one
-    (recurrent, hybrid) runs through `generate` with this engine's draw.
+    Architectures whose layers are all attention run in the decode loop of `decode.py`; the others
+    (recurrent, hybrid) through `generate` with this engine's sampler.
 
     Example:
-        >>> engine = TransformersConfig().build(model, TokenizerFacts.of(tokenizer))
+        >>> engine = TransformersConfig().build(model, TokenizerInfo.from_tokenizer(tokenizer))
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
     def __init__(
         self,
         model: nn.Module,
-        facts: TokenizerFacts,
+        tokenizer_info: TokenizerInfo,
         batch_size: int = 64,
         batch_tokens: int | None = None,
-        rounded: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         self.model = model
-        self.facts = facts
+        self.tokenizer_info = tokenizer_info
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
-        self.rounded = rounded
+        self.bfloat16 = bfloat16
 
     def generate(
         self,
@@ -81,45 +81,46 @@ class TransformersEngine:
         sampling: Sampling,
         seed: int,
         *,
-        numbers: Sequence[int] | None = None,
-        progress: ProgressCall | None = None,
+        sample_ids: Sequence[int] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
-        The model may be in training: its mode is restored, and its parameters can be trained afterwards.
+        The model may be in training: its mode is restored, and its parameters remain trainable.
         """
         from stillhouse.engines.decode import Decoder
         from stillhouse.engines.fallback import run_generate
-        from stillhouse.engines.kv import num_attention_layers
+        from stillhouse.engines.kv_cache import num_attention_layers
         from stillhouse.models.hidden import unwrap
 
         model = unwrap(self.model)
         check_prompts(prompts, sampling, model.config)
         if not prompts:
             return []
-        finish = Finished(len(prompts), progress)
-        rows = self._rows(max(map(len, prompts)) + sampling.max_tokens)
+        completions = CompletionCollector(len(prompts), progress)
+        rows = self._batch_size(max(map(len, prompts)) + sampling.max_tokens)
         num_layers = num_attention_layers(model.config)
-        model = rounded_copy(model) if self.rounded else model
+        model = bfloat16_copy(model) if self.bfloat16 else model
+        info = self.tokenizer_info
         with evaluating(model):
             if num_layers is None:
-                run_generate(model, self.facts, sampling, seed, prompts, rows, finish, numbers)
+                run_generate(model, info, sampling, seed, prompts, rows, completions, sample_ids)
             else:
-                Decoder(model, self.facts, sampling, seed, num_layers).run(prompts, rows, finish, numbers)
-        return finish.in_order()
+                decoder = Decoder(model, info, sampling, seed, num_layers)
+                decoder.run(prompts, rows, completions, sample_ids)
+        return completions.in_order()
 
-    def _rows(self, length: int) -> int:
+    def _batch_size(self, length: int) -> int:
         if self.batch_tokens is None:
             return self.batch_size
         return max(1, min(self.batch_size, self.batch_tokens // length))
 
 
-def rounded_copy(model: nn.Module) -> nn.Module:
-    """The model with parameters in bfloat16; buffers, such as rotary frequencies, keep their precision."""
+def bfloat16_copy(model: nn.Module) -> nn.Module:
+    """A copy with the parameters in bfloat16; buffers, such as rotary frequencies, keep their dtype."""
     import torch
 
-    # Every parameter is named in the memo beforehand, so that deepcopy makes no second fp32 one; shared
-    # parameters (tied embeddings) stay shared.
+    # With every parameter in the memo deepcopy makes no fp32 copies, and tied embeddings stay tied.
     memo: dict[int, Any] = {
         id(parameter): torch.nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
         for parameter in model.parameters()
@@ -129,27 +130,27 @@ def rounded_copy(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; every module's own mode comes back after it.
+    """Evaluation mode without gradients; restores the mode of every module on exit.
 
-    Autocast that accelerate enters at each call of a model is held open meanwhile: weights are cast once, not
-    again for each token. Not `torch.inference_mode`: buffers made inside it could not be used in training.
+    Holds open the autocast that accelerate enters at each call of the model, so that weights are cast once
+    instead of once per token. Not `torch.inference_mode`: buffers made in it could not be used in training.
     """
     import torch
 
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), _own_autocast(model):
+        with torch.no_grad(), _autocast_of(model):
             yield
     finally:
-        # Weights that were cast without gradients must not serve a training step within the same autocast.
+        # Weights cast without gradients must not be reused by a training step in the same autocast.
         torch.clear_autocast_cache()
         for module in training:
             module.training = True
 
 
-def _own_autocast(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """The autocast that a model, prepared by accelerate for mixed precision, enters at each call."""
+def _autocast_of(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """The autocast that a model prepared by accelerate for mixed precision enters at each call."""
     if not any(hasattr(module, "_original_forward") for module in model.modules()):
         return contextlib.nullcontext()
     from accelerate.utils.modeling import get_mixed_precision_context_manager
@@ -159,11 +160,11 @@ def _own_autocast(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, config: Any) -> None:
-    """Refuse prompts that the model cannot take.
+    """Check that the prompts fit the model.
 
     Raises:
-        EngineError: an empty prompt, an unknown token id, or a prompt that fills the model's context.
-        ConfigError: no room for `max_tokens` after the longest prompt.
+        EngineError: a prompt is empty, has an unknown token id or fills the model's context.
+        ConfigError: `max_tokens` does not fit after the longest prompt.
     """
     text = config.get_text_config(decoder=True)
     context = getattr(text, "max_position_embeddings", None)
@@ -173,8 +174,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, config: 
             raise EngineError(f"prompt {index}: is empty. Generation needs at least one token, such as BOS.")
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise EngineError(
-                f"prompt {index}: holds token ids {min(prompt)} to {max(prompt)}; the model knows "
-                f"0 to {vocab - 1}. Tokenize with the model's own tokenizer."
+                f"prompt {index}: holds token ids {min(prompt)} to {max(prompt)}; the model's are "
+                f"0 to {vocab - 1}. Tokenise with the model's own tokenizer."
             )
         if context and len(prompt) >= context:
             raise EngineError(

@@ -13,7 +13,7 @@ from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from stillhouse import console
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
-from stillhouse.engines.base import Engine, Sampling, TokenizerFacts
+from stillhouse.engines.base import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.probe import Bench
@@ -159,7 +159,7 @@ class HarnessModel(TemplateLM):
         if piece is None:
             room = self._context - sampling.max_tokens
             ids = [self.tok_encode(context)[-room:] for context in contexts]
-            facts = TokenizerFacts((self.eot_token_id,), self._bench.facts.pad_id)
+            facts = TokenizerInfo((self.eot_token_id,), self._bench.facts.pad_id)
             engine: Engine = self._bench.writer.build(self._bench.model, facts)
             done = engine.generate(ids, sampling, self._bench.seeds[0])
             piece = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in done]

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
-from stillhouse.engines.base import TokenizerFacts
+from stillhouse.engines.base import TokenizerInfo
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
@@ -27,7 +27,7 @@ class ModelPair:
 
     student: nn.Module
     teacher: nn.Module
-    facts: TokenizerFacts
+    facts: TokenizerInfo
     vocab_size: int
     """Number of token ids that both share."""
 

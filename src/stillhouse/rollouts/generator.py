@@ -8,7 +8,7 @@ from typing import Literal
 
 from stillhouse.core.types import Completion, Prompt, Response
 from stillhouse.data.translate import Translator
-from stillhouse.engines.base import Engine, ProgressCall, Sampling
+from stillhouse.engines.base import Engine, ProgressCallback, Sampling
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ResponseGenerator:
         sampling: Sampling | None = None,
         *,
         sample_ids: Sequence[int] | None = None,
-        progress: ProgressCall | None = None,
+        progress: ProgressCallback | None = None,
     ) -> list[Response]:
         """One response for each prompt, in the order of the prompts.
 
@@ -64,7 +64,7 @@ class ResponseGenerator:
         """
         resolved = self.resolve_sampling(sampling)
         completions = self.engine.generate(
-            self._prompt_ids(prompts), resolved, seed, numbers=sample_ids, progress=progress
+            self._prompt_ids(prompts), resolved, seed, sample_ids=sample_ids, progress=progress
         )
         return self._responses(prompts, completions, resolved)
 

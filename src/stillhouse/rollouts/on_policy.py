@@ -74,10 +74,10 @@ class OnPolicyPolicy(StatelessPolicy):
 
 def mixed_with_teacher(context: RolloutContext, share: float) -> ResponseGenerator:
     """The student's generator, which draws from its own distribution mixed with the teacher's."""
-    from stillhouse.engines.mixture import Mixture, MixtureEngine
+    from stillhouse.engines.mixture import MixtureEngine, MixtureModel
 
     assert context.student is not None
     assert context.models is not None
     models = context.models
-    mixture = Mixture(models.student, models.teacher, share, models.vocab_size)
+    mixture = MixtureModel(models.student, models.teacher, share, models.vocab_size)
     return replace(context.student, engine=MixtureEngine(mixture, models.facts))

@@ -135,7 +135,7 @@ class SpeculativePolicy:
         asked = [[*draft.prompt.token_ids, *draft.ids] for draft in drafts]
         numbers = [draft.number for draft in drafts]
         limited = self._sampling.model_copy(update={"max_tokens": size, "min_tokens": least})
-        proposals = self._student.engine.generate(asked, limited, seed, numbers=numbers)
+        proposals = self._student.engine.generate(asked, limited, seed, sample_ids=numbers)
         logits = self._teacher_logits(asked, proposals)
         tokens = torch.tensor([t for p in proposals for t in p.token_ids], device=logits.device)
         better = (logits > logits.gather(1, tokens[:, None])).sum(1)
@@ -176,5 +176,5 @@ class SpeculativePolicy:
         rows = logits.shape[0]
         history = torch.full((rows, 1), PAD, device=logits.device)
         generated = torch.zeros(rows, dtype=torch.long, device=logits.device)
-        tokens, _ = self._replacing.draw(logits.clone(), history, generated, uniform.to(logits.device))
+        tokens, _ = self._replacing.sample(logits.clone(), history, generated, uniform.to(logits.device))
         return [int(token) for token in tokens.tolist()]

@@ -14,7 +14,7 @@ from torch import nn
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load
 from stillhouse.data.translate import Translator
-from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
 from stillhouse.errors import ModelError
 from stillhouse.models import (
     fingerprint,
@@ -43,7 +43,7 @@ class Parts:
 
     config: RunConfig
     tokenizer: Any
-    facts: TokenizerFacts
+    facts: TokenizerInfo
     student: nn.Module
     teacher: nn.Module | None
     vocab: int
@@ -141,7 +141,7 @@ def assemble(config: RunConfig) -> Parts:
     if teacher is not None:
         _finite("teacher", teacher)
     device = own_device()
-    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
     context = None if teacher is None else context_of(unwrap(teacher).config)
     parts = Parts(
         config,

@@ -18,7 +18,7 @@ from typing import Any
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data
 from stillhouse.data.templates import Encoder
-from stillhouse.engines import TokenizerFacts
+from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import atomic, locate
 from stillhouse.models import (
@@ -232,7 +232,7 @@ def _loaded(config: RunConfig) -> Parts:
     return Parts(
         config,
         tokenizer,
-        TokenizerFacts(eos_ids=(end,), pad_id=tokenizer.pad_token_id),
+        TokenizerInfo(eos_ids=(end,), pad_id=tokenizer.pad_token_id),
         student.to(device),
         None if teacher is None else teacher.to(device),
         vocab,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
-from stillhouse.engines import Engine, ServerConfig, ServerEngine, TokenizerFacts
+from stillhouse.engines import Engine, ServerConfig, ServerEngine, TokenizerInfo
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.teachers import ServerTeacherConfig
@@ -40,11 +40,11 @@ def server_of(config: RunConfig) -> ServerConfig | None:
 def keeping(engine: Engine, answers: Path) -> Engine:
     """The engine; one on a server keeps its answers in a file and looks there before it asks."""
     if isinstance(engine, ServerEngine):
-        engine.keep(answers)
+        engine.use_journal(answers)
     return engine
 
 
-def server_engine(config: RunConfig, facts: TokenizerFacts) -> ServerEngine | None:
+def server_engine(config: RunConfig, facts: TokenizerInfo) -> ServerEngine | None:
     """The engine of `server_of`, connected.
 
     Raises:

@@ -11,7 +11,7 @@ from stillhouse.data import Data
 from stillhouse.data.templates import Encoder
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
-from stillhouse.engines import TokenizerFacts
+from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ModelError
 from stillhouse.models import check_same_tokenizer, difference, load_tokenizer
 from stillhouse.objectives import Objective
@@ -87,7 +87,7 @@ class Translation:
 
     translator: Translator
     encoder: Encoder
-    facts: TokenizerFacts
+    facts: TokenizerInfo
 
     @classmethod
     def of(cls, found: Tokenizers, data: Data, context: int | None) -> Translation | None:
@@ -106,7 +106,7 @@ class Translation:
         assert data.encoder is not None
         encoder = data.encoder.teacher
         assert encoder is not None
-        facts = TokenizerFacts((encoder.end_id,), found.teacher.pad_token_id, found.teacher)
+        facts = TokenizerInfo((encoder.end_id,), found.teacher.pad_token_id, found.teacher)
         translator = Translator(
             TokenBytes(found.student),
             TokenBytes(found.teacher),

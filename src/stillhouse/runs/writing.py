@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse.data import load
-from stillhouse.engines import Engine, Sampling, TokenizerFacts
+from stillhouse.engines import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, own_device
 from stillhouse.core.seeds import derived_seed
@@ -91,7 +91,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
     model: Any = None if served is not None else _model(config, wanted.by, tokenizer)
     data = load(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: wanted.limit]
-    facts = TokenizerFacts((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
     translation = Translation.of(found, data, None) if wanted.by == "teacher" else None
     if translation is not None:
         facts = translation.facts
@@ -102,7 +102,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
     engine: Engine
     if served is not None:
         engine = served.build(None, facts)
-        engine.keep(wanted.output.with_suffix(".answers.jsonl"))
+        engine.use_journal(wanted.output.with_suffix(".answers.jsonl"))
         weights = engine.fingerprint
     else:
         engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)

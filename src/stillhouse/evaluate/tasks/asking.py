@@ -15,7 +15,7 @@ from stillhouse.data import DataConfig, Encoder, Source, SourceConfig
 from stillhouse.data.lengths import TooLong
 from stillhouse.data.load import TemplateField, read_rows
 from stillhouse.data.rows import Row, understand
-from stillhouse.engines.base import Sampling, TokenizerFacts
+from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
 from stillhouse.evaluate.partial import digest_of_prompts, digest_of_questions
@@ -206,7 +206,7 @@ class Sitting:
             "weights": self.bench.weights_of(writer),
         }
         return write_answers(
-            self.bench.writer.build(writer, TokenizerFacts((self.encoder.end_id,), self.bench.facts.pad_id)),
+            self.bench.writer.build(writer, TokenizerInfo((self.encoder.end_id,), self.bench.facts.pad_id)),
             prompts,
             how,
             self.seeds,

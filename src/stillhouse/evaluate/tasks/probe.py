@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.data import DataConfig, SourceConfig
-from stillhouse.engines.base import EngineConfig, Sampling, TokenizerFacts
+from stillhouse.engines.base import EngineConfig, Sampling, TokenizerInfo
 from stillhouse.evaluate.partial import Partial
 from stillhouse.models import fingerprint
 
@@ -29,7 +29,7 @@ class Bench:
     teacher: nn.Module | None
     """The model to compare with; None where the system is the teacher, or there is none."""
     tokenizer: Any
-    facts: TokenizerFacts
+    facts: TokenizerInfo
     vocab: int
     """Number of token ids that both models share."""
     writer: EngineConfig
