@@ -34,7 +34,7 @@ def test_what_is_too_much_for_a_page_is_cut_evenly_and_counted(tmp_path, monkeyp
     whole = side_by_side(systems)
     assert (whole.prompts, whole.left_out) == (4, 0)
     second = sum(len(row["response"]) for one in systems for row in one.rows if row["seed"] == 2)
-    monkeypatch.setattr(responses_module, "MOST", second)
+    monkeypatch.setattr(responses_module, "MAX_CHARACTERS", second)
     cut = side_by_side(systems)
     assert cut.left_out == 4 * 3
     rows = json.loads(cut.data)["rows"]
@@ -42,9 +42,9 @@ def test_what_is_too_much_for_a_page_is_cut_evenly_and_counted(tmp_path, monkeyp
     assert [own[:2] for row in rows for own in row["responses"].values()] == [
         own[:2] for row in json.loads(whole.data)["rows"] for own in row["responses"].values()
     ]
-    monkeypatch.setattr(responses_module, "MOST", 0)
+    monkeypatch.setattr(responses_module, "MAX_CHARACTERS", 0)
     text = page([folder], tmp_path / "report.html")[1].text
-    assert "24 further answers (other seeds, temperatures or samples) are left out" in text
+    assert "24 further responses (other seeds, temperatures or samples) are left out" in text
 
 
 def test_rows_of_one_id_that_ask_something_else_are_not_put_together(tmp_path):

@@ -91,7 +91,7 @@ def test_everything_that_a_run_logs_is_on_the_page(tmp_path):
         "All tasks", "maths Accuracy", "objective.alpha (α)", "Buffer: age of the responses",
         "Buffer: responses held", "Quality and diversity: Self-BLEU", "Quality and diversity: distinct-2",
         "Validation ROUGE-L over time", "backward the backward pass", "108k", "43 repetition: loops",
-        "31 repetition: loops", "2 form: empty", "Written again", "Keys",
+        "31 repetition: loops", "2 form: empty", "Generated again", "Keys",
         "Round 1, student · repetition: loops (4-gram 9 times)",
     ):  # fmt: skip
         assert words in tags.text, words
@@ -146,7 +146,7 @@ def test_speeds_that_were_timed_in_turns_tell_how_much_faster(tmp_path):
     assert "5,000 2.5× the teacher" in text
     assert "0.1 0.25× the teacher" in text
     assert "50× the teacher" not in text
-    assert "2.5× faster writing, the two timed in turns" in text
+    assert "2.5× faster decoding, the two timed in turns" in text
 
 
 def test_whole_numbers_have_whole_ticks():

@@ -25,7 +25,7 @@ from stillhouse.console.format import duration, number
 from stillhouse.console.text import messages, messages_through
 
 LiveValue = float | int | str
-"""A value beside the bar, such as the loss."""
+"""A value next to the bar, such as the loss."""
 
 
 class ProgressMeter(Protocol):
@@ -125,7 +125,7 @@ def _closing(meter: _TaskMeter) -> Iterator[_TaskMeter]:
 
 
 class _TaskMeter:
-    """Counts a task of rich's, whose fields hold what is shown beside its bar."""
+    """Counts a task of rich's, whose fields hold what is shown next to its bar."""
 
     def __init__(
         self, display: _Display, title: str, total: float | None = None, done: float = 0, trace: str = ""

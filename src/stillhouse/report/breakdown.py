@@ -1,4 +1,4 @@
-"""Where seconds and tokens went, and who wrote what was trained on, as bars and a table."""
+"""Where seconds and tokens went, and which source the responses come from, as bars and a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHASE_COLOURS = {
     "other": "--before",
 }
 PHASES = {
-    "generate": "writing responses",
+    "generate": "generating responses",
     "teacher": "the teacher's forward pass",
     "student": "the student's forward pass and the loss",
     "backward": "the backward pass",
@@ -56,7 +56,7 @@ class StackedBar:
 
 @dataclass(frozen=True, slots=True)
 class PhaseRow:
-    """What one phase of a run took. Example: `PhaseRow("generate", "writing responses", "34 s", ...)`"""
+    """What one phase of a run took. Example: `PhaseRow("generate", "generating responses", "34 s", ...)`"""
 
     name: str
     about: str
@@ -159,10 +159,10 @@ def _sums(run: RunRecord, prefix: str) -> dict[str, float]:
 
 
 def generated_tokens(run: RunRecord) -> str:
-    """How many tokens were written for how many that were trained on; empty where nobody wrote."""
-    written = _sums(run, "tokens/").get("generate", 0.0)
+    """How many tokens were generated, and how often each was trained on; empty where none was."""
+    generated = _sums(run, "tokens/").get("generate", 0.0)
     trained = sum(row["tokens"] for row in run.metrics("train") if is_number(row.get("tokens")))
-    if not written or not trained:
+    if not generated or not trained:
         return ""
-    times = compact_number(round(trained / written, 2))
-    return f"{count(round(written))} tokens; each was trained on {times} times"
+    times = compact_number(round(trained / generated, 2))
+    return f"{count(round(generated))} tokens; each was trained on {times} times"

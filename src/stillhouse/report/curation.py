@@ -10,21 +10,21 @@ from typing import Any
 from stillhouse.console.format import compact_number, is_number, setting_text
 from stillhouse.report.record import RunRecord
 
-EXAMPLE = ("side", "filter", "reason", "detail", "prompt", "response")
+EXAMPLE_FIELDS = ("side", "filter", "reason", "detail", "prompt", "response")
 
 
 @dataclass(frozen=True, slots=True)
 class CuratedSide:
-    """One side of one round: who wrote, what was dropped for what reason, how much was written again."""
+    """One side of one round: the sources, what was dropped for what reason, how much was generated again."""
 
     round: str
     side: str
-    writers: str
+    sources: str
     prompts: str
     kept: str
     dropped: list[tuple[str, str]]
     dropped_at_first: list[tuple[str, str]]
-    rewritten: str
+    regenerated: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,10 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
         for name, side in found.items() if isinstance(found, dict) else []:
             if isinstance(side, dict):
                 sides.append(_side(label, str(name), side, one))
-        told = one.get("examples")
+        dropped = one.get("examples")
         examples += [
-            {
-                key: str(example.get(key) or "")
-                for key in ("side", "filter", "reason", "detail", "prompt", "response")
-            }
-            | {"round": label}
-            for example in (told if isinstance(told, list) else ())
+            {key: str(example.get(key) or "") for key in EXAMPLE_FIELDS} | {"round": label}
+            for example in (dropped if isinstance(dropped, list) else ())
             if isinstance(example, dict)
         ]
     filters = known[-1].get("filters")
@@ -75,7 +71,7 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
 
 def _side(label: str, name: str, side: dict[str, Any], one: dict[str, Any]) -> CuratedSide:
     by = side.get("by")
-    writers = (
+    sources = (
         ", ".join(f"{who} {compact_number(count)}" for who, count in by.items())
         if isinstance(by, dict)
         else ""
@@ -83,12 +79,12 @@ def _side(label: str, name: str, side: dict[str, Any], one: dict[str, Any]) -> C
     return CuratedSide(
         round=label,
         side=name,
-        writers=writers,
+        sources=sources,
         prompts=compact_number(one.get("prompts")),
         kept=compact_number(one.get("kept")),
         dropped=reasons(side.get("dropped")),
         dropped_at_first=reasons(side.get("dropped_at_first")),
-        rewritten=compact_number(side.get("rewritten")),
+        regenerated=compact_number(side.get("rewritten")),
     )
 
 

@@ -64,7 +64,7 @@ def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
-    """Who wrote the responses over the steps, for each run in which that moves."""
+    """The shares of the sources over the steps, for each run in which they move."""
     plots: list[Plot] = []
     for index, run in enumerate(runs):
         rows = run.metrics("train")
@@ -81,7 +81,7 @@ def source_plots(runs: Sequence[RunRecord]) -> list[Plot]:
             )
             for name, line in values.items()
         ]
-        title = "Who wrote the responses" + (f" · {run.name}" if len(runs) > 1 else "")
+        title = "Sources of the responses" + (f" · {run.name}" if len(runs) > 1 else "")
         plots.append(area_plot(f"sources-{index}", title, curves, "step", "share"))
     return plots
 
@@ -92,11 +92,11 @@ BUFFER_PLOTS = {
     "replay/uses": ("Buffer: uses of a response so far", "draws"),
     "responses/student_age": ("Age of the student's responses", "optimiser steps"),
     "responses/on_policy": ("Steps on the student's text", "share"),
-    "responses/fresh": ("Steps that wrote anew", "share"),
+    "responses/fresh": ("Steps with fresh responses", "share"),
     "cache/hits": ("Teacher cache: found", "share of sequences"),
     "cache/megabytes": ("Teacher cache: size", "MB"),
     "curation/kept": ("Curation: prompts kept in the round", "share"),
-    "curation/rewritten": ("Curation: responses written again", "responses"),
+    "curation/rewritten": ("Curation: responses generated again", "responses"),
 }
 DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/")
 
@@ -177,7 +177,7 @@ def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
                 curves.append(Curve(run.name, run_colour(index), points, marked=True))
         if curves:
             title = f"Validation {metric_info(name).label} over time"
-            caption = "Seconds of training with everything that it takes, writing responses included."
+            caption = "Seconds of training with everything that it takes, generating responses included."
             return line_plot("quality-time", title, curves, "seconds of training", unit, caption)
     return None
 
@@ -231,7 +231,7 @@ DRAFT_METRICS = {
 
 
 def diversity_plots(systems: Sequence[System]) -> list[Plot]:
-    """ROUGE-L against the diversity of the answers over temperatures, for every task `curve`: a system is
+    """ROUGE-L against the diversity of the responses over temperatures, for every task `curve`: a system is
     better where its line lies higher at the same diversity. Error bars are standard deviations over seeds."""
     caption = "A point for each sampling temperature T. Higher at the same diversity is better."
     plots: list[Plot] = []

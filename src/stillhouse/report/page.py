@@ -121,7 +121,7 @@ def _run_card(index: int, run: RunRecord) -> dict[str, Any]:
         tokens = [row["tokens"] for row in train if is_number(row.get("tokens"))]
         if tokens:
             facts.append(("Tokens", metric_info("parameters").show(sum(tokens))))
-        facts.append(("Written", breakdown.generated_tokens(run)))
+        facts.append(("Generated", breakdown.generated_tokens(run)))
     facts.append(("Took", duration(run.state.get("seconds"), tenths=True)))
     return {
         "name": run.name,

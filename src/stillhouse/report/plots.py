@@ -41,14 +41,14 @@ class Curve:
     marked: bool = False
     """A dot at every point, for few points."""
     notes: Sequence[str] = ()
-    """What to write beside each point; empty texts write nothing."""
+    """A label for each point; empty ones are left out."""
     spread: Sequence[float] = ()
     """Half the length of an error bar at each point, in the unit of y."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A finished plot with what the page writes around it."""
+    """A finished plot with its title, legend and caption."""
 
     key: str
     title: str

@@ -63,7 +63,7 @@ class RunRecord:
     row."""
     evaluations: list[Evaluation] = field(default_factory=list)
     curation: Row = field(default_factory=dict)
-    """responses/curation.json: what the filters of each round said."""
+    """responses/curation.json: what the filters of each round dropped."""
     warnings: list[str] = field(default_factory=list)
     """What the run itself warned of while it read its data."""
     problems: list[str] = field(default_factory=list)
@@ -271,8 +271,8 @@ def _read_evaluations(folder: Path, problems: list[str], responses: bool) -> lis
     return found
 
 
-GONE = "its process is gone, without having said how it ended; go on with --resume"
-ELSEWHERE = "as far as its folder tells: it was started on another machine"
+GONE = "its process died without recording how it ended; continue with --resume"
+ELSEWHERE = "as recorded in its folder: it was started on another machine"
 
 
 def running_process(state: Mapping[str, Any]) -> int | None:
@@ -284,7 +284,7 @@ def running_process(state: Mapping[str, Any]) -> int | None:
             return None
         began = datetime.datetime.fromisoformat(state["started"]).timestamp()
         process = psutil.Process(state["process"])
-        # A number given anew, after a crash and a restart, belongs to a process that is younger than the run.
+        # A process id reused after a crash belongs to a process that is younger than the run.
         alive = process.create_time() <= began + 1 and process.status() != psutil.STATUS_ZOMBIE
     except (ValueError, KeyError, TypeError, psutil.Error):
         return None
@@ -298,9 +298,9 @@ def status_of(state: Mapping[str, Any]) -> tuple[str, str]:
         "running", "interrupted", "done", "failed" or "unknown", with the message of the run, or why what
         its folder says is not believed. A run that says it is running is running only if its process lives.
     """
-    said, message = str(state.get("state") or "unknown"), str(state.get("message") or "")
-    if said != "running" or state.get("process") == os.getpid():
-        return said, message
+    state_name, message = str(state.get("state") or "unknown"), str(state.get("message") or "")
+    if state_name != "running" or state.get("process") == os.getpid():
+        return state_name, message
     if state.get("host") not in (None, platform.node()):
-        return said, ELSEWHERE
+        return state_name, ELSEWHERE
     return ("running", message) if running_process(state) else ("interrupted", GONE)

@@ -18,24 +18,24 @@ from stillhouse.report.systems import System
 NO_SCORES = ("id", "seed", "sample", "tokens", "finished", "temperature")
 """Numbers of a row that say nothing about how good it is."""
 
-MOST = 12_000_000
-"""Characters of further answers (other seeds, temperatures, samples) on a page, so that it opens at once."""
+MAX_CHARACTERS = 12_000_000
+"""Characters of further responses (other seeds, temperatures, samples) on a page, so that it opens fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
-    """What the page holds of the answers."""
+    """What the page holds of the responses."""
 
     data: Markup
     """JSON that may stand in a script element."""
     prompts: int
     left_out: int
-    """Further answers that are in the run folders only."""
+    """Further responses that are in the run folders only."""
 
 
 @dataclass
 class _Prompt:
-    """One prompt with the rows that each system has written for it, in the order of the seeds."""
+    """One prompt with each system's rows for it, in the order of the seeds."""
 
     facts: dict[str, Any]
     rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -45,12 +45,12 @@ def side_by_side(systems: Sequence[System]) -> SideBySide:
     """The responses of all systems, joined by task and prompt: the first of each always, further
     ones as far as there is room.
 
-    `<`, `>` and `&` are written as escapes, so no text can close the element or open a comment; everything
+    `<`, `>` and `&` become escapes, so no text can close the element or open a comment; everything
     that is not ASCII is escaped by `json.dumps`, and control characters are replaced by visible ones. The
     page puts the text in as text, never as markup.
     """
     prompts = _joined(systems)
-    kept, left_out = _within(prompts, MOST)
+    kept, left_out = _within(prompts, MAX_CHARACTERS)
     mains = {
         task: main_metric(row for system in systems if system.task == task for row in system.rows)
         for task in dict.fromkeys(system.task for system in systems)
@@ -83,25 +83,25 @@ def side_by_side(systems: Sequence[System]) -> SideBySide:
 
 
 def _joined(systems: Sequence[System]) -> list[_Prompt]:
-    """The prompts that have an answer. Rows of the same id are one prompt only if they ask the same: runs may
-    have been measured on different rows."""
+    """The prompts that have a response. Rows of one id are one prompt only if the question is the same: runs
+    may have been measured on different rows."""
     prompts: dict[tuple[str, ...], _Prompt] = {}
     for index, system in enumerate(systems):
         for number, row in enumerate(system.rows):
             if "response" not in row:
                 continue
-            id, told = str(row.get("id", number)), row.get("references")
-            references = [_text(text) for text in told] if isinstance(told, list) else []
-            asked = _text(row.get("prompt", ""))
-            # Not the prompt, where anything else tells: the teacher may have a template of its own.
-            same = str(row.get("question") or (asked if not references else ""))
+            id, given = str(row.get("id", number)), row.get("references")
+            references = [_text(text) for text in given] if isinstance(given, list) else []
+            prompt_text = _text(row.get("prompt", ""))
+            # Not by the prompt, if anything else tells: the teacher may have a chat template of its own.
+            question = str(row.get("question") or (prompt_text if not references else ""))
             prompt = prompts.setdefault(
-                (system.task, id, same, *references),
+                (system.task, id, question, *references),
                 _Prompt(
                     {
                         "id": visible(id),
                         "task": visible(system.task),
-                        "prompt": asked,
+                        "prompt": prompt_text,
                         "references": references,
                     }
                 ),
@@ -111,8 +111,8 @@ def _joined(systems: Sequence[System]) -> list[_Prompt]:
 
 
 def _within(prompts: Sequence[_Prompt], most: int) -> tuple[dict[tuple[int, int], int], int]:
-    """How many answers of each prompt and system are shown, and how many are not: the first ones of all, then
-    the second ones, and so on, until `most` characters are used."""
+    """How many responses of each prompt and system are shown, and how many are not: the first ones of all,
+    then the second ones, and so on, until `most` characters are used."""
     counts = {(number, index): 1 for number, prompt in enumerate(prompts) for index in prompt.rows}
     whole = sum(len(rows) for prompt in prompts for rows in prompt.rows.values())
     for length, place in _further(prompts):
@@ -135,17 +135,17 @@ def _further(prompts: Sequence[_Prompt]) -> Iterator[tuple[int, tuple[int, int]]
 def _responses(
     rows: list[dict[str, Any]], count: int, main: MetricInfo | None, labels: dict[str, int]
 ) -> list[Any]:
-    """[score that is sorted by, what is written about all answers, the answers]."""
+    """[score to sort by, a summary of all responses, the responses]."""
     values = [row.get(main.name) for row in rows] if main is not None else []
     known = [float(value) for value in values if is_number(value) and math.isfinite(value)]
     mean = sum(known) / len(known) if known else None
-    told = f"mean of {len(known)}: {main.label} {main.show(mean)}" if main and len(known) > 1 else ""
-    answers = [_answer(row, labels) for row in rows[:count]]
-    return [None if mean is None else round(mean, 4), told, answers]
+    summary = f"mean of {len(known)}: {main.label} {main.show(mean)}" if main and len(known) > 1 else ""
+    shown = [_response(row, labels) for row in rows[:count]]
+    return [None if mean is None else round(mean, 4), summary, shown]
 
 
-def _answer(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
-    """[text, what is written about it, which one it is: a place in `labels`]."""
+def _response(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
+    """[text, its scores and length, which one it is as an index into `labels`]."""
     facts = [
         f"{metric_info(name).label} {metric_info(name).show(value)}"
         for name, value in row.items()

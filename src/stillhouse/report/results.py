@@ -275,7 +275,7 @@ def _ratios(student: System, teacher: System | None, systems: Sequence[System]) 
     ratio = next(
         (s.metrics["decode_speed_up"] for s in same if is_number(s.metrics.get("decode_speed_up"))), 0
     )
-    detail = "writing, the two timed in turns"
+    detail = "decoding, the two timed in turns"
     own, other = _of_both("tokens_per_second", student, teacher)
     if not ratio and own and other:
         speed = metric_info("tokens_per_second")

@@ -138,7 +138,7 @@ IRRELEVANT = (
     "answers", "data", "dropped", "truncated", "dtype", "server", "requests_of_the_last_call",
     "retries_of_the_last_call", "questions_in_one_only",
 )  # fmt: skip
-"""Settings that may differ without making two results unlike: where the rows are from (`questions_digest`
+"""Settings that may differ between results that are compared: where the rows are from (`questions_digest`
 stands for what they say), what a tokenizer made too long, what a call of a server took."""
 QUESTION_COUNTS = ("prompts", "questions")
 

@@ -191,7 +191,7 @@
         made.addEventListener("click", () => step(by));
         return made;
       };
-      steps.append(button("Previous answer", "‹", -1), told, button("Next answer", "›", 1));
+      steps.append(button("Previous response", "‹", -1), told, button("Next response", "›", 1));
       head.append(steps);
       article.step = step;
       tell();
