@@ -31,7 +31,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse.core.types import Progress, Prompt
-from stillhouse.data import DataConfig, load
+from stillhouse.data import DataConfig, load_data
 from stillhouse.data.collate import collate
 from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
@@ -194,7 +194,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = TeacherModel(path=f"{DEMO}/teacher")
     tokenizer = load_tokenizer(model)
-    data = load(
+    data = load_data(
         DataConfig(
             train={"kind": "jsonl", "path": f"{DEMO}/data/train.jsonl", "limit": 1000},  # type: ignore[arg-type]
             template={"kind": "plain"},  # type: ignore[arg-type]

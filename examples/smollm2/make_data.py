@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data import Encoder
-from stillhouse.data.rows import Fields, understand
+from stillhouse.data.formats import read_row
+from stillhouse.data.rows import Fields
 from stillhouse.data.templates import Chat
 from stillhouse.files import write_jsonl
 from stillhouse.models import TeacherModel, load_tokenizer
@@ -29,7 +30,7 @@ KEPT = ("instruction", "input", "output")
 
 def fitting(rows: list[dict[str, Any]], encoder: Encoder) -> list[dict[str, Any]]:
     """The rows that need no cut, ordered by the SHA-256 of what is asked."""
-    encoded = encoder.encode([understand(row, Fields(), str(number)) for number, row in enumerate(rows)])
+    encoded = encoder.encode([read_row(row, Fields(), str(number)) for number, row in enumerate(rows)])
     short = [
         {name: row[name] for name in KEPT}
         for row, (_, prompt, response) in zip(rows, encoded, strict=True)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import TURNS, byte_tokenizer
 
-from stillhouse.data import Data, DataConfig, load
+from stillhouse.data import Data, DataConfig, load_data
 from stillhouse.data.collate import collate
 from stillhouse.errors import DataError, EnvironmentFault
 
@@ -29,7 +29,7 @@ def write(path: Path, rows: Iterable[Any]) -> str:
 
 def loaded(train: Any, needs_response: bool = False, tokenizer: Any = TOKENIZER, **options: Any) -> Data:
     values = {"train": train, "template": "plain", **options}
-    return load(DataConfig.model_validate(values), tokenizer, needs_response=needs_response)
+    return load_data(DataConfig.model_validate(values), tokenizer, needs_response=needs_response)
 
 
 def about(data: Data, name: str = "train") -> dict[str, Any]:

@@ -9,8 +9,10 @@ import pytest
 from pydantic import ValidationError
 from toy_tokenizers import FORGETFUL, REFUSING, TURNS, byte_tokenizer
 
-from stillhouse.data.rows import Fields, Row, understand
-from stillhouse.data.templates import Alpaca, Auto, Chat, Custom, Encoder, Plain
+from stillhouse.data.formats import read_row
+from stillhouse.data.rows import Fields, Row
+from stillhouse.data.templates import Alpaca, Auto, Chat, Custom, Plain
+from stillhouse.data.tokenise import Encoder
 from stillhouse.errors import DataError, ModelError
 
 
@@ -41,7 +43,7 @@ TALKED = row(messages=(USER,), response="O", references=("O",))
     ],
 )
 def test_shapes_are_understood(raw: dict[str, Any], expected: Row) -> None:
-    assert understand(raw, Fields(), "rows.jsonl:1") == expected
+    assert read_row(raw, Fields(), "rows.jsonl:1") == expected
 
 
 @pytest.mark.parametrize(
@@ -63,15 +65,15 @@ def test_shapes_are_understood(raw: dict[str, Any], expected: Row) -> None:
 )
 def test_rows_that_are_not_understood_are_named(raw: Any, fields: dict[str, str], words: str) -> None:
     with pytest.raises(DataError) as caught:
-        understand(raw, Fields(**fields), "rows.jsonl:1")
+        read_row(raw, Fields(**fields), "rows.jsonl:1")
     assert words in str(caught.value)
 
 
 def test_fields_may_be_named() -> None:
     raw = {"q": "I", "ctx": "X", "a": "O", "instruction": "no"}
-    named = understand(raw, Fields(prompt="q", input="ctx", response="a"), "rows.jsonl:1")
+    named = read_row(raw, Fields(prompt="q", input="ctx", response="a"), "rows.jsonl:1")
     assert named == row(instruction="I", input="X", response="O", references=("O",))
-    assert understand({"body": "T", "prompt": "no"}, Fields(text="body"), "x").text == "T"
+    assert read_row({"body": "T", "prompt": "no"}, Fields(text="body"), "x").text == "T"
 
 
 def test_alpaca_is_the_published_format() -> None:

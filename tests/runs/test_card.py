@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from stillhouse.data.sources import SOURCES
+from stillhouse.data.datasets import DATASETS
 from stillhouse.runs.export.licences import of_data, of_model
 from tests.workshop import Workshop
 
@@ -68,7 +68,7 @@ def test_a_licence_of_ones_own_is_named(workshop: Workshop) -> None:
 def test_licences_are_found_beside_the_files(tmp_path) -> None:
     assert of_model("package:stillhouse/demo/teacher") == "cc-by-sa-4.0"
     assert (
-        of_data(SOURCES.parse({"kind": "jsonl", "path": "package:stillhouse/demo/data/train.jsonl"}))
+        of_data(DATASETS.parse({"kind": "jsonl", "path": "package:stillhouse/demo/data/train.jsonl"}))
         == "cc-by-sa-4.0"
     )
     (tmp_path / "README.md").write_text("---\n: [broken\n---\n", encoding="utf-8")

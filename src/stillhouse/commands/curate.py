@@ -84,12 +84,12 @@ def command(
 
 def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[str, ...]:
     """The texts of the named sets, or of those that the run evaluates on."""
-    from stillhouse.data.sources import source_at
+    from stillhouse.data.datasets import dataset_at
     from stillhouse.rollouts.offline.held_out import texts_of
     from stillhouse.runs.curation import evaluation_sets
 
     if paths or config is None:
-        return texts_of(source_at(path) for path in paths)
+        return texts_of(dataset_at(path) for path in paths)
     return texts_of(evaluation_sets(config))
 
 

@@ -1,26 +1,26 @@
-"""Data in: sources of rows, templates, length rules, and batches of tensors."""
+"""Datasets to batches: row formats, prompt templates, tokenisation, length rules, collation."""
 
 from stillhouse.core.batch import IGNORED, Batch
 from stillhouse.data.collate import collate, split
-from stillhouse.data.load import Data, DataConfig, PromptSet, load, load_prompts, overlap
-from stillhouse.data.sources import SOURCES, Source, SourceConfig
-from stillhouse.data.templates import TEMPLATES, Encoder, Template
+from stillhouse.data.datasets import DATASETS, DatasetConfig, DatasetField
+from stillhouse.data.load import Data, DataConfig, PromptSet, load_data, load_prompts
+from stillhouse.data.templates import TEMPLATES, Template
+from stillhouse.data.tokenise import Encoder
 
 __all__ = [
+    "DATASETS",
     "IGNORED",
-    "SOURCES",
     "TEMPLATES",
     "Batch",
     "Data",
     "DataConfig",
+    "DatasetConfig",
+    "DatasetField",
     "Encoder",
     "PromptSet",
-    "Source",
-    "SourceConfig",
     "Template",
     "collate",
-    "load",
+    "load_data",
     "load_prompts",
-    "overlap",
     "split",
 ]

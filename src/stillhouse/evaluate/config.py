@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf, StrictConfig
-from stillhouse.data.sources import Source
+from stillhouse.data.datasets import DatasetField
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.tasks import Probe, TaskField
 
@@ -15,7 +15,7 @@ from stillhouse.evaluate.tasks import Probe, TaskField
 class EvaluateConfig(StrictConfig):
     """How teacher and student are compared on held-out prompts."""
 
-    data: Source | None = None
+    data: DatasetField | None = None
     """Held-out prompts with references; default: data.valid."""
     sampling: Sampling = Sampling(temperature=0.0)
     """How answers are written; temperature 0 is greedy. The length limit is data.max_response unless set."""

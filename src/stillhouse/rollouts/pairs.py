@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.types import Prompt, Response
-from stillhouse.data.sources import Source
+from stillhouse.data.datasets import DatasetField
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.policy import InRounds, RoundsPolicy
@@ -23,7 +23,7 @@ class Other(StrictConfig):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """How its responses are labelled; not "teacher", "student" or "fixed"."""
-    data: Source
+    data: DatasetField
     """Rows with the same prompts and its responses, such as a file of `stillhouse generate`."""
 
 

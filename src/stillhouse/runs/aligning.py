@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.core.types import Prompt, Response
-from stillhouse.data import load
+from stillhouse.data import load_data
 from stillhouse.data.align import NOTHING
 from stillhouse.data.translate import Translated, Translator
 from stillhouse.errors import DataError, ModelError
@@ -29,7 +29,7 @@ def aligned_samples(config: RunConfig, number: int) -> dict[str, Any]:
     found = tokenizers(config)
     if found.teacher is None:
         raise ModelError("student and teacher have the same tokenizer: their tokens are aligned one to one.")
-    data = load(config.data, found.student, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, found.student, teacher_tokenizer=found.teacher)
     translation = Translation.of(found, data, None)
     assert translation is not None
     translator = translation.translator

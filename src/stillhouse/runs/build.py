@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stillhouse.core.types import Response
-from stillhouse.data import Data, load
+from stillhouse.data import Data, load_data
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
 from stillhouse.errors import ModelError
@@ -127,7 +127,7 @@ def assemble(config: RunConfig) -> Parts:
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
-    data = load(
+    data = load_data(
         config.data,
         tokenizer,
         needs_response=config.responses.needs_reference(),

@@ -54,7 +54,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     Raises:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
     """
-    from stillhouse.data import load
+    from stillhouse.data import load_data
     from stillhouse.runs.evaluation import check_tasks, held_out
     from stillhouse.runs.tokenizers import tokenizers, told
 
@@ -62,7 +62,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     found = tokenizers(config)
     tokenizer = found.student
     needs = config.responses.needs_reference()
-    data = load(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
     questions = held_out(config, data, tokenizer)
     check_tasks(config, tokenizer)
     teacher = shape_of(teacher_config) if teacher_config is not None else None

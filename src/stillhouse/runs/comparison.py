@@ -17,7 +17,7 @@ from typing import Any
 
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data
-from stillhouse.data.templates import Encoder
+from stillhouse.data.tokenise import Encoder
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import atomic, locate

@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.core.types import Response
-from stillhouse.data import SourceConfig, load_prompts
-from stillhouse.data.templates import Encoder
+from stillhouse.data import DatasetConfig, load_prompts
+from stillhouse.data.tokenise import Encoder
 from stillhouse.rollouts.offline.curated import SUMMARY
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.pairs import Pairs
@@ -36,7 +36,7 @@ def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float
     }
 
 
-def evaluation_sets(config: RunConfig) -> tuple[SourceConfig, ...]:
+def evaluation_sets(config: RunConfig) -> tuple[DatasetConfig, ...]:
     """Every set of rows that the run measures a system on."""
     tasks = [source for task in config.evaluate.single_tasks() for source in task.sources().values()]
     named = (config.data.valid, config.evaluate.data, *tasks)

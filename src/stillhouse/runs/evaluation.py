@@ -11,7 +11,7 @@ from torch import nn
 
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
-from stillhouse.data.templates import Encoder
+from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import answer
 from stillhouse.evaluate.likelihood import closeness
 from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_questions

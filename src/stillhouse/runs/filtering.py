@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import console
-from stillhouse.data.sources import source_at
+from stillhouse.data.datasets import dataset_at
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
@@ -153,7 +153,7 @@ def read_sides(paths: Sequence[Path]) -> dict[str, list[Sample]]:
 
 def _samples(path: Path) -> list[Sample]:
     """The rows of a stage file, or of plain JSON Lines with prompt and response."""
-    source = source_at(path)
+    source = dataset_at(path)
     if path.suffix == ".jsonl":
         first = path.read_bytes().split(b"\n", 1)[0]
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
@@ -161,15 +161,15 @@ def _samples(path: Path) -> list[Sample]:
     found = []
     for number, row in enumerate(source.rows(Counter())):
         if row.response is None:
-            raise DataError(f"{row.where}: has no response to judge")
+            raise DataError(f"{row.location}: has no response to judge")
         raw = {
             "number": number,
             "id": f"{path.stem}:{number + 1}",
             "by": "data",
-            **row.question(),
+            **row.prompt_fields(),
             "response": row.response,
             "references": list(row.references),
-            "facts": dict(row.facts),
+            "facts": dict(row.extra),
         }
         found.append(Sample.of(raw))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stillhouse.core.types import Prompt
-from stillhouse.data.sources import SourceConfig
+from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models.load import adapter_place, place
 from stillhouse.runs.config import RunConfig
@@ -32,7 +32,7 @@ def preflight(config: RunConfig) -> None:
 
 
 def _missing_data(config: RunConfig) -> Iterator[str]:
-    sources: dict[str, SourceConfig | None] = {
+    sources: dict[str, DatasetConfig | None] = {
         "data.train": config.data.train,
         "data.valid": config.data.valid,
         "data.text": config.data.text,

@@ -8,7 +8,7 @@ from typing import Any
 
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data
-from stillhouse.data.templates import Encoder
+from stillhouse.data.tokenise import Encoder
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.engines import TokenizerInfo

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.data import load
+from stillhouse.data import load_data
 from stillhouse.engines import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, own_device
@@ -89,7 +89,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
     if served is not None and wanted.score:
         raise ConfigError(Fault("--score", "needs the writer's weights here", got="a teacher on a server"))
     model: Any = None if served is not None else _model(config, wanted.by, tokenizer)
-    data = load(config.data, tokenizer, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: wanted.limit]
     facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
     translation = Translation.of(found, data, None) if wanted.by == "teacher" else None

@@ -11,10 +11,11 @@ from pydantic import Field
 
 from stillhouse.config import ListOf
 from stillhouse.core.types import Completion, Prompt
-from stillhouse.data import DataConfig, Encoder, Source, SourceConfig
-from stillhouse.data.lengths import TooLong
-from stillhouse.data.load import TemplateField, read_rows
-from stillhouse.data.rows import Row, understand
+from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
+from stillhouse.data.formats import read_row
+from stillhouse.data.load import TemplateField, encode_rows
+from stillhouse.data.rows import Row
+from stillhouse.data.tokenise import TooLong
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.answers import Written, write_answers
@@ -56,7 +57,7 @@ class Asked:
 class Asking(Probe):
     """A measurement on answers to questions; a subclass says what is made of the answers."""
 
-    data: Source | None = None
+    data: DatasetField | None = None
     """The rows; default: the held-out rows of the run."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """At most this many questions."""
@@ -72,20 +73,20 @@ class Asking(Probe):
     """What happens to longer ones; default: `data.too_long.prompt`. `first_tokens` cuts the finished prompt,
     words of the template included."""
 
-    def sources(self) -> Mapping[str, SourceConfig]:
+    def sources(self) -> Mapping[str, DatasetConfig]:
         """Its rows."""
         return {} if self.data is None else {"data": self.data}
 
-    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row | Iterable[Row]:
+    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row | Iterable[Row]:
         """A row of the file, understood: whose `references` are right answers. Several where one row holds
         several questions; each question's facts are the whole row."""
-        return understand(raw, source.fields, where)
+        return read_row(raw, source.fields, where)
 
     def questions(
         self,
         encoder: Encoder,
         limits: DataConfig,
-        held_out: SourceConfig | None = None,
+        held_out: DatasetConfig | None = None,
         at_most: int | None = None,
     ) -> Asked:
         """Read the rows and make prompts of them.
@@ -113,7 +114,7 @@ class Asking(Probe):
         facts: dict[str, tuple[Mapping[str, Any], str]] = {}
         rows = _Rows(self, source, counts, facts)
         most = self.limit if self.data is not None or self.limit is not None else at_most
-        prompts, dropped, truncated = read_rows(rows, source, self._lengths(limits), encoder, most)
+        prompts, dropped, truncated = encode_rows(rows, source, self._lengths(limits), encoder, most)
         if self.too_long == "first_tokens":
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
         for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
@@ -245,7 +246,7 @@ class _Rows:
     def __init__(
         self,
         task: Asking,
-        source: SourceConfig,
+        source: DatasetConfig,
         counts: Counter[str],
         facts: dict[str, tuple[Mapping[str, Any], str]],
     ) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from stillhouse import console
 from stillhouse.config import ListOf
-from stillhouse.data import SourceConfig
+from stillhouse.data import DatasetConfig
 from stillhouse.data.rows import Row
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
@@ -129,7 +129,7 @@ class HumanEval(_Programs):
     ask: str = "{prompt}"
     """The instruction; `{prompt}` stands for signature and docstring. For chat models add words before it."""
 
-    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row:
+    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row:
         """The prompt; the reference is the authors' solution."""
         if not {"prompt", "entry_point", "test"} <= raw.keys():
             raise DataError(f"{where}: humaneval needs prompt, entry_point and test; got {', '.join(raw)}")
@@ -144,7 +144,7 @@ class MBPP(_Programs, WithShots):
 
     kind: Literal["mbpp"] = "mbpp"
 
-    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row:
+    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row:
         """The task with its tests, after the worked examples; the reference is the authors' solution."""
         if not {"text", "test_list"} <= raw.keys():
             raise DataError(f"{where}: mbpp needs text and test_list; got {', '.join(raw)}")

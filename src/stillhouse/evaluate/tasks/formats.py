@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stillhouse.data.rows import Fields, Row, understand
+from stillhouse.data.formats import read_row
+from stillhouse.data.rows import Fields, Row
 from stillhouse.errors import DataError
 
 ALPACA = re.compile(
@@ -32,7 +33,7 @@ def instruction_rows(raw: Mapping[str, Any], fields: Fields, where: str) -> list
         DataError: the row has none of the shapes.
     """
     if fields.model_dump(exclude_none=True):
-        return [understand(raw, fields, where)]
+        return [read_row(raw, fields, where)]
     if isinstance(raw.get("Instances"), list):
         definition = raw.get("Definition", "")
         words = definition[0] if isinstance(definition, list) and definition else definition
@@ -42,10 +43,10 @@ def instruction_rows(raw: Mapping[str, Any], fields: Fields, where: str) -> list
     if isinstance(raw.get("turns"), list) and raw["turns"]:
         reference = raw.get("reference")
         answers = reference[:1] if isinstance(reference, list) else []
-        return [understand({"instruction": raw["turns"][0], "outputs": answers}, fields, where)]
+        return [read_row({"instruction": raw["turns"][0], "outputs": answers}, fields, where)]
     if "instruction" not in raw and isinstance(raw.get("prompt"), str):
-        return [understand(without_template(raw), fields, where)]
-    return [understand(raw, fields, where)]
+        return [read_row(without_template(raw), fields, where)]
+    return [read_row(raw, fields, where)]
 
 
 def _instances(instruction: str, instances: Iterable[Any], fields: Fields, where: str) -> Iterable[Row]:
@@ -55,7 +56,7 @@ def _instances(instruction: str, instances: Iterable[Any], fields: Fields, where
         row = {"instruction": instruction, "input": instance.get("input") or ""}
         if instance.get("output") is not None:
             row["output"] = instance["output"]
-        yield understand(row, fields, f"{where} (instance {number})")
+        yield read_row(row, fields, f"{where} (instance {number})")
 
 
 def without_template(raw: Mapping[str, Any]) -> Mapping[str, Any]:

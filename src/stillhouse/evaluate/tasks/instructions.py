@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
 from stillhouse.core.types import Response
-from stillhouse.data import Source, SourceConfig
+from stillhouse.data import DatasetConfig, DatasetField
 from stillhouse.data.rows import Row
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.metrics.rouge import rouge_of
@@ -45,7 +45,7 @@ class FreeText(Task):
     min_reference: Annotated[int, Field(ge=1)] | None = None
     """Leave out questions whose first reference has fewer words."""
 
-    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row | Iterable[Row]:
+    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row | Iterable[Row]:
         """All formats of `formats.instruction_rows`."""
         rows = instruction_rows(raw, source.fields, where)
         least = self.min_reference or 0
@@ -127,7 +127,7 @@ class Instructions(FreeText):
     kind: Literal["instructions"] = "instructions"
     protocol: Literal["minillm"] | None = None
     """Settings of a paper, for those that are not given here."""
-    sets: dict[str, Source] | None = None
+    sets: dict[str, DatasetField] | None = None
     """Several files of rows by the names of their tasks, in place of `data`."""
     sampling: Sampling | None = Sampling(temperature=1.0)
     """How answers are written. `no_repeat_ngram_size` is 0 unless set here or by the protocol."""
@@ -161,7 +161,7 @@ class Instructions(FreeText):
             for name, source in self.sets.items()
         ]
 
-    def sources(self) -> Mapping[str, SourceConfig]:
+    def sources(self) -> Mapping[str, DatasetConfig]:
         """Its rows, or those of all sets."""
         sets = self.sets or {}
         return {**super().sources(), **{f"sets.{name}": source for name, source in sets.items()}}

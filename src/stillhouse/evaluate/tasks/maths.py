@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stillhouse.config import ListOf
-from stillhouse.data import SourceConfig
+from stillhouse.data import DatasetConfig
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError
 from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores
@@ -31,7 +31,7 @@ class _Maths(WithShots):
     stop: ListOf[str] = ("\nQuestion:", "\nQ:")
     """An answer counts up to the first of these, where a model goes on with another problem."""
 
-    def row(self, raw: Mapping[str, Any], where: str, source: SourceConfig) -> Row:
+    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row:
         """The question, after the worked examples; the reference is the final answer."""
         problem = problem_of(raw)
         if "question" not in raw or not isinstance(problem, MathsProblem):

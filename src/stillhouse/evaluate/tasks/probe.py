@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
-from stillhouse.data import DataConfig, SourceConfig
+from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines.base import EngineConfig, Sampling, TokenizerInfo
 from stillhouse.evaluate.partial import Partial
 from stillhouse.models import fingerprint
@@ -39,7 +39,7 @@ class Bench:
     sampling: Sampling
     """How answers are written where a task does not say; its length limit is set."""
     seeds: tuple[int, ...]
-    held_out: SourceConfig | None
+    held_out: DatasetConfig | None
     """The run's own held-out rows, for tasks without data."""
     limit: int | None = None
     """At most this many of the held-out rows, where a task has no limit of its own."""
@@ -101,7 +101,7 @@ class Probe(StrictConfig):
         """The single measurements that it stands for."""
         return (self,)
 
-    def sources(self) -> Mapping[str, SourceConfig]:
+    def sources(self) -> Mapping[str, DatasetConfig]:
         """The files it reads, by the name of their field; looked for before anything is loaded."""
         return {}
 

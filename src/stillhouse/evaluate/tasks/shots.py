@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.data import Source, SourceConfig
+from stillhouse.data import DatasetConfig, DatasetField
 from stillhouse.errors import DataError
 from stillhouse.evaluate.tasks.base import Task
 
@@ -18,7 +18,7 @@ class WithShots(Task):
 
     shots: Annotated[int, Field(ge=0)] = 0
     """How many worked examples each prompt begins with: the first so many rows of `examples`."""
-    examples: Source | None = None
+    examples: DatasetField | None = None
     """Where they are from; rows that are not asked."""
 
     @model_validator(mode="after")
@@ -27,7 +27,7 @@ class WithShots(Task):
             raise ValueError("shots needs examples: a file of rows that are not asked")
         return self
 
-    def sources(self) -> Mapping[str, SourceConfig]:
+    def sources(self) -> Mapping[str, DatasetConfig]:
         """Its rows and its examples."""
         return {**super().sources(), **({} if self.examples is None else {"examples": self.examples})}
 

@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 from stillhouse.core.types import question_of
-from stillhouse.data.rows import understand
-from stillhouse.data.sources import SourceConfig
+from stillhouse.data.datasets import DatasetConfig
+from stillhouse.data.formats import read_row
 from stillhouse.errors import DataError
 
 
-def texts_of(sources: Iterable[SourceConfig]) -> tuple[str, ...]:
+def texts_of(sources: Iterable[DatasetConfig]) -> tuple[str, ...]:
     """Every text in the rows of some sets, once: questions, references, tests, turns of conversations.
 
     Raises:
@@ -24,11 +24,11 @@ def texts_of(sources: Iterable[SourceConfig]) -> tuple[str, ...]:
         for where, raw in islice(source.raw(Counter()), source.limit):
             found |= dict.fromkeys(text for text in _strings(raw) if text.strip())
             try:
-                row = understand(raw, source.fields, where)
+                row = read_row(raw, source.fields, where)
             except DataError:
                 continue  # a shape that a task of its own reads; all its strings are there
             if row.text is None:
-                found[question_of(row.question())] = None
+                found[question_of(row.prompt_fields())] = None
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.sources import SourceConfig
+from stillhouse.data.datasets import DatasetConfig
 from stillhouse.files import locate
 from stillhouse.runs.config import RunConfig
 
@@ -56,7 +56,7 @@ def of_model(path: str) -> str | None:
     return _of_card(Path(card)) if isinstance(card, str) else None
 
 
-def of_data(source: SourceConfig) -> str | None:
+def of_data(source: DatasetConfig) -> str | None:
     """What the card beside a file says, or the description of a saved data set."""
     path = locate(source.path)
     folder = path if path.is_dir() else path.parent

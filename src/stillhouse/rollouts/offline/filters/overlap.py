@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from stillhouse.config import ListOf
-from stillhouse.data.sources import Source
+from stillhouse.data.datasets import DatasetField
 from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, words
 from stillhouse.rollouts.offline.held_out import texts_of
 
@@ -39,7 +39,7 @@ class Overlap(Filter):
     """The largest share of the n-grams of the prompt, or of the response, that may be shared."""
     of: Literal["both", "prompt", "response"] = "both"
     """What is compared with the evaluation sets."""
-    against: ListOf[Source] | None = None
+    against: ListOf[DatasetField] | None = None
     """Other sets to compare with, instead of those that the run evaluates on."""
 
     def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
