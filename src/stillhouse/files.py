@@ -8,7 +8,7 @@ import glob
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,20 +78,33 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one row as a single write, so that a reader sees whole lines only.
+def append_jsonl(
+    path: Path, *rows: Mapping[str, Any], header: Mapping[str, Any] | None = None, fsync: bool = False
+) -> None:
+    """Append rows as a single write, so that a reader sees whole lines only.
 
-    A last line that a kill or a full disk cut short goes, or it would be one line with the new row.
+    A torn last line, which a kill or a full disk has cut short, goes, or it would be one line with a new row.
+
+    Args:
+        path: the file; its folder is made.
+        rows: what to append.
+        header: the first line of a file that has no whole line yet.
+        fsync: whether to wait until the disk has it, so that it survives a power cut, too.
     """
-    line = (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as handle:
-            cut_torn(handle)
-            handle.write(line)
+            empty = not _cut_torn_line(handle)
+            lines = rows if header is None or not empty else (header, *rows)
+            handle.write(
+                b"".join((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode() for row in lines)
+            )
+            if fsync:
+                handle.flush()
+                os.fsync(handle.fileno())
 
 
-def cut_torn(handle: IO[bytes]) -> bool:
+def _cut_torn_line(handle: IO[bytes]) -> bool:
     """Cut what is behind the last newline of a file opened with "a+b"; whether anything is left."""
     end = handle.seek(0, os.SEEK_END)
     start = 0
@@ -113,22 +126,20 @@ def _backwards(handle: IO[bytes], end: int, size: int = 4096) -> Iterator[tuple[
         end = start
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file but for a torn last one, which `append_jsonl` cuts off; none without a file."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines that this package wrote; a last line cut by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    whole = lines[:-1]  # the text after the last newline is empty, or a line cut short
-    return [json.loads(line) for line in whole if line.strip()]
+    """Read JSON Lines that this package wrote."""
+    return [json.loads(line) for line in whole_lines(path) if line.strip()]
 
 
-def readable_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects in JSON Lines that may have been damaged, and how many whole lines hold none.
-
-    A last line cut by a kill is left out and does not count: `append_jsonl` cuts it off.
-    """
+def read_jsonl_leniently(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in JSON Lines that may have been damaged, and how many lines hold none."""
     rows, damaged = [], 0
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+    for line in whole_lines(path):
         try:
             row = json.loads(line)
         except ValueError:

@@ -122,7 +122,7 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     done = len(writer.journal or ())
     assert 0 < done < 12
     with open(tmp_path / "answers.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"asked": "a line that a kill cut')
+        file.write('{"key": "a line that a kill cut')
     again = engine(service.url, demo)
     again.use_journal(tmp_path / "answers.jsonl")
     completions = again.generate(asked, sampling, seed=1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
@@ -19,7 +20,6 @@ from stillhouse.engines.base import (
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.remote import Capabilities, CompletionChoice, ServedModel, ServerConnection
-from stillhouse.remote.journal import Journal
 
 OPTION_NAMES: dict[str, dict[str, str]] = {
     "vllm": {
@@ -207,7 +207,7 @@ class ServerEngine:
     ) -> Iterator[tuple[int, Completion]]:
         missing = []
         for index, body in enumerate(bodies):
-            known = None if self.journal is None else self.journal.get(body)
+            known = None if self.journal is None else self.journal.get(content_digest(body))
             if known is None:
                 missing.append(index)
             else:
@@ -217,7 +217,7 @@ class ServerEngine:
         for position, completion in self.served.complete([bodies[index] for index in missing], parse):
             index = missing[position]
             if self.journal is not None:
-                self.journal.put(bodies[index], _to_json(completion))
+                self.journal.put(content_digest(bodies[index]), _to_json(completion))
             self.retokenised += self.retokenise
             yield index, completion
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stillhouse import console
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Prompt, Response
 from stillhouse.engines.base import Engine, Sampling
@@ -20,7 +21,6 @@ from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.diversity import distinct_n
 from stillhouse.evaluate.metrics.lengths import lengths
 from stillhouse.evaluate.metrics.rouge import rouge_l
-from stillhouse.evaluate.partial import Partial
 
 BLOCK = 256
 """Prompts of one call of the engine. The blocks are the same whether or not an evaluation is interrupted."""
@@ -45,7 +45,7 @@ def write_answers(
     sampling: Sampling,
     seeds: Sequence[int],
     *,
-    partial: Partial | None = None,
+    journal: Journal | None = None,
     title: str | None = None,
 ) -> Written:
     """Let a model answer every prompt, once for each seed.
@@ -55,20 +55,20 @@ def write_answers(
         prompts: what is asked. Equal prompts get answers of their own.
         sampling: how answers are written.
         seeds: one pass over the prompts for each.
-        partial: what an interrupted evaluation of the same kind has written already.
+        journal: what an interrupted evaluation of the same kind has written already.
         title: show progress under this title.
     """
-    partial = partial or Partial(None, {})
+    journal = Journal() if journal is None else journal
     by_seed: dict[int, list[Completion]] = {seed: [] for seed in seeds}
     seconds = 0.0
     with _progress(title, len(by_seed) * len(prompts)) as advance:
         for seed, completions in by_seed.items():
             for block, start in enumerate(range(0, len(prompts), BLOCK)):
                 ids = [prompt.token_ids for prompt in prompts[start : start + BLOCK]]
-                piece = partial.get(f"{seed}/{block}")
+                piece = journal.get(f"{seed}/{block}")
                 if piece is None:
                     piece = _block(engine, ids, sampling, _seed(seed, block), advance)
-                    partial.put(f"{seed}/{block}", piece)
+                    journal.put(f"{seed}/{block}", piece)
                 else:
                     advance(len(ids))
                 completions += [Completion(tuple(ids), finished) for ids, finished in piece["answers"]]
@@ -144,7 +144,7 @@ def answer(
     *,
     source: Any = "student",
     title: str | None = None,
-    partial: Partial | None = None,
+    journal: Journal | None = None,
 ) -> Answers:
     """Let a model answer and score it: ROUGE-L, length, termination, distinct bigrams, speed.
 
@@ -156,7 +156,7 @@ def answer(
         tokenizer: turns answers into text for scoring; never back.
         source: "student" or "teacher", noted in the responses.
         title: show progress under this title.
-        partial: what an interrupted evaluation has written already.
+        journal: what an interrupted evaluation has written already.
 
     Raises:
         DataError: no prompt has a reference.
@@ -166,7 +166,7 @@ def answer(
         raise DataError(
             "evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid."
         )
-    written = write_answers(engine, prompts, sampling, seeds, partial=partial, title=title)
+    written = write_answers(engine, prompts, sampling, seeds, journal=journal, title=title)
     scores: list[float] = []
     rows: list[dict[str, Any]] = []
     for seed, completions in written.by_seed.items():
@@ -195,6 +195,17 @@ def answer(
     }
     first = next(iter(written.by_seed.values()))
     return Answers(metrics, rows, as_responses(prompts, first, source))
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Stands for the token ids and references of prompts, in their order."""
+    return content_digest([[prompt.token_ids, prompt.references] for prompt in prompts])
+
+
+def questions_digest(prompts: Iterable[Prompt]) -> str:
+    """Stands for questions and right answers, whatever the template and the tokenizer: results are comparable
+    where it is the same."""
+    return content_digest([[prompt.question, prompt.references] for prompt in prompts])
 
 
 def as_responses(prompts: Sequence[Prompt], completions: Sequence[Completion], source: Any) -> list[Response]:

@@ -11,11 +11,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 
 from stillhouse import console
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.probe import Bench
 from stillhouse.models import head_of, hidden_rows
 
@@ -30,14 +30,14 @@ class HarnessModel(TemplateLM):
     """Answers the harness's three kinds of requests with the model and engine of a bench.
 
     Tokenisation, windows and truncation are those of lm-eval's own HFLM, so the results are, too. Finished
-    pieces go into `partial`.
+    pieces go into `journal`.
     """
 
-    def __init__(self, bench: Bench, partial: Partial) -> None:
+    def __init__(self, bench: Bench, journal: Journal) -> None:
         super().__init__()
         self.tokenizer = bench.tokenizer
         self._bench = bench
-        self._partial = partial
+        self._journal = journal
         self._context = bench.context or 2048
         self._device = next(bench.model.parameters()).device
 
@@ -88,11 +88,11 @@ class HarnessModel(TemplateLM):
         with console.progress(f"{self._bench.title or 'lm-eval'}, likelihoods", total=len(requests)) as bar:
             for start in range(0, len(order), self._bench.batch_size):
                 batch = order[start : start + self._bench.batch_size]
-                key = digest(["likelihood", [requests[index][1:] for index in batch]])
-                piece = self._partial.get(key)
+                key = content_digest(["likelihood", [requests[index][1:] for index in batch]])
+                piece = self._journal.get(key)
                 if piece is None:
                     piece = self._likelihoods([requests[index] for index in batch])
-                    self._partial.put(key, piece)
+                    self._journal.put(key, piece)
                 for index, (value, greedy) in zip(batch, piece, strict=True):
                     found[index] = (value, greedy)
                 bar.advance(len(batch))
@@ -141,7 +141,7 @@ class HarnessModel(TemplateLM):
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(digest(request.args[1]), []).append(index)
+            groups.setdefault(content_digest(request.args[1]), []).append(index)
         with console.progress(f"{self._bench.title or 'lm-eval'}, answers", total=len(requests)) as bar:
             for indices in groups.values():
                 sampling, stops = self._sampling(dict(requests[indices[0]].args[1]))
@@ -154,8 +154,8 @@ class HarnessModel(TemplateLM):
         return answers
 
     def _answers(self, contexts: list[str], sampling: Sampling, stops: list[str]) -> list[str]:
-        key = digest(["answers", contexts, sampling.model_dump(), stops])
-        piece = self._partial.get(key)
+        key = content_digest(["answers", contexts, sampling.model_dump(), stops])
+        piece = self._journal.get(key)
         if piece is None:
             room = self._context - sampling.max_tokens
             ids = [self.tok_encode(context)[-room:] for context in contexts]
@@ -163,7 +163,7 @@ class HarnessModel(TemplateLM):
             engine: Engine = self._bench.writer.build(self._bench.model, facts)
             done = engine.generate(ids, sampling, self._bench.seeds[0])
             piece = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in done]
-            self._partial.put(key, piece)
+            self._journal.put(key, piece)
         texts = []
         for text in piece:
             for stop in stops:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.config import FilePath, StrictConfig
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.errors import ConfigError, DataError, Fault
-from stillhouse.evaluate.partial import Partial, digest
 
 if TYPE_CHECKING:
     from stillhouse.remote.client import Client
@@ -128,8 +128,8 @@ def judge(
     client: Client,
     model: str,
     rubric: Rubric,
-    kept: Partial,
-    told: Callable[[int], object] = lambda count: None,
+    journal: Journal,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[Judged]:
     """Have all pairs judged in both orders.
 
@@ -138,8 +138,8 @@ def judge(
         client: of the judge's server.
         model: the judge's name at the server.
         rubric: how it is asked.
-        kept: replies so far; those of equal questions are used again.
-        told: called with the number of replies that have come.
+        journal: replies so far; those of equal questions are used again.
+        advance: called with the number of replies that have come.
     """
     text = rubric.text()
     bodies: dict[str, dict[str, Any]] = {}
@@ -147,16 +147,16 @@ def judge(
     for pair in pairs:
         straight = _body(model, rubric, filled(text, pair.question, pair.first, pair.second))
         turned = _body(model, rubric, filled(text, pair.question, pair.second, pair.first))
-        orders.append((digest(straight), digest(turned)))
+        orders.append((content_digest(straight), content_digest(turned)))
         bodies |= zip(orders[-1], (straight, turned), strict=True)
-    still_open = [key for key in bodies if kept.get(key) is None]
-    told(len(bodies) - len(still_open))
+    still_open = [key for key in bodies if journal.get(key) is None]
+    advance(len(bodies) - len(still_open))
     for index, reply in client.request_many("chat/completions", [bodies[key] for key in still_open], _read):
-        kept.put(still_open[index], reply)
-        told(1)
+        journal.put(still_open[index], reply)
+        advance(1)
     judged = []
     for pair, keys in zip(pairs, orders, strict=True):
-        replies: list[dict[str, Any]] = [kept.get(key) or {} for key in keys]
+        replies: list[dict[str, Any]] = [journal.get(key) or {} for key in keys]
         said = (replies[0]["reply"], replies[1]["reply"])
         first, second = map(verdict, said)
         tokens = [sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")]

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import answer
+from stillhouse.evaluate.answers import prompts_digest, questions_digest
 from stillhouse.evaluate.likelihood import closeness
-from stillhouse.evaluate.partial import Partial, digest, digest_of_prompts, digest_of_questions
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.evaluate.tasks.asking import Asking
 from stillhouse.models import fingerprint, parameters_of, unwrap
@@ -87,16 +88,16 @@ def _on_held_out(
     weights_of: Callable[[nn.Module], str],
 ) -> None:
     answers = {
-        "prompts": digest_of_prompts(prompts),
+        "prompts": prompts_digest(prompts),
         "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
         "weights": weights_of(model),
     }
     teacher = None if parts.teacher is None else weights_of(parts.teacher)
-    header = digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
+    header = content_digest({**answers, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
     if folder.has_evaluation(system, header=header):
         return
-    partial = Partial(folder.partial(system), answers)
-    metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", partial)
+    journal = Journal(folder.partial(system), answers)
+    metrics, settings, rows = measure(parts, model, prompts, f"Evaluating {system}", journal)
     facts = {"label": label, "task": TASK, "settings": settings, "metrics": metrics, "header": header}
     folder.write_evaluation(system, facts, rows)
 
@@ -129,13 +130,13 @@ def bench_of(
         batch_size=config.evaluate.batch_size,
         title=f"{task.title}: {label}",
         weights_of=weights_of,
-        keep=lambda header, name: Partial(folder.partial(system, task.title, name), header),
+        open_journal=lambda header, name: Journal(folder.partial(system, task.title, name), header),
     )
 
 
 def evaluate_task(bench: Bench, task: Probe, folder: RunFolder, label: str) -> None:
     """Measure one system on one task and write the result, unless the very same result is there already."""
-    header = digest(task.header(bench))
+    header = content_digest(task.header(bench))
     if folder.has_evaluation(bench.system, task.title, header=header):
         return
     training = bench.model.training
@@ -167,7 +168,7 @@ def measure(
     model: nn.Module,
     prompts: tuple[Prompt, ...],
     title: str | None,
-    partial: Partial | None = None,
+    journal: Journal | None = None,
 ) -> tuple[dict[str, float], dict[str, Any], list[dict[str, Any]]]:
     """Metrics, the settings they were taken with, and one row for each answer."""
     config = parts.config.evaluate
@@ -175,7 +176,7 @@ def measure(
     training = model.training
     model.eval()
     answers = answer(
-        parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, partial=partial
+        parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, journal=journal
     )
     metrics = {
         **answers.metrics,
@@ -195,7 +196,7 @@ def measure(
         "sampling": sampling.model_dump(mode="json"),
         "seeds": list(config.seeds),
         "prompts": len(prompts),
-        "questions_digest": digest_of_questions(prompts),
+        "questions_digest": questions_digest(prompts),
         "rouge": "rouge-score rougeL F, stemmer, best over references",
         "loss": "nats per reference token",
         "fidelity": "on references; _on_own_text: on the student's own answers of the first seed",

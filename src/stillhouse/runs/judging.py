@@ -11,10 +11,10 @@ from typing import Any
 
 from stillhouse import console
 from stillhouse.config import nearest
+from stillhouse.core.journal import Journal, content_digest
 from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, marked, summary
-from stillhouse.evaluate.partial import Partial, digest
 from stillhouse.evaluate.tasks.formats import instruction_rows
 from stillhouse.files import STAGE, write_json, write_jsonl
 from stillhouse.remote import ServerConnection
@@ -170,9 +170,9 @@ def run_judge(
     try:
         model = server.model_name(client)
         # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
-        kept = Partial(output.parent / ".replies" / f"{output.stem}.jsonl", {"holds": "replies of judges"})
+        replies = Journal(output.parent / ".replies" / f"{output.stem}.jsonl")
         with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
-            judged = judge(pairs, client, model, rubric, kept, bar.advance)
+            judged = judge(pairs, client, model, rubric, replies, bar.advance)
         requests, retries = client.usage.requests, client.usage.retries
     finally:
         client.close()
@@ -204,7 +204,7 @@ def run_judge(
             "judge": model,
             "server": server.url,
             "rubric": str(rubric.file or "pairwise.txt of the package"),
-            "rubric_digest": digest(text),
+            "rubric_digest": content_digest(text),
             "temperature": rubric.temperature,
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",

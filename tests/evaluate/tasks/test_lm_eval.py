@@ -14,8 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tests.evaluate.benches import bench, models
 
+from stillhouse.core.journal import Journal
 from stillhouse.errors import ConfigError
-from stillhouse.evaluate.partial import Partial
 from stillhouse.evaluate.tasks import REGISTRY
 from stillhouse.files import locate
 
@@ -125,7 +125,9 @@ def test_the_numbers_are_those_of_the_harness_with_its_own_model(
 
 def test_an_interrupted_task_keeps_its_pieces(folder: Path, tmp_path: Path) -> None:
     probe = REGISTRY.parse({"kind": "lm_eval", "tasks": ["which_food"], "folder": folder, "limit": 2})
-    one = bench("teacher", batch_size=2, keep=lambda header, name: Partial(tmp_path / "kept.jsonl", header))
+    one = bench(
+        "teacher", batch_size=2, open_journal=lambda header, name: Journal(tmp_path / "kept.jsonl", header)
+    )
     first = probe.measure(one)
     pieces = (tmp_path / "kept.jsonl").read_text("utf-8").splitlines()
     assert len(pieces) == 1 + 3  # the header, and six likelihoods by two

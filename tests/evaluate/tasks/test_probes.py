@@ -12,10 +12,10 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from tests.evaluate.benches import bench, models
 
+from stillhouse.core.journal import Journal
 from stillhouse.errors import ConfigError
 from stillhouse.evaluate.metrics.calibration import Calibration
 from stillhouse.evaluate.metrics.diversity import self_bleu
-from stillhouse.evaluate.partial import Partial
 from stillhouse.evaluate.tasks import REGISTRY, Outcome
 from stillhouse.files import locate
 
@@ -101,12 +101,12 @@ def test_an_interrupted_curve_keeps_its_points(tmp_path: Path) -> None:
         }
     )
 
-    def kept(header: dict[str, Any], name: str) -> Partial:
-        return Partial(tmp_path / f"{name}.jsonl", header)
+    def kept(header: dict[str, Any], name: str) -> Journal:
+        return Journal(tmp_path / f"{name}.jsonl", header)
 
-    first = task.measure(bench(keep=kept))
+    first = task.measure(bench(open_journal=kept))
     assert {path.name for path in tmp_path.glob("T=*.jsonl")} == {"T=0.5.jsonl", "T=1.jsonl"}
-    again = task.measure(bench(keep=kept))
+    again = task.measure(bench(open_journal=kept))
     assert again == first  # the time of writing included: nothing was written again
 
 

@@ -69,7 +69,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     straight = run_tree(tmp_path, "straight", [EXACT])
     assert in_child(straight) == 0
     broken = {**straight, "output": {"folder": str(tmp_path / "broken"), "report": False}}
-    assert in_child(broken, die=nth(4, "open", ".exact_match.jsonl")) < 0
+    assert in_child(broken, die=nth(3, "open", ".exact_match.jsonl")) < 0
     assert len(list((tmp_path / "broken" / "evaluation").glob(".partial/*.exact_match.jsonl"))) == 1
     assert in_child(broken, resume=True) == 0
     assert files(tmp_path / "broken") == files(tmp_path / "straight")
@@ -78,7 +78,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
 
 def test_what_was_written_before_an_interruption_is_not_written_again(tmp_path: Path) -> None:
     config = run_tree(tmp_path, "run", [EXACT])
-    assert in_child(config, die=nth(4, "open", "teacher.exact_match.jsonl")) < 0
+    assert in_child(config, die=nth(3, "open", "teacher.exact_match.jsonl")) < 0
     kept = tmp_path / "run" / "evaluation" / ".partial" / "teacher.exact_match.jsonl"
     header, first, *rest = kept.read_text(encoding="utf-8").splitlines()
     piece = json.loads(first)
@@ -91,7 +91,7 @@ def test_what_was_written_before_an_interruption_is_not_written_again(tmp_path: 
 
 def test_answers_of_other_settings_are_not_reused(tmp_path: Path) -> None:
     first = run_tree(tmp_path, "one", [EXACT])
-    assert in_child(first, die=nth(4, "open", "teacher.exact_match.jsonl")) < 0
+    assert in_child(first, die=nth(3, "open", "teacher.exact_match.jsonl")) < 0
     other = {**EXACT, "sampling": {"temperature": 0.5}}
     changed = {**first, "evaluate": {**first["evaluate"], "tasks": [other]}}
     assert in_child(changed, resume=True) == 0

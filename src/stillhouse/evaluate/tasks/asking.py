@@ -18,8 +18,7 @@ from stillhouse.data.rows import Row
 from stillhouse.data.tokenise import TooLong
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault
-from stillhouse.evaluate.answers import Written, write_answers
-from stillhouse.evaluate.partial import digest_of_prompts, digest_of_questions
+from stillhouse.evaluate.answers import Written, prompts_digest, questions_digest, write_answers
 from stillhouse.evaluate.tasks.probe import Bench, Probe
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class Sitting:
         """
         writer, how = model or self.bench.model, sampling or self.sampling
         header = {
-            "prompts": digest_of_prompts(prompts),
+            "prompts": prompts_digest(prompts),
             "sampling": how.model_dump(mode="json"),
             "weights": self.bench.weights_of(writer),
         }
@@ -211,7 +210,7 @@ class Sitting:
             prompts,
             how,
             self.seeds,
-            partial=self.bench.keep(header, piece),
+            journal=self.bench.open_journal(header, piece),
             title=self.bench.title and " ".join(filter(None, (self.bench.title, piece))),
         )
 
@@ -232,7 +231,7 @@ class Sitting:
             "sampling": self.sampling.model_dump(mode="json"),
             "seeds": list(self.seeds),
             "questions": len(self.asked.questions),
-            "questions_digest": digest_of_questions(self.prompts),
+            "questions_digest": questions_digest(self.prompts),
             "template": self.encoder.template.kind,
             "data": self.asked.path,
             "dropped": dict(self.asked.dropped),

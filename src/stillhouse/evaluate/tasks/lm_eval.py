@@ -84,9 +84,9 @@ class LmEvalProbe(Probe):
                     hint="Tasks of your own need folder: FOLDER.",
                 )
             )
-        partial = bench.keep({"task": task, "weights": bench.weights_of(bench.model)}, "")
+        journal = bench.open_journal({"task": task, "weights": bench.weights_of(bench.model)}, "")
         found: Any = lm_eval.simple_evaluate(
-            HarnessModel(bench, partial),
+            HarnessModel(bench, journal),
             tasks=[task],
             num_fewshot=self.few_shot,
             limit=self.limit,

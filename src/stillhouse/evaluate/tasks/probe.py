@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.journal import Journal
 from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines.base import EngineConfig, Sampling, TokenizerInfo
-from stillhouse.evaluate.partial import Partial
 from stillhouse.models import fingerprint
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Bench:
     """Show progress under this title."""
     weights_of: Callable[[nn.Module], str] = fingerprint
     """A digest of a model's weights; a run reads each model once for all tasks of a system."""
-    keep: Callable[[dict[str, Any], str], Partial] = lambda header, name: Partial(None, header)
-    """Where pieces of work with such a header are kept until the whole is done; by name where a measurement
+    open_journal: Callable[[dict[str, Any], str], Journal] = lambda header, name: Journal(None, header)
+    """Keeps pieces of work with such a header until the whole is done; by name where a measurement
     has several kinds of pieces."""
 
     def options(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, cut_torn, told, write_jsonl
+from stillhouse.files import STAGE, append_jsonl, whole_lines, write_jsonl
 
 FORMAT = 2
 _INFORMAL = ("versions",)
@@ -93,14 +93,7 @@ class Stage:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add finished rows to this process's part; the end of an earlier, interrupted writing is cut off."""
-        with told(self.part):
-            self.part.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.part, "a+b") as handle:
-                if not cut_torn(handle):
-                    handle.write(_line({STAGE: self.header}))
-                handle.write(b"".join(map(_line, rows)))
-                handle.flush()
-                os.fsync(handle.fileno())
+        append_jsonl(self.part, *rows, header={STAGE: self.header}, fsync=True)
 
     def finish(self, total: int) -> bool:
         """Make the finished file out of the parts if all `total` rows are there; whether they are."""
@@ -165,8 +158,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: another line cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline is nothing, or a line cut short
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(whole_lines(path)[1:], start=2):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -199,10 +191,6 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= flat(value, f"{path}.{key}" if path else str(key))
     return leaves
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
 
 
 def _free(path: Path) -> Path:
