@@ -40,9 +40,9 @@ from stillhouse.rollouts.fixed import Fixed, FixedPolicy, reference
 from stillhouse.runs.caching import batch_tensors, bias
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.cached import CachedTeacher
-from stillhouse.teachers.forms import HiddenForm
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.teachers.store import Store
+from stillhouse.teachers.store import Manifest, Store
+from stillhouse.teachers.store.codecs import HiddenCodec
 from stillhouse.train.step import Method, Step
 
 DEMO = "package:stillhouse/demo"
@@ -121,8 +121,9 @@ def times(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[st
                 for kind in seconds:
                     signal: Any = LiveTeacher(teacher, vocab)
                     if kind != "live":
-                        form = HiddenForm("float32")
-                        signal = CachedTeacher(Store(Path(place), form.facts), form, signal.head, signal)
+                        codec = HiddenCodec("float32")
+                        store = Store(Path(place), Manifest(codec.name, ""))
+                        signal = CachedTeacher(store, codec, signal.head, signal)
                     taken, losses[kind] = three_epochs(student(), signal, prompts[: size.prompts], vocab)
                     seconds[kind].append(taken)
         medians = {kind: statistics.median(found) for kind, found in seconds.items()}
@@ -146,8 +147,9 @@ def filling(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[
     seconds: dict[str, list[float]] = {"bare": [], "filling": []}
     for _ in range(size.repeats + 2):
         with tempfile.TemporaryDirectory() as place:
-            form = HiddenForm("float32")
-            cache = CachedTeacher(Store(Path(place), form.facts), form, teacher.head, teacher)
+            codec = HiddenCodec("float32")
+            store = Store(Path(place), Manifest(codec.name, ""))
+            cache = CachedTeacher(store, codec, teacher.head, teacher)
             for kind, source in (("bare", teacher), ("filling", cache)):
                 begun = time.process_time()
                 for batch in batches:

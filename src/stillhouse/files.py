@@ -16,12 +16,13 @@ from stillhouse.errors import EnvironmentFault
 
 
 @contextlib.contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` and rename it onto `path` when the block ends well.
 
     Args:
         path: the file to write; its folder is made.
         mode: "w" (UTF-8 text) or "wb".
+        sync: wait until the disk has it, so that it outlives a power cut too.
 
     Raises:
         EnvironmentFault: the disk is full, the folder cannot be written, or `path` is a folder itself. No
@@ -36,7 +37,8 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
                 yield handle
                 handle.flush()
-                os.fsync(handle.fileno())
+                if sync:
+                    os.fsync(handle.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

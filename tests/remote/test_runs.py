@@ -57,7 +57,7 @@ def test_kd_from_top_20_log_probabilities_learns_and_hides_the_key(
     service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    teacher = server(service, top=20, key_env="TEACHER_KEY", keep=str(folder / "kd-store"))
+    teacher = server(service, k=20, key_env="TEACHER_KEY", cache=str(folder / "kd-store"))
     execute(resolve(tree(folder, "kd", teacher=teacher, recipe="kd", train={"max_steps": 12, "lr": 1e-2})))
     found = losses(folder / "kd")
     assert found[-1] < 0.8 * found[0]
@@ -73,7 +73,7 @@ def test_kd_from_top_20_log_probabilities_learns_and_hides_the_key(
 def test_top_k_losses_are_at_most_those_over_whole_distributions(service: Service, folder: Path) -> None:
     plan: dict[str, Any] = {"recipe": "kd", "train": {"max_steps": 2, "log_every": 1}}
     execute(resolve(tree(folder, "live", **plan)))
-    execute(resolve(tree(folder, "served", teacher=server(service, top=20, keep=None), **plan)))
+    execute(resolve(tree(folder, "served", teacher=server(service, k=20, cache=None), **plan)))
     whole, top = losses(folder / "live")[0], losses(folder / "served")[0]
     assert 0.9 * whole < top <= whole + 1e-6
 
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_while_the_teacher_wrote_asks_nothing_twice(
 
 
 def test_scores_are_asked_for_once_by_runs_that_share_a_store(service: Service, folder: Path) -> None:
-    teacher = server(service, keep=str(folder / "store"), concurrency=4)
+    teacher = server(service, cache=str(folder / "store"), concurrency=4)
     plan = tree(folder, "kd", teacher=teacher, recipe="kd", train={"save_every": 2})
     assert in_child(plan, die=nth(2, "open", "metrics.jsonl")) == -signal.SIGKILL
     begun = asked(service, "prompt_logprobs")

@@ -18,7 +18,7 @@ from stillhouse.runs.caching import bias, build
 from stillhouse.runs.checking import sizes
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
-from stillhouse.teachers.store import care
+from stillhouse.teachers.store.maintenance import list_stores
 from tests.conftest import ROOT
 from tests.small_runs import TEACHER, differences, in_child, in_two, nth, outcome, rows_of, tree, write_data
 
@@ -49,7 +49,7 @@ def live(folder: Path) -> Any:
 
     @functools.cache
     def made() -> list[float]:
-        teacher = {"kind": "live", "path": TEACHER, "alone": True}
+        teacher = {"kind": "live", "path": TEACHER, "batch_invariant": True}
         run = tree(folder, "live", teacher=teacher, objective="forward_kl", train=QUICK)
         assert in_child(run) == 0
         return losses(folder / "live")
@@ -57,7 +57,7 @@ def live(folder: Path) -> Any:
     return made
 
 
-ALONE = {"of": {"kind": "live", "path": TEACHER, "alone": True}}
+ALONE = {"of": {"kind": "live", "path": TEACHER, "batch_invariant": True}}
 
 
 def test_losses_are_those_of_the_live_teacher_bit_for_bit_and_it_runs_once(folder: Path, live: Any) -> None:
@@ -99,20 +99,20 @@ def test_killed_and_resumed_ends_as_straight(folder: Path) -> None:
 
 def test_two_ranks_share_a_cache(folder: Path) -> None:
     assert in_two(cached(folder, "ranks", "ranks-one")) == [0, 0]
-    (store,) = care.contents(folder / "ranks")
+    (store,) = list_stores(folder / "ranks")
     assert store.records == 18
     assert store.shards == 2, "each process writes to a shard of its own"
     assert in_two(cached(folder, "ranks", "ranks-two", teacher={"on_miss": "error"})) == [0, 0]
 
 
 @pytest.mark.parametrize("store", ["topk", "sampled"])
-def test_compact_stores_train(folder: Path, store: str) -> None:
-    options = {"topk": {"k": 8}, "sampled": {"draws": 8}}[store]
+def test_sparse_stores_train(folder: Path, store: str) -> None:
+    options = {"topk": {"k": 8}, "sampled": {"samples": 8}}[store]
     assert in_child(cached(folder, "compact", store, teacher={"store": store, **options})) == 0
     assert losses(folder / store)[-1] < losses(folder / store)[0]
 
 
-def test_what_a_compact_store_cannot_give_is_refused_before_anything_loads(folder: Path) -> None:
+def test_what_a_sparse_store_cannot_give_is_refused_before_anything_loads(folder: Path) -> None:
     def refused(objective: Any, **teacher: Any) -> str:
         with pytest.raises(ConfigError) as caught:
             resolve({**cached(folder, "x", "x", teacher=teacher), "objective": objective})
@@ -143,7 +143,7 @@ def test_a_cache_built_before_training_holds_all_that_a_run_asks(folder: Path) -
     expected = sizes(config)["teacher cache, expected (GB)"] * 1e9
     assert "0.0% of 18 sequences" in build(config)
     assert "100.0% of 18 sequences" in build(config, batch_size=5), "a second build passes over it"
-    (store,) = care.contents(folder / "built")
+    (store,) = list_stores(folder / "built")
     assert 0.7 < store.bytes / expected < 1.3
     reading = cached(folder, "built", "after-build", teacher={"on_miss": "error"}, train=bf16)
     assert in_child(reading) == 0
@@ -156,7 +156,7 @@ def test_text_that_the_teacher_writes_once_is_built_too(folder: Path) -> None:
     run = cached(folder, "written-cache", "written", responses=pairs)
     run["objective"] = {"teacher": "skew_kl", "student": "skew_rkl"}
     build(resolve(run).config)
-    (store,) = care.contents(folder / "written-cache")
+    (store,) = list_stores(folder / "written-cache")
     assert store.records == 18
     assert list((folder / "written" / "responses").iterdir()), "the run will read it"
 
@@ -188,10 +188,10 @@ def test_bias_says_how_far_each_store_is_from_the_live_teacher(folder: Path) -> 
     assert found["hidden-bfloat16"].loss_error == 0.0, "the teacher's own format"
     assert found["hidden-bfloat16"].gradient_error == 0.0
     assert 0 < found["hidden-int8"].gradient_error < 0.1
-    tops = [found[f"top{k}-float16-v1024"] for k in (8, 32, 128)]
+    tops = [found[f"topk{k}-float16-v1024"] for k in (8, 32, 128)]
     assert all(row.loss < loss for row in tops), "a tail in one piece hides some of the loss"
     assert tops[0].gradient_error > tops[1].gradient_error > tops[2].gradient_error
-    drawn = found["draws64-t1-float16-v1024"]
+    drawn = found["sampled64-t1-float16-v1024"]
     assert drawn.mean_gradient_error < drawn.gradient_error
     assert drawn.bytes_per_token < found["hidden-bfloat16"].bytes_per_token
     json.dumps([row.bytes_per_token for row in rows])
@@ -201,4 +201,4 @@ def test_bias_names_the_stores_that_an_objective_cannot_use(folder: Path) -> Non
     run = {**cached(folder, "b", "c"), "objective": "csd"}
     _, rows, refused = bias(resolve(run).config, prompts=2)
     assert all(row.name.startswith("hidden") for row in rows)
-    assert "top32-uint8-v1024" in refused
+    assert "topk32-uint8-v1024" in refused

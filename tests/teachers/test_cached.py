@@ -23,10 +23,10 @@ from stillhouse.fused import fused_loss
 from stillhouse.models import fingerprint_of_files
 from stillhouse.objectives import build
 from stillhouse.sandbox.confine import _drop_capabilities
-from stillhouse.teachers import CacheTeacherConfig, CompactTeacher, LiveTeacherConfig, Teacher
+from stillhouse.teachers import CacheTeacherConfig, LiveTeacherConfig, SparseTeacher, Teacher
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.teachers.store import care
+from stillhouse.teachers.store import find_stores, maintenance
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def over(config: CacheTeacherConfig, path: str) -> tuple[Teacher, Counted]:
     cached = config.build(model(path), tiny.VOCAB)
     assert isinstance(cached, CachedTeacher)
     live = Counted(model(path), tiny.VOCAB)
-    cached._teacher = live
+    cached.teacher = live
     return cached, live
 
 
@@ -79,12 +79,12 @@ def test_a_text_is_known_by_its_content_in_any_batch_order_and_process(path: str
     wanted = LiveTeacher(model(path), tiny.VOCAB).hidden(tensors(responses))
     first = cached.hidden(tensors(responses))
     assert torch.equal(first, wanted), "bit for bit, as the same batch gives it"
-    assert cached.counts()["cache/hits"] == (0, 8)
+    assert cached.pop_metrics()["cache/hits"] == (0, 8)
     again = cached.hidden(tensors(responses[::-1][:5], length=40))
     parts = first.split([len(r.token_ids) for r in responses])
     assert torch.equal(again, torch.cat(parts[::-1][:5]))
     assert live.sequences == 8
-    assert cached.counts()["cache/hits"] == (5, 5)
+    assert cached.pop_metrics()["cache/hits"] == (5, 5)
     line = cached.close()
     assert line is not None
     assert "38.5% of 13 sequences" in line
@@ -108,16 +108,18 @@ def test_where_the_response_begins_is_part_of_the_content(path: str, tmp_path: P
 
 
 def test_a_teacher_alone_with_each_text_is_bit_equal_in_every_batch(path: str, tmp_path: Path) -> None:
-    config = CacheTeacherConfig(of={"kind": "live", "path": path, "alone": True}, folder=tmp_path / "cache")  # type: ignore[arg-type]
+    config = CacheTeacherConfig(
+        of={"kind": "live", "path": path, "batch_invariant": True}, folder=tmp_path / "cache"
+    )  # type: ignore[arg-type]
     cached = config.build(model(path), tiny.VOCAB)
     assert isinstance(cached, Teacher)
     responses = tiny.responses(12)
     for start in range(0, 12, 5):
         cached.hidden(tensors(responses[start : start + 5]))
-    live = LiveTeacher(model(path), tiny.VOCAB, alone=True)
-    assert torch.equal(cached.hidden(tensors(responses)), live.hidden(tensors(responses)))
+    alone = LiveTeacher(model(path), tiny.VOCAB, batch_invariant=True).hidden(tensors(responses))
+    assert torch.equal(cached.hidden(tensors(responses)), alone)
     together = LiveTeacher(model(path), tiny.VOCAB).hidden(tensors(responses))
-    torch.testing.assert_close(live.hidden(tensors(responses)), together, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_smaller_stores_change_the_loss_a_little(
     losses = []
     for _ in range(2):  # computed, and read back
         teacher = config.build(model(path), tiny.VOCAB)
-        if isinstance(teacher, CompactTeacher):
-            losses.append(fused_loss(build("forward_kl"), student, head, teacher.compact(batch)))
+        if isinstance(teacher, SparseTeacher):
+            losses.append(fused_loss(build("forward_kl"), student, head, teacher.sparse_logprobs(batch)))
         else:
             losses.append(fused_loss(build("forward_kl"), student, head, teacher.hidden(batch), teacher.head))
         teacher.close()
@@ -145,13 +147,13 @@ def test_smaller_stores_change_the_loss_a_little(
     assert 0 < abs(losses[0] - wanted) < most * wanted
 
 
-def test_the_same_text_always_has_the_same_draws(path: str, tmp_path: Path) -> None:
+def test_the_same_text_always_has_the_same_samples(path: str, tmp_path: Path) -> None:
     found: list[SparseLogprobs] = []
     for folder in ("one", "two"):
-        config = CacheTeacherConfig(of=path, folder=tmp_path / folder, store="sampled", draws=6)  # type: ignore[arg-type]
+        config = CacheTeacherConfig(of=path, folder=tmp_path / folder, store="sampled", samples=6)  # type: ignore[arg-type]
         teacher = config.build(model(path), tiny.VOCAB)
-        assert isinstance(teacher, CompactTeacher)
-        found.append(teacher.compact(tensors(tiny.responses(3))))
+        assert isinstance(teacher, SparseTeacher)
+        found.append(teacher.sparse_logprobs(tensors(tiny.responses(3))))
     assert torch.equal(found[0].ids, found[1].ids)
     assert torch.allclose(found[0].weights.sum(-1), torch.ones(len(found[0])))  # type: ignore[union-attr]
 
@@ -176,7 +178,7 @@ def test_without_the_teacher_it_reads_what_is_there_and_names_what_is_not(path: 
     with pytest.raises(TeacherError, match=r"2 of the 6 sequences of a batch are not in the teacher cache"):
         teacher.hidden(tensors([*tiny.responses(4), *tiny.responses(2, seed=5)]))
     missing = CacheTeacherConfig(of=path, folder=folder, on_miss="error", store="topk")  # type: ignore[arg-type]
-    with pytest.raises(TeacherError, match=r"holds no stores of top64-float16-v61.*cache build"):
+    with pytest.raises(TeacherError, match=r"holds no stores of topk64-float16-v61.*cache build"):
         missing.build(None, tiny.VOCAB)
 
 
@@ -185,7 +187,7 @@ def test_a_damaged_record_is_made_anew(path: str, tmp_path: Path, caplog: pytest
     cached, _ = over(config, path)
     wanted = cached.hidden(tensors(tiny.responses(3)))
     cached.close()
-    (shard,) = (tmp_path / "cache").glob("*/*.shard")
+    (shard,) = (tmp_path / "cache").glob("*/shard-*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-20] ^= 8
     shard.write_bytes(data)
@@ -213,19 +215,26 @@ def test_the_fingerprint_follows_the_weights_and_not_the_place(path: str, tmp_pa
     assert (tmp_path / "memory" / "fingerprints.json").is_file()
 
 
-def test_another_teacher_or_form_has_a_store_of_its_own(path: str, tmp_path: Path) -> None:
+def test_another_teacher_or_codec_has_a_store_of_its_own(path: str, tmp_path: Path) -> None:
     for options in ({}, {"dtype": "int8"}, {"store": "topk", "k": 4}):
         config = CacheTeacherConfig(of=path, folder=tmp_path / "cache", **options)  # type: ignore[arg-type]
         teacher = config.build(model(path), tiny.VOCAB)
-        if isinstance(teacher, CompactTeacher):
-            teacher.compact(tensors(tiny.responses(2)))
+        if isinstance(teacher, SparseTeacher):
+            teacher.sparse_logprobs(tensors(tiny.responses(2)))
         else:
             teacher.hidden(tensors(tiny.responses(2)))
         teacher.close()
-    assert len(list((tmp_path / "cache").glob("*/store.json"))) == 3
+    assert len(find_stores(tmp_path / "cache")) == 3
 
 
-def test_a_damaged_head_or_description_is_never_used(path: str, tmp_path: Path) -> None:
+def flip(file: Path, byte: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[byte] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+def test_a_damaged_head_is_never_used(path: str, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     filling = CacheTeacherConfig(of=path, folder=folder)  # type: ignore[arg-type]
     reading = CacheTeacherConfig(of=path, folder=folder, on_miss="error")  # type: ignore[arg-type]
@@ -233,47 +242,51 @@ def test_a_damaged_head_or_description_is_never_used(path: str, tmp_path: Path) 
 
     def fill() -> tuple[Tensor, int]:
         cached, live = over(filling, path)
-        said = cached.hidden(batch)
+        hidden = cached.hidden(batch)
         cached.close()
-        return said, live.sequences
+        return hidden, live.sequences
 
     wanted, _ = fill()
-    (facts,) = folder.glob("*/store.json")
-    head = facts.with_name("head.safetensors")
-    for file, shown in ((head, "head.safetensors: is damaged"), (facts, "store.json: is damaged")):
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
-        assert [(where, len(damage)) for where, _, damage in care.verify(folder) if damage] == [(file, 1)]
-        with pytest.raises(TeacherError, match=shown):
-            reading.build(None, tiny.VOCAB)
-        assert care.repair(file)
-        with pytest.raises(TeacherError, match="holds no stores"):
-            reading.build(None, tiny.VOCAB)
-        said, made = fill()
-        assert made == 0, "the shards are as they were"
+    (head,) = folder.glob("*/head.safetensors")
+    for byte in (30, -30):
+        flip(head, byte)
+        found = [(where, len(damage)) for where, _, damage in maintenance.verify(folder) if damage]
+        assert found == [(head, 1)]
+        for _ in range(2):
+            with pytest.raises(TeacherError, match=r"head.safetensors: is damaged or missing"):
+                reading.build(None, tiny.VOCAB)
+            maintenance.repair(head)
+            assert not head.exists()
+        hidden, computed = fill()
+        assert computed == 0, "the shards are as they were"
         teacher = reading.build(None, tiny.VOCAB)
         assert isinstance(teacher, Teacher)
         assert torch.equal(teacher.hidden(batch), wanted)
-        assert torch.equal(teacher.hidden(batch), said)
+        assert torch.equal(teacher.hidden(batch), hidden)
         teacher.close()
 
 
-def test_a_damaged_description_is_written_anew_where_the_teacher_is(
+def test_a_shard_with_a_damaged_header_is_made_anew_where_the_teacher_is(
     path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = CacheTeacherConfig(of=path, folder=tmp_path / "cache")  # type: ignore[arg-type]
-    cached, _ = over(config, path)
-    cached.hidden(tensors(tiny.responses(4)))
+    folder, batch = tmp_path / "cache", tensors(tiny.responses(4))
+    filling = CacheTeacherConfig(of=path, folder=folder)  # type: ignore[arg-type]
+    reading = CacheTeacherConfig(of=path, folder=folder, on_miss="error")  # type: ignore[arg-type]
+    cached, _ = over(filling, path)
+    wanted = cached.hidden(batch)
     cached.close()
-    (facts,) = (tmp_path / "cache").glob("*/store.json")
-    whole = facts.read_text()
-    facts.write_text(whole[: len(whole) // 2])
-    again, live = over(config, path)
-    again.hidden(tensors(tiny.responses(4)))
-    assert live.sequences == 0
-    assert "it is written anew" in caplog.text
-    assert facts.read_text() == whole
+    (shard,) = folder.glob("*/shard-*.safetensors")
+    flip(shard, 200)
+    with pytest.raises(TeacherError, match="holds no stores"):
+        reading.build(None, tiny.VOCAB)
+    again, live = over(filling, path)
+    assert torch.equal(again.hidden(batch), wanted)
+    assert live.sequences == 4
+    assert f"{shard}: its header is damaged" in caplog.text
+    again.close()
+    teacher = reading.build(None, tiny.VOCAB)
+    assert isinstance(teacher, Teacher)
+    assert torch.equal(teacher.hidden(batch), wanted)
 
 
 def test_a_filled_store_is_read_where_it_cannot_be_written(path: str, tmp_path: Path) -> None:
@@ -300,5 +313,5 @@ def _only_read(path: str, folder: Path, wanted: list[list[float]]) -> None:
         place.chmod(0o755)  # others' shards remain what they are
     more, live = over(config, path)
     more.hidden(tensors(tiny.responses(1, seed=9)))
-    assert len(list(folder.glob("*/*.shard"))) == 2
+    assert len(list(folder.glob("*/shard-*.safetensors"))) == 2
     more.close()

@@ -21,13 +21,13 @@ from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference
 from stillhouse.runs.caching import batch_tensors
 from stillhouse.teachers import (
-    Ahead,
     CacheTeacherConfig,
-    CompactTeacher,
     LiveTeacherConfig,
+    PrefetchingTeacher,
     ServerTeacherConfig,
+    SparseTeacher,
 )
-from stillhouse.teachers.server import top_rows
+from stillhouse.teachers.server import topk_rows
 
 TOP = 20
 
@@ -61,10 +61,10 @@ PAIRS = (
 )
 
 
-def running(url: str, **options: Any) -> CompactTeacher:
-    config = ServerTeacherConfig(url=url, top=TOP, backoff=0.001, **{"keep": None, **options})
+def running(url: str, **options: Any) -> SparseTeacher:
+    config = ServerTeacherConfig(url=url, k=TOP, backoff=0.001, **{"cache": None, **options})
     built = config.build(None, 1024)
-    assert isinstance(built, CompactTeacher)
+    assert isinstance(built, SparseTeacher)
     return built
 
 
@@ -79,7 +79,7 @@ def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> Non
     live = LiveTeacherConfig(path=TEACHER).build(demo.model, 1024)
     exact = torch.log_softmax(live.head.logits(live.hidden(part)), -1)
     expected = topk_of(exact, TOP, part["labels"][part["response_mask"]])
-    said = running(service.url).compact(part)
+    said = running(service.url).sparse_logprobs(part)
     torch.testing.assert_close(said.logprobs, expected.logprobs, atol=2e-5, rtol=0)
     torch.testing.assert_close(said.labels, expected.labels, atol=2e-5, rtol=0)
     torch.testing.assert_close(said.tail, expected.tail, atol=2e-3, rtol=0)
@@ -89,13 +89,13 @@ def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> Non
 
 def test_faults_on_the_way_change_nothing(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
     part = batch(demo, *(("name[Fitzbillies]\n", f"Fitzbillies, number {n}.") for n in range(12)))
-    expected = running(service.url).compact(part)
+    expected = running(service.url).sparse_logprobs(part)
     faults = ["drop", "truncate", (429, {}), "garble", (502, {}), "lose"]
     with broken(service.url, lambda n: faults[n // 2 % 6] if n > 3 and n % 2 else None) as proxy:
-        teacher = running(proxy.url, keep=tmp_path, concurrency=3, retries=20)
-        first = teacher.compact(part)
+        teacher = running(proxy.url, cache=tmp_path, concurrency=3, retries=20)
+        first = teacher.sparse_logprobs(part)
         asked = sum(proxy.done.values())
-        again = teacher.compact(part)
+        again = teacher.sparse_logprobs(part)
         teacher.close()
     assert sum(proxy.done.values()) == asked > 12 + 6
     for said in (first, again):
@@ -112,50 +112,50 @@ def test_the_store_belongs_to_an_address_or_to_an_identity(
     part = batch(demo, *PAIRS)
     with demo_server() as other:
         for options, asked in (({}, 2), ({"identity": "demo, revision 3"}, 0)):
-            running(service.url, keep=tmp_path, **options).compact(part)
-            running(other.url, keep=tmp_path, **options).compact(part)
+            running(service.url, cache=tmp_path, **options).sparse_logprobs(part)
+            running(other.url, cache=tmp_path, **options).sparse_logprobs(part)
             assert len(scored(other)) == asked
             other.seen.clear()
 
 
 def test_autocast_around_it_changes_no_question(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
-    teacher, part = running(service.url, keep=tmp_path), batch(demo, *PAIRS)
-    assert isinstance(teacher, Ahead)
-    teacher.ahead([part])  # as a step asks, before the trainer's autocast
+    teacher, part = running(service.url, cache=tmp_path), batch(demo, *PAIRS)
+    assert isinstance(teacher, PrefetchingTeacher)
+    teacher.prefetch([part])  # as a step asks, before the trainer's autocast
     with torch.autocast("cpu", torch.bfloat16):
-        teacher.compact(part)
+        teacher.sparse_logprobs(part)
     assert len(scored(service)) == 2
 
 
 def test_what_finds_no_room_in_the_store_is_not_asked_for_twice_in_a_step(
     service: Service, demo: DemoTeacher, tmp_path: Path
 ) -> None:
-    of = ServerTeacherConfig(url=service.url, top=TOP)
+    of = ServerTeacherConfig(url=service.url, k=TOP)
     cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path, limit=1)
     teacher = cache.build(None, 1024)
-    assert isinstance(teacher, CompactTeacher)
-    assert isinstance(teacher, Ahead)
+    assert isinstance(teacher, SparseTeacher)
+    assert isinstance(teacher, PrefetchingTeacher)
     parts = [batch(demo, pair) for pair in PAIRS[:2]]
-    teacher.ahead(parts)
+    teacher.prefetch(parts)
     for part in parts:
-        teacher.compact(part)
+        teacher.sparse_logprobs(part)
     assert len(scored(service)) == 2
-    assert teacher.counts()["cache/hits"] == (0, 2)
-    teacher.ahead(parts[:1])
-    teacher.compact(parts[0])
+    assert teacher.pop_metrics()["cache/hits"] == (0, 2)
+    teacher.prefetch(parts[:1])
+    teacher.sparse_logprobs(parts[0])
     assert len(scored(service)) == 3, "the step after it asks again, for nothing was kept"
-    assert "2 were not kept" in (teacher.close() or "")
+    assert "2 were not stored" in (teacher.close() or "")
 
 
 def test_a_cache_around_a_server_keeps_once(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
-    of = ServerTeacherConfig(url=service.url, top=TOP, keep=tmp_path / "not here")
+    of = ServerTeacherConfig(url=service.url, k=TOP, cache=tmp_path / "not here")
     cache = CacheTeacherConfig(of=of, store="topk", k=TOP, folder=tmp_path / "here")
     built = cache.build(None, 1024)
-    assert isinstance(built, CompactTeacher)
-    built.compact(batch(demo, *PAIRS))
+    assert isinstance(built, SparseTeacher)
+    built.sparse_logprobs(batch(demo, *PAIRS))
     built.close()
     assert not (tmp_path / "not here").exists()
-    assert list((tmp_path / "here").glob("*/*.shard"))
+    assert list((tmp_path / "here").glob("*/shard-*.safetensors"))
 
 
 def test_what_top_k_leaves_out_of_the_forward_kl_is_the_divergence_within_the_tail() -> None:
@@ -192,14 +192,14 @@ def test_what_is_no_log_probability_is_not_kept(value: Any) -> None:
 
 def test_scores_of_another_text_are_noticed() -> None:
     scores: list[dict[int, float]] = [{}, {7: -3.0, 9: -0.1}]
-    rows = top_rows(scores, (5, 7), [1], top=1)
+    rows = topk_rows(scores, (5, 7), [1], k=1)
     assert rows.ids.tolist() == [[9]]
     assert rows.labels is not None
     assert rows.labels.tolist() == [-3.0]
     with pytest.raises(TeacherError, match="does not take token ids as they are"):
-        top_rows(scores, (5, 8), [1], top=1)
+        topk_rows(scores, (5, 8), [1], k=1)
     with pytest.raises(TeacherError, match="cut the sequence"):
-        top_rows(scores, (5, 7, 9), [1, 2], top=1)
+        topk_rows(scores, (5, 7, 9), [1, 2], k=1)
 
 
 def test_another_tokenizer_is_refused(service: Service) -> None:

@@ -24,7 +24,7 @@ EVERYWHERE = parse_objective("forward_kl")
 NOT_ON_TEXT = parse_objective({"student": "forward_kl", "text": "cross_entropy"})
 
 
-class Counting(LiveTeacher):
+class CountingTeacher(LiveTeacher):
     """A teacher that counts the sequences it was run on."""
 
     sequences = 0
@@ -35,8 +35,8 @@ class Counting(LiveTeacher):
 
 
 @pytest.fixture
-def teacher() -> Counting:
-    return Counting(tiny.model(7, width=24), tiny.VOCAB)
+def teacher() -> CountingTeacher:
+    return CountingTeacher(tiny.model(7, width=24), tiny.VOCAB)
 
 
 def signal(
@@ -51,7 +51,7 @@ def signal(
     return teacher_hidden(teacher, tensors, objective, cache), batch.row_sequences()
 
 
-def test_plain_text_needs_no_teacher(teacher: Counting) -> None:
+def test_plain_text_needs_no_teacher(teacher: CountingTeacher) -> None:
     responses = tiny.responses(6, sources=("student", "text"))
     hidden, rows = signal(teacher, responses, NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 3
@@ -61,7 +61,7 @@ def test_plain_text_needs_no_teacher(teacher: Counting) -> None:
     assert not hidden[~student].any()
 
 
-def test_remembered_responses_need_no_teacher_and_give_the_same(teacher: Counting) -> None:
+def test_remembered_responses_need_no_teacher_and_give_the_same(teacher: CountingTeacher) -> None:
     responses = [replace(r, student_version=0) for r in tiny.responses(5, sources=("student",))]
     cache = TeacherHiddenCache()
     for response in responses[:4]:
@@ -77,19 +77,19 @@ def test_remembered_responses_need_no_teacher_and_give_the_same(teacher: Countin
     assert teacher.sequences == 8
 
 
-def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: Counting) -> None:
+def test_a_batch_that_needs_no_teacher_at_all_runs_none(teacher: CountingTeacher) -> None:
     hidden, _ = signal(teacher, tiny.responses(3, sources=("text",)), NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 0
     assert hidden.shape[1] == 24
 
 
 class MostProbable(LiveTeacher):
-    """A teacher that tells its three most probable tokens alone, and counts as `Counting` does."""
+    """A teacher that tells its three most probable tokens alone, and counts as `CountingTeacher` does."""
 
     form = "topk"
     sequences = 0
 
-    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         self.sequences += len(batch["input_ids"])
         logits = self.head.logits(super().hidden(batch))
         return topk_of(torch.log_softmax(logits, -1), 3, batch["labels"][batch["response_mask"]])
@@ -103,7 +103,7 @@ def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> 
     said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherHiddenCache())
     assert isinstance(said, SparseLogprobs)
     assert teacher.sequences == 3
-    whole = teacher.compact(tensors)
+    whole = teacher.sparse_logprobs(tensors)
     student = batch.row_sequences() % 2 == 0
     assert torch.equal(said.ids[student], whole.ids[student])
     torch.testing.assert_close(said.labels[student], whole.labels[student])  # type: ignore[index]

@@ -90,18 +90,18 @@ def bias(
 
 def info(folder: Folder = DEFAULT) -> None:
     """Show what is in a cache folder."""
-    from stillhouse.teachers.store.care import contents
+    from stillhouse.teachers.store.maintenance import list_stores
 
     rows = [
         (
-            one.teacher, one.path, one.form, one.records, one.tokens, one.bytes / 1e6,
-            one.bytes / max(1, one.tokens), one.shards,
-            datetime.datetime.fromtimestamp(one.last_used).isoformat(" ", "minutes"),
+            one.manifest.fingerprint, one.manifest.teacher.get("path") or one.manifest.teacher.get("url"),
+            one.manifest.codec, one.records, one.tokens, one.bytes / 1e6, one.bytes / max(1, one.tokens),
+            one.shards, datetime.datetime.fromtimestamp(one.last_used).isoformat(" ", "minutes"),
         )
-        for one in contents(_there(folder))
+        for one in list_stores(_there(folder))
     ]  # fmt: skip
     columns = (
-        "teacher", "was at", "form", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
+        "teacher", "was at", "codec", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
     )  # fmt: skip
     console.print_table(columns, rows, note=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
 
@@ -112,26 +112,23 @@ def verify(
 ) -> None:
     """Read every byte and check it against its checksum; exit code 3 if something is damaged."""
     from stillhouse.errors import TeacherError
-    from stillhouse.teachers.store import care
+    from stillhouse.teachers.store import maintenance
 
-    sound, broken = 0, []
-    for path, whole, damage in care.verify(_there(folder)):
+    sound, damaged = 0, []
+    for path, whole, faults in maintenance.verify(_there(folder)):
         sound += whole
-        for one in damage:
-            console.say(f"{one.path}: {one.what} {'was cut short' if one.mends_itself else 'is damaged'}")
-        bad = any(not one.mends_itself for one in damage)
-        if bad and repair and care.repair(path):
-            done = f"written anew with its {whole:,} sound records"
-            if path.suffix != ".shard":
-                done = "removed; `stillhouse cache build` with the teacher at hand writes it anew"
-            console.say(f"{path}: {done}")
-        elif bad:
-            broken.append(path)
+        for fault in faults:
+            console.say(fault)
+        if faults and repair:
+            maintenance.repair(path)
+            console.say(f"{path}: removed; its {whole:,} sound records were written anew")
+        elif faults:
+            damaged.append(path)
     console.say(f"{sound:,} sound records in {folder}")
-    if broken:
+    if damaged:
         raise TeacherError(
-            f"{len(broken)} damaged: {', '.join(map(str, broken))}. What is damaged is never used; "
-            + ("a process is writing to it, try again later." if repair else "remove it with --repair.")
+            f"{len(damaged)} damaged: {', '.join(map(str, damaged))}. What is damaged is never used; remove "
+            "it with --repair."
         )
 
 
@@ -147,8 +144,8 @@ def prune(
 ) -> None:
     """Make room in a cache folder."""
     from stillhouse.errors import ConfigError, Fault
-    from stillhouse.teachers.cache import parse_bytes
-    from stillhouse.teachers.store import care
+    from stillhouse.teachers.cached import parse_bytes
+    from stillhouse.teachers.store.maintenance import prune as make_room
 
     if limit is None and teacher is None:
         raise ConfigError(Fault("cache prune", "needs --limit or --teacher"))
@@ -156,7 +153,4 @@ def prune(
         size = None if limit is None else int(parse_bytes(limit))
     except ValueError as error:
         raise ConfigError(Fault("--limit", str(error), got=limit)) from error
-    freed, busy = care.prune(_there(folder), size, teacher)
-    console.say(f"{freed / 1e6:,.1f} MB freed in {folder}")
-    for path in busy:
-        console.warn(f"{path} was left as it is: a process is writing to it")
+    console.say(f"{make_room(_there(folder), size, teacher) / 1e6:,.1f} MB freed in {folder}")

@@ -240,7 +240,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
-        memory=None if config.teacher is not None and config.teacher.remembers else context.hidden_cache,
+        memory=None if config.teacher is not None and config.teacher.caches else context.hidden_cache,
     )
     step.translator = parts.translator if signal is not None else None
     return step

@@ -22,11 +22,10 @@ from stillhouse.rollouts.offline.policy import InRounds
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
-from stillhouse.teachers import AnyTeacher, CompactTeacher, LiveTeacherConfig, Teacher
-from stillhouse.teachers.cache import CacheTeacherConfig
-from stillhouse.teachers.cached import CachedCompact, CachedTeacher
-from stillhouse.teachers.forms import CompactForm, DrawsForm, Form, HiddenForm, TopForm
-from stillhouse.teachers.store import Store
+from stillhouse.teachers import AnyTeacher, LiveTeacherConfig, SparseTeacher, Teacher
+from stillhouse.teachers.cached import CachedSparseTeacher, CachedTeacher, CacheTeacherConfig
+from stillhouse.teachers.store import Manifest, Store
+from stillhouse.teachers.store.codecs import Codec, HiddenCodec, SampledCodec, SparseCodec, TopkCodec
 from stillhouse.train.signal import seen_by_teacher, sources_with_teacher
 from stillhouse.train.step import Step
 
@@ -113,8 +112,8 @@ def batch_tensors(batch: Any) -> dict[str, Tensor]:
 
 
 def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
-    if isinstance(teacher, CompactTeacher):
-        teacher.compact(batch)
+    if isinstance(teacher, SparseTeacher):
+        teacher.sparse_logprobs(batch)
     else:
         teacher.hidden(batch)
 
@@ -138,18 +137,18 @@ class Bias:
     """The same for the mean gradient of the repeats: what is left of it is bias."""
 
 
-def forms_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> list[Form]:
-    """The run's own form first, then others of each kind."""
-    own = config.form(vocab, dtype)
-    others: list[Form] = [
-        HiddenForm(dtype),
-        *(HiddenForm(other) for other in ("bfloat16", "int8")),
-        *(TopForm(count, "float16", vocab) for count in (8, 32, 128)),
-        TopForm(32, "uint8", vocab),
-        *(DrawsForm(count, 1.0, "float16", vocab) for count in (16, 64)),
-        DrawsForm(64, 1.5, "float16", vocab),
+def codecs_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> list[Codec]:
+    """The run's own codec first, then others of each kind."""
+    own = config.codec(vocab, dtype)
+    others: list[Codec] = [
+        HiddenCodec(dtype),
+        *(HiddenCodec(other) for other in ("bfloat16", "int8")),
+        *(TopkCodec(count, "float16", vocab) for count in (8, 32, 128)),
+        TopkCodec(32, "uint8", vocab),
+        *(SampledCodec(count, 1.0, "float16", vocab) for count in (16, 64)),
+        SampledCodec(64, 1.5, "float16", vocab),
     ]
-    return list({form.name: form for form in (own, *others)}.values())
+    return list({codec.name: codec for codec in (own, *others)}.values())
 
 
 def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[str]]:
@@ -160,7 +159,8 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
         prompts: how many prompts are drawn from the training data.
 
     Returns:
-        The live loss, a row for each form, and the names of forms that the objective cannot be computed from.
+        The live loss, a row for each codec, and the names of codecs that the objective cannot be computed
+        from.
 
     Raises:
         StillhouseError: no teacher is at hand, or model or data cannot be used.
@@ -177,40 +177,39 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
         step = make_step(parts, RunFolder(Path(place)), lambda: 0)
         assert isinstance(step.teacher, Teacher)
         dtype = str(next(teacher.parameters()).dtype).removeprefix("torch.")
-        exact = CachedTeacher(
-            Store(Path(place) / "exact", {}), HiddenForm(dtype), step.teacher.head, step.teacher
-        )
+        store = Store(Path(place) / "exact", Manifest("exact", ""))
+        exact = CachedTeacher(store, HiddenCodec(dtype), step.teacher.head, step.teacher)
         step.teacher = exact  # so that the model itself runs only once
         count = -(-len(parts.data.train) // config.train.micro_batch_size)
         batches = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
         loss, slope = _gradient(step, parts, batches)
         rows, refused = [], []
         with console.progress("Comparing stores") as bar:
-            for form in forms_to_compare(cached, parts.vocab, dtype):
-                kind = form.kind if isinstance(form, CompactForm) else "distribution"
-                if kind not in config.objective.forms:
-                    refused.append(form.name)
+            for codec in codecs_to_compare(cached, parts.vocab, dtype):
+                form = codec.form if isinstance(codec, SparseCodec) else "distribution"
+                if form not in config.objective.forms:
+                    refused.append(codec.name)
                     continue
                 found = []
-                for seed in range(REPEATS if kind == "sampled" else 1):
-                    folder = Path(place) / f"{form.name}-{seed}"
-                    step.teacher, store = _over(form, exact, folder, seed)
+                for seed in range(REPEATS if form == "sampled" else 1):
+                    folder = Path(place) / f"{codec.name}-{seed}"
+                    step.teacher, store = _over(codec, exact, folder, seed)
                     found.append(_gradient(step, parts, batches))
                     size = store.size
                     store.close()
                 tokens = sum(int(batch["response_mask"].sum()) for batch in batches)
-                rows.append(_row(form.name, size / tokens, found, loss, slope))
+                rows.append(_row(codec.name, size / tokens, found, loss, slope))
                 bar.advance(1)
     return loss, rows, refused
 
 
-def _over(form: Form, live: Teacher, folder: Path, seed: int) -> tuple[AnyTeacher, Store]:
-    """A teacher over an empty store of that form."""
-    store = Store(folder, form.facts)
-    if isinstance(form, CompactForm):
-        return CachedCompact(store, form, live, seed), store
-    assert isinstance(form, HiddenForm)
-    return CachedTeacher(store, form, live.head, live), store
+def _over(codec: Codec, live: Teacher, folder: Path, seed: int) -> tuple[AnyTeacher, Store]:
+    """A teacher over an empty store."""
+    store = Store(folder, Manifest(codec.name, ""))
+    if isinstance(codec, SparseCodec):
+        return CachedSparseTeacher(store, codec, live, seed), store
+    assert isinstance(codec, HiddenCodec)
+    return CachedTeacher(store, codec, live.head, live), store
 
 
 def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) -> tuple[float, Tensor]:

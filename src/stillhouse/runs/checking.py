@@ -15,6 +15,7 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.preflight import check_room, context_of, longest
 from stillhouse.runs.resolve import Resolved
 from stillhouse.teachers import CacheTeacherConfig
+from stillhouse.teachers.store.codecs import RECORD_OVERHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -97,14 +98,14 @@ def _cached(config: RunConfig, data: Any, teacher: Shape) -> float:
     """
     assert isinstance(config.teacher, CacheTeacherConfig)
     dtype = {4: "float32", 2: "bfloat16"}[teacher.bytes_each]
-    form = config.teacher.form(teacher.vocab, dtype)
+    codec = config.teacher.codec(teacher.vocab, dtype)
     tokens = 0
     for source in config.responses.sources():
         if source == "fixed":
             tokens += sum(len(prompt.response_ids or ()) for prompt in data.train)
         else:
             tokens += len(data.train) * config.data.max_response
-    size = tokens * form.row_bytes(teacher.width) + 100 * len(data.train)
+    size = tokens * codec.row_bytes(teacher.width) + RECORD_OVERHEAD * len(data.train)
     head = teacher.vocab * teacher.width * teacher.bytes_each if config.teacher.store == "hidden" else 0
     return min(size, config.teacher.limit or size) + head
 

@@ -79,7 +79,7 @@ def asked(parts: Parts, teacher: Any) -> dict[str, dict[str, Any]]:
     engine = vars(parts).get("teacher_engine")  # not made for this alone
     if isinstance(engine, ServerEngine):
         counts["teacher's text"] = {"url": engine.served.client.url, **engine.counts()}
-    inner = getattr(teacher, "inner", teacher)
+    inner = getattr(teacher, "teacher", teacher)
     if isinstance(inner, ServerTeacher):
         client = inner.served.client
         counts["teacher's log-probabilities"] = {"url": client.url, **vars(client.usage)}

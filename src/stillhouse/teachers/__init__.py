@@ -2,27 +2,31 @@
 
 from stillhouse.teachers.base import (
     REGISTRY,
-    Ahead,
     AnyTeacher,
-    CompactTeacher,
-    Counts,
+    MetricSums,
+    PrefetchingTeacher,
+    RunningTeacher,
+    SparseTeacher,
+    StreamingTeacher,
     Teacher,
     TeacherConfig,
     TeacherField,
 )
-from stillhouse.teachers.cache import CacheTeacherConfig
+from stillhouse.teachers.cached import CacheTeacherConfig
 from stillhouse.teachers.live import LiveTeacherConfig
 from stillhouse.teachers.server import ServerTeacherConfig
 
 __all__ = [
     "REGISTRY",
-    "Ahead",
     "AnyTeacher",
     "CacheTeacherConfig",
-    "CompactTeacher",
-    "Counts",
     "LiveTeacherConfig",
+    "MetricSums",
+    "PrefetchingTeacher",
+    "RunningTeacher",
     "ServerTeacherConfig",
+    "SparseTeacher",
+    "StreamingTeacher",
     "Teacher",
     "TeacherConfig",
     "TeacherField",

@@ -16,16 +16,16 @@ from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
 
-Counts = dict[str, tuple[float, float]]
+MetricSums = dict[str, tuple[float, float]]
 """Name in the metrics log -> total, and over how many; the log shows the mean."""
 
 
 @runtime_checkable
-class Counting(Protocol):
-    """What every running teacher tells the metrics log."""
+class RunningTeacher(Protocol):
+    """What every teacher has besides its signal."""
 
-    def counts(self) -> Counts:
-        """What has happened since this was last asked, such as cache hits; empty where nothing is counted."""
+    def pop_metrics(self) -> MetricSums:
+        """For the metrics log, such as cache hits since this was last called; empty where there is none."""
         ...
 
     def close(self) -> str | None:
@@ -34,7 +34,7 @@ class Counting(Protocol):
 
 
 @runtime_checkable
-class Teacher(Counting, Protocol):
+class Teacher(RunningTeacher, Protocol):
     """The teacher's last hidden states for a batch; with `head` they are its exact distribution."""
 
     @property
@@ -48,13 +48,13 @@ class Teacher(Counting, Protocol):
 
 
 @runtime_checkable
-class CompactTeacher(Counting, Protocol):
-    """A teacher that knows a few tokens of each row only: a compact cache, a server."""
+class SparseTeacher(RunningTeacher, Protocol):
+    """A teacher that gives log-probabilities of a few tokens of each row only: a sparse cache, a server."""
 
     form: str
-    """"topk" or "sampled"; the form of every `compact` that it gives."""
+    """"topk" or "sampled"; the form of what `sparse_logprobs` gives."""
 
-    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         """N rows: one for each true entry of `batch["response_mask"]`, row-major, on the batch's device.
 
         Args:
@@ -64,24 +64,24 @@ class CompactTeacher(Counting, Protocol):
 
 
 @runtime_checkable
-class Streaming(Protocol):
-    """A compact teacher that says one sequence after the other, so that each can be kept at once."""
+class StreamingTeacher(SparseTeacher, Protocol):
+    """A sparse teacher that yields one sequence after the other, so that each can be stored at once."""
 
-    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
+    def stream(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence of the batch, its rows), in any order."""
         ...
 
 
 @runtime_checkable
-class Ahead(Protocol):
-    """A teacher that is quicker when it is asked about all micro-batches of a step together."""
+class PrefetchingTeacher(SparseTeacher, Protocol):
+    """A teacher that is faster when it is asked about all micro-batches of a step at once."""
 
-    def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Find out what `compact` will be asked about each of them."""
+    def prefetch(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Fetch what `sparse_logprobs` will be asked for each of them."""
         ...
 
 
-AnyTeacher = Teacher | CompactTeacher
+AnyTeacher = Teacher | SparseTeacher
 
 
 class TeacherConfig(StrictConfig):
@@ -91,10 +91,10 @@ class TeacherConfig(StrictConfig):
     provides: ClassVar[frozenset[str]] = frozenset()
     """What it gives to losses (one of "distribution", "topk", "sampled"; see `core.sparse`), "layers" if it
     shows its hidden states, and "text" if it can write responses."""
-    local: ClassVar[bool] = True
-    """True if it computes in this process, so that autocast around it changes what it says."""
-    remembers: ClassVar[bool] = False
-    """True if it keeps what it said by itself, so that nothing else need remember it for replay."""
+    in_process: ClassVar[bool] = True
+    """True if it computes in this process, so that autocast around it changes its numbers."""
+    caches: ClassVar[bool] = False
+    """True if it caches its signal by itself, so that nothing else need keep it for replay."""
 
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
@@ -115,7 +115,7 @@ class TeacherConfig(StrictConfig):
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
 
-    def plain(self) -> TeacherConfig:
+    def without_cache(self) -> TeacherConfig:
         """Itself without a store of its own, for a cache around it."""
         return self
 

@@ -1,267 +1,514 @@
-"""A teacher that answers from a store, and asks the model behind it only about what is not there."""
+"""A teacher whose signal is cached on disk, and found again by content: whatever the order, batch or run."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from torch import Tensor
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from stillhouse.config import FilePath
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
-from stillhouse.errors import TeacherError
-from stillhouse.teachers.base import AnyTeacher, CompactTeacher, Counting, Counts, Streaming, Teacher
-from stillhouse.teachers.forms import CompactForm, DrawsForm, HiddenForm, TopForm
-from stillhouse.teachers.live import sequences
-from stillhouse.teachers.store import Store
+from stillhouse.errors import ModelError, TeacherError
+from stillhouse.models import TeacherModel, load_tokenizer, own_device, tokenizer_digest
+from stillhouse.teachers.base import (
+    REGISTRY,
+    AnyTeacher,
+    MetricSums,
+    SparseTeacher,
+    StreamingTeacher,
+    Teacher,
+    TeacherConfig,
+)
+from stillhouse.teachers.live import select_sequences
+from stillhouse.teachers.store import (
+    HEAD,
+    DamagedShard,
+    Manifest,
+    Record,
+    Shard,
+    Store,
+    find_stores,
+    write_shard,
+)
+from stillhouse.teachers.store.codecs import (
+    DTYPES,
+    Codec,
+    HiddenCodec,
+    LogprobDtype,
+    SampledCodec,
+    SparseCodec,
+    TopkCodec,
+)
 
-LOGITS = 2**25
-"""Entries of logits that are there at a time while a compact form is made."""
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("samples", "temperature", "logprobs")}
+"""The fields that belong to each kind of store."""
 
-Encode = Callable[[Mapping[str, Any], Sequence[bytes]], list[bytes]]
-"""Sequences of a batch and their keys -> the payload of each, from the teacher itself."""
+MAX_LOGITS = 2**25
+"""Entries of logits that exist at a time while hidden states become sparse log-probabilities."""
+
+Compute = Callable[[Mapping[str, Any], Sequence[str]], list[Record]]
+"""Sequences of a batch and their keys -> the record of each, from the teacher itself."""
 
 
-def content_keys(batch: Mapping[str, Any], local: bool = True) -> list[bytes]:
-    """For each sequence of a batch 16 bytes that change with its token ids, with where the response begins,
-    and, for a teacher that is local, with the number format of autocast, but not with padding, order or
-    step."""
+def parse_bytes(value: Any) -> Any:
+    """A number of bytes, or text such as `500MB`, `20 GB` or `1.5GiB`."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", value.upper())
+    if found is None or found[2] not in UNITS:
+        raise ValueError("is a size such as 500MB, 20GB or 1.5GiB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+"""The annotation of a config field that holds a size."""
+
+
+def parse_of(value: Any) -> Any:
+    """The teacher behind a cache: a path alone means a live one."""
+    parsed = REGISTRY.parse({"kind": "live", "path": value} if isinstance(value, str) else value)
+    return parsed.without_cache()
+
+
+@REGISTRY.register
+class CacheTeacherConfig(TeacherConfig):
+    """A teacher's signal on disk: computed once for each text, whatever the order, the batch or the run.
+
+    Example: `teacher: {kind: cache, of: Qwen/Qwen2.5-7B-Instruct, store: hidden}`
+    """
+
+    kind: Literal["cache"] = "cache"
+    of: Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_of)]
+    """The teacher itself: a path, or another teacher's configuration."""
+    store: Literal["hidden", "topk", "sampled"] = "hidden"
+    """Last hidden states (exact), the most probable tokens and the mass of the rest (smaller, biased), or
+    weighted random samples (smaller, unbiased, noisy)."""
+    folder: FilePath = Path("teacher-cache")
+    """Where stores are; any number of runs and teachers may share it."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Dtype of stored hidden states; "auto" is that of the teacher's weights and loses nothing. int8 keeps a
+    scale for each token."""
+    k: int = Field(64, ge=1)
+    """How many of the most probable tokens `topk` stores."""
+    samples: int = Field(64, ge=1, le=65535)
+    """How many samples `sampled` draws for each token, with replacement."""
+    temperature: float = Field(1.0, ge=0.5, le=4.0)
+    """`sampled` draws from the teacher's distribution at this temperature; its weights undo that."""
+    logprobs: LogprobDtype = "float16"
+    """Dtype of the log-probabilities of `topk` and `sampled` (there float32 or float16)."""
+    on_miss: Literal["fill", "error"] = "fill"
+    """On a cache miss let the teacher compute the record and store it, or stop; with "error" no teacher is
+    loaded."""
+    limit: Bytes | None = None
+    """Size of the store, such as 20GB, beyond which nothing more is stored."""
+
+    caches = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if isinstance(self.of, CacheTeacherConfig):
+            raise ValueError("of is a cache itself; name the teacher behind it")
+        others = {name for kind, names in OPTIONS.items() for name in names if kind != self.store}
+        foreign = sorted((others - set(OPTIONS[self.store])) & self.model_fields_set)
+        if foreign:
+            raise ValueError(f"store: {self.store} has no {' or '.join(foreign)}")
+        if self.store == "sampled" and self.logprobs == "uint8":
+            raise ValueError("store: sampled keeps log-probabilities as float32 or float16")
+        signal = self.of.provides & {"distribution", "topk", "sampled"}
+        if "distribution" not in signal and (self.store != "topk" or "topk" not in signal):
+            raise ValueError(
+                f"store: {self.store} needs whole distributions, which kind: {self.of.kind} does not give"
+                + ("; set store: topk" if "topk" in signal else "")
+            )
+        return self
+
+    @property
+    def provides(self) -> frozenset[str]:  # type: ignore[override]
+        """What its kind of store gives to losses; text too where the teacher is available."""
+        signal = "distribution" if self.store == "hidden" else self.store
+        return frozenset({signal}) | (self.of.provides & {"text"} if self.on_miss == "fill" else set())
+
+    def model_to_load(self) -> TeacherModel | None:
+        """The teacher behind it; None where a cache miss is an error."""
+        return self.of.model_to_load() if self.on_miss == "fill" else None
+
+    def codec(self, vocab: int, dtype: str | None = None) -> Codec:
+        """How records are encoded.
+
+        Args:
+            vocab: number of token ids that student and teacher share.
+            dtype: that of the teacher's weights, for "auto".
+        """
+        if self.store == "topk":
+            return TopkCodec(self.k, self.logprobs, vocab)
+        if self.store == "sampled":
+            assert self.logprobs != "uint8"
+            return SampledCodec(self.samples, self.temperature, self.logprobs, vocab)
+        return HiddenCodec(dtype or "float32" if self.dtype == "auto" else self.dtype)
+
+    def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
+        """The running teacher over its store.
+
+        Raises:
+            TeacherError: there is no store, and no teacher that could fill one.
+        """
+        codec = self.codec(vocab, None if model is None else _dtype_of(model))
+        if self.on_miss == "error":
+            folder, manifest = self._existing(codec)
+            store = Store(folder, manifest, self.limit)
+            if isinstance(codec, SparseCodec):
+                return CachedSparseTeacher(store, codec, None, in_process=self.of.in_process)
+            codec = HiddenCodec(manifest.codec.removeprefix("hidden-"))
+            return CachedTeacher(store, codec, _read_head(folder, vocab), None)
+        teacher = self.of.build(model, vocab)
+        manifest = self._manifest(codec, teacher)
+        folder = self.folder / f"{manifest.fingerprint}-{codec.name}"
+        store = Store(folder, manifest, self.limit)
+        if isinstance(codec, SparseCodec):
+            return CachedSparseTeacher(store, codec, teacher, in_process=self.of.in_process)
+        assert isinstance(codec, HiddenCodec)
+        assert isinstance(teacher, Teacher)
+        _write_head(folder, manifest, teacher.head)
+        return CachedTeacher(store, codec, teacher.head, teacher)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a student whose ids are not those of the teacher that filled the store.
+
+        Raises:
+            TeacherError: the tokenizers differ, or there is no store.
+        """
+        if self.on_miss == "fill":
+            self.of.check_tokenizer(tokenizer)
+            return
+        folder, manifest = self._existing(self.codec(len(tokenizer)))
+        if manifest.tokenizer not in (None, tokenizer_digest(tokenizer.get_vocab())):
+            raise TeacherError(
+                f"{folder}: was filled by a teacher whose tokenizer is not the student's, so its token ids "
+                "mean other text. Choose a student of the teacher's family."
+            )
+
+    def check_signal(self, tokens: int) -> None:
+        """See the teacher behind it."""
+        if self.on_miss == "fill":
+            self.of.check_signal(tokens)
+
+    def _manifest(self, codec: Codec, teacher: AnyTeacher) -> Manifest:
+        """What the shards of a teacher that is available say about it."""
+        model = self.of.model_to_load()
+        head = teacher.head if isinstance(teacher, Teacher) else None
+        return Manifest(
+            codec=codec.name,
+            fingerprint=self.of.fingerprint(self.folder),
+            teacher={name: getattr(self.of, name, None) for name in ("kind", "path", "adapter", "url")},
+            tokenizer=None if model is None else tokenizer_digest(load_tokenizer(model).get_vocab()),
+            head={} if head is None else {"scale": head.scale, "softcap": head.softcap},
+        )
+
+    def _existing(self, codec: Codec) -> tuple[Path, Manifest]:
+        """The folder of a store that another machine or run has filled.
+
+        Raises:
+            TeacherError: there is none for this teacher and codec, or more than one.
+        """
+        path = getattr(self.of, "path", None)
+        wanted = [codec.name]
+        if self.store == "hidden" and self.dtype == "auto":
+            wanted = [HiddenCodec(dtype).name for dtype in DTYPES]
+        stores = find_stores(self.folder)
+        fitting = {folder: one for folder, one in stores.items() if one.codec in wanted}
+        try:
+            digest = self.of.fingerprint(self.folder)
+            fitting = {folder: one for folder, one in fitting.items() if one.fingerprint == digest}
+        except ModelError:  # the weights are on another machine: the path that they had there decides
+            fitting = {folder: one for folder, one in fitting.items() if one.teacher.get("path") == path}
+        if len(fitting) == 1:
+            return next(iter(fitting.items()))
+        present = ", ".join(folder.name for folder in fitting or stores) or "nothing"
+        raise TeacherError(
+            f"{self.folder}: holds {len(fitting) or 'no'} stores of {' or '.join(wanted)} for teacher.of "
+            f"{path}; there: {present}. "
+            + (
+                "Name one of them by teacher.dtype or remove the others (stillhouse cache prune --teacher)."
+                if fitting
+                else "Build one where the teacher is: stillhouse cache build RUN.YAML."
+            )
+        )
+
+
+def _dtype_of(model: nn.Module) -> str:
+    name = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return name if name in DTYPES else "float32"
+
+
+def _write_head(folder: Path, manifest: Manifest, head: ModelHead) -> None:
+    if not (folder / HEAD).is_file():
+        tensors = {"weight": head.weight.detach().cpu()}
+        if head.bias is not None:
+            tensors["bias"] = head.bias.detach().cpu()
+        write_shard(folder / HEAD, manifest, {"head": Record(len(head.weight), tensors)})
+
+
+def _read_head(folder: Path, vocab: int) -> ModelHead:
+    try:
+        shard = Shard(folder / HEAD)
+        record = shard.read("head")
+    except (OSError, DamagedShard):
+        record = None
+    if record is None:
+        raise TeacherError(
+            f"{folder / HEAD}: is damaged or missing. Remove it with `stillhouse cache verify --repair`; "
+            "`stillhouse cache build` with the teacher available then writes it anew, and the shards stay."
+        )
+    tensors = {name: one.to(own_device()) for name, one in record.tensors.items()}
+    extras = shard.manifest.head
+    return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
+
+
+def content_keys(batch: Mapping[str, Any], in_process: bool = True) -> list[str]:
+    """For each sequence of a batch 32 hexadecimal digits that change with its token ids, with where the
+    response begins and, for a teacher in this process, with the dtype of autocast, but not with padding,
+    order or step."""
     device = batch["input_ids"].device.type
-    cast = local and torch.is_autocast_enabled(device)
-    format_ = str(torch.get_autocast_dtype(device)) if cast else ""
+    autocast = in_process and torch.is_autocast_enabled(device)
+    dtype = str(torch.get_autocast_dtype(device)) if autocast else ""
     ids, lengths = batch["input_ids"].cpu(), batch["attention_mask"].sum(1).tolist()
     starts = batch["response_mask"].int().argmax(1).tolist()
     keys = []
     for row, length, start in zip(ids, lengths, starts, strict=True):
-        content = f"{start} {format_}\n".encode() + row[:length].numpy().astype("<i8").tobytes()
-        keys.append(hashlib.blake2b(content, digest_size=16).digest())
+        content = f"{start} {dtype}\n".encode() + row[:length].numpy().astype("<i8").tobytes()
+        keys.append(hashlib.blake2b(content, digest_size=16).hexdigest())
     return keys
 
 
-class Kept:
-    """The payloads of a batch's sequences: from a store, or made now and kept."""
+class ReadThroughCache:
+    """The records of a batch's sequences: read from a store, or on a miss computed and stored."""
 
-    def __init__(self, store: Store, encode: Encode | None, local: bool = True) -> None:
-        """Answer from a store.
+    def __init__(self, store: Store, compute: Compute | None, in_process: bool = True) -> None:
+        """A cache over a store.
 
         Args:
-            store: where payloads are.
-            encode: makes those that are missing; None where the teacher is not at hand.
-            local: whether the teacher computes in this process; see `TeacherConfig`.
+            store: where records are.
+            compute: makes those that are missing; None where the teacher is not available.
+            in_process: whether the teacher computes in this process; see `TeacherConfig`.
         """
         self.store = store
-        self._local = local
-        self._encode = encode
-        self._asked = self._hits = 0
-        self._told = (0, 0)
-        self._ready: dict[bytes, memoryview | bytes] = {}
+        self._compute = compute
+        self._in_process = in_process
+        self._lookups = self._hits = 0
+        self._reported = (0, 0)
+        self._prefetched: dict[str, Record] = {}
 
-    def prepare(self, batch: Mapping[str, Any]) -> None:
-        """Have the payloads of these sequences at hand, and no others, also where the store has no room."""
-        self._ready.clear()
-        keys = content_keys(batch, self._local)
-        self._ready = dict(zip(keys, self.payloads(batch), strict=True))
+    def prefetch(self, batch: Mapping[str, Any]) -> None:
+        """Have the records of these sequences in memory, and no others, even where the store has no room."""
+        self._prefetched = {}
+        records = self.records(batch)
+        self._prefetched = dict(zip(content_keys(batch, self._in_process), records, strict=True))
 
-    def payloads(self, batch: Mapping[str, Any]) -> list[memoryview | bytes]:
+    def records(self, batch: Mapping[str, Any]) -> list[Record]:
         """One for each sequence of the batch.
 
         Raises:
-            TeacherError: some are missing, and there is no teacher to make them.
+            TeacherError: some are missing, and there is no teacher to compute them.
         """
-        keys = content_keys(batch, self._local)
-        if all(key in self._ready for key in keys):
-            return [self._ready[key] for key in keys]
-        found: list[memoryview | bytes | None] = [self.store.get(key) for key in keys]
-        if any(one is None for one in found):
+        keys = content_keys(batch, self._in_process)
+        if all(key in self._prefetched for key in keys):
+            return [self._prefetched[key] for key in keys]
+        found = [self.store.get(key) for key in keys]
+        if None in found:
             self.store.refresh()  # another process may have written them
-            found = [
-                self.store.get(key) if one is None else one for key, one in zip(keys, found, strict=True)
-            ]
+            found = [one or self.store.get(key) for key, one in zip(keys, found, strict=True)]
         missing = [row for row, one in enumerate(found) if one is None]
-        self._asked += len(keys)
+        self._lookups += len(keys)
         self._hits += len(keys) - len(missing)
         if missing:
-            made = self._make(batch, missing, [keys[row] for row in missing])
-            for row, payload in zip(missing, made, strict=True):
-                found[row] = payload
+            computed = self._fill(batch, missing, [keys[row] for row in missing])
+            for row, record in zip(missing, computed, strict=True):
+                found[row] = record
         return [one for one in found if one is not None]
 
-    def _make(self, batch: Mapping[str, Any], rows: list[int], keys: list[bytes]) -> list[bytes]:
-        if self._encode is None:
+    def _fill(self, batch: Mapping[str, Any], rows: list[int], keys: list[str]) -> list[Record]:
+        if self._compute is None:
             raise TeacherError(
                 f"{self.store.folder}: {len(rows)} of the {len(batch['input_ids'])} sequences of a batch are "
                 f"not in the teacher cache, which holds {len(self.store):,}, and teacher.on_miss is error. "
                 "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
                 "data, template and limits; or set teacher.on_miss: fill."
             )
-        part = batch if len(rows) == len(batch["input_ids"]) else sequences(batch, rows)
-        made = self._encode(part, keys)
-        counts = part["response_mask"].sum(1).tolist()
-        self.store.put(zip(keys, counts, made, strict=True))
-        return made
+        part = batch if len(rows) == len(batch["input_ids"]) else select_sequences(batch, rows)
+        computed = self._compute(part, keys)
+        self.store.put(dict(zip(keys, computed, strict=True)))
+        return computed
 
-    def counts(self) -> Counts:
-        """The share of sequences that were there since this was last asked, and the size of the store."""
-        asked, hits = self._asked - self._told[0], self._hits - self._told[1]
-        self._told = (self._asked, self._hits)
-        return {"cache/hits": (hits, asked), "cache/megabytes": (self.store.size / 1e6, 1)} if asked else {}
+    def pop_metrics(self) -> MetricSums:
+        """The share of hits since this was last called, and the size of the store."""
+        lookups, hits = self._lookups - self._reported[0], self._hits - self._reported[1]
+        self._reported = (self._lookups, self._hits)
+        if not lookups:
+            return {}
+        return {"cache/hits": (hits, lookups), "cache/megabytes": (self.store.size / 1e6, 1)}
 
     def close(self) -> str | None:
         """Let go of the files; a line on what the cache was good for."""
         self.store.close()
-        if not self._asked:
+        if not self._lookups:
             return None
         line = (
-            f"Teacher cache: {self._hits / self._asked:.1%} of {self._asked:,} sequences were there; "
+            f"Teacher cache: {self._hits / self._lookups:.1%} of {self._lookups:,} sequences were there; "
             f"{self.store.size / 1e6:,.1f} MB in {self.store.folder}"
         )
         if self.store.refused:
-            line += f"; {self.store.refused:,} were not kept (teacher.limit)"
+            line += f"; {self.store.refused:,} were not stored (teacher.limit)"
         return f"{line}; {self.store.damaged:,} damaged" if self.store.damaged else line
 
 
 class CachedTeacher:
     """The exact distribution: hidden states from a store, with the teacher's head."""
 
-    def __init__(self, store: Store, form: HiddenForm, head: ModelHead, teacher: Teacher | None) -> None:
+    def __init__(self, store: Store, codec: HiddenCodec, head: ModelHead, teacher: Teacher | None) -> None:
         self.head = head
-        self._form = form
-        self._teacher = teacher
-        self._kept = Kept(store, None if teacher is None else self._encode)
+        self.teacher = teacher
+        """The teacher behind it; None if it is not available."""
+        self._codec = codec
+        self._cache = ReadThroughCache(store, None if teacher is None else self._compute)
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """[N, Dt]: the teacher's last hidden states at the response rows, as they are kept."""
+        """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""
+        parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
+        return torch.cat(parts).to(batch["input_ids"].device)
+
+    def _compute(self, batch: Mapping[str, Any], _keys: Sequence[str]) -> list[Record]:
+        assert self.teacher is not None
         counts = batch["response_mask"].sum(1).tolist()
-        payloads = self._kept.payloads(batch)
-        out = torch.empty(sum(counts), self.head.weight.shape[1], dtype=self._form.out_dtype)
-        for part, payload in zip(out.split(counts), payloads, strict=True):
-            self._form.decode_into(part, payload)
-        return out.to(batch["input_ids"].device)
+        hidden = self.teacher.hidden(batch).cpu().split(counts)
+        return [Record(count, self._codec.encode(part)) for count, part in zip(counts, hidden, strict=True)]
 
-    def _encode(self, batch: Mapping[str, Any], _keys: Sequence[bytes]) -> list[bytes]:
-        assert self._teacher is not None
-        hidden = self._teacher.hidden(batch).cpu()
-        return [self._form.encode(part) for part in hidden.split(batch["response_mask"].sum(1).tolist())]
-
-    def counts(self) -> Counts:
-        """See `Kept.counts`."""
-        return self._kept.counts()
+    def pop_metrics(self) -> MetricSums:
+        """See `ReadThroughCache.pop_metrics`."""
+        return self._cache.pop_metrics()
 
     def close(self) -> str | None:
-        """See `Kept.close`."""
-        return self._kept.close()
+        """See `ReadThroughCache.close`."""
+        return self._cache.close()
 
 
-class CachedCompact:
-    """A few tokens of each row, from a store."""
+class CachedSparseTeacher:
+    """Log-probabilities of a few tokens of each row, from a store."""
 
     def __init__(
-        self, store: Store, form: CompactForm, teacher: AnyTeacher | None, seed: int = 0, local: bool = True
+        self,
+        store: Store,
+        codec: SparseCodec,
+        teacher: AnyTeacher | None,
+        seed: int = 0,
+        in_process: bool = True,
     ) -> None:
         """Answer from a store.
 
         Args:
             store: where records are.
-            form: how they look.
-            teacher: says what is not there; None if it is not at hand.
-            seed: decides the draws, together with the text.
-            local: whether the teacher computes in this process; see `TeacherConfig`.
+            codec: how they are encoded.
+            teacher: computes those that are missing; None if it is not available.
+            seed: decides what is sampled, together with the text.
+            in_process: whether the teacher computes in this process; see `TeacherConfig`.
         """
+        self.form: str = codec.form
+        self.teacher = teacher
+        """The teacher behind it; None if it is not available."""
+        self._codec = codec
         self._seed = seed
-        self.form: str = form.kind
-        self.inner: object = teacher
-        """The teacher behind it."""
-        self._form = form
-        self._kept = Kept(store, None if teacher is None else self._encode, local)
+        self._cache = ReadThroughCache(store, None if teacher is None else self._compute, in_process)
 
-    def ahead(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Ask a teacher that streams about the micro-batches of a step together."""
-        if batches and isinstance(self.inner, Streaming):
-            self._kept.prepare(together(batches))
+    def prefetch(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Ask a streaming teacher about all micro-batches of a step at once."""
+        if batches and isinstance(self.teacher, StreamingTeacher):
+            self._cache.prefetch(concatenated(batches))
 
-    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
-        """N rows, as they are kept."""
-        counts = batch["response_mask"].sum(1).tolist()
-        payloads = self._kept.payloads(batch)
-        parts = [self._form.decode(one, rows) for one, rows in zip(payloads, counts, strict=True)]
+    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+        """N rows, as they are stored."""
+        parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
         return joined(parts).to(batch["input_ids"].device)
 
-    def _encode(self, batch: Mapping[str, Any], keys: Sequence[bytes]) -> list[bytes]:
+    def _compute(self, batch: Mapping[str, Any], keys: Sequence[str]) -> list[Record]:
         counts = batch["response_mask"].sum(1).tolist()
-        if isinstance(self.inner, Streaming):
-            made = [b""] * len(keys)
-            for row, part in self.inner.each(batch):
-                made[row] = self._form.encode(part)
+        if isinstance(self.teacher, StreamingTeacher):
+            records: dict[str, Record] = {}
+            for row, part in self.teacher.stream(batch):
+                records[keys[row]] = Record(counts[row], self._codec.encode(part))
                 # At once, so that an interruption loses nothing that was paid for.
-                self._kept.store.put([(keys[row], counts[row], made[row])])
-            return made
-        if isinstance(self.inner, Teacher):
+                self._cache.store.put({keys[row]: records[keys[row]]})
+            return [records[key] for key in keys]
+        if isinstance(self.teacher, Teacher):
             labels = batch["labels"][batch["response_mask"]].split(counts)
-            hidden = self.inner.hidden(batch).split(counts)
-            said = [
-                compacted(self._form, self.inner.head, states, ids, self._seed_of(key))
+            hidden = self.teacher.hidden(batch).split(counts)
+            parts = [
+                sparsified(self._codec, self.teacher.head, states, ids, self._seed_of(key))
                 for states, ids, key in zip(hidden, labels, keys, strict=True)
             ]
         else:
-            assert isinstance(self.inner, CompactTeacher)
-            whole = self.inner.compact(batch)
-            starts = torch.tensor([0, *counts]).cumsum(0).tolist()
-            said = [whole[start : start + size] for start, size in zip(starts, counts, strict=False)]
-        return [self._form.encode(part) for part in said]
+            assert isinstance(self.teacher, SparseTeacher)
+            whole = self.teacher.sparse_logprobs(batch)
+            ends = torch.tensor(counts).cumsum(0).tolist()
+            parts = [whole[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        return [Record(count, self._codec.encode(part)) for count, part in zip(counts, parts, strict=True)]
 
-    def _seed_of(self, key: bytes) -> int:
-        """The same text always has the same draws."""
-        return int.from_bytes(key[:7], "big") ^ self._seed
+    def _seed_of(self, key: str) -> int:
+        """The same text always has the same samples."""
+        return int(key[:14], 16) ^ self._seed
 
-    def counts(self) -> Counts:
-        """See `Kept.counts`."""
-        return self._kept.counts()
+    def pop_metrics(self) -> MetricSums:
+        """See `ReadThroughCache.pop_metrics`."""
+        return self._cache.pop_metrics()
 
     def close(self) -> str | None:
-        """See `Kept.close`."""
-        line = self._kept.close()
-        if isinstance(self.inner, Counting):
-            self.inner.close()
+        """See `ReadThroughCache.close`."""
+        line = self._cache.close()
+        if self.teacher is not None:
+            self.teacher.close()
         return line
 
 
-def together(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sequences of several batches in one, padded on the right to the longest."""
+def concatenated(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sequences of several batches in one, padded on the right to the longest."""
     width = max(batch["input_ids"].shape[1] for batch in batches)
-    names = [
-        name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batches[0]
-    ]
+    names = ("input_ids", "attention_mask", "response_mask", "labels")
     return {
         name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
         for name in names
+        if name in batches[0]
     }
 
 
-def compacted(
-    form: CompactForm, head: ModelHead, hidden: Tensor, labels: Tensor, seed: int
+def sparsified(
+    codec: SparseCodec, head: ModelHead, hidden: Tensor, labels: Tensor, seed: int
 ) -> SparseLogprobs:
-    """A compact form of exact distributions, in blocks of rows.
+    """A few tokens of exact distributions, in blocks of rows.
 
     Args:
-        form: which one.
+        codec: decides which tokens.
         head: the teacher's.
         hidden: [R, Dt] of one sequence.
         labels: [R], the tokens that follow.
-        seed: decides the draws.
+        seed: decides what is sampled.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = max(1, LOGITS // head.height)
+    size = max(1, MAX_LOGITS // head.height)
     parts = []
     for start in range(0, hidden.shape[0], size):
         rows = slice(start, start + size)
         logprobs = torch.log_softmax(head.logits(hidden[rows]), -1)
-        if isinstance(form, DrawsForm):
-            part = sampled_of(logprobs.cpu(), form.count, generator, form.temperature, labels[rows].cpu())
+        if isinstance(codec, SampledCodec):
+            part = sampled_of(logprobs.cpu(), codec.samples, generator, codec.temperature, labels[rows].cpu())
         else:
-            assert isinstance(form, TopForm)
-            part = topk_of(logprobs, form.count, labels[rows])
+            assert isinstance(codec, TopkCodec)
+            part = topk_of(logprobs, codec.k, labels[rows])
         parts.append(part)
     return joined(parts)

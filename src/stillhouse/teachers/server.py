@@ -17,8 +17,8 @@ from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, joined
 from stillhouse.errors import RequestRejected, TeacherError
 from stillhouse.remote import ServedModel, ServerConnection
 from stillhouse.remote.completions import PromptLogprobs, parse_prompt_logprobs
-from stillhouse.teachers.base import REGISTRY, AnyTeacher, Counts, TeacherConfig
-from stillhouse.teachers.cache import CacheTeacherConfig
+from stillhouse.teachers.base import REGISTRY, AnyTeacher, MetricSums, TeacherConfig
+from stillhouse.teachers.cached import CacheTeacherConfig
 
 
 @REGISTRY.register
@@ -27,29 +27,29 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
 
     Text alone (recipe seqkd) works with any server. Losses that compare distributions need log-probabilities
     of given text, which vLLM has (`prompt_logprobs`); llama.cpp and most hosted servers have none. They see
-    the `top` most probable tokens of each place and the mass of the rest as one outcome, so that a loss is at
+    the `k` most probable tokens of each place and the mass of the rest as one outcome, so that a loss is at
     most the one over whole distributions (`core.sparse`); CSD, which compares all pairs of tokens,
     cannot be computed from that and is refused.
 
-    Everything it says about given text is kept on disk, one sequence as soon as it is said, and not asked for
+    Every signal about given text is cached on disk, one sequence as soon as it arrives, and not asked for
     again by any run that shares the folder.
 
-    Example: `teacher: {kind: server, url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen2.5-7B, top: 20}`
+    Example: `teacher: {kind: server, url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen2.5-7B, k: 20}`
     """
 
     kind: Literal["server"] = "server"
-    top: Annotated[int, Field(ge=1)] = 20
+    k: Annotated[int, Field(ge=1)] = 20
     """How many of the most probable tokens to ask for at each place; vLLM gives as many as its --max-logprobs
     says, by default 20."""
     retokenise: bool = False
     """Exchange text instead of token ids when the teacher writes; see engine kind server."""
-    keep: FilePath | None = Path("teacher-cache")
-    """The folder of the store for what it says, as that of teacher kind cache; null keeps nothing."""
+    cache: FilePath | None = Path("teacher-cache")
+    """The folder of the store for its signal, as that of teacher kind cache; null caches nothing."""
     identity: str | None = None
     """What tells this teacher from others in the store, in place of url and model: give it where one model is
     served at changing places. A server cannot show that its weights are still the same."""
-    local: ClassVar[bool] = False
-    remembers: ClassVar[bool] = True
+    in_process: ClassVar[bool] = False
+    caches: ClassVar[bool] = True
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
@@ -72,10 +72,10 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
 
         Raises:
             ServerError: it does not answer.
-            TeacherError: it gives none, or not `top` of them, or its context is too short.
+            TeacherError: it gives none, or not `k` of them, or its context is too short.
         """
         with contextlib.closing(ServedModel(self, None)) as served:
-            ServerTeacher(served, self.top).check(tokens)
+            ServerTeacher(served, self.k).check(tokens)
 
     def fingerprint(self, memory: Path) -> str:
         """From `identity`, or from the address and the model's name."""
@@ -83,9 +83,9 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
             name = self.identity or f"{client.url} {self.model_name(client)}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
-    def plain(self) -> ServerTeacherConfig:
-        """The same without `keep`."""
-        return self.model_copy(update={"keep": None})
+    def without_cache(self) -> ServerTeacherConfig:
+        """The same without `cache`."""
+        return self.model_copy(update={"cache": None})
 
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
         """The running teacher, over its store.
@@ -94,10 +94,10 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
             ServerError: the server does not answer.
             TeacherError: it gives no log-probabilities of given text.
         """
-        if self.keep is None:
-            return ServerTeacher(ServedModel(self, None), self.top)
-        kept = CacheTeacherConfig(of=self, store="topk", k=self.top, logprobs="float32", folder=self.keep)
-        return kept.build(model, vocab)
+        if self.cache is None:
+            return ServerTeacher(ServedModel(self, None), self.k)
+        cached = CacheTeacherConfig(of=self, store="topk", k=self.k, logprobs="float32", folder=self.cache)
+        return cached.build(model, vocab)
 
 
 class ServerTeacher:
@@ -105,9 +105,9 @@ class ServerTeacher:
 
     form: str = "topk"
 
-    def __init__(self, served: ServedModel, top: int) -> None:
+    def __init__(self, served: ServedModel, k: int) -> None:
         self.served = served
-        self.top = top
+        self.k = k
         given_as = served.capabilities.prompt_logprobs
         if given_as is None:
             raise TeacherError(
@@ -123,7 +123,7 @@ class ServerTeacher:
 
         Raises:
             ServerError: the server does not answer.
-            TeacherError: it does not give `top` log-probabilities for each, or does not take `tokens`
+            TeacherError: it does not give `k` log-probabilities for each, or does not take `tokens`
                 at once.
         """
         context = self.served.capabilities.context
@@ -138,28 +138,28 @@ class ServerTeacher:
             logprobs = self.served.client.request("completions", self._body(probe), self._parse)
         except RequestRejected as error:
             raise TeacherError(
-                f"{error} It was asked for teacher.top={self.top} log-probabilities of each token; vLLM "
+                f"{error} It was asked for teacher.k={self.k} log-probabilities of each token; vLLM "
                 "gives as many as its --max-logprobs (20 by default)."
             ) from error
-        if any(len(position) < self.top for position in logprobs[1:3]):
+        if any(len(position) < self.k for position in logprobs[1:3]):
             raise TeacherError(
                 f"{self.served.client.url}: gives {len(logprobs[1])} log-probabilities for a position, and "
-                f"teacher.top is {self.top}. Lower teacher.top, or start vLLM with --max-logprobs {self.top}."
+                f"teacher.k is {self.k}. Lower teacher.k, or start vLLM with --max-logprobs {self.k}."
             )
 
-    def compact(self, batch: Mapping[str, Any]) -> SparseLogprobs:
-        """N rows for the response positions of a batch; see `CompactTeacher`.
+    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+        """N rows for the response positions of a batch; see `SparseTeacher`.
 
         Raises:
             ServerError: the server rejects a sequence or does not answer.
         """
         parts: list[SparseLogprobs | None] = [None] * len(batch["input_ids"])
-        for row, part in self.each(batch):
+        for row, part in self.stream(batch):
             parts[row] = part
         whole = joined([part for part in parts if part is not None])
         return whole.to(batch["input_ids"].device)
 
-    def each(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
+    def stream(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence, its rows) as the responses arrive."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
@@ -170,9 +170,9 @@ class ServerTeacher:
             for row in rows[different[index]]:
                 # A position predicts the token after it, whose log-probabilities are one further.
                 wanted = (batch["response_mask"][row].nonzero().squeeze(-1) + 1).tolist()
-                yield row, top_rows(logprobs, different[index], wanted, self.top)
+                yield row, topk_rows(logprobs, different[index], wanted, self.k)
 
-    def counts(self) -> Counts:
+    def pop_metrics(self) -> MetricSums:
         """Nothing for the metrics log; `close` says what was requested."""
         return {}
 
@@ -189,22 +189,22 @@ class ServerTeacher:
         return parse_prompt_logprobs(reply["choices"][0], self._given_as)
 
     def _body(self, sequence: Sequence[int]) -> dict[str, Any]:
-        options: dict[str, Any] = {"prompt_logprobs": self.top}
+        options: dict[str, Any] = {"prompt_logprobs": self.k}
         if self._given_as == "echo":
-            options = {"echo": True, "logprobs": self.top, "return_tokens_as_token_ids": True}
+            options = {"echo": True, "logprobs": self.k, "return_tokens_as_token_ids": True}
         return self.served.request_body(sequence, 1, temperature=0.0, **options)
 
 
-def top_rows(
-    logprobs: PromptLogprobs, sequence: Sequence[int], wanted: Sequence[int], top: int
+def topk_rows(
+    logprobs: PromptLogprobs, sequence: Sequence[int], wanted: Sequence[int], k: int
 ) -> SparseLogprobs:
-    """The `top` most probable tokens, the tail and the label at some positions of a sequence.
+    """The `k` most probable tokens, the tail and the label at some positions of a sequence.
 
     Args:
         logprobs: of every position of the sequence.
         sequence: its token ids.
         wanted: positions.
-        top: entries of a row.
+        k: entries of a row.
 
     Raises:
         TeacherError: they are those of another sequence.
@@ -225,7 +225,7 @@ def top_rows(
             "sequence, although it stands there: it does not take token ids as they are"
         )
     labels = torch.tensor([row[sequence[position]] for position, row in zip(wanted, rows, strict=True)])
-    best = [sorted(row.items(), key=lambda item: -item[1])[:top] for row in rows]
+    best = [sorted(row.items(), key=lambda item: -item[1])[:k] for row in rows]
     width = max(map(len, best))
     ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
     values = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])

@@ -12,8 +12,8 @@ from stillhouse.core.types import SOURCES
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
 from stillhouse.rollouts import TeacherHiddenCache
-from stillhouse.teachers import Ahead, AnyTeacher, CompactTeacher, Teacher
-from stillhouse.teachers.live import sequences
+from stillhouse.teachers import AnyTeacher, PrefetchingTeacher, SparseTeacher, Teacher
+from stillhouse.teachers.live import select_sequences
 
 
 def sources_with_teacher(objective: Objective) -> frozenset[int]:
@@ -36,34 +36,34 @@ def teacher_signal(
 ) -> Tensor | SparseLogprobs:
     """What `fused_rows` takes as the teacher: hidden states [N, Dt], or a few tokens of each of the N rows.
 
-    See `teacher_hidden` for the arguments. A compact teacher is asked about the sequences that need it alone,
-    and remembers for itself.
+    See `teacher_hidden` for the arguments. A sparse teacher is asked about the sequences that need it alone,
+    and caches for itself.
     """
-    if not isinstance(teacher, CompactTeacher):
+    if not isinstance(teacher, SparseTeacher):
         return teacher_hidden(teacher, batch, objective, memory)
     needs = sources_with_teacher(objective)
     wanted = torch.tensor([code in needs for code in batch["sources"].tolist()])
     if bool(wanted.all()):
-        return teacher.compact(batch)
+        return teacher.sparse_logprobs(batch)
     mask = batch["response_mask"]
     rows = wanted.to(mask.device)[mask.nonzero()[:, 0]].nonzero().squeeze(-1)
     if not len(rows):
         return nothing(teacher.form, int(mask.sum()), mask.device)
-    part = sequences(batch, wanted.nonzero().squeeze(-1).tolist())
-    return spread(teacher.compact(part), rows, int(mask.sum()))
+    part = select_sequences(batch, wanted.nonzero().squeeze(-1).tolist())
+    return spread(teacher.sparse_logprobs(part), rows, int(mask.sum()))
 
 
 def look_ahead(teacher: object, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> None:
     """Let a teacher that is quicker that way hear of all micro-batches of a step at once."""
-    if not isinstance(teacher, Ahead):
+    if not isinstance(teacher, PrefetchingTeacher):
         return
     needs = sources_with_teacher(objective)
     parts = []
     for batch in batches:
         rows = [row for row, code in enumerate(batch["sources"].tolist()) if code in needs]
         if rows:
-            parts.append(batch if len(rows) == len(batch["sources"]) else sequences(batch, rows))
-    teacher.ahead(parts)
+            parts.append(batch if len(rows) == len(batch["sources"]) else select_sequences(batch, rows))
+    teacher.prefetch(parts)
 
 
 def teacher_hidden(
@@ -102,7 +102,7 @@ def _run(teacher: Teacher, batch: Mapping[str, Tensor], rows: list[int]) -> tupl
     """The teacher on some sequences of the batch, cut to the longest of them."""
     if not rows:
         return ()
-    part = sequences(batch, rows)
+    part = select_sequences(batch, rows)
     return teacher.hidden(part).split(part["response_mask"].sum(1).tolist())
 
 

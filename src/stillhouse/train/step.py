@@ -251,7 +251,7 @@ class Step:
                 signal, layers = self.teacher.layers(seen_batch, objective.depths)
             else:
                 signal = teacher_signal(self.teacher, seen_batch, objective, self._memory)
-        for name, (total, count) in self.teacher.counts().items():
+        for name, (total, count) in self.teacher.pop_metrics().items():
             self.meter.add_mean(name, total, count)
         if tokens := getattr(self.teacher, "tokens", 0) - seen:
             self.meter.add("tokens/teacher", float(tokens))

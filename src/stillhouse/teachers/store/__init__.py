@@ -1,5 +1,7 @@
-"""Where what a teacher said is kept on disk: by content, append-only, checksummed."""
+"""A teacher's signal on disk: records by content, each with a checksum, in safetensors files."""
 
-from stillhouse.teachers.store.store import SHARD_BYTES, Store
+from stillhouse.teachers.store.maintenance import find_stores
+from stillhouse.teachers.store.shard import HEAD, DamagedShard, Manifest, Record, Shard, write_shard
+from stillhouse.teachers.store.store import Store
 
-__all__ = ["SHARD_BYTES", "Store"]
+__all__ = ["HEAD", "DamagedShard", "Manifest", "Record", "Shard", "Store", "find_stores", "write_shard"]

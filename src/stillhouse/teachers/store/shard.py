@@ -1,214 +1,139 @@
-"""One file of a store: an append-only row of checksummed records.
+"""One file of a teacher store: records of named tensors, each with a checksum, in the safetensors format.
 
-The format, version 1; all numbers little-endian:
-
-    header   8 bytes "STILLSH1", u32 length of the facts, u32 CRC-32 of the facts, the facts as JSON (UTF-8),
-             zeros up to a multiple of 8. The facts are those of the store, and "shard", a random name that
-             binds an index to its shard.
-    record   4 bytes "REC1", u32 rows, u64 size of the payload, 16 bytes key, u32 CRC-32 of the payload,
-             u32 CRC-32 of the 36 bytes before, then the payload and zeros up to a multiple of 8.
-
-A record is whole or it is not there: one that ends beyond the file is a torn tail, which readers do not
-see. The next writer cuts it: the first 40 bytes of the tail become a header "CUT1" whose size reaches to the
-end of the file, and records go on behind it. (A file that got shorter would kill whoever has it mapped.)
-Nothing else is ever written over. A record whose own header is damaged is passed over by looking for the next
-header that is whole; one whose payload is damaged is found when it is read.
-
-    index    `NNNNN.index` beside `NNNNN.shard`: 8 bytes "STILLIX2", the shard's name (16 bytes), u64 bytes of
-             the shard that it covers, u32 number of entries, u32 CRC-32 of all else, then for each entry
-             key (16 bytes), offset of the payload (u64), size (u64), rows (u32). It saves reading the shard's
-             headers; without it, or with a wrong one, they are read.
+A shard is written whole under a name of its own and never changed. So a kill leaves no torn file, readers
+need no lock, and what another process writes is either there or not. In the file the tensor `KEY/NAME`
+belongs to the record KEY. The metadata "index" is JSON: "manifest" says which store the shard belongs to,
+"tensors" lists the names that every record has, and "records" holds for each key the number of rows and a
+CRC-32 of key, names, dtypes, shapes and bytes. "checksum" is the CRC-32 of the index itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
-import os
-import struct
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from stillhouse.files import atomic
 
-MAGIC, INDEX_MAGIC, MARKER, CUT = b"STILLSH1", b"STILLIX2", b"REC1", b"CUT1"
-HEADER, RECORD, INDEX = struct.Struct("<8sII"), struct.Struct("<4sIQ16sII"), struct.Struct("<8s16sQII")
-ENTRY = np.dtype([("key", "V16"), ("offset", "<u8"), ("size", "<u8"), ("rows", "<u4")])
-KEY_BYTES = 16
+PATTERN = "shard-*.safetensors"
+HEAD = "head.safetensors"
+"""The file beside the shards that holds the teacher's head as its one record."""
 
 
-class Place(NamedTuple):
-    """Where a record's payload is."""
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What every shard of a store says about it. `codec` and `fingerprint` tell stores apart."""
 
-    shard: int
-    offset: int
-    size: int
+    codec: str
+    """Name of the codec, on which the tensors of a record depend."""
+    fingerprint: str
+    """Of the teacher."""
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    """Kind, path, adapter and URL of the teacher when the shard was written; None where it has none."""
+    tokenizer: str | None = None
+    """Digest of the vocabulary."""
+    head: Mapping[str, Any] = field(default_factory=dict)
+    """Scale and soft cap of the head, where the store has one."""
+
+    def same_store(self, other: Manifest) -> bool:
+        """Whether records of both may be used together."""
+        return (self.codec, self.fingerprint) == (other.codec, other.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a store holds for one key."""
+
     rows: int
+    """Response tokens that it is about."""
+    tensors: Mapping[str, Tensor]
+
+    def checksum(self, key: str) -> int:
+        """CRC-32 of everything that is read back under this key."""
+        crc = zlib.crc32(f"{key} {self.rows}".encode())
+        for name, tensor in sorted(self.tensors.items()):
+            crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+            crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, crc)
+        return crc
 
 
-class Found(NamedTuple):
-    """What reading the headers of a shard gave."""
-
-    entries: list[tuple[bytes, int, int, int]]
-    """Key, offset of the payload, size, rows."""
-    end: int
-    """Where the last whole record ends; the file is longer if its tail is torn."""
-    damaged: list[tuple[int, int]]
-    """Stretches between whole records that hold no readable header."""
+class DamagedShard(ValueError):
+    """The header of a shard cannot be read."""
 
 
-class NotAShard(ValueError):
-    """The file does not begin as a shard does."""
+class Shard:
+    """A shard that is mapped into memory, to read."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            DamagedShard: it is not as it was written, or of another version.
+            OSError: the file is gone or cannot be opened.
+        """
+        self.path = path
+        self.size = path.stat().st_size
+        try:
+            self._file = safe_open(path, "pt")
+            metadata = self._file.metadata()
+            index = json.loads(metadata["index"])
+            sound = zlib.crc32(metadata["index"].encode()) == int(metadata["checksum"])
+            self.manifest = Manifest(**index["manifest"])
+            self._names: list[str] = index["tensors"]
+            self.records: dict[str, tuple[int, int]] = index["records"]
+            """Rows and checksum of each record, by key."""
+        except (SafetensorError, ValueError, TypeError, KeyError):
+            sound = False
+        except RuntimeError as error:  # safe_open opens the file twice, and it went in between
+            raise FileNotFoundError(path) from error
+        if not sound:
+            raise DamagedShard(f"{path}: its header is damaged or of another version")
+
+    def read(self, key: str) -> Record | None:
+        """The record of a key, without a copy; None if it is not, bit for bit, what was written."""
+        rows, checksum = self.records[key]
+        try:
+            record = Record(rows, {name: self._file.get_tensor(f"{key}/{name}") for name in self._names})
+        except SafetensorError:  # a name in the header is not as it was written
+            return None
+        return record if record.checksum(key) == checksum else None
 
 
-def padded(size: int) -> int:
-    """The next multiple of 8."""
-    return -(-size // 8) * 8
+def serialised(manifest: Manifest, records: Mapping[str, Record]) -> bytes:
+    """The content of a shard with these records, by key."""
+    index = json.dumps(
+        {
+            "manifest": asdict(manifest),
+            "tensors": sorted({name for record in records.values() for name in record.tensors}),
+            "records": {key: (record.rows, record.checksum(key)) for key, record in records.items()},
+        },
+        default=str,
+    )
+    return save(
+        {f"{key}/{name}": one for key, record in records.items() for name, one in record.tensors.items()},
+        {"index": index, "checksum": str(zlib.crc32(index.encode()))},
+    )
 
 
-def header_bytes(facts: Mapping[str, Any]) -> bytes:
-    """The beginning of a new shard, with a name of its own."""
-    text = json.dumps({**facts, "shard": uuid.uuid4().hex}, sort_keys=True).encode()
-    whole = HEADER.pack(MAGIC, len(text), zlib.crc32(text)) + text
-    return whole.ljust(padded(len(whole)), b"\0")
-
-
-def read_header(data: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
-    """The facts of a shard, and where its records begin.
-
-    Raises:
-        NotAShard: it is too short, or its beginning is damaged.
-    """
-    if len(data) < HEADER.size:
-        raise NotAShard("it is shorter than a header")
-    magic, length, checksum = HEADER.unpack(data[: HEADER.size])
-    text = data[HEADER.size : HEADER.size + length]
-    if magic != MAGIC or len(text) < length or zlib.crc32(text) != checksum:
-        raise NotAShard("its header is damaged")
-    facts: dict[str, Any] = json.loads(text)
-    return facts, padded(HEADER.size + length)
-
-
-def record_bytes(key: bytes, rows: int, payload: bytes) -> bytes:
-    """A whole record."""
-    head = RECORD.pack(MARKER, rows, len(payload), key, zlib.crc32(payload), 0)[:-4]
-    gap = padded(len(payload)) - len(payload)
-    return b"".join((head, struct.pack("<I", zlib.crc32(head)), payload, bytes(gap)))
-
-
-def cut_bytes(tail: int) -> tuple[bytes, int]:
-    """The header that takes a torn tail of so many bytes out, and how far the tail then reaches."""
-    reach = padded(max(tail, RECORD.size))
-    head = RECORD.pack(CUT, 0, reach - RECORD.size, bytes(KEY_BYTES), 0, 0)[:-4]
-    return head + struct.pack("<I", zlib.crc32(head)), reach
-
-
-def scan(data: mmap.mmap, start: int) -> Found:
-    """Read the headers of all records from `start` on."""
-    entries, damaged, at, size = [], [], start, len(data)
-    while at + RECORD.size <= size:
-        head = _head(data, at)
-        if head is not None and at + RECORD.size + padded(head[1]) > size:
-            break
-        if head is None:
-            following = _next_head(data, at + 8)
-            if following is None:
-                break
-            damaged.append((at, following))
-            at = following
-            continue
-        rows, length, key = head
-        if data[at : at + 4] == MARKER:
-            entries.append((key, at + RECORD.size, length, rows))
-        at += RECORD.size + padded(length)
-    return Found(entries, at, damaged)
-
-
-def payload(data: mmap.mmap, key: bytes, place: Place) -> memoryview | None:
-    """The payload of a record, without a copy; None if it is not, bit for bit, what was written."""
-    start = place.offset - RECORD.size
-    head = _head(data, start)
-    if head is None or head != (place.rows, place.size, key):
-        return None
-    found = memoryview(data)[place.offset : place.offset + place.size]
-    (checksum,) = struct.unpack_from("<I", data, start + 32)
-    return found if zlib.crc32(found) == checksum else None
-
-
-def mapped(path: Path) -> mmap.mmap:
-    """The whole file, to read.
+def write_shard(path: Path, manifest: Manifest, records: Mapping[str, Record]) -> None:
+    """Write records as one file, atomically.
 
     Raises:
-        NotAShard: it is empty.
-        OSError: it cannot be opened.
+        EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    with open(path, "rb") as handle:
-        if os.fstat(handle.fileno()).st_size == 0:
-            raise NotAShard("it is empty")
-        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def write_index(path: Path, name: str, covered: int, entries: Sequence[tuple[bytes, int, int, int]]) -> None:
-    """Write the index of a shard, atomically."""
-    table = np.array([(np.void(key), *rest) for key, *rest in entries], dtype=ENTRY)
-    raw = table.tobytes()
     with atomic(path, "wb") as handle:
-        head = INDEX.pack(INDEX_MAGIC, bytes.fromhex(name), covered, len(table), 0)[:-4]
-        handle.write(head + struct.pack("<I", zlib.crc32(raw, zlib.crc32(head))) + raw)
+        handle.write(serialised(manifest, records))
 
 
-def read_index(path: Path, name: str, size: int) -> Found | None:
-    """The index of a shard of `size` bytes; None if there is none, or it is damaged or another shard's."""
-    with contextlib.suppress(OSError):
-        raw = path.read_bytes()
-        if len(raw) < INDEX.size:
-            return None
-        magic, owner, covered, count, checksum = INDEX.unpack(raw[: INDEX.size])
-        body = raw[INDEX.size :]
-        if magic != INDEX_MAGIC or owner != bytes.fromhex(name) or covered > size:
-            return None
-        if (
-            len(body) != count * ENTRY.itemsize
-            or zlib.crc32(body, zlib.crc32(raw[: INDEX.size - 4])) != checksum
-        ):
-            return None
-        return Found(list(_entries(np.frombuffer(body, ENTRY))), covered, [])
-    return None
-
-
-def _entries(table: Any) -> Iterator[tuple[bytes, int, int, int]]:
-    columns = (table["offset"].tolist(), table["size"].tolist(), table["rows"].tolist())
-    raw = table["key"].tobytes()
-    for number, (offset, size, rows) in enumerate(zip(*columns, strict=True)):
-        yield raw[number * KEY_BYTES : (number + 1) * KEY_BYTES], offset, size, rows
-
-
-def _head(data: mmap.mmap, at: int) -> tuple[int, int, bytes] | None:
-    """Rows, size and key of the record at a place; None if no whole header is there."""
-    if at < 0 or at + RECORD.size > len(data):
-        return None
-    raw = data[at : at + RECORD.size]
-    marker, rows, size, key, _, checksum = RECORD.unpack(raw)
-    if marker not in (MARKER, CUT) or zlib.crc32(raw[:-4]) != checksum:
-        return None
-    return rows, size, key
-
-
-def _next_head(data: mmap.mmap, start: int) -> int | None:
-    found = [at for marker in (MARKER, CUT) if (at := _first_head(data, marker, start)) is not None]
-    return min(found, default=None)
-
-
-def _first_head(data: mmap.mmap, marker: bytes, start: int) -> int | None:
-    at = data.find(marker, start)
-    while at >= 0:
-        if at % 8 == 0 and _head(data, at) is not None:
-            return at
-        at = data.find(marker, at + 1)
-    return None
+def new_path(folder: Path) -> Path:
+    """A name that no other process takes."""
+    return folder / f"shard-{uuid.uuid4().hex}.safetensors"
