@@ -31,7 +31,7 @@ def atomic(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     if path.is_dir():
         raise EnvironmentFault(f"{path}: is a folder, and a file is to be written. Name a file in it.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with told(path):
+    with os_errors_as_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
@@ -51,7 +51,7 @@ def drop_unfinished(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def os_errors_as_faults(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write into a message that says what to do."""
     try:
         yield
@@ -81,7 +81,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_jsonl(
-    path: Path, *rows: Mapping[str, Any], header: Mapping[str, Any] | None = None, fsync: bool = False
+    path: Path, *rows: Mapping[str, Any], header: Mapping[str, Any] | None = None, sync: bool = False
 ) -> None:
     """Append rows as a single write, so that a reader sees whole lines only.
 
@@ -91,9 +91,9 @@ def append_jsonl(
         path: the file; its folder is made.
         rows: what to append.
         header: the first line of a file that has no whole line yet.
-        fsync: whether to wait until the disk has it, so that it survives a power cut, too.
+        sync: wait until the disk has it, so that it outlives a power cut too.
     """
-    with told(path):
+    with os_errors_as_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as handle:
             empty = not _cut_torn_line(handle)
@@ -101,7 +101,7 @@ def append_jsonl(
             handle.write(
                 b"".join((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode() for row in lines)
             )
-            if fsync:
+            if sync:
                 handle.flush()
                 os.fsync(handle.fileno())
 

@@ -93,7 +93,7 @@ class Stage:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add finished rows to this process's part; the end of an earlier, interrupted writing is cut off."""
-        append_jsonl(self.part, *rows, header={STAGE: self.header}, fsync=True)
+        append_jsonl(self.part, *rows, header={STAGE: self.header}, sync=True)
 
     def finish(self, total: int) -> bool:
         """Make the finished file out of the parts if all `total` rows are there; whether they are."""
