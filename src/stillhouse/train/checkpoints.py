@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stillhouse.files import atomic, told, write_json
+from stillhouse.files import atomic, os_errors_as_faults, write_json
 
 MANIFEST = "complete.json"
 STATE = "stillhouse.pt"
@@ -122,7 +122,7 @@ def step_of(checkpoint: Path) -> int:
 def replace_folder(new: Path, final: Path) -> None:
     """Put a finished folder in the place of another, so that `final` is never half-written."""
     old = final.with_name(f".{final.name}.old")
-    with told(final):
+    with os_errors_as_faults(final):
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)

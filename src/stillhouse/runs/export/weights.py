@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stillhouse.files import atomic, told
+from stillhouse.files import atomic, os_errors_as_faults
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import card
@@ -24,7 +24,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
         parts.student.load_state_dict(torch.load(folder.best / "weights.pt", weights_only=True))
     fresh = folder.path / ".student.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    with told(folder.student):
+    with os_errors_as_faults(folder.student):
         merged(parts).save_pretrained(fresh)
         parts.tokenizer.save_pretrained(fresh)
         (fresh / "README.md").write_text(
