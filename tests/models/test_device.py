@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from stillhouse.models import own_device
+from stillhouse.models import local_device
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.training_arguments import training_arguments
 
@@ -19,12 +19,12 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert own_device() == torch.device("cuda", 0)
+    assert local_device() == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device() == torch.device("cuda", 3)
+    assert local_device() == torch.device("cuda", 3)
     assert taken == [torch.device("cuda", 0), torch.device("cuda", 3)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert own_device() == torch.device("cpu")
+    assert local_device() == torch.device("cpu")
 
 
 def test_a_process_beside_several_gpus_trains_on_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

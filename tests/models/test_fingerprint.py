@@ -37,4 +37,4 @@ def test_files_keep_the_digest_under_which_caches_were_filled() -> None:
     """Another digest of the same files would leave every teacher cache on disk unused."""
     demo = TeacherModel(path="package:stillhouse/demo/teacher")
     assert fingerprint_of_files(demo) == "c69acc1869e01411"
-    assert fingerprint_of_files(demo, alone=True) != "c69acc1869e01411"
+    assert fingerprint_of_files(demo, batch_invariant=True) != "c69acc1869e01411"

@@ -26,7 +26,7 @@ from stillhouse.models import (
     load_student,
     load_teacher,
     load_tokenizer,
-    parameters_of,
+    parameter_counts,
     unwrap,
 )
 from stillhouse.models.hidden import check_head
@@ -222,7 +222,7 @@ def test_a_wrong_from_config_is_explained(options: dict[str, Any], message: str)
 
 def test_adapters_alone_are_trained_and_merge_into_the_same_model() -> None:
     model = made("llama", lora=LoraConfig(rank=2, targets=("q_proj", "v_proj"))).eval()
-    facts = parameters_of(model)
+    facts = parameter_counts(model)
     assert 0 < facts["trainable"] < facts["parameters"] / 4
     with torch.no_grad():
         for name, parameter in model.named_parameters():

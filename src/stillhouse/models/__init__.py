@@ -1,19 +1,23 @@
-"""Loading students and teachers, and reading hidden states and heads from them."""
+"""Loading students, teachers and tokenizers, and reading hidden states and heads from them."""
 
-from stillhouse.models.config import LoraConfig, Prune, StudentConfig, TeacherModel
-from stillhouse.models.device import own_device
+from stillhouse.models.config import LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
-from stillhouse.models.load import load_student, load_teacher, load_tokenizer, parameters_of
-from stillhouse.models.tokenizers import check_same_tokenizer, difference, tokenizer_digest
+from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
+from stillhouse.models.tokenizers import (
+    check_same_tokenizer,
+    load_tokenizer,
+    tokenizer_difference,
+    vocab_digest,
+)
 
 __all__ = [
     "LoraConfig",
+    "ModelConfig",
     "Prune",
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",
-    "difference",
     "fingerprint",
     "fingerprint_of_files",
     "head_of",
@@ -22,8 +26,9 @@ __all__ = [
     "load_student",
     "load_teacher",
     "load_tokenizer",
-    "own_device",
-    "parameters_of",
-    "tokenizer_digest",
+    "local_device",
+    "parameter_counts",
+    "tokenizer_difference",
     "unwrap",
+    "vocab_digest",
 ]

@@ -1,4 +1,4 @@
-"""What a configuration may say about the two models."""
+"""The configs of the student and of the teacher's model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class LoraConfig(StrictConfig):
-    """Low-rank adapters (Hu et al. 2021) through peft: only they are trained; export merges them."""
+    """LoRA adapters (Hu et al. 2021) through peft: only they are trained; export merges them."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
-    """The scale of the update is alpha / rank."""
+    """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: ListOf[str] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get an adapter; "all-linear" is every linear layer but the head."""
+    """Names of the modules with an adapter; "all-linear": every linear layer except the head."""
     merge: bool = True
-    """Merge the adapters into the weights when the student is exported; false exports the adapters alone."""
+    """Merge the adapters into the weights at export; false exports the adapters only."""
 
 
 class Prune(StrictConfig):
     """Start the student as the teacher with a subset of its layers."""
 
     layers: ListOf[int]
-    """Which of the teacher's layers to keep, counted from 0, in order; such as [0, 1, 2, 5, 8]."""
+    """The teacher's layers to keep, counted from 0 and in ascending order, such as [0, 1, 2, 5, 8]."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -42,35 +42,37 @@ class Prune(StrictConfig):
         return self
 
 
-class _Model(StrictConfig):
+class ModelConfig(StrictConfig):
+    """Where a causal language model is and how it is loaded."""
+
     path: str | None = None
-    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed package."""
+    """Folder or hub name of a causal language model; `package:NAME/inner` is in an installed package."""
     gguf_file: str | None = None
-    """Name of a GGUF file in that folder, to load quantised llama.cpp weights (needs the extra [gguf])."""
+    """Name of a GGUF file (llama.cpp weights) in that folder; it is dequantised. Needs the extra [gguf]."""
     tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: that of the model."""
+    """Folder or hub name of the tokenizer; default: `path`."""
     dtype: Dtype = "auto"
-    """Number format of the weights; "auto" takes the one they are stored in."""
+    """The dtype of the weights; "auto": the dtype they are stored in."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """How attention is computed; "auto" leaves it to transformers."""
+    """The attention implementation; "auto": the default of transformers."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for sources that you trust."""
+    """Run Python code that comes with the model. Only for models that you trust."""
 
 
-class StudentConfig(_Model):
-    """The model to train. Exactly one of `path`, `from_teacher` and `from_config` says where it starts."""
+class StudentConfig(ModelConfig):
+    """The model to train. Exactly one of `path`, `from_teacher` and `from_config` initialises it."""
 
     dtype: Dtype = "float32"
-    """Number format of the weights in training. bfloat16 halves memory; small updates may be rounded away."""
+    """The dtype of the weights in training. bfloat16 halves memory; small updates may be rounded away."""
     from_teacher: Prune | None = None
     """Start as the teacher with a subset of its layers."""
     from_config: dict[str, Any] | None = None
-    """Start from random weights: a Hugging Face config, such as {model_type: llama, hidden_size: 64, ...};
-    the vocabulary size is the tokenizer's unless given."""
+    """Start from random weights with this transformers config, such as {model_type: llama, hidden_size: 64};
+    `vocab_size` defaults to the tokenizer's."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, much less memory."""
+    """Recompute activations in the backward pass: much less memory for about a third more time."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -84,10 +86,10 @@ class StudentConfig(_Model):
         return self
 
 
-class TeacherModel(_Model):
-    """The model to learn from; frozen, in evaluation mode."""
+class TeacherModel(ModelConfig):
+    """The teacher's model: frozen, in evaluation mode."""
 
     path: str
-    """Folder or hub name of a causal language model; `package:NAME/inner` is inside an installed package."""
+    """Folder or hub name of a causal language model; `package:NAME/inner` is in an installed package."""
     adapter: str | None = None
-    """Folder of a LoRA adapter that is merged into the teacher."""
+    """Folder or hub name of a LoRA adapter, which is merged into the weights."""

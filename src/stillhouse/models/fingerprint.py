@@ -1,7 +1,7 @@
-"""Who a model is: a digest of its weights and of everything else that its numbers depend on.
+"""Digests of a model: its weights and everything else that its outputs depend on.
 
-`fingerprint` reads a model in memory, as it is at that moment; `fingerprint_of_files` what is on disk, for
-who must not load it. The two give different digests.
+`fingerprint` hashes a model in memory; `fingerprint_of_files` its files, without loading it. The two digests
+of one model differ.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from stillhouse.errors import ModelError
 from stillhouse.files import write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
-from stillhouse.models.load import place
+from stillhouse.models.paths import resolve_path
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.py")
-CONFIGS = ("config.json", "adapter_config.json")
-NOT_WEIGHTS = ("optimizer.bin", "training_args.bin", "scheduler.bin")
-REMEMBERED = "fingerprints.json"
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.py")
+CONFIG_FILES = ("config.json", "adapter_config.json")
+EXCLUDED_FILES = ("optimizer.bin", "training_args.bin", "scheduler.bin")
+HASH_CACHE = "fingerprints.json"
 _INCIDENTAL = ("architectures", "transformers_version", "use_cache", "dtype", "torch_dtype")
-"""What a configuration says about how a model was saved or is run, not about what it computes."""
+"""Config fields about how a model was saved or is run, not about what it computes."""
 
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """A digest of 32 hexadecimal digits that another architecture, data type or weight changes.
+    """32 hexadecimal digits that change with the architecture, the dtype or any weight.
 
-    The place that the model was loaded from, its device and the wrappers around it do not change it. It
-    reads every weight once, about a second for each gigabyte.
+    They do not change with the path of the model, its device or wrappers around it. Reads every weight once,
+    about a second per gigabyte.
     """
     inner = unwrap(model)
     config = {
@@ -42,53 +42,55 @@ def fingerprint(model: nn.Module) -> str:
         for key, value in inner.config.to_dict().items()
         if key not in _INCIDENTAL and not key.startswith("_")
     }
-    about = json.dumps([type(inner).__name__, config], sort_keys=True, default=str)
-    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    description = json.dumps([type(inner).__name__, config], sort_keys=True, default=str)
+    digest = hashlib.blake2b(description.encode(), digest_size=16)
     for name, tensor in sorted(inner.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
-def fingerprint_of_files(model: TeacherModel, memory: Path | None = None, alone: bool = False) -> str:
-    """16 hexadecimal digits that change with a model's weights, configuration, adapter or number format.
+def fingerprint_of_files(
+    model: TeacherModel, cache_dir: Path | None = None, batch_invariant: bool = False
+) -> str:
+    """16 hexadecimal digits that change with a model's weights, config, adapter or dtype.
 
-    Reading gigabytes of weights takes seconds, so a file's hash is remembered in `memory` together with its
-    size and the time of its last change, and used again while these are the same.
+    Hashing gigabytes of weights takes seconds, so hashes are cached by the path, size and modification time
+    of a file.
 
     Args:
-        model: where the files are, and how they are read.
-        memory: the folder in which hashes of files are remembered; None: nowhere.
-        alone: whether it is run on one sequence at a time, which rounds otherwise.
+        model: where the files are and how they are loaded.
+        cache_dir: the folder of the cached hashes; None: no cache.
+        batch_invariant: whether the model runs on one sequence at a time, which rounds differently.
 
     Raises:
-        ModelError: there are no weights at the path.
+        ModelError: there are no weights on this machine.
     """
-    known = {} if memory is None else _remembered(memory / REMEMBERED)
+    known = {} if cache_dir is None else _read_cache(cache_dir / HASH_CACHE)
     before = dict(known)
-    options = [model.dtype, model.gguf_file, alone]
+    options = [model.dtype, model.gguf_file, batch_invariant]
     whole = hashlib.sha256(json.dumps(options).encode())
     for path in (model.path, model.adapter):
         files = _files(_folder(path)) if path is not None else []
-        if path is not None and all(file.name in CONFIGS for file in files):
+        if path is not None and all(file.name in CONFIG_FILES for file in files):
             raise ModelError(f"{path}: its weights are not on this machine.")
         for file in files:
             whole.update(f"{file.name} {_hash(file, known)}\n".encode())
         whole.update(b"--\n")
-    if memory is not None and known != before:
+    if cache_dir is not None and known != before:
         with contextlib.suppress(OSError):
-            write_json(memory / REMEMBERED, known)
+            write_json(cache_dir / HASH_CACHE, known)
     return whole.hexdigest()[:16]
 
 
 def _folder(path: str) -> Path:
-    """The local folder of a model; for a hub name that of the files that were fetched."""
-    folder = Path(place(path))
+    """The local folder of a model; for a hub name the folder of its downloaded files."""
+    folder = Path(resolve_path(path))
     if folder.is_dir():
         return folder
     from transformers.utils import cached_file
 
-    for name in CONFIGS:
+    for name in CONFIG_FILES:
         with contextlib.suppress(OSError):
             found = cached_file(path, name)
             if found is not None:
@@ -97,13 +99,13 @@ def _folder(path: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {file for pattern in (*WEIGHTS, *CONFIGS) for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.name not in NOT_WEIGHTS)
+    found = {file for pattern in (*WEIGHT_FILES, *CONFIG_FILES) for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.name not in EXCLUDED_FILES)
 
 
 def _hash(file: Path, known: dict[str, Any]) -> str:
-    facts = file.stat()
-    stamp = [facts.st_size, facts.st_mtime_ns]
+    stat = file.stat()
+    stamp = [stat.st_size, stat.st_mtime_ns]
     name = str(file.resolve())
     if (entry := known.get(name)) is not None and entry[:2] == stamp:
         return str(entry[2])
@@ -113,7 +115,7 @@ def _hash(file: Path, known: dict[str, Any]) -> str:
     return digest
 
 
-def _remembered(path: Path) -> dict[str, Any]:
+def _read_cache(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found

@@ -1,4 +1,4 @@
-"""Do student and teacher speak the same token ids?"""
+"""Loading tokenizers, and whether student and teacher have the same one."""
 
 from __future__ import annotations
 
@@ -8,50 +8,88 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.errors import ModelError
+from stillhouse.models.config import ModelConfig
+from stillhouse.models.paths import error_summary, missing_folder_hint, resolve_path
+
+
+def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> Any:
+    """The tokenizer of a model; without a pad token, its end-of-sequence token pads.
+
+    Args:
+        config: the model.
+        fallback: the teacher, whose tokenizer a student without one gets.
+
+    Raises:
+        ModelError: there is no tokenizer at the path, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    owner = config if (config.path or config.tokenizer or fallback is None) else fallback
+    path = config.tokenizer or owner.path
+    if path is None:
+        raise ModelError("student.tokenizer: needed with from_config if there is no teacher to take it from.")
+    options: dict[str, Any] = {"trust_remote_code": owner.trust_remote_code}
+    if owner.gguf_file and not config.tokenizer:
+        options["gguf_file"] = owner.gguf_file
+    folder = resolve_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: no tokenizer could be loaded from there. "
+            f"{error_summary(error)}{missing_folder_hint(path)}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def check_same_tokenizer(student: Any, teacher: Any) -> int:
-    """The number of token ids that both have.
+    """The vocab size that student and teacher share.
 
-    Heads of different height are no difference: they are padded, and the loss looks at shared ids only.
+    Heads of different height are fine: rows beyond the vocab size are padding, which the loss leaves out.
 
     Raises:
-        ModelError: the same id means different text; a loss over ids would be silently wrong.
+        ModelError: an id stands for different tokens, so a loss over token ids would be silently wrong.
     """
-    found = difference(student, teacher)
-    if found is None:
+    difference = tokenizer_difference(student, teacher)
+    if difference is None:
         return len(student.get_vocab())
     raise ModelError(
-        f"student and teacher have different tokenizers: {found}. A loss over token ids would compare "
+        f"student and teacher have different tokenizers: {difference}. A loss over token ids would compare "
         "different tokens. Use objective uld, span or transport, or a teacher with the student's tokenizer; "
         "a student of the teacher's family, or one that starts from the teacher (student.from_teacher), has "
         "it."
     )
 
 
-def difference(student: Any, teacher: Any) -> str | None:
-    """In which tokens two tokenizers differ; None if every id means the same to both."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
+def tokenizer_difference(student: Any, teacher: Any) -> str | None:
+    """How two vocabularies differ, for messages; None if every id is the same token in both."""
+    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    if student_vocab == teacher_vocab:
         return None
-    differing = [token for token, index in ours.items() if theirs.get(token) != index]
-    extra = len(theirs.keys() - ours.keys())
-    facts = []
+    differing = [token for token, index in student_vocab.items() if teacher_vocab.get(token) != index]
+    extra = len(teacher_vocab.keys() - student_vocab.keys())
+    differences = []
     if differing:
-        example = ", ".join(
-            f"{token!r} is {ours[token]} for the student, {theirs.get(token)} for the teacher"
+        examples = ", ".join(
+            f"{token!r} is {student_vocab[token]} for the student, {teacher_vocab.get(token)} for the teacher"
             for token in differing[:3]
         )
-        facts.append(
-            f"{len(differing):,} of the student's {len(ours):,} tokens have another id or none with the "
-            f"teacher ({example})"
+        differences.append(
+            f"{len(differing):,} of the student's {len(student_vocab):,} tokens have another id or none with "
+            f"the teacher ({examples})"
         )
     if extra:
-        facts.append(f"{extra:,} of the teacher's {len(theirs):,} tokens are none of the student's")
-    return "; ".join(facts)
+        differences.append(
+            f"{extra:,} of the teacher's {len(teacher_vocab):,} tokens are none of the student's"
+        )
+    return "; ".join(differences)
 
 
-def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
-    """16 hexadecimal digits that change with which id is which token."""
-    rows = sorted((index, token) for token, index in vocabulary.items())
+def vocab_digest(vocab: Mapping[str, int]) -> str:
+    """16 hexadecimal digits that change with the id of any token."""
+    rows = sorted((index, token) for token, index in vocab.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -20,8 +20,8 @@ from stillhouse.models import (
     fingerprint,
     load_student,
     load_teacher,
-    own_device,
-    parameters_of,
+    local_device,
+    parameter_counts,
     unwrap,
 )
 from stillhouse.rollouts import RolloutContext, ResponseGenerator
@@ -105,10 +105,10 @@ class Parts:
 
     def model_facts(self) -> dict[str, Any]:
         """What the run folder keeps about the models."""
-        student = {"path": self.config.student.path, **parameters_of(self.student), "vocab": self.vocab}
+        student = {"path": self.config.student.path, **parameter_counts(self.student), "vocab": self.vocab}
         teacher = None
         if self.teacher is not None and self.config.teacher is not None:
-            teacher = {"path": getattr(self.config.teacher, "path", None), **parameters_of(self.teacher)}
+            teacher = {"path": getattr(self.config.teacher, "path", None), **parameter_counts(self.teacher)}
         return {"student": student, "teacher": teacher}
 
 
@@ -140,7 +140,7 @@ def assemble(config: RunConfig) -> Parts:
     _finite("student", student)
     if teacher is not None:
         _finite("teacher", teacher)
-    device = own_device()
+    device = local_device()
     facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
     context = None if teacher is None else context_of(unwrap(teacher).config)
     parts = Parts(

@@ -16,7 +16,7 @@ from stillhouse import console
 from stillhouse.core.types import SOURCES, Progress, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import own_device
+from stillhouse.models import local_device
 from stillhouse.rollouts.fixed import reference
 from stillhouse.rollouts.offline.policy import InRounds
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
@@ -70,7 +70,7 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
             Fault("teacher.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
         )
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = own_device()
+    device = local_device()
     parts = assemble(config)
     responses = list(_known(parts))
     responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))

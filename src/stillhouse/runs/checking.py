@@ -146,14 +146,15 @@ def shape_of(model: Any, layers: Sequence[int] | None = None) -> Shape:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stillhouse.models.load import config_of_layers, place
+    from stillhouse.models.load import pruned_config
+    from stillhouse.models.paths import resolve_path
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
-    folder = place(model.path)
+    folder = resolve_path(model.path)
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
         if layers is not None:
-            found = config_of_layers(found, layers)
+            found = pruned_config(found, layers)
         with init_empty_weights(include_buffers=False):
             empty = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
     except ModelError:
@@ -177,9 +178,9 @@ def student_shape(student: StudentConfig, teacher: TeacherModel | None, vocab: i
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from stillhouse.models.load import config_of
+    from stillhouse.models.load import config_from_options
 
-    found = config_of(student.from_config or {}, vocab)
+    found = config_from_options(student.from_config or {}, vocab)
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(found)
     return _shape(empty, found, student.dtype)

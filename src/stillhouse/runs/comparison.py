@@ -27,7 +27,7 @@ from stillhouse.models import (
     load_student,
     load_teacher,
     load_tokenizer,
-    own_device,
+    local_device,
 )
 from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.config import RunConfig
@@ -227,7 +227,7 @@ def _loaded(config: RunConfig) -> Parts:
             teacher = load_teacher(where)
         except ModelError as error:
             logger.warning("%s: not compared with the teacher's distribution. %s", config.student.path, error)
-    device = own_device()
+    device = local_device()
     end = Encoder(config.data.template, tokenizer).end_id
     return Parts(
         config,

@@ -18,7 +18,7 @@ from stillhouse.evaluate.answers import prompts_digest, questions_digest
 from stillhouse.evaluate.likelihood import closeness
 from stillhouse.evaluate.tasks import Bench, Probe
 from stillhouse.evaluate.tasks.asking import Asking
-from stillhouse.models import fingerprint, parameters_of, unwrap
+from stillhouse.models import fingerprint, parameter_counts, unwrap
 from stillhouse.runs.build import Parts
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
@@ -189,7 +189,7 @@ def measure(
             vocab=parts.vocab,
             batch_size=config.batch_size,
         ),
-        "parameters": parameters_of(model)["parameters"],
+        "parameters": parameter_counts(model)["parameters"],
     }
     model.train(training)
     settings = {

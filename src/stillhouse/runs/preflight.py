@@ -8,7 +8,7 @@ from typing import Any
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
-from stillhouse.models.load import adapter_place, place
+from stillhouse.models.paths import resolve_adapter, resolve_path
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import default_folder
 from stillhouse.runs.training_arguments import check_loggers, training_arguments
@@ -58,7 +58,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
             if path is None:
                 continue
             try:
-                (adapter_place if field == "adapter" else place)(path)
+                (resolve_adapter if field == "adapter" else resolve_path)(path)
             except ModelError as error:
                 yield f"{name}.{field}: {error}"
 

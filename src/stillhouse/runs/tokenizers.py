@@ -13,7 +13,7 @@ from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ModelError
-from stillhouse.models import check_same_tokenizer, difference, load_tokenizer
+from stillhouse.models import check_same_tokenizer, load_tokenizer, tokenizer_difference
 from stillhouse.objectives import Objective
 from stillhouse.objectives.combined import BySource
 from stillhouse.runs.config import RunConfig
@@ -45,7 +45,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
             config.teacher.check_tokenizer(ours)
         return Tokenizers(ours)
     theirs = load_tokenizer(model)
-    found = difference(ours, theirs)
+    found = tokenizer_difference(ours, theirs)
     if found is None:
         return Tokenizers(ours)
     if config.objective.shares_vocabulary:

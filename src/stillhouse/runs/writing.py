@@ -11,7 +11,7 @@ from typing import Any, Literal
 from stillhouse.data import load_data
 from stillhouse.engines import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import fingerprint, load_student, load_teacher, own_device
+from stillhouse.models import fingerprint, load_student, load_teacher, local_device
 from stillhouse.core.seeds import derived_seed
 from stillhouse.rollouts.offline.rounds import CHUNK, Order, Setting, make
 from stillhouse.rollouts.offline.samples import Sample
@@ -162,7 +162,7 @@ def _model(config: RunConfig, by: Side, tokenizer: Any) -> Any:
         model = load_student(
             config.student, tokenizer, load_teacher(teacher) if grown and teacher else None, config.train.seed
         )
-    return model.to(own_device()).eval()
+    return model.to(local_device()).eval()
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

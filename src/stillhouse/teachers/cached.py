@@ -17,7 +17,7 @@ from stillhouse.config import FilePath
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
 from stillhouse.errors import ModelError, TeacherError
-from stillhouse.models import TeacherModel, load_tokenizer, own_device, tokenizer_digest
+from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
 from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
@@ -190,7 +190,7 @@ class CacheTeacherConfig(TeacherConfig):
             self.of.check_tokenizer(tokenizer)
             return
         folder, manifest = self._existing(self.codec(len(tokenizer)))
-        if manifest.tokenizer not in (None, tokenizer_digest(tokenizer.get_vocab())):
+        if manifest.tokenizer not in (None, vocab_digest(tokenizer.get_vocab())):
             raise TeacherError(
                 f"{folder}: was filled by a teacher whose tokenizer is not the student's, so its token ids "
                 "mean other text. Choose a student of the teacher's family."
@@ -209,7 +209,7 @@ class CacheTeacherConfig(TeacherConfig):
             codec=codec.name,
             fingerprint=self.of.fingerprint(self.folder),
             teacher={name: getattr(self.of, name, None) for name in ("kind", "path", "adapter", "url")},
-            tokenizer=None if model is None else tokenizer_digest(load_tokenizer(model).get_vocab()),
+            tokenizer=None if model is None else vocab_digest(load_tokenizer(model).get_vocab()),
             head={} if head is None else {"scale": head.scale, "softcap": head.softcap},
         )
 
@@ -268,7 +268,7 @@ def _read_head(folder: Path, vocab: int) -> ModelHead:
             f"{folder / HEAD}: is damaged or missing. Remove it with `stillhouse cache verify --repair`; "
             "`stillhouse cache build` with the teacher available then writes it anew, and the shards stay."
         )
-    tensors = {name: one.to(own_device()) for name, one in record.tensors.items()}
+    tensors = {name: one.to(local_device()) for name, one in record.tensors.items()}
     extras = shard.manifest.head
     return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
 

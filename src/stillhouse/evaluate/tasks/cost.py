@@ -12,7 +12,7 @@ from pydantic import Field
 from stillhouse import console
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe
-from stillhouse.models import hidden_rows, parameters_of
+from stillhouse.models import hidden_rows, parameter_counts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ class CostProbe(Probe):
                             seconds[name].setdefault(what, []).append(value)
                 bar.advance(1)
         own = {what: statistics.median(values) for what, values in seconds[""].items()}
-        facts = parameters_of(bench.model)
+        facts = parameter_counts(bench.model)
         metrics: dict[str, Any] = {
             "parameters": facts["parameters"],
             "bytes": facts["bytes"],
@@ -66,7 +66,7 @@ class CostProbe(Probe):
             for what, values in seconds[""].items():
                 turns = zip(seconds["teacher"][what], values, strict=True)
                 metrics[f"{what}_speed_up"] = statistics.median(theirs / ours for theirs, ours in turns)
-            metrics["size_ratio"] = facts["parameters"] / parameters_of(bench.teacher)["parameters"]
+            metrics["size_ratio"] = facts["parameters"] / parameter_counts(bench.teacher)["parameters"]
         settings = {
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,

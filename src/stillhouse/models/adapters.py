@@ -1,0 +1,50 @@
+"""LoRA adapters through peft: added to a student, merged into a teacher."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stillhouse.errors import ModelError
+from stillhouse.models.config import LoraConfig
+from stillhouse.models.paths import error_summary, resolve_adapter
+
+
+def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
+    """The model with LoRA adapters, which alone are trained.
+
+    Raises:
+        ModelError: `lora.targets` fit no module of the model.
+    """
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    options = PeftLora(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, options)
+    except ValueError as error:
+        raise ModelError(f"student.lora: {error_summary(error)}") from error
+
+
+def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
+    """The model with a saved adapter merged into its weights.
+
+    Raises:
+        ModelError: there is no adapter at the path, or it does not fit the model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    folder = resolve_adapter(adapter)
+    try:
+        merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{adapter}: cannot be merged into the teacher as an adapter. {error_summary(error)}"
+        ) from error
+    return merged
