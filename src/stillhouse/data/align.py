@@ -1,4 +1,4 @@
-"""The same responses under two tokenizers: which tokens of one belong to which of the other."""
+"""Aligning one text in two tokenizations: which tokens of one cover the same bytes as which of the other."""
 
 from __future__ import annotations
 
@@ -8,87 +8,92 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from stillhouse.core.alignment import NOTHING
 from stillhouse.data.token_bytes import TokenBytes
-
-NOTHING = -1
-"""The group of a token that spells nothing, such as a special token within a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Two spellings of one text, in groups that spell the same bytes.
+    """The tokens of two tokenizations of one text, in groups that cover the same bytes.
 
-    A group ends where both have a boundary, so no group can be parted: at its start and at its end both
-    tokenizers have said the same. The groups are numbered in order and cover the text without gap.
+    A group ends at a boundary that both tokenizations have, so no group can be split further. Groups are
+    numbered in order and cover the text without gaps.
 
-    Example: "ab" as one token and as two, then the end:
+    Example: "ab" as one token and as two, then the end-of-sequence tokens:
         `Spans((0, 1), (0, 0, 1), (0.0, 1.0), (0.0, 0.5, 1.0))`
     """
 
     student: tuple[int, ...]
-    """The group of each token of the student; -1 for tokens that spell nothing."""
+    """The group of each token of the student; -1 for tokens without bytes, such as special tokens."""
     teacher: tuple[int, ...]
     """The group of each token of the teacher."""
     student_places: tuple[float, ...]
-    """Where each token of the student starts: the share of the bytes before it, from 0 to 1."""
+    """Where each token of the student starts: the fraction of the bytes before it, from 0 to 1."""
     teacher_places: tuple[float, ...]
+    """The same for each token of the teacher."""
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return 1 + max(self.student, default=NOTHING)
 
     @property
-    def single(self) -> int:
-        """How many groups are one token of each."""
-        ours, theirs = Counter(self.student), Counter(self.teacher)
-        return sum(ours[group] == 1 == theirs[group] for group in range(self.count))
+    def one_to_one(self) -> int:
+        """Number of groups of one token of each."""
+        student, teacher = Counter(self.student), Counter(self.teacher)
+        return sum(student[group] == 1 == teacher[group] for group in range(self.count))
 
 
-def align(ours: Sequence[bytes], theirs: Sequence[bytes], ends: bool) -> Spans:
-    """Group two spellings of one text.
+def align(student: Sequence[bytes], teacher: Sequence[bytes], finished: bool) -> Spans:
+    """Group the tokens of two tokenizations of one text.
 
     Args:
-        ours: what each token of the student spells.
-        theirs: what each token of the teacher spells; the same bytes in all.
-        ends: whether both have one more token after the text, which ends it: a last group of two tokens.
+        student: the bytes of each token of the student.
+        teacher: the bytes of each token of the teacher; the same text.
+        finished: whether an end-of-sequence token follows in both, which makes a last group of two tokens.
 
     Raises:
-        ValueError: the two spell different text.
+        ValueError: the two texts differ.
     """
-    if b"".join(ours) != b"".join(theirs):
-        raise ValueError("the two do not spell the same text")
-    our_ends, their_ends = list(accumulate(map(len, ours))), list(accumulate(map(len, theirs)))
-    shared = sorted(set(our_ends) & set(their_ends) - {0})
+    if b"".join(student) != b"".join(teacher):
+        raise ValueError("the two tokenizations are not of the same text")
+    student_ends, teacher_ends = list(accumulate(map(len, student))), list(accumulate(map(len, teacher)))
+    shared = sorted(set(student_ends) & set(teacher_ends) - {0})
 
-    def groups(pieces: Sequence[bytes], reached: list[int]) -> tuple[int, ...]:
+    def groups(pieces: Sequence[bytes], ends: list[int]) -> tuple[int, ...]:
         found = [
-            bisect_left(shared, end) if piece else NOTHING for piece, end in zip(pieces, reached, strict=True)
+            bisect_left(shared, end) if piece else NOTHING for piece, end in zip(pieces, ends, strict=True)
         ]
-        return (*found, len(shared)) if ends else tuple(found)
+        return (*found, len(shared)) if finished else tuple(found)
 
-    def places(pieces: Sequence[bytes], reached: list[int]) -> tuple[float, ...]:
-        total = max(1, reached[-1] if reached else 0)
-        found = [(end - len(piece)) / total for piece, end in zip(pieces, reached, strict=True)]
-        return (*found, 1.0) if ends else tuple(found)
+    def places(pieces: Sequence[bytes], ends: list[int]) -> tuple[float, ...]:
+        total = max(1, ends[-1] if ends else 0)
+        found = [(end - len(piece)) / total for piece, end in zip(pieces, ends, strict=True)]
+        return (*found, 1.0) if finished else tuple(found)
 
     return Spans(
-        groups(ours, our_ends), groups(theirs, their_ends), places(ours, our_ends), places(theirs, their_ends)
+        groups(student, student_ends),
+        groups(teacher, teacher_ends),
+        places(student, student_ends),
+        places(teacher, teacher_ends),
     )
 
 
-def matched(student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """The ids of tokens that both spell alike, of the student and of the teacher; the ends of text first.
+def match_vocabularies(
+    student: TokenBytes, teacher: TokenBytes, end_ids: tuple[int, int]
+) -> tuple[list[int], list[int]]:
+    """The ids of tokens with the same bytes in both vocabularies, of the student and of the teacher.
 
-    Special tokens, which spell nothing, are alike if they have the same name.
+    The end tokens `end_ids` come first and match each other; other special tokens, which have no bytes, match
+    by name.
     """
-    pairs = [ends]
-    for name, index in student.special.items():
-        other = teacher.special.get(name)
-        if other is not None and index != ends[0] and other != ends[1]:
+    pairs = [end_ids]
+    for name, index in student.special_ids.items():
+        other = teacher.special_ids.get(name)
+        if other is not None and index != end_ids[0] and other != end_ids[1]:
             pairs.append((index, other))
-    for spelt, index in student.ids.items():
-        theirs = teacher.ids.get(spelt)
-        if theirs is not None:
-            pairs.append((index, theirs))
-    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+    for token_bytes, index in student.id_of_bytes.items():
+        other = teacher.id_of_bytes.get(token_bytes)
+        if other is not None:
+            pairs.append((index, other))
+    return [student_id for student_id, _ in pairs], [teacher_id for _, teacher_id in pairs]

@@ -1,4 +1,4 @@
-"""Responses to tensors: right padding, and the mask of exactly the positions that predict a response."""
+"""Collation: responses to right-padded tensors, with the mask of the positions that predict a response."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stillhouse.core.types import SOURCES, Response
 
 
 def collate(responses: Sequence[Response], pad_id: int, length: int | None = None) -> Batch:
-    """Put responses side by side.
+    """Collate responses into one micro-batch.
 
     Args:
-        responses: at least one; each with a prompt and a response of at least one token.
-        pad_id: what fills the right side; never attended to and never a label.
+        responses: at least one; prompt and response of each have at least one token.
+        pad_id: the padding; masked, and never a label.
         length: pad to at least this many tokens; by default to the longest sequence.
 
     Raises:
-        ValueError: there are no responses, or one of them cannot be predicted.
+        ValueError: there are no responses, or one has no prompt, no tokens or a wrong number of logprobs.
     """
     if not responses:
         raise ValueError("collate needs at least one response")
@@ -77,14 +77,15 @@ def _check(response: Response) -> None:
 def split(
     groups: Sequence[Sequence[Response]], num_micro: int, *, by_length: bool = False
 ) -> list[list[Response]]:
-    """Divide the responses of one optimiser step among micro-batches as evenly as possible, none empty.
+    """Split the responses of an optimiser step into micro-batches as even as possible, none empty.
 
-    The gradient of the step does not depend on the division, because it is divided by the step's token count.
+    The gradient of the step does not depend on the split: the loss is normalised by the token count of
+    the whole step.
 
     Args:
-        groups: all responses of the step; those of a group stay together (for objectives that compare them).
-        num_micro: how many micro-batches; fewer come back if there are fewer groups.
-        by_length: sort by length first, so that less is padded. Ties keep their order.
+        groups: all responses of the step; a group is never split (for objectives that compare its responses).
+        num_micro: number of micro-batches; fewer are returned if there are fewer groups.
+        by_length: sort by length first, for less padding. Ties keep their order.
     """
     if num_micro < 1:
         raise ValueError(f"num_micro must be at least 1, got {num_micro}")

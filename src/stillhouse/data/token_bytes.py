@@ -1,7 +1,7 @@
-"""What each token of a tokenizer spells, in bytes, and how a tokenizer spells given bytes.
+"""The bytes of each token of a tokenizer, and the tokenization of given bytes.
 
-Bytes are the one thing that tokenizers have in common: a piece of a byte-level tokenizer may be half a
-character, which no offset in characters can say.
+Bytes are what all tokenizers have in common: a token of a byte-level tokenizer may be half a character, which
+character offsets cannot express.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from stillhouse.errors import ModelError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How SentencePiece writes a space."""
+"""SentencePiece's character for a space."""
 
 
 class TokenBytes:
     """The bytes of a tokenizer's tokens.
 
     Example:
-        >>> spelling = TokenBytes(tokenizer)
-        >>> spelling.pieces([40, 716]), spelling.encode(b"I am")
+        >>> token_bytes = TokenBytes(tokenizer)
+        >>> token_bytes.pieces([40, 716]), token_bytes.encode(b"I am")
         ([b"I", b" am"], [40, 716])
     """
 
@@ -30,77 +30,79 @@ class TokenBytes:
         """Read the vocabulary.
 
         Raises:
-            ModelError: the tokenizer is of a sort whose tokens cannot be read as bytes.
+            ModelError: it is neither byte-level nor SentencePiece, so its tokens have no exact bytes.
         """
         self.tokenizer = tokenizer
-        parts = _parts(tokenizer)
-        self._byte_level = "ByteLevel" in parts
-        if not self._byte_level and not parts & {"Metaspace", "ByteFallback"}:
+        decoders = _decoder_types(tokenizer)
+        self._byte_level = "ByteLevel" in decoders
+        if not self._byte_level and not decoders & {"Metaspace", "ByteFallback"}:
             raise ModelError(
                 f"{tokenizer.name_or_path}: its tokens cannot be read as bytes (decoder: "
-                f"{', '.join(sorted(parts)) or 'none'}), which comparing tokenizers needs. Byte-level and "
+                f"{', '.join(sorted(decoders)) or 'none'}), which comparing tokenizers needs. Byte-level and "
                 "SentencePiece tokenizers can."
             )
-        vocabulary = tokenizer.get_vocab()
+        vocab = tokenizer.get_vocab()
         special = set(tokenizer.all_special_ids)
         added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
         special |= {i for i, token in added.items() if token.special}
-        self.special: dict[str, int] = {piece: i for piece, i in vocabulary.items() if i in special}
-        """The special tokens by name."""
-        self.table: dict[int, bytes] = {}
-        """The bytes of each token; special tokens spell nothing and are not in it."""
-        for piece, index in vocabulary.items():
+        self.special_ids: dict[str, int] = {piece: i for piece, i in vocab.items() if i in special}
+        """The ids of special tokens by name."""
+        self.bytes_of_id: dict[int, bytes] = {}
+        """The bytes of each token, without special tokens, which have none."""
+        for piece, index in vocab.items():
             if index in special:
                 continue
-            spelt = str(added[index].content).encode() if index in added else self._bytes(piece)
-            if spelt:
-                self.table[index] = spelt
-        # "a" comes back as " a" from tokenizers that put a space in front of every text.
-        self._prefix = b" " if self._spell("a") == b" a" else b""
+            content = str(added[index].content).encode() if index in added else self._bytes(piece)
+            if content:
+                self.bytes_of_id[index] = content
+        # SentencePiece prepends a space to every text: "a" becomes " a".
+        self._prefix = b" " if self._round_trip("a") == b" a" else b""
 
     def __len__(self) -> int:
-        """How many ids there are, special ones included."""
+        """Vocab size, special tokens included."""
         return len(self.tokenizer)
 
     @cached_property
-    def ids(self) -> dict[bytes, int]:
-        """The token of each spelling; of several an ordinary one, not the fallback for a byte."""
-        pieces = self.tokenizer.convert_ids_to_tokens(list(self.table))
-        ordered = sorted(zip(self.table.items(), pieces, strict=True), key=lambda item: item[1][:3] != "<0x")
-        return {spelt: index for (index, spelt), _ in ordered}
+    def id_of_bytes(self) -> dict[bytes, int]:
+        """The token with given bytes; of several, a regular token rather than a byte-fallback token."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(self.bytes_of_id))
+        ordered = sorted(
+            zip(self.bytes_of_id.items(), pieces, strict=True), key=lambda item: item[1][:3] != "<0x"
+        )
+        return {content: index for (index, content), _ in ordered}
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """What each token of a text spells; nothing for special tokens.
+        """The bytes of each token of a text; empty for special tokens.
 
-        The space that some tokenizers put in front of every text is not part of it.
+        Without the space that SentencePiece prepends to every text.
         """
-        found = [self.table.get(index, b"") for index in ids]
-        first = next((place for place, piece in enumerate(found) if piece), None)
+        found = [self.bytes_of_id.get(index, b"") for index in ids]
+        first = next((at for at, piece in enumerate(found) if piece), None)
         if first is not None and self._prefix and found[first].startswith(self._prefix):
             found[first] = found[first][len(self._prefix) :]
         return found
 
     def encode(self, text: bytes) -> list[int] | None:
-        """The token ids of a text of any bytes; None if the tokenizer cannot spell it exactly.
+        """The token ids of arbitrary bytes; None if the tokenizer cannot represent them exactly.
 
-        What is valid UTF-8 is tokenised as text, each other byte as a token of its own.
+        Valid UTF-8 is tokenised as text, every other byte as a byte token.
         """
         ids: list[int] = []
         for valid, run in _runs(text):
             if valid and not (ids and self._prefix):
                 ids += self.tokenizer(run.decode(), add_special_tokens=False, verbose=False)["input_ids"]
             elif valid:
-                return None  # the tokenizer would put a space into the middle of the text
+                return None  # the tokenizer would prepend a space in the middle of the text
             else:
-                single = [self.ids.get(run[at : at + 1]) for at in range(len(run))]
+                single = [self.id_of_bytes.get(run[at : at + 1]) for at in range(len(run))]
                 if None in single:
                     return None
                 ids += [index for index in single if index is not None]
         return ids if b"".join(self.pieces(ids)) == text else None
 
-    def _spell(self, text: str) -> bytes:
+    def _round_trip(self, text: str) -> bytes:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return b"".join(self.table.get(index, b"") for index in ids)
+        return b"".join(self.bytes_of_id.get(index, b"") for index in ids)
 
     def _bytes(self, piece: str) -> bytes:
         if self._byte_level:
@@ -110,8 +112,8 @@ class TokenBytes:
         return piece.replace(SPACE, " ").encode()
 
 
-def _parts(tokenizer: Any) -> set[str]:
-    """The types of decoder inside a tokenizer of the `tokenizers` library."""
+def _decoder_types(tokenizer: Any) -> set[str]:
+    """The types of the decoders in a tokenizer of the `tokenizers` library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
@@ -120,14 +122,14 @@ def _parts(tokenizer: Any) -> set[str]:
         )
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     nested = decoder.get("decoders", [decoder])
-    return {str(part["type"]) for part in nested if "type" in part}
+    return {str(one["type"]) for one in nested if "type" in one}
 
 
 @cache
 def _bytes_of(char: str) -> bytes:
     """The byte behind a character of a byte-level vocabulary (GPT-2's table), or the character itself.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, are the characters from 256 on.
+    Printable Latin-1 characters are their own bytes; the others, in order, are the characters from 256 up.
     """
     code = ord(char)
     if _printable(code):
@@ -141,7 +143,7 @@ def _printable(code: int) -> bool:
 
 
 def _runs(text: bytes) -> Iterator[tuple[bool, bytes]]:
-    """The text in pieces that are valid UTF-8 as a whole or not at all, in order."""
+    """The text split into runs of valid UTF-8 (True) and of invalid bytes (False), in order."""
     while text:
         try:
             text.decode()

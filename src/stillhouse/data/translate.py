@@ -15,10 +15,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stillhouse.core.alignment import TokenAlignment, VocabularyMatch
+from stillhouse.core.alignment import NOTHING, TokenAlignment, VocabularyMatch
 from stillhouse.core.batch import IGNORED
 from stillhouse.core.types import Completion, Response
-from stillhouse.data.align import NOTHING, Spans, align, matched
+from stillhouse.data.align import Spans, align, match_vocabularies
 from stillhouse.data.token_bytes import TokenBytes
 
 logger = logging.getLogger("stillhouse")
@@ -73,7 +73,7 @@ class Translator:
     @cached_property
     def matching(self) -> VocabularyMatch:
         """The tokens that both spell alike."""
-        ours, theirs = matched(self.student, self.teacher, self.ends)
+        ours, theirs = match_vocabularies(self.student, self.teacher, self.ends)
         return VocabularyMatch(
             torch.tensor(ours), torch.tensor(theirs), (len(self.student), len(self.teacher))
         )
@@ -174,7 +174,7 @@ class Translator:
                 )
             return None
         self.counts["groups"] += found.spans.count
-        self.counts["single"] += found.spans.single
+        self.counts["single"] += found.spans.one_to_one
         return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import load_data
-from stillhouse.data.align import NOTHING
+from stillhouse.core.alignment import NOTHING
 from stillhouse.data.translate import Translated, Translator
 from stillhouse.errors import DataError, ModelError
 from stillhouse.runs.config import RunConfig
