@@ -71,7 +71,7 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     from stillhouse.runs.build import assemble
-    from stillhouse.runs.evaluation import held_out, measure
+    from stillhouse.runs.evaluation import evaluate_prompts, held_out_prompts
     from stillhouse.runs.resolve import resolve
 
     run = resolve(config, {}).config
@@ -99,7 +99,9 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer.train()
     seconds = time.process_time() - start
     share = counted["texts"] / (run.train.max_steps * run.train.batch_size)
-    metrics, _, _ = measure(parts, parts.student, held_out(run, parts.data, parts.tokenizer), title=None)
+    metrics, _, _ = evaluate_prompts(
+        parts, parts.student, held_out_prompts(run, parts.data, parts.tokenizer), title=None
+    )
     measured = {
         "seconds": seconds, "rouge_l": metrics["rouge_l"], "mean_length": metrics["mean_length"],
         "student_share": share,

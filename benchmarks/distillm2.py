@@ -186,9 +186,9 @@ def method_run(
 def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]:
     """ROUGE-L and BLEU of greedy answers; kept beside the run."""
     from stillhouse.engines.base import Sampling
-    from stillhouse.evaluate import answer
+    from stillhouse.evaluate import generate_and_score
     from stillhouse.runs.build import assemble
-    from stillhouse.runs.evaluation import held_out
+    from stillhouse.runs.evaluation import held_out_prompts
     from stillhouse.runs.resolve import resolve
 
     kept = folder / name / "greedy.json"
@@ -199,9 +199,10 @@ def greedy(size: Size, folder: Path, student: Path, name: str) -> dict[str, Any]
         ).config  # fmt: skip
         parts = assemble(config)
         parts.student.eval()
-        prompts = held_out(config, parts.data, parts.tokenizer)
+        prompts = held_out_prompts(config, parts.data, parts.tokenizer)
         sampling = Sampling(temperature=0.0, max_tokens=config.data.max_response)
-        found = answer(parts.engine(parts.student), prompts, sampling, (10,), parts.tokenizer)
+        engine = parts.engine(parts.student)
+        found = generate_and_score(engine, prompts, sampling, (10,), parts.tokenizer)
         kept.parent.mkdir(parents=True, exist_ok=True)
         scores = {"rouge_l": found.metrics["rouge_l"], "bleu": bleu(found.rows)}
         kept.write_text(json.dumps(scores), encoding="utf-8")

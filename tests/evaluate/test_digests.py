@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillhouse.core.types import Prompt
-from stillhouse.evaluate.answers import questions_digest
+from stillhouse.evaluate.generation import questions_digest
 
 
 def test_the_same_questions_have_one_digest_whatever_the_template() -> None:

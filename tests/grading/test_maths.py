@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import shared
 
-from stillhouse.evaluate.metrics.pass_at_k import pass_at_k
+from stillhouse.evaluate.tasks.code import pass_at_k
 from stillhouse.grading import MathsProblem, maths, problem_of
 
 

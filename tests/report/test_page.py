@@ -112,7 +112,13 @@ def test_error_bars_reach_as_far_as_the_deviation(three_runs, tmp_path):
 
 def test_a_judges_interval_is_the_error_bar(tmp_path):
     folder = make_run(tmp_path / "run")
-    metrics = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.75, "first_place": 0.52, "pairs": 80}
+    metrics = {
+        "win_rate": 0.6,
+        "win_rate_low": 0.5,
+        "win_rate_high": 0.75,
+        "first_position_rate": 0.52,
+        "pairs": 80,
+    }
     found = {"system": "student after", "label": "kd", "task": "judge", "metrics": metrics}
     (folder / "evaluation/student-after.judge.json").write_text(json.dumps(found))
     html, tags = page([folder], tmp_path / "report.html")

@@ -62,7 +62,7 @@ def command(
     from pydantic import ValidationError
 
     from stillhouse.errors import ConfigError, Fault
-    from stillhouse.evaluate.judging import Rubric
+    from stillhouse.evaluate.judge import Rubric
     from stillhouse.remote import ServerConnection
     from stillhouse.runs.folder import check_file
     from stillhouse.runs.judging import Price, default_output, find_answers, run_judge

@@ -1,7 +1,7 @@
-"""How good a model is: likelihood and fidelity on given text, ROUGE-L and statistics of its own answers."""
+"""Evaluation: tasks, likelihood and fidelity on given text, scored generations, and an LLM judge."""
 
-from stillhouse.evaluate.answers import Answers, answer
 from stillhouse.evaluate.config import EvaluateConfig
+from stillhouse.evaluate.generation import ScoredResponses, generate_and_score
 from stillhouse.evaluate.likelihood import Likelihood, likelihood
 
-__all__ = ["Answers", "EvaluateConfig", "Likelihood", "answer", "likelihood"]
+__all__ = ["EvaluateConfig", "Likelihood", "ScoredResponses", "generate_and_score", "likelihood"]

@@ -226,7 +226,7 @@ DIVERSITY_METRICS = {
 }
 DRAFT_METRICS = {
     "block_efficiency": ("Speculative decoding: block efficiency", "tokens a teacher pass"),
-    "acceptance": ("Speculative decoding: acceptance", "share of the student's tokens"),
+    "acceptance_rate": ("Speculative decoding: acceptance rate", "share of the student's tokens"),
 }
 
 

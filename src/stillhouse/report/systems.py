@@ -140,7 +140,6 @@ IRRELEVANT = (
 )  # fmt: skip
 """Settings that may differ between results that are compared: where the rows are from (`questions_digest`
 stands for what they say), what a tokenizer made too long, what a call of a server took."""
-QUESTION_COUNTS = ("prompts", "questions")
 
 
 def differing_settings(one: System, other: System, but: Sequence[str] = ()) -> list[str]:
@@ -177,7 +176,7 @@ def measured_differently(systems: Sequence[System]) -> list[str]:
     texts = []
     for name in names:
         if name == "questions_digest":
-            texts += [] if names.keys() & set(QUESTION_COUNTS) else ["other questions or references"]
+            texts += [] if "prompts" in names else ["other questions or references"]
             continue
         groups: dict[str, list[str]] = {}
         for system in systems:

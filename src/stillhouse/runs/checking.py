@@ -56,7 +56,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
     """
     from stillhouse.data import load_data
-    from stillhouse.runs.evaluation import check_tasks, held_out
+    from stillhouse.runs.evaluation import check_tasks, held_out_prompts
     from stillhouse.runs.tokenizers import tokenizers, told
 
     teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
@@ -64,7 +64,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     tokenizer = found.student
     needs = config.responses.needs_reference()
     data = load_data(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
-    questions = held_out(config, data, tokenizer)
+    questions = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
     teacher = shape_of(teacher_config) if teacher_config is not None else None
     student = student_shape(config.student, teacher_config, len(tokenizer))

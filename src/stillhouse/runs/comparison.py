@@ -31,7 +31,7 @@ from stillhouse.models import (
 )
 from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.evaluation import TASK, evaluate_system, held_out, measure
+from stillhouse.runs.evaluation import HELD_OUT_TASK, evaluate_prompts, evaluate_system, held_out_prompts
 from stillhouse.runs.folder import RunFolder, check_writable, environment
 from stillhouse.runs.preflight import check_room, preflight
 from stillhouse.runs.recorded import recorded
@@ -92,8 +92,8 @@ def evaluate_model(
         told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
         logger.warning("%s: rows left out: %s", data, told)
     check_room(config, prompts, prompts, parts.contexts)
-    metrics, settings, rows = measure(parts, parts.student, prompts, title=f"Evaluating {model}")
-    facts = {"system": model, "task": TASK, "data": str(data), "settings": settings, "metrics": metrics}
+    metrics, settings, rows = evaluate_prompts(parts, parts.student, prompts, title=f"Evaluating {model}")
+    facts = {"system": model, "task": HELD_OUT_TASK, "data": str(data), "settings": settings, "metrics": metrics}
     return facts, rows
 
 
@@ -243,7 +243,7 @@ def _loaded(config: RunConfig) -> Parts:
 def _questions(parts: Parts) -> tuple[Prompt, ...]:
     if parts.config.evaluate.data is None:
         return ()
-    found = held_out(parts.config, parts.data, parts.tokenizer)
+    found = held_out_prompts(parts.config, parts.data, parts.tokenizer)
     prompts = tuple(prompt for prompt in found if prompt.references)
     check_room(parts.config, prompts, prompts, parts.contexts)
     return prompts

@@ -38,7 +38,7 @@ def scorers(parts: Parts) -> dict[str, Callable[[Sequence[Response]], list[float
 
 def evaluation_sets(config: RunConfig) -> tuple[DatasetConfig, ...]:
     """Every set of rows that the run measures a system on."""
-    tasks = [source for task in config.evaluate.single_tasks() for source in task.sources().values()]
+    tasks = [source for task in config.evaluate.expanded_tasks() for source in task.datasets().values()]
     named = (config.data.valid, config.evaluate.data, *tasks)
     return tuple(source for source in named if source is not None)
 

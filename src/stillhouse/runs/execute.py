@@ -13,12 +13,12 @@ import torch
 
 from stillhouse import console
 from stillhouse.errors import TrainingError
-from stillhouse.evaluate import answer, likelihood
+from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.runs.build import Parts, assemble, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.curation import curation_totals
-from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out
+from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
 from stillhouse.runs.export.weights import export, write_card
 from stillhouse.runs.folder import RunFolder, default_folder, environment, needs_space
 from stillhouse.runs.preflight import check_room, preflight
@@ -78,7 +78,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
     preflight(config)
     with console.phase("Loading models and data"):
         parts = assemble(config)
-        questions = held_out(config, parts.data, parts.tokenizer)
+        questions = held_out_prompts(config, parts.data, parts.tokenizer)
         check_tasks(config, parts.tokenizer)
     check_room(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
@@ -200,11 +200,12 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
             ).loss
         }
         if config.train.validate_rouge:
-            answers = answer(engine, held_out, sampling, config.evaluate.seeds[:1], parts.tokenizer)
+            seeds = config.evaluate.seeds[:1]
+            scored = generate_and_score(engine, held_out, sampling, seeds, parts.tokenizer)
             values |= {
-                name: answers.metrics[name]
+                name: scored.metrics[name]
                 for name in ("rouge_l", "mean_length", "finished")
-                if name in answers.metrics
+                if name in scored.metrics
             }
         return values
 

@@ -14,8 +14,15 @@ from stillhouse.config import nearest
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
-from stillhouse.evaluate.judging import Judged, Pair, Rubric, judge, marked, summary
-from stillhouse.evaluate.tasks.formats import instruction_rows
+from stillhouse.evaluate.judge import (
+    AnswerPair,
+    JudgedPair,
+    Rubric,
+    has_markup,
+    judge_pairs,
+    win_rate_metrics,
+)
+from stillhouse.evaluate.tasks.instructions import instruction_rows
 from stillhouse.files import STAGE, write_json, write_jsonl
 from stillhouse.remote import ServerConnection
 
@@ -77,7 +84,7 @@ def find_answers(given: Path, task: str | None, option: str) -> AnswerFile:
     return AnswerFile(given.name, found[name], given)
 
 
-def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[Pair]:
+def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[AnswerPair]:
     """The questions that both have answered, in the order of the first file.
 
     Rows belong together by their `id`, or by their question where they have none; of several answers to one
@@ -96,7 +103,7 @@ def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[Pai
         raise DataError(f"{first.path} and {second.path} have no question in common.")
     if alone:
         logger.warning("%d questions are in one of the two files only and are not judged", alone)
-    return [Pair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in both[:limit]]
+    return [AnswerPair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in both[:limit]]
 
 
 def _answers(path: Path) -> dict[str, tuple[str, str]]:
@@ -163,7 +170,7 @@ def run_judge(
     """
     text = rubric.text()
     pairs = paired(first, second, limit)
-    odd = sum(map(marked, pairs))
+    odd = sum(map(has_markup, pairs))
     if odd:
         logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
     client = server.client()
@@ -172,7 +179,7 @@ def run_judge(
         # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
         replies = Journal(output.parent / ".replies" / f"{output.stem}.jsonl")
         with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
-            judged = judge(pairs, client, model, rubric, replies, bar.advance)
+            judged = judge_pairs(pairs, client, model, rubric, replies, bar.advance)
         requests, retries = client.usage.requests, client.usage.retries
     finally:
         client.close()
@@ -183,7 +190,7 @@ def run_judge(
     verdicts = output.with_suffix(".jsonl")
     write_jsonl(verdicts, _rows(pairs, judged))
     try:
-        metrics: dict[str, Any] = {**summary(judged), **tokens}
+        metrics: dict[str, Any] = {**win_rate_metrics(judged), **tokens}
     except DataError as error:
         raise DataError(f"{error} What it said is in {verdicts}.") from error
     if metrics["unparsable"]:
@@ -226,7 +233,7 @@ def _task(first: AnswerFile, second: AnswerFile) -> str:
     return " ".join(filter(None, (name, f"against {second.label}")))
 
 
-def _rows(pairs: Sequence[Pair], judged: Sequence[Judged]) -> list[dict[str, Any]]:
+def _rows(pairs: Sequence[AnswerPair], judged: Sequence[JudgedPair]) -> list[dict[str, Any]]:
     return [
         {
             "id": pair.id,
@@ -235,10 +242,10 @@ def _rows(pairs: Sequence[Pair], judged: Sequence[Judged]) -> list[dict[str, Any
             "response": pair.first,
             "other": pair.second,
             "verdict": one.verdicts[0],
-            "verdict_turned": one.verdicts[1],
+            "verdict_swapped": one.verdicts[1],
             "score": one.score,
             "reply": one.replies[0],
-            "reply_turned": one.replies[1],
+            "reply_swapped": one.replies[1],
         }
         for pair, one in zip(pairs, judged, strict=True)
     ]

@@ -39,7 +39,7 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
         "evaluate.data": config.evaluate.data,
     }
     for index, task in enumerate(config.evaluate.tasks):
-        sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.sources().items()}
+        sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
     for name, source in sources.items():
         found = getattr(source, "found", None)
         if found is None:

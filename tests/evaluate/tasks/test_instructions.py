@@ -11,7 +11,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from tests.conftest import shared
-from tests.evaluate.benches import bench
+from tests.evaluate.contexts import context
 from transformers import AutoTokenizer
 
 from stillhouse.config import Layer, Layered, validate
@@ -21,7 +21,7 @@ from stillhouse.data.templates import Alpaca
 from stillhouse.errors import ConfigError
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.evaluate.tasks import REGISTRY
-from stillhouse.evaluate.tasks.formats import instruction_rows
+from stillhouse.evaluate.tasks.instructions import instruction_rows
 from stillhouse.files import locate
 
 
@@ -66,14 +66,14 @@ def test_scores_equal_the_libraries_called_by_hand(tmp_path: Path) -> None:
             "sampling": {"temperature": 0.7, "max_tokens": 40},
         }
     )
-    outcome = task.measure(bench())
-    assert len(outcome.rows) == 18
-    for name, values in zip(("rouge_l", "bleu", "chrf"), by_hand(outcome.rows), strict=True):
-        assert outcome.metrics[name] == pytest.approx(fmean(values), abs=1e-4), name
-        assert outcome.metrics[f"{name}_std"] == pytest.approx(stdev(values), abs=1e-4), name
-        assert outcome.metrics[name] > 5
-    assert outcome.metrics["kl_to_teacher"] > 0
-    assert outcome.metrics["kl_to_teacher_on_own_text"] > 0
+    result = task.evaluate(context())
+    assert len(result.rows) == 18
+    for name, values in zip(("rouge_l", "bleu", "chrf"), by_hand(result.rows), strict=True):
+        assert result.metrics[name] == pytest.approx(fmean(values), abs=1e-4), name
+        assert result.metrics[f"{name}_std"] == pytest.approx(stdev(values), abs=1e-4), name
+        assert result.metrics[name] > 5
+    assert result.metrics["kl_to_teacher"] > 0
+    assert result.metrics["kl_to_teacher_on_own_text"] > 0
 
 
 def test_equal_questions_of_e2e_are_one_with_all_references(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_equal_questions_of_e2e_are_one_with_all_references(tmp_path: Path) -> N
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     task = REGISTRY.parse({"kind": "e2e", "data": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}})
-    one = bench()
-    asked = task.questions(Encoder(one.data.template, one.tokenizer), one.data)
-    assert [q.prompt.references for q in asked.questions] == [("one", "two", "four"), ("three",)]
+    one = context()
+    asked = task.load(Encoder(one.data.template, one.tokenizer), one.data)
+    assert [q.prompt.references for q in asked.examples] == [("one", "two", "four"), ("three",)]
 
 
 def test_the_protocol_fills_in_what_is_not_given() -> None:
@@ -112,7 +112,7 @@ def test_the_protocol_fills_in_what_is_not_given() -> None:
 
 def test_sets_are_tasks_of_their_own() -> None:
     sets = {"dolly": "dolly_eval.jsonl", "vicuna": "vicuna80_eval.jsonl"}
-    found = config({"kind": "instructions", "sets": sets, "limit": 5}).single_tasks()
+    found = config({"kind": "instructions", "sets": sets, "limit": 5}).expanded_tasks()
     assert [task.title for task in found] == ["dolly", "vicuna"]
     assert [task.data.path for task in found] == list(sets.values())
     assert all(task.limit == 5 for task in found)
@@ -168,12 +168,12 @@ def test_the_sets_at_hand_are_read_whole(name: str, count: int | None, answerabl
         {"kind": "instructions", "data": {"kind": "jsonl", "path": str(path)}, "protocol": "minillm"}
     )
     tokenizer = AutoTokenizer.from_pretrained(str(locate("package:stillhouse/demo/teacher")))
-    asked = task.questions(Encoder(task.template, tokenizer), DataConfig(train=task.data))
+    asked = task.load(Encoder(task.template, tokenizer), DataConfig(train=task.data))
     lines = len(path.read_text("utf-8").strip().split("\n"))
-    assert len(asked.questions) == (count or lines) == lines
+    assert len(asked.examples) == (count or lines) == lines
     assert not asked.dropped
-    assert max(len(q.prompt.token_ids) for q in asked.questions) <= 256
-    assert all(q.prompt.references for q in asked.questions) or not answerable
+    assert max(len(q.prompt.token_ids) for q in asked.examples) <= 256
+    assert all(q.prompt.references for q in asked.examples) or not answerable
     assert task.title == name
 
 
@@ -188,21 +188,21 @@ def test_questions_without_references_are_answered_but_not_scored(tmp_path: Path
             "seeds": [1],
         }
     )
-    outcome = task.measure(bench())
-    assert "rouge_l" not in outcome.metrics
-    assert "bleu" not in outcome.metrics
-    assert outcome.metrics["mean_length"] <= 5
-    assert len(outcome.rows) == 2
-    assert "loss" not in outcome.metrics
-    assert "kl_to_teacher_on_own_text" in outcome.metrics
+    result = task.evaluate(context())
+    assert "rouge_l" not in result.metrics
+    assert "bleu" not in result.metrics
+    assert result.metrics["mean_length"] <= 5
+    assert len(result.rows) == 2
+    assert "loss" not in result.metrics
+    assert "kl_to_teacher_on_own_text" in result.metrics
 
 
 def test_rows_left_out_are_counted(tmp_path: Path) -> None:
     rows = [{"instruction": "x", "output": words} for words in ("one", "one two three", "one two")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}
-    task = REGISTRY.parse({"kind": "instructions", "data": source, "min_reference": 2})
-    one = bench()
-    asked = task.questions(Encoder(one.data.template, one.tokenizer), one.data)
-    assert [q.prompt.references[0] for q in asked.questions] == ["one two three", "one two"]
+    task = REGISTRY.parse({"kind": "instructions", "data": source, "min_reference_words": 2})
+    one = context()
+    asked = task.load(Encoder(one.data.template, one.tokenizer), one.data)
+    assert [q.prompt.references[0] for q in asked.examples] == ["one two three", "one two"]
     assert asked.dropped == {"left out by the task": 1}

@@ -12,7 +12,7 @@ import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tests.evaluate.benches import bench, models
+from tests.evaluate.contexts import context, models
 
 from stillhouse.core.journal import Journal
 from stillhouse.errors import ConfigError
@@ -109,12 +109,12 @@ def test_the_numbers_are_those_of_the_harness_with_its_own_model(
 ) -> None:
     probe = REGISTRY.parse({"kind": "lm_eval", "tasks": [task], "folder": folder})
     assert probe.title == task
-    ours = probe.measure(bench("teacher", model=exact(), context=256))
+    ours = probe.evaluate(context("teacher", model=exact(), context_length=256))
     theirs = of_lm_eval(task, folder)
     for name in names:
         key = f"{name.removesuffix('_se')}_stderr,none" if name.endswith("_se") else f"{name},none"
         assert ours.metrics[name] == pytest.approx(theirs["results"][task][key], rel=1e-5), name
-    assert ours.settings["questions"] == 6
+    assert ours.settings["prompts"] == 6
     assert len(ours.rows) == 6
     if task == "describe":
         assert [row["response"] for row in ours.rows] == [
@@ -125,13 +125,13 @@ def test_the_numbers_are_those_of_the_harness_with_its_own_model(
 
 def test_an_interrupted_task_keeps_its_pieces(folder: Path, tmp_path: Path) -> None:
     probe = REGISTRY.parse({"kind": "lm_eval", "tasks": ["which_food"], "folder": folder, "limit": 2})
-    one = bench(
+    one = context(
         "teacher", batch_size=2, open_journal=lambda header, name: Journal(tmp_path / "kept.jsonl", header)
     )
-    first = probe.measure(one)
+    first = probe.evaluate(one)
     pieces = (tmp_path / "kept.jsonl").read_text("utf-8").splitlines()
     assert len(pieces) == 1 + 3  # the header, and six likelihoods by two
-    assert probe.measure(one) == first
+    assert probe.evaluate(one) == first
     assert (tmp_path / "kept.jsonl").read_text("utf-8").splitlines() == pieces
 
 
@@ -143,4 +143,4 @@ def test_several_tasks_are_measured_apart(folder: Path) -> None:
 def test_an_unknown_task_gets_a_suggestion(folder: Path) -> None:
     probe = REGISTRY.parse({"kind": "lm_eval", "tasks": ["which_fod"], "folder": folder})
     with pytest.raises(ConfigError, match="did you mean 'which_food'"):
-        probe.measure(bench("teacher"))
+        probe.evaluate(context("teacher"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import shared
-from tests.evaluate.benches import bench
+from tests.evaluate.contexts import context
 
 from stillhouse.data import Encoder
 from stillhouse.errors import ConfigError, DataError
@@ -29,9 +29,9 @@ def task(kind: str, path: Path | str, **options: Any) -> Any:
     return REGISTRY.parse({"kind": kind, "data": source, "max_prompt": 4000, **options})
 
 
-def questions(one: Any) -> Any:
-    place = bench()
-    return one.questions(Encoder(place.data.template, place.tokenizer), place.data).questions
+def examples_of(one: Any) -> Any:
+    here = context()
+    return one.load(Encoder(here.data.template, here.tokenizer), here.data).examples
 
 
 def answer(kind: str, raw: dict[str, Any]) -> str:
@@ -56,33 +56,39 @@ def correct(raw: Any, response: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_data_sets_own_answers_are_right_and_those_to_other_questions_wrong(kind):
     one = task(kind, shared() / "data" / KINDS[kind])
-    asked = questions(one)
+    asked = examples_of(one)
     assert len(asked) == 12
     score = "passed" if kind in ("humaneval", "mbpp") else "accuracy"
-    answers = [answer(kind, dict(question.facts)) for question in asked]
-    assert [scores[score] for scores in one.scores(asked, answers)] == [1.0] * 12
-    others = [scores[score] for scores in one.scores(asked, answers[1:] + answers[:1])]
+    answers = [answer(kind, dict(example.row)) for example in asked]
+    assert [scores[score] for scores in one.score_all(asked, answers)] == [1.0] * 12
+    others = [scores[score] for scores in one.score_all(asked, answers[1:] + answers[:1])]
     assert sum(others) <= 1  # two small numbers may be the same
-    assert all(correct(question.facts, text) for question, text in zip(asked[:4], answers, strict=False))
+    assert all(correct(example.row, text) for example, text in zip(asked[:4], answers, strict=False))
 
 
 @pytest.mark.needs_shared
 def test_worked_examples_stand_before_the_question():
     data = shared() / "data"
-    one = task("gsm8k", data / KINDS["gsm8k"], shots=2, examples=str(data / "math/gsm8k_train.jsonl"))
-    text = questions(one)[0].prompt.text
+    one = task("gsm8k", data / KINDS["gsm8k"], few_shot=2, few_shot_data=str(data / "math/gsm8k_train.jsonl"))
+    text = examples_of(one)[0].prompt.text
     assert text.count("####") == 2
     assert text.index("####") < text.index("Janet")
-    programs = task("mbpp", data / KINDS["mbpp"], shots=3, examples=str(data / "code/mbpp_prompt.jsonl"))
-    asked = questions(programs)[0]
+    programs = task(
+        "mbpp", data / KINDS["mbpp"], few_shot=3, few_shot_data=str(data / "code/mbpp_prompt.jsonl")
+    )
+    asked = examples_of(programs)[0]
     assert asked.prompt.text.count("[DONE]") == 3
     assert asked.prompt.text.rstrip().endswith("[BEGIN]")
     going_on = (
-        f"{asked.facts['code']}\n[DONE]\n\nWrite a Python function.\nAnother\n[BEGIN]\ndef x(): pass\n[DONE]"
+        f"{asked.row['code']}\n[DONE]\n\nWrite a Python function.\nAnother\n[BEGIN]\ndef x(): pass\n[DONE]"
     )
     assert programs.score(asked, going_on)["passed"] == 1.0
-    with pytest.raises(DataError, match="10 rows, and 11 shots"):
-        questions(task("mbpp", data / KINDS["mbpp"], shots=11, examples=str(data / "code/mbpp_prompt.jsonl")))
+    with pytest.raises(DataError, match="10 rows, but few_shot is 11"):
+        examples_of(
+            task(
+                "mbpp", data / KINDS["mbpp"], few_shot=11, few_shot_data=str(data / "code/mbpp_prompt.jsonl")
+            )
+        )
 
 
 def rows(path: Path, *found: dict[str, Any]) -> Path:
@@ -92,7 +98,7 @@ def rows(path: Path, *found: dict[str, Any]) -> Path:
 
 def test_a_right_number_that_is_not_marked_counts_as_flexible_only(tmp_path):
     one = task("gsm8k", rows(tmp_path / "a.jsonl", {"question": "2 + 3?", "answer": "#### 5"}))
-    (asked,) = questions(one)
+    (asked,) = examples_of(one)
     assert one.score(asked, "It makes 5.") == {"answer": "5", "accuracy": 0.0, "accuracy_flexible": 1.0}
     assert one.score(asked, "#### 5.0004")["accuracy"] == 1.0
     assert one.score(asked, "#### 5.01")["accuracy"] == 0.0
@@ -104,7 +110,7 @@ def test_a_right_number_that_is_not_marked_counts_as_flexible_only(tmp_path):
 def test_rows_of_another_shape_are_refused_with_their_place(tmp_path):
     for kind in KINDS:
         with pytest.raises(DataError, match=f"a.jsonl:1: {kind} needs"):
-            questions(task(kind, rows(tmp_path / "a.jsonl", {"text": "x"})))
+            examples_of(task(kind, rows(tmp_path / "a.jsonl", {"text": "x"})))
 
 
 def test_problems_without_tests_are_refused(tmp_path):
@@ -113,7 +119,7 @@ def test_problems_without_tests_are_refused(tmp_path):
         ("humaneval", {"prompt": "def f():", "entry_point": "f", "test": "assert True"}),
     ):
         with pytest.raises(DataError, match=r"a.jsonl:1: has no tests, so any program would pass"):
-            questions(task(kind, rows(tmp_path / "a.jsonl", raw)))
+            examples_of(task(kind, rows(tmp_path / "a.jsonl", raw)))
 
 
 PROBLEM = {
@@ -126,20 +132,20 @@ PROBLEM = {
 
 def test_pass_at_k_pools_samples_and_seeds(tmp_path):
     one = task("humaneval", rows(tmp_path / "a.jsonl", PROBLEM), samples=2, k=[1, 3], seeds=[1, 2])
-    (asked,) = questions(one)
+    (asked,) = examples_of(one)
     texts = ["    return 1\n", "    return 2\n", "    return 3\n", "    return 4\n"]
-    scored = [{"id": "a:1", "seed": 1, **scores} for scores in one.scores([asked] * 4, texts)]
-    assert one.summary(scored) == {"pass_at_1": 0.25, "pass_at_3": 0.75, "stopped_by_limit": 0.0}
+    scored = [{"id": "a:1", "seed": 1, **scores} for scores in one.score_all([asked] * 4, texts)]
+    assert one.aggregate(scored) == {"pass_at_1": 0.25, "pass_at_3": 0.75, "stopped_by_limit": 0.0}
     with pytest.raises(ConfigError, match=r"at most 4 \(samples times seeds\)"):
-        task("humaneval", tmp_path / "a.jsonl", samples=2, k=[5], seeds=[1, 2]).measure(bench())
+        task("humaneval", tmp_path / "a.jsonl", samples=2, k=[5], seeds=[1, 2]).evaluate(context())
 
 
 def test_a_model_is_measured_from_prompts_to_verdicts(tmp_path):
     sums = rows(tmp_path / "sums.jsonl", {"question": "2 + 3?", "answer": "#### 5"})
     programs = rows(tmp_path / "programs.jsonl", PROBLEM)
     short = {"temperature": 0.0, "max_tokens": 8}
-    maths = task("gsm8k", sums, sampling=short).measure(bench())
-    code = task("humaneval", programs, sampling=short).measure(bench())
+    maths = task("gsm8k", sums, sampling=short).evaluate(context())
+    code = task("humaneval", programs, sampling=short).evaluate(context())
     assert (maths.metrics["accuracy"], code.metrics["pass_at_1"]) == (0.0, 0.0)  # it writes about restaurants
     assert code.rows[0]["status"] == "failed"
     assert code.settings["programs"].startswith("confined")

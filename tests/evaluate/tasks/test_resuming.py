@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.evaluate.benches import bench
+from tests.evaluate.contexts import context
 from tests.small_runs import in_child, nth, tree, write_data
 
 from stillhouse.errors import ConfigError
@@ -82,7 +82,7 @@ def test_what_was_written_before_an_interruption_is_not_written_again(tmp_path: 
     kept = tmp_path / "run" / "evaluation" / ".partial" / "teacher.exact_match.jsonl"
     header, first, *rest = kept.read_text(encoding="utf-8").splitlines()
     piece = json.loads(first)
-    piece["value"]["answers"][0][0] = [5, 6, 7]
+    piece["value"]["completions"][0][0] = [5, 6, 7]
     kept.write_text("\n".join([header, json.dumps(piece), *rest]) + "\n", encoding="utf-8")
     assert in_child(config, resume=True) == 0
     rows = kept.parent.parent / "teacher.exact_match.jsonl"
@@ -131,9 +131,9 @@ def test_a_single_changed_weight_makes_another_result() -> None:
     """A sample of the weights would miss it, and the answers of another model would be taken."""
     own = EXACT | {"data": "package:stillhouse/demo/data/dev.jsonl"}
     task = REGISTRY.parse(own)
-    before = bench()
+    before = context()
     changed = copy.deepcopy(before.model)
     with torch.no_grad():
         changed.get_input_embeddings().weight[-1, -1] += 1e-3
-    assert task.header(bench()) == task.header(before)
-    assert task.header(bench(model=changed)) != task.header(before)
+    assert task.dependencies(context()) == task.dependencies(before)
+    assert task.dependencies(context(model=changed)) != task.dependencies(before)

@@ -1,1 +1,1 @@
-"""Measures of a distilled student; each docstring says what is counted, in which unit, by which source."""
+"""Metrics of texts and of distributions; each docstring has definition, unit and source."""

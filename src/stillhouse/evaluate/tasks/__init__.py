@@ -1,42 +1,28 @@
-"""Tasks of the evaluation, one file for each family."""
+"""Evaluation tasks: every module here is imported, so a new task is one new file."""
 
-from stillhouse.evaluate.tasks import (
-    code,
-    cost,
-    exact_match,
-    fidelity,
-    instructions,
-    lm_eval,
-    maths,
-    speculative,
-)
-from stillhouse.evaluate.tasks.base import (
-    REGISTRY,
-    Asked,
-    Question,
+from stillhouse.config import import_submodules
+from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask, TaskField, TaskResult
+from stillhouse.evaluate.tasks.prompts import (
+    EvalExample,
+    EvalSet,
+    FewShotTask,
+    PromptTask,
+    ScoredTask,
     Scores,
-    Task,
-    means_over_seeds,
 )
-from stillhouse.evaluate.tasks.probe import Bench, Outcome, Probe, TaskField
+
+import_submodules(__name__)
 
 __all__ = [
     "REGISTRY",
-    "Asked",
-    "Bench",
-    "Outcome",
-    "Probe",
-    "Question",
+    "EvalContext",
+    "EvalExample",
+    "EvalSet",
+    "EvalTask",
+    "FewShotTask",
+    "PromptTask",
+    "ScoredTask",
     "Scores",
-    "Task",
     "TaskField",
-    "code",
-    "cost",
-    "exact_match",
-    "fidelity",
-    "instructions",
-    "lm_eval",
-    "maths",
-    "means_over_seeds",
-    "speculative",
+    "TaskResult",
 ]

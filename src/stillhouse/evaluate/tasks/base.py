@@ -1,141 +1,140 @@
-"""Tasks that ask questions and score the answers.
-
-A task is data in YAML: `evaluate: {tasks: [instructions, {kind: exact_match, data: rows.jsonl}]}`.
-"""
+"""The interface of every evaluation task, and what a task gets to work with."""
 
 from __future__ import annotations
 
-import statistics
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from stillhouse.evaluate.answers import as_responses, text_statistics
-from stillhouse.evaluate.tasks.asking import Asked, Asking, Question
-from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe, TaskField
+from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.journal import Journal
+from stillhouse.data import DataConfig, DatasetConfig
+from stillhouse.engines.base import EngineConfig, Sampling, TokenizerInfo
+from stillhouse.models import fingerprint
 
-Scores = Mapping[str, float | str | None]
-"""Of one answer: numbers, which are averaged, and texts, which are kept (such as an extracted answer)."""
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class Task(Asking):
-    """Questions from a set of rows; answers are scored one by one and averaged.
+@dataclass(frozen=True)
+class EvalContext:
+    """The system under evaluation and the settings of the run, for any task."""
 
-    A subclass says how an answer is scored (`score`) and, where rows have a shape of their own, how a row is
-    read (`row`). Everything else has defaults.
+    system: str
+    """"teacher", "student before", "student after" or another name."""
+    model: nn.Module
+    teacher: nn.Module | None
+    """The model to compare with; None where the system is the teacher itself, or there is none."""
+    tokenizer: Any
+    tokenizer_info: TokenizerInfo
+    vocab_size: int
+    """Number of token ids that model and teacher share."""
+    engine: EngineConfig
+    """Builds the engine that generates with `model`."""
+    data: DataConfig
+    """Template and length rules of the run; a task may have its own."""
+    sampling: Sampling
+    """For tasks without their own; `max_tokens` is set."""
+    seeds: tuple[int, ...]
+    held_out: DatasetConfig | None
+    """Held-out rows of the run, for tasks without `data`."""
+    limit: int | None = None
+    """At most this many of the held-out rows, where a task has no limit of its own."""
+    context_length: int | None = None
+    """Maximum number of tokens of the model; None if unknown."""
+    batch_size: int = 32
+    """Sequences per forward pass where likelihoods are measured."""
+    title: str | None = None
+    """Show progress under this title."""
+    fingerprint: Callable[[nn.Module], str] = fingerprint
+    """A digest of a model's weights; a run computes it once per model for all tasks."""
+    open_journal: Callable[[dict[str, Any], str], Journal] = lambda header, name: Journal(None, header)
+    """Opens the journal of pieces that depend on `header`, by name where a task has several."""
+
+    def likelihood_options(self) -> dict[str, Any]:
+        """Keyword arguments of `likelihood` besides the models."""
+        return {
+            "pad_id": self.tokenizer_info.pad_id,
+            "vocab_size": self.vocab_size,
+            "batch_size": self.batch_size,
+        }
+
+    @property
+    def role(self) -> Literal["teacher", "student"]:
+        """Whose responses these are."""
+        return "teacher" if self.system.startswith("teacher") else "student"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What a task measured on one system.
+
+    Example: `TaskResult({"rouge_l": 24.1}, {"seeds": [10, 20]}, [{"id": "dolly:1", ...}])`
     """
 
-    samples: Annotated[int, Field(ge=1)] = 1
-    """Answers to each question in each pass."""
+    metrics: dict[str, Any]
+    """Values by name; lists (the points of a curve) are kept but are no columns of a table."""
+    settings: dict[str, Any]
+    """Everything that the metrics depend on, for the reader."""
+    rows: list[dict[str, Any]]
+    """One for each response."""
+
+
+RELEVANT_DATA_FIELDS = {"template", "max_prompt", "max_response", "too_long", "no_response"}
+"""Fields of `data` that the result of a task depends on."""
+
+
+class EvalTask(StrictConfig):
+    """Anything that `evaluate.tasks` can hold: it measures one system.
+
+    `ScoredTask` is the usual kind: prompts with scored responses.
+    """
+
+    kind: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+    """The task's name in files and tables; default: its kind, or the name of its data."""
+    applies_to_teacher: ClassVar[bool] = True
+    """Whether the teacher itself can be evaluated."""
 
     @property
     def title(self) -> str:
-        """The name, or the file's where it has a file, or the kind."""
-        if self.name is None and self.data is not None:
-            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-        return super().title
+        """The name in files and tables."""
+        return self.name or self.kind
 
-    def decoded(self, tokenizer: Any, ids: Sequence[int]) -> str:
-        """The text of an answer, for scoring."""
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    def expanded(self) -> Sequence[EvalTask]:
+        """The tasks that it stands for, each with a result of its own."""
+        return (self,)
+
+    def datasets(self) -> Mapping[str, DatasetConfig]:
+        """The files it reads, by the name of their field; checked before anything is loaded."""
+        return {}
 
     @abstractmethod
-    def score(self, question: Question, text: str) -> Scores:
-        """The scores of one answer."""
+    def evaluate(self, context: EvalContext) -> TaskResult:
+        """Evaluate one system.
 
-    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> Sequence[Scores]:
-        """The scores of many answers, in their order; a task that can score several at once does it here."""
-        return [self.score(question, text) for question, text in zip(questions, texts, strict=True)]
-
-    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Metrics from all rows of all seeds: the mean over rows for each seed, then mean and `_std` over
-        seeds."""
-        return means_over_seeds(rows, self.score_names(rows))
-
-    def score_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The scores that are numbers."""
-        names = dict.fromkeys(name for row in rows for name in row if name not in ROW_FIELDS)
-        return [name for name in names if any(isinstance(row.get(name), int | float) for row in rows)]
-
-    def measure(self, bench: Bench) -> Outcome:
-        """Ask, score, average."""
-        sitting = self.begin(bench)
-        questions = [question for question in sitting.asked.questions for _ in range(self.samples)]
-        prompts = [question.prompt for question in questions]
-        written = sitting.write(prompts)
-        rows: list[dict[str, Any]] = []
-        for seed, completions in written.by_seed.items():
-            texts = [self.decoded(bench.tokenizer, done.token_ids) for done in completions]
-            scored = self.scores(questions, texts)
-            for index, (question, text, done, scores) in enumerate(
-                zip(questions, texts, completions, scored, strict=True)
-            ):
-                rows.append(
-                    {
-                        **sitting.row(question, seed),
-                        **({"sample": index % self.samples} if self.samples > 1 else {}),
-                        "response": text,
-                        "tokens": len(done.token_ids),
-                        "finished": done.finished,
-                        **scores,
-                    }
-                )
-        first = as_responses(prompts, next(iter(written.by_seed.values())), bench.role)
-        metrics = {
-            **self.summary(rows),
-            **text_statistics(rows, written.seconds),
-            **self.further(bench, sitting.asked.questions, first),
-        }
-        return Outcome(metrics, {**sitting.settings(), "samples": self.samples, **self.about()}, rows)
-
-    def further(
-        self, bench: Bench, questions: Sequence[Question], responses: Sequence[Any]
-    ) -> dict[str, float]:
-        """More metrics than those of single answers, such as likelihoods.
-
-        Args:
-            bench: the system.
-            questions: each once.
-            responses: the answers of the first seed as token ids, `samples` of them for each question.
+        Raises:
+            StillhouseError: data or models do not suit the task.
         """
-        return {}
 
-    def about(self) -> dict[str, Any]:
-        """What the reader of a result has to know about the scores."""
-        return {}
-
-
-ROW_FIELDS = ("id", "seed", "sample", "prompt", "question", "references", "response", "tokens", "finished")
-"""What every row of answers has besides its scores."""
-
-
-def means_over_seeds(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """The mean of each score over the rows of a seed, then `NAME` and `NAME_std`, mean and standard deviation
-    (n - 1; 0 for one seed) over seeds. Rows without the score, or with None, take no part."""
-    metrics: dict[str, float] = {}
-    for name in names:
-        by_seed: dict[Any, list[float]] = {}
-        for row in rows:
-            if isinstance(row.get(name), int | float):
-                by_seed.setdefault(row["seed"], []).append(float(row[name]))
-        means = [statistics.fmean(values) for values in by_seed.values()]
-        if means:
-            metrics[name] = statistics.fmean(means)
-            metrics[f"{name}_std"] = statistics.stdev(means) if len(means) > 1 else 0.0
-    return metrics
+    def dependencies(self, context: EvalContext) -> dict[str, Any]:
+        """Everything that the result depends on: a result with equal dependencies is not computed again."""
+        return {
+            "task": self.model_dump(mode="json"),
+            "data": {name: dataset.fingerprint() for name, dataset in self.datasets().items()},
+            "weights": context.fingerprint(context.model),
+            "teacher": None if context.teacher is None else context.fingerprint(context.teacher),
+            "sampling": context.sampling.model_dump(mode="json"),
+            "seeds": list(context.seeds),
+            "held_out": None if context.held_out is None else context.held_out.fingerprint(),
+            "limit": context.limit,
+            "rules": context.data.model_dump(mode="json", include=RELEVANT_DATA_FIELDS),
+        }
 
 
-__all__ = [
-    "REGISTRY",
-    "Asked",
-    "Bench",
-    "Outcome",
-    "Probe",
-    "Question",
-    "Scores",
-    "Task",
-    "TaskField",
-    "means_over_seeds",
-]
+REGISTRY: Registry[EvalTask] = Registry("task", EvalTask)  # type: ignore[type-abstract]
+TaskField = Annotated[SerializeAsAny[EvalTask], BeforeValidator(REGISTRY.parse)]
+"""The annotation of a config field that holds a task."""

@@ -1,4 +1,4 @@
-"""What a model costs: size, and time for reading and writing."""
+"""Inference cost: size and speed of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from stillhouse import console
 from stillhouse.engines.base import Sampling
-from stillhouse.evaluate.tasks.probe import REGISTRY, Bench, Outcome, Probe
+from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask, TaskResult
 from stillhouse.models import hidden_rows, parameter_counts
 
 if TYPE_CHECKING:
@@ -19,98 +19,98 @@ if TYPE_CHECKING:
 
 
 @REGISTRY.register
-class CostProbe(Probe):
-    """Size and speed of a model, and of the teacher beside it.
+class InferenceCost(EvalTask):
+    """Parameters, bytes, throughput of prefill and decoding, time to first token; also against the teacher.
 
     - `parameters`, `bytes`: tied weights counted once
-    - `prompt_tokens_per_second`: reading `batch` prompts of `prompt_tokens` tokens at once
-    - `first_token_seconds`: from the prompt to the first token, one text
-    - `tokens_per_second`: writing `batch` texts of `new_tokens` tokens side by side, after the first token
+    - `prompt_tokens_per_second`: prefill of `batch_size` prompts of `prompt_tokens` tokens
+    - `first_token_seconds`: from the prompt to the first token, batch size 1
+    - `tokens_per_second`: decoding `batch_size` responses of `new_tokens` tokens, after the first token
 
-    Prompts are drawn tokens, so that every model reads the same number. Each is the median of `repeats`
-    passes. With a teacher both take turns and `NAME_speed_up` is the median of the teacher's seconds over the
-    student's of the same turn, which the noise of a busy machine touches less than the times themselves.
+    Prompts are random tokens, so that every model reads the same number. Each value is the median of
+    `repeats` passes. With a teacher the two alternate, and `NAME_speed_up` is the median over passes of the
+    teacher's seconds over the student's, which the load of a busy machine affects less than the times
+    themselves.
     """
 
     kind: Literal["cost"] = "cost"
     prompt_tokens: Annotated[int, Field(ge=1)] = 64
     new_tokens: Annotated[int, Field(ge=2)] = 32
-    batch: Annotated[int, Field(ge=1)] = 8
-    """Texts side by side."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
     repeats: Annotated[int, Field(ge=1)] = 5
-    """Passes, after one that warms up."""
+    """Passes, after one for warm-up."""
 
-    def measure(self, bench: Bench) -> Outcome:
-        """Count and time."""
-        models: dict[str, nn.Module] = {"": bench.model}
-        if bench.teacher is not None:
-            models["teacher"] = bench.teacher
+    def evaluate(self, context: EvalContext) -> TaskResult:
+        """Count parameters and measure times."""
+        models: dict[str, nn.Module] = {"": context.model}
+        if context.teacher is not None:
+            models["teacher"] = context.teacher
         seconds: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-        with console.progress(bench.title or self.title, total=self.repeats + 1) as bar:
-            for turn in range(self.repeats + 1):
+        with console.progress(context.title or self.title, total=self.repeats + 1) as bar:
+            for repeat in range(self.repeats + 1):
                 for name, model in models.items():
-                    for what, value in self._timed(bench, model).items():
-                        if turn:
-                            seconds[name].setdefault(what, []).append(value)
+                    for stage, value in self._seconds(context, model).items():
+                        if repeat:
+                            seconds[name].setdefault(stage, []).append(value)
                 bar.advance(1)
-        own = {what: statistics.median(values) for what, values in seconds[""].items()}
-        facts = parameter_counts(bench.model)
+        median = {stage: statistics.median(values) for stage, values in seconds[""].items()}
+        size = parameter_counts(context.model)
         metrics: dict[str, Any] = {
-            "parameters": facts["parameters"],
-            "bytes": facts["bytes"],
-            "prompt_tokens_per_second": self.batch * self.prompt_tokens / own["prompt"],
-            "first_token_seconds": own["first_token"],
-            "tokens_per_second": self.batch * (self.new_tokens - 1) / own["decode"],
+            "parameters": size["parameters"],
+            "bytes": size["bytes"],
+            "prompt_tokens_per_second": self.batch_size * self.prompt_tokens / median["prompt"],
+            "first_token_seconds": median["first_token"],
+            "tokens_per_second": self.batch_size * (self.new_tokens - 1) / median["decode"],
         }
-        if bench.teacher is not None:
-            for what, values in seconds[""].items():
-                turns = zip(seconds["teacher"][what], values, strict=True)
-                metrics[f"{what}_speed_up"] = statistics.median(theirs / ours for theirs, ours in turns)
-            metrics["size_ratio"] = facts["parameters"] / parameter_counts(bench.teacher)["parameters"]
+        if context.teacher is not None:
+            for stage, values in seconds[""].items():
+                ratios = [t / s for t, s in zip(seconds["teacher"][stage], values, strict=True)]
+                metrics[f"{stage}_speed_up"] = statistics.median(ratios)
+            metrics["size_ratio"] = size["parameters"] / parameter_counts(context.teacher)["parameters"]
         settings = {
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
-            "batch": self.batch,
+            "batch_size": self.batch_size,
             "repeats": self.repeats,
-            "dtype": facts["dtype"],
-            "device": str(next(bench.model.parameters()).device),
-            "engine": bench.writer.kind,
+            "dtype": size["dtype"],
+            "device": str(next(context.model.parameters()).device),
+            "engine": context.engine.kind,
         }
-        return Outcome(metrics, settings, [])
+        return TaskResult(metrics, settings, [])
 
-    def _timed(self, bench: Bench, model: nn.Module) -> dict[str, float]:
-        """Seconds of reading, of a first token and of writing after it."""
+    def _seconds(self, context: EvalContext, model: nn.Module) -> dict[str, float]:
+        """Seconds of prefill, of a first token and of decoding after it."""
         import torch
 
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(bench.vocab, (self.batch, self.prompt_tokens), generator=generator)
-        ids = drawn.to(next(model.parameters()).device)
-        ones = torch.ones_like(ids)
+        tokens = torch.randint(context.vocab_size, (self.batch_size, self.prompt_tokens), generator=generator)
+        ids = tokens.to(next(model.parameters()).device)
+        mask = torch.ones_like(ids)
         last = torch.arange(self.prompt_tokens, device=ids.device).expand_as(ids) == self.prompt_tokens - 1
-        prompts = [row.tolist() for row in drawn]
-        engine = bench.writer.build(model, bench.facts)
+        prompts = [row.tolist() for row in tokens]
+        engine = context.engine.build(model, context.tokenizer_info)
 
-        def writing(count: int, tokens: int) -> Callable[[], object]:
-            sampling = Sampling(temperature=1.0, max_tokens=tokens, min_tokens=tokens)
+        def generate(count: int, new_tokens: int) -> Callable[[], object]:
+            sampling = Sampling(temperature=1.0, max_tokens=new_tokens, min_tokens=new_tokens)
             return lambda: engine.generate(prompts[:count], sampling, 0)
 
-        def reading() -> None:
+        def prefill() -> None:
             with torch.no_grad():
-                hidden_rows(model, {"input_ids": ids, "attention_mask": ones, "response_mask": last})
+                hidden_rows(model, {"input_ids": ids, "attention_mask": mask, "response_mask": last})
 
-        first = _seconds(writing(self.batch, 1))
+        first = _timed(generate(self.batch_size, 1))
         return {
-            "prompt": _seconds(reading),
-            "first_token": _seconds(writing(1, 1)),
-            "decode": max(_seconds(writing(self.batch, self.new_tokens)) - first, 1e-9),
+            "prompt": _timed(prefill),
+            "first_token": _timed(generate(1, 1)),
+            "decode": max(_timed(generate(self.batch_size, self.new_tokens)) - first, 1e-9),
         }
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _timed(function: Callable[[], object]) -> float:
     import torch
 
     start = time.perf_counter()
-    work()
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -1,7 +1,19 @@
-"""Instruction following as the papers measure it, and other tasks of free text with reference answers."""
+"""Instruction following as the papers measure it, and other open-ended generation with references.
+
+Rows of the published instruction sets are read as their files have them:
+
+- Dolly, Self-Instruct (flattened), Vicuna: `{instruction, input, output}` or `{instruction, input, outputs}`
+- MiniLLM's processed files (dolly, self-inst, vicuna, sinst/11_, uinst/11_): `{prompt, output}`, the prompt
+  in the Alpaca template already, with `<n>` for a line break, the output a string or a list
+- Unnatural Instructions (core) and Self-Instruct's user-oriented tasks: `{instruction, instances: [{input,
+  output}]}`, one example for each instance
+- Super-NaturalInstructions: `{Definition, Instances: [{input, output: [...]}]}`, one task file a line
+- MT-bench: `{turns: [...], reference}`; the first turn is the prompt
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
@@ -10,16 +22,24 @@ from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
 from stillhouse.core.types import Response
-from stillhouse.data import DatasetConfig, DatasetField
-from stillhouse.data.rows import Row
+from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
+from stillhouse.data.formats import read_row
+from stillhouse.data.rows import Fields, Row
 from stillhouse.engines.base import Sampling
-from stillhouse.evaluate.metrics.rouge import rouge_of
-from stillhouse.evaluate.metrics.translation import corpus_bleu, corpus_chrf
-from stillhouse.evaluate.tasks.base import REGISTRY, Bench, Question, Scores, Task, means_over_seeds
-from stillhouse.evaluate.tasks.exact_match import normal
-from stillhouse.evaluate.tasks.formats import instruction_rows
+from stillhouse.errors import DataError
+from stillhouse.evaluate.metrics.text import corpus_bleu, corpus_chrf, rouge_l_if_referenced
+from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask
+from stillhouse.evaluate.tasks.exact_match import normalized
+from stillhouse.evaluate.tasks.prompts import EvalExample, EvalSet, ScoredTask, Scores, mean_over_seeds
 
 Metric = Literal["rouge_l", "bleu", "chrf", "exact_match"]
+CORPUS_METRICS = {"bleu": corpus_bleu, "chrf": corpus_chrf}
+
+ALPACA_PROMPT = re.compile(
+    r"\ABelow is an instruction that describes a task.*?### Instruction:\n(?P<instruction>.*?)"
+    r"(?:\n\n### Input:\n(?P<input>.*?))?\n\n### Response:\n?\Z",
+    re.DOTALL,
+)
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "minillm": {
@@ -30,93 +50,138 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "sampling": {"temperature": 1.0, "max_tokens": 256, "no_repeat_ngram_size": 6},
     }
 }
-"""Values that a protocol gives where the configuration gives none."""
+"""Defaults of each protocol; the configuration overrides them."""
 
 
-class FreeText(Task):
-    """Answers in free words, compared with references."""
+def instruction_rows(raw: Mapping[str, Any], fields: Fields, where: str) -> list[Row]:
+    """The examples in one row of any of the formats above.
+
+    Raises:
+        DataError: the row has none of these formats.
+    """
+    if fields.model_dump(exclude_none=True):
+        return [read_row(raw, fields, where)]
+    if isinstance(raw.get("Instances"), list):
+        definition = raw.get("Definition", "")
+        instruction = definition[0] if isinstance(definition, list) and definition else definition
+        return list(_instances(str(instruction), raw["Instances"], fields, where))
+    if isinstance(raw.get("instances"), list):
+        return list(_instances(str(raw.get("instruction", "")), raw["instances"], fields, where))
+    if isinstance(raw.get("turns"), list) and raw["turns"]:
+        reference = raw.get("reference")
+        outputs = reference[:1] if isinstance(reference, list) else []
+        return [read_row({"instruction": raw["turns"][0], "outputs": outputs}, fields, where)]
+    if "instruction" not in raw and isinstance(raw.get("prompt"), str):
+        return [read_row(_without_alpaca_template(raw), fields, where)]
+    return [read_row(raw, fields, where)]
+
+
+def _instances(instruction: str, instances: Iterable[Any], fields: Fields, where: str) -> Iterable[Row]:
+    for number, instance in enumerate(instances, start=1):
+        if not isinstance(instance, Mapping):
+            raise DataError(f"{where}: instance {number} should be an object, got {instance!r:.80}")
+        row = {"instruction": instruction, "input": instance.get("input") or ""}
+        if instance.get("output") is not None:
+            row["output"] = instance["output"]
+        yield read_row(row, fields, f"{where} (instance {number})")
+
+
+def _without_alpaca_template(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with `instruction` and `input` in place of a prompt in the Alpaca template, so that any
+    template can be used; that of Alpaca gives the same prompt back."""
+    text = raw["prompt"].replace("<n>", "\n")
+    match = ALPACA_PROMPT.match(text)
+    if match is None:
+        return {**raw, "prompt": text}
+    rest = {key: value for key, value in raw.items() if key != "prompt"}
+    return {**rest, "instruction": match["instruction"], "input": match["input"] or ""}
+
+
+class FreeTextTask(ScoredTask):
+    """Open-ended responses, compared with references."""
 
     metrics: ListOf[Metric] = ("rouge_l",)
-    """What answers are scored by: rouge_l, bleu, chrf, exact_match. BLEU and chrF are of all answers of a
-    seed together, as sacrebleu computes them (extra [eval])."""
+    """Any of rouge_l, bleu, chrf, exact_match. BLEU and chrF are over all responses of a seed together, as
+    sacrebleu computes them (extra [eval])."""
     likelihood: bool = True
-    """Also the loss on the references and, where there is a teacher, how near the student is to it there and
-    on its own answers."""
-    min_reference: Annotated[int, Field(ge=1)] | None = None
-    """Leave out questions whose first reference has fewer words."""
+    """Also the loss on the references and, with a teacher, fidelity there and on the own responses."""
+    min_reference_words: Annotated[int, Field(ge=1)] | None = None
+    """Leave out examples whose first reference has fewer words."""
 
-    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row | Iterable[Row]:
-        """All formats of `formats.instruction_rows`."""
-        rows = instruction_rows(raw, source.fields, where)
-        least = self.min_reference or 0
-        return [row for row in rows if not least or len((row.response or "").split()) >= least]
+    def parse_row(self, raw: Mapping[str, Any], where: str, dataset: DatasetConfig) -> Row | Iterable[Row]:
+        """All formats of `instruction_rows`."""
+        rows = instruction_rows(raw, dataset.fields, where)
+        minimum = self.min_reference_words or 0
+        return [row for row in rows if not minimum or len((row.response or "").split()) >= minimum]
 
-    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> Sequence[Scores]:
-        """The scores of single answers; none for a question without references."""
-        references = [question.prompt.references for question in questions]
-        scored: list[dict[str, float]] = [{} for _ in texts]
+    def score_all(self, examples: Sequence[EvalExample], responses: Sequence[str]) -> Sequence[Scores]:
+        """ROUGE-L and exact match of each response; nothing for an example without references."""
+        references = [example.prompt.references for example in examples]
+        scored: list[dict[str, float]] = [{} for _ in responses]
         if "rouge_l" in self.metrics:
-            for scores, value in zip(scored, rouge_of(texts, references), strict=True):
+            for scores, value in zip(scored, rouge_l_if_referenced(responses, references), strict=True):
                 if value is not None:
                     scores["rouge_l"] = value
         if "exact_match" in self.metrics:
-            for scores, text, right in zip(scored, texts, references, strict=True):
-                if right:
-                    scores["exact_match"] = float(normal(text) in [normal(one) for one in right])
+            for scores, response, accepted in zip(scored, responses, references, strict=True):
+                if accepted:
+                    scores["exact_match"] = float(normalized(response) in map(normalized, accepted))
         return scored
 
-    def score(self, question: Question, text: str) -> Scores:
-        """The scores of one answer."""
-        return self.scores([question], [text])[0]
+    def score(self, example: EvalExample, response: str) -> Scores:
+        """The scores of one response."""
+        return self.score_all([example], [response])[0]
 
-    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Mean over answers for each seed, BLEU and chrF over all answers of a seed; then mean and standard
-        deviation over seeds."""
-        metrics = super().summary(rows)
-        measures = {"bleu": corpus_bleu, "chrf": corpus_chrf}
+    def aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Scores averaged over responses, BLEU and chrF over all responses of a seed; then mean and
+        standard deviation over seeds."""
+        wanted: list[str] = [name for name in CORPUS_METRICS if name in self.metrics]
         per_seed: list[dict[str, Any]] = []
         for seed in dict.fromkeys(row["seed"] for row in rows):
-            answered = [row for row in rows if row["seed"] == seed and row["references"]]
-            texts, references = [r["response"] for r in answered], [r["references"] for r in answered]
-            wanted = [name for name in measures if name in self.metrics and answered]
-            per_seed.append({"seed": seed, **{name: measures[name](texts, references) for name in wanted}})
-        return {**metrics, **means_over_seeds(per_seed, [n for n in measures if n in self.metrics])}
+            referenced = [row for row in rows if row["seed"] == seed and row["references"]]
+            texts, references = [r["response"] for r in referenced], [r["references"] for r in referenced]
+            values: dict[str, float] = {
+                name: CORPUS_METRICS[name](texts, references) for name in wanted if referenced
+            }
+            per_seed.append({"seed": seed, **values})
+        return {**super().aggregate(rows), **mean_over_seeds(per_seed, wanted)}
 
-    def further(
-        self, bench: Bench, questions: Sequence[Question], responses: Sequence[Response]
+    def extra_metrics(
+        self, context: EvalContext, examples: Sequence[EvalExample], responses: Sequence[Response]
     ) -> dict[str, float]:
-        """Loss on the references; with a teacher also fidelity there and on the student's own answers."""
+        """Loss on the references; with a teacher also fidelity there and on the student's own responses."""
         if not self.likelihood:
             return {}
-        from stillhouse.evaluate.likelihood import closeness
+        from stillhouse.evaluate.likelihood import likelihood_metrics
 
-        prompts = [question.prompt for question in questions]
-        return closeness(bench.model, bench.teacher, prompts, responses, **bench.options())
+        prompts = [example.prompt for example in examples]
+        options = context.likelihood_options()
+        return likelihood_metrics(context.model, context.teacher, prompts, responses, **options)
 
-    def about(self) -> dict[str, Any]:
+    def score_settings(self) -> dict[str, Any]:
         """Definitions of the metrics."""
-        told = {
+        definitions = {
             "rouge_l": "rouge-score rougeL F, stemmer, best over references",
-            "bleu": "sacrebleu BLEU of the answers of one seed, 13a tokenizer, exponential smoothing",
-            "chrf": "sacrebleu chrF2 of the answers of one seed",
-            "exact_match": "without case, punctuation and white space",
+            "bleu": "sacrebleu BLEU of the responses of one seed, 13a tokenizer, exponential smoothing",
+            "chrf": "sacrebleu chrF2 of the responses of one seed",
+            "exact_match": "ignoring case, punctuation and white space",
         }
-        facts: dict[str, Any] = {name: told[name] for name in self.metrics}
+        settings: dict[str, Any] = {name: definitions[name] for name in self.metrics}
         if self.likelihood:
-            facts["loss"] = "nats per reference token"
-            facts["fidelity"] = "on references; _on_own_text: on the answers of the first seed"
-        return facts
+            settings["loss"] = "nats per reference token"
+            settings["fidelity"] = "on references; _on_own_text: on the responses of the first seed"
+        return settings
 
 
 @REGISTRY.register
-class Instructions(FreeText):
-    """Instruction following: answers sampled at temperature 1 with five seeds, ROUGE-L against the best
-    reference, mean and standard deviation over seeds.
+class Instructions(FreeTextTask):
+    """ROUGE-L (also BLEU, chrF, exact match) of responses sampled at temperature 1 with five seeds; loss and
+    fidelity on the references and on the student's own responses.
 
-    `protocol: minillm` adds the other settings of the released evaluation code of MiniLLM and DistiLLM: the
-    Alpaca template, prompts cut to their first 256 tokens, at most 256 new tokens, and no 6-gram twice in
-    prompt and answer (evaluate_main.py and prompt_datasets.py in microsoft/LMOps, minillm). Each can be
-    overruled. That last setting is in no paper and moves results; without the protocol it is off.
+    `protocol: minillm` adds the other settings of the evaluation code that MiniLLM and DistiLLM released:
+    the Alpaca template, prompts cut to their first 256 tokens, at most 256 new tokens, and no 6-gram twice
+    in prompt and response (evaluate_main.py and prompt_datasets.py in microsoft/LMOps, minillm). Each can
+    be overridden. That last setting is in no paper and changes results; without the protocol it is off.
 
     `sets` makes one task of each of several files:
     `{kind: instructions, protocol: minillm, sets: {dolly: dolly_eval.jsonl, vicuna: vicuna80_eval.jsonl}}`
@@ -126,73 +191,77 @@ class Instructions(FreeText):
 
     kind: Literal["instructions"] = "instructions"
     protocol: Literal["minillm"] | None = None
-    """Settings of a paper, for those that are not given here."""
+    """The settings of a paper, where none are given here."""
     sets: dict[str, DatasetField] | None = None
     """Several files of rows by the names of their tasks, in place of `data`."""
     sampling: Sampling | None = Sampling(temperature=1.0)
-    """How answers are written. `no_repeat_ngram_size` is 0 unless set here or by the protocol."""
+    """How responses are sampled. `no_repeat_ngram_size` is 0 unless set here or by the protocol."""
     seeds: ListOf[Annotated[int, Field(ge=0)]] | None = (10, 20, 30, 40, 50)
-    """One pass over the questions for each."""
+    """One pass over the prompts for each."""
 
     @model_validator(mode="before")
     @classmethod
-    def _of_protocol(cls, given: Any) -> Any:
+    def _apply_protocol(cls, given: Any) -> Any:
         protocol = given.get("protocol") if isinstance(given, Mapping) else None
         if protocol not in PROTOCOLS:
             return given
         values = {**PROTOCOLS[protocol], **given}
-        own = given.get("sampling")
-        if isinstance(own, Mapping):
-            values["sampling"] = {**PROTOCOLS[protocol]["sampling"], **own}
+        sampling = given.get("sampling")
+        if isinstance(sampling, Mapping):
+            values["sampling"] = {**PROTOCOLS[protocol]["sampling"], **sampling}
         return values
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _data_or_sets(self) -> Self:
         if self.sets is not None and self.data is not None:
             raise ValueError("needs data or sets, not both")
         return self
 
-    def expanded(self) -> Sequence[Instructions]:
+    def expanded(self) -> Sequence[EvalTask]:
         """One task for each set."""
         if not self.sets:
             return (self,)
         return [
-            self.model_copy(update={"name": name, "data": source, "sets": None})
-            for name, source in self.sets.items()
+            self.model_copy(update={"name": name, "data": dataset, "sets": None})
+            for name, dataset in self.sets.items()
         ]
 
-    def sources(self) -> Mapping[str, DatasetConfig]:
+    def datasets(self) -> Mapping[str, DatasetConfig]:
         """Its rows, or those of all sets."""
         sets = self.sets or {}
-        return {**super().sources(), **{f"sets.{name}": source for name, source in sets.items()}}
+        return {**super().datasets(), **{f"sets.{name}": dataset for name, dataset in sets.items()}}
 
 
 @REGISTRY.register
-class E2E(FreeText):
-    """Restaurant descriptions from facts (E2E NLG, Novikova et al. 2017): greedy answers, ROUGE-L, BLEU and
-    chrF against several references.
+class E2E(FreeTextTask):
+    """Restaurant descriptions from facts (E2E NLG, Novikova et al. 2017): greedy decoding, ROUGE-L, BLEU
+    and chrF against several references.
 
-    Rows are `{instruction, input, outputs: [...]}`. Rows that ask the same are one question with all of their
-    references, as the data set's own measure has it.
+    Rows are `{instruction, input, outputs: [...]}`. Rows with the same prompt are one example with all of
+    their references, as the data set's own metric has it.
     """
 
     kind: Literal["e2e"] = "e2e"
     metrics: ListOf[Metric] = ("rouge_l", "bleu", "chrf")
     sampling: Sampling | None = Sampling(temperature=0.0)
-    """How answers are written."""
+    """How responses are decoded."""
     seeds: ListOf[Annotated[int, Field(ge=0)]] | None = (10,)
-    """One pass over the questions for each; greedy needs one."""
+    """One pass over the prompts for each; greedy decoding needs one."""
 
-    def questions(self, *arguments: Any, **named: Any) -> Any:
-        """The questions, equal ones put together."""
-        asked = super().questions(*arguments, **named)
-        merged: dict[tuple[int, ...], Question] = {}
-        for question in asked.questions:
-            first = merged.get(question.prompt.token_ids)
-            if first is None:
-                merged[question.prompt.token_ids] = question
-                continue
-            references = dict.fromkeys((*first.prompt.references, *question.prompt.references))
-            prompt = replace(first.prompt, references=tuple(references))
-            merged[question.prompt.token_ids] = replace(first, prompt=prompt)
-        return replace(asked, questions=tuple(merged.values()))
+    def load(
+        self,
+        encoder: Encoder,
+        limits: DataConfig,
+        held_out: DatasetConfig | None = None,
+        limit: int | None = None,
+    ) -> EvalSet:
+        """The examples, those with equal prompts merged."""
+        eval_set = super().load(encoder, limits, held_out, limit)
+        merged: dict[tuple[int, ...], EvalExample] = {}
+        for example in eval_set.examples:
+            first = merged.get(example.prompt.token_ids)
+            if first is not None:
+                references = dict.fromkeys((*first.prompt.references, *example.prompt.references))
+                example = replace(first, prompt=replace(first.prompt, references=tuple(references)))
+            merged[example.prompt.token_ids] = example
+        return replace(eval_set, examples=tuple(merged.values()))

@@ -1,4 +1,4 @@
-"""Problems of mathematics, scored by their final answer."""
+"""Mathematics, scored by the final answer."""
 
 from __future__ import annotations
 
@@ -12,63 +12,63 @@ from stillhouse.config import ListOf
 from stillhouse.data import DatasetConfig
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError
-from stillhouse.evaluate.tasks.base import REGISTRY, Question, Scores
-from stillhouse.evaluate.tasks.shots import WithShots
+from stillhouse.evaluate.tasks.base import REGISTRY
+from stillhouse.evaluate.tasks.prompts import EvalExample, FewShotTask, Scores
 from stillhouse.grading import MathsProblem, grade, problem_of
 
 
-class _Maths(WithShots):
+class MathsTask(FewShotTask):
     """Rows of `question` and `answer`.
 
-    `accuracy` (0 to 1) counts answers that are marked as final and right; `accuracy_flexible` also takes the
-    last number, or any expression, of a text that marks none.
+    `accuracy` (0 to 1) counts responses whose answer is marked as final and correct; `accuracy_flexible` also
+    accepts the last number, or any expression, of a response that marks none.
     """
 
     tolerance: Annotated[float, Field(ge=0)] = 1e-3
-    """How far apart two numbers may be and still be equal."""
-    ask: str = "{question}"
-    """The instruction; `{question}` stands for the row's."""
+    """How far apart two equal numbers may be; see `grading.maths.equal_numbers`."""
+    prompt_format: str = "{question}"
+    """The instruction, with `{question}` for that of the row."""
     stop: ListOf[str] = ("\nQuestion:", "\nQ:")
-    """An answer counts up to the first of these, where a model goes on with another problem."""
+    """A response is cut at the first of these, where a model continues with another problem."""
 
-    def row(self, raw: Mapping[str, Any], where: str, source: DatasetConfig) -> Row:
-        """The question, after the worked examples; the reference is the final answer."""
+    def parse_row(self, raw: Mapping[str, Any], where: str, dataset: DatasetConfig) -> Row:
+        """The question after the few-shot examples; the reference is the final answer."""
         problem = problem_of(raw)
         if "question" not in raw or not isinstance(problem, MathsProblem):
             raise DataError(f"{where}: {self.kind} needs rows of question and answer; got {', '.join(raw)}")
-        asked = self._examples + self._asking(raw)
-        return Row(where, asked, references=(problem.answer,))
+        return Row(where, self._examples + self._instruction(raw), references=(problem.answer,))
 
     @cached_property
     def _examples(self) -> str:
-        return "".join(f"{self._asking(raw)}\n{str(raw['answer']).strip()}\n\n" for raw in self.worked())
+        rows = self.few_shot_rows()
+        return "".join(f"{self._instruction(raw)}\n{str(raw['answer']).strip()}\n\n" for raw in rows)
 
-    def _asking(self, raw: Mapping[str, Any]) -> str:
-        return self.ask.replace("{question}", str(raw["question"]).strip())
+    def _instruction(self, raw: Mapping[str, Any]) -> str:
+        return self.prompt_format.replace("{question}", str(raw["question"]).strip())
 
-    def score(self, question: Question, text: str) -> Scores:
-        """Both accuracies, and what was taken as the answer."""
-        for end in self.stop:
-            text = text.split(end, 1)[0]
-        graded = grade(text, question.prompt.references[0], self.tolerance)
+    def score(self, example: EvalExample, response: str) -> Scores:
+        """Both accuracies, and the extracted answer."""
+        for stop in self.stop:
+            response = response.split(stop, 1)[0]
+        result = grade(response, example.prompt.references[0], self.tolerance)
         return {
-            "answer": graded.answer,
-            "accuracy": float(graded.strict),
-            "accuracy_flexible": float(graded.flexible),
+            "answer": result.answer,
+            "accuracy": float(result.strict),
+            "accuracy_flexible": float(result.flexible),
         }
 
-    def about(self) -> dict[str, Any]:
-        """How answers were found and compared."""
+    def score_settings(self) -> dict[str, Any]:
+        """How answers were extracted and compared."""
         return {
             "accuracy": "final answer after #### or boxed; numbers by tolerance, expressions by math-verify",
             "tolerance": self.tolerance,
-            "shots": self.shots,
+            "few_shot": self.few_shot,
         }
 
 
 @REGISTRY.register
-class GSM8K(_Maths):
-    """Word problems of grade school, answers after `####` (Cobbe et al. 2021, arXiv 2110.14168).
+class GSM8K(MathsTask):
+    """Grade-school word problems, answers after `####` (Cobbe et al. 2021, arXiv 2110.14168).
 
     Example: `evaluate: {tasks: [{kind: gsm8k, data: gsm8k_test.jsonl, limit: 200}]}`
     """
@@ -77,16 +77,16 @@ class GSM8K(_Maths):
 
 
 @REGISTRY.register
-class SVAMP(_Maths):
-    """Word problems of one step, varied so that key words mislead (Patel et al. 2021, arXiv 2103.07191)."""
+class SVAMP(MathsTask):
+    """One-step word problems, varied so that key words mislead (Patel et al. 2021, arXiv 2103.07191)."""
 
     kind: Literal["svamp"] = "svamp"
 
 
 @REGISTRY.register
-class Math500(_Maths):
+class Math500(MathsTask):
     """Competition problems whose answers are expressions (Hendrycks et al. 2021, arXiv 2103.03874; the 500 of
     Lightman et al. 2023, arXiv 2305.20050)."""
 
     kind: Literal["math500"] = "math500"
-    ask: str = "{question}\nPut the final answer in \\boxed{}."
+    prompt_format: str = "{question}\nPut the final answer in \\boxed{}."

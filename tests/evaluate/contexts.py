@@ -1,4 +1,4 @@
-"""A system ready to be measured: the demonstration's teacher, and a student with half of its layers."""
+"""Evaluation contexts: the demonstration's teacher, and a student with half of its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from stillhouse.data import DataConfig
 from stillhouse.data.templates import Plain
 from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
-from stillhouse.evaluate.tasks import Bench
+from stillhouse.evaluate.tasks import EvalContext
 from stillhouse.models import StudentConfig, TeacherModel, load_student, load_teacher, load_tokenizer
 
 TEACHER = "package:stillhouse/demo/teacher"
@@ -23,19 +23,18 @@ def models() -> tuple[Any, Any, Any]:
     return tokenizer, teacher, student
 
 
-def bench(system: str = "student after", **changes: Any) -> Bench:
-    """The student beside its teacher, or the teacher alone."""
+def context(system: str = "student after", **changes: Any) -> EvalContext:
+    """The student with its teacher, or the teacher alone."""
     tokenizer, teacher, student = models()
     model = teacher if system == "teacher" else student
-    facts = TokenizerInfo.from_tokenizer(tokenizer)
     values: dict[str, Any] = {
         "system": system,
         "model": model,
         "teacher": None if system == "teacher" else teacher,
         "tokenizer": tokenizer,
-        "facts": facts,
-        "vocab": len(tokenizer),
-        "writer": TransformersConfig(),
+        "tokenizer_info": TokenizerInfo.from_tokenizer(tokenizer),
+        "vocab_size": len(tokenizer),
+        "engine": TransformersConfig(),
         "data": DataConfig(
             train={"kind": "jsonl", "path": f"{TEACHER.removesuffix('teacher')}data/dev.jsonl"},
             template=Plain(),
@@ -46,4 +45,4 @@ def bench(system: str = "student after", **changes: Any) -> Bench:
         "seeds": (10,),
         "held_out": None,
     }
-    return Bench(**{**values, **changes})
+    return EvalContext(**{**values, **changes})

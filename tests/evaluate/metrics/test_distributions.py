@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from stillhouse.errors import DataError
-from stillhouse.evaluate.metrics.fidelity import Fidelity
+from stillhouse.evaluate.metrics.distributions import Fidelity
 
 
 def logits(rows: int = 37, vocabulary: int = 19) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from tests.evaluate.benches import bench, models
+from tests.evaluate.contexts import context, models
 
 from stillhouse.core.journal import Journal
 from stillhouse.errors import ConfigError
-from stillhouse.evaluate.metrics.calibration import Calibration
-from stillhouse.evaluate.metrics.diversity import self_bleu
-from stillhouse.evaluate.tasks import REGISTRY, Outcome
+from stillhouse.evaluate.metrics.distributions import Calibration
+from stillhouse.evaluate.metrics.text import self_bleu
+from stillhouse.evaluate.tasks import REGISTRY, TaskResult
 from stillhouse.files import locate
 
 
@@ -26,8 +26,8 @@ def rows(folder: Path, count: int = 4) -> dict[str, Any]:
     return {"kind": "jsonl", "path": str(folder / "rows.jsonl")}
 
 
-def measured(kind: str, system: str = "student after", **options: Any) -> Outcome:
-    return REGISTRY.parse({"kind": kind, **options}).measure(bench(system))
+def measured(kind: str, system: str = "student after", **options: Any) -> TaskResult:
+    return REGISTRY.parse({"kind": kind, **options}).evaluate(context(system))
 
 
 def test_calibration_by_hand() -> None:
@@ -104,9 +104,9 @@ def test_an_interrupted_curve_keeps_its_points(tmp_path: Path) -> None:
     def kept(header: dict[str, Any], name: str) -> Journal:
         return Journal(tmp_path / f"{name}.jsonl", header)
 
-    first = task.measure(bench(open_journal=kept))
+    first = task.evaluate(context(open_journal=kept))
     assert {path.name for path in tmp_path.glob("T=*.jsonl")} == {"T=0.5.jsonl", "T=1.jsonl"}
-    again = task.measure(bench(open_journal=kept))
+    again = task.evaluate(context(open_journal=kept))
     assert again == first  # the time of writing included: nothing was written again
 
 
@@ -122,10 +122,10 @@ def test_speculative_decoding_is_counted_and_timed(tmp_path: Path) -> None:
     assert [point["gamma"] for point in points] == [1, 2, 4]
     for point in points:
         assert 1 <= point["block_efficiency"] <= point["gamma"] + 1
-        assert point["acceptance"] == pytest.approx(point["acceptance_expected"], abs=0.2)
+        assert point["acceptance_rate"] == pytest.approx(point["expected_acceptance_rate"], abs=0.2)
     assert points[0]["block_efficiency"] < points[2]["block_efficiency"]
     assert found.metrics["overlap_on_teacher_text"] == pytest.approx(
-        found.metrics["acceptance_expected"], abs=0.15
+        found.metrics["expected_acceptance_rate"], abs=0.15
     )
     assert found.metrics["speed_up"] > 0
     assert max(abs(found.metrics[f"{whose}distribution_z"]) for whose in ("", "assisted_")) < 4
@@ -134,14 +134,14 @@ def test_speculative_decoding_is_counted_and_timed(tmp_path: Path) -> None:
 
 
 def test_speculative_decoding_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sampling.top_p: is not known.*got 0.9"):
+    with pytest.raises(ConfigError, match=r"sampling.top_p: is not supported.*got 0.9"):
         measured("speculative", data=rows(tmp_path), sampling={"top_p": 0.9})
     with pytest.raises(ConfigError, match="needs a teacher"):
         measured("speculative", "teacher", data=rows(tmp_path))
 
 
 def test_cost_of_student_and_teacher() -> None:
-    found = measured("cost", batch=4, prompt_tokens=32, new_tokens=16, repeats=3)
+    found = measured("cost", batch_size=4, prompt_tokens=32, new_tokens=16, repeats=3)
     _, teacher, student = models()
     count = sum(p.numel() for p in student.parameters())
     assert found.metrics["parameters"] == count
@@ -153,4 +153,4 @@ def test_cost_of_student_and_teacher() -> None:
     } <= set(found.metrics)  # fmt: skip
     assert all(value > 0 for value in found.metrics.values())
     assert json.dumps(found.settings)
-    assert "prompt_speed_up" not in measured("cost", "teacher", repeats=1, batch=1).metrics
+    assert "prompt_speed_up" not in measured("cost", "teacher", repeats=1, batch_size=1).metrics

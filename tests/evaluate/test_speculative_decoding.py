@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests import tiny
 
-from stillhouse.evaluate.drafting import Settings, Surprise, accept, write
+from stillhouse.evaluate.speculative_decoding import DistributionTest, SpeculativeDecoder, accept
 
 VOCAB, END = 5, 0
 PROMPT = [3, 1, 4]
@@ -53,18 +53,19 @@ def test_texts_have_the_teachers_distribution(gamma: int) -> None:
     teacher, student = models()
     exact = texts_of_teacher(teacher, 2)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
-    settings = Settings(gamma, max_tokens=2, eos_id=END, vocab=VOCAB, seed=gamma)
-    counts = write(teacher, student, [PROMPT] * 500, settings)
+    decoder = SpeculativeDecoder(gamma, max_tokens=2, eos_id=END, vocab_size=VOCAB, seed=gamma)
+    result = decoder.generate(teacher, student, [PROMPT] * 500)
     seen: dict[Any, int] = {}
-    for text in counts.texts:
+    for text in result.responses:
         seen[tuple(text)] = seen.get(tuple(text), 0) + 1
     statistic, freedom = chi_square(seen, exact)
     assert freedom > 5
     # Mean k and variance 2k: five standard deviations above the mean.
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5
-    assert 0.1 < counts.acceptance < 0.99
-    assert counts.acceptance == pytest.approx(counts.expected, abs=4 * (0.25 / counts.tested) ** 0.5)
-    assert abs(counts.surprise.z) < 4
+    assert 0.1 < result.acceptance_rate < 0.99
+    within = 4 * (0.25 / result.tested) ** 0.5
+    assert result.acceptance_rate == pytest.approx(result.expected_acceptance_rate, abs=within)
+    assert abs(result.distribution.z) < 4
     # The student's own texts would not pass.
     others = texts_of_teacher(student, 2)
     assert chi_square(seen, others)[0] > 5 * freedom
@@ -89,18 +90,19 @@ def test_one_draw_by_the_rule_has_the_teachers_distribution() -> None:
 
 def test_a_student_that_is_the_teacher_is_never_refused() -> None:
     teacher, _ = models()
-    counts = write(teacher, teacher, [PROMPT] * 5, Settings(4, max_tokens=20, eos_id=VOCAB + 1, vocab=VOCAB))
-    assert counts.acceptance == 1.0
-    assert counts.block_efficiency == 5.0
-    assert [len(text) for text in counts.texts] == [20] * 5
+    decoder = SpeculativeDecoder(4, max_tokens=20, eos_id=VOCAB + 1, vocab_size=VOCAB)
+    result = decoder.generate(teacher, teacher, [PROMPT] * 5)
+    assert result.acceptance_rate == 1.0
+    assert result.block_efficiency == 5.0
+    assert [len(text) for text in result.responses] == [20] * 5
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 5])
 def test_greedy_text_is_the_teachers(gamma: int) -> None:
     teacher, student = models()
-    settings = Settings(gamma, max_tokens=12, eos_id=END, vocab=VOCAB, temperature=0.0)
-    counts = write(teacher, student, [PROMPT, [2, 2]], settings)
-    for prompt, text in zip([PROMPT, [2, 2]], counts.texts, strict=True):
+    decoder = SpeculativeDecoder(gamma, max_tokens=12, eos_id=END, vocab_size=VOCAB, temperature=0.0)
+    result = decoder.generate(teacher, student, [PROMPT, [2, 2]])
+    for prompt, text in zip([PROMPT, [2, 2]], result.responses, strict=True):
         ids = list(prompt)
         with torch.no_grad():
             while len(ids) < len(prompt) + 12 and END not in ids[len(prompt) :]:
@@ -108,20 +110,20 @@ def test_greedy_text_is_the_teachers(gamma: int) -> None:
         assert text == ids[len(prompt) :]
 
 
-def test_surprise_tells_whose_tokens_they_are() -> None:
+def test_the_distribution_test_tells_whose_tokens_they_are() -> None:
     generator = torch.Generator().manual_seed(3)
     p, q = (torch.randn(4000, 6, generator=generator, dtype=torch.float64).softmax(-1) for _ in range(2))
     p[:, 5] = 0
     p /= p.sum(-1, keepdim=True)
     for weights, right in ((p, True), ((p + q) / 2, False), (p**2, False)):
-        surprise = Surprise()
+        test = DistributionTest()
         drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
-        surprise.add(p[:1000], drawn[:1000])
-        surprise.add(p[1000:], drawn[1000:])
-        assert (abs(surprise.z) < 4) == right
+        test.update(p[:1000], drawn[:1000])
+        test.update(p[1000:], drawn[1000:])
+        assert (abs(test.z) < 4) == right
     certain = torch.nn.functional.one_hot(torch.tensor([1, 2]), 4).double()
-    surprise = Surprise()
-    surprise.add(certain, torch.tensor([1, 2]))
-    assert surprise.z == 0
-    surprise.add(certain, torch.tensor([1, 3]))
-    assert surprise.z == float("inf")
+    test = DistributionTest()
+    test.update(certain, torch.tensor([1, 2]))
+    assert test.z == 0
+    test.update(certain, torch.tensor([1, 3]))
+    assert test.z == float("inf")

@@ -1,4 +1,4 @@
-"""A model in memory as the language model of the lm-eval harness; needs the package lm-eval."""
+"""The model in memory as a language model of the lm-eval harness; needs the package lm-eval."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.evaluate.tasks.probe import Bench
+from stillhouse.evaluate.tasks.base import EvalContext
 from stillhouse.models import head_of, hidden_rows
 
-MAX_NEW = 256
-"""Tokens of an answer where a task sets no limit; lm-eval's own number."""
+MAX_NEW_TOKENS = 256
+"""Length limit where a task sets none; lm-eval's own."""
 
-Scored = tuple[tuple[str, str] | None, list[int], list[int]]
+LikelihoodRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts (unused), context ids, continuation ids."""
 
 
 class HarnessModel(TemplateLM):
-    """Answers the harness's three kinds of requests with the model and engine of a bench.
+    """Answers the harness's three kinds of requests with the model and engine of an `EvalContext`.
 
-    Tokenisation, windows and truncation are those of lm-eval's own HFLM, so the results are, too. Finished
-    pieces go into `journal`.
+    Tokenisation, windows and truncation are those of lm-eval's own HFLM, and so are the results. Finished
+    batches are kept in `journal`.
     """
 
-    def __init__(self, bench: Bench, journal: Journal) -> None:
+    def __init__(self, context: EvalContext, journal: Journal) -> None:
         super().__init__()
-        self.tokenizer = bench.tokenizer
-        self._bench = bench
+        self.tokenizer = context.tokenizer
+        self._context = context
         self._journal = journal
-        self._context = bench.context or 2048
-        self._device = next(bench.model.parameters()).device
+        self._context_length = context.context_length or 2048
+        self._device = next(context.model.parameters()).device
 
     @property
     def eot_token_id(self) -> int:
@@ -48,28 +48,28 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
-        begin = self.tokenizer.bos_token_id
-        return self.eot_token_id if begin is None else int(begin)
+        """Precedes a text without a context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's own caches."""
+        """For the caches of the harness."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them, unless the text begins with one already."""
-        given: dict[str, Any] = {}
+        """Token ids; special tokens as the tokenizer adds them, unless the text starts with BOS already."""
+        options: dict[str, Any] = {}
         if add_special_tokens is not None:
-            given["add_special_tokens"] = add_special_tokens
+            options["add_special_tokens"] = add_special_tokens
         elif has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            given["add_special_tokens"] = False
-        return list(self.tokenizer.encode(string, **given))
+            options["add_special_tokens"] = False
+        return list(self.tokenizer.encode(string, **options))
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as text, by the tokenizer's own template."""
+        """A conversation as text, by the tokenizer's chat template."""
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -80,36 +80,36 @@ class HarnessModel(TemplateLM):
         )
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[LikelihoodRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """For each request the log-probability (nats) of the continuation, and whether greedy writes it."""
+        """Log-probability (nats) of each continuation, and whether greedy decoding generates it."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
-        found: dict[int, tuple[float, bool]] = {}
-        with console.progress(f"{self._bench.title or 'lm-eval'}, likelihoods", total=len(requests)) as bar:
-            for start in range(0, len(order), self._bench.batch_size):
-                batch = order[start : start + self._bench.batch_size]
+        results: dict[int, tuple[float, bool]] = {}
+        with console.progress(f"{self._context.title or 'lm-eval'}, likelihoods", total=len(requests)) as bar:
+            for start in range(0, len(order), self._context.batch_size):
+                batch = order[start : start + self._context.batch_size]
                 key = content_digest(["likelihood", [requests[index][1:] for index in batch]])
                 piece = self._journal.get(key)
                 if piece is None:
                     piece = self._likelihoods([requests[index] for index in batch])
                     self._journal.put(key, piece)
                 for index, (value, greedy) in zip(batch, piece, strict=True):
-                    found[index] = (value, greedy)
+                    results[index] = (value, greedy)
                 bar.advance(len(batch))
-        return [found[index] for index in range(len(requests))]
+        return [results[index] for index in range(len(requests))]
 
     @torch.no_grad()
-    def _likelihoods(self, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
+    def _likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[tuple[float, bool]]:
         responses = []
         for _, context, continuation in requests:
-            room = self._context + 1 - len(continuation)  # the last token is predicted, not read
+            room = self._context_length + 1 - len(continuation)  # the last token is predicted, not read
             prompt = Prompt("", tuple(context[-room:]), "")
             responses.append(Response(prompt, tuple(continuation), "fixed"))
-        batch = collate(responses, self._bench.facts.pad_id).to(self._device)
+        batch = collate(responses, self._context.tokenizer_info.pad_id).to(self._device)
         names = ("input_ids", "attention_mask", "response_mask")
-        hidden = hidden_rows(self._bench.model, {name: getattr(batch, name) for name in names})
+        hidden = hidden_rows(self._context.model, {name: getattr(batch, name) for name in names})
         labels = batch.labels[batch.response_mask]
-        head = head_of(self._bench.model)
+        head = head_of(self._context.model)
         values: list[tuple[float, bool]] = []
         for rows in torch.arange(len(labels)).split([len(response.token_ids) for response in responses]):
             logits = head.logits(hidden[rows])
@@ -119,13 +119,13 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """The log-probability (nats) of whole texts, in windows of the model's context."""
-        windows: list[Scored] = []
+        windows: list[LikelihoodRequest] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
             pieces = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self._context,
+                max_seq_len=self._context_length,
                 context_len=1,
             )
             for context, continuation in map(utils.make_disjoint_window, pieces):
@@ -137,32 +137,32 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Answers, cut at the first of the words that a task stops at."""
-        answers = [""] * len(requests)
+        """Responses, cut at the first stop sequence of the task."""
+        responses = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(content_digest(request.args[1]), []).append(index)
-        with console.progress(f"{self._bench.title or 'lm-eval'}, answers", total=len(requests)) as bar:
+        with console.progress(f"{self._context.title or 'lm-eval'}, responses", total=len(requests)) as bar:
             for indices in groups.values():
                 sampling, stops = self._sampling(dict(requests[indices[0]].args[1]))
-                for start in range(0, len(indices), self._bench.batch_size):
-                    batch = indices[start : start + self._bench.batch_size]
-                    texts = self._answers([requests[index].args[0] for index in batch], sampling, stops)
+                for start in range(0, len(indices), self._context.batch_size):
+                    batch = indices[start : start + self._context.batch_size]
+                    texts = self._responses([requests[index].args[0] for index in batch], sampling, stops)
                     for index, text in zip(batch, texts, strict=True):
-                        answers[index] = text
+                        responses[index] = text
                     bar.advance(len(batch))
-        return answers
+        return responses
 
-    def _answers(self, contexts: list[str], sampling: Sampling, stops: list[str]) -> list[str]:
-        key = content_digest(["answers", contexts, sampling.model_dump(), stops])
+    def _responses(self, contexts: list[str], sampling: Sampling, stops: list[str]) -> list[str]:
+        key = content_digest(["responses", contexts, sampling.model_dump(), stops])
         piece = self._journal.get(key)
         if piece is None:
-            room = self._context - sampling.max_tokens
+            room = self._context_length - sampling.max_tokens
             ids = [self.tok_encode(context)[-room:] for context in contexts]
-            facts = TokenizerInfo((self.eot_token_id,), self._bench.facts.pad_id)
-            engine: Engine = self._bench.writer.build(self._bench.model, facts)
-            done = engine.generate(ids, sampling, self._bench.seeds[0])
-            piece = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in done]
+            facts = TokenizerInfo((self.eot_token_id,), self._context.tokenizer_info.pad_id)
+            engine: Engine = self._context.engine.build(self._context.model, facts)
+            completions = engine.generate(ids, sampling, self._context.seeds[0])
+            piece = [self.tokenizer.decode(list(c.token_ids), skip_special_tokens=True) for c in completions]
             self._journal.put(key, piece)
         texts = []
         for text in piece:
@@ -172,24 +172,24 @@ class HarnessModel(TemplateLM):
         return texts
 
     def _sampling(self, given: dict[str, Any]) -> tuple[Sampling, list[str]]:
-        options = dict(normalize_gen_kwargs(given, MAX_NEW))
+        options = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
         until: Any = options.pop("until", None) or []
         stops = [until] if isinstance(until, str) else list(until)
-        most, sampled = int(options.pop("max_gen_toks")), bool(options.pop("do_sample"))
+        max_tokens, sample = int(options.pop("max_gen_toks")), bool(options.pop("do_sample"))
         temperature = float(options.pop("temperature", 0.0))
         values = {name: options.pop(name) for name in ("top_p", "top_k") if name in options}
-        if options or most >= self._context:
+        if options or max_tokens >= self._context_length:
             name = next(iter(options), "max_gen_toks")
             raise ConfigError(
                 Fault(
                     f"lm-eval generation_kwargs.{name}",
-                    "is not supported" if options else "leaves no room for the question",
-                    got=str(options.get(name, most)),
+                    "is not supported" if options else "leaves no room for the prompt",
+                    got=str(options.get(name, max_tokens)),
                     allowed="until, max_gen_toks, do_sample, temperature, top_p, top_k"
                     if options
-                    else f"less than {self._context}, the model's context",
+                    else f"less than {self._context_length}, the model's context length",
                 )
             )
-        how = {"temperature": temperature, **values} if sampled else {"temperature": 0.0}
-        sampling = Sampling.model_validate({**how, "max_tokens": most}, strict=False)
+        settings = {"temperature": temperature, **values} if sample else {"temperature": 0.0}
+        sampling = Sampling.model_validate({**settings, "max_tokens": max_tokens}, strict=False)
         return sampling, [stop for stop in stops if stop]

@@ -1,0 +1,216 @@
+"""Responses of a model to held-out prompts, and their scores.
+
+Responses are generated and kept in blocks, so that an interruption loses one block only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse import console
+from stillhouse.core.journal import Journal, content_digest
+from stillhouse.core.seeds import derived_seed
+from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.engines.base import Engine, Sampling
+from stillhouse.errors import DataError
+from stillhouse.evaluate.metrics.text import distinct_n, length_statistics, rouge_l
+
+BLOCK_SIZE = 256
+"""Prompts per call of the engine. Seeds depend on it, so that interrupted and straight evaluations agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """Completions of one model for all prompts.
+
+    Example: `Generations({10: [Completion((41, 0), True), ...], 20: [...]}, seconds=3.1)`
+    """
+
+    by_seed: dict[int, list[Completion]]
+    """For each seed one completion per prompt, in the order of the prompts."""
+    seconds: float
+    """Generation time, that of an interrupted evaluation included."""
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    journal: Journal | None = None,
+    title: str | None = None,
+) -> Generations:
+    """Complete every prompt once per seed.
+
+    Args:
+        engine: generates.
+        prompts: equal prompts get completions of their own.
+        sampling: temperature, length limit and so on.
+        seeds: one pass over the prompts for each.
+        journal: the blocks that an interrupted evaluation has finished; new ones are added.
+        title: show progress under this title.
+    """
+    journal = Journal() if journal is None else journal
+    by_seed: dict[int, list[Completion]] = {seed: [] for seed in seeds}
+    seconds = 0.0
+    with _progress(title, len(by_seed) * len(prompts)) as advance:
+        for seed, completions in by_seed.items():
+            for index, start in enumerate(range(0, len(prompts), BLOCK_SIZE)):
+                inputs = [prompt.token_ids for prompt in prompts[start : start + BLOCK_SIZE]]
+                block = journal.get(f"{seed}/{index}")
+                if block is None:
+                    block = _generate_block(engine, inputs, sampling, _block_seed(seed, index), advance)
+                    journal.put(f"{seed}/{index}", block)
+                else:
+                    advance(len(inputs))
+                completions += [Completion(tuple(ids), finished) for ids, finished in block["completions"]]
+                seconds += block["seconds"]
+    return Generations(by_seed, seconds)
+
+
+def _block_seed(seed: int, index: int) -> int:
+    return seed if index == 0 else derived_seed(seed, "answers", index)
+
+
+def _generate_block(
+    engine: Engine,
+    inputs: list[tuple[int, ...]],
+    sampling: Sampling,
+    seed: int,
+    advance: Callable[[int], object],
+) -> dict[str, Any]:
+    start, shown = time.perf_counter(), 0
+
+    def progress(finished: int, _total: int) -> None:
+        nonlocal shown
+        advance(finished - shown)
+        shown = finished
+
+    completions = engine.generate(inputs, sampling, seed, progress=progress)
+    return {
+        "seconds": round(time.perf_counter() - start, 6),
+        "completions": [[list(one.token_ids), one.finished] for one in completions],
+    }
+
+
+@contextlib.contextmanager
+def _progress(title: str | None, total: int) -> Iterator[Callable[[int], object]]:
+    if title is None:
+        yield lambda count: None
+        return
+    with console.progress(title, total=total) as meter:
+        yield meter.advance
+
+
+def response_statistics(rows: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """Length, termination, distinct bigrams and speed, from the rows that a run folder keeps."""
+    tokens = [row["tokens"] for row in rows]
+    return {
+        **length_statistics(tokens, [row["finished"] for row in rows]),
+        "distinct_2": distinct_n([row["response"].split() for row in rows], 2),
+        "tokens_per_second": sum(tokens) / max(seconds, 1e-9),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResponses:
+    """Responses of one model to all prompts, for each seed, with their scores.
+
+    Example: `ScoredResponses(metrics={"rouge_l": 57.1, ...}, rows=[{"id": "valid:0", ...}], responses=[...])`
+    """
+
+    metrics: dict[str, float]
+    """Means over seeds; `rouge_l_std` is the standard deviation over seeds (0 for one seed)."""
+    rows: list[dict[str, Any]]
+    """One row for each prompt and seed, as the run folder keeps them."""
+    responses: list[Response]
+    """The responses of the first seed as token ids."""
+
+
+def generate_and_score(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    tokenizer: Any,
+    *,
+    source: Any = "student",
+    title: str | None = None,
+    journal: Journal | None = None,
+) -> ScoredResponses:
+    """Generate responses and score them: ROUGE-L, length, termination, distinct bigrams, speed.
+
+    Args:
+        engine: generates.
+        prompts: those without references are left out.
+        sampling: temperature, length limit and so on.
+        seeds: one pass over the prompts for each.
+        tokenizer: decodes responses for scoring; text is never encoded again.
+        source: "student" or "teacher", noted in the responses.
+        title: show progress under this title.
+        journal: the blocks that an interrupted evaluation has finished.
+
+    Raises:
+        DataError: no prompt has a reference.
+    """
+    prompts = [prompt for prompt in prompts if prompt.references]
+    if not prompts:
+        raise DataError(
+            "evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid."
+        )
+    generations = generate(engine, prompts, sampling, seeds, journal=journal, title=title)
+    seed_means: list[float] = []
+    rows: list[dict[str, Any]] = []
+    for seed, completions in generations.by_seed.items():
+        texts = [
+            tokenizer.decode(list(one.token_ids), skip_special_tokens=True).strip() for one in completions
+        ]
+        scores = rouge_l(texts, [prompt.references for prompt in prompts])
+        seed_means.append(statistics.fmean(scores))
+        for prompt, text, score, completion in zip(prompts, texts, scores, completions, strict=True):
+            rows.append(
+                {
+                    "id": prompt.id,
+                    "seed": seed,
+                    "prompt": prompt.text,
+                    # What a judge reads in place of the prompt with its template.
+                    **({"question": prompt.question} if prompt.question != prompt.text.strip() else {}),
+                    "references": list(prompt.references),
+                    "response": text,
+                    "rouge_l": round(score, 4),
+                    "finished": completion.finished,
+                    "tokens": len(completion.token_ids),
+                }
+            )
+    metrics = {
+        "rouge_l": statistics.fmean(seed_means),
+        "rouge_l_std": statistics.stdev(seed_means) if len(seed_means) > 1 else 0.0,
+        **response_statistics(rows, generations.seconds),
+    }
+    first = next(iter(generations.by_seed.values()))
+    return ScoredResponses(metrics, rows, to_responses(prompts, first, source))
+
+
+def to_responses(prompts: Sequence[Prompt], completions: Sequence[Completion], source: Any) -> list[Response]:
+    """Completions as responses to their prompts, for metrics of likelihood."""
+    return [
+        Response(prompt, completion.token_ids, source, completion.finished)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def token_ids_digest(prompts: Iterable[Prompt]) -> str:
+    """Digest of the token ids and references of prompts, in order: equal for equal generations."""
+    return content_digest([[prompt.token_ids, prompt.references] for prompt in prompts])
+
+
+def questions_digest(prompts: Iterable[Prompt]) -> str:
+    """Digest of questions and references, independent of template and tokenizer: results with equal digests
+    are comparable."""
+    return content_digest([[prompt.question, prompt.references] for prompt in prompts])

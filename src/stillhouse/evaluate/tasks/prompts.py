@@ -1,0 +1,430 @@
+"""Tasks that prompt the model: which rows become prompts, how responses are generated, scored and averaged.
+
+`PromptTask` generates; `ScoredTask` also scores each response by itself; `FewShotTask` puts solved examples
+before the prompt.
+"""
+
+from __future__ import annotations
+
+import statistics
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.config import ListOf
+from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
+from stillhouse.data.formats import read_row
+from stillhouse.data.load import TemplateField, encode_rows
+from stillhouse.data.rows import Row
+from stillhouse.data.tokenise import TooLong
+from stillhouse.engines.base import Sampling, TokenizerInfo
+from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.evaluate.generation import (
+    Generations,
+    generate,
+    questions_digest,
+    response_statistics,
+    to_responses,
+    token_ids_digest,
+)
+from stillhouse.evaluate.tasks.base import EvalContext, EvalTask, TaskResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class EvalExample:
+    """A prompt with the row that it was made from.
+
+    Example: `EvalExample(Prompt("svamp:1", (5, 9), "How many?", references=("3",)), {"type": "sum"})`
+    """
+
+    prompt: Prompt
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The row as the file has it."""
+    question: str = ""
+    """The prompt's text without the template."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """The examples of a task, and how many rows could not be used.
+
+    Example: `EvalSet(examples=(e,), path="svamp.jsonl", dropped={"prompt too long": 3}, truncated={})`
+    """
+
+    examples: tuple[EvalExample, ...]
+    path: str
+    """The file that they are from."""
+    dropped: Mapping[str, int]
+    truncated: Mapping[str, int]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts of all examples."""
+        return [example.prompt for example in self.examples]
+
+
+class PromptTask(EvalTask):
+    """A task on responses to prompts; a subclass computes metrics from them."""
+
+    data: DatasetField | None = None
+    """The rows; default: the held-out rows of the run."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many prompts."""
+    sampling: Sampling | None = None
+    """How responses are sampled; default: `evaluate.sampling`."""
+    seeds: ListOf[Annotated[int, Field(ge=0)]] | None = None
+    """One pass over the prompts for each; default: `evaluate.seeds`."""
+    template: TemplateField | None = None
+    """How a row becomes a prompt; default: `data.template`."""
+    max_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Maximum tokens of a prompt; default: `data.max_prompt`."""
+    too_long: Literal["drop", "truncate_left", "truncate_right", "first_tokens"] | None = None
+    """What happens to longer prompts; default: `data.too_long.prompt`. `first_tokens` cuts the finished
+    prompt, template included."""
+
+    def datasets(self) -> Mapping[str, DatasetConfig]:
+        """Its rows."""
+        return {} if self.data is None else {"data": self.data}
+
+    def parse_row(self, raw: Mapping[str, Any], where: str, dataset: DatasetConfig) -> Row | Iterable[Row]:
+        """One row of the file, with its references; several where the row holds several examples."""
+        return read_row(raw, dataset.fields, where)
+
+    def load(
+        self,
+        encoder: Encoder,
+        limits: DataConfig,
+        held_out: DatasetConfig | None = None,
+        limit: int | None = None,
+    ) -> EvalSet:
+        """Read the rows and make prompts of them.
+
+        Args:
+            encoder: template and tokenizer.
+            limits: length rules, where the task has none.
+            held_out: rows for a task without `data`.
+            limit: at most so many of those, where the task has no limit of its own.
+
+        Raises:
+            DataError: a row cannot be read, or none is left.
+            ConfigError: there are no rows to read.
+        """
+        dataset = self.data or held_out
+        if dataset is None:
+            raise ConfigError(
+                Fault(
+                    f"evaluate.tasks ({self.title})",
+                    "needs rows, and the run has no held-out rows",
+                    hint=f"Set its data: {{kind: {self.kind}, data: FILE}}.",
+                )
+            )
+        rows = _Rows(self, dataset)
+        most = self.limit if self.data is not None or self.limit is not None else limit
+        prompts, dropped, truncated = encode_rows(rows, dataset, self._length_rules(limits), encoder, most)
+        if self.too_long == "first_tokens":
+            prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
+        for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
+            if rows.counts[reason]:
+                dropped[name] += rows.counts[reason]
+        if not prompts:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
+            raise DataError(f"{dataset.path}: no prompt is left for the task {self.title} ({reasons})")
+        examples = tuple(EvalExample(prompt, *rows.origins[prompt.id]) for prompt in prompts)
+        return EvalSet(examples, dataset.path, dict(dropped), dict(truncated))
+
+    def _length_rules(self, limits: DataConfig) -> DataConfig:
+        max_prompt = self.max_prompt or limits.max_prompt
+        rule = self.too_long or limits.too_long.prompt
+        if rule == "first_tokens":  # cut afterwards
+            max_prompt, rule = 10**9, "drop"
+        too_long = TooLong(prompt=rule, response=limits.too_long.response)
+        return limits.model_copy(update={"max_prompt": max_prompt, "too_long": too_long})
+
+    def sampling_and_seeds(self, context: EvalContext) -> tuple[Sampling, tuple[int, ...]]:
+        """Its own, or those of the run."""
+        sampling = self.sampling or context.sampling
+        if "max_tokens" not in sampling.model_fields_set:
+            sampling = sampling.model_copy(update={"max_tokens": context.sampling.max_tokens})
+        return sampling, tuple(self.seeds or context.seeds)
+
+    def session(self, context: EvalContext) -> EvalSession:
+        """Load the prompts and settle sampling and seeds.
+
+        Raises:
+            ConfigError: there are no rows, or prompt and response together exceed the model's context length.
+            DataError: a row cannot be read, or none is left.
+        """
+        encoder = Encoder(self.template or context.data.template, context.tokenizer)
+        eval_set = self.load(encoder, context.data, context.held_out, context.limit)
+        sampling, seeds = self.sampling_and_seeds(context)
+        longest = max(len(prompt.token_ids) for prompt in eval_set.prompts)
+        if context.context_length is not None and longest + sampling.max_tokens > context.context_length:
+            raise ConfigError(
+                Fault(
+                    f"evaluate.tasks ({self.title})",
+                    f"the longest prompt ({longest} tokens) and a response ({sampling.max_tokens}) exceed "
+                    "the model's context length",
+                    got=str(longest + sampling.max_tokens),
+                    allowed=str(context.context_length),
+                    hint="Lower max_prompt or sampling.max_tokens of the task.",
+                )
+            )
+        return EvalSession(context, encoder, eval_set, sampling, seeds)
+
+
+@dataclass(frozen=True)
+class EvalSession:
+    """One system on the prompts of one task."""
+
+    context: EvalContext
+    encoder: Encoder
+    eval_set: EvalSet
+    sampling: Sampling
+    seeds: tuple[int, ...]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        model: nn.Module | None = None,
+        sampling: Sampling | None = None,
+        name: str = "",
+    ) -> Generations:
+        """Complete prompts with every seed; finished blocks are kept until the whole task is done.
+
+        Args:
+            prompts: those of the task, each as often as it needs completions.
+            model: default: the system.
+            sampling: default: that of the task.
+            name: tells the generations of one task apart, in files and on the terminal.
+        """
+        model, sampling = model or self.context.model, sampling or self.sampling
+        header = {
+            "prompts": token_ids_digest(prompts),
+            "sampling": sampling.model_dump(mode="json"),
+            "weights": self.context.fingerprint(model),
+        }
+        facts = TokenizerInfo((self.encoder.end_id,), self.context.tokenizer_info.pad_id)
+        return generate(
+            self.context.engine.build(model, facts),
+            prompts,
+            sampling,
+            self.seeds,
+            journal=self.context.open_journal(header, name),
+            title=self.context.title and " ".join(filter(None, (self.context.title, name))),
+        )
+
+    def row(self, example: EvalExample, seed: int) -> dict[str, Any]:
+        """The first fields of a row that the run folder keeps."""
+        prompt = example.prompt
+        row = {"id": prompt.id, "seed": seed, "prompt": prompt.text, "references": list(prompt.references)}
+        # What a judge reads in place of the prompt with its chat template.
+        return row if self.encoder.template.kind != "chat" else {**row, "question": example.question}
+
+    def decode(self, completion: Completion) -> str:
+        """A completion as text, for scoring."""
+        return str(
+            self.context.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+        ).strip()
+
+    def settings(self) -> dict[str, Any]:
+        """What the reader of a result has to know about the responses."""
+        return {
+            "sampling": self.sampling.model_dump(mode="json"),
+            "seeds": list(self.seeds),
+            "prompts": len(self.eval_set.examples),
+            "questions_digest": questions_digest(self.eval_set.prompts),
+            "template": self.encoder.template.kind,
+            "data": self.eval_set.path,
+            "dropped": dict(self.eval_set.dropped),
+            "truncated": dict(self.eval_set.truncated),
+        }
+
+
+class _Rows:
+    """The rows of a task by the id of their prompt; keeps the origin of each."""
+
+    def __init__(self, task: PromptTask, dataset: DatasetConfig) -> None:
+        self.task, self.dataset = task, dataset
+        self.counts: Counter[str] = Counter()
+        self.origins: dict[str, tuple[Mapping[str, Any], str]] = {}
+        """The raw row and the question, by id."""
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for number, (where, raw) in enumerate(self.dataset.raw(self.counts), start=1):
+            if self.dataset.limit is not None and number > self.dataset.limit:
+                return
+            parsed = self.task.parse_row(raw, where, self.dataset)
+            rows = [parsed] if isinstance(parsed, Row) else list(parsed)
+            self.counts["left out"] += not rows
+            for index, row in enumerate(rows, start=1):
+                id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
+                self.origins[id] = (raw, _question(row))
+                yield id, row
+
+
+def _question(row: Row) -> str:
+    if row.messages:
+        return "\n\n".join(turn["content"] for turn in row.messages)
+    return "\n\n".join(filter(None, (row.instruction, row.input)))
+
+
+def _first_tokens(prompt: Prompt, limit: int, truncated: Counter[str]) -> Prompt:
+    if len(prompt.token_ids) <= limit:
+        return prompt
+    truncated["prompt"] += 1
+    return replace(prompt, token_ids=prompt.token_ids[:limit])
+
+
+Scores = Mapping[str, float | str | None]
+"""Of one response: numbers, which are averaged, and texts, which are kept (such as an extracted answer)."""
+
+ROW_FIELDS = ("id", "seed", "sample", "prompt", "question", "references", "response", "tokens", "finished")
+"""What every row has besides its scores."""
+
+
+class ScoredTask(PromptTask):
+    """A task whose responses are scored one by one and averaged.
+
+    A subclass says how a response is scored (`score`) and, where rows have a shape of their own, how a row
+    is read (`parse_row`). Everything else has defaults.
+    """
+
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Responses per prompt and seed."""
+
+    @property
+    def title(self) -> str:
+        """The name, or that of its file, or the kind."""
+        if self.name is None and self.data is not None:
+            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+        return super().title
+
+    @abstractmethod
+    def score(self, example: EvalExample, response: str) -> Scores:
+        """The scores of one response."""
+
+    def score_all(self, examples: Sequence[EvalExample], responses: Sequence[str]) -> Sequence[Scores]:
+        """The scores of many responses, in order; overridden where scoring them together is faster."""
+        return [self.score(example, response) for example, response in zip(examples, responses, strict=True)]
+
+    def decode(self, tokenizer: Any, token_ids: Sequence[int]) -> str:
+        """The text of a response, for scoring."""
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+    def aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Metrics from all rows of all seeds; here `mean_over_seeds` of every numeric score."""
+        names = dict.fromkeys(name for row in rows for name in row if name not in ROW_FIELDS)
+        numeric = [n for n in names if any(isinstance(row.get(n), int | float) for row in rows)]
+        return mean_over_seeds(rows, numeric)
+
+    def extra_metrics(
+        self, context: EvalContext, examples: Sequence[EvalExample], responses: Sequence[Response]
+    ) -> dict[str, float]:
+        """Metrics that are no average of scores, such as likelihoods.
+
+        Args:
+            context: the system.
+            examples: each once.
+            responses: those of the first seed, `samples` for each example.
+        """
+        return {}
+
+    def score_settings(self) -> dict[str, Any]:
+        """What the reader of a result has to know about the scores."""
+        return {}
+
+    def evaluate(self, context: EvalContext) -> TaskResult:
+        """Generate, score, average."""
+        session = self.session(context)
+        examples = [example for example in session.eval_set.examples for _ in range(self.samples)]
+        prompts = [example.prompt for example in examples]
+        generations = session.generate(prompts)
+        rows: list[dict[str, Any]] = []
+        for seed, completions in generations.by_seed.items():
+            texts = [self.decode(context.tokenizer, completion.token_ids) for completion in completions]
+            scored = self.score_all(examples, texts)
+            for index, (example, text, completion, scores) in enumerate(
+                zip(examples, texts, completions, scored, strict=True)
+            ):
+                rows.append(
+                    {
+                        **session.row(example, seed),
+                        **({"sample": index % self.samples} if self.samples > 1 else {}),
+                        "response": text,
+                        "tokens": len(completion.token_ids),
+                        "finished": completion.finished,
+                        **scores,
+                    }
+                )
+        first = to_responses(prompts, next(iter(generations.by_seed.values())), context.role)
+        metrics = {
+            **self.aggregate(rows),
+            **response_statistics(rows, generations.seconds),
+            **self.extra_metrics(context, session.eval_set.examples, first),
+        }
+        settings = {**session.settings(), "samples": self.samples, **self.score_settings()}
+        return TaskResult(metrics, settings, rows)
+
+
+def mean_over_seeds(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+    """The mean of each score over the rows of a seed, then over seeds.
+
+    Returns:
+        `NAME` and `NAME_std`, the standard deviation over seeds (n - 1; 0 for one seed). Rows without the
+        score, or with None, take no part.
+    """
+    metrics: dict[str, float] = {}
+    for name in names:
+        by_seed: dict[Any, list[float]] = {}
+        for row in rows:
+            if isinstance(row.get(name), int | float):
+                by_seed.setdefault(row["seed"], []).append(float(row[name]))
+        means = [statistics.fmean(values) for values in by_seed.values()]
+        if means:
+            metrics[name] = statistics.fmean(means)
+            metrics[f"{name}_std"] = statistics.stdev(means) if len(means) > 1 else 0.0
+    return metrics
+
+
+class FewShotTask(ScoredTask):
+    """A scored task whose prompts may begin with solved examples, for models without instruction tuning."""
+
+    few_shot: Annotated[int, Field(ge=0)] = 0
+    """Number of solved examples before each prompt: the first rows of `few_shot_data`."""
+    few_shot_data: DatasetField | None = None
+    """Rows of the solved examples; not those that are evaluated."""
+
+    @model_validator(mode="after")
+    def _has_examples(self) -> Self:
+        if self.few_shot and self.few_shot_data is None:
+            raise ValueError("few_shot needs few_shot_data: a file of rows that are not evaluated")
+        return self
+
+    def datasets(self) -> Mapping[str, DatasetConfig]:
+        """Its rows, and those of the solved examples."""
+        examples = {} if self.few_shot_data is None else {"few_shot_data": self.few_shot_data}
+        return {**super().datasets(), **examples}
+
+    def few_shot_rows(self) -> list[Mapping[str, Any]]:
+        """The rows of the solved examples.
+
+        Raises:
+            DataError: there are fewer than `few_shot`.
+        """
+        if self.few_shot_data is None or not self.few_shot:
+            return []
+        rows: list[Mapping[str, Any]] = []
+        for _, raw in self.few_shot_data.raw(Counter()):
+            rows.append(raw)
+            if len(rows) == self.few_shot:
+                return rows
+        raise DataError(f"{self.few_shot_data.path}: has {len(rows)} rows, but few_shot is {self.few_shot}")
