@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tiny_models import FACTS, some_prompts, tiny
+from tiny_models import TOKENIZER_INFO, some_prompts, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -21,7 +21,7 @@ GREEDY = Sampling(temperature=0.0, max_tokens=24)
 
 def engine(model: Any) -> Engine:
     """The engine over a model."""
-    return TransformersConfig().build(model, FACTS)
+    return TransformersConfig().build(model, TOKENIZER_INFO)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_mixed_precision_casts_weights_once_for_a_whole_text(mixed: Accelerator)
     def step_by_step() -> list[tuple[int, ...]]:
         model.eval()
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=24, eos_token_id=list(FACTS.eos_ids), pad_token_id=0
+            do_sample=False, max_new_tokens=24, eos_token_id=list(TOKENIZER_INFO.eos_ids), pad_token_id=0
         )
         ids = [torch.tensor([prompt]) for prompt in prompts]
         texts = [

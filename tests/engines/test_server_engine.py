@@ -178,15 +178,15 @@ def test_a_server_without_ids_needs_retokenise(demo: Any) -> None:
 
 
 def test_an_end_token_of_the_servers_own_becomes_the_students() -> None:
-    facts = TokenizerInfo((2,), 0)
+    tokenizer_info = TokenizerInfo((2,), 0)
     sampling = Sampling(max_tokens=5)
-    assert from_ids(CompletionChoice("x", "stop", (7, 9)), sampling, facts).token_ids == (7, 2)
-    ended = from_ids(CompletionChoice("x", "length", (7, 2, 8, 8, 8)), sampling, facts)
+    assert from_ids(CompletionChoice("x", "stop", (7, 9)), sampling, tokenizer_info).token_ids == (7, 2)
+    ended = from_ids(CompletionChoice("x", "length", (7, 2, 8, 8, 8)), sampling, tokenizer_info)
     assert (ended.token_ids, ended.finished) == ((7, 2), True)
     with pytest.raises(EngineError, match="fills the server's context"):
-        from_ids(CompletionChoice("x", "length", (7, 9)), sampling, facts)
+        from_ids(CompletionChoice("x", "length", (7, 9)), sampling, tokenizer_info)
     with pytest.raises(EngineError, match="content_filter"):
-        from_ids(CompletionChoice("x", "content_filter", (7, 9)), sampling, facts)
+        from_ids(CompletionChoice("x", "content_filter", (7, 9)), sampling, tokenizer_info)
 
 
 def test_answers_of_both_kinds_are_understood() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import ARCHITECTURES, FACTS, VOCAB, some_prompts, tiny
+from tiny_models import ARCHITECTURES, TOKENIZER_INFO, VOCAB, some_prompts, tiny
 from transformers import GenerationConfig
 
 from stillhouse.engines import REGISTRY, Sampling, TokenizerInfo, TransformersConfig
@@ -23,13 +23,18 @@ GREEDY = Sampling(temperature=0.0, max_tokens=24)
 def write(
     model: Any, prompts: list[list[int]], sampling: Sampling, batch_size: int = 64, seed: int = 0
 ) -> Any:
-    return TransformersConfig(batch_size=batch_size).build(model, FACTS).generate(prompts, sampling, seed)
+    return (
+        TransformersConfig(batch_size=batch_size)
+        .build(model, TOKENIZER_INFO)
+        .generate(prompts, sampling, seed)
+    )
 
 
 def generated(model: Any, prompt: list[int], sampling: Sampling) -> tuple[int, ...]:
     """What transformers writes for one prompt, greedily."""
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=sampling.max_tokens, eos_token_id=list(FACTS.eos_ids), pad_token_id=0,
+        do_sample=False, max_new_tokens=sampling.max_tokens, eos_token_id=list(TOKENIZER_INFO.eos_ids),
+        pad_token_id=0,
         min_new_tokens=sampling.min_tokens or None, repetition_penalty=sampling.repetition_penalty,
         no_repeat_ngram_size=sampling.no_repeat_ngram_size,
     )  # fmt: skip
@@ -100,7 +105,7 @@ def test_logprobs_equal_those_of_a_full_forward_pass(kind: str, options: dict[st
     model = tiny(kind)
     prompts = some_prompts(14)
     sampling = Sampling(max_tokens=20, logprobs=True, **options)
-    sampler = Sampler(sampling, torch.tensor(FACTS.eos_ids))
+    sampler = Sampler(sampling, torch.tensor(TOKENIZER_INFO.eos_ids))
     for prompt, completion in zip(prompts, write(model, prompts, sampling, batch_size=4), strict=True):
         text = torch.tensor([*prompt, *completion.token_ids])
         with torch.no_grad():
@@ -197,7 +202,7 @@ def test_a_model_in_training_goes_on_training_as_if_nothing_had_been_written() -
 
 def test_weights_are_read_as_they_are_at_each_call() -> None:
     model = tiny()
-    engine = TransformersConfig().build(model, FACTS)
+    engine = TransformersConfig().build(model, TOKENIZER_INFO)
     before = engine.generate(some_prompts(4), GREEDY, 0)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(-1.0)
@@ -210,7 +215,7 @@ def test_rounded_weights_write_nearly_the_same_and_leave_the_model_alone() -> No
     model: Any = tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prompts, sampling = some_prompts(8), Sampling(max_tokens=12, logprobs=True)
-    rounded = TransformersConfig(dtype="bfloat16").build(model, FACTS).generate(prompts, sampling, 0)
+    rounded = TransformersConfig(dtype="bfloat16").build(model, TOKENIZER_INFO).generate(prompts, sampling, 0)
     exact = write(model, prompts, sampling)
     first = torch.tensor([[a.logprobs[0], b.logprobs[0]] for a, b in zip(rounded, exact, strict=True)])
     assert 0 < (first[:, 0] - first[:, 1]).abs().median() < 0.1
@@ -268,7 +273,7 @@ def test_the_limit_on_cached_tokens_bounds_the_batch_and_not_the_text() -> None:
     handle = model.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    text = TransformersConfig(batch_tokens=90).build(model, FACTS).generate(prompts, sampling, 0)
+    text = TransformersConfig(batch_tokens=90).build(model, TOKENIZER_INFO).generate(prompts, sampling, 0)
     handle.remove()
     assert max(seen) == 90 // (max(map(len, prompts)) + 10)
     assert text == write(model, prompts, sampling)
@@ -276,7 +281,7 @@ def test_the_limit_on_cached_tokens_bounds_the_batch_and_not_the_text() -> None:
 
 def test_progress_counts_every_completion_once() -> None:
     told: list[tuple[int, int]] = []
-    TransformersConfig(batch_size=3).build(tiny(), FACTS).generate(
+    TransformersConfig(batch_size=3).build(tiny(), TOKENIZER_INFO).generate(
         some_prompts(10), Sampling(max_tokens=6), 0, progress=lambda done, total: told.append((done, total))
     )
     assert told == [(done, 10) for done in range(1, 11)]
@@ -311,12 +316,15 @@ def test_logits_that_leave_nothing_to_draw_are_an_error_not_a_token() -> None:
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_padding_rows_of_the_head_are_never_drawn(kind: str) -> None:
     """A head of 67 rows, a tokenizer of 40 ids: the others have no text and may be unknown to the teacher."""
-    model, facts = tiny(kind), TokenizerInfo(FACTS.eos_ids, FACTS.pad_id, tokenizer=range(40))
+    model, tokenizer_info = (
+        tiny(kind),
+        TokenizerInfo(TOKENIZER_INFO.eos_ids, TOKENIZER_INFO.pad_id, tokenizer=range(40)),
+    )
     prompts, sampling = some_prompts(12, vocab=40), Sampling(max_tokens=8, logprobs=True)
-    free = TransformersConfig().build(model, FACTS).generate(prompts, sampling, 0)
+    free = TransformersConfig().build(model, TOKENIZER_INFO).generate(prompts, sampling, 0)
     assert max(token for done in free for token in done.token_ids) >= 40
     for prompt, done in zip(
-        prompts, TransformersConfig().build(model, facts).generate(prompts, sampling, 0), strict=True
+        prompts, TransformersConfig().build(model, tokenizer_info).generate(prompts, sampling, 0), strict=True
     ):
         assert max(done.token_ids) < 40
         ids = torch.tensor([[*prompt, *done.token_ids]])
@@ -352,14 +360,14 @@ def test_the_engine_is_made_from_its_configuration() -> None:
         {"kind": "transformers", "batch_size": 2, "sampling": {"temperature": 0.0, "max_tokens": 3}}
     )
     assert config.sampling == Sampling(temperature=0.0, max_tokens=3)
-    assert len(config.build(tiny(), FACTS).generate([[5]], config.sampling, 0)) == 1
+    assert len(config.build(tiny(), TOKENIZER_INFO).generate([[5]], config.sampling, 0)) == 1
     with pytest.raises(ValueError, match="top_p"):
         REGISTRY.parse({"kind": "transformers", "sampling": {"top_p": 1.5}})
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_some_prompts_under_their_numbers_get_the_text_of_the_whole_set(kind: str) -> None:
-    engine = TransformersConfig(batch_size=3).build(tiny(kind), FACTS)
+    engine = TransformersConfig(batch_size=3).build(tiny(kind), TOKENIZER_INFO)
     prompts, sampling = some_prompts(9), Sampling(max_tokens=12)
     whole = engine.generate(prompts, sampling, seed=5)
     places = [7, 2, 8]

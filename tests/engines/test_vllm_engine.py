@@ -22,7 +22,7 @@ from stillhouse.engines.server import request_seed
 from stillhouse.engines.vllm import VllmEngine, sampling_arguments, to_completion
 from stillhouse.errors import ConfigError, EnvironmentFault
 
-FACTS = TokenizerInfo((tiny.END,), tiny.PAD)
+TOKENIZER_INFO = TokenizerInfo((tiny.END,), tiny.PAD)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class LLM:
     def generate(
         self, prompts: list[dict[str, Any]], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
-        engine = TransformersConfig().build(self.weights, FACTS)
+        engine = TransformersConfig().build(self.weights, TOKENIZER_INFO)
         outputs = []
         for prompt, one in zip(prompts, params, strict=True):
             ids = prompt["prompt_token_ids"]
@@ -124,11 +124,13 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_text_follows_the_weights_as_training_changes_them(vllm: None) -> None:
     model = tiny.model(0)
-    engine = VllmEngine(model, FACTS, VllmConfig(gpu_memory_utilization=0.3, options={"enforce_eager": True}))
+    engine = VllmEngine(
+        model, TOKENIZER_INFO, VllmConfig(gpu_memory_utilization=0.3, options={"enforce_eager": True})
+    )
     prompts, sampling = [[5, 9, 12], [7], [5, 9, 12]], Sampling(max_tokens=8, logprobs=True)
 
     def expected() -> list[tuple[int, ...]]:
-        own = TransformersConfig().build(model, FACTS)
+        own = TransformersConfig().build(model, TOKENIZER_INFO)
         return [own.generate([p], sampling, request_seed(3, n))[0].token_ids for n, p in enumerate(prompts)]
 
     first = engine.generate(prompts, sampling, seed=3)
@@ -150,7 +152,7 @@ def test_text_follows_the_weights_as_training_changes_them(vllm: None) -> None:
 
 
 def test_part_of_a_larger_set_is_written_as_in_the_whole(vllm: None) -> None:
-    engine = VllmEngine(tiny.model(0), FACTS, VllmConfig())
+    engine = VllmEngine(tiny.model(0), TOKENIZER_INFO, VllmConfig())
     prompts = [[5, 9], [7, 8], [3, 4]]
     whole = engine.generate(prompts, Sampling(max_tokens=6), seed=1)
     assert engine.generate(prompts[2:], Sampling(max_tokens=6), seed=1, sample_ids=[2]) == whole[2:]
@@ -160,24 +162,26 @@ def test_every_setting_has_its_name_in_vllm() -> None:
     sampling = Sampling(
         temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, max_tokens=9, min_tokens=2, repetition_penalty=1.1
     )
-    made = SamplingParams(seed=1, **sampling_arguments(sampling, FACTS, tiny.VOCAB))
+    made = SamplingParams(seed=1, **sampling_arguments(sampling, TOKENIZER_INFO, tiny.VOCAB))
     assert made == SamplingParams(0.7, 0.9, 40, 0.05, 1.1, 1, [tiny.END], 9, 2, None, False)
     for refused in (Sampling(no_repeat_ngram_size=2), Sampling(logprobs=True, top_k=5)):
         with pytest.raises(ConfigError, match=r"engine\.sampling"):
-            sampling_arguments(refused, FACTS, tiny.VOCAB)
+            sampling_arguments(refused, TOKENIZER_INFO, tiny.VOCAB)
 
 
 def test_padding_rows_of_the_head_are_not_drawn() -> None:
-    facts = TokenizerInfo((tiny.END,), tiny.PAD, tokenizer=range(tiny.VOCAB))
-    assert sampling_arguments(Sampling(), facts, tiny.VOCAB)["logit_bias"] is None
-    biased = sampling_arguments(Sampling(), facts, tiny.VOCAB + 2)["logit_bias"]
+    tokenizer_info = TokenizerInfo((tiny.END,), tiny.PAD, tokenizer=range(tiny.VOCAB))
+    assert sampling_arguments(Sampling(), tokenizer_info, tiny.VOCAB)["logit_bias"] is None
+    biased = sampling_arguments(Sampling(), tokenizer_info, tiny.VOCAB + 2)["logit_bias"]
     assert biased == {tiny.VOCAB: -100.0, tiny.VOCAB + 1: -100.0}
 
 
 def test_outputs_become_completions() -> None:
     scores = [{4: Logprob(-0.5), 9: Logprob(-0.1)}, {tiny.END: Logprob(-0.2)}]
     sample = CompletionOutput(0, "", [4, tiny.END], None, scores, "stop", tiny.END)
-    done = to_completion(RequestOutput("0", [5], [sample]), Sampling(max_tokens=4, logprobs=True), FACTS)
+    done = to_completion(
+        RequestOutput("0", [5], [sample]), Sampling(max_tokens=4, logprobs=True), TOKENIZER_INFO
+    )
     assert (done.token_ids, done.finished, done.logprobs) == ((4, tiny.END), True, (-0.5, -0.2))
 
 
@@ -185,7 +189,7 @@ def test_without_vllm_the_message_says_how_to_get_it() -> None:
     if "vllm" in sys.modules:
         pytest.skip("vllm is installed here")
     with pytest.raises(EnvironmentFault, match=r"stillhouse\[vllm\]"):
-        VllmConfig().build(tiny.model(0), FACTS)
+        VllmConfig().build(tiny.model(0), TOKENIZER_INFO)
 
 
 def test_its_settings_can_be_written_and_read_back() -> None:

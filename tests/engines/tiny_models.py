@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stillhouse.engines import TokenizerInfo
 
 VOCAB = 67
-FACTS = TokenizerInfo(eos_ids=(2,), pad_id=0)
+TOKENIZER_INFO = TokenizerInfo(eos_ids=(2,), pad_id=0)
 
 TINY = {
     "hidden_size": 32,
