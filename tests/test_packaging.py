@@ -37,7 +37,8 @@ def test_everything_that_is_no_python_is_in_it(wheel: Path) -> None:
         held = set(archive.namelist())
         sizes = sum(info.compress_size for info in archive.infolist())
     wanted = {"stillhouse/py.typed"}
-    for pattern in ("recipes/*.yaml", "report/templates/*", "data/templates/*", "demo/**/*"):
+    templates = ("report/templates/*", "data/templates/*", "runs/export/*.j2")
+    for pattern in ("recipes/*.yaml", "demo/**/*", *templates):
         wanted |= {
             f"stillhouse/{path.relative_to(PACKAGE)}" for path in PACKAGE.glob(pattern) if path.is_file()
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from datasets import Dataset, DatasetInfo
 from huggingface_hub import ModelCard, ModelCardData
 
 from stillhouse.data.datasets import DATASETS
@@ -71,6 +72,16 @@ def test_licences_are_found_beside_the_files(tmp_path) -> None:
         of_data(DATASETS.parse({"kind": "jsonl", "path": "package:stillhouse/demo/data/train.jsonl"}))
         == "cc-by-sa-4.0"
     )
+    saved, source = tmp_path / "saved", {"kind": "hf", "path": str(tmp_path / "saved")}
+    info = DatasetInfo(license="odc-by")
+    Dataset.from_dict({"prompt": ["p"], "response": ["r"]}, info=info).save_to_disk(str(saved))
+    assert of_data(DATASETS.parse(source)) == "odc-by"
+    for broken in ("[]", "{", '{"license": 5}'):
+        (saved / "dataset_info.json").write_text(broken, encoding="utf-8")
+        assert of_data(DATASETS.parse(source)) in (None, "5")
+    (saved / "README.md").write_text("---\nlicense: [mit, cc-by-4.0]\n---\n", encoding="utf-8")
+    (saved / "dataset_info.json").unlink()
+    assert of_data(DATASETS.parse(source)) == "mit, cc-by-4.0"
     (tmp_path / "README.md").write_text("---\n: [broken\n---\n", encoding="utf-8")
     assert of_model(str(tmp_path)) is None
     assert of_model("no such/hub name/at all") is None

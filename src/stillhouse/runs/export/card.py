@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from stillhouse import __version__, recipes
+from stillhouse.config import StrictConfig
 from stillhouse.config.writing import dump
 from stillhouse.files import locate
 from stillhouse.console import Table, TableCell, TableColumn
@@ -20,68 +23,69 @@ from stillhouse.report.record import RunRecord
 from stillhouse.report.results import task_results
 from stillhouse.report.systems import gather, role_of
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.export.licences import HUB, UNKNOWN, licences
+from stillhouse.runs.export.licences import HUB_LICENCES, find_licences
 
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-METRICS = {
-    "rouge_l": "rouge",
-    "bleu": "bleu",
-    "chrf": "chrf",
-    "exact_match": "exact_match",
-    "accuracy": "accuracy",
-}
+HUB_METRICS = {name: name for name in ("bleu", "chrf", "exact_match", "accuracy")} | {"rouge_l": "rouge"}
+"""Our metrics that the hub has a name for."""
 
 
-def card(config: RunConfig, run: RunRecord) -> str:
-    """The model card in Markdown, with front matter that the Hugging Face hub understands.
+def model_card(config: RunConfig, run: RunRecord) -> ModelCard:
+    """The model card, with metadata that the Hugging Face hub understands.
 
     Args:
         config: the run's configuration.
         run: what its folder holds so far; a card written before the evaluation has no results.
     """
-    parts = [_front(config, run), f"# {config.name}", _opening(config, run), _method(config), _data(run)]
-    parts += [_results(run), _training(config, run), _again(config, run), _licence(config), _versions(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    recipe = next((one for one in recipes.all_recipes() if one.name == config.recipe), None)
+    return ModelCard.from_template(
+        _metadata(config, run),
+        template_path=str(TEMPLATE),
+        name=config.name,
+        opening=_opening(config, run),
+        recipe=recipe,
+        notes=list(_notes(recipe.header, ("Loss", "Rounds", "Differences"))) if recipe else [],
+        objective=_flow(config.objective),
+        responses=_flow(config.responses),
+        data=_data_table(run),
+        results=task_results(gather([run])),
+        training=_training(config, run),
+        settings=_settings(run, shipped=recipe is not None),
+        licences=find_licences(config),
+        versions=_versions(run),
+    )
 
 
-def _front(config: RunConfig, run: RunRecord) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    own = config.output.licence.student
-    known = own is not None and own.lower() in HUB
+def _metadata(config: RunConfig, run: RunRecord) -> ModelCardData:
+    licence = config.output.licence.student
+    on_hub = licence is not None and licence.lower() in HUB_LICENCES
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="held-out",
             dataset_name=result.task or "held-out prompts",
-            metric_type=METRICS[name],
+            metric_type=HUB_METRICS[name],
             metric_name=metric_info(name).label,
             metric_value=round(float(result.metrics[name]), 4),
         )
         for result in run.evaluations
         if role_of(result.system) == "after"
-        for name in METRICS
+        for name in HUB_METRICS
         if is_number(result.metrics.get(name))
     ]
     train = config.data.train
-    data_set = _hub_name(train.path) if train.kind == "hf" else None
-    data = ModelCardData(
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[
-            "distillation",
-            "knowledge-distillation",
-            "stillhouse",
-            *([config.recipe] if config.recipe else []),
-        ],
-        license=None if own is None else own.lower() if known else "other",
-        license_name=None if known or own is None else own,
+        tags=["distillation", "knowledge-distillation", "stillhouse", *filter(None, [config.recipe])],
+        license=None if licence is None else licence.lower() if on_hub else "other",
+        license_name=None if on_hub else licence,
         base_model=_hub_name(config.student.path),
-        datasets=[data_set] if data_set else None,
+        datasets=_hub_name(train.path) if train.kind == "hf" else None,
         model_name=config.name if results else None,
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml().strip()}\n---"
 
 
 def _hub_name(path: str | None) -> str | None:
@@ -104,33 +108,13 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     return f"A student{size}, distilled from `{path}`{above} with Stillhouse; it {begun}."
 
 
-def _method(config: RunConfig) -> str:
-    lines = ["## Method", ""]
-    recipe = _recipe(config)
-    if recipe is not None:
-        lines += [f"**{recipe.name}**: {recipe.summary}", "", f"- Paper: {recipe.paper or 'none'}"]
-        lines += [
-            f"- {name}: {text}" for name, text in _noted(recipe.header, ("Loss", "Rounds", "Differences"))
-        ]
-    objective, responses = (
-        dump(_mode(part), flow=True).strip() for part in (config.objective, config.responses)
-    )
-    return "\n".join([*lines, f"- Objective: `{objective}`", f"- Responses: `{responses}`"])
+def _flow(part: StrictConfig) -> str:
+    """A part's values in one line, without those that are empty."""
+    return dump(part.model_dump(mode="json", exclude_none=True, exclude={"sampling"}), flow=True).strip()
 
 
-def _recipe(config: RunConfig) -> recipes.Recipe | None:
-    """The recipe, if it is one of the shipped ones."""
-    return next((one for one in recipes.all_recipes() if one.name == config.recipe), None)
-
-
-def _mode(part: Any) -> Any:
-    """A part's values without those that are empty."""
-    values = part.model_dump(mode="json", exclude_none=True)
-    return {name: value for name, value in values.items() if name != "sampling"}
-
-
-def _noted(header: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """The remarks of a recipe's header that begin with one of the wanted words, each as one line.
+def _notes(header: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The notes of a recipe's header that begin with one of the wanted words, each as one line.
 
     What stands in square or angle brackets in Markdown would become a link or an element, so it is escaped.
     """
@@ -145,7 +129,7 @@ def _noted(header: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         name, text = (opening[1], [opening[2]]) if opening else ("", [])
 
 
-def _data(run: RunRecord) -> str:
+def _data_table(run: RunRecord) -> str:
     if not run.data:
         return ""
     columns = [
@@ -166,7 +150,7 @@ def _data(run: RunRecord) -> str:
         for entry in run.data
     ]
     cells = [[TableCell(value, compact_number(value)) for value in row] for row in rows]
-    return "\n".join(["## Data", "", Table(columns, cells).markdown().rstrip()])
+    return Table(columns, cells).markdown().rstrip()
 
 
 def _counts(value: Any) -> str:
@@ -174,43 +158,32 @@ def _counts(value: Any) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in found.items() if count) or "none"
 
 
-def _results(run: RunRecord) -> str:
-    results = task_results(gather([run]))
-    if not results:
-        return ""
-    parts = [
-        "## Results",
-        "On held-out prompts; ± is the standard deviation over seeds, with SE behind it a standard error.",
-    ]
-    for one in results:
-        parts.append(one.table.markdown().rstrip())
-        parts.append("\n".join(f"- {name}: {value}" for name, value in one.settings))
-    return "\n\n".join(parts)
-
-
-def _training(config: RunConfig, run: RunRecord) -> str:
+def _training(config: RunConfig, run: RunRecord) -> dict[str, str]:
     rows = run.metrics("train")
     if not rows:
-        return ""
+        return {}
     tokens = sum(row["tokens"] for row in rows if is_number(row.get("tokens")))
     seconds = sum(row["seconds"] for row in rows if is_number(row.get("seconds")))
     train = config.train
-    facts = {
+    return {
         "optimiser steps": compact_number(rows[-1]["step"]),
         "response tokens": compact_number(tokens),
         "time": duration(seconds, tenths=True),
         "batch size": compact_number(train.batch_size),
         "learning rate": f"{train.lr:g}",
-        "number format": str(run.models.get("student", {}).get("dtype", config.student.dtype)),
+        "dtype": str(run.models.get("student", {}).get("dtype", config.student.dtype)),
         "seed": str(train.seed),
         "device": str(run.environment.get("device", "unknown")),
     }
-    return "\n".join(["## Training", "", *(f"- {name}: {value}" for name, value in facts.items())])
 
 
-def _again(config: RunConfig, run: RunRecord) -> str:
-    """How to get it again: what somebody chose, as a YAML file. A shipped recipe gives the rest."""
-    shipped = _recipe(config) is not None
+def _settings(run: RunRecord, shipped: bool) -> str:
+    """What somebody chose, as a YAML file that gives the student again.
+
+    Args:
+        run: has the origin of each setting.
+        shipped: whether a shipped recipe gives the rest.
+    """
     given = {
         path: setting.value
         for path, setting in run.config.items()
@@ -219,18 +192,7 @@ def _again(config: RunConfig, run: RunRecord) -> str:
         and not (shipped and setting.origin.startswith("recipe "))
         and not path.startswith("output.")
     }
-    if not given:
-        return ""
-    text = dump(_tree(given)).rstrip()
-    shown = ["```console", "stillhouse run run.yaml", "```", ""]
-    shown += [
-        "with `run.yaml` (absolute paths are shortened to their last part):",
-        "",
-        "```yaml",
-        text,
-        "```",
-    ]
-    return "\n".join(["## To make it again", "", *shown])
+    return dump(_tree(given)).rstrip() if given else ""
 
 
 def _tree(given: dict[str, Any]) -> dict[str, Any]:
@@ -245,23 +207,11 @@ def _tree(given: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _licence(config: RunConfig) -> str:
-    names = {"student": "this model", "teacher": "teacher", "start": "what it started from"}
-    found = licences(config)
-    lines = [f"- {names.get(who, who)}: {licence or UNKNOWN}" for who, licence in found.items()]
-    lines.append("")
-    lines.append(
-        "A student learns from its teacher's outputs and from the data: their terms may bind it too. This "
-        "was said by whoever trained it (`output.licence`) or found in the cards beside the files."
-    )
-    return "\n".join(["## Licences", "", *lines])
-
-
 def _versions(run: RunRecord) -> str:
     environment = {name: value for name, value in run.environment.items() if name not in ("platform", "git")}
     known = {name: setting_text(value) for name, value in environment.items()}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value != "null")
-    return f"## Versions\n\n{shown or f'stillhouse {__version__}'}"
+    return shown or f"stillhouse {__version__}"
 
 
 def _short(path: str) -> str:

@@ -1,19 +1,19 @@
-"""What is known about the licences of teacher, student's start and data: said in the configuration, or found
-beside them."""
+"""The licences of what a student comes from: named in the configuration, or found in the cards beside the files."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
-from typing import Any
+
+import yaml
+from huggingface_hub import metadata_load, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.files import locate
 from stillhouse.runs.config import RunConfig
 
-UNKNOWN = "not known; ask whoever gave it to you"
-
-HUB = {
+HUB_LICENCES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0", "artistic-2.0",
     "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "c-uda", "cc", "cc0-1.0", "cc-by-3.0", "cc-by-4.0",
     "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0",
@@ -25,68 +25,52 @@ HUB = {
 """Identifiers that the Hugging Face hub takes; anything else becomes `other` with a name."""
 
 
-def licences(config: RunConfig) -> dict[str, str | None]:
-    """The licences of "student", "teacher", "start" and each "data: NAME"; None where unknown."""
-    said = config.output.licence
-    found: dict[str, str | None] = {"student": said.student}
-    teacher = getattr(config.teacher, "path", None)
+def find_licences(config: RunConfig) -> dict[str, str | None]:
+    """The licences of this model, its teacher, what it started from and its data; None where unknown."""
+    named = config.output.licence
+    found: dict[str, str | None] = {"this model": named.student}
     if config.teacher is not None:
-        found["teacher"] = said.teacher or (of_model(str(teacher)) if teacher else None)
+        path = getattr(config.teacher, "path", None)
+        found["teacher"] = named.teacher or (of_model(str(path)) if path else None)
     if config.student.path is not None:
-        found["start"] = of_model(config.student.path)
-    sources = {"train": config.data.train, "valid": config.data.valid, "text": config.data.text}
-    for name, source in sources.items():
-        if source is not None:
-            found[f"data: {name}"] = said.data or of_data(source)
+        found["what it started from"] = of_model(config.student.path)
+    for name in ("train", "valid", "text"):
+        dataset = getattr(config.data, name)
+        if dataset is not None:
+            found[f"data: {name}"] = named.data or of_data(dataset)
     return found
 
 
 def of_model(path: str) -> str | None:
     """What the card of a model says: in its folder, or in the local cache of the hub."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     folder = locate(path)
     if folder.is_dir():
         return _of_card(folder / "README.md")
-    try:
+    with contextlib.suppress(HFValidationError):  # neither a folder nor a name on the hub
         card = try_to_load_from_cache(path, "README.md")
-    except HFValidationError:
-        return None
-    return _of_card(Path(card)) if isinstance(card, str) else None
+        return _of_card(Path(card)) if isinstance(card, str) else None
+    return None
 
 
-def of_data(source: DatasetConfig) -> str | None:
-    """What the card beside a file says, or the description of a saved data set."""
-    path = locate(source.path)
-    folder = path if path.is_dir() else path.parent
+def of_data(dataset: DatasetConfig) -> str | None:
+    """What a saved data set says about itself, or the card beside a file."""
+    from datasets import DatasetInfo
+
+    path = locate(dataset.path)
     if not path.exists():
         return None
-    for info in (folder / "dataset_info.json", folder / "train" / "dataset_info.json"):
-        licence = _json(info).get("license")
-        if isinstance(licence, str) and licence:
-            return licence
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, folder / "train"):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing, or not legible
+            if licence := DatasetInfo.from_directory(str(place)).license:
+                return str(licence)
     return _of_card(folder / "README.md")
 
 
 def _of_card(path: Path) -> str | None:
-    from huggingface_hub.repocard import metadata_load
-
-    if not path.is_file():
-        return None
     try:
-        facts = metadata_load(path)
-    except Exception:  # noqa: BLE001  (somebody else's file: whatever is wrong with it, it tells no licence)
+        facts = metadata_load(path) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # somebody else's file: missing, or not legible
         return None
-    licence = (facts or {}).get("license_name") or (facts or {}).get("license")
-    if isinstance(licence, list):
-        licence = ", ".join(map(str, licence))
-    return str(licence) if licence else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    licence = facts.get("license_name") or facts.get("license")
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence) if licence else None

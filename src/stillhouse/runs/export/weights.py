@@ -10,7 +10,7 @@ import torch
 from stillhouse.files import atomic, os_errors_as_faults
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
-from stillhouse.runs.export.card import card
+from stillhouse.runs.export.card import model_card
 from stillhouse.runs.folder import RunFolder
 from stillhouse.train.checkpoints import replace_folder
 
@@ -27,9 +27,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
     with os_errors_as_faults(folder.student):
         merged(parts).save_pretrained(fresh)
         parts.tokenizer.save_pretrained(fresh)
-        (fresh / "README.md").write_text(
-            card(parts.config, load_run(folder.path, responses=False)), encoding="utf-8"
-        )
+        model_card(parts.config, load_run(folder.path, responses=False)).save(fresh / "README.md")
     replace_folder(fresh, folder.student)
 
 
@@ -47,4 +45,4 @@ def write_card(parts: Parts, folder: RunFolder) -> None:
     """Write the student's card anew, with what the run folder holds by now."""
     if folder.main:
         with atomic(folder.student / "README.md") as handle:
-            handle.write(card(parts.config, load_run(folder.path, responses=False)))
+            handle.write(model_card(parts.config, load_run(folder.path, responses=False)).content)
