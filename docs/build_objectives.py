@@ -84,7 +84,8 @@ def force(objective: Objective) -> Tensor | None:
     """-dL/dz on the toy pair, [TOKENS]; None where a single token shows nothing."""
     if (
         objective.has_sequence_part
-        or objective.required & {"reference", "sequences"}
+        or "sequences" in objective.requirements().rows
+        or objective.other_models
         or objective.name in OPTIONS
     ):
         return None
@@ -143,6 +144,14 @@ def options(kind: str) -> list[str]:
     return ["| option | default | |", "|---|---|---|", *rows, ""] if rows else []
 
 
+def needs(objective: Objective) -> str:
+    """What it requires, in words."""
+    required = objective.requirements()
+    rows = sorted(required.rows - {"label_logprobs"})
+    teacher = ["teacher (" + " or ".join(sorted(objective.forms)) + ")"] if objective.needs_teacher else []
+    return ", ".join([*teacher, *sorted(objective.other_models), *rows]) or "what its parts need"
+
+
 def chapter(kind: str) -> tuple[str, str | None]:
     """The text of one objective, and its plot."""
     objective = build(kind, **OPTIONS.get(kind, {}))
@@ -153,8 +162,7 @@ def chapter(kind: str) -> tuple[str, str | None]:
         lines += [f"![gradient of {kind}](images/objectives/{kind}.svg)", ""]
     for heading in HEADINGS:
         lines += textwrap.wrap(f"- **{heading}.** {headed[heading]}", 110, subsequent_indent="  ")
-    needs = ", ".join(sorted(objective.required)) or "what its parts need"
-    lines += [f"- **Needs.** {needs}", "", *options(kind)]
+    lines += [f"- **Needs.** {needs(objective)}", "", *options(kind)]
     return "\n".join(lines), None if pushed is None else plot(pushed, kind)
 
 

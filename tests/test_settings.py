@@ -77,13 +77,13 @@ def test_two_misfits_are_two_faults() -> None:
         train={"keep": "best"},
     )
     assert message.count("\n- ") + message.startswith("- ") == 3
-    assert "compares with the teacher's distribution" in message
-    assert "trains on text that the teacher writes" in message
+    assert "kind forward_kl needs whole distributions" in message
+    assert "kind generated needs generated text from teacher" in message
     assert "train.keep" in message
 
 
 def test_a_student_from_the_teacher_needs_one() -> None:
-    assert "starts from the teacher's layers" in refusal(student={"from_teacher": {"layers": [0]}})
+    assert "needs a model in this process from teacher" in refusal(student={"from_teacher": {"layers": [0]}})
 
 
 @pytest.mark.parametrize("train", [{"validate_every": "never"}, {}])

@@ -57,7 +57,7 @@ OVERRIDES = {
         "objective=cross_entropy",
         "responses={kind: mixed, student_share: 0.5, base: {kind: generated, by: teacher}}",
         "teacher=null",
-    ): ["trains on text that the teacher writes", "no teacher"],
+    ): ["needs generated text from teacher", "no teacher"],
     ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher", "others to null"],
     ("teacher=live",): ["teacher.path", "is missing. Folder or hub name"],
     ("data.train=nope.jsonl",): ["data.train", "no such file"],

@@ -121,7 +121,7 @@ def test_entries_of_minus_infinity_are_left_out(objective: Objective) -> None:
     student[:, kept + 2] = teacher[:, kept + 2] = -torch.inf
     value, slope = gradient(objective, student, teacher, rows)
     assert slope.isfinite().all()
-    if objective.shares_vocabulary and "teacher" in objective.required:
+    if objective.shares_vocabulary and objective.needs_teacher:
         without = replace(rows, reference_logits=rows.reference_logits[:, :kept])
         expected, expected_slope = gradient(objective, student[:, :kept], teacher[:, :kept], without)
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
@@ -144,7 +144,7 @@ def test_order_of_rows_and_of_the_vocabulary_does_not_matter(objective: Objectiv
     student, teacher, rows = problem()
     value, slope = gradient(objective, student, teacher, rows)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
-    if objective.sequence_level or objective.whole == "sequence":  # tokens keep their order within a response
+    if objective.sequence_level or objective.granularity == "sequence":  # tokens keep their order
         order = torch.argsort(order[rows.sequence_ids], stable=True)
     moved, moved_slope = gradient(objective, student[order], teacher[order], rows[order])
     torch.testing.assert_close(moved, value[order])
@@ -159,7 +159,7 @@ def test_order_of_rows_and_of_the_vocabulary_does_not_matter(objective: Objectiv
 @every
 def test_another_teacher_gives_another_gradient(objective: Objective) -> None:
     student, teacher, rows = problem()
-    if "teacher" not in objective.required:
+    if not objective.needs_teacher:
         assert torch.equal(objective(student, None, rows), objective(student, teacher, rows))
         return
     slope = gradient(objective, student, teacher, rows)[1]
@@ -178,7 +178,7 @@ def test_no_gradient_reaches_the_teacher(objective: Objective) -> None:
 @every
 def test_what_is_needed_and_missing_is_named(objective: Objective) -> None:
     student, teacher, _ = problem()
-    beyond = sorted(objective.required - {"teacher"})
+    beyond = sorted((objective.requirements().rows - {"label_logprobs"}) | objective.other_models)
     if not beyond:
         assert objective(student, teacher).shape == (COUNT,)
         return
@@ -199,7 +199,7 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
     student_hidden, teacher_hidden = logits(count, 5, seed), logits(count, 4, seed + 1)
     weight, teacher_weight = logits(vocab + seed % 3, 5, seed + 2, 0.7), logits(vocab, 4, seed + 3, 0.7)
     reference_hidden, reference_weight = logits(count, 3, seed + 4), logits(vocab, 3, seed + 5, 0.7)
-    if objective.sequence_level or objective.whole == "sequence" or seed % 2:
+    if objective.sequence_level or objective.granularity == "sequence" or seed % 2:
         token_weight = torch.linspace(0.1, 1.0, count, dtype=torch.float64)
     else:
         token_weight = (torch.arange(count) % 3 > 0).double() / count
@@ -207,7 +207,7 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
     leaves = [student_hidden.requires_grad_(), weight.requires_grad_()]
     compared = weight[:vocab] if objective.shares_vocabulary else weight
     value = objective(student_hidden @ compared.t(), teacher_hidden @ teacher_weight.t(), rows)
-    if "teacher" not in objective.required:
+    if not objective.needs_teacher:
         value = objective(student_hidden @ weight.t(), None, rows)
     expected = torch.autograd.grad((value * token_weight).sum(), leaves)
     lean = replace(
@@ -216,7 +216,7 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
         reference_hidden=reference_hidden,
         reference_head=ModelHead(reference_weight),
     )
-    teacher = (teacher_hidden, teacher_weight) if "teacher" in objective.required else (None, None)
+    teacher = (teacher_hidden, teacher_weight) if objective.needs_teacher else (None, None)
     loss, values = fused_rows(
         objective, student_hidden, weight, *teacher, token_weight, lean, Chunking(chunk_rows=chunk)
     )

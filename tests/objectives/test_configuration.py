@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
 from tests.objectives.problems import drawn_rows, logits
 
 from stillhouse.config import StrictConfig
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import SOURCES, Progress
+from stillhouse.errors import ConfigError
 from stillhouse.objectives import ObjectiveField, build
 from stillhouse.schedules import ScheduleTracker
 
@@ -80,8 +84,28 @@ def test_schedules_inside_maps_and_sums_become_numbers() -> None:
 
 
 def test_what_an_objective_needs_is_known_before_it_runs() -> None:
-    assert build("forward_kl").required == {"teacher"}
-    assert build("contrastive").required == {"teacher", "sources"}
-    assert build("contrastive", alpha_rule="gap").required == {"teacher", "sources", "labels", "sequences"}
+    assert build("forward_kl").requirements() == replace(
+        Requirements.of("main", "distribution", "topk", "sampled"), same_tokenizer=frozenset({"main"})
+    )
+    assert build("uld").requirements().same_tokenizer == frozenset()
+    assert build("contrastive").requirements().rows == {"sources"}
+    gap = build("contrastive", alpha_rule="gap").requirements()
+    assert gap.rows == {"sources", "labels", "sequences", "label_logprobs"}
+    assert gap.batch_statistics == {"likelihood_gaps", "mean_likelihood_gaps"}
     both = build("by_source", text={"kind": "cross_entropy"}, student={"kind": "policy_gradient"})
-    assert both.required == {"sources", "labels", "teacher", "sequences"}
+    assert both.requirements().rows == {"sources", "labels", "sequences", "label_logprobs"}
+    assert both.needs_teacher
+
+
+def test_the_forms_of_a_sum_are_those_from_which_all_of_its_terms_can_be_computed() -> None:
+    terms = [{"kind": "forward_kl"}, {"kind": "skew_kl"}]
+    assert build("sum", terms=terms).forms == {"distribution", "topk", "sampled"}
+    assert build("sum", terms=[*terms, {"kind": "skew_rkl"}]).forms == {"distribution", "topk"}
+    assert build("sum", terms=[*terms, {"kind": "csd"}]).forms == {"distribution"}
+
+
+def test_a_teacher_named_where_nobody_asks_one_is_refused() -> None:
+    assert build("forward_kl", teacher_model="code").requirements().model_names == {"code"}
+    for options in ({"kind": "cross_entropy"}, {"kind": "sum", "terms": [{"kind": "forward_kl"}]}):
+        with pytest.raises(ConfigError, match="teacher_model has no effect"):
+            build(**options, teacher_model="code")

@@ -14,7 +14,7 @@ from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, joined, nothing, sa
 from stillhouse.fused import Chunking, fused_rows
 from stillhouse.objectives import Objective, build
 
-CASES = [case for case in cases() if "teacher" in case[1].required]
+CASES = [case for case in cases() if case[1].needs_teacher]
 COUNT, VOCAB = 9, 12
 
 

@@ -133,7 +133,7 @@ def test_what_a_sparse_store_cannot_give_is_refused_before_anything_loads(folder
     assert "is a size such as" in refused("forward_kl", limit="much")
     assert "a cache itself" in refused("forward_kl", of={"kind": "cache", "of": TEACHER})
     writes = {"responses": {"kind": "generated"}, "objective": "forward_kl"}
-    with pytest.raises(ConfigError, match="trains on text that the teacher writes"):
+    with pytest.raises(ConfigError, match="needs generated text from teacher"):
         resolve({**cached(folder, "x", "x", teacher={"on_miss": "error"}), **writes})
 
 

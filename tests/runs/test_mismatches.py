@@ -81,5 +81,33 @@ def test_a_rule_that_would_begin_after_the_end_is_refused() -> None:
 def test_layers_are_compared_with_a_live_teacher_only() -> None:
     objective = {"kind": "transport", "layers": [1.0]}
     resolve(tree(objective=objective))
-    with pytest.raises(ConfigError, match="compares hidden states of layers"):
+    with pytest.raises(ConfigError, match="needs hidden states of layers from teacher"):
         resolve(tree(objective=objective, teacher={"kind": "cache", "of": "teacher"}))
+
+
+def test_a_second_model_has_to_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"kind advantage needs whole distributions from teachers.reference"):
+        resolve(tree(objective="advantage"))
+    resolve(tree(objective="advantage", teachers={"reference": TEACHER}))
+    named = {"kind": "aligned_teacher", "reference_model": "reversed"}
+    resolve(tree(objective=named, teachers={"reversed": TEACHER}))
+
+
+def test_teachers_main_is_the_long_form_of_teacher() -> None:
+    config = resolve({**tree(objective="forward_kl", teachers={"main": TEACHER}), "teacher": None}).config
+    assert config == resolve(tree(objective="forward_kl")).config
+    with pytest.raises(ConfigError, match="are the same model"):
+        resolve(tree(objective="forward_kl", teachers={"main": TEACHER}))
+
+
+def test_a_teacher_that_nothing_asks_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"teachers.code.*no objective asks for it"):
+        resolve(tree(objective="forward_kl", teachers={"code": TEACHER}))
+    both = [{"kind": "forward_kl"}, {"kind": "forward_kl", "teacher_model": "code"}]
+    resolve(tree(objective={"kind": "sum", "terms": both}, teachers={"code": TEACHER}))
+
+
+def test_pairs_are_asked_of_the_responses() -> None:
+    with pytest.raises(ConfigError, match=r"kind dpkd needs a teacher-written and a student-written response"):
+        resolve(tree(objective="dpkd", responses={"kind": "on_policy"}))
+    resolve(tree(objective="dpkd", responses={"kind": "pairs"}))

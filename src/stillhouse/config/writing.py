@@ -93,7 +93,7 @@ def _field(name: str, info: FieldInfo, value: Any, indent: str, *, active: bool)
     if isinstance(value, StrictConfig):
         inner, value = type(value), plain(value)
     else:
-        inner = class_of(bases, value) if isinstance(value, Mapping) else None
+        inner = class_of(bases, value) if isinstance(value, Mapping) and value else None
     if inner is None or (active and not value):
         yield from _value(name, plain(value), indent, mark)
         return

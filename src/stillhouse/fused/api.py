@@ -116,16 +116,15 @@ def _call(
 ) -> _Call:
     """The checked arguments of one call."""
     head, rows = as_head(student_head), rows or Rows()
-    if objective.whole == "sequence" and rows.alignment is None and rows.sequence_ids is not None:
+    if objective.granularity == "sequence" and rows.alignment is None and rows.sequence_ids is not None:
         labels = torch.zeros_like(rows.sequence_ids) if rows.labels is None else rows.labels
         rows = replace(rows, labels=labels, alignment=TokenAlignment.identity(labels, rows.sequence_ids))
     others: dict[str, ModelOutput] = {}
-    wanted = objective.required
     if isinstance(teacher_hidden, SparseLogprobs):
         rows = with_sparse(rows, teacher_hidden)
-    elif "teacher" in wanted and teacher_hidden is not None and teacher_head is not None:
+    elif objective.needs_teacher and teacher_hidden is not None and teacher_head is not None:
         others["teacher"] = ModelOutput.of(teacher_hidden, as_head(teacher_head))
-    if "reference" in wanted and rows.reference_hidden is not None and rows.reference_head is not None:
+    if objective.other_models and rows.reference_hidden is not None and rows.reference_head is not None:
         others["reference"] = ModelOutput.of(rows.reference_hidden, rows.reference_head)
     _check(objective, student_hidden, others, token_weight, rows)
     operand = operand_dtype(student_hidden, head.weight)

@@ -47,7 +47,7 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
         """Rows in runs of whole units of about `size` rows; units without any weight are left out."""
         alignment = self.part.rows.alignment
         assert alignment is not None
-        units = alignment.units(objective.whole)[index]
+        units = alignment.units(objective.granularity)[index]
         _, run = torch.unique_consecutive(units, return_inverse=True)
         weighty = torch.zeros(int(run[-1]) + 1 if len(run) else 0, dtype=torch.bool, device=run.device)
         weighty[run[self.part.weights[index] != 0]] = True
@@ -91,7 +91,7 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
     ) -> Tensor:
         """Values of a few whole units; the gradient for their products is written to `out`."""
         others: dict[str, Tensor] = {}
-        if "teacher" in piece.objective.required:
+        if piece.objective.needs_teacher:
             alignment = piece.rows.alignment
             assert alignment is not None
             teacher = piece.others["teacher"].at(alignment.teacher_rows(rows))

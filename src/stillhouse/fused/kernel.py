@@ -205,7 +205,10 @@ class RowBlock:
 
     def trimmed(self) -> RowBlock:
         """Without models that its objective does not look at, so that they are not multiplied for nothing."""
-        wanted = self.objective.required if self.objective.has_token_part else frozenset()
+        objective, wanted = self.objective, set[str]()
+        if objective.has_token_part:
+            wanted = {"teacher"} if objective.needs_teacher else set()
+            wanted |= {"reference"} if objective.other_models else set()
         return replace(self, others={name: side for name, side in self.others.items() if name in wanted})
 
 

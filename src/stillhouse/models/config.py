@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf, StrictConfig
+from stillhouse.core.requirements import MAIN, Requirements
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -29,6 +31,10 @@ class Prune(StrictConfig):
 
     layers: ListOf[int]
     """The teacher's layers to keep, counted from 0 and in ascending order, such as [0, 1, 2, 5, 8]."""
+
+    def requirements(self) -> Requirements:
+        """The teacher's weights, and its tokenizer."""
+        return replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

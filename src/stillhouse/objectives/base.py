@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate
+from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate, walk
+from stillhouse.core.requirements import LOGPROBS, MAIN, Granularity, Requirements, RunFacts
 from stillhouse.core.rows import Rows, with_gaps
-from stillhouse.core.sparse import ALL_FORMS, EXCLUDED, SparseLogprobs, buckets, sampled_entries
-from stillhouse.core.types import SOURCES
+from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, buckets, sampled_entries
+from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.schedules import NonNegative
 
@@ -31,28 +32,17 @@ class Objective(StrictConfig):
     """Compares student and teacher row by row. `objective(student_logits, teacher_logits, rows)` gives [N]
     values.
 
-    Writing one: fields, `kind`, `needs`, and `per_token`; nothing else. The fused path, the laws, YAML and
-    the documentation follow from them. `value_and_gradient` may be given in closed form where that pays.
+    Writing one: fields, `kind`, `per_token`, and `requirements` where more or less than the teacher's whole
+    distribution is needed; nothing else. The fused path, the laws, YAML and the documentation follow from
+    them. `value_and_gradient` may be given in closed form where that pays.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
-    """What it must be given: teacher, reference, labels, sources, sequences, pairs, sampled_logprobs,
-    positions."""
     divergence: ClassVar[bool] = True
     """True if the value is never negative, and zero if and only if student and teacher agree."""
     shift_invariant: ClassVar[bool] = True
     """True if a constant added to all logits of a row changes nothing."""
-    same_vocabulary: ClassVar[bool] = True
-    """True if entry i of both models has to be the same token."""
-    whole: ClassVar[Literal["row", "group", "sequence"]] = "row"
-    """What `per_token` must see all of where the tokenizers differ, or wherever it is "sequence"."""
     mixes_rows: ClassVar[bool] = False
-    """True if the value of a row depends on the student's logits of other rows of the same `whole`."""
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution"})
-    """What it can be computed from where it needs the teacher: of "distribution", "topk" and "sampled" (see
-    `core.sparse`). "topk" is for what stays meaningful with all improbable tokens as one outcome,
-    "sampled" for expectations under the teacher, which `per_sample` gives."""
-
+    """True if the value of a row depends on the student's logits of other rows within its granularity."""
     exact_gradient: ClassVar[bool] = True
     """False if parts of the value are constants for the gradient, which then is not that of the number."""
     has_token_part: ClassVar[bool] = True
@@ -60,6 +50,8 @@ class Objective(StrictConfig):
     has_sequence_part: ClassVar[bool] = False
     """True if `per_sequence` is not zero."""
 
+    teacher_model: str = MAIN
+    """Which teacher it compares with: a name under `teachers`."""
     loss_weight: NonNegative = 1.0
     """How much this term counts within a `sum` or a map from source to objective. Not part of its own
     value."""
@@ -75,15 +67,15 @@ class Objective(StrictConfig):
         Args:
             student_logits: [N, V]; half precision is raised to fp32. An entry that is -inf in either model
                 takes no part: it is left out of both and the rest renormalised.
-            teacher_logits: [N, V], or what the teacher says about a few tokens of each row; None if `needs`
-                does not name the teacher.
-            rows: labels, sources and the rest of what `needs` names, [N] each.
+            teacher_logits: [N, V], or what the teacher says about a few tokens of each row; None if it
+                needs no teacher.
+            rows: labels, sources and the rest of what `requirements` names, [N] each.
 
         Returns:
             [N] nats per token.
 
         Raises:
-            ValueError: something that `needs` names is missing, or shapes differ.
+            ValueError: something that it requires is missing, or shapes differ.
         """
         rows = rows or Rows()
         if isinstance(teacher_logits, SparseLogprobs):
@@ -94,9 +86,9 @@ class Objective(StrictConfig):
                 f"{self.name}: {student_logits.shape[0]} rows of logits but facts on {rows.count}"
             )
         student, teacher, reference = _raised(student_logits), None, None
-        if teacher_logits is not None and "teacher" in self.required:
+        if teacher_logits is not None and self.needs_teacher:
             teacher = _raised(teacher_logits).detach()
-        if rows.reference_logits is not None and "reference" in self.required:
+        if rows.reference_logits is not None and self.other_models:
             reference = rows.reference_logits.detach().to(student.dtype)
         if teacher is not None and self.shares_vocabulary and teacher.shape != student.shape:
             raise ValueError(
@@ -127,7 +119,7 @@ class Objective(StrictConfig):
         Over the most probable ones and the tail as one outcome it is `per_token` of the coarsened logits
         [n, K + 1]; from draws it is sum_k w_k `per_sample`.
         """
-        if "teacher" not in self.required or not self.has_token_part:
+        if not self.needs_teacher or not self.has_token_part:
             return self.per_token(student, None, rows)
         if compact.form == "topk":
             return self.per_token(*buckets(student, compact), rows)
@@ -158,7 +150,7 @@ class Objective(StrictConfig):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """As `value_and_gradient`, with `rows.compact` as the teacher."""
-        if "teacher" not in self.required or rows.compact is None:
+        if not self.needs_teacher or rows.compact is None:
             return self.value_and_gradient(student, teacher, rows)
         compact = rows.compact
         return _differentiated(student, lambda leaf: self.per_token_sparse(leaf, compact, rows))
@@ -173,26 +165,86 @@ class Objective(StrictConfig):
         """Its `kind`."""
         return str(getattr(self, "kind", type(self).__name__))
 
-    @property
-    def required(self) -> frozenset[str]:
-        """`needs` of this object; objectives that hold others override it."""
-        return self.needs
+    def requirements(self) -> Requirements:
+        """What it must be given; by default its teacher's whole distribution over the student's token ids."""
+        return self.compared_with("distribution")
+
+    def compared_with(self, *signals: str, same_tokenizer: bool = True) -> Requirements:
+        """The requirements of a comparison with the teacher.
+
+        Args:
+            signals: of "distribution", "topk" and "sampled" (see `core.sparse`): from any one of them the
+                value can be computed. "topk" is for what stays meaningful with all improbable tokens as one
+                outcome, "sampled" for expectations under the teacher, which `per_sample` gives.
+            same_tokenizer: whether entry i of both models has to be the same token.
+        """
+        alike = {self.teacher_model} if same_tokenizer else set()
+        return replace(Requirements.of(self.teacher_model, *signals), same_tokenizer=frozenset(alike))
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        """What is wrong with it in this run beyond what `requirements` can say; nothing by default.
+
+        Args:
+            path: where it stands in the configuration.
+            facts: the run; `sources` are those of the text that this objective is applied to.
+        """
+        return iter(())
+
+    def for_source(self, source: str) -> Objective | None:
+        """What applies to text of that source; itself unless it tells sources apart. None: nothing does."""
+        return self
+
+    def source_weight(self, source: str) -> float:
+        """The weight that its values already hold for rows of that source."""
+        return 1.0
 
     @property
-    def shares_vocabulary(self) -> bool:
-        """Whether it compares entry i with entry i of another model: `same_vocabulary`, if there is one."""
-        return self.same_vocabulary and bool(self.required & {"teacher", "reference"})
+    def sources(self) -> tuple[str, ...] | None:
+        """The sources that it tells apart, each with a mean of its own; None: one mean over all text."""
+        return None
+
+    def at(self, progress: Progress) -> Objective:
+        """As it applies at this point of the training; itself unless something in it begins later."""
+        return self
+
+    def with_batch_statistics(self, statistics: Mapping[str, float]) -> Objective:
+        """With the step's `teacher_gap` and `student_gap`, where it asks for them before the loss."""
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it asks a teacher for log-probabilities."""
+        return any(need.signals & LOGPROBS for need in self.requirements().models)
+
+    @property
+    def other_models(self) -> frozenset[str]:
+        """The models it compares with beside its teacher."""
+        return self.requirements().model_names - {self.teacher_model}
 
     @property
     def forms(self) -> frozenset[str]:
-        """`teacher_forms` of this object; every form if it needs no teacher. Objectives that hold others
-        override it."""
-        return self.teacher_forms if "teacher" in self.required else ALL_FORMS
+        """The forms of the teacher's log-probabilities from which it can be computed."""
+        return self.requirements().accepted(self.teacher_model)
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether it compares entry i with entry i of another model."""
+        return bool(self.requirements().same_tokenizer)
+
+    @property
+    def granularity(self) -> Granularity:
+        """What `per_token` must see all of where tokenizers differ, or wherever it is "sequence"."""
+        return self.requirements().granularity
 
     @property
     def depths(self) -> tuple[float, ...]:
         """The layers whose hidden states `per_layers` compares, as shares of the model's depth."""
-        return ()
+        return tuple(sorted(self.requirements().layers))
+
+    @property
+    def sequence_level(self) -> bool:
+        """Whether the log-probabilities of the labels under each model come before its value."""
+        return "label_logprobs" in self.requirements().rows
 
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
         """What hidden states of layers add to the value of each row, [N].
@@ -204,27 +256,27 @@ class Objective(StrictConfig):
         """
         raise NotImplementedError(f"{self.name} compares no layers")
 
-    @property
-    def sequence_level(self) -> bool:
-        """True if a value depends on more than its own row, so that label log-probabilities come first."""
-        return bool(self.required & {"sequences", "pairs"})
-
     def check(self, has_teacher: bool, rows: Rows) -> None:
-        """Raise a ValueError that names everything `required` and not given."""
+        """Raise a ValueError that names everything required and not given."""
+        needs = self.requirements()
         present = {
             "teacher": has_teacher or rows.compact is not None,
-            "reference": rows.reference_logits is not None or rows.reference_hidden is not None,
             "labels": rows.labels is not None,
             "sources": rows.sources is not None,
             "sequences": rows.sequence_ids is not None,
             "pairs": rows.pair_ids is not None,
             "sampled_logprobs": rows.sampled_logprobs is not None,
             "positions": rows.positions is not None,
+            "label_logprobs": True,
+            **dict.fromkeys(
+                self.other_models, rows.reference_logits is not None or rows.reference_hidden is not None
+            ),
         }
-        missing = sorted(name for name in self.required if not present[name])
+        wanted = needs.rows | self.other_models | ({"teacher"} if self.needs_teacher else set())
+        missing = sorted(name for name in wanted if not present[name])
         if missing:
             raise ValueError(f"{self.name} needs {', '.join(missing)}, which the rows do not have")
-        if "teacher" not in self.required or rows.compact is None:
+        if not self.needs_teacher or rows.compact is None:
             return
         if rows.compact.form not in self.forms:
             raise ValueError(
@@ -233,6 +285,13 @@ class Objective(StrictConfig):
             )
         if self.sequence_level and rows.teacher_logprobs is None:
             raise ValueError(f"{self.name} needs the teacher's log-probability of each label")
+
+    @model_validator(mode="after")
+    def _teacher_is_asked(self) -> Self:
+        asked = self.requirements().model_names
+        if self.teacher_model not in {MAIN, *asked}:
+            raise ValueError("teacher_model has no effect: nothing of this objective itself asks a teacher")
+        return self
 
 
 REGISTRY: Registry[Objective] = Registry("objective", Objective)  # type: ignore[type-abstract]
@@ -274,6 +333,15 @@ def parse_objective(value: Any) -> Objective:
             )
         value = {"kind": "by_source", **value}
     return REGISTRY.parse(value)
+
+
+TreeT = TypeVar("TreeT")
+
+
+def each_objective(tree: TreeT, how: Callable[[Objective], Objective]) -> TreeT:
+    """The tree of parts with every objective in it replaced by `how(objective)`."""
+    changed: TreeT = walk(tree, lambda _, value: how(value) if isinstance(value, Objective) else value)
+    return changed
 
 
 ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_objective)]

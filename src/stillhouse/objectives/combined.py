@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from stillhouse.config import ListOf
+from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
-from stillhouse.core.sparse import ALL_FORMS, SparseLogprobs
+from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES
+from stillhouse.errors import Fault
 from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, register
 
 
@@ -23,33 +27,12 @@ class _Holder(Objective):
     def held(self) -> tuple[Objective, ...]:
         """The objectives inside."""
 
-    @property
-    def required(self) -> frozenset[str]:
-        return self.needs.union(*(part.required for part in self.held()))
-
-    @property
-    def shares_vocabulary(self) -> bool:
-        return any(part.shares_vocabulary for part in self.held())
-
-    @property
-    def whole(self) -> Literal["row", "group", "sequence"]:  # type: ignore[override]
-        return max((part.whole for part in self.held()), key=("row", "group", "sequence").index)
-
-    @property
-    def sequence_level(self) -> bool:
-        return any(part.sequence_level for part in self.held())
-
-    @property
-    def depths(self) -> tuple[float, ...]:
-        return tuple(sorted({depth for part in self.held() for depth in part.depths}))
+    def requirements(self) -> Requirements:
+        return Requirements.union(part.requirements() for part in self.held())
 
     @property
     def mixes_rows(self) -> bool:  # type: ignore[override]
         return any(part.mixes_rows for part in self.held())
-
-    @property
-    def forms(self) -> frozenset[str]:
-        return ALL_FORMS.intersection(*(part.forms for part in self.held()))
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
@@ -84,7 +67,6 @@ class Sum(_Holder):
     """
 
     kind: Literal["sum"] = "sum"
-    needs: ClassVar[frozenset[str]] = frozenset()
     terms: ListOf[ObjectiveField] = Field(min_length=1)
     """The objectives to add."""
 
@@ -123,6 +105,10 @@ class Sum(_Holder):
     def held(self) -> tuple[Objective, ...]:
         return tuple(self.terms)
 
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        for number, term in enumerate(self.terms):
+            yield from term.check_in_run(f"{path}.terms[{number}]", facts)
+
 
 @register
 class BySource(_Holder):
@@ -137,7 +123,6 @@ class BySource(_Holder):
     """
 
     kind: Literal["by_source"] = "by_source"
-    needs: ClassVar[frozenset[str]] = frozenset({"sources"})
     fixed: ObjectiveField | None = None
     """For responses of the data set."""
     teacher: ObjectiveField | None = None
@@ -151,6 +136,24 @@ class BySource(_Holder):
         """The objectives that are there, by source."""
         found = {source: getattr(self, source) for source in SOURCES}
         return {source: objective for source, objective in found.items() if objective is not None}
+
+    def requirements(self) -> Requirements:
+        return super().requirements() | Requirements(rows=frozenset({"sources"}))
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        for source, objective in self.mapped().items():
+            yield from objective.check_in_run(f"{path}.{source}", replace(facts, sources=frozenset({source})))
+
+    def for_source(self, source: str) -> Objective | None:
+        return self.mapped().get(source)
+
+    def source_weight(self, source: str) -> float:
+        objective = self.for_source(source)
+        return 1.0 if objective is None else float(objective.loss_weight)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self.mapped())
 
     def split(self, rows: Rows) -> list[Split]:
         if rows.sources is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
-from stillhouse.core.types import SOURCES
+from stillhouse.core.types import SOURCES, Progress
+from stillhouse.errors import Fault
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, Split, register
 from stillhouse.objectives.divergences import both, kl, mixture
@@ -46,8 +49,6 @@ class Contrastive(Objective):
     """
 
     kind: Literal["contrastive"] = "contrastive"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sources"})
     alpha: Skew = 0.1
     """Share of the own side in both mixtures; with `alpha_rule: gap` the base value alpha_0."""
     alpha_rule: Literal["fixed", "gap"] = "fixed"
@@ -85,7 +86,7 @@ class Contrastive(Objective):
         """The same with numbers where the reference gap is that of the batch."""
         found = {"teacher_gap": teacher, "student_gap": student}
         update = {name: max(0.0, gap) for name, gap in found.items() if getattr(self, name) == "batch"}
-        return self.model_copy(update=update)
+        return self.model_copy(update=update) if update else self
 
     @property
     def references(self) -> tuple[Any, Any]:
@@ -96,9 +97,45 @@ class Contrastive(Objective):
     def exact_gradient(self) -> bool:  # type: ignore[override]
         return self.alpha_rule == "fixed" and not self.detach_mixture
 
+    def requirements(self) -> Requirements:
+        needs = self.compared_with("distribution", "topk") | Requirements(rows=frozenset({"sources"}))
+        if self.alpha_rule == "fixed":
+            return needs
+        first = {"mean_likelihood_gaps"} if "batch" in self.references else set()
+        return needs | Requirements(
+            rows=frozenset({"labels", "sequences", "label_logprobs"}),
+            batch_statistics=frozenset({"likelihood_gaps"} | first),
+        )
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        if self.alpha_rule == "gap" and facts.max_steps is None and self.rule_after >= facts.epochs:
+            yield Fault(
+                f"{path}.rule_after",
+                "alpha_rule: gap would begin after the end of the training",
+                got=f"{self.rule_after:g}, with train.epochs={facts.epochs:g}",
+                allowed=f"less than {facts.epochs:g}",
+                hint=f"Train for more epochs, or set {path}.alpha_rule: fixed.",
+            )
+
+    def for_source(self, source: str) -> Objective | None:
+        return self if source in self.sources else None
+
+    def source_weight(self, source: str) -> float:
+        return self.source_weights().get(source, 1.0)
+
     @property
-    def required(self) -> frozenset[str]:
-        return self.needs | {"labels", "sequences"} if self.alpha_rule == "gap" else self.needs
+    def sources(self) -> tuple[str, ...]:
+        return ("teacher", "student")
+
+    def at(self, progress: Progress) -> Objective:
+        if self.alpha_rule == "gap" and progress.epoch < self.rule_after:
+            return self.model_copy(update={"alpha_rule": "fixed"})
+        return self
+
+    def with_batch_statistics(self, statistics: Mapping[str, float]) -> Objective:
+        if self.alpha_rule == "fixed":
+            return self
+        return self.with_references(statistics.get("teacher_gap", 0.0), statistics.get("student_gap", 0.0))
 
     def split(self, rows: Rows) -> list[Split]:
         teacher_rows, student_rows = self._written_by(rows)

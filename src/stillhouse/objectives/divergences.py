@@ -7,13 +7,13 @@ computed from log-probabilities, so logit gaps of 1e4 give finite numbers.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.core.sparse import ALL_FORMS
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
@@ -61,9 +61,9 @@ class ForwardKL(Objective):
     temperature: Temperature = 1.0
     """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
 
-    @property
-    def forms(self) -> frozenset[str]:
-        return ALL_FORMS if self.temperature == 1.0 else self.teacher_forms  # a softened tail is unknown
+    def requirements(self) -> Requirements:
+        sparse = ("topk", "sampled") if self.temperature == 1.0 else ()  # a softened tail is unknown
+        return self.compared_with("distribution", *sparse)
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -99,9 +99,8 @@ class ReverseKL(Objective):
     temperature: Temperature = 1.0
     """Divides the logits of both models. The value is that of the softened distributions, not scaled back."""
 
-    @property
-    def forms(self) -> frozenset[str]:
-        return self.teacher_forms | ({"topk"} if self.temperature == 1.0 else set())
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", *(("topk",) if self.temperature == 1.0 else ()))
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -130,9 +129,11 @@ class SymmetricKL(Objective):
     """
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     reverse_weight: Share = 0.5
     """The weight of KL(q || p), the student's side; lambda in the released code."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -159,7 +160,9 @@ class Jeffreys(Objective):
     """
 
     kind: Literal["jeffreys"] = "jeffreys"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -185,11 +188,13 @@ class JSD(Objective):
     """
 
     kind: Literal["jsd"] = "jsd"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     teacher_weight: InnerShare = 0.5
     """Weight of the teacher, beta in GKD. At exactly 0 or 1 the divergence is zero for all q, so that is
     refused;
     use `forward_kl` or `reverse_kl`, which GKD means by these two numbers."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -216,7 +221,9 @@ class TVD(Objective):
     """
 
     kind: Literal["tvd"] = "tvd"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
@@ -241,9 +248,11 @@ class SkewKL(Objective):
     """
 
     kind: Literal["skew_kl"] = "skew_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk", "sampled"})
     alpha: Skew = 0.1
     """Share of the teacher in the mixture."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk", "sampled")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -273,7 +282,6 @@ class SkewRKL(Objective):
     """
 
     kind: Literal["skew_rkl"] = "skew_rkl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: Skew = 0.1
     """Share of the student in the mixture."""
     detach_mixture: bool = False
@@ -283,6 +291,9 @@ class SkewRKL(Objective):
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
         return not self.detach_mixture
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)

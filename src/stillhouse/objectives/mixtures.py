@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
@@ -54,10 +55,12 @@ class AdaptiveKL(Objective):
     """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     exact_gradient: ClassVar[bool] = False
     head_mass: InnerShare = 0.5
     """Probability mass of the teacher that makes the head; mu in the paper."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -93,13 +96,15 @@ class AB(Objective):
     """
 
     kind: Literal["ab"] = "ab"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: Exponent = 0.2
     """Exponent of the teacher. A negative one gives infinite values where the teacher's probability is
     zero."""
     beta: Exponent = 0.7
     """Exponent of the student. A negative one gives infinite values where the student's probability is
     zero."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         u, v = both(student, teacher)
@@ -152,13 +157,15 @@ class AlphaMixture(Objective):
     """
 
     kind: Literal["alpha_mixture"] = "alpha_mixture"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     alpha: MixtureAlpha = -1.0
     """The order of the mean: -1 arithmetic, 1 geometric, 3 harmonic."""
     teacher_share: InnerShare = 0.1
     """Share of the teacher in the mean; lambda in the paper."""
     direction: Literal["forward", "reverse"] = "forward"
     """KL from the teacher (forward) or from the student (reverse) to the mean."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
@@ -200,10 +207,12 @@ class TAID(Objective):
     """
 
     kind: Literal["taid"] = "taid"
-    teacher_forms: ClassVar[frozenset[str]] = frozenset({"distribution", "topk"})
     exact_gradient: ClassVar[bool] = False
     t: Share = 0.4
     """How far the target has come from the student (0) to the teacher (1)."""
+
+    def requirements(self) -> Requirements:
+        return self.compared_with("distribution", "topk")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

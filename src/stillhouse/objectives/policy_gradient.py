@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
-from stillhouse.core.sparse import ALL_FORMS
+from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, register, with_gradient
 from stillhouse.objectives.divergences import both, kl
 from stillhouse.objectives.ranges import Discount
@@ -86,14 +88,32 @@ class PolicyGradient(Objective):
 
     has_sequence_part: ClassVar[bool] = True
 
-    @property
-    def required(self) -> frozenset[str]:
-        extra = {"sampled_logprobs"} if self.ratio_clip is not None else set()
-        return frozenset({"teacher", "labels", "sequences"} | extra)
+    def requirements(self) -> Requirements:
+        # Without the exact part only the labels' log-probabilities count, which every form has.
+        sampled = () if self.single_step else ("sampled",)
+        known = {"sampled_logprobs"} if self.ratio_clip is not None else set()
+        return self.compared_with("distribution", "topk", *sampled) | Requirements(
+            rows=frozenset({"labels", "sequences", "label_logprobs"} | known)
+        )
 
-    @property
-    def forms(self) -> frozenset[str]:
-        return frozenset({"distribution", "topk"}) if self.single_step else ALL_FORMS
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        if self.sampling_teacher_share != facts.sampling_teacher_share:
+            yield Fault(
+                f"{path}.sampling_teacher_share",
+                "must be the teacher's share in the text that is trained on",
+                got=str(self.sampling_teacher_share),
+                allowed=f"{facts.sampling_teacher_share:g}, as responses.kind={facts.responses} writes",
+                hint="Set both to the same number (on_policy and batched responses have teacher_share).",
+            )
+        others = facts.sources - {"student"}
+        if others:
+            yield Fault(
+                path,
+                "policy_gradient is for text that the student has sampled; on other text it is biased",
+                got=", ".join(sorted(others)),
+                hint="Map it to the student's text alone, objective: {student: {kind: policy_gradient}, "
+                f"{min(others)}: ...}}, or set responses.kind to on_policy or batched.",
+            )
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]

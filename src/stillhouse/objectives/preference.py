@@ -3,14 +3,15 @@ teachers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from stillhouse.core.requirements import REFERENCE, Requirements
 from stillhouse.core.rows import Rows, sequence_means
-from stillhouse.core.sparse import ALL_FORMS
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.contrastive import STUDENT, TEACHER
@@ -43,15 +44,11 @@ class DPKD(Objective):
     length_normalised: bool = True
     """Average log-probabilities over a response instead of adding them (sequence level)."""
 
-    @property
-    def required(self) -> frozenset[str]:
+    def requirements(self) -> Requirements:
         if self.level == "token":
-            return frozenset({"teacher"})
-        return frozenset({"teacher", "labels", "sources", "sequences", "pairs"})
-
-    @property
-    def forms(self) -> frozenset[str]:
-        return self.teacher_forms if self.level == "token" else ALL_FORMS
+            return self.compared_with("distribution")
+        rows = frozenset({"labels", "sources", "sequences", "pairs", "label_logprobs"})
+        return self.compared_with("distribution", "topk", "sampled") | Requirements(rows=rows)
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]
@@ -99,6 +96,12 @@ class DPKD(Objective):
         return torch.zeros(count, dtype=ratio.dtype, device=ratio.device).index_copy(0, index, ratio[chosen])
 
 
+def _two_teachers(objective: Objective, reference: str) -> Requirements:
+    """Whole distributions of an objective's teacher and of a second model."""
+    second = replace(Requirements.of(reference, "distribution"), same_tokenizer=frozenset({reference}))
+    return objective.compared_with("distribution") | second
+
+
 @register
 class Advantage(Objective):
     """Expected advantage under the student, where the advantage is what preference training did to the
@@ -113,8 +116,12 @@ class Advantage(Objective):
     """
 
     kind: Literal["advantage"] = "advantage"
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "reference"})
     divergence: ClassVar[bool] = False
+    reference_model: str = REFERENCE
+    """The teacher before its preference training: a name under `teachers`."""
+
+    def requirements(self) -> Requirements:
+        return _two_teachers(self, self.reference_model)
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert rows.reference_logits is not None
@@ -144,14 +151,18 @@ class AlignedTeacher(Objective):
     """
 
     kind: Literal["aligned_teacher"] = "aligned_teacher"
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "reference"})
     divergence: ClassVar[bool] = False
+    reference_model: str = REFERENCE
+    """The teacher before its preference training: a name under `teachers`."""
     scale: NonNegative = 0.1
     """beta in the paper."""
     extrapolation: NonNegative = 15.0
     """beta_2 of the adaptive rule (15 on-policy, 10 off-policy), or the fixed weight itself."""
     weight_rule: Literal["adaptive", "fixed"] = "adaptive"
     """A weight per token by how much the two teachers differ there, or the same for all."""
+
+    def requirements(self) -> Requirements:
+        return _two_teachers(self, self.reference_model)
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

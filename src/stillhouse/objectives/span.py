@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.alignment import Members, VocabularyMatch
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, label_logprobs, register
 from stillhouse.objectives.divergences import kl, mixture
@@ -36,8 +37,6 @@ class Span(Objective):
     """
 
     kind: Literal["span"] = "span"
-    same_vocabulary: ClassVar[bool] = False
-    whole: ClassVar[Literal["row", "group", "sequence"]] = "group"
     mixes_rows: ClassVar[bool] = True
     order: Literal["observed", "bayesian"] = "observed"
     """Whose distribution stands for a span of several tokens: its first row's or its last one's."""
@@ -49,6 +48,10 @@ class Span(Objective):
     """Weight of the tokens that both have; default: their share of the teacher's vocabulary."""
     rest_weight: NonNegative | None = None
     """Weight of the other tokens; default: 1 minus that share."""
+
+    def requirements(self) -> Requirements:
+        needs = self.compared_with("distribution", same_tokenizer=False)
+        return needs | Requirements(granularity="group")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

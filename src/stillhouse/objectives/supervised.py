@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, label_logprobs, register
@@ -24,8 +25,10 @@ class CrossEntropy(Objective):
     """
 
     kind: Literal["cross_entropy"] = "cross_entropy"
-    needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     divergence: ClassVar[bool] = False
+
+    def requirements(self) -> Requirements:
+        return Requirements(rows=frozenset({"labels"}))
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert rows.labels is not None

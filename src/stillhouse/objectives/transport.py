@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillhouse.config import ListOf
 from stillhouse.core.alignment import NOTHING, Members, TokenAlignment, VocabularyMatch
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Layers, Objective, register
 from stillhouse.objectives.sinkhorn import divergence
@@ -42,9 +43,6 @@ class Transport(Objective):
     """
 
     kind: Literal["transport"] = "transport"
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "sequences"})
-    same_vocabulary: ClassVar[bool] = False
-    whole: ClassVar[Literal["row", "group", "sequence"]] = "sequence"
     mixes_rows: ClassVar[bool] = True
     blur: Annotated[float, Field(gt=0.0)] = 0.1
     """The entropy that smooths the transport, in units of the cost: two distributions are at most 1 apart."""
@@ -56,15 +54,15 @@ class Transport(Objective):
     layer_weight: NonNegative = 1.0
     """Weight of the layers, of which the mean is taken."""
 
-    @property
-    def sequence_level(self) -> bool:
-        """False: whole sequences are needed, but no label's log-probability."""
-        return False
-
-    @property
-    def depths(self) -> tuple[float, ...]:
-        """`layers`."""
-        return tuple(self.layers)
+    def requirements(self) -> Requirements:
+        layers = Requirements.of(self.teacher_model, "layers") if self.layers else Requirements()
+        return (
+            self.compared_with("distribution", same_tokenizer=False)
+            | Requirements(
+                rows=frozenset({"sequences"}), granularity="sequence", layers=frozenset(self.layers)
+            )
+            | layers
+        )
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

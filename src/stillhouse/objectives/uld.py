@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stillhouse.core.alignment import TokenAlignment
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
@@ -60,8 +61,10 @@ class ULD(Objective):
     """
 
     kind: Literal["uld"] = "uld"
-    same_vocabulary: ClassVar[bool] = False
-    whole: ClassVar[Literal["row", "group", "sequence"]] = "group"
+
+    def requirements(self) -> Requirements:
+        needs = self.compared_with("distribution", same_tokenizer=False)
+        return needs | Requirements(granularity="group")
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillhouse.core.requirements import RunFacts
 from stillhouse.core.seeds import derived_seed, derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.errors import Fault
 from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
 from stillhouse.rollouts.over import OverBase
 from stillhouse.rollouts.replay import ReplayBuffer
@@ -57,6 +59,17 @@ class Adaptive(OverBase):
                 f"minimum_fill ({self.minimum_fill}) is more than the capacity ({self.capacity})"
             )
         return self
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        """A buffer that no batch can be drawn from."""
+        yield from super().check_in_run(path, facts)
+        if self.capacity < facts.batch_size:
+            yield Fault(
+                f"{path}.capacity",
+                "a batch cannot be drawn from a buffer that is smaller than it",
+                got=str(self.capacity),
+                allowed=f"at least train.batch_size ({facts.batch_size})",
+            )
 
     def build(self, context: RolloutContext) -> AdaptivePolicy:
         """The running policy."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
-from stillhouse.engines.base import TokenizerInfo
+from stillhouse.engines.base import Sampling, TokenizerInfo
+from stillhouse.errors import Fault
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
@@ -114,26 +116,26 @@ class ResponsesConfig(StrictConfig):
 
     kind: str
 
-    def writers(self) -> frozenset[str]:
-        """Who has to write text for this policy: of "student" and "teacher"."""
-        return frozenset()
+    def requirements(self) -> Requirements:
+        """Which models generate text for it or take part in sampling, and what the data must have."""
+        return Requirements()
 
-    def together(self) -> bool:
-        """Whether text is drawn from student and teacher together, so that both must be in this process."""
-        return False
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        """What is wrong with it in this run beyond what `requirements` can say; nothing by default."""
+        return iter(())
 
-    def needs_reference(self) -> bool:
-        """Whether prompts need a response from the data set."""
-        return False
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Facts on rows that not every batch has: "pairs", "sampled_logprobs".
 
-    def needs(self) -> frozenset[str]:
-        """What its filters need, of "teacher_logprob" and "held_out"."""
-        return frozenset()
+        Args:
+            sampling: how its text is sampled unless it says otherwise.
+        """
+        own = getattr(self, "sampling", None) or sampling
+        return frozenset({"sampled_logprobs"} if own.logprobs else ())
 
-    def mixes_tokens(self) -> bool:
-        """Whether single tokens of student and teacher stand in one response, so that both must share a
-        tokenizer."""
-        return False
+    def sampling_teacher_share(self) -> float:
+        """The teacher's share in the distribution that the student's text is sampled from."""
+        return float(getattr(self, "teacher_share", 0.0))
 
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""
@@ -147,6 +149,9 @@ class ResponsesConfig(StrictConfig):
     def build(self, context: RolloutContext) -> ResponsePolicy:
         """The running policy."""
 
+
+TOGETHER = replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
+"""Of policies in whose responses single tokens of student and teacher stand side by side."""
 
 REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)  # type: ignore[type-abstract]
 ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]

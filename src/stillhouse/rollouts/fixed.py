@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
 
@@ -15,9 +16,9 @@ class Fixed(ResponsesConfig):
 
     kind: Literal["fixed"] = "fixed"
 
-    def needs_reference(self) -> bool:
-        """Yes."""
-        return True
+    def requirements(self) -> Requirements:
+        """Responses of the data set."""
+        return Requirements(data=frozenset({"responses"}))
 
     def sources(self) -> frozenset[str]:
         """The data set only."""

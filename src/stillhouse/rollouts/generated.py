@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.policy import InRounds, RoundsPolicy
@@ -25,9 +26,9 @@ class Generated(InRounds):
     sampling: Sampling | None = None
     """How the writer samples; default: `engine.sampling`."""
 
-    def writers(self) -> frozenset[str]:
-        """The one who writes."""
-        return frozenset({self.by})
+    def requirements(self) -> Requirements:
+        """Text of the one who generates, and what the filters need."""
+        return super().requirements() | Requirements.of(STUDENT if self.by == "student" else MAIN, "text")
 
     def sources(self) -> frozenset[str]:
         """The one who writes."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from stillhouse.core.requirements import STUDENT, Requirements
 from stillhouse.core.seeds import derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
+from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, ResponsesConfig, RolloutContext
 from stillhouse.rollouts.over import OverBase
 from stillhouse.schedules import Share
 
@@ -25,9 +26,15 @@ class Mixed(OverBase):
         """The student's, and those of `base` unless it is never used."""
         return frozenset({"student"}) if self.student_share == 1 else super().sources()
 
-    def needs_reference(self) -> bool:
-        """As `base` does, unless it is never used."""
-        return self.student_share != 1 and super().needs_reference()
+    def requirements(self) -> Requirements:
+        """The student's text, and what `base` needs unless it is never used."""
+        return Requirements.of(STUDENT, "text") if self.student_share == 1 else super().requirements()
+
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Those that come whoever writes."""
+        if self.student_share == 1:
+            return ResponsesConfig.row_facts(self, sampling)
+        return super().row_facts(sampling)
 
     def build(self, context: RolloutContext) -> MixedPolicy:
         """The running policy."""

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stillhouse.core.requirements import STUDENT, Requirements
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
+from stillhouse.rollouts.base import REGISTRY, TOGETHER, ResponsesConfig, RolloutContext, StatelessPolicy
 from stillhouse.rollouts.generator import ResponseGenerator
 
 
@@ -31,21 +32,13 @@ class OnPolicy(ResponsesConfig):
     sampling: Sampling | None = None
     """How tokens are drawn; default: `engine.sampling`."""
 
-    def writers(self) -> frozenset[str]:
-        """The student, and the teacher if it has a share."""
-        return frozenset({"student", "teacher"} if self.teacher_share else {"student"})
-
-    def together(self) -> bool:
-        """If the teacher has a share."""
-        return bool(self.teacher_share)
+    def requirements(self) -> Requirements:
+        """The student's text; if the teacher has a share, its model in this process over the same tokens."""
+        return Requirements.of(STUDENT, "text") | (TOGETHER if self.teacher_share else Requirements())
 
     def sources(self) -> frozenset[str]:
         """The student's."""
         return frozenset({"student"})
-
-    def mixes_tokens(self) -> bool:
-        """Yes if the teacher has a share."""
-        return self.teacher_share > 0
 
     def build(self, context: RolloutContext) -> OnPolicyPolicy:
         """The running policy."""

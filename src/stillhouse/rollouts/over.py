@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from stillhouse.core.requirements import STUDENT, Requirements, RunFacts
 from stillhouse.engines.base import Sampling
+from stillhouse.errors import Fault
 from stillhouse.rollouts.base import ResponsesConfig, ResponsesField
 from stillhouse.rollouts.fixed import Fixed
 
@@ -15,29 +19,23 @@ class OverBase(ResponsesConfig):
     sampling: Sampling | None = None
     """How the student samples; default: `engine.sampling`."""
 
-    def writers(self) -> frozenset[str]:
-        """The student, and whoever writes for `base`."""
-        return frozenset({"student"}) | self.base.writers()
+    def requirements(self) -> Requirements:
+        """The student's text, and what `base` needs."""
+        needs: Requirements = self.base.requirements()
+        return Requirements.of(STUDENT, "text") | needs
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        """What is wrong with `base`."""
+        yield from self.base.check_in_run(f"{path}.base", facts)
+
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Those that come whoever writes."""
+        both: frozenset[str] = super().row_facts(sampling) & self.base.row_facts(sampling)
+        return both
 
     def sources(self) -> frozenset[str]:
         """The student's and those of `base`."""
         return frozenset({"student"}) | self.base.sources()
-
-    def needs_reference(self) -> bool:
-        """As `base` does."""
-        return bool(self.base.needs_reference())
-
-    def needs(self) -> frozenset[str]:
-        """As `base` does."""
-        return frozenset(self.base.needs())
-
-    def together(self) -> bool:
-        """As `base` does."""
-        return bool(self.base.together())
-
-    def mixes_tokens(self) -> bool:
-        """As `base` does."""
-        return bool(self.base.mixes_tokens())
 
     def sequences_per_prompt(self) -> int:
         """As many as `base`, if that is more than one."""

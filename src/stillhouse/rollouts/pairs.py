@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from stillhouse.config import ListOf, StrictConfig
+from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.datasets import DatasetField
 from stillhouse.engines.base import Sampling
@@ -81,17 +82,22 @@ class Pairs(InRounds):
         """The sources of other generators, by name."""
         return {one.name: one.data for one in self.teacher_side if isinstance(one, Other)}
 
-    def writers(self) -> frozenset[str]:
-        """Both, or the student alone if the teacher's side is all given."""
-        return frozenset({"student", "teacher"} & {"student", *self._names})
+    def requirements(self) -> Requirements:
+        """The student's text; the teacher's unless its side is all given; what the filters need."""
+        needs = super().requirements() | Requirements.of(STUDENT, "text")
+        if "teacher" in self._names:
+            needs |= Requirements.of(MAIN, "text")
+        if self._names == ["fixed"]:  # nothing else can stand on the teacher's side
+            needs |= Requirements(data=frozenset({"responses"}))
+        return needs
+
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Pairs."""
+        return frozenset({"pairs"})
 
     def sources(self) -> frozenset[str]:
         """Both: what stands on the teacher's side counts as the teacher's."""
         return frozenset({"teacher", "student"})
-
-    def needs_reference(self) -> bool:
-        """If nothing else can stand on the teacher's side."""
-        return self._names == ["fixed"]
 
     def sequences_per_prompt(self) -> int:
         """Two."""

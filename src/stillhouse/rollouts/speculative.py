@@ -11,13 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stillhouse.core.requirements import STUDENT, Requirements
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Progress, Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.engines.base import Sampling
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
+from stillhouse.rollouts.base import REGISTRY, TOGETHER, ResponsesConfig, RolloutContext
 
 
 @REGISTRY.register
@@ -46,21 +47,13 @@ class Speculative(ResponsesConfig):
     teacher_top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """The teacher draws from the fewest tokens that together have this probability."""
 
-    def writers(self) -> frozenset[str]:
-        """Both."""
-        return frozenset({"student", "teacher"})
-
-    def together(self) -> bool:
-        """Yes."""
-        return True
+    def requirements(self) -> Requirements:
+        """The student's proposals, and the teacher's model in this process, whose tokens replace some."""
+        return Requirements.of(STUDENT, "text") | TOGETHER
 
     def sources(self) -> frozenset[str]:
         """The student's: it proposes most of the text."""
         return frozenset({"student"})
-
-    def mixes_tokens(self) -> bool:
-        """Yes: the teacher replaces tokens of the student's."""
-        return True
 
     def build(self, context: RolloutContext) -> SpeculativePolicy:
         """The running policy."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
 from stillhouse.data.translate import Translator
@@ -130,10 +131,10 @@ def assemble(config: RunConfig) -> Parts:
     data = load_data(
         config.data,
         tokenizer,
-        needs_response=config.responses.needs_reference(),
+        needs_response="responses" in config.responses.requirements().data,
         teacher_tokenizer=found.teacher,
     )
-    if config.teacher is not None and "teacher" in config.objective.required:
+    if config.teacher is not None and config.objective.needs_teacher:
         config.teacher.check_signal(longest(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
@@ -153,7 +154,7 @@ def assemble(config: RunConfig) -> Parts:
         data,
         Translation.of(found, data, context),
     )
-    if "teacher" in config.responses.writers():
+    if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
 
@@ -192,7 +193,7 @@ def make_context(
         on_tokens=on_tokens,
     )
     teacher = models = None
-    if "teacher" in parts.config.responses.writers() and (engine := parts.teacher_engine) is not None:
+    if parts.config.responses.requirements().asks(MAIN, "text") and (engine := parts.teacher_engine) is not None:
         writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
         teacher = ResponseGenerator(
             keeping(engine, folder.responses / ANSWERS),
@@ -230,7 +231,7 @@ def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> St
 
     context = make_context(parts, folder, version, written)
     signal = None
-    if config.teacher is not None and "teacher" in config.objective.required:
+    if config.teacher is not None and config.objective.needs_teacher:
         vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)
         signal = config.teacher.build(parts.teacher, vocab)
     step = Step(

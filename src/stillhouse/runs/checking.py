@@ -62,7 +62,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     teacher_config = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
-    needs = config.responses.needs_reference()
+    needs = "responses" in config.responses.requirements().data
     data = load_data(config.data, tokenizer, needs_response=needs, teacher_tokenizer=found.teacher)
     questions = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)

@@ -14,7 +14,7 @@ from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
 from stillhouse.core.seeds import derived_seed
-from stillhouse.rollouts.offline.apply_filters import judge, needs_of
+from stillhouse.rollouts.offline.apply_filters import judge, requirements_of
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.reading import files_of_round
 from stillhouse.rollouts.offline.samples import Sample, digest_of
@@ -181,7 +181,7 @@ def _key(sample: Sample) -> Key:
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
     for one in filters:
-        if "held_out" in one.needs and not held_out and getattr(one, "against", None) is None:
+        if "evaluation_texts" in one.requirements().data and not held_out and getattr(one, "against", None) is None:
             raise ConfigError(
                 Fault(
                     f"--filter {one.kind}",
@@ -213,7 +213,7 @@ def _unscored(sides: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) 
     return [
         (name, place)
         for name, side in sides.items()
-        if "teacher_logprob" in needs_of([f for f in filters if len(sides) == 1 or f.sides in ("all", name)])
+        if requirements_of([f for f in filters if len(sides) == 1 or f.sides in ("all", name)]).models
         for place, sample in enumerate(side)
         if "teacher" not in sample.scores and not sample.missing
     ]

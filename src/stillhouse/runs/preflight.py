@@ -104,9 +104,10 @@ def longest(config: RunConfig, train: Sequence[Prompt]) -> int:
     """The most tokens that a prompt and a response of the training may take together."""
     own = max(len(p.token_ids) + len(p.response_ids or ()) for p in train)
     written = max(len(p.token_ids) for p in train) + config.data.max_response
-    if not config.responses.writers():
+    needs = config.responses.requirements()
+    if not any("text" in need.signals for need in needs.models):
         return own
-    return max(own, written) if config.responses.needs_reference() else written
+    return max(own, written) if "responses" in needs.data else written
 
 
 def context_of(model_config: Any) -> int | None:

@@ -15,7 +15,7 @@ from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ModelError
 from stillhouse.models import check_same_tokenizer, load_tokenizer, tokenizer_difference
 from stillhouse.objectives import Objective
-from stillhouse.objectives.combined import BySource
+from stillhouse.core.requirements import MAIN
 from stillhouse.runs.config import RunConfig
 
 
@@ -50,14 +50,12 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         return Tokenizers(ours)
     if config.objective.shares_vocabulary:
         check_same_tokenizer(ours, theirs)
-    reasons = []
-    if config.responses.mixes_tokens():
-        reasons.append(f"responses.kind={config.responses.kind} puts tokens of both into one response")
-    if "teacher_logprob" in config.responses.needs():
-        reasons.append("responses.filters and scores ask how likely the teacher finds the student's tokens")
-    if config.student.from_teacher is not None:
-        reasons.append("student.from_teacher copies embeddings that are not student.tokenizer's")
-    if config.data.text is not None and "teacher" in _on_text(config):
+    reasons = [
+        f"{path} needs both models to read the same token ids"
+        for path, part in config.stating_parts.items()
+        if MAIN in part.requirements().same_tokenizer
+    ]
+    if config.data.text is not None and _teacher_on_text(config):
         reasons.append(f"objective={config.objective.name} compares with the teacher on data.text")
     if reasons:
         raise ModelError(
@@ -67,12 +65,10 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     return Tokenizers(ours, theirs)
 
 
-def _on_text(config: RunConfig) -> frozenset[str]:
-    """What the objective of plain text needs."""
+def _teacher_on_text(config: RunConfig) -> bool:
+    """Whether plain text is compared with the teacher."""
     objective: Objective = config.objective
-    if isinstance(objective, BySource):
-        objective = objective.mapped().get("text", objective)
-    return objective.required
+    return (objective.for_source("text") or objective).needs_teacher
 
 
 def _way_out(config: RunConfig) -> str:
@@ -137,7 +133,7 @@ def told(found: Tokenizers, config: RunConfig, data: Data) -> str:
     translation = Translation.of(found, data, None)
     assert translation is not None
     how = f"compared by {config.objective.name} over bytes"
-    if "teacher" not in config.objective.required:
+    if not config.objective.needs_teacher:
         how = "the teacher only writes text"
     shared = translation.translator.matching
     return (

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import Progress
 from stillhouse.schedules.base import REGISTRY, Schedule, State
 
@@ -36,6 +37,9 @@ class DevLoss(Schedule):
     """The reference: the previous validation (paper), or that of the last rise (released code)."""
     maximum: Fraction = 1.0
     """Upper limit."""
+
+    def requirements(self) -> Requirements:
+        return Requirements(measured=frozenset({"dev_loss"}))
 
     def initial(self) -> State:
         return {"value": self.start}
@@ -83,6 +87,9 @@ class Momentum(Schedule):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     """Decay of the running mean of the relative change of the loss; beta in the paper."""
 
+    def requirements(self) -> Requirements:
+        return Requirements(measured=frozenset({"train_loss"}))
+
     def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
         if name != "train_loss":
             return state
@@ -117,6 +124,9 @@ class PreviousRound(Schedule):
     of: Literal["teacher_gap", "student_gap"]
     """The metric: the mean likelihood gap of teacher-generated sequences (p - q) or of student-generated
     ones (q - p)."""
+
+    def requirements(self) -> Requirements:
+        return Requirements(measured=frozenset({self.of}))
 
     def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
         if name != self.of:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import Progress
 
 State = dict[str, float]
@@ -21,6 +22,10 @@ class Schedule(StrictConfig):
 
     A schedule is frozen: its state is a dictionary that `ScheduleTracker` keeps and checkpoints.
     """
+
+    def requirements(self) -> Requirements:
+        """What has to be measured for it; nothing by default."""
+        return Requirements()
 
     def initial(self) -> State:
         """The state before the first step; empty for a schedule without state."""

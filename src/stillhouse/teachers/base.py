@@ -48,6 +48,15 @@ class Teacher(RunningTeacher, Protocol):
 
 
 @runtime_checkable
+class LayerTeacher(Teacher, Protocol):
+    """A teacher that shows the hidden states of its layers too."""
+
+    def layers(self, batch: Mapping[str, Any], depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
+        """As `hidden`, with the hidden states at some depths (0 to 1), by depth."""
+        ...
+
+
+@runtime_checkable
 class SparseTeacher(RunningTeacher, Protocol):
     """A teacher that gives log-probabilities of a few tokens of each row only: a sparse cache, a server."""
 
@@ -99,6 +108,11 @@ class TeacherConfig(StrictConfig):
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Of `core.requirements.SIGNALS`: what it `provides`, and its weights where they are loaded."""
+        return self.provides | ({"weights"} if self.model_to_load() is not None else set())
 
     def fingerprint(self, memory: Path) -> str:
         """Hexadecimal digits that change with whatever the teacher's numbers depend on: the key of its cache.

@@ -7,17 +7,13 @@ split.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stillhouse.config import walk
 from stillhouse.core.rows import Rows, sequence_gaps
-from stillhouse.core.types import SOURCES, Progress
-from stillhouse.objectives.contrastive import Contrastive
+from stillhouse.core.types import SOURCES
 
-TreeT = TypeVar("TreeT")
 SIGNS = {"teacher": 1.0, "student": -1.0}
 """The direction that is to close: the teacher above the student on its own text, below it on the other."""
 
@@ -44,42 +40,3 @@ class Gaps:
             if count:
                 found[f"{source}_gap"] = sign * total / count
         return found
-
-
-def ruled(tree: Any) -> list[Contrastive]:
-    """The objectives in a tree of parts that set their alpha by gaps."""
-    found: list[Contrastive] = []
-
-    def visit(_: str, value: Any) -> Any:
-        if isinstance(value, Contrastive) and value.alpha_rule == "gap":
-            found.append(value)
-        return value
-
-    walk(tree, visit)
-    return found
-
-
-def begun(tree: TreeT, progress: Progress) -> TreeT:
-    """The tree with the rule switched off where its time has not come."""
-    return _replaced(
-        tree,
-        lambda part: (
-            part.model_copy(update={"alpha_rule": "fixed"}) if progress.epoch < part.rule_after else part
-        ),
-    )
-
-
-def referred(tree: TreeT, means: dict[str, float]) -> TreeT:
-    """The tree with the step's means in place of `batch`."""
-    return _replaced(
-        tree,
-        lambda part: part.with_references(means.get("teacher_gap", 0.0), means.get("student_gap", 0.0)),
-    )
-
-
-def _replaced(tree: TreeT, how: Callable[[Contrastive], Contrastive]) -> TreeT:
-    chosen = ruled(tree)
-    replaced: TreeT = walk(
-        tree, lambda _, value: how(value) if any(value is part for part in chosen) else value
-    )
-    return replaced

@@ -10,7 +10,6 @@ from torch import Tensor
 from stillhouse.core.sparse import SparseLogprobs, nothing, spread
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import Objective
-from stillhouse.objectives.combined import BySource
 from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers import AnyTeacher, PrefetchingTeacher, SparseTeacher, Teacher
 from stillhouse.teachers.live import select_sequences
@@ -18,11 +17,8 @@ from stillhouse.teachers.live import select_sequences
 
 def sources_with_teacher(objective: Objective) -> frozenset[int]:
     """The codes of the sources whose objective looks at the teacher."""
-    if isinstance(objective, BySource):
-        wanted = {source for source, part in objective.mapped().items() if "teacher" in part.required}
-    else:
-        wanted = set(SOURCES) if "teacher" in objective.required else set()
-    return frozenset(SOURCES.index(source) for source in wanted)
+    parts = {code: objective.for_source(source) for code, source in enumerate(SOURCES)}
+    return frozenset(code for code, part in parts.items() if part is not None and part.needs_teacher)
 
 
 def seen_by_teacher(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

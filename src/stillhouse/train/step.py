@@ -26,14 +26,12 @@ from stillhouse.errors import TrainingError
 from stillhouse.fused import fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective
-from stillhouse.objectives.base import Layers
-from stillhouse.objectives.combined import BySource
-from stillhouse.objectives.contrastive import Contrastive
+from stillhouse.objectives.base import Layers, each_objective
 from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCache
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, Teacher
-from stillhouse.teachers.live import LiveTeacher
-from stillhouse.train.gaps import Gaps, begun, referred, ruled
+from stillhouse.teachers.base import LayerTeacher
+from stillhouse.train.gaps import Gaps
 from stillhouse.train.meter import Meter
 from stillhouse.train.reduce import Normalise, token_weights
 from stillhouse.train.signal import look_ahead, seen_by_teacher, teacher_signal
@@ -112,7 +110,8 @@ class Step:
         self.world: World = world or Alone()
         self._text = text
         self._memory = TeacherHiddenCache() if memory is None else memory  # an empty one is falsy
-        self._gaps = Gaps() if teacher is not None and ruled(method.objective) else None
+        measured = method.objective.requirements().batch_statistics
+        self._gaps = Gaps() if teacher is not None and "likelihood_gaps" in measured else None
         self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
     def prepare(
@@ -126,7 +125,8 @@ class Step:
             num_micro: exactly so many micro-batches come back.
         """
         self._progress = progress
-        self.now = begun(self.schedules.resolve(_tree(self.method), progress), progress)
+        values = self.schedules.resolve(_tree(self.method), progress)
+        self.now = each_objective(values, lambda objective: objective.at(progress))
         with self.meter.seconds("generate"):
             drawn = self.policy.draw(self.now["responses"], prompts, progress)
         groups = drawn if self._in_pairs else [[response] for group in drawn for response in group]
@@ -150,7 +150,8 @@ class Step:
     @property
     def looks_ahead(self) -> bool:
         """Whether `look` has something to do in this step."""
-        return any("batch" in part.references for part in ruled(self.now["objective"]))
+        objective: Objective = self.now["objective"]
+        return "mean_likelihood_gaps" in objective.requirements().batch_statistics
 
     def look(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Between `prepare` and the first loss of a step: what an objective must know of the whole step.
@@ -167,7 +168,8 @@ class Step:
                 sides = self._sides(model, batch, self._teacher_signal(batch)[0])[0]
                 gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
         model.train(training)
-        self.now = referred(self.now, gaps.means(self.world.add))
+        means = gaps.means(self.world.add)
+        self.now = each_objective(self.now, lambda objective: objective.with_batch_statistics(means))
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Once for each micro-batch: its part of the step's loss, a scalar in nats.
@@ -234,7 +236,7 @@ class Step:
     @property
     def _in_pairs(self) -> bool:
         """Whether the responses of a prompt must stay together in a micro-batch."""
-        return "pairs" in self.method.objective.required
+        return "pairs" in self.method.objective.requirements().rows
 
     def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | SparseLogprobs | None, Layers]:
         """What the teacher says about a micro-batch and its layers that are compared, counted and timed."""
@@ -247,7 +249,7 @@ class Step:
             signal: Tensor | SparseLogprobs
             layers: Layers = {}
             if objective.depths:
-                assert isinstance(self.teacher, LiveTeacher)
+                assert isinstance(self.teacher, LayerTeacher)
                 signal, layers = self.teacher.layers(seen_batch, objective.depths)
             else:
                 signal = teacher_signal(self.teacher, seen_batch, objective, self._memory)
@@ -299,11 +301,11 @@ class Step:
     def _measure(self, loss: Tensor, values: Tensor, sources: Tensor) -> None:
         total = loss.item()
         self.last_loss += total
-        weights = weights_of(self.now["objective"]) or {}
+        objective: Objective = self.now["objective"]
         for code in sources.unique().tolist():
             source = SOURCES[code]
             chosen = values[sources == code]
-            weight = weights.get(source, 1.0)
+            weight = objective.source_weight(source)
             if weight:  # a map's values hold the loss weight; the log shows the divergence itself
                 self.meter.add_mean(f"loss/{source}", chosen.sum().item() / weight, chosen.numel())
         if not torch.isfinite(loss):
@@ -319,18 +321,9 @@ def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:
 
     The weights within a map are part of its values already; here counts the weight of the whole.
     """
-    weights = weights_of(objective)
-    numbers = {source: 0 for source in SOURCES} if weights is None else {s: n for n, s in enumerate(weights)}
+    apart = objective.sources
+    numbers = dict.fromkeys(SOURCES, 0) if apart is None else {source: n for n, source in enumerate(apart)}
     return {source: (number, float(objective.loss_weight)) for source, number in numbers.items()}
-
-
-def weights_of(objective: Objective) -> dict[str, float] | None:
-    """The weight that each source has within the objective; None if all sources are treated alike."""
-    if isinstance(objective, BySource):
-        return {source: float(part.loss_weight) for source, part in objective.mapped().items()}
-    if isinstance(objective, Contrastive):
-        return objective.source_weights()
-    return None
 
 
 def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -> Rows:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.samples import Sample
 
@@ -63,6 +64,6 @@ def counted(drops: Any) -> dict[str, dict[str, int]]:
     return {name: dict(reasons) for name, reasons in counts.items()}
 
 
-def needs_of(filters: Sequence[Filter]) -> frozenset[str]:
+def requirements_of(filters: Sequence[Filter]) -> Requirements:
     """All that these filters need."""
-    return frozenset(need for one in filters for need in one.needs)
+    return Requirements.union(one.requirements() for one in filters)

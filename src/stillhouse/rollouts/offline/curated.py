@@ -16,7 +16,7 @@ from stillhouse.core.types import Prompt, Response
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, drop_unfinished, write_json, write_jsonl
 from stillhouse.rollouts.base import RolloutContext
-from stillhouse.rollouts.offline.apply_filters import counted, judge, needs_of
+from stillhouse.rollouts.offline.apply_filters import counted, judge, requirements_of
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.samples import Sample, digest_of
 from stillhouse.rollouts.offline.side import Side
@@ -167,7 +167,11 @@ class Curated:
         return {name: places for name, places in chosen.items() if places}
 
     def _head(self, number: int, samples: Mapping[str, list[Sample]]) -> dict[str, Any]:
-        held_out = sorted(self._context.held_out()) if "held_out" in needs_of(self._filters) else []
+        held_out = (
+            sorted(self._context.held_out())
+            if "evaluation_texts" in requirements_of(self._filters).data
+            else []
+        )
         return header(
             "curation",
             round=number,

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
+from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import DataError, ModelError
 from stillhouse.rollouts.base import ResponsesConfig, RolloutContext
-from stillhouse.rollouts.offline.apply_filters import needs_of
+from stillhouse.rollouts.offline.apply_filters import requirements_of
 from stillhouse.rollouts.offline.curated import Curated
 from stillhouse.rollouts.offline.filters import FilterField
+from stillhouse.rollouts.offline.filters.base import TEACHER_LOGPROB
 from stillhouse.rollouts.offline.rounds import CHUNK, Setting
 from stillhouse.rollouts.offline.side import Side
 
@@ -40,10 +42,10 @@ class InRounds(ResponsesConfig):
             raise ValueError("filters and scores need whole rounds: set refresh to epoch or never, not step")
         return self
 
-    def needs(self) -> frozenset[str]:
-        """What the filters need, of "teacher_logprob" and "held_out"."""
-        scored = {f"{name}_logprob" for name in self.scores}
-        return needs_of(self.filters) | (scored & {"teacher_logprob"})
+    def requirements(self) -> Requirements:
+        """What the filters and `scores` need."""
+        needs = requirements_of(self.filters)
+        return needs | TEACHER_LOGPROB if "teacher" in self.scores else needs
 
     def teacher_side_of(self, context: RolloutContext) -> Side | None:
         """The teacher's side of every round, which does not depend on the student; None if it has none."""
@@ -56,7 +58,8 @@ class InRounds(ResponsesConfig):
             ModelError: a score is needed of a model that is not in this process.
         """
         filters = [one for one in self.filters if one.sides in ("all", side)]
-        wanted = {*self.scores, *(["teacher"] if "teacher_logprob" in needs_of(filters) else [])}
+        asked = requirements_of(filters).asks(MAIN, "distribution")
+        wanted = {*self.scores, *(["teacher"] if asked else [])}
         absent = wanted - context.scorers.keys()
         if absent:
             raise ModelError(

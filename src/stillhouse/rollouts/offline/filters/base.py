@@ -7,12 +7,13 @@ import re
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.requirements import MAIN, Requirements
 
 if TYPE_CHECKING:
     from stillhouse.rollouts.offline.samples import Sample
@@ -51,13 +52,18 @@ class Filter(StrictConfig):
     kind: str
     sides: Literal["all", "teacher", "student"] = "all"
     """Whose responses it looks at: all, or only what stands on the teacher's or the student's side."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "teacher_logprob" (a teacher that gives its distribution) and "held_out" (sets to evaluate on)."""
+
+    def requirements(self) -> Requirements:
+        """What it needs beside the responses; nothing by default."""
+        return Requirements()
 
     @abstractmethod
     def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
         """For each sample why it is dropped, or None if it is kept."""
 
+
+TEACHER_LOGPROB = replace(Requirements.of(MAIN, "distribution"), same_tokenizer=frozenset({MAIN}))
+"""Of filters and scores that ask how likely the teacher finds a response."""
 
 REGISTRY: Registry[Filter] = Registry("filter", Filter)  # type: ignore[type-abstract]
 FilterField = Annotated[SerializeAsAny[Filter], BeforeValidator(REGISTRY.parse)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillhouse.core.requirements import Requirements
 from stillhouse.errors import DataError
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter
+from stillhouse.rollouts.offline.filters.base import REGISTRY, TEACHER_LOGPROB, Around, Drop, Filter
 
 if TYPE_CHECKING:
     from stillhouse.rollouts.offline.samples import Sample
@@ -25,7 +26,6 @@ class LogprobFloor(Filter):
     """
 
     kind: Literal["logprob_floor"] = "logprob_floor"
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logprob"})
     sides: Literal["all", "teacher", "student"] = "teacher"
     """Whose responses it looks at."""
     least: Annotated[float, Field(le=0.0)] | None = None
@@ -38,6 +38,10 @@ class LogprobFloor(Filter):
         if (self.least is None) == (self.lowest_share is None):
             raise ValueError("needs either least or lowest_share")
         return self
+
+    def requirements(self) -> Requirements:
+        """How likely the teacher finds a response."""
+        return TEACHER_LOGPROB
 
     def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
         """By the measured scores.

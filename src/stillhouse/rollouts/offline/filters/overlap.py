@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stillhouse.config import ListOf
+from stillhouse.core.requirements import Requirements
 from stillhouse.data.datasets import DatasetField
 from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, words
 from stillhouse.rollouts.offline.held_out import texts_of
@@ -32,7 +33,6 @@ class Overlap(Filter):
     """
 
     kind: Literal["overlap"] = "overlap"
-    needs: ClassVar[frozenset[str]] = frozenset({"held_out"})
     n: Annotated[int, Field(ge=1)] = 13
     """Words in an n-gram."""
     most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -41,6 +41,10 @@ class Overlap(Filter):
     """What is compared with the evaluation sets."""
     against: ListOf[DatasetField] | None = None
     """Other sets to compare with, instead of those that the run evaluates on."""
+
+    def requirements(self) -> Requirements:
+        """The texts that the run evaluates on."""
+        return Requirements(data=frozenset({"evaluation_texts"}))
 
     def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
         """By common n-grams."""

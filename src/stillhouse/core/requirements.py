@@ -1,0 +1,164 @@
+"""What a part asks of the rest of a run, what the rest gives, and the comparison of the two.
+
+Objectives, response policies, filters and schedules state `requirements()`; teachers, data and responses
+state what they provide. `Requirements.missing` compares them without knowing any part by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+MAIN = "main"
+"""The name of the model under `teacher:`."""
+STUDENT = "student"
+"""The name of the model that is trained."""
+REFERENCE = "reference"
+"""The usual name of a second teacher, such as the one before preference training."""
+
+Granularity = Literal["token", "group", "sequence"]
+GRANULARITIES: tuple[Granularity, ...] = ("token", "group", "sequence")
+
+SIGNALS = {
+    "distribution": "whole distributions",
+    "topk": "the most probable tokens and the mass of the rest",
+    "sampled": "weighted random draws",
+    "layers": "hidden states of layers",
+    "text": "generated text",
+    "weights": "a model in this process",
+}
+"""What a model may give, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNeed:
+    """Any one of these signals from a named model.
+
+    Example: `ModelNeed("main", frozenset({"distribution", "topk"}))`
+    """
+
+    model: str
+    """The model's name under `teachers`; `main` is the one under `teacher`."""
+    signals: frozenset[str]
+    """Of `SIGNALS`; one of them is enough."""
+
+    @property
+    def words(self) -> str:
+        """The signals in words, joined by "or"."""
+        return " or ".join(words for name, words in SIGNALS.items() if name in self.signals)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a part asks of the rest of a run; `a | b` asks for both.
+
+    Example: `Requirements.of("main", "distribution") | Requirements(rows=frozenset({"labels"}))`
+    """
+
+    models: frozenset[ModelNeed] = frozenset()
+    rows: frozenset[str] = frozenset()
+    """Facts on each response token: labels, sources, sequences, pairs, sampled_logprobs, positions, and
+    label_logprobs (of the label under each model, which the fused path computes before the loss)."""
+    data: frozenset[str] = frozenset()
+    """What the data set or its settings must have: responses (of the data set), evaluation_texts."""
+    layers: frozenset[float] = frozenset()
+    """Depths (0 to 1) at which hidden states of student and teacher are compared."""
+    granularity: Granularity = "token"
+    """What a value must see all of: one token, a group of aligned tokens, or a whole sequence."""
+    batch_statistics: frozenset[str] = frozenset()
+    """What is averaged over a whole optimiser step before or beside its loss: likelihood_gaps."""
+    measured: frozenset[str] = frozenset()
+    """What has to be measured during training: dev_loss, train_loss, teacher_gap, student_gap."""
+    same_tokenizer: frozenset[str] = frozenset()
+    """Models that must share the student's token ids."""
+
+    def __or__(self, other: Requirements) -> Requirements:
+        return Requirements(
+            models=self.models | other.models,
+            rows=self.rows | other.rows,
+            data=self.data | other.data,
+            layers=self.layers | other.layers,
+            granularity=max(self.granularity, other.granularity, key=GRANULARITIES.index),
+            batch_statistics=self.batch_statistics | other.batch_statistics,
+            measured=self.measured | other.measured,
+            same_tokenizer=self.same_tokenizer | other.same_tokenizer,
+        )
+
+    @classmethod
+    def of(cls, model: str, *signals: str) -> Requirements:
+        """One of `signals` from the named model, and nothing else."""
+        return cls(models=frozenset({ModelNeed(model, frozenset(signals))}))
+
+    @classmethod
+    def union(cls, parts: Iterable[Requirements]) -> Requirements:
+        """Everything that several parts ask."""
+        whole = cls()
+        for part in parts:
+            whole |= part
+        return whole
+
+    @property
+    def model_names(self) -> frozenset[str]:
+        """The models that are asked for."""
+        return frozenset(need.model for need in self.models)
+
+    def asks(self, model: str, *signals: str) -> bool:
+        """Whether something asks this model for one of these signals."""
+        wanted = frozenset(signals)
+        return any(need.model == model and need.signals & wanted for need in self.models)
+
+    def accepted(self, model: str) -> frozenset[str]:
+        """The forms of log-probabilities from which everything that asks `model` for them can be computed."""
+        found = [need.signals for need in self.models if need.model == model and need.signals & LOGPROBS]
+        return LOGPROBS.intersection(*found)
+
+    def missing(self, given: Provisions) -> Requirements:
+        """The part of this that is not given."""
+        return Requirements(
+            models=frozenset(
+                need for need in self.models if not need.signals & given.models.get(need.model, frozenset())
+            ),
+            rows=self.rows - given.rows,
+            data=self.data - given.data,
+            measured=self.measured - given.measured,
+        )
+
+
+LOGPROBS = frozenset({"distribution", "topk", "sampled"})
+"""The forms in which a teacher may say how likely tokens are; see `core.sparse`."""
+
+EVERY_ROW = frozenset({"labels", "sources", "sequences", "positions", "label_logprobs"})
+"""Facts that every batch has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provisions:
+    """What teachers, data, responses and training give; the other side of `Requirements`.
+
+    Example: `Provisions(models={"main": frozenset({"distribution", "text"})})`
+    """
+
+    models: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By name, of `SIGNALS`."""
+    rows: frozenset[str] = EVERY_ROW
+    data: frozenset[str] = frozenset()
+    measured: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a part may ask about the run it stands in, to refuse what it alone knows to be wrong.
+
+    Example: `RunFacts(sources=frozenset({"student"}), responses="on_policy", epochs=1.0, batch_size=32)`
+    """
+
+    sources: frozenset[str]
+    """Who writes the text that the part is applied to: fixed, teacher, student, text."""
+    responses: str
+    """The kind of the response policy."""
+    epochs: float
+    batch_size: int
+    max_steps: int | None = None
+    sampling_teacher_share: float = 0.0
+    """The teacher's share in the distribution that the student's text is sampled from."""
