@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import shared
 
-from stillhouse.evaluate.tasks.code import pass_at_k
 from stillhouse.grading import MathsProblem, maths, problem_of
 
 
@@ -120,19 +119,6 @@ def test_expressions_that_never_end_are_wrong_after_a_while():
     assert not maths.equal_expressions(r"$\boxed{9^{9^{9^{9}}}}$", "1")
     assert not maths.equal_expressions(r"\boxed{" + "(" * 5000 + "1" + ")" * 5000 + "}", "1")
     assert time.process_time() - start < 60
-
-
-def test_pass_at_k_is_the_mean_over_all_choices_of_k():
-    from itertools import combinations
-
-    for samples in range(1, 7):
-        for passed in range(samples + 1):
-            for k in range(1, samples + 1):
-                drawn = list(combinations([1] * passed + [0] * (samples - passed), k))
-                expected = sum(any(choice) for choice in drawn) / len(drawn)
-                assert pass_at_k(samples, passed, k) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="pass@5"):
-        pass_at_k(3, 1, 5)
 
 
 @pytest.mark.parametrize(

@@ -173,21 +173,10 @@ def generate_and_score(
         ]
         scores = rouge_l(texts, [prompt.references for prompt in prompts])
         seed_means.append(statistics.fmean(scores))
-        for prompt, text, score, completion in zip(prompts, texts, scores, completions, strict=True):
-            rows.append(
-                {
-                    "id": prompt.id,
-                    "seed": seed,
-                    "prompt": prompt.text,
-                    # What a judge reads in place of the prompt with its template.
-                    **({"question": prompt.question} if prompt.question != prompt.text.strip() else {}),
-                    "references": list(prompt.references),
-                    "response": text,
-                    "rouge_l": round(score, 4),
-                    "finished": completion.finished,
-                    "tokens": len(completion.token_ids),
-                }
-            )
+        rows += [
+            _row(prompt, seed, text, score, completion)
+            for prompt, text, score, completion in zip(prompts, texts, scores, completions, strict=True)
+        ]
     metrics = {
         "rouge_l": statistics.fmean(seed_means),
         "rouge_l_std": statistics.stdev(seed_means) if len(seed_means) > 1 else 0.0,
@@ -195,6 +184,22 @@ def generate_and_score(
     }
     first = next(iter(generations.by_seed.values()))
     return ScoredResponses(metrics, rows, to_responses(prompts, first, source))
+
+
+def _row(prompt: Prompt, seed: int, text: str, score: float, completion: Completion) -> dict[str, Any]:
+    # A judge reads the question in place of the prompt with its template.
+    question = {"question": prompt.question} if prompt.question != prompt.text.strip() else {}
+    return {
+        "id": prompt.id,
+        "seed": seed,
+        "prompt": prompt.text,
+        **question,
+        "references": list(prompt.references),
+        "response": text,
+        "rouge_l": round(score, 4),
+        "finished": completion.finished,
+        "tokens": len(completion.token_ids),
+    }
 
 
 def to_responses(prompts: Sequence[Prompt], completions: Sequence[Completion], source: Any) -> list[Response]:

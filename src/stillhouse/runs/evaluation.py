@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -67,14 +66,12 @@ def evaluate_system(
     translation = parts.translation
     if model is parts.teacher and translation is not None:
         parts, prompts = _with_tokenizer_of_teacher(parts, translation), translation.prompts(prompts)
-    label = parts.config.name if system == "student after" else system
-    cached_fingerprint = functools.cache(fingerprint)  # no weights change meanwhile
+    evaluation = _SystemEvaluation(parts, folder, system, model)
     if prompts:
-        _evaluate_on_held_out(parts, prompts, folder, system, model, label, cached_fingerprint)
+        evaluation.on_held_out(prompts)
     for task in parts.config.evaluate.expanded_tasks():
         if task.applies_to_teacher or model is not parts.teacher:
-            context = _context(parts, folder, system, model, task, label, cached_fingerprint)
-            _evaluate_task(context, task, folder, label)
+            evaluation.on_task(task)
 
 
 def _with_tokenizer_of_teacher(parts: Parts, translation: Translation) -> Parts:
@@ -84,80 +81,77 @@ def _with_tokenizer_of_teacher(parts: Parts, translation: Translation) -> Parts:
     )
 
 
-def _evaluate_on_held_out(
-    parts: Parts,
-    prompts: tuple[Prompt, ...],
-    folder: RunFolder,
-    system: str,
-    model: nn.Module,
-    label: str,
-    cached_fingerprint: Callable[[nn.Module], str],
-) -> None:
-    generation = {
-        "prompts": token_ids_digest(prompts),
-        "sampling": parts.limited(parts.config.evaluate.sampling).model_dump(mode="json"),
-        "weights": cached_fingerprint(model),
-    }
-    teacher = None if parts.teacher is None else cached_fingerprint(parts.teacher)
-    header = content_digest({**generation, "seeds": parts.config.evaluate.seeds, "teacher": teacher})
-    if folder.has_evaluation(system, header=header):
-        return
-    journal = Journal(folder.partial(system), generation)
-    metrics, settings, rows = evaluate_prompts(parts, model, prompts, f"Evaluating {system}", journal)
-    facts = {"label": label, "task": HELD_OUT_TASK, "settings": settings, "metrics": metrics, "header": header}
-    folder.write_evaluation(system, facts, rows)
+class _SystemEvaluation:
+    """Evaluates one system and writes the results that are not there yet."""
 
+    def __init__(self, parts: Parts, folder: RunFolder, system: str, model: nn.Module) -> None:
+        self.parts, self.folder, self.system, self.model = parts, folder, system, model
+        self.label = parts.config.name if system == "student after" else system
+        self.fingerprint = functools.cache(fingerprint)  # no weights change meanwhile
 
-def _context(
-    parts: Parts,
-    folder: RunFolder,
-    system: str,
-    model: nn.Module,
-    task: EvalTask,
-    label: str,
-    cached_fingerprint: Callable[[nn.Module], str],
-) -> EvalContext:
-    config = parts.config
-    return EvalContext(
-        system=system,
-        model=model,
-        teacher=None if model is parts.teacher else parts.comparable,
-        tokenizer=parts.tokenizer,
-        tokenizer_info=parts.facts,
-        vocab_size=parts.vocab,
-        engine=config.engine.for_student(),
-        data=config.data,
-        sampling=parts.limited(config.evaluate.sampling),
-        seeds=config.evaluate.seeds,
-        held_out=config.evaluate.data or config.data.valid,
-        limit=config.evaluate.limit,
-        context_length=context_of(unwrap(model).config),
-        batch_size=config.evaluate.batch_size,
-        title=f"{task.title}: {label}",
-        fingerprint=cached_fingerprint,
-        open_journal=lambda header, name: Journal(folder.partial(system, task.title, name), header),
-    )
+    def on_held_out(self, prompts: tuple[Prompt, ...]) -> None:
+        """Evaluate on the held-out prompts."""
+        config = self.parts.config.evaluate
+        generation = {
+            "prompts": token_ids_digest(prompts),
+            "sampling": self.parts.limited(config.sampling).model_dump(mode="json"),
+            "weights": self.fingerprint(self.model),
+        }
+        teacher = None if self.parts.teacher is None else self.fingerprint(self.parts.teacher)
+        header = content_digest({**generation, "seeds": config.seeds, "teacher": teacher})
+        if self.folder.has_evaluation(self.system, header=header):
+            return
+        journal = Journal(self.folder.partial(self.system), generation)
+        metrics, settings, rows = evaluate_prompts(
+            self.parts, self.model, prompts, f"Evaluating {self.system}", journal
+        )
+        facts = {"label": self.label, "task": HELD_OUT_TASK, "settings": settings, "metrics": metrics}
+        self.folder.write_evaluation(self.system, {**facts, "header": header}, rows)
 
+    def on_task(self, task: EvalTask) -> None:
+        """Evaluate on one task."""
+        context = self._context(task)
+        header = content_digest(task.dependencies(context))
+        if self.folder.has_evaluation(self.system, task.title, header=header):
+            return
+        training = self.model.training
+        self.model.eval()
+        try:
+            result = task.evaluate(context)
+        finally:
+            self.model.train(training)
+        facts = {
+            "label": self.label,
+            "task": task.title,
+            "settings": {"kind": task.kind, **result.settings},
+            "metrics": result.metrics,
+            "header": header,
+        }
+        self.folder.write_evaluation(self.system, facts, result.rows, task.title)
 
-def _evaluate_task(context: EvalContext, task: EvalTask, folder: RunFolder, label: str) -> None:
-    """Evaluate one system on one task, unless the result is there already."""
-    header = content_digest(task.dependencies(context))
-    if folder.has_evaluation(context.system, task.title, header=header):
-        return
-    training = context.model.training
-    context.model.eval()
-    try:
-        result = task.evaluate(context)
-    finally:
-        context.model.train(training)
-    facts = {
-        "label": label,
-        "task": task.title,
-        "settings": {"kind": task.kind, **result.settings},
-        "metrics": result.metrics,
-        "header": header,
-    }
-    folder.write_evaluation(context.system, facts, result.rows, task.title)
+    def _context(self, task: EvalTask) -> EvalContext:
+        parts, config = self.parts, self.parts.config
+        return EvalContext(
+            system=self.system,
+            model=self.model,
+            teacher=None if self.model is parts.teacher else parts.comparable,
+            tokenizer=parts.tokenizer,
+            tokenizer_info=parts.facts,
+            vocab_size=parts.vocab,
+            engine=config.engine.for_student(),
+            data=config.data,
+            sampling=parts.limited(config.evaluate.sampling),
+            seeds=config.evaluate.seeds,
+            held_out=config.evaluate.data or config.data.valid,
+            limit=config.evaluate.limit,
+            context_length=context_of(unwrap(self.model).config),
+            batch_size=config.evaluate.batch_size,
+            title=f"{task.title}: {self.label}",
+            fingerprint=self.fingerprint,
+            open_journal=lambda header, name: Journal(
+                self.folder.partial(self.system, task.title, name), header
+            ),
+        )
 
 
 def evaluate_prompts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.evaluate.contexts import context
 from stillhouse.data import Encoder
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.evaluate.tasks import REGISTRY
+from stillhouse.evaluate.tasks.code import pass_at_k
 from stillhouse.grading import CodeProblem, grade, problem_of, run_program
 
 KINDS = {
@@ -128,6 +130,17 @@ PROBLEM = {
     "entry_point": "one",
     "test": "def check(c):\n    assert c() == 1",
 }
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k():
+    for samples in range(1, 7):
+        for passed in range(samples + 1):
+            for k in range(1, samples + 1):
+                drawn = list(combinations([1] * passed + [0] * (samples - passed), k))
+                expected = sum(any(choice) for choice in drawn) / len(drawn)
+                assert pass_at_k(samples, passed, k) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="pass@5"):
+        pass_at_k(3, 1, 5)
 
 
 def test_pass_at_k_pools_samples_and_seeds(tmp_path):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,10 +55,8 @@ class CodeTask(ScoredTask):
     """Seconds that a program and its tests may take."""
     memory_mb: Annotated[int, Field(ge=64)] = 512
     """Address space of a process."""
-
-    def decode(self, tokenizer: Any, token_ids: Sequence[int]) -> str:
-        """The text as it is: leading white space is part of a program."""
-        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    strip_responses: ClassVar[bool] = False
+    """Leading white space is part of a program."""
 
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Generate programs and run their tests.

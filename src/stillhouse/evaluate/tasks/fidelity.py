@@ -55,12 +55,11 @@ class TeacherFidelity(PromptTask):
             ]
             for seed, completions in generations.by_seed.items():
                 for example, completion in zip(session.eval_set.examples, completions, strict=True):
-                    row = rows.setdefault((example.prompt.id, seed), session.row(example, seed))
-                    if not own:
-                        row["teacher_response"] = session.decode(completion)
-                        continue
-                    row["response"] = session.decode(completion)
-                    row |= {"tokens": len(completion.token_ids), "finished": completion.finished}
+                    key, text = (example.prompt.id, seed), session.decode(completion)
+                    if own:
+                        rows[key] = session.row(example, seed, completion, text)
+                    else:
+                        rows[key]["teacher_response"] = text
         metrics: dict[str, Any] = {}
         for suffix, responses in texts.items():
             if responses:
@@ -132,8 +131,7 @@ def _scored_rows(session: EvalSession, generations: Generations, temperature: fl
         texts = [session.decode(completion) for completion in completions]
         scores = rouge_l_if_referenced(texts, [example.prompt.references for example in examples])
         for example, text, completion, score in zip(examples, texts, completions, scores, strict=True):
-            row = {**session.row(example, seed), "temperature": temperature, "response": text}
-            row |= {"tokens": len(completion.token_ids), "finished": completion.finished}
+            row = {**session.row(example, seed, completion, text), "temperature": temperature}
             rows.append(row if score is None else {**row, "rouge_l": score})
     return rows
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -222,18 +222,28 @@ class EvalSession:
             title=self.context.title and " ".join(filter(None, (self.context.title, name))),
         )
 
-    def row(self, example: EvalExample, seed: int) -> dict[str, Any]:
-        """The first fields of a row that the run folder keeps."""
-        prompt = example.prompt
-        row = {"id": prompt.id, "seed": seed, "prompt": prompt.text, "references": list(prompt.references)}
-        # What a judge reads in place of the prompt with its chat template.
-        return row if self.encoder.template.kind != "chat" else {**row, "question": example.question}
+    def decode(self, output: Completion | Response, *, strip: bool = True) -> str:
+        """The text of a completion or response, for scoring."""
+        text = str(self.context.tokenizer.decode(list(output.token_ids), skip_special_tokens=True))
+        return text.strip() if strip else text
 
-    def decode(self, completion: Completion) -> str:
-        """A completion as text, for scoring."""
-        return str(
-            self.context.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
-        ).strip()
+    def row(
+        self, example: EvalExample, seed: int, output: Completion | Response, text: str
+    ) -> dict[str, Any]:
+        """The row of one response that the run folder keeps; scores are added to it."""
+        prompt = example.prompt
+        # A judge reads the question in place of the prompt with its chat template.
+        question = {"question": example.question} if self.encoder.template.kind == "chat" else {}
+        return {
+            "id": prompt.id,
+            "seed": seed,
+            "prompt": prompt.text,
+            **question,
+            "references": list(prompt.references),
+            "response": text,
+            "tokens": len(output.token_ids),
+            "finished": output.finished,
+        }
 
     def settings(self) -> dict[str, Any]:
         """What the reader of a result has to know about the responses."""
@@ -300,6 +310,8 @@ class ScoredTask(PromptTask):
 
     samples: Annotated[int, Field(ge=1)] = 1
     """Responses per prompt and seed."""
+    strip_responses: ClassVar[bool] = True
+    """Whether white space around a response is removed before it is scored."""
 
     @property
     def title(self) -> str:
@@ -315,10 +327,6 @@ class ScoredTask(PromptTask):
     def score_all(self, examples: Sequence[EvalExample], responses: Sequence[str]) -> Sequence[Scores]:
         """The scores of many responses, in order; overridden where scoring them together is faster."""
         return [self.score(example, response) for example, response in zip(examples, responses, strict=True)]
-
-    def decode(self, tokenizer: Any, token_ids: Sequence[int]) -> str:
-        """The text of a response, for scoring."""
-        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
     def aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Metrics from all rows of all seeds; here `mean_over_seeds` of every numeric score."""
@@ -350,21 +358,12 @@ class ScoredTask(PromptTask):
         generations = session.generate(prompts)
         rows: list[dict[str, Any]] = []
         for seed, completions in generations.by_seed.items():
-            texts = [self.decode(context.tokenizer, completion.token_ids) for completion in completions]
+            texts = [session.decode(one, strip=self.strip_responses) for one in completions]
             scored = self.score_all(examples, texts)
-            for index, (example, text, completion, scores) in enumerate(
-                zip(examples, texts, completions, scored, strict=True)
-            ):
-                rows.append(
-                    {
-                        **session.row(example, seed),
-                        **({"sample": index % self.samples} if self.samples > 1 else {}),
-                        "response": text,
-                        "tokens": len(completion.token_ids),
-                        "finished": completion.finished,
-                        **scores,
-                    }
-                )
+            for index, example in enumerate(examples):
+                row = session.row(example, seed, completions[index], texts[index])
+                sample = {"sample": index % self.samples} if self.samples > 1 else {}
+                rows.append({**row, **sample, **scored[index]})
         first = to_responses(prompts, next(iter(generations.by_seed.values())), context.role)
         metrics = {
             **self.aggregate(rows),

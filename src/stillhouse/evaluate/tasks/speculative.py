@@ -73,7 +73,6 @@ class DraftModelQuality(PromptTask):
         session = self.session(context)
         self._check_sampling(session.sampling)
         points: list[dict[str, float]] = []
-        rows: list[dict[str, Any]] = []
         responses: list[Response] = []
         gammas = sorted({*self.gammas, self.gamma})
         with console.progress(context.title or self.title, total=len(gammas)) as bar:
@@ -86,10 +85,10 @@ class DraftModelQuality(PromptTask):
                         Response(prompt, tuple(ids), "teacher", ids[-1] == session.encoder.end_id)
                         for prompt, ids in zip(session.eval_set.prompts, token_ids, strict=True)
                     ]
-        for example, response in zip(session.eval_set.examples, responses, strict=True):
-            text = context.tokenizer.decode(list(response.token_ids), skip_special_tokens=True).strip()
-            row = {**session.row(example, session.seeds[0]), "response": text}
-            rows.append({**row, "tokens": len(response.token_ids), "finished": response.finished})
+        rows = [
+            session.row(example, session.seeds[0], response, session.decode(response))
+            for example, response in zip(session.eval_set.examples, responses, strict=True)
+        ]
         metrics: dict[str, Any] = dict(next(point for point in points if point["gamma"] == self.gamma))
         options = context.likelihood_options()
         fidelity = likelihood(context.model, responses, teacher=context.teacher, **options).fidelity
