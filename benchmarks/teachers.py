@@ -37,7 +37,7 @@ from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import Fixed, FixedPolicy, reference
-from stillhouse.runs.caching import batch_tensors, bias
+from stillhouse.runs.caching import batch_tensors, measure_bias
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
@@ -177,7 +177,7 @@ def stores(size: Size) -> Iterator[dict[str, Any]]:
         "train": {"micro_batch_size": 8, "batch_size": 8},
         "evaluate": {"before": False, "teacher": False},
     }  # fmt: skip
-    loss, rows, _ = bias(resolve(tree).config, size.bias_prompts)
+    loss, rows, _ = measure_bias(resolve(tree).config, size.bias_prompts)
     for row in rows:
         yield {
             "what": "store", "store": row.name, "bytes_per_token": round(row.bytes_per_token, 1),

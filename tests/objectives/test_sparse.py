@@ -10,7 +10,15 @@ import torch
 from tests.objectives.problems import cases, drawn_rows, logits
 from torch import Tensor
 
-from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, joined, nothing, sampled_of, spread, topk_of
+from stillhouse.core.sparse import (
+    EXCLUDED,
+    SparseLogprobs,
+    concat_sparse,
+    empty_sparse,
+    sampled_of,
+    scatter_sparse,
+    topk_of,
+)
 from stillhouse.fused import Chunking, fused_rows
 from stillhouse.objectives import Objective, build
 
@@ -153,7 +161,7 @@ def test_a_truncated_teacher_without_its_tail_would_be_biased() -> None:
 def test_entries_that_are_missing_or_beyond_the_students_vocabulary_take_no_part() -> None:
     student, teacher = logits(COUNT, VOCAB, 0), distributions()
     short = topk_of(teacher, 3)
-    longer = joined([short[:4], topk_of(teacher, 5)[4:]])
+    longer = concat_sparse([short[:4], topk_of(teacher, 5)[4:]])
     objective = build("reverse_kl")
     torch.testing.assert_close(objective(student, longer)[:4], objective(student, short)[:4])
     beyond = replace(short, ids=short.ids.clone())
@@ -165,11 +173,11 @@ def test_entries_that_are_missing_or_beyond_the_students_vocabulary_take_no_part
 
 def test_rows_without_a_signal_fill_the_gaps() -> None:
     teacher = topk_of(distributions(), 3, labels())
-    whole = spread(teacher[:2], torch.tensor([1, 4]), 6)
+    whole = scatter_sparse(teacher[:2], torch.tensor([1, 4]), 6)
     assert len(whole) == 6
     assert torch.equal(whole.ids[[1, 4]], teacher.ids[:2])
     assert (whole.ids[[0, 2, 3, 5]] == -1).all()
-    assert (nothing("sampled", 3, torch.device("cpu")).ids == -1).all()
+    assert (empty_sparse("sampled", 3, torch.device("cpu")).ids == -1).all()
 
 
 def test_what_needs_all_pairs_of_tokens_says_so() -> None:

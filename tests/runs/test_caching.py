@@ -14,7 +14,7 @@ import yaml
 
 from stillhouse.commands.app import app
 from stillhouse.errors import ConfigError, TeacherError
-from stillhouse.runs.caching import bias, build
+from stillhouse.runs.caching import fill_cache, measure_bias
 from stillhouse.runs.checking import sizes
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
@@ -141,21 +141,21 @@ def test_a_cache_built_before_training_holds_all_that_a_run_asks(folder: Path) -
     bf16 = {"precision": "bfloat16"}  # of the student's products; the teacher has a format of its own
     config = resolve(cached(folder, "built", "after-build", train=bf16)).config
     expected = sizes(config)["teacher cache, expected (GB)"] * 1e9
-    assert "0.0% of 18 sequences" in build(config)
-    assert "100.0% of 18 sequences" in build(config, batch_size=5), "a second build passes over it"
+    assert "0.0% of 18 sequences" in fill_cache(config)
+    assert "100.0% of 18 sequences" in fill_cache(config, batch_size=5), "a second build passes over it"
     (store,) = list_stores(folder / "built")
     assert 0.7 < store.bytes / expected < 1.3
     reading = cached(folder, "built", "after-build", teacher={"on_miss": "error"}, train=bf16)
     assert in_child(reading) == 0
     with pytest.raises(ConfigError, match=r"teacher.on_miss.*built where the teacher is"):
-        build(resolve(reading).config)
+        fill_cache(resolve(reading).config)
 
 
 def test_text_that_the_teacher_writes_once_is_built_too(folder: Path) -> None:
     pairs = {"kind": "pairs", "refresh": "epoch"}
     run = cached(folder, "written-cache", "written", responses=pairs)
     run["objective"] = {"teacher": "skew_kl", "student": "skew_rkl"}
-    build(resolve(run).config)
+    fill_cache(resolve(run).config)
     (store,) = list_stores(folder / "written-cache")
     assert store.records == 18
     assert list((folder / "written" / "responses").iterdir()), "the run will read it"
@@ -182,7 +182,7 @@ def test_the_page_on_caches_is_true() -> None:
 
 
 def test_bias_says_how_far_each_store_is_from_the_live_teacher(folder: Path) -> None:
-    loss, rows, refused = bias(resolve(cached(folder, "b", "b")).config, prompts=6)
+    loss, rows, refused = measure_bias(resolve(cached(folder, "b", "b")).config, prompts=6)
     found = {row.name: row for row in rows}
     assert refused == []
     assert found["hidden-bfloat16"].loss_error == 0.0, "the teacher's own format"
@@ -199,6 +199,6 @@ def test_bias_says_how_far_each_store_is_from_the_live_teacher(folder: Path) -> 
 
 def test_bias_names_the_stores_that_an_objective_cannot_use(folder: Path) -> None:
     run = {**cached(folder, "b", "c"), "objective": "csd"}
-    _, rows, refused = bias(resolve(run).config, prompts=2)
+    _, rows, refused = measure_bias(resolve(run).config, prompts=2)
     assert all(row.name.startswith("hidden") for row in rows)
     assert "topk32-uint8-v1024" in refused

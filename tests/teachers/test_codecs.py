@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
+from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import TeacherError
 from stillhouse.teachers.store.codecs import HiddenCodec, SampledCodec, TopkCodec
 
@@ -60,7 +60,7 @@ LABELS = torch.arange(7)
 @pytest.mark.parametrize(("number", "error"), [("float32", 0.0), ("float16", 5e-4), ("uint8", 0.02)])
 def test_the_most_probable_tokens(number: str, error: float, vocab: int) -> None:
     codec = TopkCodec(5, number, vocab)  # type: ignore[arg-type]
-    sparse = joined(
+    sparse = concat_sparse(
         [topk_of(logprobs(vocab)[:3], 5, LABELS[:3]), topk_of(logprobs(vocab)[3:], 3, LABELS[3:])]
     )
     tensors = codec.encode(sparse)

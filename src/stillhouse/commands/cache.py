@@ -1,4 +1,4 @@
-"""stillhouse cache: what teachers said, on disk."""
+"""stillhouse cache: the signals of teachers on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT = Path("teacher-cache")
 
 def register(app: typer.Typer) -> None:
     """Add the verb and its own verbs."""
-    verbs = typer.Typer(help="Keep what teachers say on disk, and look after it.", no_args_is_help=True)
+    verbs = typer.Typer(help="Fill, inspect, verify and prune teacher caches.", no_args_is_help=True)
     for verb in (build, bias, info, verify, prune):
         verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="cache")
@@ -54,9 +54,9 @@ def build(
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.runs.caching import build as fill
+    from stillhouse.runs.caching import fill_cache
 
-    console.say(fill(config, batch_size))
+    console.say(fill_cache(config, batch_size))
 
 
 def bias(
@@ -68,10 +68,9 @@ def bias(
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.runs.caching import REPEATS
-    from stillhouse.runs.caching import bias as measure
+    from stillhouse.runs.caching import REPEATS, measure_bias
 
-    loss, rows, refused = measure(config, prompts)
+    loss, rows, refused = measure_bias(config, prompts)
     columns = (
         "store", "bytes/token", "loss", "error of loss", "noise of loss",
         "gradient: cosine", "error", f"error, mean of {REPEATS}",

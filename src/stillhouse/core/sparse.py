@@ -1,4 +1,4 @@
-"""A teacher that says something about a few tokens of each row only: its most probable ones, or draws.
+"""A teacher's log-probabilities of a few tokens of each row only: the most probable ones, or random samples.
 
 Two forms, and how objectives are computed from them:
 
@@ -6,8 +6,8 @@ Two forms, and how objectives are computed from them:
   coarsened to K + 1 outcomes, the last of which is "any other token". An f-divergence of coarsened
   distributions is at most that of the whole ones (the data-processing inequality), so the loss is biased
   downwards and blind to how the student spreads its tail.
-- "sampled": tokens drawn at random, with importance weights w such that sum_i w_i f(i) has the expectation
-  E_p[f]. Value and gradient of an objective E_p[f] are then unbiased, however few the draws; they are noisy.
+- "sampled": tokens sampled at random, with importance weights w such that sum_i w_i f(i) has the expectation
+  E_p[f]. Value and gradient of an objective E_p[f] are then unbiased, however few the samples, and noisy.
   Sparse Logit Sampling (arXiv 2503.16870) shows why that beats an uncorrected top-k.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Form = Literal["distribution", "topk", "sampled"]
-"""What a teacher can tell about a row: all log-probabilities, the most probable ones, or weighted draws."""
+"""What a teacher gives for a row: all log-probabilities, the most probable ones, or weighted samples."""
 
 ALL_FORMS: frozenset[str] = frozenset({"distribution", "topk", "sampled"})
 
@@ -36,8 +36,7 @@ MIN_TAIL = -23.0
 
 @dataclass(frozen=True, slots=True)
 class SparseLogprobs:
-    """What a teacher says about K tokens of each of N rows, in nats. Exactly one of `tail` and `weights` is
-    set.
+    """A teacher's log-probabilities of K tokens in each of N rows, in nats, with `tail` or `weights`.
 
     Example: `SparseLogprobs(top.indices, top.values, tail=torch.log1p(-top.values.exp().sum(-1)))`
     """
@@ -55,7 +54,7 @@ class SparseLogprobs:
 
     def __post_init__(self) -> None:
         if (self.tail is None) == (self.weights is None):
-            raise ValueError("a compact signal has either a tail (most probable tokens) or weights (draws)")
+            raise ValueError("sparse log-probabilities have either a tail (topk) or weights (sampled)")
 
     @property
     def form(self) -> Form:
@@ -70,7 +69,7 @@ class SparseLogprobs:
         return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SparseLogprobs:
-        """The same on a device, with log-probabilities and weights in a number format."""
+        """The same on a device, with log-probabilities and weights in a dtype."""
         return self._each(lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
     def _each(self, change: Any) -> SparseLogprobs:
@@ -81,8 +80,8 @@ class SparseLogprobs:
         return SparseLogprobs(**values)
 
 
-def joined(parts: Sequence[SparseLogprobs]) -> SparseLogprobs:
-    """One after the other; parts of fewer tokens are filled up with none."""
+def concat_sparse(parts: Sequence[SparseLogprobs]) -> SparseLogprobs:
+    """The rows of all parts; parts of fewer tokens are padded with absent entries."""
     width = max(part.ids.shape[1] for part in parts)
 
     def wide(name: str, filler: float) -> Tensor | None:
@@ -101,24 +100,24 @@ def joined(parts: Sequence[SparseLogprobs]) -> SparseLogprobs:
     return SparseLogprobs(ids, logprobs, flat("tail"), wide("weights", 0.0), flat("labels"))
 
 
-def spread(part: SparseLogprobs, rows: Tensor, count: int) -> SparseLogprobs:
+def scatter_sparse(part: SparseLogprobs, rows: Tensor, count: int) -> SparseLogprobs:
     """`count` rows, of which those numbered `rows` [n] are `part`'s and all others have no entries."""
 
-    def place(one: Tensor | None, filler: float) -> Tensor | None:
+    def scatter(one: Tensor | None, filler: float) -> Tensor | None:
         if one is None:
             return None
         return one.new_full((count, *one.shape[1:]), filler).index_copy(0, rows, one)
 
-    ids, logprobs = place(part.ids, -1), place(part.logprobs, EXCLUDED)
+    ids, logprobs = scatter(part.ids, -1), scatter(part.logprobs, EXCLUDED)
     assert ids is not None
     assert logprobs is not None
     return SparseLogprobs(
-        ids, logprobs, place(part.tail, 0.0), place(part.weights, 0.0), place(part.labels, 0.0)
+        ids, logprobs, scatter(part.tail, 0.0), scatter(part.weights, 0.0), scatter(part.labels, 0.0)
     )
 
 
-def nothing(form: str, count: int, device: torch.device) -> SparseLogprobs:
-    """`count` rows about which a teacher says nothing."""
+def empty_sparse(form: str, count: int, device: torch.device) -> SparseLogprobs:
+    """`count` rows without entries."""
     one = torch.zeros(count, 1, device=device)
     ids = torch.full((count, 1), -1, dtype=torch.int64, device=device)
     if form == "sampled":
@@ -140,10 +139,10 @@ def sampled_of(
     temperature: float = 1.0,
     labels: Tensor | None = None,
 ) -> SparseLogprobs:
-    """`count` draws, with replacement, from the tempered distribution r proportional to p^(1 / temperature).
+    """`count` samples, with replacement, of the tempered distribution r, proportional to p^(1 / temperature).
 
-    A token drawn c times has weight c / count p / r, so that sum w f is an unbiased estimate of E_p[f]; at
-    temperature 1 weights are shares of draws. Temperatures above 1 see more of the tail.
+    A token sampled c times has weight c / count p / r, so that sum w f is an unbiased estimate of E_p[f]; at
+    temperature 1 weights are shares of samples. Temperatures above 1 see more of the tail.
     """
     proposal = torch.log_softmax(logprobs / temperature, -1)
     drawn = torch.multinomial(proposal.exp(), count, replacement=True, generator=generator).sort(-1).values
@@ -163,28 +162,28 @@ def sampled_of(
     return SparseLogprobs(ids, ours, weights=weights, labels=_picked(logprobs, labels))
 
 
-def buckets(student: Tensor, compact: SparseLogprobs) -> tuple[Tensor, Tensor]:
+def buckets(student: Tensor, sparse: SparseLogprobs) -> tuple[Tensor, Tensor]:
     """Both models over the teacher's most probable tokens and one bucket for all others, logits [n, K + 1].
 
     An entry that is not there (id -1, or beyond the student's vocabulary, or excluded by the student) takes
     no part on either side; the rest is renormalised.
     """
-    assert compact.tail is not None
-    padded, index = _padded(student, compact)
+    assert sparse.tail is not None
+    padded, index = _padded(student, sparse)
     rest = padded.scatter(-1, index, EXCLUDED).logsumexp(-1, keepdim=True)
     ours = torch.cat([padded.gather(-1, index), rest], -1)
-    theirs = torch.cat([compact.logprobs, compact.tail.clamp_min(MIN_TAIL)[:, None]], -1).to(ours.dtype)
+    theirs = torch.cat([sparse.logprobs, sparse.tail.clamp_min(MIN_TAIL)[:, None]], -1).to(ours.dtype)
     absent = ours.detach() < EXCLUDED / 2
     return ours.masked_fill(absent, EXCLUDED), theirs.masked_fill(absent, EXCLUDED)
 
 
-def sampled_entries(student: Tensor, compact: SparseLogprobs) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of teacher and student at the drawn tokens, and their weights, [n, K] each."""
-    assert compact.weights is not None
-    padded, index = _padded(student, compact)
+def sampled_entries(student: Tensor, sparse: SparseLogprobs) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of teacher and student at the sampled tokens, and their weights, [n, K] each."""
+    assert sparse.weights is not None
+    padded, index = _padded(student, sparse)
     there = index < student.shape[-1]
     ours = padded.gather(-1, index) - student.logsumexp(-1, keepdim=True)
-    logprobs, weights = compact.logprobs.to(ours.dtype), compact.weights.to(ours.dtype)
+    logprobs, weights = sparse.logprobs.to(ours.dtype), sparse.weights.to(ours.dtype)
     return (
         logprobs.masked_fill(~there, 0.0),
         ours.masked_fill(~there, 0.0),
@@ -192,11 +191,11 @@ def sampled_entries(student: Tensor, compact: SparseLogprobs) -> tuple[Tensor, T
     )
 
 
-def _padded(student: Tensor, compact: SparseLogprobs) -> tuple[Tensor, Tensor]:
+def _padded(student: Tensor, sparse: SparseLogprobs) -> tuple[Tensor, Tensor]:
     """The student's logits with one excluded entry more, [n, V + 1], and where each id is in it."""
     vocab = student.shape[-1]
-    there = (compact.ids >= 0) & (compact.ids < vocab)
-    return pad(student, (0, 1), value=EXCLUDED), torch.where(there, compact.ids, vocab)
+    there = (sparse.ids >= 0) & (sparse.ids < vocab)
+    return pad(student, (0, 1), value=EXCLUDED), torch.where(there, sparse.ids, vocab)
 
 
 def _picked(logprobs: Tensor, labels: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Fills the cache of a run's teacher before training; measures what each kind of store does to the loss."""
+"""Fills a run's teacher cache before training; measures how each codec biases loss and gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stillhouse.train.signal import seen_by_teacher, sources_with_teacher
 from stillhouse.train.step import Step
 
 REPEATS = 4
-"""How often draws are made anew to tell bias from noise."""
+"""How often tokens are sampled anew to tell bias from noise."""
 
 
 def cache_of(config: RunConfig) -> CacheTeacherConfig:
@@ -47,11 +47,11 @@ def cache_of(config: RunConfig) -> CacheTeacherConfig:
     )
 
 
-def build(config: RunConfig, batch_size: int | None = None) -> str:
-    """Let the teacher say everything that is known before training: responses of the data set, those that the
-    teacher writes once, and plain text, as far as the objective asks the teacher about them.
+def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
+    """Compute the teacher's signal for every text that is known before training: responses of the data set,
+    those that the teacher generates once, and plain text, as far as the objective needs it.
 
-    What is there already is passed over, so an interrupted build goes on. Of several processes (RANK,
+    Cache hits are passed over, so an interrupted build continues. Of several processes (RANK,
     WORLD_SIZE) each takes a share.
 
     Args:
@@ -62,7 +62,7 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
         A line on what was done.
 
     Raises:
-        StillhouseError: no teacher is at hand, or model or data cannot be used.
+        StillhouseError: no teacher is available, or model or data cannot be used.
     """
     teacher_config = cache_of(config)
     if teacher_config.on_miss == "error":
@@ -87,14 +87,14 @@ def build(config: RunConfig, batch_size: int | None = None) -> str:
                 tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in beside.items()}})
             _ask(teacher, tensors)
             bar.advance(batch.num_tokens)
-    return teacher.close() or "There is nothing to build: the objective asks the teacher about no known text."
+    return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."
 
 
 def _known(parts: Parts) -> Iterator[Response]:
-    """The responses that will come whatever the student does, as far as the objective asks the teacher."""
+    """The responses that do not depend on the student, as far as the objective needs the teacher for them."""
     config = parts.config
-    asked = {SOURCES[code] for code in sources_with_teacher(config.objective)}
-    sources = config.responses.sources() & asked
+    needed = {SOURCES[code] for code in sources_with_teacher(config.objective)}
+    sources = config.responses.sources() & needed
     if "fixed" in sources:
         yield from (reference(prompt) for prompt in parts.data.train if prompt.response_ids is not None)
     if "teacher" in sources and isinstance(config.responses, InRounds):
@@ -102,7 +102,7 @@ def _known(parts: Parts) -> Iterator[Response]:
         side = config.responses.teacher_side_of(context)
         samples = side.samples(0) if side is not None else []
         yield from (sample.response for sample in samples if not sample.missing)
-    if "text" in asked and parts.data.text:
+    if "text" in needed and parts.data.text:
         yield from parts.data.text
 
 
@@ -119,16 +119,16 @@ def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Bias:
-    """What a kind of store does to loss and gradient of a sample, against the live teacher."""
+class CodecBias:
+    """How loss and gradient of a sample over a codec differ from those of the live teacher."""
 
     name: str
     bytes_per_token: float
     loss: float
     loss_error: float
-    """Loss minus that of the live teacher, nats per token; the mean over repeats of draws."""
+    """Loss minus that of the live teacher, nats per token; the mean over repeats of sampling."""
     loss_noise: float
-    """Standard deviation over repeats of draws; 0 for what is not random."""
+    """Standard deviation over repeats of sampling; 0 for what is not random."""
     cosine: float
     """Between the gradients."""
     gradient_error: float
@@ -151,8 +151,8 @@ def codecs_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> lis
     return list({codec.name: codec for codec in (own, *others)}.values())
 
 
-def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[str]]:
-    """Loss and gradient of the student as it starts, over each kind of store, against the live teacher.
+def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[CodecBias], list[str]]:
+    """Loss and gradient of the student as it starts, over each codec, against the live teacher.
 
     Args:
         config: the run; its responses and its objective are used, at step 0.
@@ -163,7 +163,7 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
         from.
 
     Raises:
-        StillhouseError: no teacher is at hand, or model or data cannot be used.
+        StillhouseError: no teacher is available, or model or data cannot be used.
     """
     cached = cache_of(config)
     if not isinstance(cached.of, LiveTeacherConfig):
@@ -184,7 +184,7 @@ def bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Bias], list[
         batches = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
         loss, slope = _gradient(step, parts, batches)
         rows, refused = [], []
-        with console.progress("Comparing stores") as bar:
+        with console.progress("Comparing codecs") as bar:
             for codec in codecs_to_compare(cached, parts.vocab, dtype):
                 form = codec.form if isinstance(codec, SparseCodec) else "distribution"
                 if form not in config.objective.forms:
@@ -226,14 +226,14 @@ def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) ->
     return total, torch.cat([p.grad.flatten().float().cpu() for p in trained])  # type: ignore[union-attr]
 
 
-def _row(name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor) -> Bias:
+def _row(name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor) -> CodecBias:
     losses = torch.tensor([one for one, _ in found], dtype=torch.float64)
     mean = torch.stack([one for _, one in found]).mean(0)
     cosines = [
         torch.nn.functional.cosine_similarity(one.double(), slope.double(), dim=0).item() for _, one in found
     ]
     errors = [((one - slope).norm() / slope.norm()).item() for _, one in found]
-    return Bias(
+    return CodecBias(
         name=name,
         bytes_per_token=size,
         loss=losses.mean().item(),

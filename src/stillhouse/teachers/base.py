@@ -29,7 +29,7 @@ class RunningTeacher(Protocol):
         ...
 
     def close(self) -> str | None:
-        """Let go of files and connections; a line for whoever ran it, where there is something to say."""
+        """Let go of files and connections; a line for whoever ran it, where something was counted."""
         ...
 
 
@@ -103,7 +103,7 @@ class TeacherConfig(StrictConfig):
     in_process: ClassVar[bool] = True
     """True if it computes in this process, so that autocast around it changes its numbers."""
     caches: ClassVar[bool] = False
-    """True if it caches its signal by itself, so that nothing else need keep it for replay."""
+    """True if it caches its signal by itself, so that replay need not."""
 
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""

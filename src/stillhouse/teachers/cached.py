@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from stillhouse.config import FilePath
 from stillhouse.core.head import ModelHead
-from stillhouse.core.sparse import SparseLogprobs, joined, sampled_of, topk_of
+from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
 from stillhouse.teachers.base import (
@@ -435,7 +435,7 @@ class CachedSparseTeacher:
     def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
         """N rows, as they are stored."""
         parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return joined(parts).to(batch["input_ids"].device)
+        return concat_sparse(parts).to(batch["input_ids"].device)
 
     def _compute(self, batch: Mapping[str, Any], keys: Sequence[str]) -> list[Record]:
         counts = batch["response_mask"].sum(1).tolist()
@@ -511,4 +511,4 @@ def sparsified(
             assert isinstance(codec, TopkCodec)
             part = topk_of(logprobs, codec.k, labels[rows])
         parts.append(part)
-    return joined(parts)
+    return concat_sparse(parts)

@@ -1,4 +1,4 @@
-"""A teacher on an OpenAI-compatible server: its most probable tokens at every place of a text."""
+"""A teacher on an OpenAI-compatible server: its most probable tokens at every position of a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stillhouse.config import FilePath
-from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, joined
+from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, concat_sparse
 from stillhouse.errors import RequestRejected, TeacherError
 from stillhouse.remote import ServedModel, ServerConnection
 from stillhouse.remote.completions import PromptLogprobs, parse_prompt_logprobs
@@ -23,13 +23,13 @@ from stillhouse.teachers.cached import CacheTeacherConfig
 
 @REGISTRY.register
 class ServerTeacherConfig(TeacherConfig, ServerConnection):
-    """A model on an OpenAI-compatible server writes the teacher's text and says how likely its tokens are.
+    """A model on an OpenAI-compatible server generates the teacher's text and gives log-probabilities.
 
     Text alone (recipe seqkd) works with any server. Losses that compare distributions need log-probabilities
     of given text, which vLLM has (`prompt_logprobs`); llama.cpp and most hosted servers have none. They see
-    the `k` most probable tokens of each place and the mass of the rest as one outcome, so that a loss is at
-    most the one over whole distributions (`core.sparse`); CSD, which compares all pairs of tokens,
-    cannot be computed from that and is refused.
+    the `k` most probable tokens of each position and the mass of the rest as one outcome, so that a loss is
+    at most the one over whole distributions (`core.sparse`); CSD, which compares all pairs of tokens, cannot
+    be computed from that and is refused.
 
     Every signal about given text is cached on disk, one sequence as soon as it arrives, and not asked for
     again by any run that shares the folder.
@@ -39,8 +39,8 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
 
     kind: Literal["server"] = "server"
     k: Annotated[int, Field(ge=1)] = 20
-    """How many of the most probable tokens to ask for at each place; vLLM gives as many as its --max-logprobs
-    says, by default 20."""
+    """How many of the most probable tokens to request at each position; vLLM gives at most its
+    --max-logprobs, by default 20."""
     retokenise: bool = False
     """Exchange text instead of token ids when the teacher writes; see engine kind server."""
     cache: FilePath | None = Path("teacher-cache")
@@ -156,7 +156,7 @@ class ServerTeacher:
         parts: list[SparseLogprobs | None] = [None] * len(batch["input_ids"])
         for row, part in self.stream(batch):
             parts[row] = part
-        whole = joined([part for part in parts if part is not None])
+        whole = concat_sparse([part for part in parts if part is not None])
         return whole.to(batch["input_ids"].device)
 
     def stream(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stillhouse.core.sparse import SparseLogprobs, nothing, spread
+from stillhouse.core.sparse import SparseLogprobs, empty_sparse, scatter_sparse
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import Objective
 from stillhouse.rollouts import TeacherHiddenCache
@@ -44,9 +44,9 @@ def teacher_signal(
     mask = batch["response_mask"]
     rows = wanted.to(mask.device)[mask.nonzero()[:, 0]].nonzero().squeeze(-1)
     if not len(rows):
-        return nothing(teacher.form, int(mask.sum()), mask.device)
+        return empty_sparse(teacher.form, int(mask.sum()), mask.device)
     part = select_sequences(batch, wanted.nonzero().squeeze(-1).tolist())
-    return spread(teacher.sparse_logprobs(part), rows, int(mask.sum()))
+    return scatter_sparse(teacher.sparse_logprobs(part), rows, int(mask.sum()))
 
 
 def look_ahead(teacher: object, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> None:
