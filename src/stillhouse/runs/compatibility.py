@@ -1,0 +1,165 @@
+"""Whether the parts of a run fit together: what each requires against what the others provide.
+
+Knows no objective, policy or teacher by name. Each fault names the innermost part that asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from stillhouse.config import walk
+from stillhouse.core.requirements import LOGPROBS, MAIN, SIGNALS, ModelNeed, Provisions, Requirements
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.objectives import Objective, build, kinds
+
+MEASURED = {
+    "dev_loss": ("the loss on data.valid", "Set data.valid and train.validate_every"),
+    "teacher_gap": ("the likelihood gap of teacher-written text", "Set the objective's alpha_rule: gap"),
+    "student_gap": ("the likelihood gap of student-written text", "Set the objective's alpha_rule: gap"),
+}
+"""What a schedule may follow, in words, and what makes it measured."""
+ROWS = {
+    "pairs": (
+        "a teacher-written and a student-written response of each prompt",
+        "Take responses.kind: pairs.",
+    ),
+    "sampled_logprobs": (
+        "the log-probabilities of the tokens when sampled",
+        "Set responses.sampling.logprobs: true.",
+    ),
+}
+"""Facts on rows that not every run has, in words, and the way out."""
+
+
+def unmet(parts: Mapping[str, Any], given: Provisions, teachers: Mapping[str, str]) -> Iterator[Fault]:
+    """A fault for everything that a part requires and nothing provides.
+
+    Args:
+        parts: the parts of a run that state `requirements`, by path.
+        given: what the run provides.
+        teachers: the kind of each teacher that there is, by its name.
+    """
+    for path, part in parts.items():
+        missing = part.requirements().missing(given)
+        for need in sorted(missing.models, key=lambda need: need.model):
+            where, asking = _innermost(path, part, partial(_asks_model, need))
+            yield _without_signal(where, asking, need, given, teachers)
+        for fact in sorted(missing.rows):
+            where, asking = _innermost(path, part, partial(_asks_rows, fact))
+            words, hint = ROWS[fact]
+            yield Fault(where, f"{_name(asking)} needs {words}, which the responses do not bring", hint=hint)
+        for where, inner in _stating(path, part):
+            for metric in sorted(inner.requirements().measured - given.measured):
+                words, hint = MEASURED[metric]
+                yield Fault(
+                    where,
+                    f"{_name(inner)} follows {words}, which is never measured",
+                    hint=f"{hint}, or {where} to a number or a linear schedule.",
+                )
+
+
+def unfit_sources(objective: Objective, sources: frozenset[str], responses: str) -> Iterator[Fault]:
+    """Text that the objective says nothing about, and objectives for text that never comes.
+
+    Args:
+        objective: of the run.
+        sources: who writes the text that is trained on.
+        responses: the kind of the response policy.
+    """
+    told_apart = objective.sources or ()
+    for source in sorted(sources):
+        if objective.for_source(source) is None:
+            yield Fault(
+                "objective",
+                f"says nothing about {source}-written responses, which responses.kind={responses} gives",
+                got=", ".join(told_apart),
+                hint=f"Add objective.{source}.",
+            )
+    for source in sorted(set(told_apart) - sources):
+        yield Fault(
+            f"objective.{source}",
+            f"never applies: responses.kind={responses} gives no {source}-written responses",
+            allowed=", ".join(sorted(sources)),
+        )
+
+
+def unused_teachers(names: frozenset[str], parts: Mapping[str, Any]) -> Iterator[Fault]:
+    """Further teachers that nothing asks for; the main one is compared with in the evaluation anyway."""
+    asked = Requirements.union(part.requirements() for part in parts.values()).model_names
+    for name in sorted(names - asked):
+        yield Fault(
+            f"teachers.{name}",
+            "no objective asks for it",
+            hint=f"Name it by teacher_model or reference_model: {name}, or remove it.",
+        )
+
+
+def _without_signal(
+    path: str, part: Any, need: ModelNeed, given: Provisions, teachers: Mapping[str, str]
+) -> Fault:
+    """A model that is missing, or does not give what is asked of it."""
+    where = "teacher" if need.model == MAIN else f"teachers.{need.model}"
+    provided = given.models.get(need.model, frozenset())
+    got = f"{where}.kind={teachers[need.model]}" if need.model in teachers else f"no {where}"
+    sparse = sorted(provided & LOGPROBS)
+    if need.signals & LOGPROBS and sparse and isinstance(part, Objective):
+        return Fault(
+            path,
+            f"{_name(part)} cannot be computed from {SIGNALS[sparse[0]]}, which is all that {got} gives",
+            allowed=", ".join(_computable(provided)),
+            hint="Take a teacher that gives whole distributions (kind: live, or kind: cache with store: "
+            "hidden), or another objective.",
+        )
+    return Fault(
+        path,
+        f"{_name(part)} needs {need.words} from {where}",
+        got=got,
+        hint=f"Set {where}: {{kind: live, path: FOLDER}}.",
+    )
+
+
+def _computable(signals: frozenset[str]) -> list[str]:
+    """The objectives that can be computed from these signals of a teacher, as they are by default."""
+    found = []
+    for kind in kinds():
+        try:
+            objective = build(kind)
+        except ConfigError:  # those that hold others have no default
+            continue
+        if objective.needs_teacher and not objective.other_models and objective.forms & signals:
+            found.append(kind)
+    return sorted(found)
+
+
+def _stating(path: str, part: Any) -> Iterator[tuple[str, Any]]:
+    """A part and all parts within it that state requirements, by path."""
+    found: list[tuple[str, Any]] = []
+
+    def visit(where: str, value: Any) -> Any:
+        if hasattr(value, "requirements"):
+            found.append((where, value))
+        return value
+
+    walk(part, visit, path)
+    return iter(found)
+
+
+def _asks_model(need: ModelNeed, requirements: Requirements) -> bool:
+    return need in requirements.models
+
+
+def _asks_rows(fact: str, requirements: Requirements) -> bool:
+    return fact in requirements.rows
+
+
+def _innermost(path: str, part: Any, asks: Callable[[Requirements], bool]) -> tuple[str, Any]:
+    """The part deepest within `part` whose requirements satisfy `asks`, with its path."""
+    asking = [(where, inner) for where, inner in _stating(path, part) if asks(inner.requirements())]
+    return max(asking, key=lambda one: one[0].count(".") + one[0].count("["))
+
+
+def _name(part: Any) -> str:
+    kind = getattr(part, "kind", None)
+    return f"kind {kind}" if kind is not None else "it"
