@@ -65,7 +65,8 @@ def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
     )
     code = code.replace(
         "stillhouse.commands.main()",
-        "from stillhouse.commands import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules",
+        "from stillhouse.commands import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules",
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

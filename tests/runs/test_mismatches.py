@@ -86,7 +86,9 @@ def test_layers_are_compared_with_a_live_teacher_only() -> None:
 
 
 def test_a_second_model_has_to_be_there() -> None:
-    with pytest.raises(ConfigError, match=r"kind advantage needs whole distributions from teachers.reference"):
+    with pytest.raises(
+        ConfigError, match=r"kind advantage needs whole distributions from teachers.reference"
+    ):
         resolve(tree(objective="advantage"))
     resolve(tree(objective="advantage", teachers={"reference": TEACHER}))
     named = {"kind": "aligned_teacher", "reference_model": "reversed"}
@@ -108,6 +110,8 @@ def test_a_teacher_that_nothing_asks_for_is_refused() -> None:
 
 
 def test_pairs_are_asked_of_the_responses() -> None:
-    with pytest.raises(ConfigError, match=r"kind dpkd needs a teacher-written and a student-written response"):
+    with pytest.raises(
+        ConfigError, match=r"kind dpkd needs a teacher-written and a student-written response"
+    ):
         resolve(tree(objective="dpkd", responses={"kind": "on_policy"}))
     resolve(tree(objective="dpkd", responses={"kind": "pairs"}))

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from stillhouse.core.alignment import NOTHING
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import load_data
-from stillhouse.core.alignment import NOTHING
 from stillhouse.data.translate import Translated, Translator
 from stillhouse.errors import DataError, ModelError
 from stillhouse.runs.config import RunConfig

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stillhouse.core.requirements import MAIN
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
 from stillhouse.data.translate import Translator
@@ -25,8 +26,7 @@ from stillhouse.models import (
     parameter_counts,
     unwrap,
 )
-from stillhouse.rollouts import RolloutContext, ResponseGenerator
-from stillhouse.core.seeds import derived_seed
+from stillhouse.rollouts import ResponseGenerator, RolloutContext
 from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.held_out import texts_of
 from stillhouse.runs.config import RunConfig
@@ -193,7 +193,10 @@ def make_context(
         on_tokens=on_tokens,
     )
     teacher = models = None
-    if parts.config.responses.requirements().asks(MAIN, "text") and (engine := parts.teacher_engine) is not None:
+    if (
+        parts.config.responses.requirements().asks(MAIN, "text")
+        and (engine := parts.teacher_engine) is not None
+    ):
         writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
         teacher = ResponseGenerator(
             keeping(engine, folder.responses / ANSWERS),

@@ -226,7 +226,9 @@ def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) ->
     return total, torch.cat([p.grad.flatten().float().cpu() for p in trained])  # type: ignore[union-attr]
 
 
-def _row(name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor) -> CodecBias:
+def _row(
+    name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor
+) -> CodecBias:
     losses = torch.tensor([one for one, _ in found], dtype=torch.float64)
     mean = torch.stack([one for _, one in found]).mean(0)
     cosines = [

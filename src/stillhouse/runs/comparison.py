@@ -93,7 +93,13 @@ def evaluate_model(
         logger.warning("%s: rows left out: %s", data, told)
     check_room(config, prompts, prompts, parts.contexts)
     metrics, settings, rows = evaluate_prompts(parts, parts.student, prompts, title=f"Evaluating {model}")
-    facts = {"system": model, "task": HELD_OUT_TASK, "data": str(data), "settings": settings, "metrics": metrics}
+    facts = {
+        "system": model,
+        "task": HELD_OUT_TASK,
+        "data": str(data),
+        "settings": settings,
+        "metrics": metrics,
+    }
     return facts, rows
 
 

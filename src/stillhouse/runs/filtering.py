@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import console
+from stillhouse.core.seeds import derived_seed
 from stillhouse.data.datasets import dataset_at
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
-from stillhouse.core.seeds import derived_seed
 from stillhouse.rollouts.offline.apply_filters import judge, requirements_of
 from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
 from stillhouse.rollouts.offline.reading import files_of_round
@@ -181,7 +181,11 @@ def _key(sample: Sample) -> Key:
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
     for one in filters:
-        if "evaluation_texts" in one.requirements().data and not held_out and getattr(one, "against", None) is None:
+        if (
+            "evaluation_texts" in one.requirements().data
+            and not held_out
+            and getattr(one, "against", None) is None
+        ):
             raise ConfigError(
                 Fault(
                     f"--filter {one.kind}",

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data
-from stillhouse.data.tokenise import Encoder
 from stillhouse.data.token_bytes import TokenBytes
+from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ModelError
 from stillhouse.models import check_same_tokenizer, load_tokenizer, tokenizer_difference
 from stillhouse.objectives import Objective
-from stillhouse.core.requirements import MAIN
 from stillhouse.runs.config import RunConfig
 
 

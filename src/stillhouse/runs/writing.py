@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.data import load_data
 from stillhouse.engines import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, local_device
-from stillhouse.core.seeds import derived_seed
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.rounds import CHUNK, Order, Setting, make
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stages import Stage
-from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.served import server_of
 from stillhouse.runs.tokenizers import Translation, tokenizers

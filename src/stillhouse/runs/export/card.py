@@ -15,9 +15,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from stillhouse import __version__, recipes
 from stillhouse.config import StrictConfig
 from stillhouse.config.writing import dump
-from stillhouse.files import locate
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import compact_number, duration, is_number, setting_text
+from stillhouse.files import locate
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
 from stillhouse.report.results import task_results

@@ -1,4 +1,4 @@
-"""The licences of what a student comes from: named in the configuration, or found in the cards beside the files."""
+"""The licences of what a student comes from: given in the configuration, or found in model and data cards."""
 
 from __future__ import annotations
 
