@@ -159,9 +159,9 @@ def main() -> None:
     medians = {name: statistics.median(one["seconds"] for one in taken) for name, taken in found.items()}
     base = medians[f"forward_kl, {ONE}"]
     tokens = sum(len(response.token_ids) for response in bench.responses)
-    bench.translator.facts()  # of the steps
-    bench.translator.beside(bench.responses)
-    facts = bench.translator.facts()
+    bench.translator.metrics()  # of the steps
+    bench.translator.teacher_inputs(bench.responses)
+    facts = bench.translator.metrics()
     single, groups = facts["alignment/one_to_one"]
     table = [
         {
@@ -172,7 +172,7 @@ def main() -> None:
         }
         for name, seconds in medians.items()
     ]
-    matching = bench.translator.matching
+    matching = bench.translator.vocabulary_match
     result = {
         "command": " ".join(["python", "benchmarks/two_tokenizers.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),

@@ -1,7 +1,7 @@
-"""A teacher with another tokenizer: the same prompts and responses in its ids, beside the student's batch.
+"""A teacher with another tokenizer: the student's prompts and responses in the teacher's tokens.
 
-The student's token ids stay as they are. Its response is taken as the bytes that it spells; the teacher reads
-its own prompt and the same bytes in its own tokens, and learns nothing of how the student cut them.
+The student's token ids stay as they are. The bytes of its response are the text; the teacher reads its own
+prompt and the same bytes in its own tokens, whatever the boundaries of the student's tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ logger = logging.getLogger("stillhouse")
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
-    """A response as the teacher reads it.
+class TranslatedResponse:
+    """A response in the teacher's tokens, aligned with the student's.
 
-    Example: `Translated(token_ids=(17, 4, 0), spans=Spans((0, 1), (0, 0, 1), ...))`
+    Example: `TranslatedResponse(token_ids=(17, 4, 0), spans=Spans((0, 1), (0, 0, 1), ...))`
     """
 
     token_ids: tuple[int, ...]
@@ -37,78 +37,78 @@ class Translated:
 
 
 class Translator:
-    """Between the two tokenizers of a run.
+    """Translates responses between the tokenizers of student and teacher.
 
     Example:
-        >>> translator = Translator(TokenBytes(ours), TokenBytes(theirs), ends=(2, 50256), pad_id=50256)
-        >>> batch |= translator.beside(responses)
+        >>> translator = Translator(TokenBytes(ours), TokenBytes(theirs), end_ids=(2, 50256), pad_id=50256)
+        >>> batch |= translator.teacher_inputs(responses)
     """
 
     def __init__(
         self,
         student: TokenBytes,
         teacher: TokenBytes,
-        ends: tuple[int, int],
+        end_ids: tuple[int, int],
         pad_id: int,
         context: int | None = None,
     ) -> None:
-        """Put two tokenizers side by side.
+        """A translator between two tokenizers.
 
         Args:
-            student: what the student's tokens spell.
-            teacher: what the teacher's tokens spell.
-            ends: the tokens that end a response, of the student and of the teacher.
-            pad_id: fills the right of the teacher's shorter sequences.
-            context: the most tokens that the teacher can take; None: nobody knows.
+            student: the bytes of the student's tokens.
+            teacher: the bytes of the teacher's tokens.
+            end_ids: the end tokens of a response, of the student and of the teacher.
+            pad_id: the right padding of the teacher's sequences.
+            context: the teacher's maximum sequence length; None: unknown.
         """
         self.student = student
         self.teacher = teacher
-        self.ends = ends
+        self.end_ids = end_ids
         self.counts: Counter[str] = Counter()
-        """Since it was last emptied: responses, dropped, groups, single (groups of one token each)."""
+        """Since the last `metrics`: responses, dropped, groups, one_to_one (groups of one token each)."""
         self._pad_id = pad_id
         self._context = context
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     @cached_property
-    def matching(self) -> VocabularyMatch:
-        """The tokens that both spell alike."""
-        ours, theirs = match_vocabularies(self.student, self.teacher, self.ends)
+    def vocabulary_match(self) -> VocabularyMatch:
+        """The tokens with the same bytes in both vocabularies."""
+        ours, theirs = match_vocabularies(self.student, self.teacher, self.end_ids)
         return VocabularyMatch(
             torch.tensor(ours), torch.tensor(theirs), (len(self.student), len(self.teacher))
         )
 
-    def translate(self, response: Response) -> Translated | str:
-        """The response in the teacher's tokens, or why there is none."""
-        ids, ends = list(response.token_ids), response.finished
-        if ends and ids[-1] == self.ends[0]:
+    def translate(self, response: Response) -> TranslatedResponse | str:
+        """The response in the teacher's tokens, or the reason why it cannot be translated."""
+        ids, finished = list(response.token_ids), response.finished
+        if finished and ids[-1] == self.end_ids[0]:
             ids.pop()
         else:
-            ends = False
+            finished = False
         pieces = self.student.pieces(ids)
         theirs = self.teacher.encode(b"".join(pieces))
         if theirs is None:
-            return "the teacher's tokenizer cannot spell it"
-        room = len(response.prompt.teacher_ids or ()) + len(theirs) + ends
-        if self._context is not None and room > self._context:
+            return "the teacher's tokenizer cannot represent it exactly"
+        length = len(response.prompt.teacher_ids or ()) + len(theirs) + finished
+        if self._context is not None and length > self._context:
             return f"longer than the teacher's context of {self._context} tokens"
-        if not theirs and not ends:
-            return "it spells nothing"
-        spans = align(pieces, self.teacher.pieces(theirs), ends)
-        return Translated((*theirs, self.ends[1]) if ends else tuple(theirs), spans)
+        if not theirs and not finished:
+            return "it has no text"
+        spans = align(pieces, self.teacher.pieces(theirs), finished)
+        return TranslatedResponse((*theirs, self.end_ids[1]) if finished else tuple(theirs), spans)
 
-    def beside(self, responses: Sequence[Response]) -> dict[str, Tensor]:
-        """What a micro-batch needs beside the student's tensors.
+    def teacher_inputs(self, responses: Sequence[Response]) -> dict[str, Tensor]:
+        """The teacher's tensors of a micro-batch, and the groups of both models.
 
-        A response that cannot be translated gets no rows of the teacher and groups of -1: it is compared
-        with nothing, and counted. Plain text has no prompt and is left out.
+        A response that cannot be translated is counted as dropped: it has no response tokens for the teacher
+        and groups of -1, so that it is not compared. Nor is plain text, which has no prompt.
 
         Returns:
             teacher_input_ids, teacher_attention_mask, teacher_response_mask, teacher_labels, teacher_groups,
-            teacher_places [B, T'], as `collate` has them for the student; student_groups and student_places
+            teacher_places [B, T'], as `collate` makes them for the student; student_groups and student_places
             [B, T]. Groups are numbered through the batch.
         """
-        known = [self._counted(response) for response in responses]
+        known = [self._translate_and_count(response) for response in responses]
         prompts = [response.prompt.teacher_ids or (self._pad_id,) for response in responses]
         lengths = [
             len(prompt) + (0 if one is None else len(one.token_ids))
@@ -136,51 +136,51 @@ class Translator:
         }
 
     def to_student(self, completion: Completion, limit: int) -> Completion:
-        """What the teacher wrote, in the student's tokens: new text, tokenised once.
+        """A completion of the teacher in the student's tokens, truncated to `limit` tokens.
 
-        Bytes that the student cannot spell, such as half a character at the end, are left out.
+        Bytes that the student's tokenizer cannot represent, such as half a character at the end, are dropped.
         """
         ids = list(completion.token_ids)
-        if completion.finished and ids and ids[-1] == self.ends[1]:
+        if completion.finished and ids and ids[-1] == self.end_ids[1]:
             ids.pop()
         text = b"".join(self.teacher.pieces(ids))
         ours = self.student.encode(text) or self.student.encode(text.decode(errors="ignore").encode()) or []
-        whole = (*ours, self.ends[0]) if completion.finished else tuple(ours)
-        cut = whole[:limit] or (self.ends[0],)
-        return Completion(cut, cut[-1] == self.ends[0])
+        whole = (*ours, self.end_ids[0]) if completion.finished else tuple(ours)
+        cut = whole[:limit] or (self.end_ids[0],)
+        return Completion(cut, cut[-1] == self.end_ids[0])
 
-    def facts(self) -> dict[str, tuple[float, float]]:
-        """Sums and counts for the metrics log since the last call."""
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """(Sum, count) of each metric since the last call."""
         counts, self.counts = self.counts, Counter()
         return {
             "alignment/dropped": (counts["dropped"], counts["responses"]),
-            "alignment/one_to_one": (counts["single"], counts["groups"]),
+            "alignment/one_to_one": (counts["one_to_one"], counts["groups"]),
         }
 
-    def _counted(self, response: Response) -> Translated | None:
+    def _translate_and_count(self, response: Response) -> TranslatedResponse | None:
         if response.source == "text":
             return None
-        found = self.translate(response)
+        translated = self.translate(response)
         self.counts["responses"] += 1
-        if isinstance(found, str):
+        if isinstance(translated, str):
             self.counts["dropped"] += 1
-            if found not in self._told:
-                self._told.add(found)
+            if translated not in self._logged:
+                self._logged.add(translated)
                 logger.warning(
                     "A response to %s is not compared with the teacher: %s. Such responses are counted as "
                     "alignment/dropped in the metrics.",
                     response.prompt.id,
-                    found,
+                    translated,
                 )
             return None
-        self.counts["groups"] += found.spans.count
-        self.counts["single"] += found.spans.one_to_one
-        return found
+        self.counts["groups"] += translated.spans.count
+        self.counts["one_to_one"] += translated.spans.one_to_one
+        return translated
 
 
 @dataclass(slots=True)
 class _Sheet:
-    """Tensors [B, T] of one model while they are filled."""
+    """Tensors [B, T] of one model under construction."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -202,22 +202,22 @@ class _Sheet:
         )
 
     def write(self, row: int, start: int, ids: Sequence[int]) -> None:
-        """A response after a prompt of `start` tokens."""
+        """Write a response after a prompt of `start` tokens."""
         answer = torch.tensor(ids)
         self.input_ids[row, start : start + len(ids)] = answer
         self.response_mask[row, start - 1 : start - 1 + len(ids)] = True
         self.labels[row, start - 1 : start - 1 + len(ids)] = answer
 
     def place(self, row: int, start: int, groups: Sequence[int], places: Sequence[float], first: int) -> None:
-        """Groups and places at the positions that predict a response, groups counted from `first`."""
-        where = slice(start - 1, start - 1 + len(groups))
-        numbers = torch.tensor(groups)
-        self.groups[row, where] = torch.where(numbers == NOTHING, numbers, numbers + first)
-        self.places[row, where] = torch.tensor(places)
+        """Write the groups, numbered from `first`, and places at the positions that predict a response."""
+        positions = slice(start - 1, start - 1 + len(groups))
+        group_ids = torch.tensor(groups)
+        self.groups[row, positions] = torch.where(group_ids == NOTHING, group_ids, group_ids + first)
+        self.places[row, positions] = torch.tensor(places)
 
 
-def alignment_of(batch: Mapping[str, Tensor], matching: VocabularyMatch) -> TokenAlignment:
-    """What a micro-batch with `Translator.beside` in it says about the rows of both models."""
+def alignment_of(batch: Mapping[str, Tensor], vocabulary_match: VocabularyMatch) -> TokenAlignment:
+    """The alignment of the rows of both models in a micro-batch with `Translator.teacher_inputs`."""
     ours, theirs = batch["response_mask"], batch["teacher_response_mask"]
     return TokenAlignment(
         student_groups=batch["student_groups"][ours],
@@ -227,5 +227,5 @@ def alignment_of(batch: Mapping[str, Tensor], matching: VocabularyMatch) -> Toke
         teacher_sequences=theirs.nonzero()[:, 0],
         student_places=batch["student_places"][ours],
         teacher_places=batch["teacher_places"][theirs],
-        matching=matching,
+        matching=vocabulary_match,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from stillhouse.core.alignment import NOTHING
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import load_data
-from stillhouse.data.translate import Translated, Translator
+from stillhouse.data.translate import TranslatedResponse, Translator
 from stillhouse.errors import DataError, ModelError
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.tokenizers import Translation, tokenizers
@@ -63,7 +63,7 @@ def _sample(prompt: Prompt, translator: Translator) -> dict[str, Any]:
     return {**sample, "dropped": None, "groups": groups, **_tokens(found)}
 
 
-def _tokens(found: Translated) -> dict[str, int]:
+def _tokens(found: TranslatedResponse) -> dict[str, int]:
     return {
         "student_tokens": len(found.spans.student),
         "teacher_tokens": len(found.spans.teacher),
@@ -92,7 +92,7 @@ def _summary(samples: Sequence[dict[str, Any]], translator: Translator) -> dict[
     single = sum(len(group["student"]) == 1 == len(group["teacher"]) for group in groups)
     tokens = sum(sample.get("student_tokens", 0) for sample in samples)
     covered = sum(group["bytes"] for group in groups)
-    matching = translator.matching
+    matching = translator.vocabulary_match
     return {
         "responses": len(samples),
         "dropped": sum(sample["dropped"] is not None for sample in samples),

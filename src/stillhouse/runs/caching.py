@@ -83,8 +83,8 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
             batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
             tensors: Mapping[str, Tensor] = batch_tensors(batch)
             if translator is not None:
-                beside = translator.beside(batch.responses)
-                tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in beside.items()}})
+                teacher_inputs = translator.teacher_inputs(batch.responses)
+                tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in teacher_inputs.items()}})
             _ask(teacher, tensors)
             bar.advance(batch.num_tokens)
     return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."

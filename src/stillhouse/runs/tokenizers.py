@@ -135,7 +135,7 @@ def told(found: Tokenizers, config: RunConfig, data: Data) -> str:
     how = f"compared by {config.objective.name} over bytes"
     if not config.objective.needs_teacher:
         how = "the teacher only writes text"
-    shared = translation.translator.matching
+    shared = translation.translator.vocabulary_match
     return (
         f"two, {shared.sizes[0]:,} ids of the student and {shared.sizes[1]:,} of the teacher, "
         f"{shared.student.shape[0]:,} spelt alike; {how}"

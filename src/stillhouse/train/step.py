@@ -136,12 +136,14 @@ class Step:
         weights = token_weights(
             micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
         )
-        beside = [{} if self.translator is None else self.translator.beside(b.responses) for b in micro]
+        teacher_inputs = [
+            {} if self.translator is None else self.translator.teacher_inputs(b.responses) for b in micro
+        ]
         self._note(micro, progress)
         self.last_loss = 0.0
         ready = [
             {**_tensors(batch, weight, self._memory), **more}
-            for batch, weight, more in zip(micro, weights, beside, strict=True)
+            for batch, weight, more in zip(micro, weights, teacher_inputs, strict=True)
         ]
         with self.meter.seconds("teacher"):
             look_ahead(self.teacher, [seen_by_teacher(batch) for batch in ready], self.now["objective"])
@@ -291,7 +293,7 @@ class Step:
         }.items():
             self.meter.add_mean(name, value, 1)
         if self.translator is not None:
-            for name, (total, count) in self.translator.facts().items():
+            for name, (total, count) in self.translator.metrics().items():
                 self.meter.add_mean(name, total, count)
         tokens = sum(batch.num_tokens for batch in micro)
         self.tokens += tokens
@@ -337,7 +339,7 @@ def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -
         pair_ids=batch["pair_ids"][sequences],
         positions=(mask.cumsum(1) - 1)[mask],
         sampled_logprobs=batch["logprobs"][mask] if "logprobs" in batch else None,
-        alignment=None if translator is None else alignment_of(batch, translator.matching),
+        alignment=None if translator is None else alignment_of(batch, translator.vocabulary_match),
     )
 
 
