@@ -10,7 +10,7 @@ pass of fused attention on CPU takes four times as long in bfloat16 as in float3
 DistiLLM's share of student text, phi, starts at 0.2 and rises by 0.1 whenever the validation loss does (the
 rule of the paper's Algorithm 1 with a tolerance of 0; 0.2 is the start in its OpenLLaMA script). The same in
 its three rows: fresh text at every such step (no replay); the paper's replay with a decreasing ratio; and
-that with two options of ours, `write_batches: 4` and `keep_teacher: true`.
+that with two options of ours, `generate_batches: 4` and `cache_teacher_hidden: true`.
 
 Quality and speed are measured apart. Quality: three seeds of every method (fewer where the table says
 so), on a machine that may be busy. Speed (`--only speed`): all methods one after another, three times over
@@ -57,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DistiLLM": {"recipe": "distillm", "responses": {"student_share": SHARE}},
     "DistiLLM, our options": {
         "recipe": "distillm",
-        "responses": {"student_share": SHARE, "keep_teacher": True, "write_batches": 4},
+        "responses": {"student_share": SHARE, "cache_teacher_hidden": True, "generate_batches": 4},
     },
 }
 

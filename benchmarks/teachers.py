@@ -36,7 +36,7 @@ from stillhouse.data.collate import collate
 from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
-from stillhouse.rollouts.fixed import Fixed, FixedPolicy, reference
+from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy, reference_response
 from stillhouse.runs.caching import batch_tensors, measure_bias
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.cached import CachedTeacher
@@ -87,7 +87,7 @@ def three_epochs(
 ) -> tuple[float, list[float]]:
     """Processor seconds of three epochs of KD, and the loss of each step. Every epoch has an order of its
     own."""
-    step = Step(Method(Fixed(), build("forward_kl"), "token"), FixedPolicy(), teacher, 0, vocab)
+    step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teacher, 0, vocab)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     losses, size = [], 16
     per_epoch = -(-len(prompts) // size)
@@ -141,7 +141,7 @@ def times(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[st
 def filling(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[str, Any]]:
     """Tokens per second of filling a cache, against the bare forward passes on the same batches."""
     teacher = LiveTeacher(load_teacher(TeacherModel(path=f"{DEMO}/teacher", dtype="float32")), vocab)
-    chosen = sorted(map(reference, prompts[: size.build_prompts]), key=lambda r: len(r.token_ids))
+    chosen = sorted(map(reference_response, prompts[: size.build_prompts]), key=lambda r: len(r.token_ids))
     batches = [batch_tensors(collate(chosen[at : at + 16], 0)) for at in range(0, len(chosen), 16)]
     tokens = sum(len(response.token_ids) for response in chosen)
     seconds: dict[str, list[float]] = {"bare": [], "filling": []}

@@ -33,8 +33,8 @@ from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.files import locate
 from stillhouse.objectives.base import parse_objective
-from stillhouse.rollouts import Fixed
 from stillhouse.rollouts.base import StatelessPolicy
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -127,7 +127,7 @@ class Bench:
     def step(self, name: str) -> dict[str, float]:
         """Processor seconds of one step, and of its parts."""
         alone = name.endswith(ONE)
-        method = Method(Fixed(), parse_objective(METHODS[name]), "token")
+        method = Method(FixedConfig(), parse_objective(METHODS[name]), "token")
         step = Step(method, Given(self.responses), self.teachers[ONE if alone else "two"], 0, len(self.ours))
         step.translator = None if alone else self.translator
         self.student.zero_grad()

@@ -18,7 +18,7 @@ def table() -> str:
         options = [
             f"`{name}`" if info.default is None else f"`{name}: {_shown(info.default)}`"
             for name, info in part.model_fields.items()
-            if name not in ("kind", "sides")
+            if name not in ("kind", "source")
         ]
         words = " ".join((part.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|")
         lines.append(f"| `{kind}` | {', '.join(options)} | {words} |")

@@ -98,7 +98,7 @@ def test_a_run_that_is_going_on_is_not_resumed(workshop: Workshop) -> None:
 
 def test_ctrl_c_in_other_verbs_leaves_what_is_whole(workshop: Workshop) -> None:
     generate = ("generate", "run.yaml", "-o", "teacher.jsonl", "--chunk", "8")
-    said = workshop.in_child(*generate, hook=sends(("part-0-of-1", 3)))
+    said = workshop.in_child(*generate, hook=sends(("shard-0-of-1", 3)))
     assert said.code == 130
     assert "Traceback" not in said.err
     assert said.err.strip().endswith("interrupted")

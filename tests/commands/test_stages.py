@@ -48,9 +48,9 @@ def test_generate_is_idempotent_and_refuses_what_was_made_otherwise(workshop: Wo
 
 def test_generate_goes_on_after_a_kill_to_the_same_bytes(workshop: Workshop) -> None:
     assert workshop.stillhouse(*GENERATE, "-o", "whole.jsonl").code == 0
-    killed = workshop.in_child(*GENERATE, hook=sends(("part-0-of-1", 3), sig=signal.SIGKILL))
+    killed = workshop.in_child(*GENERATE, hook=sends(("shard-0-of-1", 3), sig=signal.SIGKILL))
     assert killed.code == -signal.SIGKILL
-    part = workshop.folder / "teacher.part-0-of-1.jsonl"
+    part = workshop.folder / "teacher.shard-0-of-1.jsonl"
     part.write_bytes(part.read_bytes()[:-20])
     assert not (workshop.folder / "teacher.jsonl").exists()
     said = workshop.stillhouse(*GENERATE)
@@ -128,7 +128,7 @@ def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) ->
 
 FLOOR = (
     "curate", "teacher.jsonl", "student.jsonl", "--teacher", "teacher",
-    "-f", "{kind: logprob_floor, lowest_share: 0.5, sides: all}", "-o",
+    "-f", "{kind: logprob_floor, drop_share: 0.5, source: all}", "-o",
 )  # fmt: skip
 
 
@@ -139,9 +139,9 @@ def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> 
     straight = workshop.stillhouse(*FLOOR, "whole.jsonl")
     assert straight.err.count("Measuring likelihoods") == 1
     assert "144/144" in straight.err
-    killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("scores.part-0", 3), sig=signal.SIGKILL))
+    killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("scores.shard-0", 3), sig=signal.SIGKILL))
     assert killed.code == -signal.SIGKILL
-    part = workshop.folder / "kept.scores.part-0-of-1.jsonl"
+    part = workshop.folder / "kept.scores.shard-0-of-1.jsonl"
     assert len(rows(part)) == 1 + 64 + 64
     part.write_bytes(part.read_bytes()[:-20])
     lines = part.read_text("utf-8").splitlines()[:-1]
@@ -165,7 +165,7 @@ def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> 
 
 def test_curate_knows_which_teacher_scored(workshop: Workshop) -> None:
     assert workshop.stillhouse("generate", "run.yaml", "--by", "student", "-o", "student.jsonl").code == 0
-    floor = ("curate", "student.jsonl", "-f", "{kind: logprob_floor, least: -6.5}", "-o", "kept.jsonl")
+    floor = ("curate", "student.jsonl", "-f", "{kind: logprob_floor, min_logprob: -6.5}", "-o", "kept.jsonl")
     assert "--teacher" in workshop.refused(*floor)
     said = workshop.stillhouse(*floor, "--teacher", "teacher")
     assert said.code == 0, said.err
@@ -185,9 +185,9 @@ def test_curate_says_what_is_missing(workshop: Workshop) -> None:
     assert "allowed: " in workshop.refused(*curate)
     assert "did you mean 'empty'" in workshop.refused(*curate, "-f", "empti")
     assert "--held-out FILE" in workshop.refused(*curate, "-f", "overlap")
-    assert "--teacher" in workshop.refused(*curate, "-f", "{kind: logprob_floor, least: -1.0}")
+    assert "--teacher" in workshop.refused(*curate, "-f", "{kind: logprob_floor, min_logprob: -1.0}")
     assert "no such file" in workshop.refused("curate", "no.jsonl", "-o", "kept.jsonl", "-f", "empty")
-    floor, overlap = "{kind: logprob_floor, lowest_share: 0.5}", "{kind: overlap, n: 3, of: response}"
+    floor, overlap = "{kind: logprob_floor, drop_share: 0.5}", "{kind: overlap, n: 3, compare: response}"
     scored = workshop.stillhouse(*curate, "-f", floor, "-f", overlap, "--like", "run.yaml")
     assert scored.code == 0, scored.err
     assert "unlikely under the teacher" in scored.out
@@ -212,9 +212,9 @@ def test_show_pairs_of_a_run_and_of_files(workshop: Workshop) -> None:
     first = workshop.stillhouse("show", "pairs", "runs/kd", "--round", "0", "--id", "train:3", "--json")
     one = json.loads(first.out)
     assert one["id"] == "train:3"
-    assert one["sides"]["student"]["student_version"] == 0
-    assert one["sides"]["student"]["gap"] == (
-        one["sides"]["student"]["scores"]["teacher"] - one["sides"]["student"]["scores"]["student"]
+    assert one["responses"]["student"]["student_version"] == 0
+    assert one["responses"]["student"]["gap"] == (
+        one["responses"]["student"]["scores"]["teacher"] - one["responses"]["student"]["scores"]["student"]
     )
     some = [workshop.stillhouse("show", "pairs", "runs/kd", "--seed", seed, "-n", "4").out for seed in "112"]
     assert some[0] == some[1] != some[2]
@@ -223,7 +223,7 @@ def test_show_pairs_of_a_run_and_of_files(workshop: Workshop) -> None:
     assert "has no round 7" in workshop.refused("show", "pairs", "runs/kd", "--round", "7")
     assert "no prompt 'x'" in workshop.refused("show", "responses", files[0], "--id", "x")
     kept = workshop.stillhouse(
-        "curate", "runs/kd", "-o", "kept.jsonl", "-f", "{kind: length_ratio, most: 9.0}"
+        "curate", "runs/kd", "-o", "kept.jsonl", "-f", "{kind: length_ratio, max_ratio: 9.0}"
     )
     assert "kept 24 of 24" in kept.out
     assert workshop.stillhouse("show", "pairs", "kept.jsonl", "-n", "1").out.startswith("train:1\n")

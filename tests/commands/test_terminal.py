@@ -19,7 +19,7 @@ RUN = (
 PHASES = (
     "Loading models and data",
     "Evaluating student before",
-    "Student writes round 1",
+    "Student generates round 1",
     "Training kd",
     "Evaluating student after",
 )
@@ -69,4 +69,4 @@ def test_written_text_gives_the_terminal_no_orders(workshop: Workshop) -> None:
     assert any("p␛[2J" in line for line in screens[-1])
     assert any("r␛[8m[U+202E]" in line for line in screens[-1])
     piped = workshop.stillhouse("show", "responses", "rows.jsonl", "--json")
-    assert json.loads(piped.out)["sides"]["teacher"]["response"] == row["response"]
+    assert json.loads(piped.out)["responses"]["teacher"]["response"] == row["response"]

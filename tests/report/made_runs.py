@@ -80,11 +80,12 @@ def _further_tasks(folder: Path, recipe: str, score: float) -> None:
 
 
 def _curation() -> dict[str, Any]:
-    example = {"id": "train:7", "side": "student", "by": "student", "filter": "repetition", "reason": "loops",
+    example = {"id": "train:7", "source": "student", "by": "student", "filter": "repetition",
+               "reason": "loops",
                "detail": "4-gram 9 times", "prompt": HOSTILE, "response": "and and and and"}  # fmt: skip
-    side = {"by": {"student": 3300}, "dropped": {"repetition": {"loops": 31}}, "rewritten": 12,
+    side = {"by": {"student": 3300}, "dropped": {"repetition": {"loops": 31}}, "resampled": 12,
             "dropped_at_first": {"repetition": {"loops": 43}, "form": {"empty": 2}}}  # fmt: skip
-    one = {"round": 0, "prompts": 3300, "kept": 3269, "sides": {"student": side}, "examples": [example],
+    one = {"round": 0, "prompts": 3300, "kept": 3269, "sources": {"student": side}, "examples": [example],
            "filters": [{"kind": "form"}, {"kind": "repetition", "n": 4}]}  # fmt: skip
     return {"format": 1, "rounds": {"0": one}}
 

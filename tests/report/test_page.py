@@ -91,7 +91,7 @@ def test_everything_that_a_run_logs_is_on_the_page(tmp_path):
         "All tasks", "maths Accuracy", "objective.alpha (α)", "Buffer: age of the responses",
         "Buffer: responses held", "Quality and diversity: Self-BLEU", "Quality and diversity: distinct-2",
         "Validation ROUGE-L over time", "backward the backward pass", "108k", "43 repetition: loops",
-        "31 repetition: loops", "2 form: empty", "Generated again", "Keys",
+        "31 repetition: loops", "2 form: empty", "Resampled", "Keys",
         "Round 1, student · repetition: loops (4-gram 9 times)",
     ):  # fmt: skip
         assert words in tags.text, words

@@ -9,14 +9,13 @@ import pytest
 from tests.rollouts.written import Clock, at, context
 
 from stillhouse.core.seeds import derived_uniform
-from stillhouse.rollouts import Adaptive
-from stillhouse.rollouts.adaptive import AdaptivePolicy
+from stillhouse.rollouts.adaptive import AdaptiveConfig, AdaptivePolicy
 from stillhouse.schedules import Linear
 
 STEPS = 40
 
 
-def steps_of(folder: Path, config: Adaptive, batch: int = 4, **more: Any) -> list[dict[str, Any]]:
+def steps_of(folder: Path, config: AdaptiveConfig, batch: int = 4, **more: Any) -> list[dict[str, Any]]:
     """What happens at each of 40 steps: facts, responses, and the step whose weights wrote them."""
     clock = Clock()
     around = context(folder, clock, **more)
@@ -36,7 +35,7 @@ def value(number: Any, step: int) -> float:
 
 
 def test_branches_are_those_of_the_algorithm(tmp_path: Path) -> None:
-    config = Adaptive(student_share=0.7, capacity=12)
+    config = AdaptiveConfig(student_share=0.7, capacity=12)
     size = 0
     for seen in steps_of(tmp_path, config):
         u = derived_uniform(5, "adaptive", seen["step"])
@@ -52,7 +51,7 @@ def test_branches_are_those_of_the_algorithm(tmp_path: Path) -> None:
 
 
 def test_replayed_responses_are_older_than_the_step_and_keep_their_version(tmp_path: Path) -> None:
-    seen = steps_of(tmp_path, Adaptive(student_share=1.0, fresh_share=0.3, capacity=40))
+    seen = steps_of(tmp_path, AdaptiveConfig(student_share=1.0, fresh_share=0.3, capacity=40))
     ages = [s["step"] - r.student_version for s in seen for r in s["drawn"]]
     assert min(ages) >= 0
     assert max(ages) > 3
@@ -63,7 +62,7 @@ def test_replayed_responses_are_older_than_the_step_and_keep_their_version(tmp_p
 def test_released_code_writes_until_the_buffer_is_full_and_trains_on_that(
     tmp_path: Path,
 ) -> None:
-    config = Adaptive(
+    config = AdaptiveConfig(
         student_share=0.6, capacity=20, minimum_fill=20, train_on_fresh=True, skip_first_token=True
     )
     size = 0
@@ -81,9 +80,11 @@ def test_released_code_writes_until_the_buffer_is_full_and_trains_on_that(
 
 
 def test_larger_batches_write_as_much_in_fewer_rounds(tmp_path: Path) -> None:
-    one = steps_of(tmp_path, Adaptive(student_share=1.0, fresh_share=0.5, capacity=400), prompts=40)
+    one = steps_of(tmp_path, AdaptiveConfig(student_share=1.0, fresh_share=0.5, capacity=400), prompts=40)
     four = steps_of(
-        tmp_path, Adaptive(student_share=1.0, fresh_share=0.5, capacity=400, write_batches=4), prompts=40
+        tmp_path,
+        AdaptiveConfig(student_share=1.0, fresh_share=0.5, capacity=400, generate_batches=4),
+        prompts=40,
     )
     rounds = [sum(seen["responses/fresh"] for seen in run) for run in (one, four)]
     assert rounds[1] < rounds[0] / 2
@@ -91,7 +92,7 @@ def test_larger_batches_write_as_much_in_fewer_rounds(tmp_path: Path) -> None:
 
 
 def test_a_policy_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path: Path) -> None:
-    config = Adaptive(student_share=0.8, fresh_share=0.4, capacity=10)
+    config = AdaptiveConfig(student_share=0.8, fresh_share=0.4, capacity=10)
     clock = Clock()
     around = context(tmp_path, clock)
 
@@ -112,4 +113,4 @@ def test_a_policy_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path: Pat
 
 def test_impossible_buffers_are_refused() -> None:
     with pytest.raises(ValueError, match="minimum_fill"):
-        Adaptive(capacity=10, minimum_fill=11)
+        AdaptiveConfig(capacity=10, minimum_fill=11)

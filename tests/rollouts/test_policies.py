@@ -13,13 +13,14 @@ from stillhouse.data.collate import collate
 from stillhouse.engines import Sampling
 from stillhouse.engines.mixture import MixtureEngine, MixtureModel
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.rollouts import Batched, OnPolicy, Speculative
+from stillhouse.rollouts.on_policy import BatchedConfig, OnPolicyConfig
+from stillhouse.rollouts.speculative import SpeculativeConfig
 
 
 def test_on_policy_writes_afresh_and_the_same_for_the_same_step(tmp_path: Path) -> None:
     clock = Clock()
     around = context(tmp_path, clock)
-    policy = OnPolicy().build(around)
+    policy = OnPolicyConfig().build(around)
     one, again, other = (policy.draw(None, around.prompts[:4], at(step)) for step in (3, 3, 4))
     assert one == again
     assert one != other
@@ -29,7 +30,7 @@ def test_on_policy_writes_afresh_and_the_same_for_the_same_step(tmp_path: Path) 
 def test_batched_uses_each_response_once_and_every_prompt_before_any_twice(tmp_path: Path) -> None:
     clock = Clock()
     around = context(tmp_path, clock)
-    policy = Batched(every=3).build(around)
+    policy = BatchedConfig(generate_batches=3).build(around)
     seen, versions = [], []
     for step in range(6):
         clock.step = step
@@ -43,7 +44,7 @@ def test_batched_uses_each_response_once_and_every_prompt_before_any_twice(tmp_p
 def test_batched_goes_on_in_the_middle_of_a_round(tmp_path: Path) -> None:
     clock = Clock()
     around = context(tmp_path, clock)
-    straight, first, second = (Batched(every=4).build(around) for _ in range(3))
+    straight, first, second = (BatchedConfig(generate_batches=4).build(around) for _ in range(3))
     wanted = [straight.draw(None, around.prompts[:2], at(step)) for step in range(9)]
     got = [first.draw(None, around.prompts[:2], at(step)) for step in range(6)]
     second.load_state_dict(first.state_dict())
@@ -54,7 +55,7 @@ def test_batched_goes_on_in_the_middle_of_a_round(tmp_path: Path) -> None:
 def test_batched_uses_a_round_several_times_each_time_in_another_order(tmp_path: Path) -> None:
     clock = Clock()
     around = context(tmp_path, clock)
-    straight, first, second = (Batched(every=3, uses=2).build(around) for _ in range(3))
+    straight, first, second = (BatchedConfig(generate_batches=3, epochs=2).build(around) for _ in range(3))
     drawn = []
     for step in range(8):
         clock.step = step
@@ -77,7 +78,7 @@ def test_batched_uses_a_round_several_times_each_time_in_another_order(tmp_path:
 def test_batched_text_can_be_written_with_the_teachers_help(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
     alone, helped = (
-        Batched(teacher_share=share, sampling=Sampling(max_tokens=8, logprobs=True)).build(around)
+        BatchedConfig(teacher_share=share, sampling=Sampling(max_tokens=8, logprobs=True)).build(around)
         for share in (0.0, 0.5)
     )
     texts = [policy.draw(None, around.prompts[:2], at(0)) for policy in (alone, helped)]
@@ -89,7 +90,7 @@ def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
     asked = []
     for rank in range(2):
         around = context(tmp_path, Clock(), rank=rank, world_size=2)
-        drawn = Batched(every=3).build(around).draw(None, around.prompts[:6], at(0))
+        drawn = BatchedConfig(generate_batches=3).build(around).draw(None, around.prompts[:6], at(0))
         asked.append({group[0].prompt.id for group in drawn})
     assert len(asked[0]) == len(asked[1]) == 6
     assert not asked[0] & asked[1]
@@ -97,7 +98,7 @@ def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
 
 def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
-    policy = Speculative(accept_top=3, block=4, teacher_top_p=0.01).build(around)
+    policy = SpeculativeConfig(accept_top_k=3, block_size=4, teacher_top_p=0.01).build(around)
     responses = [group[0] for group in policy.draw(None, around.prompts[:5], at(0))]
     assert 0 < policy.metrics()["responses/accepted"] < 1
     assert around.models is not None
@@ -116,7 +117,7 @@ def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(t
 def test_speculative_that_accepts_everything_is_the_students_own_text(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
     greedy = Sampling(temperature=0.0, max_tokens=8)
-    policy = Speculative(accept_top=tiny.VOCAB, block=3, sampling=greedy).build(around)
+    policy = SpeculativeConfig(accept_top_k=tiny.VOCAB, block_size=3, sampling=greedy).build(around)
     assert around.student is not None
     mine = around.student.generate(around.prompts[:6], 0, greedy)
     theirs = [group[0] for group in policy.draw(None, around.prompts[:6], at(0))]
@@ -127,7 +128,7 @@ def test_speculative_that_accepts_everything_is_the_students_own_text(tmp_path: 
 def test_speculative_text_fills_the_context_and_no_block_goes_beyond(tmp_path: Path) -> None:
     longest = max(len(prompt.token_ids) for prompt in tiny.prompts(12))
     around = context(tmp_path, Clock(), positions=longest + 8)
-    policy = Speculative(accept_top=20, block=5).build(around)
+    policy = SpeculativeConfig(accept_top_k=20, block_size=5).build(around)
     responses = [group[0] for group in policy.draw(None, around.prompts, at(0))]
     assert {len(response.token_ids) for response in responses if not response.finished} == {8}
 
@@ -136,7 +137,7 @@ def test_speculative_text_may_end_after_the_least_tokens_and_not_before(tmp_path
     """A block is shorter than `min_tokens`: text must still be able to end."""
     around = context(tmp_path, Clock(), prompts=60)
     sampling = Sampling(max_tokens=20, min_tokens=4)
-    policy = Speculative(accept_top=tiny.VOCAB, block=3, sampling=sampling).build(around)
+    policy = SpeculativeConfig(accept_top_k=tiny.VOCAB, block_size=3, sampling=sampling).build(around)
     lengths = [len(g[0].token_ids) for g in policy.draw(None, around.prompts, at(0)) if g[0].finished]
     assert lengths
     assert min(lengths) > 4
@@ -144,7 +145,7 @@ def test_speculative_text_may_end_after_the_least_tokens_and_not_before(tmp_path
 
 def test_speculative_text_does_not_depend_on_who_else_is_written_for(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
-    policy = Speculative(accept_top=3, block=2).build(around)
+    policy = SpeculativeConfig(accept_top_k=3, block_size=2).build(around)
     together = policy.draw(None, around.prompts[:6], at(0))
     assert policy.draw(None, around.prompts[:2], at(0)) == together[:2]
 
@@ -154,7 +155,7 @@ def test_tokens_of_speculative_text_are_counted(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
     assert around.student is not None
     around = replace(around, student=replace(around.student, on_tokens=written.append))
-    drawn = Speculative(block=4).build(around).draw(None, around.prompts[:3], at(0))
+    drawn = SpeculativeConfig(block_size=4).build(around).draw(None, around.prompts[:3], at(0))
     assert sum(written) >= sum(len(group[0].token_ids) for group in drawn) > 0
 
 
@@ -180,6 +181,6 @@ def test_mixture_leaves_the_student_in_training(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
     assert around.models is not None
     around.models.student.train()
-    OnPolicy(teacher_share=0.3).build(around).draw(None, around.prompts[:2], at(0))
+    OnPolicyConfig(teacher_share=0.3).build(around).draw(None, around.prompts[:2], at(0))
     assert around.models.student.training
     assert not around.models.teacher.training

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from tests.rollouts.written import Clock, at, context
 
-from stillhouse.rollouts import Adaptive, Batched, Generated, Mixed, OnPolicy, Speculative
-from stillhouse.rollouts.base import ResponsesConfig
+from stillhouse.rollouts import ResponsesConfig
+from stillhouse.rollouts.adaptive import AdaptiveConfig
+from stillhouse.rollouts.mixed import MixedConfig
+from stillhouse.rollouts.offline.rounds import GeneratedConfig
+from stillhouse.rollouts.on_policy import BatchedConfig, OnPolicyConfig
+from stillhouse.rollouts.speculative import SpeculativeConfig
 
 
 class Told:
@@ -28,12 +32,12 @@ class Told:
 @pytest.mark.parametrize(
     "config",
     [
-        OnPolicy(),
-        Mixed(student_share=1.0),
-        Adaptive(student_share=1.0, fresh_share=1.0),
-        Batched(every=1),
-        Speculative(),
-        Generated(by="student", refresh="step"),
+        OnPolicyConfig(),
+        MixedConfig(student_share=1.0),
+        AdaptiveConfig(student_share=1.0, fresh_share=1.0),
+        BatchedConfig(generate_batches=1),
+        SpeculativeConfig(),
+        GeneratedConfig(by="student", refresh="step"),
     ],
     ids=lambda config: config.kind,
 )

@@ -17,10 +17,11 @@ from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.engines import Sampling
 from stillhouse.errors import DataError, ModelError
-from stillhouse.rollouts import REGISTRY, Pairs, RolloutContext
-from stillhouse.rollouts.offline.rounds import Order, Setting, make
+from stillhouse.rollouts import REGISTRY, RolloutContext
+from stillhouse.rollouts.offline.generation import GenerationOptions, GenerationRequest, generate_stage
+from stillhouse.rollouts.offline.pairs import PairsConfig
 from stillhouse.rollouts.offline.scoring import mean_logprobs
-from stillhouse.rollouts.offline.stages import Stage, read_header, read_rows
+from stillhouse.rollouts.offline.stage_files import StageFile, read_header, read_rows
 
 
 def words(ids: Sequence[int]) -> str:
@@ -48,8 +49,10 @@ def drawn(running: Any, where: RolloutContext, step: int = 0) -> list[list[Respo
     return groups
 
 
-def order(where: RolloutContext, samples: int = 1) -> Order:
-    return Order(where.prompts, "student", where.student, 77, Sampling(max_tokens=8), samples=samples)
+def request(where: RolloutContext, samples: int = 1) -> GenerationRequest:
+    return GenerationRequest(
+        where.prompts, "student", where.student, 77, Sampling(max_tokens=8), samples_per_prompt=samples
+    )
 
 
 HEAD = {"stage": "responses", "seed": 77}
@@ -59,13 +62,17 @@ def test_chunks_and_processes_change_nothing(tmp_path: Path) -> None:
     where = around(tmp_path)
     assert where.student is not None
     at_once = where.student.generate(where.prompts, 77, Sampling(max_tokens=8))
-    whole = make(tmp_path / "whole.jsonl", order(where), Setting(decode=words), HEAD, "")
+    whole = generate_stage(
+        tmp_path / "whole.jsonl", request(where), GenerationOptions(decode=words), HEAD, ""
+    )
     assert whole is not None
     assert [sample.response for sample in whole] == at_once
-    make(tmp_path / "chunks.jsonl", order(where), Setting(decode=words, chunk=5), HEAD, "")
+    generate_stage(
+        tmp_path / "chunks.jsonl", request(where), GenerationOptions(decode=words, chunk_size=5), HEAD, ""
+    )
     for rank in (2, 0, 1):
-        setting = Setting(rank, 3, decode=words, chunk=2, join=False)
-        made = make(tmp_path / "shards.jsonl", order(where), setting, HEAD, "")
+        options = GenerationOptions(rank, 3, decode=words, chunk_size=2, wait_for_others=False)
+        made = generate_stage(tmp_path / "shards.jsonl", request(where), options, HEAD, "")
         assert (made is None) == (rank != 1)
     files = [(tmp_path / f"{name}.jsonl").read_bytes() for name in ("whole", "chunks", "shards")]
     assert files[0] == files[1] == files[2]
@@ -74,12 +81,12 @@ def test_chunks_and_processes_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [0.0, 0.03, 0.4, 0.77, 1.0])
 def test_interrupted_anywhere_it_goes_on_without_writing_again(tmp_path: Path, cut: float) -> None:
     where = around(tmp_path)
-    setting = Setting(decode=words, chunk=5)
-    make(tmp_path / "whole.jsonl", order(where), setting, HEAD, "")
+    options = GenerationOptions(decode=words, chunk_size=5)
+    generate_stage(tmp_path / "whole.jsonl", request(where), options, HEAD, "")
     wanted = (tmp_path / "whole.jsonl").read_bytes()
-    stage = Stage(tmp_path / "torn.jsonl", HEAD)
-    stage.part.write_bytes(wanted[: int(cut * len(wanted))])
-    begun = stage.begun()
+    stage = StageFile(tmp_path / "torn.jsonl", HEAD)
+    stage.shard.write_bytes(wanted[: int(cut * len(wanted))])
+    begun = stage.partial_rows()
     assert where.student is not None
     asked: list[int] = []
     generate = where.student.engine.generate
@@ -91,7 +98,7 @@ def test_interrupted_anywhere_it_goes_on_without_writing_again(tmp_path: Path, c
         return generate(prompts, sampling, seed, sample_ids=sample_ids, progress=progress)
 
     where.student.engine.generate = counting  # type: ignore[method-assign]
-    make(stage.path, order(where), setting, HEAD, "")
+    generate_stage(stage.path, request(where), options, HEAD, "")
     assert stage.path.read_bytes() == wanted
     whole_chunks = {number for number in begun if all(n in begun for n in _chunk(number, 5, 12))}
     assert sorted(asked) == [number for number in range(12) if number not in whole_chunks]
@@ -104,8 +111,10 @@ def _chunk(number: int, size: int, total: int) -> range:
 
 def test_several_samples_for_a_prompt_differ_and_the_first_is_that_of_one(tmp_path: Path) -> None:
     where = around(tmp_path)
-    one = make(tmp_path / "one.jsonl", order(where), Setting(decode=words), HEAD, "")
-    three = make(tmp_path / "three.jsonl", order(where, 3), Setting(decode=words), HEAD, "")
+    one = generate_stage(tmp_path / "one.jsonl", request(where), GenerationOptions(decode=words), HEAD, "")
+    three = generate_stage(
+        tmp_path / "three.jsonl", request(where, 3), GenerationOptions(decode=words), HEAD, ""
+    )
     assert one is not None
     assert three is not None
     assert [s.response for s in three[:12]] == [s.response for s in one]
@@ -218,7 +227,7 @@ def test_a_prompt_is_dropped_with_either_side_and_another_takes_its_place(tmp_pa
     told = summary(tmp_path)
     assert told["kept"] == len(fine)
     bad = sum(not passes(g[1]) for g in plain)
-    assert told["sides"]["student"]["dropped"] == {"format": {"has a forbidden pattern": bad}}
+    assert told["sources"]["student"]["dropped"] == {"format": {"has a forbidden pattern": bad}}
     assert all(example["id"] not in fine for example in told["examples"])
     assert len(told["examples"]) == 6, "three for each side"
 
@@ -231,12 +240,12 @@ def test_dropped_responses_are_written_again_with_fresh_seeds(tmp_path: Path) ->
     assert all(passes(response) for group in groups for response in group)
     told = summary(tmp_path)
     assert told["kept"] > sum(all(map(passes, g)) for g in plain)
-    assert told["sides"]["student"]["rewritten"] >= sum(not passes(g[1]) for g in plain)
+    assert told["sources"]["student"]["resampled"] >= sum(not passes(g[1]) for g in plain)
     for before, after in zip(plain, groups, strict=True):
         for side in (0, 1):
             if passes(before[side]) and after[side].prompt == before[side].prompt:
                 assert after[side] == before[side], "what was kept is not written again"
-    names = ("student-0.jsonl", *sorted(p.name for p in tmp_path.glob("student-0.again-*.jsonl")))
+    names = ("student-0.jsonl", *sorted(p.name for p in tmp_path.glob("student-0.resample-*.jsonl")))
     assert len(names) > 1
     assert len({(read_header(tmp_path / name) or {})["seed"] for name in names}) == len(names)
     assert drawn(policy(options, where), where) == groups, "read back the same"
@@ -267,7 +276,7 @@ def test_teachers_side_from_the_data_set_another_generator_and_the_teacher(tmp_p
     others = {p.token_ids: Response(p, (9, 8, tiny.END), "teacher") for p in prompts[2:7]}
     where = replace(where, prompts=prompts, external_responses={"gemma": others})
     sides = ["fixed", {"name": "gemma", "data": "gemma.jsonl"}, "teacher"]
-    groups = drawn(policy({"teacher_side": sides}, where), where)
+    groups = drawn(policy({"teacher_responses": sides}, where), where)
     assert [g[0].token_ids for g in groups[:4]] == [p.response_ids for p in prompts[:4]]
     assert [g[0].token_ids for g in groups[4:7]] == [(9, 8, tiny.END)] * 3
     assert {g[0].source for g in groups} == {"teacher"}
@@ -282,12 +291,12 @@ def test_prompts_without_any_response_are_counted_as_missing(tmp_path: Path) -> 
     where = around(tmp_path)
     others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
     where = replace(where, external_responses={"gemma": others}, teacher=None)
-    running = policy({"teacher_side": {"name": "gemma", "data": "gemma.jsonl"}, "resample": 2}, where)
+    running = policy({"teacher_responses": {"name": "gemma", "data": "gemma.jsonl"}, "resample": 2}, where)
     groups = drawn(running, where)
     assert {g[0].prompt.id for g in groups} == {p.id for p in where.prompts[:5]}
     told = summary(tmp_path)
-    assert told["sides"]["teacher"]["dropped"] == {"missing": {"no response": 7}}
-    assert told["sides"]["student"]["rewritten"] == 0, "nothing is written in vain"
+    assert told["sources"]["teacher"]["dropped"] == {"missing": {"no response": 7}}
+    assert told["sources"]["student"]["resampled"] == 0, "nothing is written in vain"
 
 
 def test_with_a_fresh_student_at_each_step_the_teachers_side_is_read_once(tmp_path: Path) -> None:
@@ -306,7 +315,7 @@ def test_prompts_without_any_response_are_named_where_there_are_no_rounds(tmp_pa
     others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
     where = replace(where, external_responses={"gemma": others}, teacher=None)
     side = {"name": "gemma", "data": "gemma.jsonl"}
-    running = policy({"teacher_side": side, "refresh": "step"}, where)
+    running = policy({"teacher_responses": side, "refresh": "step"}, where)
     with pytest.raises(DataError, match=r"7 of 12 prompts have no response, first train:5.*refresh: epoch"):
         drawn(running, where)
 
@@ -314,9 +323,9 @@ def test_prompts_without_any_response_are_named_where_there_are_no_rounds(tmp_pa
 def test_likelihoods_are_kept_and_filter(tmp_path: Path) -> None:
     where = around(tmp_path)
     options = {
-        "filters": [{"kind": "logprob_floor", "lowest_share": 0.25}],
+        "filters": [{"kind": "logprob_floor", "drop_share": 0.25}],
         "scores": ["student"],
-        "chunk": 5,
+        "chunk_size": 5,
     }
     drawn(policy(options, where), where)
     rows = list(read_rows(tmp_path / "teacher-0.jsonl"))
@@ -341,11 +350,11 @@ def test_generated_is_filtered_too(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"refresh": "step", "filters": ["empty"]}, "need whole rounds"),
-        ({"teacher_side": ["teacher", "fixed"]}, "teacher must come last"),
-        ({"teacher_side": {"name": "student", "data": "a.jsonl"}}, "a name of its own"),
+        ({"teacher_responses": ["teacher", "fixed"]}, "teacher must come last"),
+        ({"teacher_responses": {"name": "student", "data": "a.jsonl"}}, "a name of its own"),
         ({"filters": ["truncate"]}, "did you mean 'truncated'"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Pairs.model_validate({"kind": "pairs", **options})
+        PairsConfig.model_validate({"kind": "pairs", **options})

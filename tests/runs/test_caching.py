@@ -81,7 +81,7 @@ def test_killed_and_resumed_ends_as_straight(folder: Path) -> None:
     replay = {
         "kind": "adaptive",
         "capacity": 8,
-        "keep_teacher": True,
+        "cache_teacher_hidden": True,
         "student_share": 0.5,
     }
     for name, die in (("straight", None), ("killed", nth(1, "os.rename", "checkpoint-6/stillhouse.pt"))):

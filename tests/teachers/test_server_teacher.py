@@ -18,7 +18,7 @@ from stillhouse.data.collate import collate
 from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
-from stillhouse.rollouts.fixed import reference
+from stillhouse.rollouts.fixed import reference_response
 from stillhouse.runs.caching import batch_tensors
 from stillhouse.teachers import (
     CacheTeacherConfig,
@@ -51,7 +51,7 @@ def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> dict[str, Any]:
             tuple(demo.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)
         ]
         prompts.append(Prompt(str(number), ids[0], prompt, (*ids[1], demo.facts.eos_ids[0])))
-    return batch_tensors(collate([reference(prompt) for prompt in prompts], 0))
+    return batch_tensors(collate([reference_response(prompt) for prompt in prompts], 0))
 
 
 PAIRS = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.types import Progress
 from stillhouse.objectives import build
-from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -26,7 +26,7 @@ ROUND = build(
 
 
 def step_of(objective: object = BATCH, part: slice = slice(None)) -> Step:
-    method = Method(Fixed(), objective, "sequence")  # type: ignore[arg-type]
+    method = Method(FixedConfig(), objective, "sequence")  # type: ignore[arg-type]
     teacher = LiveTeacher(tiny.model(7, width=24, dtype=torch.float64), tiny.VOCAB)
     return Step(method, Given(groups_of(paired=True)[part]), teacher, tiny.PAD, tiny.VOCAB)
 

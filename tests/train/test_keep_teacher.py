@@ -1,4 +1,4 @@
-"""`keep_teacher`: a replayed response costs the teacher nothing, and changes nothing else."""
+"""`cache_teacher_hidden`: a replayed response costs the teacher nothing, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_replayed_responses_cost_no_teacher_and_give_the_same_losses(tmp_path: P
             f"keep-{keep}",
             recipe="distillm",
             # The buffer holds one batch, which the student writes at the first step and replays ever after.
-            responses={"student_share": 1.0, "fresh_share": 0.0, "capacity": 6, "keep_teacher": keep},
+            responses={"student_share": 1.0, "fresh_share": 0.0, "capacity": 6, "cache_teacher_hidden": keep},
             train={"max_steps": 6, "batch_size": 6, "micro_batch_size": 3, "log_every": 1},
         )
         run["teacher"]["dtype"] = "float32"

@@ -33,10 +33,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "curated": {
         "objective": {"teacher": "skew_kl", "student": SKEW},
         "responses": {
-            "kind": "pairs", "refresh": "epoch", "chunk": 4, "resample": 2,
+            "kind": "pairs", "refresh": "epoch", "chunk_size": 4, "resample": 2,
             "filters": [
-                {"kind": "format", "forbid": "[Ff]", "sides": "student"},
-                {"kind": "logprob_floor", "lowest_share": 0.1},
+                {"kind": "format", "forbid": "[Ff]", "source": "student"},
+                {"kind": "logprob_floor", "drop_share": 0.1},
             ],
         },
         "train": {"max_steps": 7},
@@ -47,13 +47,14 @@ METHODS: dict[str, dict[str, Any]] = {
             "whiten": True, "ratio_clip": 0.2, "sampling_teacher_share": 0.2,
         },
         "responses": {
-            "kind": "batched", "every": 2, "uses": 2, "teacher_share": 0.2, "sampling": {"logprobs": True},
+            "kind": "batched", "generate_batches": 2, "epochs": 2, "teacher_share": 0.2,
+            "sampling": {"logprobs": True},
         },
     },
     "adaptive": {
         "objective": {"fixed": SKEW, "student": SKEW, "text": "cross_entropy"},
         "responses": {
-            "kind": "adaptive", "capacity": 8, "keep_teacher": True,
+            "kind": "adaptive", "capacity": 8, "cache_teacher_hidden": True,
             "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
         },
         "train": {"keep": "best", "best_by": "loss"},
@@ -124,8 +125,8 @@ def test_killed_and_resumed_is_as_never_killed(folder: Path, straight: Any, meth
 
 
 IN_A_ROUND = {
-    "while the student writes its second round": nth(4, "open", "student-1.part-0-of-1.jsonl"),
-    "while the student tries again": nth(1, "open", "student-1.again-1.part-0-of-1.jsonl"),
+    "while the student writes its second round": nth(4, "open", "student-1.shard-0-of-1.jsonl"),
+    "while the student tries again": nth(1, "open", "student-1.resample-1.shard-0-of-1.jsonl"),
     "before a round is whole": nth(1, "os.rename", "/student-1.jsonl"),
 }
 
@@ -136,7 +137,7 @@ def test_killed_in_the_middle_of_a_round(folder: Path, straight: Any, kill: str)
     run = tree(folder, f"curated-{list(IN_A_ROUND).index(kill)}", **METHODS["curated"])
     assert in_child(run, die=IN_A_ROUND[kill]) == -9, "the process was to be killed"
     place = Path(run["output"]["folder"]) / "responses"
-    for part in place.glob("*.part-*"):  # and the last line is not whole
+    for part in place.glob("*.shard-*"):  # and the last line is not whole
         part.write_bytes(part.read_bytes()[:-9])
     assert in_child(run, resume=True) == 0
     assert differences(wanted, outcome(place.parent)) == []
@@ -209,8 +210,8 @@ def test_two_processes_share_a_round_and_resume_within_it(folder: Path) -> None:
     }
     straight, killed = (tree(folder, name, **options) for name in ("shared", "shared-killed"))
     assert in_two(straight) == [0, 0]
-    assert -9 in in_two(killed, die=nth(2, "open", "student-1.part-1-of-2.jsonl"))
-    assert list((folder / "shared-killed" / "responses").glob("student-1.part-0-of-2.jsonl"))
+    assert -9 in in_two(killed, die=nth(2, "open", "student-1.shard-1-of-2.jsonl"))
+    assert list((folder / "shared-killed" / "responses").glob("student-1.shard-0-of-2.jsonl"))
     assert in_two(killed, resume=True) == [0, 0]
     assert differences(outcome(folder / "shared"), outcome(folder / "shared-killed")) == []
     assert rounds_of(folder / "shared") == rounds_of(folder / "shared-killed")

@@ -13,8 +13,8 @@ from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import TrainingError
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
-from stillhouse.rollouts import Fixed
 from stillhouse.rollouts.base import StatelessPolicy
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 
@@ -53,7 +53,7 @@ def step_of(
     teacher_seed: int = 7,
     dtype: torch.dtype = torch.float32,
 ) -> Step:
-    method = Method(Fixed(), objective, normalise)  # type: ignore[arg-type]
+    method = Method(FixedConfig(), objective, normalise)  # type: ignore[arg-type]
     teacher = LiveTeacher(tiny.model(teacher_seed, width=24, dtype=dtype), tiny.VOCAB)
     return Step(method, Given(groups), teacher, tiny.PAD, tiny.VOCAB)
 

@@ -13,8 +13,7 @@ from tests.conftest import ROOT, script
 from transformers import Trainer, TrainingArguments
 
 from stillhouse.objectives import build
-from stillhouse.rollouts import Fixed
-from stillhouse.rollouts.fixed import FixedPolicy
+from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import DistilTrainer
@@ -76,7 +75,11 @@ def test_the_library_matches_the_plain_loop_loss_by_loss(tmp_path: Path, accumul
     ours = copy.deepcopy(student)
     policy = Remembering()
     step = Step(
-        Method(Fixed(), build("forward_kl"), "token"), policy, LiveTeacher(teacher, tiny.VOCAB), 0, tiny.VOCAB
+        Method(FixedConfig(), build("forward_kl"), "token"),
+        policy,
+        LiveTeacher(teacher, tiny.VOCAB),
+        0,
+        tiny.VOCAB,
     )
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
@@ -114,7 +117,7 @@ def test_every_epoch_sees_every_prompt_once(tmp_path: Path) -> None:
     prompts = tiny.prompts(22)
     policy = Remembering()
     student = tiny.model(1)
-    step = Step(Method(Fixed(), build("cross_entropy"), "token"), policy, None, 0, tiny.VOCAB)
+    step = Step(Method(FixedConfig(), build("cross_entropy"), "token"), policy, None, 0, tiny.VOCAB)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         num_train_epochs=2,

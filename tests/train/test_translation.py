@@ -22,7 +22,7 @@ from stillhouse.engines import Sampling
 from stillhouse.files import locate
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
-from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
@@ -75,7 +75,7 @@ def step_of(
     parsed: Objective = parse_objective(objective)
     vocab = len(OURS) if same else len(THEIRS)
     model = tiny.model(teacher_seed, width=24, vocab_size=vocab + 5, dtype=dtype)
-    method = Method(Fixed(), parsed, normalise)  # type: ignore[arg-type]
+    method = Method(FixedConfig(), parsed, normalise)  # type: ignore[arg-type]
     step = Step(method, Given([[one] for one in given]), LiveTeacher(model, vocab), 0, len(OURS))
     step.translator = translator(same=same)
     return step

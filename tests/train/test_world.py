@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 from tests import tiny
 from transformers import TrainingArguments
 from stillhouse.objectives import build
-from stillhouse.rollouts import Fixed
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.rollouts.fixed import FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
@@ -34,7 +34,7 @@ arguments = TrainingArguments(
 )
 student, teacher = tiny.model(1, dtype=torch.float64), tiny.model(7, width=24, dtype=torch.float64)
 step = Step(
-    Method(Fixed(), build("forward_kl"), "token"), FixedPolicy(), LiveTeacher(teacher, tiny.VOCAB),
+    Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), LiveTeacher(teacher, tiny.VOCAB),
     0, tiny.VOCAB, world=Ranks(arguments.world_size, arguments.device),
 )
 trainer = DistilTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))

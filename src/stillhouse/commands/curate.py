@@ -72,8 +72,8 @@ def command(
         files, chosen, output, held_out=_held_out(held_out or (), config), teacher=_teacher(teacher, config)
     )
     if result.counts:
-        console.print_table(("side", "filter", "reason", "dropped"), result.counts)
-    unit = "prompts" if len({side for side, *_ in result.counts}) < 2 else "pairs"
+        console.print_table(("source", "filter", "reason", "dropped"), result.counts)
+    unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"
     told = f"{output}: kept {result.kept:,} of {result.asked:,} {unit}"
     away = output.with_name(f"{output.stem}.dropped.jsonl")
     if result.done_before:
@@ -85,12 +85,11 @@ def command(
 def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[str, ...]:
     """The texts of the named sets, or of those that the run evaluates on."""
     from stillhouse.data.datasets import dataset_at
-    from stillhouse.rollouts.offline.held_out import texts_of
-    from stillhouse.runs.curation import evaluation_sets
+    from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 
     if paths or config is None:
-        return texts_of(dataset_at(path) for path in paths)
-    return texts_of(evaluation_sets(config))
+        return held_out_texts(dataset_at(path) for path in paths)
+    return held_out_texts(config.evaluation_sets())
 
 
 def _teacher(path: str | None, config: RunConfig | None) -> TeacherModel | None:

@@ -13,7 +13,7 @@ import typer
 from stillhouse import console
 
 if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.reading import Asked
+    from stillhouse.rollouts.offline.reading import PromptResponses
 
 
 class What(StrEnum):
@@ -50,20 +50,20 @@ def command(
 ) -> None:
     """Show prompts with the teacher's and the student's response side by side, likelihoods, and drops."""
     from stillhouse.errors import DataError
-    from stillhouse.rollouts.offline.reading import SIDES, chosen, read_files, read_round
+    from stillhouse.rollouts.offline.reading import PAIR_SOURCES, read_round, read_stage_files, select
 
     folders = [target for target in targets if target.is_dir()]
-    asked = read_round(folders[0], round) if folders and len(targets) == 1 else read_files(targets)
+    asked = read_round(folders[0], round) if folders and len(targets) == 1 else read_stage_files(targets)
     if not asked:
         raise DataError(f"{', '.join(map(str, targets))}: no responses are there")
     if what is What.pairs:
-        asked = [one for one in asked if all(side in one.sides for side in SIDES)]
+        asked = [one for one in asked if all(source in one.by_source for source in PAIR_SOURCES)]
         if not asked:
             raise DataError(
                 f"{', '.join(map(str, targets))}: no prompt has both a teacher's and a student's response. "
                 "Name the files of both, or: stillhouse show responses"
             )
-    shown = chosen(asked, number=number, seed=seed, id=id, dropped=dropped)
+    shown = select(asked, number=number, seed=seed, id=id, dropped=dropped)
     if as_json:
         for one in shown:
             typer.echo(json.dumps(one.as_json(), ensure_ascii=False))
@@ -75,21 +75,21 @@ def command(
     console.note(f"{len(shown)} of {len(asked)} {what.value} shown; {lost} dropped")
 
 
-def _lines(one: Asked) -> None:
+def _lines(one: PromptResponses) -> None:
     """As plain lines, for a pipe."""
     console.say(one.id)
     parts = [("prompt", one.prompt)]
-    for side, row in one.sides.items():
-        parts += [(side, row["response"]), ("", f"({_about(row, one.gap.get(side))})")]
+    for source, row in one.by_source.items():
+        parts += [(source, row["response"]), ("", f"({_about(row, one.gap.get(source))})")]
     parts += [("dropped", _why(drop)) for drop in one.dropped]
-    parts += [("rewritten", _why(drop)) for drop in one.rewritten]
+    parts += [("resampled", _why(drop)) for drop in one.resampled]
     for name, text in parts:
         for index, line in enumerate(text.split("\n") or [""]):
             console.say(f"  {name if index == 0 else '':<10} {line}".rstrip())
     console.say("")
 
 
-def _table(one: Asked) -> None:
+def _table(one: PromptResponses) -> None:
     """As a table of one column for each side, for a terminal."""
     from rich import box
     from rich.table import Table
@@ -104,19 +104,22 @@ def _table(one: Asked) -> None:
         caption=Text(visible("\n".join(_verdicts(one))), style="red" if one.dropped else "yellow"),
         caption_justify="left",
     )
-    for side in one.sides:
-        drawn.add_column(Text(side), ratio=1, overflow="fold")
-    drawn.add_row(*(Text(visible(row["response"])) for row in one.sides.values()))
+    for source in one.by_source:
+        drawn.add_column(Text(source), ratio=1, overflow="fold")
+    drawn.add_row(*(Text(visible(row["response"])) for row in one.by_source.values()))
     drawn.add_row(
-        *(Text(visible(_about(row, one.gap.get(side))), style="dim") for side, row in one.sides.items())
+        *(
+            Text(visible(_about(row, one.gap.get(source))), style="dim")
+            for source, row in one.by_source.items()
+        )
     )
     console.output().print(drawn)
 
 
-def _verdicts(one: Asked) -> Sequence[str]:
+def _verdicts(one: PromptResponses) -> Sequence[str]:
     return [
         *(f"dropped: {_why(drop)}" for drop in one.dropped),
-        *(f"rewritten: {_why(drop)}" for drop in one.rewritten),
+        *(f"resampled: {_why(drop)}" for drop in one.resampled),
     ]
 
 
@@ -134,6 +137,6 @@ def _about(row: dict[str, Any], gap: float | None) -> str:
 
 
 def _why(drop: dict[str, Any]) -> str:
-    side = f"{drop['side']}: " if drop.get("side") else ""
+    source = f"{drop['source']}: " if drop.get("source") else ""
     detail = f" ({drop['detail']})" if drop.get("detail") else ""
-    return f"{side}{drop['filter']}: {drop['reason']}{detail}"
+    return f"{source}{drop['filter']}: {drop['reason']}{detail}"

@@ -1,4 +1,4 @@
-"""What several processes decide together: one of them does it, all of them know."""
+"""Collective operations: all ranks wait, or the first one computes and all of them get the result."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from stillhouse.errors import DataError, EnvironmentFault, StillhouseError
 T = TypeVar("T")
 
 
-def wait(ranks: int) -> None:
-    """Go on when all processes have come here."""
-    if ranks > 1:
+def barrier(world_size: int) -> None:
+    """Wait until all ranks have come here."""
+    if world_size > 1:
         _group().barrier()
 
 
-def from_first(rank: int, ranks: int, make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them.
+def broadcast_from_first(rank: int, world_size: int, compute: Callable[[], T]) -> T:
+    """Run `compute` on rank 0 alone and return its result on all ranks.
 
     Raises:
-        StillhouseError: `make` raised it; in the other processes as a DataError with the same words, so that
+        StillhouseError: `compute` raised it; on the other ranks a DataError with the same message, so that
             none of them waits for ever.
     """
-    if ranks == 1:
-        return make()
+    if world_size == 1:
+        return compute()
     dist = _group()
-    told: list[Any] = [None, None]
+    result: list[Any] = [None, None]  # the value, or the message of an error
     failure: StillhouseError | None = None
     if rank == 0:
         try:
-            told[0] = make()
+            result[0] = compute()
         except StillhouseError as error:
-            failure, told[1] = error, str(error)
-    dist.broadcast_object_list(told, src=0)
+            failure, result[1] = error, str(error)
+    dist.broadcast_object_list(result, src=0)
     if failure is not None:
         raise failure
-    if told[1] is not None:
-        raise DataError(told[1])
-    value: T = told[0]
+    if result[1] is not None:
+        raise DataError(result[1])
+    value: T = result[0]
     return value
 
 
 def _group() -> Any:
-    """torch.distributed with a group of processes: the training's, or one that is made now."""
+    """torch.distributed with a process group: the one of the training, or a new one."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

@@ -53,7 +53,7 @@ class PolicyGradient(Objective):
     Character: seeking, over sequences and not only tokens.
     When: student-written text. MiniLLM: `single_step`, `sampling_teacher_share` 0.2. On-policy distillation:
         `discount` 0 with `include_current`, where only the sampled token counts. PPO, as in MiniLLM's
-        code: several steps on the same text (`responses: {kind: batched, uses: 4}`) with `ratio_clip` 0.2.
+        code: several steps on the same text (`responses: {kind: batched, epochs: 4}`) with `ratio_clip` 0.2.
     Source: MiniLLM (arXiv 2306.08543), equations 3 to 6; Thinking Machines 2025, on-policy distillation.
     """
 

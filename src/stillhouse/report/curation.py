@@ -10,21 +10,21 @@ from typing import Any
 from stillhouse.console.format import compact_number, is_number, setting_text
 from stillhouse.report.record import RunRecord
 
-EXAMPLE_FIELDS = ("side", "filter", "reason", "detail", "prompt", "response")
+EXAMPLE_FIELDS = ("source", "filter", "reason", "detail", "prompt", "response")
 
 
 @dataclass(frozen=True, slots=True)
-class CuratedSide:
-    """One side of one round: the sources, what was dropped for what reason, how much was generated again."""
+class CuratedSource:
+    """One source of one round: who generated, what was dropped for what reason, how much was resampled."""
 
     round: str
-    side: str
-    sources: str
+    source: str
+    generated_by: str
     prompts: str
     kept: str
     dropped: list[tuple[str, str]]
     dropped_at_first: list[tuple[str, str]]
-    regenerated: str
+    resampled: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class CuratedRun:
 
     name: str
     filters: list[str]
-    sides: list[CuratedSide]
+    sources: list[CuratedSource]
     examples: list[dict[str, str]]
 
 
@@ -47,13 +47,13 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
     known = [one for one in rounds.values() if isinstance(one, dict)] if isinstance(rounds, dict) else []
     if not known:
         return None
-    sides, examples = [], []
+    sources, examples = [], []
     for number, one in enumerate(known):
         label = str(one["round"] + 1) if is_number(one.get("round")) else str(number + 1)
-        found = one.get("sides")
-        for name, side in found.items() if isinstance(found, dict) else []:
-            if isinstance(side, dict):
-                sides.append(_side(label, str(name), side, one))
+        found = one.get("sources")
+        for name, source in found.items() if isinstance(found, dict) else []:
+            if isinstance(source, dict):
+                sources.append(_source(label, str(name), source, one))
         dropped = one.get("examples")
         examples += [
             {key: str(example.get(key) or "") for key in EXAMPLE_FIELDS} | {"round": label}
@@ -64,27 +64,27 @@ def _of_run(run: RunRecord) -> CuratedRun | None:
     return CuratedRun(
         run.name,
         [setting_text(each) for each in filters] if isinstance(filters, list) else [],
-        sides,
+        sources,
         examples[:60],
     )
 
 
-def _side(label: str, name: str, side: dict[str, Any], one: dict[str, Any]) -> CuratedSide:
-    by = side.get("by")
-    sources = (
+def _source(label: str, name: str, source: dict[str, Any], one: dict[str, Any]) -> CuratedSource:
+    by = source.get("by")
+    generated_by = (
         ", ".join(f"{who} {compact_number(count)}" for who, count in by.items())
         if isinstance(by, dict)
         else ""
     )
-    return CuratedSide(
+    return CuratedSource(
         round=label,
-        side=name,
-        sources=sources,
+        source=name,
+        generated_by=generated_by,
         prompts=compact_number(one.get("prompts")),
         kept=compact_number(one.get("kept")),
-        dropped=reasons(side.get("dropped")),
-        dropped_at_first=reasons(side.get("dropped_at_first")),
-        regenerated=compact_number(side.get("rewritten")),
+        dropped=reasons(source.get("dropped")),
+        dropped_at_first=reasons(source.get("dropped_at_first")),
+        resampled=compact_number(source.get("resampled")),
     )
 
 

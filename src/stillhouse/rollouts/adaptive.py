@@ -1,4 +1,4 @@
-"""Student-written responses as far as the student over-fits, most of them replayed (DistiLLM)."""
+"""Student-generated responses as far as the student over-fits, most of them replayed (DistiLLM)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stillhouse.core.seeds import derived_seed, derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import Fault
 from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
-from stillhouse.rollouts.over import OverBase
+from stillhouse.rollouts.mixed import StudentShareConfig
 from stillhouse.rollouts.replay import ReplayBuffer
 from stillhouse.schedules import DevLoss, Linear, Share
 
 
 @REGISTRY.register
-class Adaptive(OverBase):
-    """Adaptive off-policy: a share of the steps trains on replayed text of the student, the rest on `base`.
+class AdaptiveConfig(StudentShareConfig):
+    """Adaptive off-policy: a share of the steps trains on replayed student responses, the rest on `base`.
 
     At step t with u uniform in [0, 1), phi = `student_share`, lambda = phi x `fresh_share`:
-    if u < lambda the student writes for the step's prompts, which fills the buffer; if u < phi the
+    if u < lambda the student generates responses to the step's prompts, which fill the buffer; if u < phi the
     step trains on a draw from the buffer, else on `base`. Paper: Ko et al. 2024, DistiLLM (arXiv 2402.03898),
     Algorithm 1. Its released code (commit d47e77f): `train_on_fresh: true`, `minimum_fill: 1000`,
     `skip_first_token: true` and a `dev_loss` share against the last rise; recipe `distillm_released`.
@@ -32,25 +32,25 @@ class Adaptive(OverBase):
 
     kind: Literal["adaptive"] = "adaptive"
     student_share: Share = DevLoss()
-    """Probability that a step trains on student-written text; phi. `dev_loss` needs data.valid."""
+    """Probability that a step trains on student-generated responses; phi. `dev_loss` needs data.valid."""
     fresh_share: Share = Linear(start=1.0, end=0.0)
-    """Of those steps, the share that first writes anew; lambda / phi. The paper's three schedules of the
-    replay ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind: linear,
-    start: 0.0, end: 1.0}`."""
+    """Of those steps, the share that first generates new ones; lambda / phi. The paper's three schedules of
+    the replay ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind:
+    linear, start: 0.0, end: 1.0}`."""
     capacity: Annotated[int, Field(ge=1)] = 1000
     """Most responses that the buffer holds; at least train.batch_size."""
     minimum_fill: Annotated[int, Field(ge=0)] = 0
-    """While the buffer holds fewer responses than this, or than a batch, a step with u < phi writes too."""
+    """While the buffer holds fewer responses than this, or than a batch, any step with u < phi generates."""
     train_on_fresh: bool = False
-    """A step that has written trains on just these responses instead of on a draw from the buffer."""
+    """A step that has generated trains on just these responses instead of on a draw from the buffer."""
     skip_first_token: bool = False
-    """Do not train on the first token of the student's text; an oversight of the released code."""
-    write_batches: Annotated[int, Field(ge=1)] = 1
-    """Write for so many batches of prompts at a time, with a probability that is smaller by the same factor:
-    as many responses in all, in fewer and larger batches, which is faster."""
-    keep_teacher: bool = False
-    """Keep the teacher's hidden states of each response in the buffer, so that reuse costs no teacher forward
-    pass; takes memory and checkpoint space: capacity x tokens x the teacher's width."""
+    """Do not train on the first token of the student's responses; an oversight of the released code."""
+    generate_batches: Annotated[int, Field(ge=1)] = 1
+    """Generate for so many batches of prompts at a time, with a probability that is smaller by the same
+    factor: as many responses in all, in fewer and larger batches, which is faster."""
+    cache_teacher_hidden: bool = False
+    """Cache the teacher's hidden states of each response in the buffer, so that replaying it costs no teacher
+    forward pass; takes memory and checkpoint space: capacity x tokens x the teacher's width."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -78,9 +78,9 @@ class Adaptive(OverBase):
 
 
 class AdaptivePolicy:
-    """The buffer and the draws of each step; a step's draws are functions of the seed and the step."""
+    """The replay buffer and the random decisions of each step, functions of the seed and the step."""
 
-    def __init__(self, config: Adaptive, context: RolloutContext) -> None:
+    def __init__(self, config: AdaptiveConfig, context: RolloutContext) -> None:
         assert context.student is not None
         self._student = context.student
         self._prompts = context.prompts
@@ -88,21 +88,24 @@ class AdaptivePolicy:
         self._generation_seed = context.generation_seed
         self._rank = context.rank
         self._base: ResponsePolicy = config.base.build(context)
-        self._buffer = ReplayBuffer(config.capacity, context.hidden_cache if config.keep_teacher else None)
+        hidden_cache = context.hidden_cache if config.cache_teacher_hidden else None
+        self._buffer = ReplayBuffer(config.capacity, hidden_cache)
         self._metrics: dict[str, float] = {}
 
-    def draw(self, now: Adaptive, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """One response for each prompt of the step; replayed ones bring prompts of their own."""
+    def draw(
+        self, now: AdaptiveConfig, prompts: Sequence[Prompt], progress: Progress
+    ) -> list[list[Response]]:
+        """One response for each prompt of the step; replayed ones come with their own prompts."""
         step, count = progress.step, len(prompts)
         share, fresh_share = float(now.student_share), float(now.fresh_share)
         draw = derived_uniform(self._seed, "adaptive", step)
         on_policy = draw < share
         scarce = len(self._buffer) < max(now.minimum_fill, count)
-        writes = draw < share * fresh_share / now.write_batches or (on_policy and scarce)
-        fresh = self._write(now, prompts, step) if writes else []
+        generates = draw < share * fresh_share / now.generate_batches or (on_policy and scarce)
+        fresh = self._generate(now, prompts, step) if generates else []
         self._metrics = {
             "responses/on_policy": float(on_policy),
-            "responses/fresh": float(writes),
+            "responses/fresh": float(generates),
             "replay/size": float(len(self._buffer)),
         }
         if not on_policy:
@@ -115,35 +118,35 @@ class AdaptivePolicy:
         return [[response] for response in chosen]
 
     def metrics(self) -> dict[str, float]:
-        """Branch of the step; size, mean age (steps) and mean number of uses of the buffer."""
+        """The branch of the step; the buffer's size, mean age (steps) and mean number of uses."""
         return {**self._base.metrics(), **self._metrics}
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer, and what `base` has to save."""
+        """The buffer and the state of `base`."""
         return {"buffer": self._buffer.state_dict(), "base": self._base.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._buffer.load_state_dict(state["buffer"], {prompt.id: prompt for prompt in self._prompts})
         self._base.load_state_dict(state["base"])
 
-    def _write(self, now: Adaptive, prompts: Sequence[Prompt], step: int) -> list[Response]:
-        """Responses to the step's prompts, and to others where several batches are written at a time."""
+    def _generate(self, now: AdaptiveConfig, prompts: Sequence[Prompt], step: int) -> list[Response]:
+        """Responses to the step's prompts, and to further ones with `generate_batches` above 1."""
         seed = self._generation_seed("adaptive-text", step)
-        others = min((now.write_batches - 1) * len(prompts), len(self._prompts))
+        num_further = min((now.generate_batches - 1) * len(prompts), len(self._prompts))
         choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, self._rank))
-        asked = [*prompts, *choice.sample(list(self._prompts), others)]
-        written = self._student.generate(asked, seed, now.sampling)
+        chosen = [*prompts, *choice.sample(list(self._prompts), num_further)]
+        responses = self._student.generate(chosen, seed, now.sampling)
         if now.skip_first_token:
-            written = [without_first_token(response) for response in written]
-        self._buffer.add(written)
-        return written
+            responses = [without_first_token(response) for response in responses]
+        self._buffer.add(responses)
+        return responses
 
 
 def without_first_token(response: Response) -> Response:
-    """The response with its first token counted to the prompt, so that its prediction is not trained on.
+    """The response with its first token moved to the prompt, so that predicting it is not trained.
 
-    A response of one token stays as it is.
+    A response of one token is returned as it is.
     """
     if len(response.token_ids) < 2:
         return response

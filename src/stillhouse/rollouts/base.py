@@ -29,7 +29,7 @@ class ModelPair:
 
     student: nn.Module
     teacher: nn.Module
-    facts: TokenizerInfo
+    tokenizer_info: TokenizerInfo
     vocab_size: int
     """Number of token ids that both share."""
 
@@ -135,7 +135,7 @@ class ResponsesConfig(StrictConfig):
 
     def sampling_teacher_share(self) -> float:
         """The teacher's share in the distribution that the student's text is sampled from."""
-        return float(getattr(self, "teacher_share", 0.0))
+        return 0.0
 
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""

@@ -11,7 +11,7 @@ from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, 
 
 
 @REGISTRY.register
-class Fixed(ResponsesConfig):
+class FixedConfig(ResponsesConfig):
     """Train on the responses of the data set (off-policy; KD, SFT)."""
 
     kind: Literal["fixed"] = "fixed"
@@ -30,14 +30,14 @@ class Fixed(ResponsesConfig):
 
 
 class FixedPolicy(StatelessPolicy):
-    """Hands out the data set's responses."""
+    """Provides the data set's responses."""
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """One response for each prompt."""
-        return [[reference(prompt)] for prompt in prompts]
+        """One response to each prompt."""
+        return [[reference_response(prompt)] for prompt in prompts]
 
 
-def reference(prompt: Prompt) -> Response:
+def reference_response(prompt: Prompt) -> Response:
     """The data set's response to a prompt, which must have one."""
     assert prompt.response_ids is not None
     return Response(prompt, prompt.response_ids, "fixed", finished=prompt.response_finished)

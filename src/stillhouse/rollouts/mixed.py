@@ -1,22 +1,60 @@
-"""Student-written responses for a share of the steps, another policy for the rest (GKD, ImitKD)."""
+"""Student-generated responses for a share of the steps, another policy for the rest (GKD, ImitKD)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from stillhouse.core.requirements import STUDENT, Requirements
+from stillhouse.core.requirements import STUDENT, Requirements, RunFacts
 from stillhouse.core.seeds import derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, ResponsesConfig, RolloutContext
-from stillhouse.rollouts.over import OverBase
+from stillhouse.errors import Fault
+from stillhouse.rollouts.base import (
+    REGISTRY,
+    ResponsePolicy,
+    ResponsesConfig,
+    ResponsesField,
+    RolloutContext,
+)
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.schedules import Share
 
 
+class StudentShareConfig(ResponsesConfig):
+    """Student-generated responses for a share of the steps, `base` for the rest."""
+
+    base: ResponsesField = FixedConfig()
+    """Where the other responses come from: the data set, or `{kind: generated, by: teacher}`."""
+    sampling: Sampling | None = None
+    """How the student samples; default: `engine.sampling`."""
+
+    def requirements(self) -> Requirements:
+        """The student's text, and what `base` needs."""
+        needs: Requirements = self.base.requirements()
+        return Requirements.of(STUDENT, "text") | needs
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        """What is wrong with `base`."""
+        yield from self.base.check_in_run(f"{path}.base", facts)
+
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Those of responses from either source."""
+        both: frozenset[str] = super().row_facts(sampling) & self.base.row_facts(sampling)
+        return both
+
+    def sources(self) -> frozenset[str]:
+        """The student's and those of `base`."""
+        return frozenset({"student"}) | self.base.sources()
+
+    def sequences_per_prompt(self) -> int:
+        """As many as `base`, if that is more than one."""
+        return int(self.base.sequences_per_prompt())
+
+
 @REGISTRY.register
-class Mixed(OverBase):
-    """With probability `student_share` a step trains on what the student writes now, else on `base`."""
+class MixedConfig(StudentShareConfig):
+    """With probability `student_share` a step trains on what the student generates now, else on `base`."""
 
     kind: Literal["mixed"] = "mixed"
     student_share: Share = 0.5
@@ -31,7 +69,7 @@ class Mixed(OverBase):
         return Requirements.of(STUDENT, "text") if self.student_share == 1 else super().requirements()
 
     def row_facts(self, sampling: Sampling) -> frozenset[str]:
-        """Those that come whoever writes."""
+        """Those of responses from either source, unless `base` is never used."""
         if self.student_share == 1:
             return ResponsesConfig.row_facts(self, sampling)
         return super().row_facts(sampling)
@@ -43,7 +81,7 @@ class Mixed(OverBase):
 
 
 class MixedPolicy:
-    """One draw for each step, the same on all ranks."""
+    """Decides each step at random, the same on all ranks."""
 
     def __init__(self, context: RolloutContext, base: ResponsePolicy, sampling: Sampling | None) -> None:
         assert context.student is not None
@@ -54,8 +92,8 @@ class MixedPolicy:
         self._sampling = sampling
         self._on_policy = False
 
-    def draw(self, now: Mixed, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """One response for each prompt, all from the same source."""
+    def draw(self, now: MixedConfig, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """One response to each prompt, all from the same source."""
         assert isinstance(now.student_share, float | int)
         self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
         if not self._on_policy:
@@ -64,13 +102,13 @@ class MixedPolicy:
         return [[response] for response in self._student.generate(prompts, seed, self._sampling)]
 
     def metrics(self) -> dict[str, float]:
-        """Whether the step was on-policy."""
+        """Whether the step was on-policy, and the metrics of `base`."""
         return {**self._base.metrics(), "responses/on_policy": float(self._on_policy)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `base` has to save; the draws themselves depend on the step alone."""
+        """The state of `base`; the decisions depend on the step alone."""
         return {"base": self._base.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._base.load_state_dict(state["base"])

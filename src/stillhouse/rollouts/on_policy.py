@@ -1,7 +1,9 @@
-"""What the student writes at each step, alone or with some help from the teacher (on-policy; MiniLLM)."""
+"""Responses that the student generates, alone or mixed with the teacher, for one step or more (MiniLLM)."""
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -9,24 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stillhouse.core.requirements import STUDENT, Requirements
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, TOGETHER, ResponsesConfig, RolloutContext, StatelessPolicy
 from stillhouse.rollouts.generator import ResponseGenerator
+from stillhouse.rollouts.replay import pack, unpack
 
 
-@REGISTRY.register
-class OnPolicy(ResponsesConfig):
-    """At every step the student writes for the step's prompts.
+class StudentRolloutsConfig(ResponsesConfig):
+    """Responses that the student generates, sampled from its own distribution or mixed with the teacher's."""
 
-    With `teacher_share` s each token is drawn from (1 - s) q + s p (MiniLLM, arXiv 2306.08543, section 2.2,
-    s = 0.2): the teacher keeps the text from degenerating. The objective `policy_gradient` corrects for it by
-    its `sampling_teacher_share`, which has to be the same number.
-
-    Example: `responses: {kind: on_policy, teacher_share: 0.2, sampling: {temperature: 1.0}}`
-    """
-
-    kind: Literal["on_policy"] = "on_policy"
     teacher_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the teacher in the distribution that tokens are drawn from; `sampling` acts on the mixture."""
     sampling: Sampling | None = None
@@ -36,21 +31,47 @@ class OnPolicy(ResponsesConfig):
         """The student's text; if the teacher has a share, its model in this process over the same tokens."""
         return Requirements.of(STUDENT, "text") | (TOGETHER if self.teacher_share else Requirements())
 
+    def sampling_teacher_share(self) -> float:
+        """`teacher_share`."""
+        return self.teacher_share
+
     def sources(self) -> frozenset[str]:
         """The student's."""
         return frozenset({"student"})
 
-    def build(self, context: RolloutContext) -> OnPolicyPolicy:
-        """The running policy."""
+    def generator(self, context: RolloutContext) -> ResponseGenerator:
+        """The student's generator; with a `teacher_share`, over the mixture of both models."""
         assert context.student is not None
-        generator = context.student
-        if self.teacher_share:
-            generator = mixed_with_teacher(context, self.teacher_share)
-        return OnPolicyPolicy(generator, context, self.sampling)
+        if not self.teacher_share:
+            return context.student
+        from stillhouse.engines.mixture import MixtureEngine, MixtureModel
+
+        assert context.models is not None
+        models = context.models
+        mixture = MixtureModel(models.student, models.teacher, self.teacher_share, models.vocab_size)
+        return replace(context.student, engine=MixtureEngine(mixture, models.tokenizer_info))
 
 
-class OnPolicyPolicy(StatelessPolicy):
-    """Writes afresh; what is written depends on the weights, the prompts, the seed and the step."""
+@REGISTRY.register
+class OnPolicyConfig(StudentRolloutsConfig):
+    """At every step the student generates responses to the step's prompts.
+
+    With `teacher_share` s each token is drawn from (1 - s) q + s p (MiniLLM, arXiv 2306.08543, section 2.2,
+    s = 0.2): the teacher keeps the text from degenerating. The objective `policy_gradient` corrects for it by
+    its `sampling_teacher_share`, which has to be the same number.
+
+    Example: `responses: {kind: on_policy, teacher_share: 0.2, sampling: {temperature: 1.0}}`
+    """
+
+    kind: Literal["on_policy"] = "on_policy"
+
+    def build(self, context: RolloutContext) -> OnPolicy:
+        """The running policy."""
+        return OnPolicy(self.generator(context), context, self.sampling)
+
+
+class OnPolicy(StatelessPolicy):
+    """Generates at each step; the responses depend on the weights, the prompts, the seed and the step."""
 
     def __init__(
         self, generator: ResponseGenerator, context: RolloutContext, sampling: Sampling | None
@@ -60,17 +81,80 @@ class OnPolicyPolicy(StatelessPolicy):
         self._sampling = sampling
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """One response for each prompt."""
+        """One response to each prompt."""
         seed = self._generation_seed("on-policy", progress.step)
         return [[response] for response in self._generator.generate(prompts, seed, self._sampling)]
 
 
-def mixed_with_teacher(context: RolloutContext, share: float) -> ResponseGenerator:
-    """The student's generator, which draws from its own distribution mixed with the teacher's."""
-    from stillhouse.engines.mixture import MixtureEngine, MixtureModel
+@REGISTRY.register
+class BatchedConfig(StudentRolloutsConfig):
+    """The student generates for several steps at a time.
 
-    assert context.student is not None
-    assert context.models is not None
-    models = context.models
-    mixture = MixtureModel(models.student, models.teacher, share, models.vocab_size)
-    return replace(context.student, engine=MixtureEngine(mixture, models.facts))
+    Between fully on-policy (`generate_batches: 1`) and one round for each epoch: fewer and larger batches to
+    generate, trained on at most `generate_batches` x `epochs` - 1 steps later. The prompts are the policy's
+    own instead of the step's: the training set in a new random order for each pass.
+
+    Example: `responses: {kind: batched, generate_batches: 8}`
+    """
+
+    kind: Literal["batched"] = "batched"
+    generate_batches: Annotated[int, Field(ge=1)] = 8
+    """Batches of prompts that the student generates responses to at a time."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """How often these responses are trained on, in another order each time; PPO's epochs (4 in MiniLLM)."""
+
+    def build(self, context: RolloutContext) -> BatchedPolicy:
+        """The running policy."""
+        return BatchedPolicy(self, context)
+
+
+class BatchedPolicy:
+    """Provides what was generated at once, batch after batch."""
+
+    def __init__(self, config: BatchedConfig, context: RolloutContext) -> None:
+        self._generate_batches = config.generate_batches
+        self._epochs = config.epochs
+        self._sampling = config.sampling
+        self._generator = config.generator(context)
+        self._prompts = context.prompts[context.rank :: context.world_size]
+        self._seed = context.seed
+        self._generation_seed = context.generation_seed
+        self._queue: deque[Response] = deque()
+        self._prompts_used = 0
+        self._pass = -1
+        self._order: list[int] = []
+
+    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """As many responses as there are prompts, each to a prompt of its own."""
+        count = len(prompts)
+        if len(self._queue) < count:
+            chosen = [self._next_prompt() for _ in range(self._generate_batches * count - len(self._queue))]
+            seed = self._generation_seed("batched-text", progress.step)
+            responses = self._generator.generate(chosen, seed, self._sampling)
+            self._queue.extend(responses)
+            for epoch in range(1, self._epochs):
+                order = random.Random(derived_seed(self._seed, "batched-again", progress.step, epoch))
+                self._queue.extend(order.sample(responses, len(responses)))
+        return [[self._queue.popleft()] for _ in range(count)]
+
+    def metrics(self) -> dict[str, float]:
+        """How many generated responses are left."""
+        return {"responses/waiting": float(len(self._queue))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The responses that are left, and how many prompts have been used."""
+        return {"queue": pack(list(self._queue)), "prompts_used": self._prompts_used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._queue = deque(unpack(state["queue"], {prompt.id: prompt for prompt in self._prompts}))
+        self._prompts_used = state["prompts_used"]
+
+    def _next_prompt(self) -> Prompt:
+        number, place = divmod(self._prompts_used, len(self._prompts))
+        self._prompts_used += 1
+        if number != self._pass:
+            self._order = list(range(len(self._prompts)))
+            random.Random(derived_seed(self._seed, "batched-order", number)).shuffle(self._order)
+            self._pass = number
+        return self._prompts[self._order[place]]

@@ -1,4 +1,4 @@
-"""A bounded buffer of responses that the student wrote, first in, first out."""
+"""A bounded first-in-first-out buffer of student-generated responses."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Entry:
 
     response: Response
     uses: int = 0
-    """How often it has been drawn."""
+    """How often it has been sampled."""
 
 
 class ReplayBuffer:
-    """Keeps the newest `capacity` responses. Draws depend on a seed alone, not on a generator's state.
+    """Holds the newest `capacity` responses. Samples depend on a seed alone, not on a generator's state.
 
     Example:
         >>> buffer = ReplayBuffer(1000)
@@ -48,12 +48,12 @@ class ReplayBuffer:
         return len(self._entries)
 
     def add(self, responses: Sequence[Response]) -> None:
-        """Append responses; the oldest leave when it is full."""
+        """Append responses; a full buffer evicts the oldest."""
         for response in responses:
             self._append(Entry(response))
 
     def sample(self, count: int, seed: int) -> list[Response]:
-        """`count` different entries, each as likely as any other; in random order.
+        """`count` different entries, uniformly, in random order.
 
         Raises:
             ValueError: there are fewer than `count`.
@@ -65,11 +65,11 @@ class ReplayBuffer:
         return [entry.response for entry in entries]
 
     def uses(self) -> float:
-        """How often an entry has been drawn so far, mean over the entries."""
+        """How often an entry has been sampled so far, mean over the entries."""
         return sum(entry.uses for entry in self._entries) / max(1, len(self._entries))
 
     def age(self, step: int) -> float:
-        """Optimiser steps since the entries were written, mean over the entries."""
+        """Optimiser steps since the entries were generated, mean over the entries."""
         ages = [step - (entry.response.student_version or 0) for entry in self._entries]
         return sum(ages) / max(1, len(ages))
 
@@ -83,7 +83,7 @@ class ReplayBuffer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> None:
-        """Put back what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
             DataError: the responses belong to prompts that the training data does not have.
@@ -111,7 +111,7 @@ class ReplayBuffer:
 
 
 def pack(responses: Sequence[Response]) -> dict[str, Any]:
-    """Student-written responses as a few tensors."""
+    """Student-generated responses as a few tensors."""
     flat = [token for response in responses for token in response.token_ids]
     known = [response.logprobs for response in responses]
     return {
@@ -130,13 +130,13 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
     """The responses that `pack` was given.
 
     Raises:
-        DataError: a prompt is not there any more, or is another one.
+        DataError: a prompt no longer exists or has changed.
     """
-    asked = state["prompt_tokens"].split(state["prompt_lengths"].tolist())
-    written = state["tokens"].split(state["lengths"].tolist())
+    prompt_tokens = state["prompt_tokens"].split(state["prompt_lengths"].tolist())
+    response_tokens = state["tokens"].split(state["lengths"].tolist())
     facts = zip(
-        state["prompts"], asked, written, state["finished"].tolist(), state["versions"].tolist(),
-        state["logprobs"], strict=True,
+        state["prompts"], prompt_tokens, response_tokens, state["finished"].tolist(),
+        state["versions"].tolist(), state["logprobs"], strict=True,
     )  # fmt: skip
     responses = []
     for name, question, tokens, finished, version, logprobs in facts:
@@ -147,7 +147,7 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
                 f"{'lacks' if prompt is None else 'has with other tokens'}. Resume with the data, the "
                 "template and the tokenizer of the run that was interrupted."
             )
-        if prompt.token_ids != ids:  # tokens of the response that count to the prompt
+        if prompt.token_ids != ids:  # see `without_first_token`
             prompt = replace(prompt, token_ids=ids)
         known = None if logprobs is None else tuple(logprobs.tolist())
         responses.append(Response(prompt, tuple(tokens.tolist()), "student", finished, version, known))

@@ -15,6 +15,7 @@ from stillhouse.core.requirements import MAIN
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
+from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
 from stillhouse.errors import ModelError
@@ -28,9 +29,10 @@ from stillhouse.models import (
 )
 from stillhouse.rollouts import ResponseGenerator, RolloutContext
 from stillhouse.rollouts.base import ModelPair
-from stillhouse.rollouts.offline.held_out import texts_of
+from stillhouse.rollouts.offline.filters.overlap import held_out_texts
+from stillhouse.rollouts.offline.pairs import PairsConfig
+from stillhouse.rollouts.offline.scoring import scorers
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.curation import evaluation_sets, other_responses, scorers
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.preflight import context_of, longest
 from stillhouse.runs.served import ANSWERS, keeping, server_engine
@@ -219,10 +221,24 @@ def make_context(
         rank=int(os.environ.get("RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         decode=parts.decode,
-        scorers=scorers(parts),
-        held_out=cache(partial(texts_of, evaluation_sets(parts.config))),
-        external_responses=other_responses(parts),
+        scorers=scorers(
+            {"student": parts.student, "teacher": parts.comparable},
+            parts.facts.pad_id,
+            parts.vocab,
+            parts.config.evaluate.batch_size,
+        ),
+        held_out=cache(partial(held_out_texts, parts.config.evaluation_sets())),
+        external_responses=_external_responses(parts),
     )
+
+
+def _external_responses(parts: Parts) -> dict[str, dict[tuple[int, ...], Response]]:
+    """The responses of other generators that responses.teacher_responses names."""
+    config = parts.config
+    if not isinstance(config.responses, PairsConfig):
+        return {}
+    encoder = Encoder(config.data.template, parts.tokenizer)
+    return config.responses.external_responses(config.data, encoder)
 
 
 def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:

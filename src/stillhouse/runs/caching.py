@@ -17,8 +17,8 @@ from stillhouse.core.types import SOURCES, Progress, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import local_device
-from stillhouse.rollouts.fixed import reference
-from stillhouse.rollouts.offline.policy import InRounds
+from stillhouse.rollouts.fixed import reference_response
+from stillhouse.rollouts.offline.rounds import RoundsConfig
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
@@ -96,11 +96,13 @@ def _known(parts: Parts) -> Iterator[Response]:
     needed = {SOURCES[code] for code in sources_with_teacher(config.objective)}
     sources = config.responses.sources() & needed
     if "fixed" in sources:
-        yield from (reference(prompt) for prompt in parts.data.train if prompt.response_ids is not None)
-    if "teacher" in sources and isinstance(config.responses, InRounds):
+        yield from (
+            reference_response(prompt) for prompt in parts.data.train if prompt.response_ids is not None
+        )
+    if "teacher" in sources and isinstance(config.responses, RoundsConfig):
         context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
-        side = config.responses.teacher_side_of(context)
-        samples = side.samples(0) if side is not None else []
+        rounds = config.responses.teacher_rounds(context)
+        samples = rounds.samples(0) if rounds is not None else []
         yield from (sample.response for sample in samples if not sample.missing)
     if "text" in needed and parts.data.text:
         yield from parts.data.text

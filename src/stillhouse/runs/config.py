@@ -17,14 +17,14 @@ from stillhouse.core.requirements import (
     Requirements,
     RunFacts,
 )
-from stillhouse.data import DataConfig
+from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models import StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import ResponsesField
-from stillhouse.rollouts.fixed import Fixed
+from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.runs.compatibility import unfit_sources, unmet, unused_teachers
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
@@ -69,7 +69,7 @@ class RunConfig(StrictConfig):
     """Prompts and responses."""
     engine: EngineField = TransformersConfig()
     """What writes text, and how it samples by default."""
-    responses: ResponsesField = Fixed()
+    responses: ResponsesField = FixedConfig()
     """Whose responses the student is trained on."""
     objective: ObjectiveField
     """What is compared, for all responses or by source; a recipe sets it."""
@@ -166,6 +166,12 @@ class RunConfig(StrictConfig):
                 "best needs validation",
                 hint="Set data.valid and train.validate_every, or keep: last.",
             )
+
+    def evaluation_sets(self) -> tuple[DatasetConfig, ...]:
+        """Every set of rows that a student of this run is evaluated on."""
+        tasks = [source for task in self.evaluate.expanded_tasks() for source in task.datasets().values()]
+        named = (self.data.valid, self.evaluate.data, *tasks)
+        return tuple(source for source in named if source is not None)
 
 
 class Mismatch(ValueError):

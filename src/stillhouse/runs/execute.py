@@ -15,9 +15,9 @@ from stillhouse import console
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
+from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs.build import Parts, assemble, make_step
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.curation import curation_totals
 from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
 from stillhouse.runs.export.weights import export, write_card
 from stillhouse.runs.folder import RunFolder, default_folder, environment, needs_space
@@ -97,7 +97,8 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         if config.evaluate.teacher and parts.teacher is not None:
             evaluate_system(parts, questions, folder, "teacher", parts.teacher)
         finished = train(parts, folder, interrupt, resume)
-        folder.write("data.json", {**parts.data.report, **curation_totals(folder)})
+        if rounds := curation_totals(folder.responses):
+            folder.write("data.json", {**parts.data.report, "curation": rounds})
         if finished:
             if folder.main:
                 with console.phase("Saving the student", quiet=True):

@@ -14,17 +14,15 @@ from stillhouse.data.datasets import dataset_at
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
-from stillhouse.rollouts.offline.apply_filters import judge, requirements_of
-from stillhouse.rollouts.offline.filters.base import Around, Drop, Filter
-from stillhouse.rollouts.offline.reading import files_of_round
-from stillhouse.rollouts.offline.samples import Sample, digest_of
+from stillhouse.rollouts.offline.curation import NO_RESPONSE, apply_filters, requirements_of
+from stillhouse.rollouts.offline.filters import Drop, Filter
+from stillhouse.rollouts.offline.reading import round_files
+from stillhouse.rollouts.offline.samples import Sample, SampleKey, samples_digest
 from stillhouse.rollouts.offline.scoring import mean_logprobs
-from stillhouse.rollouts.offline.stages import Stage, header, read_header, read_rows
+from stillhouse.rollouts.offline.stage_files import StageFile, read_header, read_rows, stage_header
 
-Key = tuple[str, int]
-"""(id of the prompt, number of the sample)."""
 Place = tuple[str, int]
-"""(side, place on it)."""
+"""(source, place among its samples)."""
 SCORED_AT_ONCE = 64
 """Responses whose likelihood is measured before it is kept on disk."""
 
@@ -37,10 +35,10 @@ class Result:
     """
 
     asked: int
-    """Prompts (pairs, where there are two sides)."""
+    """Prompts (pairs, where there are two by_source)."""
     kept: int
     counts: list[tuple[str, str, str, int]]
-    """(side, filter, reason, how many responses)."""
+    """(source, filter, reason, how many responses)."""
     done_before: bool
 
 
@@ -80,75 +78,75 @@ def curate(
 ) -> Result:
     """Pass the rows of stage files through filters, into `output` and, with reasons, OUTPUT.dropped.jsonl.
 
-    Rows for the same prompt that stand on the teacher's and the student's side are a pair: both are dropped
+    Rows for the same prompt from the teacher and the student are a pair: both are dropped
     if one of them is.
 
     Raises:
-        Stale: `output` was made in another way.
+        StageMismatch: `output` was made in another way.
         DataError: a file cannot be read.
         ConfigError: a filter needs something that was not given.
     """
-    sides = read_sides(paths)
+    by_source = read_samples(paths)
     _check_held_out(filters, held_out)
-    unscored = _unscored(sides, filters)
-    _check_unscored([sides[name][place] for name, place in unscored], teacher)
+    unscored = _unscored(by_source, filters)
+    _check_unscored([by_source[name][place] for name, place in unscored], teacher)
     scorer = _who(teacher) if teacher is not None and unscored else None
-    head = header(
+    head = stage_header(
         "curated",
         filters=[one.model_dump(mode="json") for one in filters],
         held_out=derived_seed(0, *sorted(held_out)) if held_out else None,
-        sides={name: digest_of(side) for name, side in sides.items()},
+        sources={name: samples_digest(samples) for name, samples in by_source.items()},
         teacher=scorer,
     )
     away = output.with_name(f"{output.stem}.dropped.jsonl")
-    stage = Stage(output, head)
-    asked = len({key for side in sides.values() for key in map(_key, side)})
+    stage = StageFile(output, head)
+    asked = len({sample.key for samples in by_source.values() for sample in samples})
     done = stage.rows()
     if done is not None:
         return _done_before(done, away, asked)
-    asking = digest_of([sides[name][place] for name, place in unscored])
-    scores = Stage(
-        output.with_name(f"{output.stem}.scores.jsonl"), header("scores", teacher=scorer, of=asking)
+    asking = samples_digest([by_source[name][place] for name, place in unscored])
+    scores = StageFile(
+        output.with_name(f"{output.stem}.scores.jsonl"), stage_header("scores", teacher=scorer, of=asking)
     )
     if teacher is not None and unscored:
-        _score(sides, unscored, teacher, scores)
-    drops = _judged(sides, filters, held_out)
-    kept = [s.row() for side in sides.values() for s in side if _key(s) not in drops]
+        _score(by_source, unscored, teacher, scores)
+    drops = _reasons(by_source, filters, held_out)
+    kept = [s.to_row() for samples in by_source.values() for s in samples if s.key not in drops]
     rows = [
-        {**sample.row(), "dropped": drops[_key(sample)]}
-        for side in sides.values()
-        for sample in side
-        if _key(sample) in drops
+        {**sample.to_row(), "dropped": drops[sample.key]}
+        for samples in by_source.values()
+        for sample in samples
+        if sample.key in drops
     ]
     write_jsonl(away, [{STAGE: {**head, "stage": "dropped"}}, *rows])
     write_jsonl(output, [{STAGE: head}, *kept])
-    for part in scores.parts():
+    for part in scores.shards():
         part.unlink(missing_ok=True)
     return Result(asked, asked - len(drops), _counts(drops), False)
 
 
-def read_sides(paths: Sequence[Path]) -> dict[str, list[Sample]]:
-    """The samples of files (of a run folder, its newest round), by the side on which they stand.
+def read_samples(paths: Sequence[Path]) -> dict[str, list[Sample]]:
+    """The samples of files (of a run folder, its newest round), by source.
 
     Raises:
-        DataError: there is nothing, or a prompt twice on a side.
+        DataError: there is nothing, or a source has the same sample of a prompt twice.
     """
     files: list[Path] = []
     for path in paths:
-        files += [found[0] for found in files_of_round(path)[1].values()] if path.is_dir() else [path]
-    sides: dict[str, list[Sample]] = {}
+        files += [found[0] for found in round_files(path)[1].values()] if path.is_dir() else [path]
+    by_source: dict[str, list[Sample]] = {}
     for path in files:
         if not path.is_file():
             raise DataError(f"{path}: no such file or run folder")
         for sample in _samples(path):
-            sides.setdefault(sample.response.source, []).append(sample)
-    for name, side in sides.items():
-        key, count = Counter(map(_key, side)).most_common(1)[0]
+            by_source.setdefault(sample.response.source, []).append(sample)
+    for name, samples in by_source.items():
+        key, count = Counter(sample.key for sample in samples).most_common(1)[0]
         if count > 1:
-            raise DataError(f"prompt {key[0]}: {count} responses of the same number on the {name}'s side")
-    if not sides:
+            raise DataError(f"prompt {key[0]}: {count} responses of the same number from the {name}")
+    if not by_source:
         raise DataError(f"{', '.join(map(str, paths))}: hold no rows")
-    return sides
+    return by_source
 
 
 def _samples(path: Path) -> list[Sample]:
@@ -157,7 +155,7 @@ def _samples(path: Path) -> list[Sample]:
     if path.suffix == ".jsonl":
         first = path.read_bytes().split(b"\n", 1)[0]
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
-            return [Sample.of(row) for row in read_rows(path)]
+            return [Sample.from_row(row) for row in read_rows(path)]
     found = []
     for number, row in enumerate(source.rows(Counter())):
         if row.response is None:
@@ -171,12 +169,8 @@ def _samples(path: Path) -> list[Sample]:
             "references": list(row.references),
             "facts": dict(row.extra),
         }
-        found.append(Sample.of(raw))
+        found.append(Sample.from_row(raw))
     return found
-
-
-def _key(sample: Sample) -> Key:
-    return sample.response.prompt.id, sample.index
 
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
@@ -212,13 +206,13 @@ def _check_unscored(unscored: Sequence[Sample], teacher: TeacherModel | None) ->
             )
 
 
-def _unscored(sides: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Place]:
+def _unscored(by_source: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Place]:
     """Which samples have no likelihood under the teacher, and a filter that asks for it."""
     return [
         (name, place)
-        for name, side in sides.items()
-        if requirements_of([f for f in filters if len(sides) == 1 or f.sides in ("all", name)]).models
-        for place, sample in enumerate(side)
+        for name, samples in by_source.items()
+        if requirements_of([f for f in filters if len(by_source) == 1 or f.source in ("all", name)]).models
+        for place, sample in enumerate(samples)
         if "teacher" not in sample.scores and not sample.missing
     ]
 
@@ -233,7 +227,7 @@ def _who(teacher: TeacherModel) -> str:
 
 
 def _score(
-    sides: Mapping[str, list[Sample]], unscored: Sequence[Place], teacher: TeacherModel, stage: Stage
+    by_source: Mapping[str, list[Sample]], unscored: Sequence[Place], teacher: TeacherModel, stage: StageFile
 ) -> None:
     """Put the teacher's likelihood into these samples; what an interrupted process has measured is used.
 
@@ -242,14 +236,14 @@ def _score(
     """
     vocab = len(load_tokenizer(teacher))
     for name, place in unscored:
-        response = sides[name][place].response
+        response = by_source[name][place].response
         if max(*response.prompt.token_ids, *response.token_ids) >= vocab:
             raise DataError(
                 f"{response.prompt.id}: has token ids that the tokenizer of {teacher.path} does not know. "
                 "Name a teacher (--teacher) with the tokenizer that the file was written with."
             )
-    stage.set_aside()
-    known = {number: float(row["score"]) for number, row in stage.begun().items()}
+    stage.rename_stale()
+    known = {number: float(row["score"]) for number, row in stage.partial_rows().items()}
     blocks = [
         range(start, min(start + SCORED_AT_ONCE, len(unscored)))
         for start in range(0, len(unscored), SCORED_AT_ONCE)
@@ -259,44 +253,40 @@ def _score(
     model = load_teacher(teacher) if left else None
     with console.progress("Measuring likelihoods", total=len(unscored), done=done) as bar:
         for block in left:
-            some = [sides[name][place].response for name, place in (unscored[n] for n in block)]
+            some = [by_source[name][place].response for name, place in (unscored[n] for n in block)]
             assert model is not None
             found = dict(zip(block, mean_logprobs(model, some, pad_id=0, vocab=vocab), strict=True))
             stage.append([{"number": number, "score": score} for number, score in found.items()])
             known |= found
             bar.advance(len(some))
     for number, (name, place) in enumerate(unscored):
-        sample = sides[name][place]
-        sides[name][place] = replace(sample, scores={**sample.scores, "teacher": known[number]})
+        sample = by_source[name][place]
+        by_source[name][place] = replace(sample, scores={**sample.scores, "teacher": known[number]})
 
 
-def _judged(
-    sides: Mapping[str, list[Sample]], filters: Sequence[Filter], held_out: Sequence[str]
-) -> dict[Key, list[dict[str, Any]]]:
+def _reasons(
+    by_source: Mapping[str, list[Sample]], filters: Sequence[Filter], held_out: Sequence[str]
+) -> dict[SampleKey, list[dict[str, Any]]]:
     """Why each dropped prompt is dropped."""
-    found: dict[Key, list[dict[str, Any]]] = {}
-    partners = {name: {_key(sample): sample for sample in side} for name, side in sides.items()}
-    for name, side in sides.items():
-        other = next((partners[key] for key in partners if key != name), {})
-        numbered = [replace(sample, number=place) for place, sample in enumerate(side)]
-        beside = {s.number: other[_key(s)] for s in numbered if _key(s) in other}
-        around = Around(lambda: held_out, beside)
-        side_of_pair = name if len(sides) > 1 else None
-        for place, (kind, drop) in judge(numbered, filters, around, side_of_pair).dropped.items():
-            found.setdefault(_key(side[place]), []).append(_told(name, kind, drop))
-    if {"teacher", "student"} <= sides.keys():
-        for name, there in partners.items():
-            for key in set().union(*partners.values()) - there.keys():
-                found.setdefault(key, []).append(_told(name, "missing", Drop("no response")))
+    found: dict[SampleKey, list[dict[str, Any]]] = {}
+    drops = apply_filters(by_source, filters, lambda: held_out, any_source=len(by_source) == 1)
+    for source, places in drops.items():
+        for place, drop in places.items():
+            found.setdefault(by_source[source][place].key, []).append(_reason(source, drop))
+    if {"teacher", "student"} <= by_source.keys():
+        keys = {source: {sample.key for sample in samples} for source, samples in by_source.items()}
+        for source, there in keys.items():
+            for key in set().union(*keys.values()) - there:
+                found.setdefault(key, []).append(_reason(source, NO_RESPONSE))
     return found
 
 
-def _told(side: str, kind: str, drop: Drop) -> dict[str, Any]:
-    return {"side": side, "filter": kind, "reason": drop.reason, "detail": drop.detail}
+def _reason(source: str, drop: Drop) -> dict[str, Any]:
+    return {"source": source, "filter": drop.filter, "reason": drop.reason, "detail": drop.detail}
 
 
-def _counts(drops: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str, int]]:
-    counts = Counter((d["side"], d["filter"], d["reason"]) for told in drops.values() for d in told)
+def _counts(drops: Mapping[SampleKey, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str, int]]:
+    counts = Counter((d["source"], d["filter"], d["reason"]) for told in drops.values() for d in told)
     return [(*key, count) for key, count in counts.items()]
 
 

@@ -14,10 +14,15 @@ from stillhouse.engines import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, local_device
 from stillhouse.rollouts.generator import ResponseGenerator
-from stillhouse.rollouts.offline.rounds import CHUNK, Order, Setting, make
+from stillhouse.rollouts.offline.generation import (
+    CHUNK_SIZE,
+    GenerationOptions,
+    GenerationRequest,
+    generate_stage,
+)
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
-from stillhouse.rollouts.offline.stages import Stage
+from stillhouse.rollouts.offline.stage_files import StageFile
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.served import server_of
 from stillhouse.runs.tokenizers import Translation, tokenizers
@@ -45,7 +50,7 @@ class Wanted:
     """At most this many prompts."""
     rank: int = 0
     world: int = 1
-    chunk: int = CHUNK
+    chunk: int = CHUNK_SIZE
     score: bool = False
     """Also measure how likely the writer itself finds what it wrote, at temperature 1."""
 
@@ -70,19 +75,21 @@ def generate(config: RunConfig, wanted: Wanted) -> Written:
     """Let one model of a run answer the training prompts into a stage file; go on where it was interrupted.
 
     Raises:
-        Stale: the file was made in another way.
+        StageMismatch: the file was made in another way.
         StillhouseError: model, data or machine are not as needed.
     """
-    order, head, setting = _ordered(config, wanted)
-    total = len(order.prompts) * order.samples
-    stage = Stage(wanted.output, head, wanted.rank, wanted.world)
-    before = total if stage.rows() is not None else len(stage.begun())
-    samples = make(wanted.output, order, setting, head, f"Writing {wanted.output.name}")
-    there = total if samples is not None else len(stage.begun())
+    request, header, options = _request(config, wanted)
+    total = request.total
+    stage = StageFile(wanted.output, header, wanted.rank, wanted.world)
+    before = total if stage.rows() is not None else len(stage.partial_rows())
+    samples = generate_stage(wanted.output, request, options, header, f"Writing {wanted.output.name}")
+    there = total if samples is not None else len(stage.partial_rows())
     return Written(total, there, before, samples)
 
 
-def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], Setting]:
+def _request(
+    config: RunConfig, wanted: Wanted
+) -> tuple[GenerationRequest, dict[str, Any], GenerationOptions]:
     found = tokenizers(config)
     served = server_of(config) if wanted.by == "teacher" else None
     tokenizer = found.student
@@ -106,7 +113,7 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
         weights = engine.fingerprint
     else:
         engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
-    writer = ResponseGenerator(
+    generator = ResponseGenerator(
         engine,
         wanted.by,
         config.engine.sampling,
@@ -116,25 +123,25 @@ def _ordered(config: RunConfig, wanted: Wanted) -> tuple[Order, dict[str, Any], 
         translator=None if translation is None else translation.translator,
     )
     seed = config.train.seed if wanted.seed is None else wanted.seed
-    order = Order(
+    request = GenerationRequest(
         prompts,
         wanted.by,
-        writer,
+        generator,
         derived_seed(seed, wanted.by, 0),
         _sampling(config, wanted.by),
-        samples=wanted.samples,
-        facts={"by": writer.name, "run_seed": seed},
+        samples_per_prompt=wanted.samples,
+        facts={"by": generator.name, "run_seed": seed},
     )
     score = partial(mean_logprobs, model, pad_id=facts.pad_id, vocab=len(tokenizer))
-    setting = Setting(
+    options = GenerationOptions(
         wanted.rank,
         wanted.world,
         partial(_decoded, tokenizer),
         {wanted.by: score} if wanted.score else {},
         wanted.chunk,
-        join=False,
+        wait_for_others=False,
     )
-    return order, order.header(writer.fingerprint(), None, tuple(setting.score)), setting
+    return request, request.header(generator.fingerprint(), None, tuple(options.scorers)), options
 
 
 def _sampling(config: RunConfig, by: Side) -> Sampling | None:

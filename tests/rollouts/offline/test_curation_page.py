@@ -14,7 +14,7 @@ from tests.conftest import ROOT, script
 from stillhouse import commands
 from stillhouse.config.strict_yaml import parse
 from stillhouse.rollouts import REGISTRY
-from stillhouse.rollouts.offline.stages import read_rows
+from stillhouse.rollouts.offline.stage_files import read_rows
 
 PAGE = ROOT / "docs" / "curation.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -10,26 +10,26 @@ from made import sample, samples
 from pydantic import ValidationError
 
 from stillhouse.errors import DataError
-from stillhouse.rollouts.offline.apply_filters import judge
-from stillhouse.rollouts.offline.filters import REGISTRY, Around, Drop
-from stillhouse.rollouts.offline.samples import Sample, absent
+from stillhouse.rollouts.offline.curation import apply_filters, count_reasons
+from stillhouse.rollouts.offline.filters import REGISTRY, Drop, FilterContext
+from stillhouse.rollouts.offline.samples import Sample, missing_sample
 
 
-def kept(options: Any, given: list[Sample], around: Around | None = None) -> list[bool]:
-    verdicts = REGISTRY.parse(options).judge(given, around or Around())
+def kept(options: Any, given: list[Sample], context: FilterContext | None = None) -> list[bool]:
+    verdicts = REGISTRY.parse(options).apply(given, context or FilterContext())
     assert len(verdicts) == len(given)
     return [verdict is None for verdict in verdicts]
 
 
-def why(options: Any, given: Sample, around: Around | None = None) -> Drop:
-    (verdict,) = REGISTRY.parse(options).judge([given], around or Around())
+def why(options: Any, given: Sample, context: FilterContext | None = None) -> Drop:
+    (verdict,) = REGISTRY.parse(options).apply([given], context or FilterContext())
     assert verdict is not None
     return verdict
 
 
 def test_empty() -> None:
     assert kept("empty", samples("A fig.", " \n", "", "?!")) == [True, False, False, True]
-    assert kept({"kind": "empty", "least_words": 2}, samples("Fig", "A fig.")) == [False, True]
+    assert kept({"kind": "empty", "min_words": 2}, samples("Fig", "A fig.")) == [False, True]
 
 
 def test_truncated() -> None:
@@ -42,7 +42,7 @@ def test_repetition() -> None:
     given = samples(loop, "the cat sat on the mat and the dog on the rug", "ja " * 9, "啊" * 20, "ab", "")
     assert kept("repetition", given) == [False, True, False, False, True, True]
     assert why("repetition", given[0]) == Drop("repeats itself", "0.81 of its 4-grams")
-    assert kept({"kind": "repetition", "n": 1, "most": 0.1}, samples("a b c a")) == [False]
+    assert kept({"kind": "repetition", "n": 1, "max_share": 0.1}, samples("a b c a")) == [False]
 
 
 def test_language() -> None:
@@ -66,7 +66,9 @@ def test_format() -> None:
 
 def test_length_ratio_to_the_prompt() -> None:
     given = [sample("x", tokens=count) for count in (1, 3, 9)]
-    assert kept({"kind": "length_ratio", "to": "prompt", "least": 0.5, "most": 2.0}, given) == [
+    assert kept(
+        {"kind": "length_ratio", "relative_to": "prompt", "min_ratio": 0.5, "max_ratio": 2.0}, given
+    ) == [
         False,
         True,
         False,
@@ -76,9 +78,17 @@ def test_length_ratio_to_the_prompt() -> None:
 def test_length_ratio_to_the_other_side_judges_the_student() -> None:
     teacher = [sample("x", n, tokens=8) for n in range(3)]
     student = [sample("x", n, tokens=count, source="student") for n, count in enumerate((2, 8, 40))]
-    options = {"kind": "length_ratio", "least": 0.5, "most": 4.0}
-    assert kept(options, student, Around(beside=dict(enumerate(teacher)))) == [False, True, False]
-    assert kept(options, teacher, Around(beside=dict(enumerate(student)))) == [True, True, True]
+    options = {"kind": "length_ratio", "min_ratio": 0.5, "max_ratio": 4.0}
+    assert kept(options, student, FilterContext(partners={one.key: one for one in teacher})) == [
+        False,
+        True,
+        False,
+    ]
+    assert kept(options, teacher, FilterContext(partners={one.key: one for one in student})) == [
+        True,
+        True,
+        True,
+    ]
     assert kept(options, student) == [True, True, True]
 
 
@@ -90,20 +100,20 @@ def test_duplicates() -> None:
         sample("A pear.", 3, prompt="fruit?"),
     ]
     assert kept("duplicates", given) == [True, False, True, True]
-    assert kept({"kind": "duplicates", "of": "response"}, given) == [True, False, False, True]
-    assert kept({"kind": "duplicates", "of": "prompt"}, given) == [True, False, True, False]
-    assert REGISTRY.parse("duplicates").judge(given, Around())[1] == Drop("duplicate", "of train:1")
+    assert kept({"kind": "duplicates", "compare": "response"}, given) == [True, False, False, True]
+    assert kept({"kind": "duplicates", "compare": "prompt"}, given) == [True, False, True, False]
+    assert REGISTRY.parse("duplicates").apply(given, FilterContext())[1] == Drop("duplicate", "of train:1")
     signs = samples("x = 5 - 3", "x = 5 + 3", "#### -5", "#### 5", "कि", "की", "Über", "U\u0308ber")
-    assert kept({"kind": "duplicates", "of": "response"}, signs) == [True] * 7 + [False]
+    assert kept({"kind": "duplicates", "compare": "response"}, signs) == [True] * 7 + [False]
 
 
 def test_near_duplicates() -> None:
     words = [f"word{number}" for number in range(60)]
     changed = [*words[:58], "other", "end"]
     given = samples(" ".join(words), " ".join(changed), " ".join(reversed(words)), "short", "short", "")
-    options = {"kind": "near_duplicates", "of": "response", "threshold": 0.7}
+    options = {"kind": "near_duplicates", "compare": "response", "threshold": 0.7}
     assert kept(options, given) == [True, False, True, True, False, True]
-    (verdict,) = (v for v in REGISTRY.parse(options).judge(given[:2], Around()) if v)
+    (verdict,) = (v for v in REGISTRY.parse(options).apply(given[:2], FilterContext()) if v)
     assert verdict.detail.endswith("like train:1")
     assert kept({**options, "threshold": 0.99}, given[:2]) == [True, True]
 
@@ -115,7 +125,7 @@ def test_overlap_with_evaluation_sets(tmp_path: Path) -> None:
         "Why?",
         "yes",
     )
-    around = Around(lambda: held_out)
+    around = FilterContext(lambda: held_out)
     given = [
         sample("24", 0, prompt="Tell me: how many legs do three spiders have?"),
         sample("I think that three spiders have 24 legs in all", 1, prompt="Legs?"),
@@ -124,14 +134,14 @@ def test_overlap_with_evaluation_sets(tmp_path: Path) -> None:
         sample("Yes", 4, prompt="Is it?"),
     ]
     assert kept({"kind": "overlap", "n": 5}, given, around) == [False, False, True, False, True]
-    assert kept({"kind": "overlap", "n": 5, "of": "response"}, given, around) == [
+    assert kept({"kind": "overlap", "n": 5, "compare": "response"}, given, around) == [
         True,
         False,
         True,
         True,
         True,
     ]
-    assert kept({"kind": "overlap", "n": 5, "most": 0.9}, given[:3], around) == [True, True, True]
+    assert kept({"kind": "overlap", "n": 5, "max_share": 0.9}, given[:3], around) == [True, True, True]
     told = why({"kind": "overlap", "n": 5}, given[0], around)
     assert told == Drop("prompt is in an evaluation set", "3 of 5 n-grams, first 'how many legs do three'")
     other = tmp_path / "other.jsonl"
@@ -142,12 +152,12 @@ def test_overlap_with_evaluation_sets(tmp_path: Path) -> None:
 
 def test_logprob_floor() -> None:
     given = [sample("x", n, scores={"teacher": value}) for n, value in enumerate((-0.2, -3.0, -1.5, -0.9))]
-    assert kept({"kind": "logprob_floor", "least": -1.5}, given) == [True, False, True, True]
-    assert kept({"kind": "logprob_floor", "lowest_share": 0.5}, given) == [True, False, False, True]
+    assert kept({"kind": "logprob_floor", "min_logprob": -1.5}, given) == [True, False, True, True]
+    assert kept({"kind": "logprob_floor", "drop_share": 0.5}, given) == [True, False, False, True]
     with pytest.raises(DataError, match="nobody has measured"):
-        kept({"kind": "logprob_floor", "least": -1.5}, [sample("x")])
-    for wrong in ({}, {"least": -1.0, "lowest_share": 0.1}):
-        with pytest.raises(ValidationError, match="either least or lowest_share"):
+        kept({"kind": "logprob_floor", "min_logprob": -1.5}, [sample("x")])
+    for wrong in ({}, {"min_logprob": -1.0, "drop_share": 0.1}):
+        with pytest.raises(ValidationError, match="either min_logprob or drop_share"):
             REGISTRY.parse({"kind": "logprob_floor", **wrong})
 
 
@@ -160,7 +170,7 @@ def test_verified_mathematics() -> None:
         sample("A fig."),
     ]
     assert kept("verified", given) == [True, False, True, False, False]
-    assert kept({"kind": "verified", "unknown": "keep"}, given[3:]) == [False, True]
+    assert kept({"kind": "verified", "unverifiable": "keep"}, given[3:]) == [False, True]
     assert why("verified", given[1]) == Drop("wrong answer", "8, right is 7")
 
 
@@ -177,14 +187,14 @@ def test_filters_see_what_those_before_them_have_left() -> None:
         sample("a fig", 0, finished=False),
         sample("a fig", 1),
         sample("a fig", 2),
-        absent(3, sample("").response.prompt, "teacher"),
+        missing_sample(3, sample("").response.prompt, "teacher"),
     ]
-    filters = [REGISTRY.parse(kind) for kind in ("truncated", {"kind": "duplicates", "of": "response"})]
-    verdicts = judge(given, filters, Around())
-    assert {place: name for place, (name, _) in verdicts.dropped.items()} == {
+    filters = [REGISTRY.parse(kind) for kind in ("truncated", {"kind": "duplicates", "compare": "response"})]
+    dropped = apply_filters({"teacher": given}, filters)["teacher"]
+    assert {place: drop.filter for place, drop in dropped.items()} == {
         0: "truncated", 2: "duplicates", 3: "missing",
     }  # fmt: skip
-    assert verdicts.counts() == {
+    assert count_reasons(dropped.values()) == {
         "missing": {"no response": 1},
         "truncated": {"cut at the length limit": 1},
         "duplicates": {"duplicate": 1},
@@ -192,9 +202,12 @@ def test_filters_see_what_those_before_them_have_left() -> None:
 
 
 def test_filters_for_the_other_side_are_left_out() -> None:
-    filters = [REGISTRY.parse({"kind": "empty", "sides": "student"})]
-    assert not judge(samples(""), filters, Around(), "teacher").dropped
-    assert judge(samples(""), filters, Around(), "student").dropped
+    filters = [REGISTRY.parse({"kind": "empty", "source": "student"})]
+    both = {"teacher": samples(""), "student": samples("")}
+    assert {source: len(dropped) for source, dropped in apply_filters(both, filters).items()} == {
+        "teacher": 0, "student": 1,
+    }  # fmt: skip
+    assert apply_filters({"teacher": samples("")}, filters, any_source=True)["teacher"]
 
 
 @pytest.mark.parametrize("kind", REGISTRY.kinds())

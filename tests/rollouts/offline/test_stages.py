@@ -8,86 +8,95 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.rollouts.offline.stages import Stage, Stale, differences, header, read_header, read_rows
+from stillhouse.rollouts.offline.stage_files import (
+    StageFile,
+    StageMismatch,
+    header_differences,
+    read_header,
+    read_rows,
+    stage_header,
+)
 
-HEAD = header("responses", seed=1, sampling={"temperature": 0.8})
+HEAD = stage_header("responses", seed=1, sampling={"temperature": 0.8})
 ROWS = [{"number": number, "response": f"text {number} ü\n"} for number in range(5)]
 
 
 def whole(folder: Path) -> bytes:
-    stage = Stage(folder / "whole.jsonl", HEAD)
+    stage = StageFile(folder / "whole.jsonl", HEAD)
     stage.append(ROWS)
-    assert stage.finish(len(ROWS))
+    assert stage.merge(len(ROWS))
     return stage.path.read_bytes()
 
 
 def test_torn_at_any_byte_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
     wanted = whole(tmp_path)
     for cut in range(len(wanted) + 1):
-        stage = Stage(tmp_path / "torn.jsonl", HEAD)
-        stage.part.write_bytes(wanted[:cut])
-        begun = stage.begun()
+        stage = StageFile(tmp_path / "torn.jsonl", HEAD)
+        stage.shard.write_bytes(wanted[:cut])
+        begun = stage.partial_rows()
         assert list(begun) == list(range(max(0, wanted[:cut].count(b"\n") - 1)))
         if len(begun) < len(ROWS):
-            assert not stage.finish(len(ROWS))
+            assert not stage.merge(len(ROWS))
             stage.append(ROWS[len(begun) :])
-        assert stage.finish(len(ROWS))
+        assert stage.merge(len(ROWS))
         assert stage.path.read_bytes() == wanted
-        assert stage.parts() == []
+        assert stage.shards() == []
         stage.path.unlink()
 
 
 def test_parts_of_several_processes_join_to_the_same_bytes(tmp_path: Path) -> None:
     wanted = whole(tmp_path)
-    stages = [Stage(tmp_path / "shared.jsonl", HEAD, rank, 3) for rank in range(3)]
+    stages = [StageFile(tmp_path / "shared.jsonl", HEAD, rank, 3) for rank in range(3)]
     for rank in (2, 0, 1):
-        assert not stages[rank].finish(len(ROWS))
+        assert not stages[rank].merge(len(ROWS))
         stages[rank].append(ROWS[rank::3][::-1])
-    assert stages[1].finish(len(ROWS))
+    assert stages[1].merge(len(ROWS))
     assert stages[1].path.read_bytes() == wanted
     assert stages[0].rows() == ROWS
 
 
 def test_parts_of_another_number_of_processes_are_used(tmp_path: Path) -> None:
     for rank in range(2):
-        Stage(tmp_path / "a.jsonl", HEAD, rank, 2).append(ROWS[rank:4:2])
-    alone = Stage(tmp_path / "a.jsonl", HEAD)
-    assert sorted(alone.begun()) == [0, 1, 2, 3]
+        StageFile(tmp_path / "a.jsonl", HEAD, rank, 2).append(ROWS[rank:4:2])
+    alone = StageFile(tmp_path / "a.jsonl", HEAD)
+    assert sorted(alone.partial_rows()) == [0, 1, 2, 3]
     alone.append(ROWS[4:])
-    assert alone.finish(5)
+    assert alone.merge(5)
     assert alone.rows() == ROWS
 
 
 def test_a_long_torn_line_is_cut(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "long.jsonl", HEAD)
+    stage = StageFile(tmp_path / "long.jsonl", HEAD)
     stage.append(ROWS[:1])
-    with open(stage.part, "ab") as handle:
+    with open(stage.shard, "ab") as handle:
         handle.write(b'{"number": 1, "response": "' + b"x" * 200_000)
     stage.append(ROWS[1:])
-    assert [row["number"] for row in read_rows(stage.part)] == [0, 1, 2, 3, 4]
+    assert [row["number"] for row in read_rows(stage.shard)] == [0, 1, 2, 3, 4]
 
 
 def test_what_was_made_otherwise_is_refused_and_kept_aside(tmp_path: Path) -> None:
     whole(tmp_path)
-    other = Stage(tmp_path / "whole.jsonl", header("responses", seed=1, sampling={"temperature": 1.0}))
-    with pytest.raises(Stale, match=r"sampling\.temperature is 0\.8, not 1\.0"):
+    other = StageFile(
+        tmp_path / "whole.jsonl", stage_header("responses", seed=1, sampling={"temperature": 1.0})
+    )
+    with pytest.raises(StageMismatch, match=r"sampling\.temperature is 0\.8, not 1\.0"):
         other.rows()
     before = other.path.read_bytes()
-    ((place, differing),) = other.set_aside()
+    ((place, differing),) = other.rename_stale()
     assert differing == ["sampling.temperature is 0.8, not 1.0"]
     assert place.name == "whole.stale-1.jsonl"
     assert place.read_bytes() == before
     assert other.rows() is None
-    part = Stage(tmp_path / "whole.jsonl", HEAD)
+    part = StageFile(tmp_path / "whole.jsonl", HEAD)
     part.append(ROWS[:1])
-    with pytest.raises(Stale):
-        other.begun()
-    assert [moved.name for moved, _ in other.set_aside()] == ["whole.part-0-of-1.stale-1.jsonl"]
+    with pytest.raises(StageMismatch):
+        other.partial_rows()
+    assert [moved.name for moved, _ in other.rename_stale()] == ["whole.shard-0-of-1.stale-1.jsonl"]
 
 
 def test_other_versions_alone_make_nothing_stale() -> None:
-    assert differences(HEAD, {**HEAD, "versions": {"torch": "1.0"}}) == []
-    assert differences(HEAD, {**HEAD, "extra": 3}) == ["extra is 3, not missing"]
+    assert header_differences(HEAD, {**HEAD, "versions": {"torch": "1.0"}}) == []
+    assert header_differences(HEAD, {**HEAD, "extra": 3}) == ["extra is 3, not missing"]
 
 
 def test_damage_in_the_middle_and_files_without_a_header_are_named(tmp_path: Path) -> None:
@@ -95,7 +104,7 @@ def test_damage_in_the_middle_and_files_without_a_header_are_named(tmp_path: Pat
     lines = whole(tmp_path).split(b"\n")
     path.write_bytes(b"\n".join([*lines[:2], b"{broken", *lines[2:]]))
     with pytest.raises(DataError, match=r"whole\.jsonl:3: is damaged"):
-        Stage(path, HEAD).rows()
+        StageFile(path, HEAD).rows()
     path.write_text(json.dumps({"prompt": "x"}) + "\n")
     with pytest.raises(DataError, match="is no stage file"):
         read_header(path)

@@ -1,236 +1,177 @@
-"""Whole rounds of responses: written once for all prompts, bit by bit, and kept as stage files."""
+"""Policies that work in rounds: what they have in common, and the one with a single source (SeqKD)."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from stillhouse import console
-from stillhouse.core.distributed import wait
-from stillhouse.core.types import Prompt, Response, Source
+from pydantic import Field, model_validator
+
+from stillhouse.config import ListOf
+from stillhouse.core.requirements import MAIN, STUDENT, Requirements
+from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.errors import DataError
-from stillhouse.files import drop_unfinished
-from stillhouse.rollouts.generator import ResponseGenerator
-from stillhouse.rollouts.offline.samples import Sample, absent, digest_of, digest_of_prompts
-from stillhouse.rollouts.offline.stages import Stage, header
-
-logger = logging.getLogger("stillhouse")
-
-CHUNK = 512
-"""Responses that are written before they are saved, unless a policy says otherwise."""
-
-Score = Mapping[str, Callable[[Sequence[Response]], list[float]]]
+from stillhouse.errors import DataError, ModelError
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
+from stillhouse.rollouts.offline.curation import RoundCurator, requirements_of
+from stillhouse.rollouts.offline.filters import TEACHER_LOGPROB, FilterField
+from stillhouse.rollouts.offline.generation import CHUNK_SIZE, GenerationOptions, Refresh, RoundGenerator
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every round of a run has in common."""
+class RoundsConfig(ResponsesConfig):
+    """Responses that are generated for all prompts before any is trained on, and may be filtered."""
 
-    rank: int = 0
-    ranks: int = 1
-    decode: Callable[[Sequence[int]], str] | None = None
-    score: Score = field(default_factory=dict)
-    """Who says how likely each response is; what they say is kept beside it."""
-    chunk: int = CHUNK
-    """Responses that one process writes before it saves them. A chunk is always written as a whole, so that
-    even rounding is the same after an interruption and for any number of processes."""
-    join: bool = True
-    """Wait for the other processes; without, each leaves its part and the last one joins them."""
+    refresh: Refresh = "never"
+    """When to generate new responses."""
+    filters: ListOf[FilterField] = ()
+    """What a round passes through, in order (docs/curation.md). A prompt is dropped with any of its
+    responses, and another prompt of the round takes its place in the batch; responses/curation.json counts it
+    all."""
+    resample: Annotated[int, Field(ge=0)] = 0
+    """How often a dropped response is generated again, with a fresh seed, before its prompt is dropped."""
+    scores: ListOf[Literal["teacher", "student"]] = ()
+    """Also store the mean log-probability of each response under these models, for `stillhouse show`; each
+    costs a forward pass over the round. What a filter needs is computed anyway."""
+    chunk_size: Annotated[int, Field(ge=1)] = CHUNK_SIZE
+    """Responses that are generated before they are saved: the most that an interruption costs."""
 
+    @model_validator(mode="after")
+    def _filters_need_rounds(self) -> Self:
+        if self.refresh == "step" and (self.filters or self.scores):
+            raise ValueError("filters and scores need whole rounds: set refresh to epoch or never, not step")
+        return self
 
-@dataclass(frozen=True)
-class Order:
-    """What is asked for: who writes which responses, and how."""
+    def requirements(self) -> Requirements:
+        """What the filters and `scores` need."""
+        needs = requirements_of(self.filters)
+        return needs | TEACHER_LOGPROB if "teacher" in self.scores else needs
 
-    prompts: Sequence[Prompt]
-    source: Source
-    """On whose side they stand."""
-    writer: ResponseGenerator | None
-    """Who writes what is not given; without one such places stay empty."""
-    seed: int
-    sampling: Sampling | None = None
-    given: Sequence[Sample | None] = ()
-    """Responses that are there already, by place."""
-    numbers: Sequence[int] | None = None
-    """What tells prompts apart, as in `Engine.generate`; by default their places."""
-    samples: int = 1
-    """Responses for each prompt."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the header says, such as the round."""
+    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
+        """The teacher's responses of every round, which do not depend on the student; None if there are
+        none."""
+        return None
 
-    def header(self, model: str, version: int | None, scores: Sequence[str]) -> dict[str, Any]:
-        """The header of the file; `model` is a digest of the weights that write."""
-        there = [sample for sample in self.given if sample is not None]
-        writing = self.writer is not None and len(there) < len(self.prompts)
-        sampling = (
-            self.writer.resolve_sampling(self.sampling) if writing and self.writer is not None else None
-        )
-        return header(
-            "responses",
-            source=self.source,
-            **self.facts,
-            seed=self.seed,
-            prompts={"count": len(self.prompts), "digest": digest_of_prompts(self.prompts)},
-            samples=self.samples,
-            sampling=None if sampling is None else sampling.model_dump(mode="json"),
-            model=model if writing else None,
-            student_version=version if writing else None,
-            given=digest_of(there) if there else None,
-            scores=sorted(scores),
-        )
+    def options(self, context: RolloutContext, source: Literal["teacher", "student"]) -> GenerationOptions:
+        """How the stage files of one source are generated.
+
+        Raises:
+            ModelError: a score is needed of a model that is not in this process.
+        """
+        filters = [one for one in self.filters if one.source in ("all", source)]
+        scored = requirements_of(filters).asks(MAIN, "distribution")
+        wanted = {*self.scores, *(["teacher"] if scored else [])}
+        absent = wanted - context.scorers.keys()
+        if absent:
+            raise ModelError(
+                f"responses.filters: likelihood under the {min(absent)} needs its model in this process. "
+                "Take teacher: {kind: live}, or leave out logprob_floor and scores."
+            )
+        scorers = {name: context.scorers[name] for name in sorted(wanted)}
+        return GenerationOptions(context.rank, context.world_size, context.decode, scorers, self.chunk_size)
 
 
-def make(path: Path, order: Order, setting: Setting, head: dict[str, Any], title: str) -> list[Sample] | None:
-    """The responses of an order in the order of its prompts, from the file at `path` or written now.
+class RoundsPolicy:
+    """Provides the responses of the newest round; with `refresh: step`, new responses to the step's
+    prompts."""
 
-    What an interrupted process left is used as far as it goes. With several processes each writes every
-    `ranks`-th chunk.
+    def __init__(
+        self, config: RoundsConfig, context: RolloutContext, generators: Mapping[str, RoundGenerator]
+    ) -> None:
+        self._refresh = config.refresh
+        self._seed = context.seed
+        self._generators = generators
+        self._curator = RoundCurator(context, generators, config.filters, config.resample)
+        self._metrics: dict[str, float] = {}
+        self._only_round: dict[str, dict[str, Response]] = {}
 
-    Returns:
-        The samples; None if other processes have not written their parts yet and nobody waits for them.
+    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
+        """One response of each source to each prompt, or to another one where the prompt was dropped."""
+        if self._refresh == "step":
+            columns = [self._column(one, prompts, progress) for one in self._generators.values()]
+            return [list(group) for group in zip(*columns, strict=True)]
+        current = self._curator.round(int(progress.epoch) if self._refresh == "epoch" else 0)
+        taken = {prompt.id for prompt in prompts}
+        groups = [current.group(prompt, taken, self._seed) for prompt in prompts]
+        self._metrics = dict(current.metrics)
+        if self._metrics:
+            dropped = sum(prompt.id not in current.groups for prompt in prompts)
+            self._metrics["curation/replaced"] = dropped / len(prompts)
+        return [list(group) for group in groups]
+
+    def metrics(self) -> dict[str, float]:
+        """The share of prompts that the filters kept, what was resampled, and the step's replaced prompts."""
+        return self._metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which weights generated the newest round of each source."""
+        return {source: generator.state_dict() for source, generator in self._generators.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for source, generator in self._generators.items():
+            generator.load_state_dict(state.get(source, {}))
+
+    def _column(
+        self, generator: RoundGenerator, prompts: Sequence[Prompt], progress: Progress
+    ) -> list[Response]:
+        if generator.every_step:
+            return generator.generate_step(prompts, progress)
+        if generator.source not in self._only_round:
+            self._only_round[generator.source] = _by_prompt(generator)
+        return [self._only_round[generator.source][prompt.id] for prompt in prompts]
+
+
+def _by_prompt(generator: RoundGenerator) -> dict[str, Response]:
+    """The responses of a source that is generated once, by prompt.
 
     Raises:
-        Stale: there is a file that was made in another way.
+        DataError: some prompts have none.
     """
-    stage = Stage(path, head, setting.rank, setting.ranks)
-    rows = stage.rows()
-    if rows is None:
-        _Writing(order, setting, stage, title).run()
-        if setting.join:
-            wait(setting.ranks)
-            if setting.rank == 0 and not stage.finish(len(order.prompts) * order.samples):
-                raise DataError(
-                    f"{path}: some of its parts are missing; all processes must see the same folder."
-                )
-            wait(setting.ranks)
-        else:
-            stage.finish(len(order.prompts) * order.samples)
-        rows = stage.rows()
-    if rows is None:
-        return None
-    return _samples(path, rows, order)
-
-
-def _samples(path: Path, rows: Sequence[Mapping[str, Any]], order: Order) -> list[Sample]:
-    wanted = len(order.prompts) * order.samples
-    numbers = [row.get("number") for row in rows]
-    if numbers != list(range(wanted)):
+    samples = generator.samples(0)
+    missing = [sample.response.prompt.id for sample in samples if sample.missing]
+    if missing:
         raise DataError(
-            f"{path}: has {len(rows)} responses, not one for each of {wanted} places in their order. "
-            "Delete the file to write it again."
+            f"responses.teacher_responses: {len(missing)} of {len(samples)} prompts have no response, first "
+            f"{missing[0]}. Let the teacher generate those (teacher_responses: [..., teacher]), or set "
+            "responses.refresh: epoch, whose rounds leave such prompts out and count them."
         )
-    return [Sample.of(row, order.prompts[number % len(order.prompts)]) for number, row in enumerate(rows)]
+    return {sample.response.prompt.id: sample.response for sample in samples}
 
 
-class _Writing:
-    """One process's part in the writing of a stage."""
+@REGISTRY.register
+class GeneratedConfig(RoundsConfig):
+    """Train on responses that the teacher or the student generates.
 
-    def __init__(self, order: Order, setting: Setting, stage: Stage, title: str) -> None:
-        self.order = order
-        self.setting = setting
-        self.stage = stage
-        self.title = title
+    Example: `responses: {kind: generated, by: teacher, filters: [empty, truncated]}`
+    """
 
-    def run(self) -> None:
-        """Write every chunk that is this process's and not whole yet."""
-        total, size = len(self.order.prompts) * self.order.samples, self.setting.chunk
-        starts = range(0, total, size)[self.setting.rank :: self.setting.ranks]
-        chunks = [range(start, min(start + size, total)) for start in starts]
-        begun = self.stage.begun()
-        done = sum(number in begun for chunk in chunks for number in chunk)
-        with self._progress(sum(map(len, chunks)), done) as advance:
-            for chunk in chunks:
-                missing = [number for number in chunk if number not in begun]
-                if missing:
-                    rows = self._rows(chunk, advance, len(chunk) - len(missing))
-                    self.stage.append([rows[number] for number in missing])
+    kind: Literal["generated"] = "generated"
+    by: Literal["teacher", "student"] = "teacher"
+    """Which model generates them."""
+    refresh: Refresh = "never"
+    """When to generate new responses: once before training, at the start of each epoch, or at each step
+    (on-policy)."""
+    sampling: Sampling | None = None
+    """How they are sampled; default: `engine.sampling`."""
 
-    @contextlib.contextmanager
-    def _progress(self, total: int, done: int) -> Iterator[Callable[[int], None]]:
-        if self.setting.rank != 0 or total == done:
-            yield lambda n: None
-            return
-        with console.progress(self.title, total=total, done=done) as bar:
-            yield bar.advance
+    def requirements(self) -> Requirements:
+        """Text of the model that generates, and what the filters need."""
+        return super().requirements() | Requirements.of(STUDENT if self.by == "student" else MAIN, "text")
 
-    def _rows(
-        self, chunk: range, advance: Callable[[int], None], done_before: int
-    ) -> dict[int, dict[str, Any]]:
-        """The rows of a chunk by number, made from what is given and what is written now."""
-        found = {number: self._given(number) for number in chunk}
-        asked = [number for number, sample in found.items() if sample is None]
-        shown = done_before
+    def sources(self) -> frozenset[str]:
+        """The model that generates."""
+        return frozenset({self.by})
 
-        def progress(finished: int, _total: int) -> None:
-            nonlocal shown
-            if finished + len(chunk) - len(asked) > shown:
-                advance(finished + len(chunk) - len(asked) - shown)
-                shown = finished + len(chunk) - len(asked)
+    def build(self, context: RolloutContext) -> RoundsPolicy:
+        """The running policy."""
+        return RoundsPolicy(self, context, {self.by: self._rounds(context)})
 
-        progress(0, 0)
-        for sample in self._write(asked, progress):
-            found[sample.number] = sample
-        samples = [sample for sample in found.values() if sample is not None]
-        return {sample.number: sample.row() for sample in self._scored(samples)}
+    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
+        """Its only source, if that is the teacher and does not change."""
+        return self._rounds(context) if self.by == "teacher" and self.refresh == "never" else None
 
-    def _given(self, number: int) -> Sample | None:
-        index, place = divmod(number, len(self.order.prompts))
-        given = self.order.given[place] if self.order.given else None
-        if given is not None:
-            return replace(given, number=number, index=index)
-        if self.order.writer is None:
-            return absent(number, self.order.prompts[place], self.order.source)
-        return None
-
-    def _write(self, asked: Sequence[int], progress: Callable[[int, int], None]) -> list[Sample]:
-        writer, count = self.order.writer, len(self.order.prompts)
-        if writer is None or not asked:
-            return []
-        places = [number % count for number in asked]
-        numbers = asked if self.order.numbers is None else [self.order.numbers[place] for place in places]
-        prompts = [self.order.prompts[place] for place in places]
-        responses = writer.generate(
-            prompts, self.order.seed, self.order.sampling, sample_ids=numbers, progress=progress
-        )
-        decode = self.setting.decode or (lambda ids: "")
-        return [
-            Sample(
-                number,
-                replace(response, source=self.order.source),
-                decode(response.token_ids),
-                writer.name,
-                index=number // count,
-            )
-            for number, response in zip(asked, responses, strict=True)
-        ]
-
-    def _scored(self, samples: Sequence[Sample]) -> list[Sample]:
-        there = [sample.response for sample in samples if not sample.missing]
-        if not there or not self.setting.score:
-            return list(samples)
-        scores = {name: iter(score(there)) for name, score in self.setting.score.items()}
-        return [
-            sample
-            if sample.missing
-            else replace(sample, scores={name: next(values) for name, values in scores.items()})
-            for sample in samples
-        ]
-
-
-def place_aside(path: Path, head: Mapping[str, Any], setting: Setting) -> None:
-    """Rename files of another making, with a warning that says what differs; all processes wait for it."""
-    if setting.rank == 0:
-        drop_unfinished(path)
-        for place, differing in Stage(path, head).set_aside():
-            logger.warning(
-                "%s was made in another way (%s): kept as %s, and written anew",
-                path,
-                "; ".join(differing),
-                place.name,
-            )
-    wait(setting.ranks)
+    def _rounds(self, context: RolloutContext) -> RoundGenerator:
+        generator = context.student if self.by == "student" else context.teacher
+        assert generator is not None
+        options = self.options(context, self.by)
+        return RoundGenerator(context, self.by, generator, self.refresh, self.sampling, options)

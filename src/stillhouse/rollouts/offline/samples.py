@@ -1,4 +1,4 @@
-"""A response with all that filters, files and people want to know of it."""
+"""A response with everything that filters, stage files and readers want to know about it."""
 
 from __future__ import annotations
 
@@ -8,38 +8,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillhouse.core.types import Prompt, Response
+from stillhouse.core.types import Prompt, Response, Source
+
+SampleKey = tuple[str, int]
+"""The id of the prompt, and which of several responses to it this is."""
+NOBODY = "nobody"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A response as text and as tokens, with who wrote it and how likely it is.
+    """A response as text and as tokens, with who generated it and its scores.
 
     Example: `Sample(0, response, text="Fig.", by="teacher", scores={"teacher": -0.31})`
     """
 
     number: int
-    """Its place in the stage."""
+    """Its row in the stage file."""
     response: Response
     text: str
     by: str
-    """Who wrote it: "teacher", "student", "fixed" (the data set), or the name of another generator.
+    """Who generated it: "teacher", "student", "fixed" (the data set), or the name of another generator.
 
-    `response.source` says whose place it takes in the training: text of another generator may stand in the
-    teacher's.
+    This is not always `response.source`, the role it has in training: another generator's response may stand
+    in for the teacher's.
     """
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Mean log-probability in nats per token under "teacher" and "student", as far as measured."""
+    """Mean log-probability in nats per token under "teacher" and "student", where measured."""
     index: int = 0
     """Which of several responses to the same prompt it is."""
 
     @property
+    def key(self) -> SampleKey:
+        """The prompt's id and the index: what the two responses of a pair have in common."""
+        return self.response.prompt.id, self.index
+
+    @property
     def missing(self) -> bool:
-        """Whether nobody has written it."""
+        """Whether there is no response."""
         return self.by == NOBODY
 
-    def row(self) -> dict[str, Any]:
-        """As a row of a stage file. It is a row of data too: `prompt`, `response` and `references` are."""
+    def to_row(self) -> dict[str, Any]:
+        """As a row of a stage file, which can be read as training data too."""
         response, prompt, version = self.response, self.response.prompt, self.response.student_version
         optional = {
             "sample": self.index,
@@ -63,12 +72,12 @@ class Sample:
         }
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], prompt: Prompt | None = None) -> Sample:
+    def from_row(cls, row: Mapping[str, Any], prompt: Prompt | None = None) -> Sample:
         """From a row of a stage file, or of any data with `prompt` and `response`.
 
         Args:
             row: the row.
-            prompt: the very prompt, where it is at hand.
+            prompt: the prompt it responds to, if it is at hand; else one is made from the row.
         """
         asked = {name: row[name] for name in ("prompt", "input") if row.get(name)}
         prompt = prompt or Prompt(
@@ -98,21 +107,18 @@ class Sample:
         )
 
 
-NOBODY = "nobody"
-
-
-def absent(number: int, prompt: Prompt, source: Any) -> Sample:
-    """Stands where nobody has a response to the prompt."""
+def missing_sample(number: int, prompt: Prompt, source: Source) -> Sample:
+    """The placeholder for a prompt without a response."""
     return Sample(number, Response(prompt, (), source), "", NOBODY)
 
 
-def digest_of(samples: Sequence[Sample]) -> str:
-    """A digest of who wrote which tokens for which prompt."""
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """A digest of who generated which tokens for which prompt."""
     facts = [[s.by, s.response.prompt.id, s.text, s.response.token_ids] for s in samples]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """A digest of ids and tokens of prompts, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:

@@ -1,8 +1,10 @@
-"""How likely a model finds whole responses."""
+"""The likelihood of whole responses under a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,3 +58,13 @@ def mean_logprobs(
 
 def _length(response: Response) -> int:
     return len(response.prompt.token_ids) + len(response.token_ids)
+
+
+def scorers(
+    models: Mapping[str, nn.Module | None], pad_id: int, vocab: int, batch_size: int
+) -> dict[str, Callable[[Sequence[Response]], list[float]]]:
+    """`mean_logprobs` of each model, by its name; a model that is None is left out."""
+    options: dict[str, Any] = {"pad_id": pad_id, "vocab": vocab, "batch_size": batch_size}
+    return {
+        name: partial(mean_logprobs, model, **options) for name, model in models.items() if model is not None
+    }

@@ -1,29 +1,15 @@
-"""Filters of responses: small named parts, each of which says what it drops and why."""
+"""Filters of responses: each says what it drops and why; a new filter is one file in this folder."""
 
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, FilterField
-from stillhouse.rollouts.offline.filters.duplicates import Duplicates, NearDuplicates
-from stillhouse.rollouts.offline.filters.form import Empty, Format, LengthRatio, Truncated
-from stillhouse.rollouts.offline.filters.language import Language
-from stillhouse.rollouts.offline.filters.likelihood import LogprobFloor
-from stillhouse.rollouts.offline.filters.overlap import Overlap
-from stillhouse.rollouts.offline.filters.repetition import Repetition
-from stillhouse.rollouts.offline.filters.verified import Verified
+from stillhouse.config import import_submodules
+from stillhouse.rollouts.offline.filters.base import (
+    REGISTRY,
+    TEACHER_LOGPROB,
+    Drop,
+    Filter,
+    FilterContext,
+    FilterField,
+)
 
-__all__ = [
-    "REGISTRY",
-    "Around",
-    "Drop",
-    "Duplicates",
-    "Empty",
-    "Filter",
-    "FilterField",
-    "Format",
-    "Language",
-    "LengthRatio",
-    "LogprobFloor",
-    "NearDuplicates",
-    "Overlap",
-    "Repetition",
-    "Truncated",
-    "Verified",
-]
+import_submodules(__name__)
+
+__all__ = ["REGISTRY", "TEACHER_LOGPROB", "Drop", "Filter", "FilterContext", "FilterField"]

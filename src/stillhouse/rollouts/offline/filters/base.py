@@ -8,62 +8,62 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.requirements import MAIN, Requirements
-
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.samples import Sample, SampleKey
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a response is not used.
+    """Why a response is dropped.
 
     Example: `Drop("repeats itself", "0.83 of its 4-grams")`
     """
 
     reason: str
-    """Few and the same words for the same fault, because they are counted."""
+    """The same words for the same fault, because reasons are counted."""
     detail: str = ""
-    """What was seen in this very response."""
+    """What was found in this response."""
+    filter: str = ""
+    """The kind of the filter; `apply_filters` fills it in."""
 
 
 @dataclass(frozen=True)
-class Around:
-    """What filters may ask about the run and about the other side of a pair."""
+class FilterContext:
+    """What filters may know beyond the responses that they judge."""
 
     held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
-    beside: Mapping[int, Sample] = field(default_factory=dict)
-    """The other side of each pair, by the sample's number; empty where there are no pairs."""
+    partners: Mapping[SampleKey, Sample] = field(default_factory=dict)
+    """The other response of each pair; empty without pairs."""
 
 
 class Filter(StrictConfig):
     """One reason to drop a response.
 
-    A filter sees all responses of one side together, in the order of the prompts, without those that filters
-    before it have dropped.
+    A filter sees all responses of one source together, in the order of the prompts, without those that
+    earlier filters have dropped.
     """
 
     kind: str
-    sides: Literal["all", "teacher", "student"] = "all"
-    """Whose responses it looks at: all, or only what stands on the teacher's or the student's side."""
+    source: Literal["all", "teacher", "student"] = "all"
+    """Which responses of a pair it applies to."""
 
     def requirements(self) -> Requirements:
         """What it needs beside the responses; nothing by default."""
         return Requirements()
 
     @abstractmethod
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """For each sample why it is dropped, or None if it is kept."""
 
 
 TEACHER_LOGPROB = replace(Requirements.of(MAIN, "distribution"), same_tokenizer=frozenset({MAIN}))
-"""Of filters and scores that ask how likely the teacher finds a response."""
+"""Of filters and scores that ask for the likelihood of a response under the teacher."""
 
 REGISTRY: Registry[Filter] = Registry("filter", Filter)  # type: ignore[type-abstract]
 FilterField = Annotated[SerializeAsAny[Filter], BeforeValidator(REGISTRY.parse)]
@@ -73,7 +73,7 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-"""Letters of scripts that put no spaces between words."""
+"""Letters of scripts without spaces between words."""
 
 
 @functools.cache

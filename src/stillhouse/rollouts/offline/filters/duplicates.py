@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stillhouse.errors import EnvironmentFault
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, pieces, words
+from stillhouse.rollouts.offline.filters.base import (
+    REGISTRY,
+    Drop,
+    Filter,
+    FilterContext,
+    grams,
+    pieces,
+    words,
+)
+from stillhouse.rollouts.offline.samples import Sample
 
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
-
-Of = Literal["both", "prompt", "response"]
+Compare = Literal["both", "prompt", "response"]
 
 
 @REGISTRY.register
@@ -24,15 +30,15 @@ class Duplicates(Filter):
     """
 
     kind: Literal["duplicates"] = "duplicates"
-    of: Of = "both"
+    compare: Compare = "both"
     """What has to be equal: prompt and response together, the prompt, or the response."""
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By what stands between spaces."""
         first: dict[tuple[str, ...], str] = {}
         verdicts: list[Drop | None] = []
         for sample in samples:
-            key = tuple(" ".join(pieces(text)).casefold() for text in _texts(sample, self.of))
+            key = tuple(" ".join(pieces(text)).casefold() for text in _texts(sample, self.compare))
             found = first.get(key)
             verdicts.append(None if found is None else Drop("duplicate", f"of {found}"))
             first.setdefault(key, sample.response.prompt.id)
@@ -51,16 +57,16 @@ class NearDuplicates(Filter):
     """
 
     kind: Literal["near_duplicates"] = "near_duplicates"
-    of: Of = "both"
+    compare: Compare = "both"
     """What is compared: prompt and response together, the prompt, or the response."""
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The least estimated similarity of a duplicate."""
     n: Annotated[int, Field(ge=1)] = 3
     """Words in an n-gram; shorter texts count as one."""
-    hashes: Annotated[int, Field(ge=16)] = 128
-    """Hash functions: the estimate's standard error is about sqrt(s (1 - s) / hashes), 0.035 at 0.8."""
+    num_hashes: Annotated[int, Field(ge=16)] = 128
+    """Hash functions: the estimate's standard error is about sqrt(s (1 - s) / num_hashes), 0.035 at 0.8."""
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By estimated similarity to what was kept before."""
         try:
             from datasketch import MinHash, MinHashLSH
@@ -70,11 +76,11 @@ class NearDuplicates(Filter):
                 "Install it with: pip install 'stillhouse[curate]'"
             ) from None
         # Rather too many candidates than one too few: each is measured. The index has no bands above 0.9.
-        index = MinHashLSH(threshold=min(self.threshold, 0.9), num_perm=self.hashes, weights=(0.1, 0.9))
+        index = MinHashLSH(threshold=min(self.threshold, 0.9), num_perm=self.num_hashes, weights=(0.1, 0.9))
         kept: dict[int, MinHash] = {}
         verdicts: list[Drop | None] = []
         for place, sample in enumerate(samples):
-            sketch = MinHash(num_perm=self.hashes, seed=1)
+            sketch = MinHash(num_perm=self.num_hashes, seed=1)
             sketch.update_batch([" ".join(gram).encode() for gram in self._grams(sample)])
             similar = [(kept[other].jaccard(sketch), -other) for other in index.query(sketch)]
             similarity, other = max(similar, default=(0.0, 0))
@@ -88,10 +94,10 @@ class NearDuplicates(Filter):
         return verdicts
 
     def _grams(self, sample: Sample) -> list[tuple[str, ...]]:
-        parts = [word for text in _texts(sample, self.of) for word in words(text) or text.split()]
+        parts = [word for text in _texts(sample, self.compare) for word in words(text) or text.split()]
         return sorted(set(grams(parts, min(self.n, max(1, len(parts)))))) or [("",)]
 
 
-def _texts(sample: Sample, of: Of) -> tuple[str, ...]:
+def _texts(sample: Sample, compare: Compare) -> tuple[str, ...]:
     prompt, response = sample.response.prompt.question, sample.text
-    return {"both": (prompt, response), "prompt": (prompt,), "response": (response,)}[of]
+    return {"both": (prompt, response), "prompt": (prompt,), "response": (response,)}[compare]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, words
-
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext, words
+from stillhouse.rollouts.offline.samples import Sample
 
 
 @REGISTRY.register
@@ -19,16 +17,16 @@ class Empty(Filter):
     """Drops responses without text, or with fewer words than wanted."""
 
     kind: Literal["empty"] = "empty"
-    least_words: Annotated[int, Field(ge=1)] = 1
+    min_words: Annotated[int, Field(ge=1)] = 1
     """The fewest words of a response that is kept; a text of signs alone has one."""
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By counting words."""
-        return [self._judged(sample.text) for sample in samples]
+        return [self._check(sample.text) for sample in samples]
 
-    def _judged(self, text: str) -> Drop | None:
+    def _check(self, text: str) -> Drop | None:
         count = len(words(text)) or int(bool(text.strip()))
-        if count >= self.least_words:
+        if count >= self.min_words:
             return None
         return Drop("too few words", f"{count}") if count else Drop("empty")
 
@@ -39,7 +37,7 @@ class Truncated(Filter):
 
     kind: Literal["truncated"] = "truncated"
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By the missing end-of-sequence token."""
         return [
             None
@@ -80,11 +78,11 @@ class Format(Filter):
             raise ValueError("needs match or forbid")
         return self
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By searching for the patterns."""
-        return [self._judged(sample.text) for sample in samples]
+        return [self._check(sample.text) for sample in samples]
 
-    def _judged(self, text: str) -> Drop | None:
+    def _check(self, text: str) -> Drop | None:
         if self.match is not None and not re.search(self.match, text):
             return Drop("lacks the wanted pattern")
         found = re.search(self.forbid, text) if self.forbid is not None else None
@@ -98,42 +96,43 @@ class LengthRatio(Filter):
     Lengths are counted in tokens, or in words where a file has no tokens. Of a pair the student's side is
     judged, because it can be written again.
 
-    Example: `{kind: length_ratio, to: pair, most: 4.0}`
+    Example: `{kind: length_ratio, relative_to: pair, max_ratio: 4.0}`
     """
 
     kind: Literal["length_ratio"] = "length_ratio"
-    to: Literal["prompt", "pair"] = "pair"
+    relative_to: Literal["prompt", "pair"] = "pair"
     """What the response is compared with; without pairs, `pair` drops nothing."""
-    least: Annotated[float, Field(ge=0.0)] = 0.0
+    min_ratio: Annotated[float, Field(ge=0.0)] = 0.0
     """The smallest length of the response, divided by that of the prompt or of the other side."""
-    most: Annotated[float, Field(gt=0.0)] | None = None
+    max_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """The largest."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not self.least and self.most is None:
-            raise ValueError("needs least or most")
-        if self.most is not None and self.least > self.most:
-            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
+        if not self.min_ratio and self.max_ratio is None:
+            raise ValueError("needs min_ratio or max_ratio")
+        if self.max_ratio is not None and self.min_ratio > self.max_ratio:
+            raise ValueError(f"min_ratio ({self.min_ratio}) is more than max_ratio ({self.max_ratio})")
         return self
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By dividing lengths."""
-        return [self._judged(sample, around) for sample in samples]
+        return [self._check(sample, context) for sample in samples]
 
-    def _judged(self, sample: Sample, around: Around) -> Drop | None:
+    def _check(self, sample: Sample, context: FilterContext) -> Drop | None:
         response = sample.response
-        if self.to == "prompt":
+        if self.relative_to == "prompt":
             sizes = (response.token_ids, response.prompt.token_ids)
             texts = (sample.text, response.prompt.question)
         else:
-            other = around.beside.get(sample.number)
+            other = context.partners.get(sample.key)
             if response.source != "student" or other is None or other.missing:
                 return None
             sizes, texts = (response.token_ids, other.response.token_ids), (sample.text, other.text)
         mine, theirs = map(len, sizes) if all(sizes) else (len(words(text)) for text in texts)
         ratio = mine / max(1, theirs)
-        told = f"{ratio:.2f} of the {'prompt' if self.to == 'prompt' else 'other side'} ({mine} to {theirs})"
-        if ratio < self.least:
-            return Drop("too short", told)
-        return Drop("too long", told) if self.most is not None and ratio > self.most else None
+        other_name = "prompt" if self.relative_to == "prompt" else "other response"
+        detail = f"{ratio:.2f} of the {other_name} ({mine} to {theirs})"
+        if ratio < self.min_ratio:
+            return Drop("too short", detail)
+        return Drop("too long", detail) if self.max_ratio is not None and ratio > self.max_ratio else None

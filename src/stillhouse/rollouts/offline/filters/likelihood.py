@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.errors import DataError
-from stillhouse.rollouts.offline.filters.base import REGISTRY, TEACHER_LOGPROB, Around, Drop, Filter
-
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.filters.base import REGISTRY, TEACHER_LOGPROB, Drop, Filter, FilterContext
+from stillhouse.rollouts.offline.samples import Sample
 
 
 @REGISTRY.register
@@ -22,28 +20,28 @@ class LogprobFloor(Filter):
     Text that the teacher finds likely teaches more than better text that it does not (DistiLLM-2, arXiv
     2503.07067, figure 2b). By default it looks at the teacher's side, where other generators' text may stand.
 
-    Example: `{kind: logprob_floor, least: -1.5}`
+    Example: `{kind: logprob_floor, min_logprob: -1.5}`
     """
 
     kind: Literal["logprob_floor"] = "logprob_floor"
-    sides: Literal["all", "teacher", "student"] = "teacher"
+    source: Literal["all", "teacher", "student"] = "teacher"
     """Whose responses it looks at."""
-    least: Annotated[float, Field(le=0.0)] | None = None
+    min_logprob: Annotated[float, Field(le=0.0)] | None = None
     """The lowest mean log-probability of a token that is kept, in nats."""
-    lowest_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    drop_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Drop this share of the responses, the least likely ones (rounded down)."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if (self.least is None) == (self.lowest_share is None):
-            raise ValueError("needs either least or lowest_share")
+        if (self.min_logprob is None) == (self.drop_share is None):
+            raise ValueError("needs either min_logprob or drop_share")
         return self
 
     def requirements(self) -> Requirements:
-        """How likely the teacher finds a response."""
+        """The likelihood of a response under the teacher."""
         return TEACHER_LOGPROB
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By the measured scores.
 
         Raises:
@@ -56,11 +54,11 @@ class LogprobFloor(Filter):
                     "which the filter logprob_floor needs. Name the teacher."
                 )
         scores = [sample.scores["teacher"] for sample in samples]
-        floor = self.least
+        floor = self.min_logprob
         low = set[int]()
-        if self.lowest_share is not None:
+        if self.drop_share is not None:
             order = sorted(range(len(scores)), key=lambda place: scores[place])
-            low = set(order[: int(self.lowest_share * len(order))])
+            low = set(order[: int(self.drop_share * len(order))])
         return [
             Drop("unlikely under the teacher", f"{score:.3f} nats a token")
             if place in low or (floor is not None and score < floor)

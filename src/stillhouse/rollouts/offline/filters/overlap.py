@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from stillhouse.config import ListOf
 from stillhouse.core.requirements import Requirements
-from stillhouse.data.datasets import DatasetField
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, words
-from stillhouse.rollouts.offline.held_out import texts_of
-
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.core.types import question_of
+from stillhouse.data.datasets import DatasetConfig, DatasetField
+from stillhouse.data.formats import read_row
+from stillhouse.errors import DataError
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext, grams, words
+from stillhouse.rollouts.offline.samples import Sample
 
 Gram = tuple[str, ...]
 
@@ -35,9 +37,9 @@ class Overlap(Filter):
     kind: Literal["overlap"] = "overlap"
     n: Annotated[int, Field(ge=1)] = 13
     """Words in an n-gram."""
-    most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    max_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """The largest share of the n-grams of the prompt, or of the response, that may be shared."""
-    of: Literal["both", "prompt", "response"] = "both"
+    compare: Literal["both", "prompt", "response"] = "both"
     """What is compared with the evaluation sets."""
     against: ListOf[DatasetField] | None = None
     """Other sets to compare with, instead of those that the run evaluates on."""
@@ -46,21 +48,21 @@ class Overlap(Filter):
         """The texts that the run evaluates on."""
         return Requirements(data=frozenset({"evaluation_texts"}))
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By common n-grams."""
-        seen = {gram for text in self._held_out(around) for gram in self._grams(text)}
-        return [self._judged(sample, seen) for sample in samples]
+        seen = {gram for text in self._held_out(context) for gram in self._grams(text)}
+        return [self._check(sample, seen) for sample in samples]
 
-    def _judged(self, sample: Sample, seen: set[Gram]) -> Drop | None:
+    def _check(self, sample: Sample, seen: set[Gram]) -> Drop | None:
         texts = {"prompt": sample.response.prompt.question, "response": sample.text}
         for name, text in texts.items():
-            if self.of not in ("both", name):
+            if self.compare not in ("both", name):
                 continue
             mine = self._grams(text)
             if name == "response" and mine and len(mine[0]) < self.n:
                 continue
             common = [gram for gram in mine if gram in seen]
-            if common and len(common) > self.most * len(mine):
+            if common and len(common) > self.max_share * len(mine):
                 told = f"{len(common)} of {len(mine)} n-grams, first {' '.join(common[0])!r}"
                 return Drop(f"{name} is in an evaluation set", told)
         return None
@@ -69,5 +71,35 @@ class Overlap(Filter):
         parts = words(text)
         return grams(parts, self.n) or ([tuple(parts)] if parts else [])
 
-    def _held_out(self, around: Around) -> Sequence[str]:
-        return around.held_out() if self.against is None else texts_of(self.against)
+    def _held_out(self, context: FilterContext) -> Sequence[str]:
+        return context.held_out() if self.against is None else held_out_texts(self.against)
+
+
+def held_out_texts(datasets: Iterable[DatasetConfig]) -> tuple[str, ...]:
+    """Every text in the rows of some sets, once: questions, references, tests, turns of conversations.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    found: dict[str, None] = {}
+    for dataset in datasets:
+        for where, raw in islice(dataset.raw(Counter()), dataset.limit):
+            found |= dict.fromkeys(text for text in _strings(raw) if text.strip())
+            try:
+                row = read_row(raw, dataset.fields, where)
+            except DataError:
+                continue  # rows that only a task understands; all their strings are collected
+            if row.text is None:
+                found[question_of(row.prompt_fields())] = None
+    return tuple(found)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)

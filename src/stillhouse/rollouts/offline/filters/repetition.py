@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Around, Drop, Filter, grams, pieces
-
-if TYPE_CHECKING:
-    from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext, grams, pieces
+from stillhouse.rollouts.offline.samples import Sample
 
 
 @REGISTRY.register
@@ -21,23 +19,23 @@ class Repetition(Filter):
     Words are what stands between spaces, case and punctuation included; scripts without spaces (Chinese,
     Thai) are looked at letter by letter, and so is a text of one word (a long run of one sign).
 
-    Example: `{kind: repetition, n: 4, most: 0.3}`
+    Example: `{kind: repetition, n: 4, max_share: 0.3}`
     """
 
     kind: Literal["repetition"] = "repetition"
     n: Annotated[int, Field(ge=1)] = 4
     """Words in an n-gram."""
-    most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    max_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """The largest share of n-grams that may be repetitions."""
 
-    def judge(self, samples: Sequence[Sample], around: Around) -> list[Drop | None]:
+    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """By counting n-grams."""
-        return [self._judged(sample.text) for sample in samples]
+        return [self._check(sample.text) for sample in samples]
 
-    def _judged(self, text: str) -> Drop | None:
+    def _check(self, text: str) -> Drop | None:
         parts: Sequence[str] = pieces(text)
         every = grams(parts if len(parts) > 1 else text.strip(), self.n)
         share = 1 - len(set(every)) / len(every) if every else 0.0
-        if share <= self.most:
+        if share <= self.max_share:
             return None
         return Drop("repeats itself", f"{share:.2f} of its {self.n}-grams")

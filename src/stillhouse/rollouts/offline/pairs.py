@@ -1,4 +1,4 @@
-"""A teacher-written and a student-written response to each prompt (DistiLLM-2)."""
+"""A teacher-generated and a student-generated response to each prompt (DistiLLM-2)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from pydantic_core import PydanticCustomError
 from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.core.types import Prompt, Response
+from stillhouse.data import DataConfig, load_prompts
 from stillhouse.data.datasets import DatasetField
+from stillhouse.data.tokenise import Encoder
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, RolloutContext
-from stillhouse.rollouts.offline.policy import InRounds, RoundsPolicy
+from stillhouse.rollouts.offline.generation import Refresh, RoundGenerator
+from stillhouse.rollouts.offline.rounds import RoundsConfig, RoundsPolicy
 from stillhouse.rollouts.offline.samples import Sample
-from stillhouse.rollouts.offline.side import Side
 
 
-class Other(StrictConfig):
+class ExternalResponses(StrictConfig):
     """Responses of another generator, from a file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """How its responses are labelled; not "teacher", "student" or "fixed"."""
+    """How they are labelled; not "teacher", "student" or "fixed"."""
     data: DatasetField
-    """Rows with the same prompts and its responses, such as a file of `stillhouse generate`."""
+    """Rows with the same prompts and the generator's responses, such as a file of `stillhouse generate`."""
 
 
 def _parse(value: Any) -> Any:
-    """One entry or a list; a text is "teacher" or "fixed", a mapping another generator."""
+    """One entry or a list; a string is "teacher" or "fixed", a mapping another generator."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
-    return tuple(Other.model_validate(one) if isinstance(one, Mapping) else one for one in listed)
+    return tuple(ExternalResponses.model_validate(one) if isinstance(one, Mapping) else one for one in listed)
 
 
-def _checked(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = [one.name if isinstance(one, Other) else one for one in value]
-    taken = {one.name for one in value if isinstance(one, Other)} & {"teacher", "student", "fixed"}
-    if taken or len(set(names)) < len(names):
+def _check_names(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [one.name if isinstance(one, ExternalResponses) else one for one in value]
+    external = {one.name for one in value if isinstance(one, ExternalResponses)}
+    if external & {"teacher", "student", "fixed"} or len(set(names)) < len(names):
         raise PydanticCustomError(
             "names",
             "every generator needs a name of its own other than teacher, student and fixed; got {names}",
@@ -49,8 +51,8 @@ def _checked(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @REGISTRY.register
-class Pairs(InRounds):
-    """Both sides for each prompt: the teacher writes once, the student at each `refresh`.
+class PairsConfig(RoundsConfig):
+    """Two responses to each prompt: the teacher generates once, the student at each `refresh`.
 
     Paper: DistiLLM-2 (arXiv 2503.07067), Algorithm 1.
 
@@ -58,36 +60,56 @@ class Pairs(InRounds):
     """
 
     kind: Literal["pairs"] = "pairs"
-    refresh: Literal["never", "epoch", "step"] = "epoch"
-    """When the student writes anew: "epoch" is the paper's batched on-policy round."""
+    refresh: Refresh = "epoch"
+    """When the student generates new responses: "epoch" is the paper's batched on-policy round."""
     teacher_sampling: Sampling | None = None
     """How the teacher samples; default: `engine.sampling`."""
     student_sampling: Sampling | None = None
     """How the student samples; default: `engine.sampling`."""
-    teacher_side: Annotated[
-        ListOf[Literal["teacher", "fixed"] | Other],
+    teacher_responses: Annotated[
+        ListOf[Literal["teacher", "fixed"] | ExternalResponses],
         Field(min_length=1),
-        AfterValidator(_checked),
+        AfterValidator(_check_names),
         BeforeValidator(_parse),
     ] = ("teacher",)
-    """Whose responses stand on the teacher's side: the teacher's, the data set's ("fixed"), or another
-    generator's ({name: NAME, data: FILE}). Of a list the first that has a response to the prompt; each is
-    labelled with its name. The paper found the teacher's own text best (figure 2b)."""
+    """Where the teacher's responses come from: the teacher, the data set ("fixed"), or another generator
+    ({name: NAME, data: FILE}). Of a list, the first that has a response to the prompt; each response is
+    labelled with its origin. The paper found the teacher's own responses best (figure 2b)."""
 
     @property
     def _names(self) -> list[str]:
-        return [one.name if isinstance(one, Other) else one for one in self.teacher_side]
+        return [one.name if isinstance(one, ExternalResponses) else one for one in self.teacher_responses]
 
-    def others(self) -> dict[str, Any]:
-        """The sources of other generators, by name."""
-        return {one.name: one.data for one in self.teacher_side if isinstance(one, Other)}
+    def external_responses(
+        self, data: DataConfig, encoder: Encoder
+    ) -> dict[str, dict[tuple[int, ...], Response]]:
+        """The responses of other generators, by name and by the prompt's token ids.
+
+        Args:
+            data: the run's, for length limits.
+            encoder: with the run's template and tokenizer.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        found = {}
+        for one in self.teacher_responses:
+            if not isinstance(one, ExternalResponses):
+                continue
+            prompts = load_prompts(one.name, one.data, data, encoder, needs_response=True).prompts
+            found[one.name] = {
+                prompt.token_ids: Response(prompt, prompt.response_ids, "teacher", prompt.response_finished)
+                for prompt in reversed(prompts)  # of several responses to a prompt the first counts
+                if prompt.response_ids is not None
+            }
+        return found
 
     def requirements(self) -> Requirements:
-        """The student's text; the teacher's unless its side is all given; what the filters need."""
+        """The student's text; the teacher's unless all its responses are given; what the filters need."""
         needs = super().requirements() | Requirements.of(STUDENT, "text")
         if "teacher" in self._names:
             needs |= Requirements.of(MAIN, "text")
-        if self._names == ["fixed"]:  # nothing else can stand on the teacher's side
+        if self._names == ["fixed"]:  # nothing else can stand in for the teacher
             needs |= Requirements(data=frozenset({"responses"}))
         return needs
 
@@ -96,7 +118,7 @@ class Pairs(InRounds):
         return frozenset({"pairs"})
 
     def sources(self) -> frozenset[str]:
-        """Both: what stands on the teacher's side counts as the teacher's."""
+        """Both: whatever stands in for the teacher's response counts as the teacher's."""
         return frozenset({"teacher", "student"})
 
     def sequences_per_prompt(self) -> int:
@@ -106,31 +128,31 @@ class Pairs(InRounds):
     def build(self, context: RolloutContext) -> RoundsPolicy:
         """The running policy."""
         assert context.student is not None
-        student = Side(
+        student = RoundGenerator(
             context,
             "student",
             context.student,
             self.refresh,
             self.student_sampling,
-            self.setting(context, "student"),
+            self.options(context, "student"),
         )
-        return RoundsPolicy(self, context, {"teacher": self.teacher_side_of(context), "student": student})
+        return RoundsPolicy(self, context, {"teacher": self.teacher_rounds(context), "student": student})
 
-    def teacher_side_of(self, context: RolloutContext) -> Side:
-        """What stands on the teacher's side."""
+    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator:
+        """The teacher's responses, generated once or given."""
         given = [self._given(number, prompt, context) for number, prompt in enumerate(context.prompts)]
-        return Side(
+        return RoundGenerator(
             context,
             "teacher",
             context.teacher if "teacher" in self._names else None,
             "never",
             self.teacher_sampling,
-            self.setting(context, "teacher"),
+            self.options(context, "teacher"),
             given if any(given) else (),
         )
 
     def _given(self, number: int, prompt: Prompt, context: RolloutContext) -> Sample | None:
-        """What stands on the teacher's side of a prompt; None if the teacher has to write it."""
+        """The response in the teacher's role that exists already; None if the teacher has to generate it."""
         for name in self._names:
             if name == "fixed":
                 ids, finished = prompt.response_ids, prompt.response_finished

@@ -1,0 +1,193 @@
+"""Stage files: JSON Lines under a header that records how they were made, written by one process or many.
+
+While a stage file `NAME.jsonl` is being written, each process appends finished rows to a shard of its own,
+`NAME.shard-RANK-of-WORLD.jsonl`. When every row is there, the shards are merged into `NAME.jsonl` in the
+order of the rows' numbers. The result has the same bytes for any number of processes and after any
+interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stillhouse.config import flatten
+from stillhouse.errors import DataError
+from stillhouse.files import STAGE, append_jsonl, whole_lines, write_jsonl
+
+FORMAT = 3
+_IGNORED = ("versions",)
+"""Fields of a header that may differ."""
+_PACKAGES = ("stillhouse", "torch", "transformers", "tokenizers")
+
+Row = dict[str, Any]
+
+
+def stage_header(stage: str, **facts: Any) -> dict[str, Any]:
+    """A header: the kind of stage, the format, package versions, and whatever the rows depend on."""
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    made = {"stage": stage, "format": FORMAT, **facts, "versions": versions}
+    plain: dict[str, Any] = json.loads(json.dumps(made, default=str))
+    return plain
+
+
+class StageMismatch(DataError):
+    """A stage file whose header differs from the one that is asked for."""
+
+
+class StageFile:
+    """A stage file, finished or in progress.
+
+    Example:
+        >>> stage = StageFile(Path("teacher.jsonl"), stage_header("responses", seed=1))
+        >>> stage.append([{"number": 0, "response": "Fig"}])
+        >>> stage.merge(total=1)
+        >>> stage.rows()
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+        """A stage file at `path`.
+
+        Args:
+            path: the finished file.
+            header: how its rows are made; files with another header are never used.
+            rank: of this process, which appends to its own shard.
+            world_size: number of processes that write.
+        """
+        self.path = path
+        self.header = dict(header)
+        self.shard = path.with_name(f"{path.stem}.shard-{rank}-of-{world_size}.jsonl")
+
+    def rows(self) -> list[Row] | None:
+        """The rows of the finished file in order; None if it does not exist.
+
+        Raises:
+            StageMismatch: its header differs; the message says in what.
+            DataError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        rows = self._checked_rows(self.path)
+        assert rows is not None
+        return rows
+
+    def partial_rows(self) -> dict[int, Row]:
+        """The finished rows in the shards of all processes, by number; a torn last line does not count.
+
+        Raises:
+            StageMismatch: the header of a shard differs.
+            DataError: a shard is damaged.
+        """
+        rows = [row for shard in self.shards() for row in self._checked_rows(shard) or ()]
+        return {row["number"]: row for row in rows}
+
+    def shards(self) -> list[Path]:
+        """The shards on disk, sorted by name."""
+        start = f"{self.path.stem}.shard-"
+        if not self.path.parent.is_dir():
+            return []
+        return sorted(path for path in self.path.parent.iterdir() if path.name.startswith(start))
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Append finished rows to this process's shard; a torn last line of an interrupted run is cut off."""
+        append_jsonl(self.shard, *rows, header={STAGE: self.header}, sync=True)
+
+    def merge(self, total: int) -> bool:
+        """Merge the shards into the finished file if all `total` rows are there; whether they are."""
+        rows = self.partial_rows()
+        if len(rows) < total:
+            return False
+        write_jsonl(self.path, [{STAGE: self.header}, *(rows[number] for number in sorted(rows))])
+        for shard in self.shards():
+            shard.unlink(missing_ok=True)
+        return True
+
+    def rename_stale(self) -> list[tuple[Path, list[str]]]:
+        """Rename the file and the shards whose header differs, so that they are neither used nor lost.
+
+        Returns:
+            The new path of each, and in what its header differs.
+        """
+        renamed = []
+        for path in (self.path, *self.shards()):
+            if path.exists() and (found := header_differences(self.header, read_header(path))):
+                free = _free_name(path)
+                os.replace(path, free)
+                renamed.append((free, found))
+        return renamed
+
+    def _checked_rows(self, path: Path) -> list[Row] | None:
+        """The rows of a file after its header was compared; None if the file ends within its header."""
+        header = read_header(path)
+        if header is None:
+            return None
+        found = header_differences(self.header, header)
+        if found:
+            raise StageMismatch(
+                f"{path}: was made in another way: {'; '.join(found)}. Choose another file, or move or "
+                "delete this one."
+            )
+        return list(read_rows(path))
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """The header of a stage file; None if the file ends within its header.
+
+    Raises:
+        DataError: the file has no header.
+    """
+    with open(path, "rb") as handle:
+        line = handle.readline()
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)[STAGE]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is no stage file: its first line is no header such as {{{STAGE!r}: ...}}.")
+    return found
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a stage file after its header, without a torn last line.
+
+    Raises:
+        DataError: another line cannot be read.
+    """
+    for number, line in enumerate(whole_lines(path)[1:], start=2):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number}: is damaged ({error}). Delete the file to make it anew."
+            ) from None
+        yield row
+
+
+def header_differences(wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> list[str]:
+    """One line for each field in which two headers differ; none if there is no header to compare."""
+    if found is None:
+        return []
+    expected, actual = (
+        {name: value for name, value in flatten(header).items() if name.split(".")[0] not in _IGNORED}
+        for header in (wanted, found)
+    )
+    return [
+        f"{name} is {_shown(actual.get(name))}, not {_shown(expected.get(name))}"
+        for name in dict.fromkeys((*expected, *actual))
+        if expected.get(name) != actual.get(name)
+    ]
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.stem}.stale-{number}.jsonl") for number in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else json.dumps(value, ensure_ascii=False)
