@@ -24,7 +24,7 @@ YAML = """\
 sampling: {{temperature: 1.0, max_tokens: 8}}
 tasks:
   - {{kind: instructions, template: plain, seeds: [10, 20], sets: {{{sets}}}}}
-  - {{kind: cost, batch: 2, prompt_tokens: 8, new_tokens: 4, repeats: 1}}
+  - {{kind: cost, batch_size: 2, prompt_tokens: 8, new_tokens: 4, repeats: 1}}
 """
 COMMAND = ("eval", "student", "runs/kd", "--teacher", "teacher", "--tasks", "tasks.yaml", "-o", "out")
 
@@ -159,6 +159,9 @@ def test_what_is_wrong_with_tasks_is_told_before_anything_loads(ready: Workshop)
     (ready.folder / "runs/empty/state.json").write_text("{}", "utf-8")
     assert "without a finished student" in ready.refused("eval", "runs/empty", *command[1:], "tasks.yaml")
     assert "needs rows" in ready.stillhouse(*command, "exact_match").err
+    said = ready.refused(*command, "speculative", "--data", "valid.jsonl")
+    assert "--tasks[0]: kind speculative needs a model in this process from teacher" in said
+    assert "Set --teacher FOLDER." in said
 
 
 def test_models_keep_the_names_of_their_folders(ready: Workshop) -> None:

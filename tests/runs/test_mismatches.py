@@ -115,3 +115,12 @@ def test_pairs_are_asked_of_the_responses() -> None:
     ):
         resolve(tree(objective="dpkd", responses={"kind": "on_policy"}))
     resolve(tree(objective="dpkd", responses={"kind": "pairs"}))
+
+
+def test_a_draft_model_needs_a_teacher_in_this_process() -> None:
+    tasks = {"tasks": ["cost", "speculative"]}
+    resolve(tree(objective="cross_entropy", evaluate=tasks))
+    with pytest.raises(
+        ConfigError, match=r"evaluate.tasks\[1\].*kind speculative needs a model in this process from teacher"
+    ):
+        resolve(tree(objective="cross_entropy", evaluate=tasks, teacher=None))

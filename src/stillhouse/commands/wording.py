@@ -8,6 +8,9 @@ from dataclasses import replace
 
 from stillhouse.errors import ConfigError, DataError, Fault
 
+LIVE_TEACHER = "teacher: {kind: live, path: FOLDER}"
+"""How hints name the part of a configuration that the option for the teacher stands for."""
+
 
 @contextlib.contextmanager
 def as_options(options: Mapping[str, str]) -> Iterator[None]:
@@ -29,6 +32,8 @@ def _as_option(fault: Fault | str, options: Mapping[str, str]) -> Fault | str:
     if isinstance(fault, Fault):
         path = options.get(fault.path, fault.path.replace("evaluate.tasks", "--tasks"))
         hint = "Set a lower --max-tokens." if path == "--max-tokens" and fault.hint else fault.hint
+        if hint and "teacher.path" in options:
+            hint = hint.replace(LIVE_TEACHER, f"{options['teacher.path']} FOLDER")
         return replace(fault, path=path, hint=hint, origin=None)
     place, _, rest = fault.partition(": ")
     if place in options:

@@ -20,6 +20,7 @@ from stillhouse.data import Data
 from stillhouse.data.tokenise import Encoder
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ConfigError, Fault, ModelError
+from stillhouse.evaluate.tasks import REGISTRY as TASKS
 from stillhouse.files import atomic, locate
 from stillhouse.models import (
     check_same_tokenizer,
@@ -160,7 +161,7 @@ def compare(
         preflight(one.config)
     if teacher is not None:
         own = RunFolder(folder / ".teacher")  # no report looks into a folder whose name begins with a dot
-        alone = resolve({**_tree(teacher, None, template, rows, given), "name": "teacher"})
+        alone = resolve({**_tree(teacher, None, template, rows, _of_teacher(given)), "name": "teacher"})
         parts = _loaded(alone.config)
         parts.teacher = parts.student
         evaluate_system(parts, _questions(parts), own, "teacher", parts.student)
@@ -171,6 +172,12 @@ def compare(
             _copy(own.path / "evaluation", target.path / "evaluation", "teacher*.json*")
         _evaluate(student, resolved[student.label], target)
     return [folder / student.label for student in students]
+
+
+def _of_teacher(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without tasks that compare a student with the teacher."""
+    tasks = [task for task in evaluate.get("tasks", ()) if TASKS.parse(task).applies_to_teacher]
+    return {**evaluate, "tasks": tasks}
 
 
 def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:

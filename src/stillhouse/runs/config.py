@@ -111,7 +111,7 @@ class RunConfig(StrictConfig):
         parts = {"responses": self.responses, "objective": self.objective}
         if self.student.from_teacher is not None:
             parts["student.from_teacher"] = self.student.from_teacher
-        return parts
+        return parts | {f"evaluate.tasks[{i}]": task for i, task in enumerate(self.evaluate.tasks)}
 
     @property
     def requirements(self) -> Requirements:

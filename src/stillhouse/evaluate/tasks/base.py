@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.journal import Journal
+from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines.base import EngineConfig, Sampling, TokenizerInfo
 from stillhouse.models import fingerprint
@@ -96,13 +97,20 @@ class EvalTask(StrictConfig):
     kind: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """The task's name in files and tables; default: its kind, or the name of its data."""
-    applies_to_teacher: ClassVar[bool] = True
-    """Whether the teacher itself can be evaluated."""
 
     @property
     def title(self) -> str:
         """The name in files and tables."""
         return self.name or self.kind
+
+    def requirements(self) -> Requirements:
+        """What it needs beyond the system under evaluation."""
+        return Requirements()
+
+    @property
+    def applies_to_teacher(self) -> bool:
+        """Whether the teacher itself can be evaluated: not where the task needs its weights too."""
+        return not self.requirements().asks(MAIN, "weights")
 
     def expanded(self) -> Sequence[EvalTask]:
         """The tasks that it stands for, each with a result of its own."""

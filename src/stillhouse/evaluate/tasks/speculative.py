@@ -7,12 +7,14 @@ import copy
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from stillhouse import console
 from stillhouse.config import ListOf
+from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
@@ -44,7 +46,6 @@ class DraftModelQuality(PromptTask):
     """
 
     kind: Literal["speculative"] = "speculative"
-    applies_to_teacher: ClassVar[bool] = False
     limit: Annotated[int, Field(ge=1)] | None = 16
     """At most this many prompts: the batch size is 1."""
     gamma: Gamma = 4
@@ -55,6 +56,10 @@ class DraftModelQuality(PromptTask):
     """Temperature and length limit; nothing else may be set."""
     speed: bool = True
     """Also time transformers' assisted generation."""
+
+    def requirements(self) -> Requirements:
+        """The teacher in this process, reading the student's token ids."""
+        return replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
 
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Count accepted tokens and time assisted generation.
