@@ -75,7 +75,7 @@ def generate(
 
 
 def _block_seed(seed: int, index: int) -> int:
-    return seed if index == 0 else derived_seed(seed, "answers", index)
+    return seed if index == 0 else derived_seed(seed, "answers", index)  # the label is part of the seed
 
 
 def _generate_block(
