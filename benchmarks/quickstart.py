@@ -27,7 +27,7 @@ def main() -> None:
 
     import torch
 
-    from stillhouse.quickstart import quickstart
+    from stillhouse.commands.quickstart import quickstart
     from stillhouse.report import load_runs, summary_table
 
     folder = Path(tempfile.mkdtemp()) / "quickstart"

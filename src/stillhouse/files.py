@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from stillhouse.errors import EnvironmentFault
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 
 
 @contextlib.contextmanager
@@ -151,6 +151,46 @@ def read_jsonl_leniently(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             damaged += 1
     return rows, damaged
+
+
+def existing_ancestor(folder: Path) -> Path:
+    """The folder itself, or else its nearest ancestor that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be created or written.
+
+    Raises:
+        ConfigError: it, or a folder above it, is a file.
+        EnvironmentFault: it is not writable.
+    """
+    place = existing_ancestor(folder)
+    if not place.is_dir():
+        raise ConfigError(Fault(name, f"{place} is not a folder", got=str(folder)))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{name}: {place} is not writable. Choose another folder.")
+
+
+def check_output_file(name: str, path: Path, ending: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result goes there.
+
+    Args:
+        name: the option that gave the path, such as "--output".
+        path: the file.
+        ending: required, because files next to it have other endings.
+
+    Raises:
+        ConfigError: it has another ending, is a folder, or its folder is a file.
+        EnvironmentFault: its folder is not writable.
+    """
+    if path.is_dir():
+        raise ConfigError(Fault(name, "is a folder, not a file", got=str(path), hint="Give a file in it."))
+    if path.suffix != ending:
+        raise ConfigError(Fault(name, f"must end in {ending}", got=str(path)))
+    check_writable(name, path.parent)
 
 
 STAGE = "stillhouse"

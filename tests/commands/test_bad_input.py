@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_written(workshop: Workshop) -> None:
     locked.mkdir(mode=0o500)
     said = workshop.stillhouse("run", "run.yaml", "output.folder=locked/run")
     assert said.code == 3
-    assert "may not be written" in said.err
+    assert "is not writable" in said.err
 
 
 def test_eval_speaks_of_its_own_options(workshop: Workshop) -> None:
@@ -281,7 +281,7 @@ def test_files_of_rows_that_curate_show_and_judge_cannot_read(workshop: Workshop
     (workshop.folder / "b.jsonl").write_bytes(b"\xff\xfe")
     judge = ("judge", "a.jsonl", "--url", "http://127.0.0.1:9/v1", "-o")
     assert "b.jsonl: is not UTF-8" in workshop.refused(*judge, "judged.json", "b.jsonl")
-    assert "B: holds the very answers of A" in workshop.refused(*judge, "judged.json", "a.jsonl")
+    assert "B: is the file of A" in workshop.refused(*judge, "judged.json", "a.jsonl")
     assert "--output: must end in .json" in workshop.refused(*judge, "judged.jsonl", "b.jsonl")
 
 
@@ -299,7 +299,7 @@ def test_the_quickstart_deletes_only_its_own(workshop: Workshop) -> None:
     mine = workshop.folder / "runs" / "kd"
     mine.mkdir(parents=True)
     (mine / "state.json").write_text('{"name": "kd"}', encoding="utf-8")
-    assert "no quickstart's (kd)" in workshop.refused("quickstart", "--folder", "runs")
+    assert "files of no quickstart (kd)" in workshop.refused("quickstart", "--folder", "runs")
     assert "is not a folder" in workshop.refused("quickstart", "--folder", "train.jsonl")
     assert Path("runs/kd/state.json").exists()
 
@@ -317,4 +317,4 @@ def test_the_quickstart_does_not_delete_one_that_is_going_on(workshop: Workshop)
     now = datetime.datetime.now(datetime.UTC).isoformat()
     state = {"name": "warm-start", "state": "running", "process": os.getppid(), "started": now}
     (stage / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    assert f"process {os.getppid()} is still at work" in workshop.refused("quickstart", "--folder", "quick")
+    assert f"process {os.getppid()} is still running" in workshop.refused("quickstart", "--folder", "quick")

@@ -187,7 +187,7 @@ def test_another_teacher_is_evaluated_and_runs_are_not_overwritten(ready: Worksh
     assert losses[0] == losses[2] != losses[1]
     before = ready.listing()
     said = ready.refused("eval", "student", "runs/kd", *command[:-2], "runs")
-    assert "--output: runs/kd is a run of its own" in said
+    assert "--output: runs/kd is a training run" in said
     assert ready.listing() == before
 
 
@@ -201,7 +201,7 @@ def test_results_of_other_weights_do_not_stay_beside_the_new_ones(ready: Worksho
     (ready.folder / "runs/kd/student").unlink()
     (ready.folder / "runs/kd/student").symlink_to(ready.folder / "teacher")
     said = ok(ready.stillhouse("eval", "student", "runs/kd", *command))
-    assert "out/kd: results of other weights are moved to" in said.err
+    assert "out/kd: results of other weights were moved to" in said.err
     assert not kept.exists()
     assert len(list((ready.folder / "out/kd").glob(".evaluation-*/student-after*"))) == 4
     assert (ready.folder / "out/student/evaluation/student-after.exact_match.json").exists()

@@ -90,7 +90,7 @@ def test_a_run_that_is_going_on_is_not_resumed(workshop: Workshop) -> None:
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert message.code == 2
-    assert f"process {process.pid} is still at work" in message.err
+    assert f"process {process.pid} is still running" in message.err
     assert process.returncode == 130, said
     assert "Stopping after this step" in said
     assert workshop.state()["state"] == "interrupted"

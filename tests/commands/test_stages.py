@@ -25,7 +25,7 @@ def test_generate_is_idempotent_and_refuses_what_was_made_otherwise(workshop: Wo
     said = workshop.stillhouse(*GENERATE)
     assert said.code == 0, said.err
     assert "teacher.jsonl: 24 responses, 1" in said.out
-    assert "Writing teacher.jsonl: 24/24" in said.err
+    assert "Generating teacher.jsonl: 24/24" in said.err
     head, *lines = rows(workshop.folder / "teacher.jsonl")
     facts = head["stillhouse"]
     assert facts["stage"] == "responses"
@@ -137,7 +137,7 @@ def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> 
         made = workshop.stillhouse("generate", "run.yaml", "--by", by, "-n", "3", "-o", f"{by}.jsonl")
         assert made.code == 0, made.err
     straight = workshop.stillhouse(*FLOOR, "whole.jsonl")
-    assert straight.err.count("Measuring likelihoods") == 1
+    assert straight.err.count("Scoring responses") == 1
     assert "144/144" in straight.err
     killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("scores.shard-0", 3), sig=signal.SIGKILL))
     assert killed.code == -signal.SIGKILL

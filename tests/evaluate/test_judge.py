@@ -25,8 +25,8 @@ from stillhouse.evaluate.judge import (
     wilson_interval,
     win_rate_metrics,
 )
+from stillhouse.evaluate.judge_files import default_output, find_answers, pair_answers
 from stillhouse.report.record import load_run
-from stillhouse.runs.judging import default_output, find_answers, paired
 
 
 @pytest.mark.parametrize(
@@ -221,14 +221,14 @@ def test_what_cannot_be_judged_is_refused(workshop: Workshop, service: Service) 
     url = ("--url", service.url)
     assert "no question in common" in workshop.refused("judge", "a.jsonl", "b.jsonl", *url, "-o", "c.json")
     assert "--output: is missing" in workshop.refused("judge", "a.jsonl", "b.jsonl", *url)
-    assert "no run folder" in workshop.refused("judge", "absent", "b.jsonl", *url)
+    assert "nor a run folder" in workshop.refused("judge", "absent", "b.jsonl", *url)
     assert "--url" in workshop.refused("judge", "a.jsonl", "b.jsonl", "--url", "ftp://x", "-o", "c.json")
     (workshop.folder / "rubric.txt").write_text("Which? {answer_a}", "utf-8")
     said = workshop.refused("judge", "a.jsonl", "a.jsonl", *url, "--rubric", "rubric.txt", "-o", "c.json")
     assert "no place for {question}, {answer_b}" in said
     for task in ("dolly", "vicuna"):
         answers(workshop.folder / f"run/evaluation/student-after.{task}.jsonl", one="x")
-    with pytest.raises(ConfigError, match=r"which one is meant.*dolly, vicuna"):
+    with pytest.raises(ConfigError, match=r"is ambiguous.*dolly, vicuna"):
         find_answers(workshop.folder / "run", None, "A")
     with pytest.raises(ConfigError, match="did you mean 'dolly'"):
         find_answers(workshop.folder / "run", "doly", "A")
@@ -243,7 +243,7 @@ def test_the_words_of_alpaca_are_not_shown_to_the_judge(tmp_path: Path) -> None:
     prompt = Alpaca().prompt(Row("", instruction="Add.", input="1 2"), None)
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": prompt, "response": "3"}) + "\n")
     (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Add.\n\n1 2", "response": "4"}) + "\n")
-    (pair,) = paired(
+    (pair,) = pair_answers(
         find_answers(tmp_path / "a.jsonl", None, "A"), find_answers(tmp_path / "b.jsonl", None, "B"), None
     )
     assert (pair.question, pair.first, pair.second) == ("Add.\n\n1 2", "3", "4")

@@ -14,8 +14,8 @@ import pytest
 from stillhouse.errors import ConfigError, ServerError, StillhouseError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.runs.execute import execute
+from stillhouse.runs.generate import GenerateArguments, generate
 from stillhouse.runs.resolve import resolve
-from stillhouse.runs.writing import Wanted, generate
 from tests.servers import Service, broken, smollm2
 from tests.small_runs import in_child, nth, rows_of, tree, write_data
 from tests.vllm_like import demo_server
@@ -147,14 +147,14 @@ def test_generate_lets_a_server_write_and_goes_on_where_it_broke(service: Servic
     ) as proxy:
         teacher = {"kind": "server", "url": proxy.url, "backoff": 0.001, "retries": 0, "concurrency": 1}
         plan = tree(folder, "g", teacher=teacher, recipe="seqkd", engine={"sampling": {"max_tokens": 5}})
-        config, wanted = resolve(plan).config, Wanted(folder / "teacher.jsonl")
+        config, arguments = resolve(plan).config, GenerateArguments(folder / "teacher.jsonl")
         with pytest.raises(ServerError, match="not answered"):
-            generate(config, wanted)
+            generate(config, arguments)
         half = asked(service)
         assert 0 < len(half) < 18
         broken_down[0] = False
-        written = generate(config, wanted)
-    assert written.there == 18
+        written = generate(config, arguments)
+    assert written.finished == 18
     assert set(asked(service).values()) == {1}
     assert len((folder / "teacher.jsonl").read_text(encoding="utf-8").splitlines()) == 1 + 18
 

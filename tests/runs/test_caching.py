@@ -15,7 +15,7 @@ import yaml
 from stillhouse.commands.app import app
 from stillhouse.errors import ConfigError, TeacherError
 from stillhouse.runs.caching import fill_cache, measure_bias
-from stillhouse.runs.checking import sizes
+from stillhouse.runs.estimate import estimate
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.store.maintenance import list_stores
@@ -140,7 +140,7 @@ def test_what_a_sparse_store_cannot_give_is_refused_before_anything_loads(folder
 def test_a_cache_built_before_training_holds_all_that_a_run_asks(folder: Path) -> None:
     bf16 = {"precision": "bfloat16"}  # of the student's products; the teacher has a format of its own
     config = resolve(cached(folder, "built", "after-build", train=bf16)).config
-    expected = sizes(config)["teacher cache, expected (GB)"] * 1e9
+    expected = estimate(config)["teacher cache, expected (GB)"] * 1e9
     assert "0.0% of 18 sequences" in fill_cache(config)
     assert "100.0% of 18 sequences" in fill_cache(config, batch_size=5), "a second build passes over it"
     (store,) = list_stores(folder / "built")
@@ -171,7 +171,7 @@ def test_a_run_without_the_teacher_says_what_is_missing(folder: Path) -> None:
 def test_the_page_on_caches_is_true() -> None:
     page = (ROOT / "docs" / "teacher-cache.md").read_text(encoding="utf-8")
     whole, without = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    found = sizes(resolve(yaml.safe_load(whole)).config)
+    found = estimate(resolve(yaml.safe_load(whole)).config)
     assert found["teacher cache, expected (GB)"] > 0
     merged = {**yaml.safe_load(whole), **yaml.safe_load(without), "student": {"path": TEACHER}}
     assert resolve(merged).config.teacher.model_to_load() is None  # type: ignore[union-attr]

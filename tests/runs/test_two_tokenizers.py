@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
-from stillhouse.runs.checking import sizes
+from stillhouse.runs.estimate import estimate
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.tokenizers import tokenizers
 from tests.conftest import shared
@@ -138,9 +138,9 @@ def test_what_needs_one_tokenizer_is_refused_with_the_way_out(folder: Path, stor
 
 
 def test_check_says_how_the_models_are_compared(folder: Path, stories: Path) -> None:
-    found = sizes(resolve(config(folder, "check", stories, recipe="uld")).config)["tokenizers"]
+    found = estimate(resolve(config(folder, "check", stories, recipe="uld")).config)["tokenizers"]
     assert "1,024 ids of the student and 512 of the teacher, 357 spelt alike; compared by sum" in found
-    alone = sizes(resolve(tree(folder, "same", recipe="kd")).config)["tokenizers"]
+    alone = estimate(resolve(tree(folder, "same", recipe="kd")).config)["tokenizers"]
     assert alone == "one for both, 1,024 ids"
 
 

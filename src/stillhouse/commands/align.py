@@ -1,36 +1,32 @@
-"""stillhouse align: how two tokenizers cut the same responses."""
+"""stillhouse align: how the tokenizers of student and teacher split the same responses."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from stillhouse import console
-from stillhouse.commands.arguments import Overrides, RunFile
+from stillhouse.commands.app import RUN, app
+from stillhouse.commands.options import Overrides, RunFile
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("align")(command)
-
-
-def command(
+@app.command("align", rich_help_panel=RUN)
+def align(
     file: RunFile,
     overrides: Overrides = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many responses to show.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show which tokens of student and teacher spell the same bytes, for some responses. Loads no weights."""
-    import json
-
-    from stillhouse.runs.aligning import aligned_samples
-    from stillhouse.runs.preflight import preflight
+    """Show which tokens of student and teacher cover the same bytes, for some responses. Loads no weights."""
+    from stillhouse.runs.alignment import align_responses
+    from stillhouse.runs.checks import preflight
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
     preflight(config)
-    found = aligned_samples(config, number)
+    found = align_responses(config, number)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
@@ -43,5 +39,5 @@ def command(
             for group in sample["groups"]
         ]
         console.print_table(("student", "teacher", "bytes"), rows, title=sample["id"])
-    facts = [(name.replace("_", " "), value) for name, value in found["summary"].items()]
-    console.print_table(("quantity", "value"), facts)
+    summary = [(name.replace("_", " "), value) for name, value in found["summary"].items()]
+    console.print_table(("quantity", "value"), summary)

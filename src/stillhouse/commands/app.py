@@ -1,4 +1,4 @@
-"""The `stillhouse` command."""
+"""The `stillhouse` application: panels of its help, the global options, and errors as exit codes."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ import sys
 from typing import Annotated
 
 import typer
+import typer.core
 
 from stillhouse import __version__, console
-from stillhouse.commands import (
-    align,
-    cache,
-    check,
-    compare,
-    curate,
-    generate,
-    init,
-    judge,
-    methods,
-    quickstart,
-    report,
-    run,
-    runs,
-    show,
-)
-from stillhouse.commands import (
-    eval as evaluate,
-)
 from stillhouse.errors import EnvironmentFault, StillhouseError
+
+START, RUN, RESPONSES, RESULTS = PANELS = ("Start", "Run", "Responses", "Results")
+"""The panels of `stillhouse --help`, from the first thing a user does to the last."""
+
+
+class _InPanelOrder(typer.core.TyperGroup):
+    """Lists commands by panel, alphabetically within one, in whatever order their files were imported."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        panels = {name: getattr(command, "rich_help_panel", "") for name, command in self.commands.items()}
+        return sorted(panels, key=lambda name: (PANELS.index(panels[name]), name))
+
 
 app = typer.Typer(
     name="stillhouse",
+    cls=_InPanelOrder,
     help="Distil large language models into small ones.\n\n"
     "Start with [bold]stillhouse quickstart[/bold], or [bold]stillhouse init kd -o run.yaml[/bold], edit it, "
     "then [bold]stillhouse check run.yaml[/bold] and [bold]stillhouse run run.yaml[/bold].",
@@ -42,30 +37,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (
-    quickstart, init, methods, check, align, run, runs, generate, curate, show, evaluate, judge, compare,
-    report, cache,
-):  # fmt: skip
-    verb.register(app)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         console.output().print(f"stillhouse {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _root(
+def _global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
+    """Options before the command."""
 
 
-class _Shown(logging.Handler):
-    """What the package logs, in the words and colours of the terminal."""
+class _ConsoleHandler(logging.Handler):
+    """Prints the package's log records as the console prints notes and warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
@@ -75,16 +65,16 @@ class _Shown(logging.Handler):
 
 
 def main() -> None:
-    """Run the command line; deliberate errors become one message and an exit code, never a traceback.
+    """Run the command line. Deliberate errors become one message and an exit code, never a traceback.
 
-    Exit codes: 0 done, 2 something in the input to mend, 3 the environment failed, 130 interrupted.
+    Exit codes: 0 success, 2 the input must be corrected, 3 the environment failed, 130 interrupted.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     log = logging.getLogger("stillhouse")
     log.propagate = False
-    log.handlers[:] = [_Shown()]
+    log.handlers[:] = [_ConsoleHandler()]
     try:
         app()
     except StillhouseError as error:
@@ -100,7 +90,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         fault = EnvironmentFault(
-            f"{error.filename or 'writing'}: {error.strerror}. What was written before is intact."
+            f"{error.filename or 'writing'}: {error.strerror}. Files written earlier are intact."
         )
         console.show_error(fault)
         sys.exit(fault.exit_code)

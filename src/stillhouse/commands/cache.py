@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
-from stillhouse.commands.arguments import Overrides, RunFile
+from stillhouse.commands.app import RUN, app
+from stillhouse.commands.options import Overrides, RunFile
 
 Folder = Annotated[
     Path, typer.Argument(help="The cache folder (teacher.folder).", metavar="FOLDER", show_default=True)
@@ -17,12 +18,8 @@ Folder = Annotated[
 DEFAULT = Path("teacher-cache")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb and its own verbs."""
-    verbs = typer.Typer(help="Fill, inspect, verify and prune teacher caches.", no_args_is_help=True)
-    for verb in (build, bias, info, verify, prune):
-        verbs.command(verb.__name__)(verb)
-    app.add_typer(verbs, name="cache")
+cache = typer.Typer(help="Fill, inspect, verify and prune teacher caches.", no_args_is_help=True)
+app.add_typer(cache, name="cache", rich_help_panel=RUN)
 
 
 def _there(folder: Path) -> Path:
@@ -40,6 +37,7 @@ def _there(folder: Path) -> Path:
     return folder
 
 
+@cache.command("build")
 def build(
     file: RunFile,
     overrides: Overrides = None,
@@ -59,6 +57,7 @@ def build(
     console.say(fill_cache(config, batch_size))
 
 
+@cache.command("bias")
 def bias(
     file: RunFile,
     overrides: Overrides = None,
@@ -87,6 +86,7 @@ def bias(
         console.say(f"{config.objective.name} cannot be computed from: {', '.join(refused)}")
 
 
+@cache.command("info")
 def info(folder: Folder = DEFAULT) -> None:
     """Show what is in a cache folder."""
     from stillhouse.teachers.store.maintenance import list_stores
@@ -105,6 +105,7 @@ def info(folder: Folder = DEFAULT) -> None:
     console.print_table(columns, rows, note=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
 
 
+@cache.command("verify")
 def verify(
     folder: Folder = DEFAULT,
     repair: Annotated[bool, typer.Option(help="Write damaged shards anew without what is damaged.")] = False,
@@ -131,6 +132,7 @@ def verify(
         )
 
 
+@cache.command("prune")
 def prune(
     folder: Folder = DEFAULT,
     limit: Annotated[

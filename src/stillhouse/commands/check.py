@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from stillhouse.commands.arguments import Overrides, RunFile
+from stillhouse import console
+from stillhouse.commands.app import RUN, app
+from stillhouse.commands.options import Overrides, RunFile
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("check")(command)
-
-
-def command(
+@app.command("check", rich_help_panel=RUN)
+def check(
     file: RunFile,
     overrides: Overrides = None,
     values: Annotated[bool, typer.Option(help="Show every value and where it comes from.")] = True,
@@ -22,14 +20,22 @@ def command(
         bool, typer.Option(help="Read data and model configurations to count tokens, steps and memory.")
     ] = True,
 ) -> None:
-    """Check a YAML file and show its values with their origin, and the size of the run. Trains nothing."""
-    from stillhouse.runs.checking import show_sizes, show_values
-    from stillhouse.runs.preflight import preflight
+    """Validate a YAML file; show its values with their origin, and the size of the run. Trains nothing."""
+    from stillhouse.runs.checks import preflight
+    from stillhouse.runs.estimate import estimate
     from stillhouse.runs.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
     if values:
-        show_values(resolved)
+        rows = [(path, _shown(fact["value"]), fact["origin"]) for path, fact in resolved.provenance.items()]
+        rows.sort(key=lambda row: row[2] == "default")  # what the user or the recipe set comes first
+        console.print_table(("value", "is", "from"), rows)
     preflight(resolved.config)
     if sizes:
-        show_sizes(resolved.config)
+        console.print_table(("quantity", "value"), list(estimate(resolved.config).items()))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,53 +9,48 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESULTS, app
+from stillhouse.commands.options import RunFolders
 
 if TYPE_CHECKING:
     from stillhouse.report import RunRecord
 
-MOST_DIFFERENCES = 30
+MAX_DIFFERENCES = 30
+"""Rows of the table of settings that differ."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("compare")(command)
-
-
-def command(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, or folders that hold some.", metavar="FOLDER", show_default=False),
-    ],
+@app.command("compare", rich_help_panel=RESULTS)
+def compare(
+    runs: RunFolders,
     form: Annotated[
         Literal["table", "csv", "json", "markdown", "latex"],
         typer.Option(
-            "--format", "-f", help="csv and json hold raw values; latex needs the package booktabs."
+            "--format", "-f", help="csv and json have raw values; latex needs the package booktabs."
         ),
     ] = "table",
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also the measures that the first table leaves out.")
+    all_measures: Annotated[
+        bool, typer.Option("--all", help="Include the measures that the first table leaves out.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Write to this file instead of the terminal.", show_default=False
-        ),
+        typer.Option("--output", "-o", help="Write to this file, not to the terminal.", show_default=False),
     ] = None,
 ) -> None:
-    """Compare runs: every system with its measures, the best student marked, and which settings differ."""
+    """Compare runs: every system with its measures, the best student marked, and the settings that differ."""
     from stillhouse.files import atomic
-    from stillhouse.report import load_runs
+    from stillhouse.report import load_runs, print_comparison
     from stillhouse.report.comparison import comparison_tables, comparison_text
 
-    found = load_runs(runs)
+    records = load_runs(runs)
     if form == "table" and output is None:
-        _show(found, everything)
+        print_comparison(records, everything=all_measures)
+        _print_differences(records)
         return
-    if form == "csv":  # which has no place for it
-        for table in comparison_tables(found):
+    if form == "csv":  # a format without a place for notes
+        for table in comparison_tables(records):
             if table.note:
                 console.note(f"{table.title}: {table.note}")
-    text = comparison_text(found, "markdown" if form == "table" else form, everything=everything)
+    text = comparison_text(records, "markdown" if form == "table" else form, everything=all_measures)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -64,15 +59,17 @@ def command(
     console.note(f"Wrote {output}")
 
 
-def _show(runs: Sequence[RunRecord], everything: bool) -> None:
-    from stillhouse.report import print_comparison
+def _print_differences(runs: Sequence[RunRecord]) -> None:
     from stillhouse.report.configuration import config_diff
 
-    print_comparison(runs, everything=everything)
     differences = config_diff(runs)
-    if differences:
-        shown = [(row.path, *row.values) for row in differences[:MOST_DIFFERENCES]]
-        left = len(differences) - len(shown)
-        note = f"{left} more on the page of `stillhouse report`" if left else ""
-        names = [run.name for run in runs]
-        console.print_table(["setting", *names], shown, title="Settings that differ", note=note)
+    if not differences:
+        return
+    rows = [(row.path, *row.values) for row in differences[:MAX_DIFFERENCES]]
+    more = len(differences) - len(rows)
+    console.print_table(
+        ["setting", *(run.name for run in runs)],
+        rows,
+        title="Settings that differ",
+        note=f"{more} more on the page of `stillhouse report`" if more else "",
+    )

@@ -2,88 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESPONSES, app
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.models import TeacherModel
+    from stillhouse.rollouts.offline.filters import Filter
     from stillhouse.runs.config import RunConfig
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("curate")(command)
-
-
-def command(
+@app.command("curate", rich_help_panel=RESPONSES)
+def curate(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Stage files (one side, or both of pairs), JSONL with responses, or a run folder.",
+            help="Files of `generate` (one source, or both of pairs), JSONL with responses, or a run folder.",
             metavar="FILE|RUN...",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Kept rows; dropped ones go beside it.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="Kept rows; OUTPUT.dropped.jsonl gets the others.", show_default=False
+        ),
     ],
     filters: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
             "-f",
-            help="A name, or options such as '{kind: overlap, n: 8}'; in order, may be repeated.",
+            help="A name, or options such as '{kind: overlap, n: 8}'; may be repeated, applied in order.",
             show_default=False,
         ),
     ] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="YAML file of a run: its filters, evaluation sets and teacher, unless named here."),
+        typer.Option(help="YAML file of a run: its filters, evaluation sets and teacher, unless given here."),
     ] = None,
     held_out: Annotated[
         list[Path] | None,
         typer.Option("--held-out", help="A set that must not overlap; may be repeated.", show_default=False),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Who says how likely a response is.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Model that scores the likelihood of responses.")
+    ] = None,
 ) -> None:
-    """Pass responses through filters: a file of what is kept, one of what is dropped and why, and counts.
+    """Filter responses: a file of what is kept, one of what is dropped and why, and counts.
 
-    Interrupted while a teacher measures likelihoods, the same command goes on from what is measured.
+    Interrupted while a teacher scores responses, the same command resumes from the saved scores.
     """
+    from stillhouse.files import check_output_file
+    from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.rollouts.offline.filters import REGISTRY
-    from stillhouse.runs.filtering import curate, parse_filters
-    from stillhouse.runs.folder import check_file
     from stillhouse.runs.resolve import resolve
 
-    check_file("--output", output, ".jsonl")
+    check_output_file("--output", output, ".jsonl")
     config = resolve(like).config if like is not None else None
-    chosen = parse_filters(filters or ())
+    chosen = _parse_filters(filters or ())
     if not chosen and config is not None:
         chosen = list(getattr(config.responses, "filters", ()))
     if not chosen:
         raise ConfigError(Fault("--filter", "there is none", allowed=", ".join(REGISTRY.kinds())))
-    result = curate(
+    result = filter_files(
         files, chosen, output, held_out=_held_out(held_out or (), config), teacher=_teacher(teacher, config)
     )
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"
-    told = f"{output}: kept {result.kept:,} of {result.asked:,} {unit}"
-    away = output.with_name(f"{output.stem}.dropped.jsonl")
-    if result.done_before:
-        console.say(f"{told}; it was there already with these filters, nothing to do.")
+    summary = f"{output}: kept {result.kept:,} of {result.prompts:,} {unit}"
+    if result.cached:
+        console.say(f"{summary}; it was there already with these filters, nothing to do.")
     else:
-        console.say(f"{told}; what was dropped, and why: {away}")
+        dropped = output.with_name(f"{output.stem}.dropped.jsonl")
+        console.say(f"{summary}; what was dropped, and why: {dropped}")
 
 
-def _held_out(paths: list[Path] | tuple[()], config: RunConfig | None) -> tuple[str, ...]:
-    """The texts of the named sets, or of those that the run evaluates on."""
+def _parse_filters(texts: Sequence[str]) -> list[Filter]:
+    """Filters as given on the command line: a name, or YAML such as `{kind: overlap, n: 8}`.
+
+    Raises:
+        ConfigError: a text is not YAML, names no filter, or has wrong options.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from stillhouse.config.strict_yaml import parse_value
+    from stillhouse.rollouts.offline.filters import FilterField
+
+    found, faults = [], []
+    adapter: TypeAdapter[Any] = TypeAdapter(FilterField)
+    for text in texts:
+        try:
+            found.append(adapter.validate_python(parse_value(text)))
+        except ValidationError as error:
+            faults += [
+                Fault("--filter", f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip(), got=text)
+                for one in error.errors()
+            ]
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+def _held_out(paths: Sequence[Path], config: RunConfig | None) -> tuple[str, ...]:
+    """The texts of the given sets, or of those that the run evaluates on."""
     from stillhouse.data.datasets import dataset_at
     from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 

@@ -1,4 +1,4 @@
-"""stillhouse eval: how good a model is on held-out prompts."""
+"""stillhouse eval: metrics of models on held-out prompts and tasks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse import console
-from stillhouse.commands.wording import as_options
+from stillhouse.commands.app import RESULTS, app
+from stillhouse.commands.options import faults_as_options
 from stillhouse.errors import ConfigError, Fault
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("eval")(command)
-
-
-def command(
+@app.command("eval", rich_help_panel=RESULTS)
+def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
@@ -36,13 +33,15 @@ def command(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="A YAML file with `tasks: [...]`, or the names of tasks; may be given several times.",
+            help="A YAML file with `tasks: [...]`, or names of tasks; may be repeated.",
             show_default=False,
         ),
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: auto, alpaca, chat or plain.")] = "auto",
     temperature: Annotated[float, typer.Option(help="0 is greedy; the papers use 1.")] = 0.0,
-    seeds: Annotated[str, typer.Option(help="One pass for each, separated by commas.")] = "10",
+    seeds: Annotated[
+        str, typer.Option(help="Sampling seeds, separated by commas; one pass for each.")
+    ] = "10",
     max_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 256,
     no_repeat_ngram: Annotated[
         int, typer.Option(help="Never repeat an n-gram of this size; the papers use 6, 0 is off.")
@@ -53,31 +52,30 @@ def command(
         typer.Option(
             "--output",
             "-o",
-            help="One model: the result (JSON; the answers beside it). Several models, or tasks: a folder; "
-            "default: runs/comparison.",
+            help="One model: the result (JSON; answers as JSONL next to it). Several models, or tasks: a "
+            "folder; default: runs/comparison.",
         ),
     ] = None,
 ) -> None:
-    """Measure models on held-out prompts and tasks: ROUGE-L and length; with --teacher also KL and agreement.
+    """Evaluate models on held-out prompts and tasks; with --teacher also KL and agreement.
 
-    Several models, or --tasks, make a comparison: a folder of results and its page, report.html. Given again,
-    the same command goes on where it was interrupted.
+    Several models, or --tasks, give a folder of results with a page, report.html; the same command resumes
+    after an interruption.
     """
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
     settings: dict[str, Any] = {"sampling": sampling, "seeds": _seeds(seeds), "limit": limit}
     if data is None and not tasks:
         raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
     if len(models) > 1 or tasks:
-        _compare(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
+        _evaluate_several(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
         return
     assert data is not None
-    from stillhouse.files import write_json, write_jsonl
-    from stillhouse.runs.comparison import evaluate_model
-    from stillhouse.runs.folder import check_file
+    from stillhouse.files import check_output_file, write_json, write_jsonl
+    from stillhouse.runs.evaluate_models import evaluate_model
 
     if output is not None:
-        check_file("--output", output, ".json")
-    with as_options(OPTIONS):
+        check_output_file("--output", output, ".json")
+    with faults_as_options(OPTIONS):
         result, rows = evaluate_model(models[0], data, teacher=teacher, template=template, **settings)
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
@@ -85,7 +83,7 @@ def command(
     console.print_table(("metric", "value"), list(result["metrics"].items()), title=models[0])
 
 
-def _compare(
+def _evaluate_several(
     models: list[str],
     data: Path | None,
     teacher: str | None,
@@ -94,11 +92,13 @@ def _compare(
     output: Path | None,
 ) -> None:
     from stillhouse.report import load_runs, print_comparison, write_report
-    from stillhouse.runs.comparison import compare
+    from stillhouse.runs.evaluate_models import evaluate_models
 
     folder = output or Path("runs/comparison")
-    with as_options(OPTIONS):
-        folders = compare(models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate)
+    with faults_as_options(OPTIONS):
+        folders = evaluate_models(
+            models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate
+        )
     print_comparison(load_runs(folders))
     console.say(str(write_report(folders, folder / "report.html")))
 
@@ -114,7 +114,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _tasks(given: list[str]) -> dict[str, Any]:
-    """What YAML files and names say: `tasks`, and other values of the `evaluate` part of a run."""
+    """`tasks` from YAML files and names, with whatever else of a run's `evaluate` section the files set."""
     from stillhouse.config.strict_yaml import read
 
     values: dict[str, Any] = {"tasks": []}
@@ -142,4 +142,4 @@ OPTIONS = {
     "evaluate.sampling.no_repeat_ngram_size": "--no-repeat-ngram",
     "evaluate.limit": "--limit",
 }
-"""Which option of the verb a place in the configuration stands for."""
+"""Field of the configuration -> option."""

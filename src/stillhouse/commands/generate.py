@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from stillhouse import console
-from stillhouse.commands.arguments import Overrides
-from stillhouse.commands.wording import as_options
+from stillhouse.commands.app import RESPONSES, app
+from stillhouse.commands.options import Overrides, faults_as_options
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.runs.config import RunConfig
 
 
-class By(StrEnum):
-    """Who writes."""
-
-    teacher = "teacher"
-    student = "student"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("generate")(command)
-
-
-def command(
+@app.command("generate", rich_help_panel=RESPONSES)
+def generate(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The stage file to write (JSONL).", show_default=False)
+        Path, typer.Option("--output", "-o", help="The file to write (JSONL).", show_default=False)
     ],
     file: Annotated[
         Path | None,
-        typer.Argument(help="YAML file of a run; or name --model and --data.", metavar="RUN.YAML"),
+        typer.Argument(help="YAML file of a run; or give --model and --data.", metavar="RUN.YAML"),
     ] = None,
     overrides: Overrides = None,
     by: Annotated[
-        By, typer.Option(help="Which model of the run writes; whose side it stands on.")
-    ] = By.teacher,
+        Literal["teacher", "student"], typer.Option(help="Which model of the run generates.")
+    ] = "teacher",
     model: Annotated[str | None, typer.Option(help="Without a YAML file: folder or hub name.")] = None,
     data: Annotated[Path | None, typer.Option(help="Without a YAML file: rows with prompts.")] = None,
     template: Annotated[str, typer.Option(help="With --model: auto, alpaca, chat or plain.")] = "auto",
@@ -53,22 +41,24 @@ def command(
     samples: Annotated[int, typer.Option("--samples", "-n", help="Responses for each prompt.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Default: train.seed.", min=0)] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many prompts.", min=1)] = None,
-    label: Annotated[str | None, typer.Option(help="How the responses are labelled.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Name of the generator in the rows; default: teacher, student or --model."),
+    ] = None,
     score: Annotated[
-        bool, typer.Option("--score", help="Also measure how likely the writer finds each response.")
+        bool, typer.Option("--score", help="Also score each response with the model that generated it.")
     ] = False,
-    rank: Annotated[int, typer.Option(help="Which of --world processes this one is; torchrun sets it.")] = -1,
-    world: Annotated[int, typer.Option(help="How many processes share the work.")] = 0,
-    chunk: Annotated[
-        int, typer.Option(help="Responses that are written before they are saved.", min=1)
-    ] = 512,
+    rank: Annotated[int, typer.Option(help="Rank of this process among --world; torchrun sets it.")] = -1,
+    world: Annotated[int, typer.Option(help="How many processes share the work; torchrun sets it.")] = 0,
+    chunk: Annotated[int, typer.Option(help="Responses to generate between two saves.", min=1)] = 512,
 ) -> None:
-    """Let a model answer prompts, into a JSONL file whose header says how; the same command again goes on.
+    """Generate responses to prompts into a JSONL file; the same command resumes after an interruption.
 
-    The models and the data are those of RUN.YAML, or --model and --data.
+    Models and data are those of RUN.YAML, or --model and --data.
     """
-    from stillhouse.runs.folder import check_file
-    from stillhouse.runs.writing import Wanted, generate
+    from stillhouse.files import check_output_file
+    from stillhouse.runs.generate import GenerateArguments
+    from stillhouse.runs.generate import generate as generate_responses
 
     world = world or int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0")) if rank < 0 else rank
@@ -77,31 +67,31 @@ def command(
             Fault("--rank", "is not one of the processes", got=str(rank), allowed=f"0 to {world - 1}")
         )
     if file is not None and model is not None:
-        raise ConfigError(Fault("--model", "does not go with a YAML file", hint="Name one of the two."))
-    check_file("--output", output, ".jsonl")
+        raise ConfigError(
+            Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
+        )
+    check_output_file("--output", output, ".jsonl")
     label = label or (model if file is None else None)
-    wanted = Wanted(output, by.value, label, samples, seed, limit, rank, world, chunk, score)
-    with as_options(OPTIONS) if file is None else contextlib.nullcontext():
-        config = _config(
-            file, overrides, model, data, template, max_prompt,
-            {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
-        )  # fmt: skip
-        written = generate(config, wanted)
-    if written.before == written.total:
-        console.say(f"{output}: all {written.total:,} responses are there already; nothing to do.")
+    arguments = GenerateArguments(output, by, label, samples, seed, limit, rank, world, chunk, score)
+    with faults_as_options(OPTIONS) if file is None else contextlib.nullcontext():
+        sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        config = _config(file, overrides, model, data, template, max_prompt, sampling)
+        result = generate_responses(config, arguments)
+    if result.resumed == result.total:
+        console.say(f"{output}: all {result.total:,} responses are there already; nothing to do.")
         return
-    if written.samples is None:
+    if result.samples is None:
         console.say(
-            f"{output}: process {rank} of {world} is done; {written.there:,} of {written.total:,} responses "
-            "are there. The file is whole when the others are done (same command, their --rank)."
+            f"{output}: process {rank} of {world} is done; {result.finished:,} of {result.total:,} responses "
+            "are there. The file is complete when the others are done (same command, their --rank)."
         )
         return
-    lengths = [len(sample.response.token_ids) for sample in written.samples]
-    finished = sum(sample.response.finished for sample in written.samples)
+    lengths = [len(sample.response.token_ids) for sample in result.samples]
+    truncated = sum(not sample.response.finished for sample in result.samples)
     console.say(
-        f"{output}: {written.total:,} responses, {sum(lengths):,} tokens; "
-        f"{written.total - finished:,} cut at the length limit"
-        + (f"; {written.before:,} of them were there before" if written.before else "")
+        f"{output}: {result.total:,} responses, {sum(lengths):,} tokens; "
+        f"{truncated:,} truncated at the length limit"
+        + (f"; {result.resumed:,} of them were there before" if result.resumed else "")
     )
 
 
@@ -112,11 +102,11 @@ def _config(
     data: Path | None,
     template: str,
     max_prompt: int,
-    sampling: dict[str, float],
+    sampling: dict[str, Any],
 ) -> RunConfig:
-    from stillhouse.runs.preflight import preflight
+    """The configuration of the YAML file, or one in which --model is both student and teacher."""
+    from stillhouse.runs.checks import preflight
     from stillhouse.runs.resolve import resolve
-    from stillhouse.runs.writing import of_model
 
     if file is not None:
         config = resolve(file, list(overrides or ())).config
@@ -124,7 +114,19 @@ def _config(
         missing = "--model" if model is None else "--data"
         raise ConfigError(Fault(missing, "is missing", hint="Or give the YAML file of a run."))
     else:
-        config = of_model(model, data, template, sampling, max_prompt)
+        tree: dict[str, Any] = {
+            "student": {"path": model, "dtype": "auto"},
+            "teacher": {"kind": "live", "path": model, "dtype": "auto"},
+            "data": {
+                "train": str(data),
+                "template": template,
+                "max_prompt": max_prompt,
+                "max_response": sampling["max_tokens"],
+            },
+            "engine": {"kind": "transformers", "sampling": sampling},
+            "objective": "cross_entropy",
+        }
+        config = resolve(tree).config
     preflight(config)
     return config
 
@@ -141,4 +143,4 @@ OPTIONS = {
     "engine.sampling.temperature": "--temperature",
     "engine.sampling.top_p": "--top-p",
 }
-"""Which option of the verb a place in the configuration of --model and --data stands for."""
+"""Field of the configuration of --model and --data -> option."""

@@ -8,15 +8,21 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import START, app
 from stillhouse.errors import ConfigError
 
+MODELS_AND_DATA = {
+    "student": {"path": "path/or/hub-name/of/the/student"},
+    "data": {"train": "train.jsonl", "valid": "valid.jsonl", "max_prompt": 256, "max_response": 256},
+}
+TEACHER = {"kind": "live", "path": "path/or/hub-name/of/the/teacher"}
+USAGE = """# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.
+# A line that starts with # and no space is an option at its default: remove the # to set it.
+"""
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("init")(command)
 
-
-def command(
+@app.command("init", rich_help_panel=START)
+def init(
     method: Annotated[
         str,
         typer.Argument(
@@ -28,9 +34,8 @@ def command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented YAML file for a method, to fill in paths and run."""
+    """Write a commented YAML file for a method; fill in the paths and run it."""
     from stillhouse.files import atomic
-    from stillhouse.runs.starting import starting_yaml
 
     text = starting_yaml(method)
     if output is None:
@@ -41,3 +46,21 @@ def command(
     with atomic(output) as handle:
         handle.write(text)
     console.note(f"Wrote {output}. Edit the paths, then: stillhouse check {output}")
+
+
+def starting_yaml(method: str) -> str:
+    """A YAML file with everything that a method needs, each field explained.
+
+    Raises:
+        ConfigError: no method has that name.
+    """
+    from stillhouse import recipes
+    from stillhouse.config import Layer, Layered, commented_yaml
+    from stillhouse.runs.config import RunConfig
+
+    recipe = recipes.find(method)
+    values = Layered.merged(Layer.read(recipe.path, "recipe")).values
+    teacher = {} if method == "sft" else {"teacher": TEACHER}
+    tree = {"name": method, "recipe": method, **MODELS_AND_DATA, **teacher, **values}
+    header = "\n".join(f"# {line}".rstrip() for line in recipe.header.splitlines())
+    return f"{header}\n\n{USAGE}\n{commented_yaml(RunConfig, tree)}"

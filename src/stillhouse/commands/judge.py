@@ -1,4 +1,4 @@
-"""stillhouse judge: which of two systems answers better, by a model on a server."""
+"""stillhouse judge: win rate of one system against another, judged by a model on a server."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESULTS, app
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("judge")(command)
-
-
-def command(
+@app.command("judge", rich_help_panel=RESULTS)
+def judge(
     first: Annotated[
         Path, typer.Argument(help="Run folder or JSONL file of answers.", metavar="A", show_default=False)
     ],
     second: Annotated[
-        Path, typer.Argument(help="What A is compared with: the same.", metavar="B", show_default=False)
+        Path, typer.Argument(help="Run folder or file to compare A with.", metavar="B", show_default=False)
     ],
     url: Annotated[
         str, typer.Option(help="OpenAI-compatible server of the judge, such as http://127.0.0.1:8000/v1.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="The judge's name at the server; default: the only one it serves.")
+        str | None, typer.Option(help="Name of the judge at the server; default: the only model it serves.")
     ] = None,
-    key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Which task of the run folders.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the run folders.")] = None,
     rubric: Annotated[
         Path | None,
         typer.Option(
@@ -40,32 +35,30 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of a reply.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most requests under way at a time.")] = 8,
-    price_in: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of a million tokens that the judge reads.")
-    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the judge.")] = 0.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 8,
+    price_in: Annotated[float | None, typer.Option(min=0.0, help="Price of a million prompt tokens.")] = None,
     price_out: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of a million tokens that it writes.")
+        float | None, typer.Option(min=0.0, help="Price of a million completion tokens.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The result (JSON); default: beside A's answers, where the report looks."
+            "--output", "-o", help="The result (JSON); default: in A's run folder, where the report finds it."
         ),
     ] = None,
 ) -> None:
-    """Let a judge compare the answers of A and B, each pair in both orders, and tell A's win rate.
+    """Have a model judge the answers of A against those of B, each pair in both orders: A's win rate.
 
-    Replies are kept: the same command goes on where it was interrupted and asks nothing twice.
+    Replies are saved as they come: the same command resumes after an interruption and repeats no request.
     """
     from pydantic import ValidationError
 
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.evaluate.judge import Rubric
+    from stillhouse.evaluate.judge_files import TokenPrice, default_output, find_answers, judge_files
+    from stillhouse.files import check_output_file
     from stillhouse.remote import ServerConnection
-    from stillhouse.runs.folder import check_file
-    from stillhouse.runs.judging import Price, default_output, find_answers, run_judge
 
     try:
         server = ServerConnection(url=url, model=model, key_env=key_env, concurrency=concurrency)
@@ -76,9 +69,16 @@ def command(
         ) from error
     ours, theirs = find_answers(first, task, "A"), find_answers(second, task, "B")
     target = output or default_output(ours, theirs)
-    check_file("--output", target, ".json")
-    asked = Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature)
-    result = run_judge(ours, theirs, server, asked, target, limit=limit, price=Price(price_in, price_out))
+    check_output_file("--output", target, ".json")
+    result = judge_files(
+        ours,
+        theirs,
+        server,
+        Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature),
+        target,
+        limit=limit,
+        price=TokenPrice(price_in, price_out),
+    )
     title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"
     console.print_table(("measure", "value"), list(result["metrics"].items()), title=title)
     console.say(str(target))

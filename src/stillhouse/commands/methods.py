@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import typer
-
 from stillhouse import console
+from stillhouse.commands.app import START, app
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("methods")(command)
-
-
-def command() -> None:
-    """List the methods: name, what it does, paper. `stillhouse init NAME` writes a YAML file for one."""
+@app.command("methods", rich_help_panel=START)
+def methods() -> None:
+    """List the methods: name, what each does, paper. `stillhouse init NAME` writes a YAML file for one."""
     from stillhouse.recipes import all_recipes
 
     rows = [(recipe.name, recipe.summary, recipe.paper) for recipe in all_recipes()]

@@ -8,25 +8,20 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESULTS, app
+from stillhouse.commands.options import RunFolders
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("report")(command)
-
-
-def command(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, or folders that hold some.", metavar="FOLDER", show_default=False),
-    ],
+@app.command("report", rich_help_panel=RESULTS)
+def report(
+    runs: RunFolders,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The page; default: report.html in the first folder."),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Headline of the page.")] = None,
 ) -> None:
-    """Write one self-contained HTML page for a run, or a comparison of several."""
+    """Write one self-contained HTML page for a run, or for a comparison of several."""
     from stillhouse.report import write_report
 
     page = write_report(runs, output or runs[0] / "report.html", title)

@@ -1,4 +1,4 @@
-"""stillhouse run: distil as a YAML file says."""
+"""stillhouse run: distil as configured in a YAML file."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
-from stillhouse.commands.arguments import Overrides, RunFile
+from stillhouse.commands.app import RUN, app
+from stillhouse.commands.options import Overrides, RunFile
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("run")(command)
-
-
-def command(
+@app.command("run", rich_help_panel=RUN)
+def run(
     file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run's folder.")
+        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in the run folder.")
     ] = False,
 ) -> None:
-    """Distil as a YAML file says; leaves a run folder with the student, metrics and report.html.
+    """Distil as configured in a YAML file; leaves a run folder with the student, metrics and report.html.
 
-    Ctrl-C finishes the step, writes a checkpoint and stops; go on later with --resume.
+    Ctrl-C finishes the step, saves a checkpoint and stops; continue later with --resume.
     """
     from stillhouse.runs.resolve import resolve
 
@@ -39,11 +36,9 @@ def command(
     except KeyboardInterrupt:
         result = None
     if result is None or result.state == "interrupted":
-        begun = (default_folder(resolved.config) / "state.json").exists()
-        again = shlex.join(
-            ["stillhouse", "run", str(file), *(overrides or ()), *(["--resume"] if begun else [])]
-        )
-        console.note(f"Interrupted. Go on with: {again}")
+        started = (default_folder(resolved.config) / "state.json").exists()
+        command = ["stillhouse", "run", str(file), *(overrides or ()), *(["--resume"] if started else [])]
+        console.note(f"Interrupted. Continue with: {shlex.join(command)}")
         raise typer.Exit(130)
     print_comparison(load_runs([result.folder]))
     console.say(f"Student: {result.folder / 'student'}")

@@ -1,4 +1,4 @@
-"""stillhouse runs: which runs there are and how they stand."""
+"""stillhouse runs: the runs in a folder and their states."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Annotated
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESULTS, app
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("runs")(command)
-
-
-def command(
+@app.command("runs", rich_help_panel=RESULTS)
+def runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders that hold runs; default: runs.", metavar="FOLDER", show_default=False),
+        typer.Argument(
+            help="Folders that contain runs; default: runs.", metavar="FOLDER", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:

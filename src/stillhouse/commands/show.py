@@ -1,54 +1,47 @@
-"""stillhouse show: what was written, and what became of it."""
+"""stillhouse show: responses and why they were kept or dropped."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from stillhouse import console
+from stillhouse.commands.app import RESPONSES, app
 
 if TYPE_CHECKING:
     from stillhouse.rollouts.offline.reading import PromptResponses
 
 
-class What(StrEnum):
-    """What there is to show."""
-
-    pairs = "pairs"
-    responses = "responses"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("show")(command)
-
-
-def command(
+@app.command("show", rich_help_panel=RESPONSES)
+def show(
     what: Annotated[
-        What,
-        typer.Argument(
-            help="pairs: both sides of each prompt; responses: all that was written.", show_default=False
-        ),
+        Literal["pairs", "responses"],
+        typer.Argument(help="pairs: prompts with both responses; responses: all.", show_default=False),
     ],
     targets: Annotated[
         list[Path],
-        typer.Argument(help="A run folder, or stage files.", metavar="RUN|FILE...", show_default=False),
+        typer.Argument(
+            help="A run folder, or files of `generate` or `curate`.",
+            metavar="RUN|FILE...",
+            show_default=False,
+        ),
     ],
     number: Annotated[int, typer.Option("--number", "-n", help="How many prompts.", min=1)] = 5,
-    seed: Annotated[int | None, typer.Option(help="Choose them at random; default: the first.")] = None,
-    id: Annotated[str | None, typer.Option("--id", help="Only the prompt of this id.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Sample prompts at random with this seed; default: the first ones.")
+    ] = None,
+    id: Annotated[str | None, typer.Option("--id", help="Only the prompt with this id.")] = None,
     round: Annotated[
         int | None, typer.Option("--round", help="Which round of a run, from 0; default: the newest.")
     ] = None,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only what filters dropped.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """Show prompts with the teacher's and the student's response side by side, likelihoods, and drops."""
+    """Show prompts with teacher's and student's responses, likelihoods, and why filters dropped some."""
     from stillhouse.errors import DataError
     from stillhouse.rollouts.offline.reading import PAIR_SOURCES, read_round, read_stage_files, select
 
@@ -56,7 +49,7 @@ def command(
     asked = read_round(folders[0], round) if folders and len(targets) == 1 else read_stage_files(targets)
     if not asked:
         raise DataError(f"{', '.join(map(str, targets))}: no responses are there")
-    if what is What.pairs:
+    if what == "pairs":
         asked = [one for one in asked if all(source in one.by_source for source in PAIR_SOURCES)]
         if not asked:
             raise DataError(
@@ -70,27 +63,27 @@ def command(
         return
     terminal = console.output().is_terminal
     for one in shown:
-        _table(one) if terminal else _lines(one)
-    lost = sum(bool(one.dropped) for one in asked)
-    console.note(f"{len(shown)} of {len(asked)} {what.value} shown; {lost} dropped")
+        _print_table(one) if terminal else _print_lines(one)
+    total = sum(bool(one.dropped) for one in asked)
+    console.note(f"{len(shown)} of {len(asked)} {what} shown; {total} dropped")
 
 
-def _lines(one: PromptResponses) -> None:
-    """As plain lines, for a pipe."""
+def _print_lines(one: PromptResponses) -> None:
+    """Plain lines, for a pipe."""
     console.say(one.id)
     parts = [("prompt", one.prompt)]
     for source, row in one.by_source.items():
-        parts += [(source, row["response"]), ("", f"({_about(row, one.gap.get(source))})")]
-    parts += [("dropped", _why(drop)) for drop in one.dropped]
-    parts += [("resampled", _why(drop)) for drop in one.resampled]
+        parts += [(source, row["response"]), ("", f"({_describe(row, one.gap.get(source))})")]
+    parts += [("dropped", _reason(drop)) for drop in one.dropped]
+    parts += [("resampled", _reason(drop)) for drop in one.resampled]
     for name, text in parts:
         for index, line in enumerate(text.split("\n") or [""]):
             console.say(f"  {name if index == 0 else '':<10} {line}".rstrip())
     console.say("")
 
 
-def _table(one: PromptResponses) -> None:
-    """As a table of one column for each side, for a terminal."""
+def _print_table(one: PromptResponses) -> None:
+    """A table with a column for each source, for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -101,7 +94,7 @@ def _table(one: PromptResponses) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         expand=True,
-        caption=Text(visible("\n".join(_verdicts(one))), style="red" if one.dropped else "yellow"),
+        caption=Text(visible("\n".join(_filter_verdicts(one))), style="red" if one.dropped else "yellow"),
         caption_justify="left",
     )
     for source in one.by_source:
@@ -109,22 +102,22 @@ def _table(one: PromptResponses) -> None:
     drawn.add_row(*(Text(visible(row["response"])) for row in one.by_source.values()))
     drawn.add_row(
         *(
-            Text(visible(_about(row, one.gap.get(source))), style="dim")
+            Text(visible(_describe(row, one.gap.get(source))), style="dim")
             for source, row in one.by_source.items()
         )
     )
     console.output().print(drawn)
 
 
-def _verdicts(one: PromptResponses) -> Sequence[str]:
+def _filter_verdicts(one: PromptResponses) -> Sequence[str]:
     return [
-        *(f"dropped: {_why(drop)}" for drop in one.dropped),
-        *(f"resampled: {_why(drop)}" for drop in one.resampled),
+        *(f"dropped: {_reason(drop)}" for drop in one.dropped),
+        *(f"resampled: {_reason(drop)}" for drop in one.resampled),
     ]
 
 
-def _about(row: dict[str, Any], gap: float | None) -> str:
-    """Who wrote it, how long it is, how likely it is."""
+def _describe(row: dict[str, Any], gap: float | None) -> str:
+    """Generator, length, mean log-probabilities."""
     facts = [f"by {row.get('by', 'unknown')}"]
     if row.get("student_version") is not None:
         facts.append(f"step {row['student_version']}")
@@ -136,7 +129,7 @@ def _about(row: dict[str, Any], gap: float | None) -> str:
     return ", ".join(facts)
 
 
-def _why(drop: dict[str, Any]) -> str:
+def _reason(drop: dict[str, Any]) -> str:
     source = f"{drop['source']}: " if drop.get("source") else ""
     detail = f" ({drop['detail']})" if drop.get("detail") else ""
     return f"{source}{drop['filter']}: {drop['reason']}{detail}"

@@ -32,9 +32,9 @@ from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 from stillhouse.rollouts.offline.pairs import PairsConfig
 from stillhouse.rollouts.offline.scoring import scorers
+from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
-from stillhouse.runs.preflight import context_of, longest
 from stillhouse.runs.served import ANSWERS, keeping, server_engine
 from stillhouse.runs.tokenizers import Translation, tokenizers
 from stillhouse.train.step import Method, Step
@@ -70,7 +70,9 @@ class Parts:
     def contexts(self) -> dict[str, int | None]:
         """The most tokens that each model can take."""
         models = {"student": self.student, "teacher": self.teacher}
-        return {name: context_of(unwrap(model).config) for name, model in models.items() if model is not None}
+        return {
+            name: context_length(unwrap(model).config) for name, model in models.items() if model is not None
+        }
 
     @property
     def translator(self) -> Translator | None:
@@ -137,7 +139,7 @@ def assemble(config: RunConfig) -> Parts:
         teacher_tokenizer=found.teacher,
     )
     if config.teacher is not None and config.objective.needs_teacher:
-        config.teacher.check_signal(longest(config, data.train))
+        config.teacher.check_signal(longest_sequence(config, data.train))
     teacher = load_teacher(teacher_model) if teacher_model is not None else None
     student = load_student(config.student, tokenizer, teacher, config.train.seed)
     _finite("student", student)
@@ -145,7 +147,7 @@ def assemble(config: RunConfig) -> Parts:
         _finite("teacher", teacher)
     device = local_device()
     facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
-    context = None if teacher is None else context_of(unwrap(teacher).config)
+    context = None if teacher is None else context_length(unwrap(teacher).config)
     parts = Parts(
         config,
         tokenizer,

@@ -18,9 +18,9 @@ from stillhouse.evaluate.likelihood import likelihood_metrics
 from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask
 from stillhouse.models import fingerprint, parameter_counts, unwrap
 from stillhouse.runs.build import Parts
+from stillhouse.runs.checks import context_length
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
-from stillhouse.runs.preflight import context_of
 from stillhouse.runs.tokenizers import Translation
 
 HELD_OUT_TASK = "held-out prompts"
@@ -144,7 +144,7 @@ class _SystemEvaluation:
             seeds=config.evaluate.seeds,
             held_out=config.evaluate.data or config.data.valid,
             limit=config.evaluate.limit,
-            context_length=context_of(unwrap(self.model).config),
+            context_length=context_length(unwrap(self.model).config),
             batch_size=config.evaluate.batch_size,
             title=f"{task.title}: {self.label}",
             fingerprint=self.fingerprint,

@@ -17,12 +17,11 @@ from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
 from stillhouse.runs.export.weights import export, write_card
-from stillhouse.runs.folder import RunFolder, default_folder, environment, needs_space
-from stillhouse.runs.preflight import check_room, preflight
-from stillhouse.runs.recorded import recorded
+from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment, recorded
 from stillhouse.runs.resolve import Resolved, resolve
 from stillhouse.runs.served import tell
 from stillhouse.runs.training_arguments import training_arguments
@@ -80,13 +79,13 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         parts = assemble(config)
         questions = held_out_prompts(config, parts.data, parts.tokenizer)
         check_tasks(config, parts.tokenizer)
-    check_room(config, parts.data.train, questions, parts.contexts)
+    check_context_lengths(config, parts.data.train, questions, parts.contexts)
     facts = parts.model_facts()
-    needs_space(folder.path, _bytes_needed(config, facts) - folder.size())
+    check_space(folder.path, _bytes_needed(config, facts) - folder.size())
     changes = _changes(folder, resolved) if resume else []
     # Nothing has been written so far: what is refused above leaves no folder behind.
     with recorded(folder, config) as interrupt:
-        folder.gone_on_with(changes)
+        folder.record_changes(changes)
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())

@@ -1,8 +1,10 @@
-"""The run folder: everything that a run leaves, each file written atomically."""
+"""The run folder: where each file of a run is, written atomically, with the state of the run kept true."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import json
 import os
 import platform
@@ -10,21 +12,36 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.errors import ConfigError, EnvironmentFault, Fault
-from stillhouse.files import atomic, write_json, write_jsonl
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
+from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
 from stillhouse.report.record import running_process
+from stillhouse.runs.config import RunConfig
+from stillhouse.train.callbacks import Interrupt
 from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
+"""Packages whose versions can change a result."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+DISK_FULL_MESSAGES = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "PytorchStreamWriter",
+    "file write failed",
+    "unexpected pos",
+)
+"""Parts of the messages of torch and safetensors, which raise no OSError when the disk is full."""
 
 
 class RunFolder:
-    """Knows where each file of a run is, and writes them."""
+    """The paths of a run's files, and how they are written."""
 
     def __init__(self, path: Path, main: bool | None = None) -> None:
         """A run folder; of several processes only the main one (rank 0) writes."""
@@ -40,11 +57,11 @@ class RunFolder:
         self._start = time.monotonic()
 
     def check(self, resume: bool) -> None:
-        """Make sure that the folder may be used; nothing is written yet.
+        """Make sure that the folder can be used; writes nothing.
 
         Raises:
-            ConfigError: there is a run in it already, and it was not asked to go on with it.
-            EnvironmentFault: it cannot be written.
+            ConfigError: it contains a run that is not to be resumed, or none that could be.
+            EnvironmentFault: it is not writable.
         """
         if not self.main:
             return
@@ -54,31 +71,31 @@ class RunFolder:
             raise ConfigError(
                 Fault(
                     "output.folder",
-                    f"{self.path} holds a run already",
-                    hint="Go on with it (--resume), choose another name (name=...), or delete the folder.",
+                    f"{self.path} already contains a run",
+                    hint="Resume it (--resume), choose another name (name=...), or delete the folder.",
                 )
             )
         if resume and not (self.path / "state.json").exists():
-            raise ConfigError(Fault("--resume", f"there is no run in {self.path} to go on with"))
+            raise ConfigError(Fault("--resume", f"there is no run in {self.path} to resume"))
         if resume and (process := self.running()):
-            raise ConfigError(Fault("--resume", f"process {process} is still at work in {self.path}"))
+            raise ConfigError(Fault("--resume", f"process {process} is still running in {self.path}"))
         check_writable("output.folder", self.path)
 
     def running(self) -> int | None:
-        """The process that is at work on the run now, on this machine."""
-        return running_process(self._kept_state())
+        """The id of the process that runs it now, on this machine; None if there is none."""
+        return running_process(self._saved_state())
 
-    def _kept_state(self) -> dict[str, Any]:
-        """What state.json holds; nothing if it cannot be read."""
+    def _saved_state(self) -> dict[str, Any]:
+        """The content of state.json; empty if it cannot be read."""
         try:
             state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}
 
-    def begin(self, name: str, recipe: str | None) -> None:
-        """Note that the run has started; with which values it was gone on before stays known."""
-        changed = self._kept_state().get("changed", [])
+    def start(self, name: str, recipe: str | None) -> None:
+        """Record that the run has started; the changes of earlier resumptions are kept."""
+        changed = self._saved_state().get("changed", [])
         self._state = {
             "state": "running",
             "name": name,
@@ -94,41 +111,41 @@ class RunFolder:
         }
         self.write("state.json", self._state)
 
-    def gone_on_with(self, changes: list[str]) -> None:
-        """Note which values are others than before, as `changes` tells them, now that the run goes on."""
+    def record_changes(self, changes: list[str]) -> None:
+        """Record the values that the run is resumed with, if they are others than before."""
         if changes:
             self.note(changed=[*self._state["changed"], {"at": _now(), "values": changes}])
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the state of a run that is going on."""
+        """Add facts to the state of the run."""
         self._state.update(facts)
         self.write("state.json", self._state)
 
     def end(self, state: str, message: str | None = None) -> None:
-        """Note how the run has ended: "done", "interrupted" or "failed"."""
+        """Record how the run has ended: "done", "interrupted" or "failed"."""
         seconds = round(time.monotonic() - self._start, 3)
         self._state.update(state=state, ended=_now(), seconds=seconds, message=message)
         self.write("state.json", self._state)
 
     def end_in_place(self) -> None:
-        """Write state.json over itself: not atomic, but possible where the disk takes no new file."""
+        """Overwrite state.json: not atomic, but possible on a full disk."""
         text = json.dumps(self._state)
         with open(self.path / "state.json", "r+", encoding="utf-8") as handle:
             handle.write(text)
             handle.truncate()
 
     def size(self) -> int:
-        """Bytes that checkpoints and student take already."""
-        kept = [path for place in (self.checkpoints, self.best, self.student) for path in place.rglob("*")]
-        return sum(path.stat().st_size for path in kept if path.is_file())
+        """Bytes of the checkpoints and the student."""
+        files = [path for place in (self.checkpoints, self.best, self.student) for path in place.rglob("*")]
+        return sum(path.stat().st_size for path in files if path.is_file())
 
     def changes(self, values: dict[str, Any]) -> list[str]:
-        """Which of these values the run in the folder did not begin with, as `path (old -> new)`."""
+        """The values that differ from those that the run was started with, as `path (old -> new)`."""
         try:
-            began = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+            original = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return []
-        before = {path: fact["value"] for path, fact in began.items()}
+        before = {path: fact["value"] for path, fact in original.items()}
         now = json.loads(json.dumps(values, default=str))
         return [
             f"{path} ({before.get(path)} -> {now.get(path)})"
@@ -137,7 +154,7 @@ class RunFolder:
         ]
 
     def tidy(self) -> None:
-        """Delete what is half-written: checkpoints without a manifest, folders not yet in place."""
+        """Delete what is incomplete: checkpoints without a manifest, folders not yet in place."""
         if not self.main:
             return
         unfinished = [self.path / ".student.new", self.path / ".best.new"]
@@ -162,7 +179,7 @@ class RunFolder:
         return self.path / "evaluation" / f"{slug}.json"
 
     def partial(self, system: str, task: str | None = None, name: str = "") -> Path | None:
-        """Where an evaluation that is going on keeps what it has; the main process alone keeps anything."""
+        """The file of an evaluation's partial results; None in all processes but the main one."""
         if not self.main:
             return None
         result = self.evaluation(system, task)
@@ -171,7 +188,7 @@ class RunFolder:
     def write_evaluation(
         self, system: str, facts: dict[str, Any], rows: list[dict[str, Any]], task: str | None = None
     ) -> None:
-        """Write the result and the answers of one system; what was kept on the way there goes."""
+        """Write the result and the responses of one system, and delete its partial results."""
         if not self.main:
             return
         path = self.evaluation(system, task)
@@ -184,7 +201,7 @@ class RunFolder:
             kept.rmdir()
 
     def has_evaluation(self, system: str, task: str | None = None, *, header: str) -> bool:
-        """Whether a system has been evaluated under this header; the result is written after the answers."""
+        """Whether there is a result with this header; it is written after the responses."""
         path = self.evaluation(system, task)
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["header"] == header)
@@ -192,8 +209,56 @@ class RunFolder:
             return False
 
 
+@contextlib.contextmanager
+def recorded(folder: RunFolder, config: RunConfig) -> Iterator[Interrupt]:
+    """Record in state.json that a run has started and, if it fails, how. Handles Ctrl-C inside the block.
+
+    Raises:
+        EnvironmentFault: in place of any error that means that the disk is full or not writable.
+    """
+    folder.start(config.name, config.recipe)
+    interrupt = Interrupt()
+    try:
+        with interrupt:
+            yield interrupt
+    except KeyboardInterrupt:
+        _end(folder, "interrupted", "stopped by Ctrl-C")
+        raise
+    except StillhouseError as error:
+        _end(folder, "failed", str(error))
+        raise
+    except Exception as error:
+        fault = _disk_fault(error, folder)
+        _end(folder, "failed", str(fault or f"{type(error).__name__}: {error}"))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _disk_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
+    """The message for an error of a disk that is full or not writable; None for other errors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in DISK_FULL or (number is None and any(text in str(error) for text in DISK_FULL_MESSAGES)):
+        return EnvironmentFault(
+            f"{folder.path}: the disk is full. Free some space, then continue with --resume; "
+            "files written earlier are intact."
+        )
+    if number in NOT_WRITABLE:
+        return EnvironmentFault(f"{getattr(error, 'filename', None) or folder.path}: is not writable.")
+    return None
+
+
+def _end(folder: RunFolder, state: str, message: str) -> None:
+    folder.tidy()
+    try:
+        folder.end(state, message)
+    except EnvironmentFault:  # the error itself is on its way; the old file can still be overwritten
+        with contextlib.suppress(OSError):
+            folder.end_in_place()
+
+
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a result."""
+    """Versions and hardware that can change a result."""
     import torch
 
     versions = {name: metadata.version(name) for name in PACKAGES}
@@ -214,53 +279,13 @@ def default_folder(config: Any) -> Path:
     return Path(config.output.folder or Path("runs") / config.name)
 
 
-def existing(folder: Path) -> Path:
-    """The folder itself, or else the nearest one above it that is there."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def check_writable(name: str, folder: Path) -> None:
-    """Refuse a folder in which nothing can be made.
-
-    Raises:
-        ConfigError: there is a file in its place, or in that of a folder above it.
-        EnvironmentFault: it may not be written.
-    """
-    place = existing(folder)
-    if not place.is_dir():
-        raise ConfigError(Fault(name, f"{place} is not a folder", got=str(folder)))
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"{name}: {place} may not be written. Choose another folder.")
-
-
-def check_file(name: str, path: Path, ending: str) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold.
-
-    Args:
-        name: what gave the path, such as "--output".
-        path: the file.
-        ending: that its name must have; what stands beside it has another.
-
-    Raises:
-        ConfigError: it ends otherwise, is a folder, or there is a file in the place of its folder.
-        EnvironmentFault: its folder may not be written.
-    """
-    if path.is_dir():
-        raise ConfigError(Fault(name, "is a folder, not a file", got=str(path), hint="Name a file in it."))
-    if path.suffix != ending:
-        raise ConfigError(Fault(name, f"must end in {ending}", got=str(path)))
-    check_writable(name, path.parent)
-
-
-def needs_space(folder: Path, size: int) -> None:
-    """Refuse to start where checkpoints and student cannot fit.
+def check_space(folder: Path, size: int) -> None:
+    """Refuse to start on a disk without space for checkpoints and student.
 
     Raises:
         EnvironmentFault: less than `size` bytes are free.
     """
-    free = shutil.disk_usage(existing(folder)).free
+    free = shutil.disk_usage(existing_ancestor(folder)).free
     if free < size:
         raise EnvironmentFault(
             f"output.folder: the disk of {folder} has {free / 1e6:,.1f} MB free, and checkpoints and student "

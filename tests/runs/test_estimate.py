@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.runs.checking import Shape, peak, shape_of, sizes
+from stillhouse.runs.estimate import ModelSize, estimate, model_size, peak_memory
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
 from tests.workshop import Workshop
@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_run(workshop: Workshop, start: str) -> None:
     overrides = {"student": STARTS[start], "train.epochs": 1.5, "train.log_every": 1}
     tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
     resolved = resolve({**tree, "student": {}}, overrides)
-    said = sizes(resolved.config)
+    said = estimate(resolved.config)
     result = execute(resolved)
     models = json.loads((result.folder / "models.json").read_text(encoding="utf-8"))
     data = json.loads((result.folder / "data.json").read_text(encoding="utf-8"))["sets"][0]
@@ -43,29 +43,29 @@ def test_counts_are_those_of_the_run(workshop: Workshop, start: str) -> None:
 
 
 def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(workshop: Workshop) -> None:
-    def estimate(**overrides: Any) -> float:
-        student = Shape(10**8, layers=12, width=768, vocab=32_000, bytes_each=4, context=2048)
-        teacher = replace(student, parameters=10**9, bytes_each=2)
+    def peak(**overrides: Any) -> float:
+        student = ModelSize(10**8, layers=12, hidden_size=768, vocab=32_000, dtype_bytes=4, context=2048)
+        teacher = replace(student, parameters=10**9, dtype_bytes=2)
         config = resolve(
             "run.yaml", {name.replace("__", "."): value for name, value in overrides.items()}
         ).config
-        return peak(config, student, teacher, length=64)
+        return peak_memory(config, student, teacher, length=64)
 
-    plain = estimate(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
+    plain = peak(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
     weights_and_adam = 4 * 4 * 10**8 + 2 * 10**9
     assert plain > weights_and_adam
-    assert estimate(train__micro_batch_size=2) < plain
-    assert estimate(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
-    assert estimate(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
-    assert estimate(train__micro_batch_size=4, train__precision="bfloat16") < plain
-    writing = estimate(train__micro_batch_size=4, engine__batch_size=4096)
+    assert peak(train__micro_batch_size=2) < plain
+    assert peak(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
+    assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
+    assert peak(train__micro_batch_size=4, train__precision="bfloat16") < plain
+    writing = peak(train__micro_batch_size=4, engine__batch_size=4096)
     assert writing > plain
 
 
-def test_shape_reads_no_weights(workshop: Workshop) -> None:
+def test_model_size_reads_no_weights(workshop: Workshop) -> None:
     (workshop.folder / "bare").mkdir()
     config = (workshop.folder / "teacher" / "config.json").read_text(encoding="utf-8")
     (workshop.folder / "bare" / "config.json").write_text(config, encoding="utf-8")
     model = resolve("run.yaml", {"teacher.path": "bare"}).config.teacher.model_to_load()
-    shape = shape_of(model)
-    assert (shape.layers, shape.width, shape.vocab, shape.context) == (2, 32, 1024, 512)
+    size = model_size(model)
+    assert (size.layers, size.hidden_size, size.vocab, size.context) == (2, 32, 1024, 512)

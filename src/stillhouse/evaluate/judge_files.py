@@ -1,4 +1,4 @@
-"""Judges two sets of answers, files or run folders, and keeps what was said."""
+"""Has a model judge the answers of two systems, from files or run folders, and saves result and verdicts."""
 
 from __future__ import annotations
 
@@ -29,81 +29,81 @@ from stillhouse.remote import ServerConnection
 logger = logging.getLogger("stillhouse")
 
 AGAINST = "against-"
-"""Begins the name of a judgement among the results of a run."""
+"""Prefix of the task name of a judgement among the results of a run."""
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerFile:
-    """Answers of one system.
+class JudgedSystem:
+    """A system with a file of its answers.
 
-    Example: `AnswerFile("kd", Path("runs/kd/evaluation/student-after.dolly.jsonl"), run=Path("runs/kd"))`
+    Example: `JudgedSystem("kd", Path("runs/kd/evaluation/student-after.dolly.jsonl"), run=Path("runs/kd"))`
     """
 
     label: str
     path: Path
     run: Path | None
-    """The run folder that they are from, if there is one."""
+    """The run folder that the answers are from, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """What a million tokens cost, in whatever money."""
+class TokenPrice:
+    """The price of a million tokens, in any currency."""
 
     prompt: float | None = None
     completion: float | None = None
 
 
-def find_answers(given: Path, task: str | None, option: str) -> AnswerFile:
-    """The answers that a path of the command line means.
+def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
+    """The system behind a path of the command line.
 
     Args:
-        given: a JSONL file, or a run folder, of which the student after training is taken.
+        path: a JSONL file, or a run folder, of which the student after training is taken.
         task: which task of a run folder; None: its only one, or the held-out prompts.
-        option: what the path is called in messages.
+        option: name of the path in messages.
 
     Raises:
         ConfigError: there is no such file, or no such task in the folder.
     """
-    if given.is_file():
-        run = given.parent.parent if given.parent.name == "evaluation" else None
-        system = given.stem.partition(".")[0]
+    if path.is_file():
+        run = path.parent.parent if path.parent.name == "evaluation" else None
+        system = path.stem.partition(".")[0]
         own = run is not None and system == "student-after"
-        return AnswerFile(run.name if run is not None and own else given.stem, given, run if own else None)
-    folder = given / "evaluation"
-    names = {path: path.stem.partition(".")[2] for path in sorted(folder.glob("student-after*.jsonl"))}
-    found = {name: path for path, name in names.items() if AGAINST not in name}
+        return JudgedSystem(run.name if run is not None and own else path.stem, path, run if own else None)
+    folder = path / "evaluation"
+    named = {file.stem.partition(".")[2]: file for file in sorted(folder.glob("student-after*.jsonl"))}
+    found = {name: file for name, file in named.items() if AGAINST not in name}
     if not found:
         raise ConfigError(
-            Fault(option, f"{given} is no file of answers and no run folder with evaluated answers")
+            Fault(option, f"{path} is neither a file of answers nor a run folder with evaluated answers")
         )
     name = task or ("" if "" in found or task is not None else next(iter(found)))
     if name not in found or (task is None and name and len(found) > 1):
-        problem = "which one is meant?" if task is None else f"{given} has no answers to it"
+        problem = "is ambiguous" if task is None else f"{path} has no answers to it"
         allowed = ", ".join(one or "(none: the held-out prompts)" for one in found)
         raise ConfigError(Fault("--task", problem + nearest(name, list(found)), got=task, allowed=allowed))
-    return AnswerFile(given.name, found[name], given)
+    return JudgedSystem(path.name, found[name], path)
 
 
-def paired(first: AnswerFile, second: AnswerFile, limit: int | None) -> list[AnswerPair]:
-    """The questions that both have answered, in the order of the first file.
+def pair_answers(first: JudgedSystem, second: JudgedSystem, limit: int | None) -> list[AnswerPair]:
+    """The questions that both systems have answered, in the order of the first file.
 
-    Rows belong together by their `id`, or by their question where they have none; of several answers to one
-    question (seeds, samples) the first counts.
+    Rows are matched by `id`, or by their question where they have none; of several answers to one question
+    (seeds, samples) the first counts.
 
     Raises:
         ConfigError: both are the same file.
         DataError: a file cannot be read, or no question is in both.
     """
     if first.path.resolve() == second.path.resolve():
-        raise ConfigError(Fault("B", "holds the very answers of A", got=str(second.path)))
+        raise ConfigError(Fault("B", "is the file of A", got=str(second.path)))
     ours, theirs = _answers(first.path), _answers(second.path)
-    both = [key for key in ours if key in theirs]
-    alone = len(ours) + len(theirs) - 2 * len(both)
-    if not both:
+    common = [key for key in ours if key in theirs]
+    unpaired = len(ours) + len(theirs) - 2 * len(common)
+    if not common:
         raise DataError(f"{first.path} and {second.path} have no question in common.")
-    if alone:
-        logger.warning("%d questions are in one of the two files only and are not judged", alone)
-    return [AnswerPair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in both[:limit]]
+    if unpaired:
+        logger.warning("%d questions are in one of the two files only and are not judged", unpaired)
+    return [AnswerPair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in common[:limit]]
 
 
 def _answers(path: Path) -> dict[str, tuple[str, str]]:
@@ -117,12 +117,12 @@ def _answers(path: Path) -> dict[str, tuple[str, str]]:
             continue
         try:
             row = json.loads(line)
-            if STAGE in row:  # the header of a file that `stillhouse generate` wrote
+            if STAGE in row:  # the header of a file of `stillhouse generate`
                 continue
             response = row["response"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}:{number}: is no row of answers ({type(error).__name__}: {error}); needed are "
+                f"{path}:{number}: is not a row of answers ({type(error).__name__}: {error}); needs "
                 "`response`, and `prompt`, `question` or `instruction`"
             ) from error
         question = _question(row, f"{path}:{number}")
@@ -131,7 +131,7 @@ def _answers(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def _question(row: Mapping[str, Any], where: str) -> str:
-    """What was asked, without the words of Alpaca's template."""
+    """The question without the wording of Alpaca's template."""
     asked = {name: row[name] for name in ("question", "instruction", "input", "prompt") if row.get(name)}
     if "question" in asked:
         return str(asked["question"])
@@ -141,35 +141,35 @@ def _question(row: Mapping[str, Any], where: str) -> str:
     return "\n\n".join(filter(None, (one.instruction, one.input))).strip()
 
 
-def run_judge(
-    first: AnswerFile,
-    second: AnswerFile,
+def judge_files(
+    first: JudgedSystem,
+    second: JudgedSystem,
     server: ServerConnection,
     rubric: Rubric,
     output: Path,
     *,
     limit: int | None = None,
-    price: Price = Price(),
+    price: TokenPrice = TokenPrice(),
 ) -> dict[str, Any]:
-    """Judge, write result and verdicts, and give the result.
+    """Judge every pair of answers; write and return the result.
 
-    Replies are kept beside the result in `.replies/NAME.jsonl`: interrupted or given again, the same
-    judgement asks only what is still open, and costs nothing once it is whole.
+    Replies are saved as they come, in `.replies/NAME.jsonl` next to the result: the same command resumes an
+    interrupted judgement, and costs nothing once it is complete.
 
     Args:
-        first: whose win rate is measured.
-        second: against whom.
-        server: where the judge is.
-        rubric: how it is asked.
-        output: the result (JSON); verdicts are beside it (JSONL).
+        first: the system whose win rate is measured.
+        second: the system that it is compared with.
+        server: serves the judge.
+        rubric: the judge's prompt and sampling.
+        output: the result (JSON); verdicts go next to it (JSONL).
         limit: at most this many questions.
-        price: what tokens cost.
+        price: for the cost in the result.
 
     Raises:
-        StillhouseError: files or server are not as needed, or no pair has a clear verdict.
+        StillhouseError: a file or the server cannot be used, or no pair has a clear verdict.
     """
     text = rubric.text()
-    pairs = paired(first, second, limit)
+    pairs = pair_answers(first, second, limit)
     odd = sum(map(has_markup, pairs))
     if odd:
         logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
@@ -192,10 +192,10 @@ def run_judge(
     try:
         metrics: dict[str, Any] = {**win_rate_metrics(judged), **tokens}
     except DataError as error:
-        raise DataError(f"{error} What it said is in {verdicts}.") from error
+        raise DataError(f"{error} Its replies are in {verdicts}.") from error
     if metrics["unparsable"]:
         logger.warning(
-            "%d of %d replies hold no clear verdict; their pairs take no part. The replies are in %s",
+            "%d of %d replies hold no clear verdict; their pairs are left out. The replies are in %s",
             metrics["unparsable"],
             2 * len(judged),
             verdicts,
@@ -228,7 +228,7 @@ def run_judge(
     return result
 
 
-def _task(first: AnswerFile, second: AnswerFile) -> str:
+def _task(first: JudgedSystem, second: JudgedSystem) -> str:
     name = first.path.stem.partition(".")[2]
     return " ".join(filter(None, (name, f"against {second.label}")))
 
@@ -251,15 +251,15 @@ def _rows(pairs: Sequence[AnswerPair], judged: Sequence[JudgedPair]) -> list[dic
     ]
 
 
-def default_output(first: AnswerFile, second: AnswerFile) -> Path:
-    """Beside the answers of a run, where its report finds it.
+def default_output(first: JudgedSystem, second: JudgedSystem) -> Path:
+    """Next to the first system's answers in its run folder, where the report finds it.
 
     Raises:
-        ConfigError: the answers are those of no run.
+        ConfigError: the first system's answers are not in a run folder.
     """
     if first.run is None:
         raise ConfigError(
-            Fault("--output", "is missing", hint="A's answers are no run's: name a file, -o judged.json.")
+            Fault("--output", "is missing", hint="A's answers are not in a run folder: give -o judged.json.")
         )
     stem = ".".join(filter(None, (first.path.stem, f"{AGAINST}{second.label}")))
     return first.run / "evaluation" / f"{stem}.json"

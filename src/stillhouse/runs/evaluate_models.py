@@ -1,7 +1,7 @@
-"""Evaluates models outside a run: one by itself, or a teacher and several students on the same tasks.
+"""Evaluates models outside a run: one alone, or a teacher and several students on the same tasks.
 
-A comparison is a folder with one run folder for each student, each with the teacher's results beside the
-student's own, so that everything that reads run folders reads it.
+Several give a folder with a run folder for each student, which also has the teacher's results, so that
+everything that reads run folders reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillhouse.data.tokenise import Encoder
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.evaluate.tasks import REGISTRY as TASKS
-from stillhouse.files import atomic, locate
+from stillhouse.files import atomic, check_writable, locate
 from stillhouse.models import (
     check_same_tokenizer,
     fingerprint,
@@ -31,27 +31,26 @@ from stillhouse.models import (
     local_device,
 )
 from stillhouse.runs.build import Parts, assemble
+from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import HELD_OUT_TASK, evaluate_prompts, evaluate_system, held_out_prompts
-from stillhouse.runs.folder import RunFolder, check_writable, environment
-from stillhouse.runs.preflight import check_room, preflight
-from stillhouse.runs.recorded import recorded
+from stillhouse.runs.folder import RunFolder, environment, recorded
 from stillhouse.runs.resolve import Resolved, resolve
 
 logger = logging.getLogger("stillhouse")
 
-CARRIED = (
+RUN_FILES = (
     "state.json", "resolved.yaml", "provenance.json", "environment.json", "data.json", "models.json",
     "metrics.jsonl",
 )  # fmt: skip
-"""What the folder of a student keeps of the run that made it."""
+"""Files of the run that made a student, copied next to its results."""
 
 
 @dataclass(frozen=True, slots=True)
-class Student:
-    """A model to compare.
+class NamedModel:
+    """A model with its name in tables and its folder of results.
 
-    Example: `Student("kd", model="runs/kd/student", run=Path("runs/kd"))`
+    Example: `NamedModel("kd", model="runs/kd/student", run=Path("runs/kd"))`
     """
 
     label: str
@@ -70,10 +69,10 @@ def evaluate_model(
     seeds: Sequence[int],
     limit: int | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Evaluate a model by itself.
+    """Evaluate one model.
 
     Returns:
-        System, settings and metrics as the run folder has them, and one row for each answer.
+        System, settings and metrics as in a run folder, and one row for each response.
 
     Raises:
         StillhouseError: the model, the teacher or the data cannot be used.
@@ -85,14 +84,14 @@ def evaluate_model(
     if parts.translation is not None:
         raise ModelError(
             f"--teacher: {teacher} has another tokenizer than {model}. KL and agreement compare token with "
-            "token; evaluate the two apart, or take a teacher with the same tokenizer."
+            "token; evaluate the two separately, or choose a teacher with the same tokenizer."
         )
     prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
     dropped = parts.data.report["sets"][0]["dropped"]
     if dropped:
-        told = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
-        logger.warning("%s: rows left out: %s", data, told)
-    check_room(config, prompts, prompts, parts.contexts)
+        counts = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
+        logger.warning("%s: rows dropped: %s", data, counts)
+    check_context_lengths(config, prompts, prompts, parts.contexts)
     metrics, settings, rows = evaluate_prompts(parts, parts.student, prompts, title=f"Evaluating {model}")
     facts = {
         "system": model,
@@ -107,7 +106,7 @@ def evaluate_model(
 def _tree(
     model: str, teacher: str | None, template: str, rows: str, evaluate: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A run that only evaluates."""
+    """The configuration of a run that only evaluates."""
     limit = evaluate.get("sampling", {}).get("max_tokens", 256)
     tree: dict[str, Any] = {
         "student": {"path": model, "dtype": "auto"},
@@ -120,7 +119,7 @@ def _tree(
     return tree
 
 
-def compare(
+def evaluate_models(
     models: Sequence[str],
     folder: Path,
     *,
@@ -129,15 +128,15 @@ def compare(
     data: Path | None,
     evaluate: Mapping[str, Any],
 ) -> list[Path]:
-    """Evaluate a teacher and students on the same tasks; what is there already is not done again.
+    """Evaluate a teacher and students on the same tasks, except what is up to date in the folder.
 
     Args:
-        models: students: model folders, hub names, or run folders, of which the exported student is taken.
-        folder: where the results go, in a run folder for each student.
-        teacher: also evaluate this model, and measure how near the students are to it.
+        models: students: model folders, hub names, or run folders with an exported student.
+        folder: for the results, with a run folder for each student.
+        teacher: also evaluated, and compared with the students' distributions.
         template: "auto", "alpaca", "chat" or "plain", for tasks without a template of their own.
-        data: held-out rows with references, for tasks without rows and for the usual measures.
-        evaluate: as the `evaluate` part of a run: tasks, sampling, seeds, limit.
+        data: held-out rows with references, for the standard metrics and for tasks without rows of their own.
+        evaluate: as the `evaluate` section of a run: tasks, sampling, seeds, limit.
 
     Returns:
         The run folders.
@@ -145,62 +144,64 @@ def compare(
     Raises:
         StillhouseError: a model, the data or a task cannot be used.
     """
-    students = named(models, reserved={"teacher"} if teacher is not None else set())
-    given = dict(evaluate) if data is None else {**evaluate, "data": str(data)}
-    rows = _rows(given)
+    students = name_models(models, reserved={"teacher"} if teacher is not None else set())
+    settings = dict(evaluate) if data is None else {**evaluate, "data": str(data)}
+    rows = _any_rows(settings)
     check_writable("--output", folder)
     for student in students:
-        _check_own(folder / student.label)
+        _check_no_run(folder / student.label)
     resolved = {
         student.label: resolve(
-            {**_tree(student.model, teacher, template, rows, given), "name": student.label}
+            {**_tree(student.model, teacher, template, rows, settings), "name": student.label}
         )
         for student in students
     }
     for one in resolved.values():
         preflight(one.config)
     if teacher is not None:
-        own = RunFolder(folder / ".teacher")  # no report looks into a folder whose name begins with a dot
-        alone = resolve({**_tree(teacher, None, template, rows, _of_teacher(given)), "name": "teacher"})
-        parts = _loaded(alone.config)
+        teacher_folder = RunFolder(folder / ".teacher")  # reports skip folders whose name starts with a dot
+        teacher_only = resolve(
+            {**_tree(teacher, None, template, rows, _teacher_tasks(settings)), "name": "teacher"}
+        )
+        parts = _load(teacher_only.config)
         parts.teacher = parts.student
-        evaluate_system(parts, _questions(parts), own, "teacher", parts.student)
+        evaluate_system(parts, _held_out(parts), teacher_folder, "teacher", parts.student)
         del parts
     for student in students:
         target = RunFolder(folder / student.label)
         if teacher is not None:
-            _copy(own.path / "evaluation", target.path / "evaluation", "teacher*.json*")
+            _copy(teacher_folder.path / "evaluation", target.path / "evaluation", "teacher*.json*")
         _evaluate(student, resolved[student.label], target)
     return [folder / student.label for student in students]
 
 
-def _of_teacher(evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without tasks that compare a student with the teacher."""
+def _teacher_tasks(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without tasks that compare a student with the teacher."""
     tasks = [task for task in evaluate.get("tasks", ()) if TASKS.parse(task).applies_to_teacher]
     return {**evaluate, "tasks": tasks}
 
 
-def _evaluate(student: Student, resolved: Resolved, folder: RunFolder) -> None:
-    """Measure one student; the files of the run that made it stand beside its results."""
-    parts = _loaded(resolved.config)
-    _set_aside(folder, fingerprint(parts.student))
+def _evaluate(student: NamedModel, resolved: Resolved, folder: RunFolder) -> None:
+    """Evaluate one student, with the files of the run that made it next to the results."""
+    parts = _load(resolved.config)
+    _move_stale_results(folder, fingerprint(parts.student))
     if student.run is not None:
-        for name in CARRIED:
+        for name in RUN_FILES:
             _copy(student.run, folder.path, name)
-        evaluate_system(parts, _questions(parts), folder, "student after", parts.student)
+        evaluate_system(parts, _held_out(parts), folder, "student after", parts.student)
         return
     with recorded(folder, resolved.config):
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())
         folder.write("models.json", parts.model_facts())
-        evaluate_system(parts, _questions(parts), folder, "student after", parts.student)
+        evaluate_system(parts, _held_out(parts), folder, "student after", parts.student)
         folder.end("done")
 
 
-def _set_aside(folder: RunFolder, weights: str) -> None:
-    """Move results of other weights under the same name out of sight; of tasks not asked for now they would
-    stay, and stand beside the new ones."""
+def _move_stale_results(folder: RunFolder, weights: str) -> None:
+    """Move results of other weights under the same name away: those of tasks that are not evaluated now would
+    stay next to the new ones."""
     kept = folder.path / "weights.json"
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else weights
     old = sorted((folder.path / "evaluation").glob("student-after*")) if before != weights else []
@@ -209,7 +210,7 @@ def _set_aside(folder: RunFolder, weights: str) -> None:
         away.mkdir(exist_ok=True)
         for path in old:
             os.replace(path, away / path.name)
-        logger.warning("%s: results of other weights are moved to %s", folder.path, away)
+        logger.warning("%s: results of other weights were moved to %s", folder.path, away)
     folder.write(kept.name, weights)
 
 
@@ -219,25 +220,22 @@ def _copy(source: Path, target: Path, pattern: str) -> None:
             handle.write(path.read_bytes())
 
 
-def _loaded(config: RunConfig) -> Parts:
-    """Models without the data of a training.
+def _load(config: RunConfig) -> Parts:
+    """Models without training data.
 
-    A teacher of another tokenizer is left out: distances between distributions over other tokens say nothing.
+    A teacher with another tokenizer is left out: its distributions are over other tokens.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.student)
     student = load_student(config.student, tokenizer, None, config.train.seed)
-    where, teacher, vocab = (
-        config.teacher.model_to_load() if config.teacher is not None else None,
-        None,
-        len(tokenizer),
-    )
-    if where is not None:
+    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
+    teacher, vocab = None, len(tokenizer)
+    if teacher_model is not None:
         try:
-            vocab = check_same_tokenizer(tokenizer, load_tokenizer(where))
-            teacher = load_teacher(where)
+            vocab = check_same_tokenizer(tokenizer, load_tokenizer(teacher_model))
+            teacher = load_teacher(teacher_model)
         except ModelError as error:
             logger.warning("%s: not compared with the teacher's distribution. %s", config.student.path, error)
     device = local_device()
@@ -253,27 +251,27 @@ def _loaded(config: RunConfig) -> Parts:
     )
 
 
-def _questions(parts: Parts) -> tuple[Prompt, ...]:
+def _held_out(parts: Parts) -> tuple[Prompt, ...]:
     if parts.config.evaluate.data is None:
         return ()
     found = held_out_prompts(parts.config, parts.data, parts.tokenizer)
     prompts = tuple(prompt for prompt in found if prompt.references)
-    check_room(parts.config, prompts, prompts, parts.contexts)
+    check_context_lengths(parts.config, prompts, prompts, parts.contexts)
     return prompts
 
 
-def _check_own(folder: Path) -> None:
-    """Refuse to write results over a run: there must be nothing that only a training leaves."""
+def _check_no_run(folder: Path) -> None:
+    """Refuse to write results into a run folder, which has what only training leaves."""
     if any((folder / name).exists() for name in ("checkpoints", "student", "responses")):
         raise ConfigError(
-            Fault("--output", f"{folder} is a run of its own", hint="Choose another folder for the results.")
+            Fault("--output", f"{folder} is a training run", hint="Choose another folder for the results.")
         )
 
 
-def named(models: Sequence[str], reserved: Collection[str] = ()) -> list[Student]:
-    """Models with short names for folders and tables: that of the run, or of the model's folder.
+def name_models(models: Sequence[str], reserved: Collection[str] = ()) -> list[NamedModel]:
+    """Give models short names for folders and tables: that of the run, or of the model's folder.
 
-    A name that is taken gets that of the folder around it in front, or else a number behind it.
+    A name that is taken gets the parent folder's as a prefix, or else a number as a suffix.
 
     Args:
         models: folders, hub names or run folders.
@@ -282,7 +280,7 @@ def named(models: Sequence[str], reserved: Collection[str] = ()) -> list[Student
     Raises:
         ConfigError: a run folder holds no exported student.
     """
-    students: list[Student] = []
+    students: list[NamedModel] = []
     for model in models:
         place = locate(model)
         run = place if (place / "state.json").is_file() else place.parent
@@ -292,23 +290,23 @@ def named(models: Sequence[str], reserved: Collection[str] = ()) -> list[Student
                 Fault("MODEL", f"{model} is a run without a finished student", hint="Finish it: --resume.")
             )
         path = str(run / "student") if is_run and run == place else model
-        label = _plain(run.name if is_run else place.name)
+        label = _folder_name(run.name if is_run else place.name)
         taken = {student.label for student in students} | set(reserved)
         above = (run if is_run else place).absolute().parent.name
-        names = (label, *([_plain(f"{above}-{label}")] if above else []))
+        names = (label, *([_folder_name(f"{above}-{label}")] if above else []))
         names += tuple(f"{label}-{number}" for number in range(2, len(models) + 3))
         label = next(name for name in names if name not in taken)
-        students.append(Student(label, path, run if is_run else None))
+        students.append(NamedModel(label, path, run if is_run else None))
     return students
 
 
-def _plain(name: str) -> str:
-    """A name for folders."""
+def _folder_name(name: str) -> str:
+    """The name with everything that folder names do not allow replaced."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
-def _rows(evaluate: Mapping[str, Any]) -> str:
-    """Some file of rows: a configuration must name one to train on, and nothing is trained."""
+def _any_rows(evaluate: Mapping[str, Any]) -> str:
+    """Some file of rows: a configuration needs data.train, even where nothing is trained."""
     if "data" in evaluate:
         return str(evaluate["data"])
     for task in evaluate.get("tasks", ()):

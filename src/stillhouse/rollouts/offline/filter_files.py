@@ -1,4 +1,4 @@
-"""Filters over stage files, outside any training: what is kept, what is dropped and why."""
+"""Filters over files of responses, outside any training: what is kept, what is dropped and why."""
 
 from __future__ import annotations
 
@@ -21,68 +21,49 @@ from stillhouse.rollouts.offline.samples import Sample, SampleKey, samples_diges
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stage_files import StageFile, read_header, read_rows, stage_header
 
-Place = tuple[str, int]
-"""(source, place among its samples)."""
-SCORED_AT_ONCE = 64
-"""Responses whose likelihood is measured before it is kept on disk."""
+Position = tuple[str, int]
+"""(source, index among its samples)."""
+SCORE_CHUNK = 64
+"""Responses that are scored between two saves."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of the rows.
+class FilterResult:
+    """How many prompts were kept, and why responses were dropped.
 
-    Example: `Result(asked=9, kept=7, counts=[("teacher", "empty", "empty", 2)], done_before=False)`
+    Example: `FilterResult(prompts=9, kept=7, counts=[("teacher", "empty", "empty", 2)], cached=False)`
     """
 
-    asked: int
-    """Prompts (pairs, where there are two by_source)."""
+    prompts: int
+    """Pairs, where there are two sources."""
     kept: int
     counts: list[tuple[str, str, str, int]]
     """(source, filter, reason, how many responses)."""
-    done_before: bool
+    cached: bool
+    """Whether the output was there already, from the same rows and filters."""
 
 
-def parse_filters(texts: Sequence[str]) -> list[Filter]:
-    """Filters as the command line gives them: a name, or YAML such as `{kind: overlap, n: 8}`.
-
-    Raises:
-        ConfigError: it is no YAML, there is no such filter, or its options are wrong.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    from stillhouse.config.strict_yaml import parse_value
-    from stillhouse.rollouts.offline.filters import FilterField
-
-    found, faults = [], []
-    adapter: TypeAdapter[Any] = TypeAdapter(FilterField)
-    for text in texts:
-        try:
-            found.append(adapter.validate_python(parse_value(text)))
-        except ValidationError as error:
-            faults += [
-                Fault("--filter", f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip(), got=text)
-                for one in error.errors()
-            ]
-    if faults:
-        raise ConfigError(*faults)
-    return found
-
-
-def curate(
+def filter_files(
     paths: Sequence[Path],
     filters: Sequence[Filter],
     output: Path,
     *,
     held_out: Sequence[str] = (),
     teacher: TeacherModel | None = None,
-) -> Result:
+) -> FilterResult:
     """Pass the rows of stage files through filters, into `output` and, with reasons, OUTPUT.dropped.jsonl.
 
-    Rows for the same prompt from the teacher and the student are a pair: both are dropped
-    if one of them is.
+    A teacher's and a student's response to the same prompt are a pair: both are dropped if one of them is.
+
+    Args:
+        paths: stage files, JSONL with responses, or run folders (of which the newest round counts).
+        filters: in order.
+        output: the rows that are kept.
+        held_out: texts that filters against contamination compare with.
+        teacher: scores responses that have no likelihood yet.
 
     Raises:
-        StageMismatch: `output` was made in another way.
+        StageMismatch: `output` comes from other rows or filters.
         DataError: a file cannot be read.
         ConfigError: a filter needs something that was not given.
     """
@@ -90,7 +71,7 @@ def curate(
     _check_held_out(filters, held_out)
     unscored = _unscored(by_source, filters)
     _check_unscored([by_source[name][place] for name, place in unscored], teacher)
-    scorer = _who(teacher) if teacher is not None and unscored else None
+    scorer = _fingerprint(teacher) if teacher is not None and unscored else None
     head = stage_header(
         "curated",
         filters=[one.model_dump(mode="json") for one in filters],
@@ -98,15 +79,16 @@ def curate(
         sources={name: samples_digest(samples) for name, samples in by_source.items()},
         teacher=scorer,
     )
-    away = output.with_name(f"{output.stem}.dropped.jsonl")
+    dropped_path = output.with_name(f"{output.stem}.dropped.jsonl")
     stage = StageFile(output, head)
-    asked = len({sample.key for samples in by_source.values() for sample in samples})
+    prompts = len({sample.key for samples in by_source.values() for sample in samples})
     done = stage.rows()
     if done is not None:
-        return _done_before(done, away, asked)
-    asking = samples_digest([by_source[name][place] for name, place in unscored])
+        return _cached(done, dropped_path, prompts)
+    unscored_digest = samples_digest([by_source[name][place] for name, place in unscored])
     scores = StageFile(
-        output.with_name(f"{output.stem}.scores.jsonl"), stage_header("scores", teacher=scorer, of=asking)
+        output.with_name(f"{output.stem}.scores.jsonl"),
+        stage_header("scores", teacher=scorer, of=unscored_digest),
     )
     if teacher is not None and unscored:
         _score(by_source, unscored, teacher, scores)
@@ -118,18 +100,18 @@ def curate(
         for sample in samples
         if sample.key in drops
     ]
-    write_jsonl(away, [{STAGE: {**head, "stage": "dropped"}}, *rows])
+    write_jsonl(dropped_path, [{STAGE: {**head, "stage": "dropped"}}, *rows])
     write_jsonl(output, [{STAGE: head}, *kept])
-    for part in scores.shards():
-        part.unlink(missing_ok=True)
-    return Result(asked, asked - len(drops), _counts(drops), False)
+    for shard in scores.shards():
+        shard.unlink(missing_ok=True)
+    return FilterResult(prompts, prompts - len(drops), _counts(drops), False)
 
 
 def read_samples(paths: Sequence[Path]) -> dict[str, list[Sample]]:
-    """The samples of files (of a run folder, its newest round), by source.
+    """The samples of files, by source; of a run folder, those of its newest round.
 
     Raises:
-        DataError: there is nothing, or a source has the same sample of a prompt twice.
+        DataError: there are none, or a source has the same sample of a prompt twice.
     """
     files: list[Path] = []
     for path in paths:
@@ -145,7 +127,7 @@ def read_samples(paths: Sequence[Path]) -> dict[str, list[Sample]]:
         if count > 1:
             raise DataError(f"prompt {key[0]}: {count} responses of the same number from the {name}")
     if not by_source:
-        raise DataError(f"{', '.join(map(str, paths))}: hold no rows")
+        raise DataError(f"{', '.join(map(str, paths))}: contain no rows")
     return by_source
 
 
@@ -159,7 +141,7 @@ def _samples(path: Path) -> list[Sample]:
     found = []
     for number, row in enumerate(source.rows(Counter())):
         if row.response is None:
-            raise DataError(f"{row.location}: has no response to judge")
+            raise DataError(f"{row.location}: has no response to filter")
         raw = {
             "number": number,
             "id": f"{path.stem}:{number + 1}",
@@ -175,11 +157,8 @@ def _samples(path: Path) -> list[Sample]:
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:
     for one in filters:
-        if (
-            "evaluation_texts" in one.requirements().data
-            and not held_out
-            and getattr(one, "against", None) is None
-        ):
+        needed = "evaluation_texts" in one.requirements().data
+        if needed and not held_out and getattr(one, "against", None) is None:
             raise ConfigError(
                 Fault(
                     f"--filter {one.kind}",
@@ -202,12 +181,12 @@ def _check_unscored(unscored: Sequence[Sample], teacher: TeacherModel | None) ->
         response = sample.response
         if not response.token_ids or not response.prompt.token_ids:
             raise DataError(
-                f"{response.prompt.id}: has no token ids to measure a likelihood of; `generate` writes some."
+                f"{response.prompt.id}: has no token ids to score; `stillhouse generate` writes them."
             )
 
 
-def _unscored(by_source: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Place]:
-    """Which samples have no likelihood under the teacher, and a filter that asks for it."""
+def _unscored(by_source: Mapping[str, Sequence[Sample]], filters: Sequence[Filter]) -> list[Position]:
+    """The samples without a likelihood under the teacher that a filter needs."""
     return [
         (name, place)
         for name, samples in by_source.items()
@@ -217,8 +196,8 @@ def _unscored(by_source: Mapping[str, Sequence[Sample]], filters: Sequence[Filte
     ]
 
 
-def _who(teacher: TeacherModel) -> str:
-    """A digest of the teacher's files, which a first use of a hub name fetches."""
+def _fingerprint(teacher: TeacherModel) -> str:
+    """A digest of the teacher's files; a hub name that is not cached yet is downloaded first."""
     try:
         return fingerprint_of_files(teacher)
     except ModelError:
@@ -227,9 +206,12 @@ def _who(teacher: TeacherModel) -> str:
 
 
 def _score(
-    by_source: Mapping[str, list[Sample]], unscored: Sequence[Place], teacher: TeacherModel, stage: StageFile
+    by_source: Mapping[str, list[Sample]],
+    unscored: Sequence[Position],
+    teacher: TeacherModel,
+    stage: StageFile,
 ) -> None:
-    """Put the teacher's likelihood into these samples; what an interrupted process has measured is used.
+    """Put the teacher's likelihood into these samples, reusing scores that an interrupted process saved.
 
     Raises:
         DataError: their token ids are not the teacher's.
@@ -243,25 +225,25 @@ def _score(
                 "Name a teacher (--teacher) with the tokenizer that the file was written with."
             )
     stage.rename_stale()
-    known = {number: float(row["score"]) for number, row in stage.partial_rows().items()}
+    scores = {number: float(row["score"]) for number, row in stage.partial_rows().items()}
     blocks = [
-        range(start, min(start + SCORED_AT_ONCE, len(unscored)))
-        for start in range(0, len(unscored), SCORED_AT_ONCE)
+        range(start, min(start + SCORE_CHUNK, len(unscored)))
+        for start in range(0, len(unscored), SCORE_CHUNK)
     ]
-    left = [block for block in blocks if not known.keys() >= set(block)]  # whole ones, for the same rounding
+    left = [block for block in blocks if not scores.keys() >= set(block)]  # whole: rounding stays the same
     done = len(unscored) - sum(map(len, left))
     model = load_teacher(teacher) if left else None
-    with console.progress("Measuring likelihoods", total=len(unscored), done=done) as bar:
+    with console.progress("Scoring responses", total=len(unscored), done=done) as bar:
         for block in left:
             some = [by_source[name][place].response for name, place in (unscored[n] for n in block)]
             assert model is not None
             found = dict(zip(block, mean_logprobs(model, some, pad_id=0, vocab=vocab), strict=True))
             stage.append([{"number": number, "score": score} for number, score in found.items()])
-            known |= found
+            scores |= found
             bar.advance(len(some))
     for number, (name, place) in enumerate(unscored):
         sample = by_source[name][place]
-        by_source[name][place] = replace(sample, scores={**sample.scores, "teacher": known[number]})
+        by_source[name][place] = replace(sample, scores={**sample.scores, "teacher": scores[number]})
 
 
 def _reasons(
@@ -286,11 +268,13 @@ def _reason(source: str, drop: Drop) -> dict[str, Any]:
 
 
 def _counts(drops: Mapping[SampleKey, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str, int]]:
-    counts = Counter((d["source"], d["filter"], d["reason"]) for told in drops.values() for d in told)
+    counts = Counter((d["source"], d["filter"], d["reason"]) for reasons in drops.values() for d in reasons)
     return [(*key, count) for key, count in counts.items()]
 
 
-def _done_before(kept: Sequence[Mapping[str, Any]], away: Path, asked: int) -> Result:
-    rows = list(read_rows(away)) if away.exists() else []
+def _cached(kept: Sequence[Mapping[str, Any]], dropped_path: Path, prompts: int) -> FilterResult:
+    rows = list(read_rows(dropped_path)) if dropped_path.exists() else []
     drops = {(row["id"], row.get("sample", 0)): row["dropped"] for row in rows}
-    return Result(asked, len({(row["id"], row.get("sample", 0)) for row in kept}), _counts(drops), True)
+    return FilterResult(
+        prompts, len({(row["id"], row.get("sample", 0)) for row in kept}), _counts(drops), True
+    )

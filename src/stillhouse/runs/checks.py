@@ -1,8 +1,8 @@
-"""What can be refused before anything is loaded: missing files and folders, options that no trainer knows."""
+"""What can be refused before any weights load: missing files, trainer options, too long sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillhouse.core.types import Prompt
@@ -15,19 +15,19 @@ from stillhouse.runs.training_arguments import check_loggers, training_arguments
 
 
 def preflight(config: RunConfig) -> None:
-    """Look for every file and folder that a run names, and at its options for Hugging Face's trainer.
+    """Check every file and folder that a run names, and its options for Hugging Face's trainer.
 
     Raises:
         ConfigError: with everything that is missing or unknown, at once.
         EnvironmentFault: a package that a path or a logger needs is not installed.
     """
-    found: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
+    faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
     try:
         training_arguments(config, default_folder(config))
     except ConfigError as error:
-        found += error.faults
-    if found:
-        raise ConfigError(*found)
+        faults += error.faults
+    if faults:
+        raise ConfigError(*faults)
     check_loggers(config.train.report_to)
 
 
@@ -40,14 +40,14 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
     }
     for index, task in enumerate(config.evaluate.tasks):
         sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
-    for name, source in sources.items():
-        found = getattr(source, "found", None)
-        if found is None:
+    for path, source in sources.items():
+        find = getattr(source, "found", None)
+        if find is None:
             continue
         try:
-            found()
+            find()
         except DataError as error:
-            yield f"{name}: {error}"
+            yield f"{path}: {error}"
 
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
@@ -63,8 +63,11 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
                 yield f"{name}.{field}: {error}"
 
 
-def check_room(
-    config: RunConfig, train: Sequence[Prompt], held_out: Sequence[Prompt], contexts: dict[str, int | None]
+def check_context_lengths(
+    config: RunConfig,
+    train: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    context_lengths: Mapping[str, int | None],
 ) -> None:
     """Refuse sequences that are longer than a model's context, before hours are spent on the others.
 
@@ -72,46 +75,50 @@ def check_room(
         config: the run.
         train: the prompts to train on.
         held_out: the prompts of the evaluation.
-        contexts: the most tokens that "student" and "teacher" can take; None: nobody knows.
+        context_lengths: of "student" and "teacher", in tokens; None where the model does not say.
 
     Raises:
         ConfigError: prompt and response together can be too long for a model.
     """
     limit = config.data.max_response
-    answers = config.evaluate.sampling
-    answer = answers.max_tokens if "max_tokens" in answers.model_fields_set else limit
+    sampling = config.evaluate.sampling
+    answer_limit = sampling.max_tokens if "max_tokens" in sampling.model_fields_set else limit
     lengths = {
-        "data.train": longest(config, train),
-        "evaluation": max((len(p.token_ids) + answer for p in held_out), default=0),
+        "data.train": longest_sequence(config, train),
+        "evaluation": max((len(p.token_ids) + answer_limit for p in held_out), default=0),
     }
     faults = [
         Fault(
             "data.max_response",
-            f"the longest prompt and response of {name} may take {length} tokens",
+            f"the longest prompt and response of {name} can take {length} tokens",
             allowed=f"{context}, the context of the {model}",
             hint="Lower data.max_prompt or data.max_response"
-            + (", or evaluate.sampling.max_tokens." if name == "evaluation" and answer != limit else "."),
+            + (
+                ", or evaluate.sampling.max_tokens."
+                if name == "evaluation" and answer_limit != limit
+                else "."
+            ),
         )
         for name, length in lengths.items()
-        for model, context in contexts.items()
+        for model, context in context_lengths.items()
         if context is not None and length > context
     ]
     if faults:
         raise ConfigError(*faults)
 
 
-def longest(config: RunConfig, train: Sequence[Prompt]) -> int:
-    """The most tokens that a prompt and a response of the training may take together."""
-    own = max(len(p.token_ids) + len(p.response_ids or ()) for p in train)
-    written = max(len(p.token_ids) for p in train) + config.data.max_response
+def longest_sequence(config: RunConfig, train: Sequence[Prompt]) -> int:
+    """The most tokens that a prompt and a response of the training can take together."""
+    dataset = max(len(p.token_ids) + len(p.response_ids or ()) for p in train)
+    generated = max(len(p.token_ids) for p in train) + config.data.max_response
     needs = config.responses.requirements()
     if not any("text" in need.signals for need in needs.models):
-        return own
-    return max(own, written) if "responses" in needs.data else written
+        return dataset
+    return max(dataset, generated) if "responses" in needs.data else generated
 
 
-def context_of(model_config: Any) -> int | None:
-    """The most tokens that a model with this Hugging Face configuration can take; None if it does not say."""
+def context_length(model_config: Any) -> int | None:
+    """The most tokens that a model with this Hugging Face configuration takes; None if it does not say."""
     text = model_config.get_text_config(decoder=True)
     found = getattr(text, "max_position_embeddings", None)
     return int(found) if found else None

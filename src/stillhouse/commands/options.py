@@ -1,0 +1,57 @@
+"""Arguments that several commands share, and configuration errors in terms of a command's own options."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.errors import ConfigError, DataError, Fault
+
+RunFile = Annotated[
+    Path, typer.Argument(help="YAML file of the run.", metavar="RUN.YAML", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Values that override the file, such as train.lr=1e-4.", metavar="NAME=VALUE"),
+]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(help="Run folders, or folders that contain some.", metavar="FOLDER", show_default=False),
+]
+LIVE_TEACHER = "teacher: {kind: live, path: FOLDER}"
+"""What hints say of a configuration where a command has an option for the teacher."""
+
+
+@contextlib.contextmanager
+def faults_as_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Name the command's options in errors about a configuration that was built from them.
+
+    An option that stands for two fields of the configuration is reported once.
+
+    Args:
+        options: field of the configuration -> option, such as {"student.path": "MODEL"}; with "data.train".
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(*dict.fromkeys(_as_option(fault, options) for fault in error.faults)) from error
+    except DataError as error:
+        raise DataError(str(error).replace("data.train", options["data.train"])) from error
+
+
+def _as_option(fault: Fault | str, options: Mapping[str, str]) -> Fault | str:
+    if isinstance(fault, Fault):
+        path = options.get(fault.path, fault.path.replace("evaluate.tasks", "--tasks"))
+        hint = "Set a lower --max-tokens." if path == "--max-tokens" and fault.hint else fault.hint
+        if hint and "teacher.path" in options:
+            hint = hint.replace(LIVE_TEACHER, f"{options['teacher.path']} FOLDER")
+        return replace(fault, path=path, hint=hint, origin=None)
+    field, _, rest = fault.partition(": ")
+    if field in options:
+        return f"{options[field]}: {rest}"
+    return fault.replace("evaluate.tasks", "--tasks")

@@ -1,0 +1,183 @@
+"""Generates responses outside any training: a teacher or a student, into a stage file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from stillhouse.core.seeds import derived_seed
+from stillhouse.data import load_data
+from stillhouse.engines import Engine, Sampling, TokenizerInfo
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.models import fingerprint, load_student, load_teacher, local_device
+from stillhouse.rollouts.generator import ResponseGenerator
+from stillhouse.rollouts.offline.generation import (
+    CHUNK_SIZE,
+    GenerationOptions,
+    GenerationRequest,
+    generate_stage,
+)
+from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.scoring import mean_logprobs
+from stillhouse.rollouts.offline.stage_files import StageFile
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.served import server_of
+from stillhouse.runs.tokenizers import Translation, tokenizers
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """What to generate, and this process's share of it.
+
+    Example: `GenerateArguments(Path("teacher.jsonl"), by="teacher", samples=4)`
+    """
+
+    output: Path
+    by: Literal["teacher", "student"] = "teacher"
+    """Which model of the run generates."""
+    label: str | None = None
+    """Name of the generator in the rows; default: `by`."""
+    samples: int = 1
+    """Responses for each prompt."""
+    seed: int | None = None
+    """Default: train.seed."""
+    limit: int | None = None
+    """At most this many prompts."""
+    rank: int = 0
+    world: int = 1
+    chunk: int = CHUNK_SIZE
+    """Responses to generate between two saves."""
+    score: bool = False
+    """Also score each response with the model that generated it, at temperature 1."""
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """The responses, and how many of them are done.
+
+    Example: `GenerateResult(total=100, finished=100, resumed=0, samples=[...])`
+    """
+
+    total: int
+    finished: int
+    """Responses on disk, of all processes."""
+    resumed: int
+    """Of these, responses that were there at the start."""
+    samples: list[Sample] | None
+    """All of them; None while other processes are not done."""
+
+
+def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
+    """Generate responses to the training prompts of a run; an interrupted file is resumed.
+
+    Raises:
+        StageMismatch: the file comes from other models, data or settings.
+        StillhouseError: a model, the data or the machine cannot be used.
+    """
+    request, header, options = _request(config, arguments)
+    total = request.total
+    stage = StageFile(arguments.output, header, arguments.rank, arguments.world)
+    resumed = total if stage.rows() is not None else len(stage.partial_rows())
+    samples = generate_stage(
+        arguments.output, request, options, header, f"Generating {arguments.output.name}"
+    )
+    finished = total if samples is not None else len(stage.partial_rows())
+    return GenerateResult(total, finished, resumed, samples)
+
+
+def _request(
+    config: RunConfig, arguments: GenerateArguments
+) -> tuple[GenerationRequest, dict[str, Any], GenerationOptions]:
+    found = tokenizers(config)
+    served = server_of(config) if arguments.by == "teacher" else None
+    tokenizer = found.student
+    if served is not None and arguments.score:
+        raise ConfigError(
+            Fault("--score", "needs the model's weights in this process", got="a teacher on a server")
+        )
+    model: Any = None if served is not None else _model(config, arguments.by, tokenizer)
+    data = load_data(config.data, tokenizer, teacher_tokenizer=found.teacher)
+    prompts = data.train[: arguments.limit]
+    facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
+    translation = Translation.of(found, data, None) if arguments.by == "teacher" else None
+    if translation is not None:
+        facts = translation.facts
+        if arguments.score:
+            raise ConfigError(
+                Fault("--score", "a teacher with another tokenizer cannot score the student's tokens")
+            )
+    engine: Engine
+    if served is not None:
+        engine = served.build(None, facts)
+        engine.use_journal(arguments.output.with_suffix(".answers.jsonl"))
+        weights = engine.fingerprint
+    else:
+        engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
+    generator = ResponseGenerator(
+        engine,
+        arguments.by,
+        config.engine.sampling,
+        lambda: None,
+        weights,
+        arguments.label,
+        translator=None if translation is None else translation.translator,
+    )
+    seed = config.train.seed if arguments.seed is None else arguments.seed
+    request = GenerationRequest(
+        prompts,
+        arguments.by,
+        generator,
+        derived_seed(seed, arguments.by, 0),
+        _sampling(config, arguments.by),
+        samples_per_prompt=arguments.samples,
+        facts={"by": generator.name, "run_seed": seed},
+    )
+    score = partial(mean_logprobs, model, pad_id=facts.pad_id, vocab=len(tokenizer))
+    options = GenerationOptions(
+        arguments.rank,
+        arguments.world,
+        partial(_decoded, tokenizer),
+        {arguments.by: score} if arguments.score else {},
+        arguments.chunk,
+        wait_for_others=False,
+    )
+    return request, request.header(generator.fingerprint(), None, tuple(options.scorers)), options
+
+
+def _sampling(config: RunConfig, by: str) -> Sampling | None:
+    """The sampling of the run for this model."""
+    own = getattr(config.responses, f"{by}_sampling", None)
+    if own is None and getattr(config.responses, "by", None) == by:
+        own = getattr(config.responses, "sampling", None)
+    found: Sampling = own or config.engine.sampling
+    if "max_tokens" in found.model_fields_set:
+        return found
+    return found.model_copy(update={"max_tokens": config.data.max_response})
+
+
+def _model(config: RunConfig, by: str, tokenizer: Any) -> Any:
+    """The model that generates; the other one is not loaded."""
+    teacher = config.teacher.model_to_load() if config.teacher is not None else None
+    if by == "teacher":
+        if teacher is None:
+            raise ConfigError(
+                Fault("--by", "there is no teacher", hint="Set teacher, or choose --by student.")
+            )
+        model = load_teacher(teacher)
+    else:
+        from_teacher = config.student.from_teacher is not None and teacher is not None
+        model = load_student(
+            config.student,
+            tokenizer,
+            load_teacher(teacher) if from_teacher and teacher else None,
+            config.train.seed,
+        )
+    return model.to(local_device()).eval()
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()
