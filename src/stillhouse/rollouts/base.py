@@ -14,6 +14,8 @@ from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.data import DataConfig
+from stillhouse.data.tokenise import Encoder
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import Fault
 from stillhouse.rollouts.generator import ResponseGenerator
@@ -112,7 +114,7 @@ class StatelessPolicy:
 
 
 class ResponsesConfig(StrictConfig):
-    """Whose responses a step trains on."""
+    """Where the responses come from that a step trains on."""
 
     kind: str
 
@@ -128,14 +130,36 @@ class ResponsesConfig(StrictConfig):
         """Facts on rows that not every batch has: "pairs", "sampled_logprobs".
 
         Args:
-            sampling: how its text is sampled unless it says otherwise.
+            sampling: the run's default.
         """
         own = getattr(self, "sampling", None) or sampling
         return frozenset({"sampled_logprobs"} if own.logprobs else ())
 
+    def sampling_of(self, source: str) -> Sampling | None:
+        """How it samples what "teacher" or "student" generates in rounds; None for the run's default."""
+        return None
+
     def sampling_teacher_share(self) -> float:
-        """The teacher's share in the distribution that the student's text is sampled from."""
+        """The teacher's share in the distribution that the student's responses are sampled from."""
         return 0.0
+
+    def external_responses(
+        self, data: DataConfig, encoder: Encoder
+    ) -> dict[str, dict[tuple[int, ...], Response]]:
+        """Responses of other generators, by the generator's name and the prompt's token ids; none by default.
+
+        Args:
+            data: the run's, for length limits.
+            encoder: with the run's template and tokenizer.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return {}
+
+    def static_teacher_responses(self, context: RolloutContext) -> list[Response]:
+        """The teacher's responses that do not depend on the student, with which a cache can be filled."""
+        return []
 
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""
@@ -143,15 +167,15 @@ class ResponsesConfig(StrictConfig):
 
     @abstractmethod
     def sources(self) -> frozenset[str]:
-        """The sources of the responses it can give; each needs an objective."""
+        """The sources of the responses that it provides; each needs an objective."""
 
     @abstractmethod
     def build(self, context: RolloutContext) -> ResponsePolicy:
         """The running policy."""
 
 
-TOGETHER = replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
-"""Of policies in whose responses single tokens of student and teacher stand side by side."""
+SAMPLES_FROM_BOTH = replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
+"""The requirements of policies whose responses mix tokens of student and teacher."""
 
 REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)  # type: ignore[type-abstract]
 ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]

@@ -14,7 +14,13 @@ from stillhouse.core.requirements import STUDENT, Requirements
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
-from stillhouse.rollouts.base import REGISTRY, TOGETHER, ResponsesConfig, RolloutContext, StatelessPolicy
+from stillhouse.rollouts.base import (
+    REGISTRY,
+    SAMPLES_FROM_BOTH,
+    ResponsesConfig,
+    RolloutContext,
+    StatelessPolicy,
+)
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.replay import pack, unpack
 
@@ -29,7 +35,8 @@ class StudentRolloutsConfig(ResponsesConfig):
 
     def requirements(self) -> Requirements:
         """The student's text; if the teacher has a share, its model in this process over the same tokens."""
-        return Requirements.of(STUDENT, "text") | (TOGETHER if self.teacher_share else Requirements())
+        alone = Requirements.of(STUDENT, "text")
+        return alone | SAMPLES_FROM_BOTH if self.teacher_share else alone
 
     def sampling_teacher_share(self) -> float:
         """`teacher_share`."""

@@ -18,7 +18,13 @@ from stillhouse.data.collate import collate
 from stillhouse.engines.base import Sampling
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.models import head_of, hidden_rows
-from stillhouse.rollouts.base import REGISTRY, TOGETHER, ResponsesConfig, RolloutContext, StatelessPolicy
+from stillhouse.rollouts.base import (
+    REGISTRY,
+    SAMPLES_FROM_BOTH,
+    ResponsesConfig,
+    RolloutContext,
+    StatelessPolicy,
+)
 
 
 @REGISTRY.register
@@ -49,7 +55,7 @@ class SpeculativeConfig(ResponsesConfig):
 
     def requirements(self) -> Requirements:
         """The student's proposals, and the teacher's model in this process, whose tokens replace some."""
-        return Requirements.of(STUDENT, "text") | TOGETHER
+        return Requirements.of(STUDENT, "text") | SAMPLES_FROM_BOTH
 
     def sources(self) -> frozenset[str]:
         """The student's: it proposes most of the text."""

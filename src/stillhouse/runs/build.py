@@ -30,7 +30,6 @@ from stillhouse.models import (
 from stillhouse.rollouts import ResponseGenerator, RolloutContext
 from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
-from stillhouse.rollouts.offline.pairs import PairsConfig
 from stillhouse.rollouts.offline.scoring import scorers
 from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
@@ -230,17 +229,10 @@ def make_context(
             parts.config.evaluate.batch_size,
         ),
         held_out=cache(partial(held_out_texts, parts.config.evaluation_sets())),
-        external_responses=_external_responses(parts),
+        external_responses=parts.config.responses.external_responses(
+            parts.config.data, Encoder(parts.config.data.template, parts.tokenizer)
+        ),
     )
-
-
-def _external_responses(parts: Parts) -> dict[str, dict[tuple[int, ...], Response]]:
-    """The responses of other generators that responses.teacher_responses names."""
-    config = parts.config
-    if not isinstance(config.responses, PairsConfig):
-        return {}
-    encoder = Encoder(config.data.template, parts.tokenizer)
-    return config.responses.external_responses(config.data, encoder)
 
 
 def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:

@@ -18,7 +18,6 @@ from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import local_device
 from stillhouse.rollouts.fixed import reference_response
-from stillhouse.rollouts.offline.rounds import RoundsConfig
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
@@ -99,11 +98,9 @@ def _known(parts: Parts) -> Iterator[Response]:
         yield from (
             reference_response(prompt) for prompt in parts.data.train if prompt.response_ids is not None
         )
-    if "teacher" in sources and isinstance(config.responses, RoundsConfig):
+    if "teacher" in sources:
         context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
-        rounds = config.responses.teacher_rounds(context)
-        samples = rounds.samples(0) if rounds is not None else []
-        yield from (sample.response for sample in samples if not sample.missing)
+        yield from config.responses.static_teacher_responses(context)
     if "text" in needed and parts.data.text:
         yield from parts.data.text
 

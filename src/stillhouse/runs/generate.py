@@ -149,10 +149,7 @@ def _request(
 
 def _sampling(config: RunConfig, by: str) -> Sampling | None:
     """The sampling of the run for this model."""
-    own = getattr(config.responses, f"{by}_sampling", None)
-    if own is None and getattr(config.responses, "by", None) == by:
-        own = getattr(config.responses, "sampling", None)
-    found: Sampling = own or config.engine.sampling
+    found: Sampling = config.responses.sampling_of(by) or config.engine.sampling
     if "max_tokens" in found.model_fields_set:
         return found
     return found.model_copy(update={"max_tokens": config.data.max_response})

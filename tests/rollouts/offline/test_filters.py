@@ -154,7 +154,7 @@ def test_logprob_floor() -> None:
     given = [sample("x", n, scores={"teacher": value}) for n, value in enumerate((-0.2, -3.0, -1.5, -0.9))]
     assert kept({"kind": "logprob_floor", "min_logprob": -1.5}, given) == [True, False, True, True]
     assert kept({"kind": "logprob_floor", "drop_share": 0.5}, given) == [True, False, False, True]
-    with pytest.raises(DataError, match="nobody has measured"):
+    with pytest.raises(DataError, match="has no log-probability"):
         kept({"kind": "logprob_floor", "min_logprob": -1.5}, [sample("x")])
     for wrong in ({}, {"min_logprob": -1.0, "drop_share": 0.1}):
         with pytest.raises(ValidationError, match="either min_logprob or drop_share"):

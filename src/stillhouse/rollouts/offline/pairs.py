@@ -83,15 +83,7 @@ class PairsConfig(RoundsConfig):
     def external_responses(
         self, data: DataConfig, encoder: Encoder
     ) -> dict[str, dict[tuple[int, ...], Response]]:
-        """The responses of other generators, by name and by the prompt's token ids.
-
-        Args:
-            data: the run's, for length limits.
-            encoder: with the run's template and tokenizer.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
+        """The responses of the files in `teacher_responses`."""
         found = {}
         for one in self.teacher_responses:
             if not isinstance(one, ExternalResponses):
@@ -124,6 +116,10 @@ class PairsConfig(RoundsConfig):
     def sequences_per_prompt(self) -> int:
         """Two."""
         return 2
+
+    def sampling_of(self, source: str) -> Sampling | None:
+        """`teacher_sampling` or `student_sampling`."""
+        return {"teacher": self.teacher_sampling, "student": self.student_sampling}[source]
 
     def build(self, context: RolloutContext) -> RoundsPolicy:
         """The running policy."""

@@ -51,6 +51,12 @@ class RoundsConfig(ResponsesConfig):
         none."""
         return None
 
+    def static_teacher_responses(self, context: RolloutContext) -> list[Response]:
+        """Those of `teacher_rounds`."""
+        rounds = self.teacher_rounds(context)
+        samples = rounds.samples(0) if rounds is not None else []
+        return [sample.response for sample in samples if not sample.missing]
+
     def options(self, context: RolloutContext, source: Literal["teacher", "student"]) -> GenerationOptions:
         """How the stage files of one source are generated.
 
@@ -161,6 +167,10 @@ class GeneratedConfig(RoundsConfig):
     def sources(self) -> frozenset[str]:
         """The model that generates."""
         return frozenset({self.by})
+
+    def sampling_of(self, source: str) -> Sampling | None:
+        """`sampling`, for the model that generates."""
+        return self.sampling if source == self.by else None
 
     def build(self, context: RolloutContext) -> RoundsPolicy:
         """The running policy."""

@@ -1,4 +1,4 @@
-"""Text that is there already, exactly or nearly."""
+"""Duplicates, exact or nearly so."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stillhouse.errors import EnvironmentFault
-from stillhouse.rollouts.offline.filters.base import (
-    REGISTRY,
-    Drop,
-    Filter,
-    FilterContext,
-    grams,
-    pieces,
-    words,
-)
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext
+from stillhouse.rollouts.offline.filters.ngrams import ngrams, raw_words, words
 from stillhouse.rollouts.offline.samples import Sample
 
 Compare = Literal["both", "prompt", "response"]
@@ -24,9 +17,9 @@ Compare = Literal["both", "prompt", "response"]
 
 @REGISTRY.register
 class Duplicates(Filter):
-    """Keeps the first of samples that are equal but for case and spaces.
+    """Keeps only the first of responses that are equal but for case and spaces.
 
-    The sides of pairs are compared each within itself.
+    Responses are compared with those of the same source.
     """
 
     kind: Literal["duplicates"] = "duplicates"
@@ -34,11 +27,11 @@ class Duplicates(Filter):
     """What has to be equal: prompt and response together, the prompt, or the response."""
 
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
-        """By what stands between spaces."""
+        """Compares the words between spaces."""
         first: dict[tuple[str, ...], str] = {}
         verdicts: list[Drop | None] = []
         for sample in samples:
-            key = tuple(" ".join(pieces(text)).casefold() for text in _texts(sample, self.compare))
+            key = tuple(" ".join(raw_words(text)).casefold() for text in _texts(sample, self.compare))
             found = first.get(key)
             verdicts.append(None if found is None else Drop("duplicate", f"of {found}"))
             first.setdefault(key, sample.response.prompt.id)
@@ -47,11 +40,11 @@ class Duplicates(Filter):
 
 @REGISTRY.register
 class NearDuplicates(Filter):
-    """Keeps the first of samples that have nearly the same word n-grams; needs the extra `curate`.
+    """Keeps only the first of responses with nearly the same word n-grams; needs the extra `curate`.
 
     The Jaccard similarity of two sets of n-grams is estimated by MinHash, and candidates are found by
-    locality-sensitive hashing (Broder 1997; datasketch). The hashes are fixed, so the verdict is the same
-    everywhere.
+    locality-sensitive hashing (Broder 1997; datasketch). The hash functions are fixed, so the result is
+    reproducible.
 
     Example: `{kind: near_duplicates, threshold: 0.8}`
     """
@@ -60,14 +53,14 @@ class NearDuplicates(Filter):
     compare: Compare = "both"
     """What is compared: prompt and response together, the prompt, or the response."""
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
-    """The least estimated similarity of a duplicate."""
+    """The estimated similarity from which a response is a duplicate."""
     n: Annotated[int, Field(ge=1)] = 3
-    """Words in an n-gram; shorter texts count as one."""
+    """Words in an n-gram; a shorter text is one n-gram."""
     num_hashes: Annotated[int, Field(ge=16)] = 128
     """Hash functions: the estimate's standard error is about sqrt(s (1 - s) / num_hashes), 0.035 at 0.8."""
 
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
-        """By estimated similarity to what was kept before."""
+        """Estimates the similarity to the responses kept before."""
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError:
@@ -75,13 +68,13 @@ class NearDuplicates(Filter):
                 "the filter near_duplicates needs datasketch. "
                 "Install it with: pip install 'stillhouse[curate]'"
             ) from None
-        # Rather too many candidates than one too few: each is measured. The index has no bands above 0.9.
+        # Weights that prefer false candidates, which are compared anyway, to missed ones; no bands above 0.9.
         index = MinHashLSH(threshold=min(self.threshold, 0.9), num_perm=self.num_hashes, weights=(0.1, 0.9))
         kept: dict[int, MinHash] = {}
         verdicts: list[Drop | None] = []
         for place, sample in enumerate(samples):
             sketch = MinHash(num_perm=self.num_hashes, seed=1)
-            sketch.update_batch([" ".join(gram).encode() for gram in self._grams(sample)])
+            sketch.update_batch([" ".join(gram).encode() for gram in self._ngrams(sample)])
             similar = [(kept[other].jaccard(sketch), -other) for other in index.query(sketch)]
             similarity, other = max(similar, default=(0.0, 0))
             if similarity >= self.threshold:
@@ -93,9 +86,9 @@ class NearDuplicates(Filter):
             verdicts.append(None)
         return verdicts
 
-    def _grams(self, sample: Sample) -> list[tuple[str, ...]]:
+    def _ngrams(self, sample: Sample) -> list[tuple[str, ...]]:
         parts = [word for text in _texts(sample, self.compare) for word in words(text) or text.split()]
-        return sorted(set(grams(parts, min(self.n, max(1, len(parts)))))) or [("",)]
+        return sorted(set(ngrams(parts, min(self.n, max(1, len(parts)))))) or [("",)]
 
 
 def _texts(sample: Sample, compare: Compare) -> tuple[str, ...]:

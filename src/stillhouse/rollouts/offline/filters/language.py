@@ -1,9 +1,8 @@
-"""Text in another language than wanted."""
+"""Text in an unwanted language."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -16,21 +15,22 @@ from stillhouse.rollouts.offline.samples import Sample
 
 @REGISTRY.register
 class Language(Filter):
-    """Drops responses that py3langid (97 languages) takes for another language; needs the extra `curate`.
+    """Drops responses in an unwanted language, detected by py3langid (97 languages); needs the extra
+    `curate`.
 
-    Only a clear verdict drops: the most likely language must be another one with at least `min_probability`
-    probability, and short texts are not judged, because nobody can tell their language.
+    Only a confident detection drops: another language must have a probability of at least `min_probability`,
+    and short texts are kept, because their language cannot be told.
 
     Example: `{kind: language, allowed: [en, de]}`
     """
 
     kind: Literal["language"] = "language"
     allowed: ListOf[str] = Field(("en",), min_length=1)
-    """Codes of ISO 639-1."""
+    """ISO 639-1 codes of the wanted languages."""
     min_words: Annotated[int, Field(ge=1)] = 6
-    """Texts of fewer words are kept unjudged (of fewer than three times as many letters, without spaces)."""
+    """Shorter texts are kept (in scripts without spaces, those of fewer than three times as many letters)."""
     min_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
-    """The least probability of another language that drops a response."""
+    """The probability of another language from which a response is dropped."""
 
     @field_validator("allowed")
     @classmethod
@@ -40,12 +40,13 @@ class Language(Filter):
                 raise ValueError(f"{code!r} is no code of two letters, such as en")
         return value
 
-    def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
-        """By py3langid's verdict on the response."""
-        identifier = _identifier()
-        return [self._check(identifier, sample.text) for sample in samples]
+    def check(self, sample: Sample, context: FilterContext) -> Drop | None:
+        """Detects the language.
 
-    def _check(self, identifier: Any, text: str) -> Drop | None:
+        Raises:
+            EnvironmentFault: py3langid is not installed.
+        """
+        text, identifier = sample.text, _identifier()
         if len(text.split()) < self.min_words and len(text) < 3 * self.min_words:
             return None
         code, probability = identifier.classify(text)

@@ -1,4 +1,4 @@
-"""Text that the teacher itself would hardly write."""
+"""Responses that are unlikely under the teacher."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from stillhouse.rollouts.offline.samples import Sample
 class LogprobFloor(Filter):
     """Drops responses of low mean log-probability under the teacher, 1/T sum_t log p(y_t | x, y_<t) in nats.
 
-    Text that the teacher finds likely teaches more than better text that it does not (DistiLLM-2, arXiv
-    2503.07067, figure 2b). By default it looks at the teacher's side, where other generators' text may stand.
+    Responses that are likely under the teacher teach more than better ones that are not (DistiLLM-2, arXiv
+    2503.07067, figure 2b). By default only the teacher's responses are checked, for which those of other
+    generators may stand in.
 
     Example: `{kind: logprob_floor, min_logprob: -1.5}`
     """
 
     kind: Literal["logprob_floor"] = "logprob_floor"
     source: Literal["all", "teacher", "student"] = "teacher"
-    """Whose responses it looks at."""
+    """Which responses of a pair it applies to."""
     min_logprob: Annotated[float, Field(le=0.0)] | None = None
-    """The lowest mean log-probability of a token that is kept, in nats."""
+    """The lowest mean log-probability that is kept, in nats per token."""
     drop_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Drop this share of the responses, the least likely ones (rounded down)."""
+    """The share of the responses, the least likely ones, that is dropped (rounded down)."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_one_limit(self) -> Self:
         if (self.min_logprob is None) == (self.drop_share is None):
             raise ValueError("needs either min_logprob or drop_share")
         return self
@@ -42,7 +43,7 @@ class LogprobFloor(Filter):
         return TEACHER_LOGPROB
 
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
-        """By the measured scores.
+        """Compares the scores.
 
         Raises:
             DataError: a sample was not scored.
@@ -50,18 +51,17 @@ class LogprobFloor(Filter):
         for sample in samples:
             if "teacher" not in sample.scores:
                 raise DataError(
-                    f"{sample.response.prompt.id}: nobody has measured how likely the teacher finds it, "
-                    "which the filter logprob_floor needs. Name the teacher."
+                    f"{sample.response.prompt.id}: has no log-probability under the teacher, which "
+                    "logprob_floor needs. Name the teacher."
                 )
         scores = [sample.scores["teacher"] for sample in samples]
-        floor = self.min_logprob
-        low = set[int]()
-        if self.drop_share is not None:
+        if self.min_logprob is not None:
+            low = {place for place, score in enumerate(scores) if score < self.min_logprob}
+        else:
+            assert self.drop_share is not None
             order = sorted(range(len(scores)), key=lambda place: scores[place])
             low = set(order[: int(self.drop_share * len(order))])
         return [
-            Drop("unlikely under the teacher", f"{score:.3f} nats a token")
-            if place in low or (floor is not None and score < floor)
-            else None
+            Drop("unlikely under the teacher", f"{score:.3f} nats a token") if place in low else None
             for place, score in enumerate(scores)
         ]

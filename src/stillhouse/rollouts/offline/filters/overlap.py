@@ -1,4 +1,4 @@
-"""Decontamination: training text that is also in what the run is evaluated on."""
+"""Decontamination: training text that also occurs in the evaluation sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from stillhouse.core.types import question_of
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.formats import read_row
 from stillhouse.errors import DataError
-from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext, grams, words
+from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext
+from stillhouse.rollouts.offline.filters.ngrams import ngrams, words
 from stillhouse.rollouts.offline.samples import Sample
 
 Gram = tuple[str, ...]
@@ -23,13 +24,13 @@ Gram = tuple[str, ...]
 
 @REGISTRY.register
 class Overlap(Filter):
-    """Drops samples that share an n-gram of words with the evaluation sets (decontamination).
+    """Drops responses that share an n-gram of words with the evaluation sets, or whose prompt does.
 
-    Compared are prompt and response, without the words of the template, with every text in the rows of the
-    sets that the run evaluates on (evaluate.data, data.valid, evaluate.tasks), each text by itself. A
-    prompt shorter than n words counts where the whole of it is one of them; so short a response never does,
-    because "yes" is the answer to many questions. The usual n is 13 (GPT-3, arXiv 2005.14165, appendix C) for
-    long texts and 8 for short ones.
+    Prompt and response, without the words of the template, are compared with every single text in the rows of
+    the sets that the run evaluates on (evaluate.data, data.valid, evaluate.tasks). A prompt shorter than n
+    words overlaps if an evaluation text of the same words exists; so short a response never does, because
+    "yes" is the answer to many questions. The usual n is 13 for long texts (GPT-3, arXiv 2005.14165, appendix
+    C) and 8 for short ones.
 
     Example: `{kind: overlap, n: 8}`
     """
@@ -38,7 +39,7 @@ class Overlap(Filter):
     n: Annotated[int, Field(ge=1)] = 13
     """Words in an n-gram."""
     max_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """The largest share of the n-grams of the prompt, or of the response, that may be shared."""
+    """The largest share of common n-grams, in the prompt or in the response, that is kept."""
     compare: Literal["both", "prompt", "response"] = "both"
     """What is compared with the evaluation sets."""
     against: ListOf[DatasetField] | None = None
@@ -49,34 +50,34 @@ class Overlap(Filter):
         return Requirements(data=frozenset({"evaluation_texts"}))
 
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
-        """By common n-grams."""
-        seen = {gram for text in self._held_out(context) for gram in self._grams(text)}
-        return [self._check(sample, seen) for sample in samples]
+        """Looks for common n-grams."""
+        held_out = {gram for text in self._held_out(context) for gram in self._ngrams(text)}
+        return [self._compare(sample, held_out) for sample in samples]
 
-    def _check(self, sample: Sample, seen: set[Gram]) -> Drop | None:
+    def _compare(self, sample: Sample, held_out: set[Gram]) -> Drop | None:
         texts = {"prompt": sample.response.prompt.question, "response": sample.text}
         for name, text in texts.items():
             if self.compare not in ("both", name):
                 continue
-            mine = self._grams(text)
-            if name == "response" and mine and len(mine[0]) < self.n:
+            own = self._ngrams(text)
+            if name == "response" and own and len(own[0]) < self.n:
                 continue
-            common = [gram for gram in mine if gram in seen]
-            if common and len(common) > self.max_share * len(mine):
-                told = f"{len(common)} of {len(mine)} n-grams, first {' '.join(common[0])!r}"
-                return Drop(f"{name} is in an evaluation set", told)
+            common = [gram for gram in own if gram in held_out]
+            if common and len(common) > self.max_share * len(own):
+                detail = f"{len(common)} of {len(own)} n-grams, first {' '.join(common[0])!r}"
+                return Drop(f"{name} is in an evaluation set", detail)
         return None
 
-    def _grams(self, text: str) -> list[Gram]:
+    def _ngrams(self, text: str) -> list[Gram]:
         parts = words(text)
-        return grams(parts, self.n) or ([tuple(parts)] if parts else [])
+        return ngrams(parts, self.n) or ([tuple(parts)] if parts else [])
 
     def _held_out(self, context: FilterContext) -> Sequence[str]:
         return context.held_out() if self.against is None else held_out_texts(self.against)
 
 
 def held_out_texts(datasets: Iterable[DatasetConfig]) -> tuple[str, ...]:
-    """Every text in the rows of some sets, once: questions, references, tests, turns of conversations.
+    """Every distinct text in the rows of some datasets: questions, references, tests, turns of conversations.
 
     Raises:
         DataError: a file cannot be read.
