@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.rollouts.written import Clock, at, context
+from tests.rollouts.contexts import Clock, at, context
 
 from stillhouse.core.seeds import derived_uniform
 from stillhouse.rollouts.adaptive import AdaptiveConfig, AdaptivePolicy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from tests import tiny
-from tests.rollouts.written import FACTS, Clock, at, context
+from tests.rollouts.contexts import FACTS, Clock, at, context
 
 from stillhouse.data.collate import collate
 from stillhouse.engines import Sampling

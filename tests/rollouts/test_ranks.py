@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.rollouts.written import Clock, at, context
+from tests.rollouts.contexts import Clock, at, context
 
 from stillhouse.rollouts import ResponsesConfig
 from stillhouse.rollouts.adaptive import AdaptiveConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests import tiny
-from tests.rollouts.written import Clock, at, context
+from tests.rollouts.contexts import Clock, at, context
 
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response

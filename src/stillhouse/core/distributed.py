@@ -50,7 +50,7 @@ def _group() -> Any:
     if not dist.is_initialized():
         if "MASTER_ADDR" not in os.environ:
             raise EnvironmentFault(
-                "WORLD_SIZE says that several processes work together, but nothing where they meet. "
+                "WORLD_SIZE is more than 1, but MASTER_ADDR, where the processes meet, is not set. "
                 "Start them with torchrun."
             )
         dist.init_process_group("gloo")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import sample, samples
 from pydantic import ValidationError
+from sample_factory import sample, samples
 
 from stillhouse.errors import DataError
 from stillhouse.rollouts.offline.curation import apply_filters, count_reasons

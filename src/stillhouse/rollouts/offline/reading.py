@@ -1,5 +1,4 @@
-"""Stage files as people read them: prompt by prompt, with the responses of all sources and why some were
-dropped."""
+"""Stage files for people: the responses to each prompt from all sources, and why some were dropped."""
 
 from __future__ import annotations
 

@@ -24,9 +24,8 @@ class RoundsConfig(ResponsesConfig):
     refresh: Refresh = "never"
     """When to generate new responses."""
     filters: ListOf[FilterField] = ()
-    """What a round passes through, in order (docs/curation.md). A prompt is dropped with any of its
-    responses, and another prompt of the round takes its place in the batch; responses/curation.json counts it
-    all."""
+    """Applied to each round in order (docs/curation.md). A prompt is dropped with any of its responses, and
+    another prompt of the round takes its place in the batch; responses/curation.json counts the drops."""
     resample: Annotated[int, Field(ge=0)] = 0
     """How often a dropped response is generated again, with a fresh seed, before its prompt is dropped."""
     scores: ListOf[Literal["teacher", "student"]] = ()
@@ -47,8 +46,7 @@ class RoundsConfig(ResponsesConfig):
         return needs | TEACHER_LOGPROB if "teacher" in self.scores else needs
 
     def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
-        """The teacher's responses of every round, which do not depend on the student; None if there are
-        none."""
+        """The teacher's responses, the same in every round; None if it generates none or new ones."""
         return None
 
     def static_teacher_responses(self, context: RolloutContext) -> list[Response]:
@@ -77,8 +75,7 @@ class RoundsConfig(ResponsesConfig):
 
 
 class RoundsPolicy:
-    """Provides the responses of the newest round; with `refresh: step`, new responses to the step's
-    prompts."""
+    """Provides the responses of the newest round, or with `refresh: step` of the step itself."""
 
     def __init__(
         self, config: RoundsConfig, context: RolloutContext, generators: Mapping[str, RoundGenerator]
@@ -155,8 +152,7 @@ class GeneratedConfig(RoundsConfig):
     by: Literal["teacher", "student"] = "teacher"
     """Which model generates them."""
     refresh: Refresh = "never"
-    """When to generate new responses: once before training, at the start of each epoch, or at each step
-    (on-policy)."""
+    """When to generate new ones: once before training, for each epoch, or at each step (on-policy)."""
     sampling: Sampling | None = None
     """How they are sampled; default: `engine.sampling`."""
 
