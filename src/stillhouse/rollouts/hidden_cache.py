@@ -13,7 +13,7 @@ NO_SLOT = -1
 
 
 class TeacherHiddenCache:
-    """The teacher's last hidden states of the responses that somebody retains, keyed by content.
+    """The teacher's last hidden states of retained responses, keyed by content.
 
     With the teacher's head they are its exact distribution. They are kept on the CPU as the teacher computed
     them: [R, Dt] for a response of R tokens and a teacher of width Dt.

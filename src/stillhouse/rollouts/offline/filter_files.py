@@ -1,4 +1,4 @@
-"""Filters over files of responses, outside any training: what is kept, what is dropped and why."""
+"""Filters over files of responses, outside any training: `stillhouse curate`."""
 
 from __future__ import annotations
 
@@ -72,19 +72,17 @@ def filter_files(
     unscored = _unscored(by_source, filters)
     _check_unscored([by_source[name][place] for name, place in unscored], teacher)
     scorer = _fingerprint(teacher) if teacher is not None and unscored else None
-    head = stage_header(
+    header = stage_header(
         "curated",
         filters=[one.model_dump(mode="json") for one in filters],
         held_out=derived_seed(0, *sorted(held_out)) if held_out else None,
         sources={name: samples_digest(samples) for name, samples in by_source.items()},
         teacher=scorer,
     )
-    dropped_path = output.with_name(f"{output.stem}.dropped.jsonl")
-    stage = StageFile(output, head)
     prompts = len({sample.key for samples in by_source.values() for sample in samples})
-    done = stage.rows()
+    done = StageFile(output, header).rows()
     if done is not None:
-        return _cached(done, dropped_path, prompts)
+        return _cached(done, _dropped_path(output), prompts)
     unscored_digest = samples_digest([by_source[name][place] for name, place in unscored])
     scores = StageFile(
         output.with_name(f"{output.stem}.scores.jsonl"),
@@ -93,18 +91,18 @@ def filter_files(
     if teacher is not None and unscored:
         _score(by_source, unscored, teacher, scores)
     drops = _reasons(by_source, filters, held_out)
-    kept = [s.to_row() for samples in by_source.values() for s in samples if s.key not in drops]
-    rows = [
-        {**sample.to_row(), "dropped": drops[sample.key]}
-        for samples in by_source.values()
-        for sample in samples
-        if sample.key in drops
-    ]
-    write_jsonl(dropped_path, [{STAGE: {**head, "stage": "dropped"}}, *rows])
-    write_jsonl(output, [{STAGE: head}, *kept])
+    samples = [sample for found in by_source.values() for sample in found]
+    dropped = [{**one.to_row(), "dropped": drops[one.key]} for one in samples if one.key in drops]
+    kept = [one.to_row() for one in samples if one.key not in drops]
+    write_jsonl(_dropped_path(output), [{STAGE: {**header, "stage": "dropped"}}, *dropped])
+    write_jsonl(output, [{STAGE: header}, *kept])
     for shard in scores.shards():
         shard.unlink(missing_ok=True)
     return FilterResult(prompts, prompts - len(drops), _counts(drops), False)
+
+
+def _dropped_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.dropped.jsonl")
 
 
 def read_samples(paths: Sequence[Path]) -> dict[str, list[Sample]]:
@@ -181,7 +179,7 @@ def _check_unscored(unscored: Sequence[Sample], teacher: TeacherModel | None) ->
         response = sample.response
         if not response.token_ids or not response.prompt.token_ids:
             raise DataError(
-                f"{response.prompt.id}: has no token ids to score; `stillhouse generate` writes them."
+                f"{response.prompt.id}: has no token ids to score; files of `stillhouse generate` have them."
             )
 
 
@@ -222,7 +220,7 @@ def _score(
         if max(*response.prompt.token_ids, *response.token_ids) >= vocab:
             raise DataError(
                 f"{response.prompt.id}: has token ids that the tokenizer of {teacher.path} does not know. "
-                "Name a teacher (--teacher) with the tokenizer that the file was written with."
+                "Name a teacher (--teacher) with the tokenizer of the model that generated the file."
             )
     stage.rename_stale()
     scores = {number: float(row["score"]) for number, row in stage.partial_rows().items()}

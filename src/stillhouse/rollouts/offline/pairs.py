@@ -18,14 +18,16 @@ from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.generation import Refresh, RoundGenerator
 from stillhouse.rollouts.offline.rounds import RoundsConfig, RoundsPolicy
-from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.samples import MISSING, Sample
+
+_RESERVED = frozenset({"teacher", "student", "fixed", MISSING})
 
 
 class ExternalResponses(StrictConfig):
     """Responses of another generator, from a file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """How they are labelled; not "teacher", "student" or "fixed"."""
+    """How they are labelled; not "teacher", "student", "fixed" or "missing"."""
     data: DatasetField
     """Rows with the same prompts and the generator's responses, such as a file of `stillhouse generate`."""
 
@@ -39,11 +41,11 @@ def _parse(value: Any) -> Any:
 def _check_names(value: tuple[Any, ...]) -> tuple[Any, ...]:
     names = [one.name if isinstance(one, ExternalResponses) else one for one in value]
     external = {one.name for one in value if isinstance(one, ExternalResponses)}
-    if external & {"teacher", "student", "fixed"} or len(set(names)) < len(names):
+    if external & _RESERVED or len(set(names)) < len(names):
         raise PydanticCustomError(
             "names",
-            "every generator needs a name of its own other than teacher, student and fixed; got {names}",
-            {"names": ", ".join(names)},
+            "every generator needs a name of its own other than {reserved}; got {names}",
+            {"reserved": ", ".join(sorted(_RESERVED)), "names": ", ".join(names)},
         )
     if "teacher" in names[:-1]:
         raise PydanticCustomError("order", "teacher must come last: it has a response to every prompt")

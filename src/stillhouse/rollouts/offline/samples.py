@@ -12,12 +12,13 @@ from stillhouse.core.types import Prompt, Response, Source
 
 SampleKey = tuple[str, int]
 """The id of the prompt, and which of several responses to it this is."""
-NOBODY = "nobody"
+MISSING = "missing"
+"""The origin of a placeholder for a response that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A response as text and as tokens, with who generated it and its scores.
+    """A response as text and as tokens, with its origin and its scores.
 
     Example: `Sample(0, response, text="Fig.", by="teacher", scores={"teacher": -0.31})`
     """
@@ -27,7 +28,7 @@ class Sample:
     response: Response
     text: str
     by: str
-    """Who generated it: "teacher", "student", "fixed" (the data set), or the name of another generator.
+    """Its origin: "teacher", "student", "fixed" (the data set), or the name of another generator.
 
     This is not always `response.source`, the role it has in training: another generator's response may stand
     in for the teacher's.
@@ -45,7 +46,7 @@ class Sample:
     @property
     def missing(self) -> bool:
         """Whether there is no response."""
-        return self.by == NOBODY
+        return self.by == MISSING
 
     def to_row(self) -> dict[str, Any]:
         """As a row of a stage file, which can be read as training data too."""
@@ -109,11 +110,11 @@ class Sample:
 
 def missing_sample(number: int, prompt: Prompt, source: Source) -> Sample:
     """The placeholder for a prompt without a response."""
-    return Sample(number, Response(prompt, (), source), "", NOBODY)
+    return Sample(number, Response(prompt, (), source), "", MISSING)
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
-    """A digest of who generated which tokens for which prompt."""
+    """A digest of origins, prompts, texts and tokens, in order."""
     facts = [[s.by, s.response.prompt.id, s.text, s.response.token_ids] for s in samples]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -36,7 +36,7 @@ def stage_header(stage: str, **facts: Any) -> dict[str, Any]:
 
 
 class StageMismatch(DataError):
-    """A stage file whose header differs from the one that is asked for."""
+    """A stage file whose header differs from the expected one."""
 
 
 class StageFile:
@@ -164,7 +164,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(
-                f"{path}:{number}: is damaged ({error}). Delete the file to make it anew."
+                f"{path}:{number}: is damaged ({error}). Delete the file to make it again."
             ) from None
         yield row
 
