@@ -37,8 +37,8 @@ from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy, reference_response
-from stillhouse.runs.caching import batch_tensors, measure_bias
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.teacher_cache import measure_bias, teacher_batch
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store import Manifest, Store
@@ -142,7 +142,7 @@ def filling(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[
     """Tokens per second of filling a cache, against the bare forward passes on the same batches."""
     teacher = LiveTeacher(load_teacher(TeacherModel(path=f"{DEMO}/teacher", dtype="float32")), vocab)
     chosen = sorted(map(reference_response, prompts[: size.build_prompts]), key=lambda r: len(r.token_ids))
-    batches = [batch_tensors(collate(chosen[at : at + 16], 0)) for at in range(0, len(chosen), 16)]
+    batches = [teacher_batch(collate(chosen[at : at + 16], 0)) for at in range(0, len(chosen), 16)]
     tokens = sum(len(response.token_ids) for response in chosen)
     seconds: dict[str, list[float]] = {"bare": [], "filling": []}
     for _ in range(size.repeats + 2):

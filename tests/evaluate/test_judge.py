@@ -161,7 +161,7 @@ def test_a_judgement_from_the_command_line(workshop: Workshop, service: Service)
     assert [(row["verdict"], row["verdict_swapped"]) for row in rows] == [
         ("A", "B"), ("B", "A"), ("C", "C"), (None, None),
     ]  # fmt: skip
-    assert "2 of 8 replies hold no clear verdict" in said.err
+    assert "2 of 8 replies contain no clear verdict" in said.err
     assert rows[3]["reply"] == "Because. no idea"
     asked = service.bodies("/v1/chat/completions")
     assert len(asked) == 8

@@ -19,7 +19,7 @@ from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference_response
-from stillhouse.runs.caching import batch_tensors
+from stillhouse.runs.teacher_cache import teacher_batch
 from stillhouse.teachers import (
     CacheTeacherConfig,
     LiveTeacherConfig,
@@ -51,7 +51,7 @@ def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> dict[str, Any]:
             tuple(demo.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)
         ]
         prompts.append(Prompt(str(number), ids[0], prompt, (*ids[1], demo.facts.eos_ids[0])))
-    return batch_tensors(collate([reference_response(prompt) for prompt in prompts], 0))
+    return teacher_batch(collate([reference_response(prompt) for prompt in prompts], 0))
 
 
 PAIRS = (

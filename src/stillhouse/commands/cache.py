@@ -22,7 +22,7 @@ cache = typer.Typer(help="Fill, inspect, verify and prune teacher caches.", no_a
 app.add_typer(cache, name="cache", rich_help_panel=RUN)
 
 
-def _there(folder: Path) -> Path:
+def _existing(folder: Path) -> Path:
     from stillhouse.errors import ConfigError, Fault
 
     if not folder.is_dir():
@@ -31,7 +31,7 @@ def _there(folder: Path) -> Path:
                 "FOLDER",
                 "there is no such folder",
                 got=str(folder),
-                hint="Name the cache's (teacher.folder of its runs), or fill one: stillhouse cache build.",
+                hint="Give the teacher.folder of a run, or fill a cache: stillhouse cache build.",
             )
         )
     return folder
@@ -42,17 +42,18 @@ def build(
     file: RunFile,
     overrides: Overrides = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Sequences in one pass of the teacher.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Sequences in one forward pass of the teacher.", show_default=False),
     ] = None,
 ) -> None:
-    """Fill the cache of a run before training; an interrupted build goes on where it stopped.
+    """Fill the cache of a run before training; an interrupted build resumes.
 
     Under torchrun, or with RANK and WORLD_SIZE set, each process fills a share.
     """
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.runs.caching import fill_cache
+    from stillhouse.runs.teacher_cache import fill_cache
 
     console.say(fill_cache(config, batch_size))
 
@@ -63,15 +64,15 @@ def bias(
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=1, help="Training prompts to measure on.")] = 32,
 ) -> None:
-    """Compare loss and gradient over each kind of store with those of the live teacher, on a sample."""
+    """Compare loss and gradient over each codec with those of the live teacher, on a sample."""
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.runs.caching import REPEATS, measure_bias
+    from stillhouse.runs.teacher_cache import REPEATS, measure_bias
 
     loss, rows, refused = measure_bias(config, prompts)
     columns = (
-        "store", "bytes/token", "loss", "error of loss", "noise of loss",
+        "codec", "bytes/token", "loss", "error of loss", "noise of loss",
         "gradient: cosine", "error", f"error, mean of {REPEATS}",
     )  # fmt: skip
     table = [
@@ -97,10 +98,10 @@ def info(folder: Folder = DEFAULT) -> None:
             one.manifest.codec, one.records, one.tokens, one.bytes / 1e6, one.bytes / max(1, one.tokens),
             one.shards, datetime.datetime.fromtimestamp(one.last_used).isoformat(" ", "minutes"),
         )
-        for one in list_stores(_there(folder))
+        for one in list_stores(_existing(folder))
     ]  # fmt: skip
     columns = (
-        "teacher", "was at", "codec", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
+        "teacher", "path or URL", "codec", "sequences", "tokens", "MB", "bytes/token", "shards", "last used",
     )  # fmt: skip
     console.print_table(columns, rows, note=f"{sum(row[5] for row in rows):,.1f} MB in {folder}")
 
@@ -108,20 +109,20 @@ def info(folder: Folder = DEFAULT) -> None:
 @cache.command("verify")
 def verify(
     folder: Folder = DEFAULT,
-    repair: Annotated[bool, typer.Option(help="Write damaged shards anew without what is damaged.")] = False,
+    repair: Annotated[bool, typer.Option(help="Rewrite damaged shards with their sound records.")] = False,
 ) -> None:
     """Read every byte and check it against its checksum; exit code 3 if something is damaged."""
     from stillhouse.errors import TeacherError
     from stillhouse.teachers.store import maintenance
 
     sound, damaged = 0, []
-    for path, whole, faults in maintenance.verify(_there(folder)):
-        sound += whole
+    for path, records, faults in maintenance.verify(_existing(folder)):
+        sound += records
         for fault in faults:
             console.say(fault)
         if faults and repair:
             maintenance.repair(path)
-            console.say(f"{path}: removed; its {whole:,} sound records were written anew")
+            console.say(f"{path}: removed; its {records:,} sound records were rewritten")
         elif faults:
             damaged.append(path)
     console.say(f"{sound:,} sound records in {folder}")
@@ -137,13 +138,13 @@ def prune(
     folder: Folder = DEFAULT,
     limit: Annotated[
         str | None,
-        typer.Option(help="Keep at most this much, such as 20GB; what was not used longest goes."),
+        typer.Option(help="Keep at most this much, such as 20GB, of what was used most recently."),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Remove all stores of the teacher with this fingerprint (see info).")
+        str | None, typer.Option(help="Delete everything of the teacher with this fingerprint (see info).")
     ] = None,
 ) -> None:
-    """Make room in a cache folder."""
+    """Delete from a cache folder: what was used least recently, or all of a teacher."""
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.teachers.cached import parse_bytes
     from stillhouse.teachers.store.maintenance import prune as make_room
@@ -154,4 +155,4 @@ def prune(
         size = None if limit is None else int(parse_bytes(limit))
     except ValueError as error:
         raise ConfigError(Fault("--limit", str(error), got=limit)) from error
-    console.say(f"{make_room(_there(folder), size, teacher) / 1e6:,.1f} MB freed in {folder}")
+    console.say(f"{make_room(_existing(folder), size, teacher) / 1e6:,.1f} MB freed in {folder}")

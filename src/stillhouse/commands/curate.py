@@ -61,18 +61,16 @@ def curate(
     """
     from stillhouse.files import check_output_file
     from stillhouse.rollouts.offline.filter_files import filter_files
-    from stillhouse.rollouts.offline.filters import REGISTRY
     from stillhouse.runs.resolve import resolve
 
     check_output_file("--output", output, ".jsonl")
     config = resolve(like).config if like is not None else None
-    chosen = _parse_filters(filters or ())
-    if not chosen and config is not None:
-        chosen = list(getattr(config.responses, "filters", ()))
-    if not chosen:
-        raise ConfigError(Fault("--filter", "there is none", allowed=", ".join(REGISTRY.kinds())))
     result = filter_files(
-        files, chosen, output, held_out=_held_out(held_out or (), config), teacher=_teacher(teacher, config)
+        files,
+        _filters(filters or (), config),
+        output,
+        held_out=_held_out(held_out or (), config),
+        teacher=_teacher(teacher, config),
     )
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
@@ -83,6 +81,18 @@ def curate(
     else:
         dropped = output.with_name(f"{output.stem}.dropped.jsonl")
         console.say(f"{summary}; what was dropped, and why: {dropped}")
+
+
+def _filters(texts: Sequence[str], config: RunConfig | None) -> list[Filter]:
+    """The given filters, or else those of the run."""
+    from stillhouse.rollouts.offline.filters import REGISTRY
+
+    filters = _parse_filters(texts)
+    if not filters and config is not None:
+        filters = list(getattr(config.responses, "filters", ()))
+    if not filters:
+        raise ConfigError(Fault("--filter", "there is none", allowed=", ".join(REGISTRY.kinds())))
+    return filters
 
 
 def _parse_filters(texts: Sequence[str]) -> list[Filter]:

@@ -70,17 +70,28 @@ def evaluate(
         _evaluate_several(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
         return
     assert data is not None
+    _evaluate_one(models[0], data, teacher, template, settings, output)
+
+
+def _evaluate_one(
+    model: str,
+    data: Path,
+    teacher: str | None,
+    template: str,
+    settings: dict[str, Any],
+    output: Path | None,
+) -> None:
     from stillhouse.files import check_output_file, write_json, write_jsonl
     from stillhouse.runs.evaluate_models import evaluate_model
 
     if output is not None:
         check_output_file("--output", output, ".json")
     with faults_as_options(OPTIONS):
-        result, rows = evaluate_model(models[0], data, teacher=teacher, template=template, **settings)
+        result, rows = evaluate_model(model, data, teacher=teacher, template=template, **settings)
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
         write_json(output, result)
-    console.print_table(("metric", "value"), list(result["metrics"].items()), title=models[0])
+    console.print_table(("metric", "value"), list(result["metrics"].items()), title=model)
 
 
 def _evaluate_several(

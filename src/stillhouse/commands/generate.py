@@ -16,6 +16,7 @@ from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.runs.config import RunConfig
+    from stillhouse.runs.generate import GenerateResult
 
 
 @app.command("generate", rich_help_panel=RESPONSES)
@@ -60,12 +61,7 @@ def generate(
     from stillhouse.runs.generate import GenerateArguments
     from stillhouse.runs.generate import generate as generate_responses
 
-    world = world or int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0")) if rank < 0 else rank
-    if not 0 <= rank < world:
-        raise ConfigError(
-            Fault("--rank", "is not one of the processes", got=str(rank), allowed=f"0 to {world - 1}")
-        )
+    rank, world = _rank_and_world(rank, world)
     if file is not None and model is not None:
         raise ConfigError(
             Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
@@ -77,6 +73,21 @@ def generate(
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         config = _config(file, overrides, model, data, template, max_prompt, sampling)
         result = generate_responses(config, arguments)
+    _print_summary(output, result, rank, world)
+
+
+def _rank_and_world(rank: int, world: int) -> tuple[int, int]:
+    """As given, or else as torchrun sets them."""
+    world = world or int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0")) if rank < 0 else rank
+    if not 0 <= rank < world:
+        raise ConfigError(
+            Fault("--rank", "is not one of the processes", got=str(rank), allowed=f"0 to {world - 1}")
+        )
+    return rank, world
+
+
+def _print_summary(output: Path, result: GenerateResult, rank: int, world: int) -> None:
     if result.resumed == result.total:
         console.say(f"{output}: all {result.total:,} responses are there already; nothing to do.")
         return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESULTS, app
+from stillhouse.errors import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from stillhouse.remote import ServerConnection
 
 
 @app.command("judge", rich_help_panel=RESULTS)
@@ -52,21 +56,11 @@ def judge(
 
     Replies are saved as they come: the same command resumes after an interruption and repeats no request.
     """
-    from pydantic import ValidationError
-
-    from stillhouse.errors import ConfigError, Fault
     from stillhouse.evaluate.judge import Rubric
     from stillhouse.evaluate.judge_files import TokenPrice, default_output, find_answers, judge_files
     from stillhouse.files import check_output_file
-    from stillhouse.remote import ServerConnection
 
-    try:
-        server = ServerConnection(url=url, model=model, key_env=key_env, concurrency=concurrency)
-    except ValidationError as error:
-        names = {"url": "--url", "key_env": "--key-env", "concurrency": "--concurrency"}
-        raise ConfigError(
-            *(Fault(names.get(str(one["loc"][0]), str(one["loc"][0])), one["msg"]) for one in error.errors())
-        ) from error
+    server = _server(url, model, key_env, concurrency)
     ours, theirs = find_answers(first, task, "A"), find_answers(second, task, "B")
     target = output or default_output(ours, theirs)
     check_output_file("--output", target, ".json")
@@ -82,3 +76,18 @@ def judge(
     title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"
     console.print_table(("measure", "value"), list(result["metrics"].items()), title=title)
     console.say(str(target))
+
+
+def _server(url: str, model: str | None, key_env: str | None, concurrency: int) -> ServerConnection:
+    from pydantic import ValidationError
+
+    from stillhouse.remote import ServerConnection
+
+    try:
+        return ServerConnection(url=url, model=model, key_env=key_env, concurrency=concurrency)
+    except ValidationError as error:
+        options = {"url": "--url", "key_env": "--key-env", "concurrency": "--concurrency"}
+        fields = ((str(one["loc"][0]), one["msg"]) for one in error.errors())
+        raise ConfigError(
+            *(Fault(options.get(field, field), message) for field, message in fields)
+        ) from error

@@ -25,6 +25,7 @@ from stillhouse.evaluate.judge import (
 from stillhouse.evaluate.tasks.instructions import instruction_rows
 from stillhouse.files import STAGE, write_json, write_jsonl
 from stillhouse.remote import ServerConnection
+from stillhouse.remote.client import Usage
 
 logger = logging.getLogger("stillhouse")
 
@@ -170,39 +171,15 @@ def judge_files(
     """
     text = rubric.text()
     pairs = pair_answers(first, second, limit)
-    odd = sum(map(has_markup, pairs))
-    if odd:
-        logger.warning("%d pairs hold marks such as [[A]] or </answer_a>, which are broken up", odd)
-    client = server.client()
-    try:
-        model = server.model_name(client)
-        # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
-        replies = Journal(output.parent / ".replies" / f"{output.stem}.jsonl")
-        with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
-            judged = judge_pairs(pairs, client, model, rubric, replies, bar.advance)
-        requests, retries = client.usage.requests, client.usage.retries
-    finally:
-        client.close()
-    tokens = {
-        "prompt_tokens": sum(one.prompt_tokens for one in judged),
-        "completion_tokens": sum(one.completion_tokens for one in judged),
-    }
+    num_marked = sum(map(has_markup, pairs))
+    if num_marked:
+        logger.warning(
+            "%d pairs contain marks such as [[A]] or </answer_a>, which the judge sees as [A]",
+            num_marked,
+        )
+    judged, model, usage = _judged_by_server(pairs, server, rubric, output)
     verdicts = output.with_suffix(".jsonl")
     write_jsonl(verdicts, _rows(pairs, judged))
-    try:
-        metrics: dict[str, Any] = {**win_rate_metrics(judged), **tokens}
-    except DataError as error:
-        raise DataError(f"{error} Its replies are in {verdicts}.") from error
-    if metrics["unparsable"]:
-        logger.warning(
-            "%d of %d replies hold no clear verdict; their pairs are left out. The replies are in %s",
-            metrics["unparsable"],
-            2 * len(judged),
-            verdicts,
-        )
-    if price.prompt is not None or price.completion is not None:
-        paid = tokens["prompt_tokens"] * (price.prompt or 0.0)
-        metrics["cost"] = (paid + tokens["completion_tokens"] * (price.completion or 0.0)) / 1e6
     result = {
         "system": "student after" if first.run is not None else first.label,
         "label": first.label,
@@ -217,15 +194,53 @@ def judge_files(
             "orders": "both; a tie counts half",
             "interval": "95 %, Wilson, over the pairs",
             "pairs": len(pairs),
-            "pairs_with_marks": odd,
+            "pairs_with_marks": num_marked,
             "answers": [str(first.path), str(second.path)],
-            "requests_of_the_last_call": requests,
-            "retries_of_the_last_call": retries,
+            "requests_of_the_last_call": usage.requests,
+            "retries_of_the_last_call": usage.retries,
         },
-        "metrics": metrics,
+        "metrics": _metrics(judged, price, verdicts),
     }
     write_json(output, result)
     return result
+
+
+def _judged_by_server(
+    pairs: Sequence[AnswerPair], server: ServerConnection, rubric: Rubric, output: Path
+) -> tuple[list[JudgedPair], str, Usage]:
+    """The judged pairs, the judge's name, and the requests that this took."""
+    client = server.client()
+    try:
+        model = server.model_name(client)
+        # Equal questions have equal keys, whichever judge, rubric or pair they belong to: one file for all.
+        replies = Journal(output.parent / ".replies" / f"{output.stem}.jsonl")
+        with console.progress(f"Judging by {model}", total=2 * len(pairs)) as bar:
+            judged = judge_pairs(pairs, client, model, rubric, replies, bar.advance)
+    finally:
+        client.close()
+    return judged, model, client.usage
+
+
+def _metrics(judged: Sequence[JudgedPair], price: TokenPrice, verdicts: Path) -> dict[str, Any]:
+    """Win rate and counts, tokens, and their cost where a price is known."""
+    prompt_tokens = sum(one.prompt_tokens for one in judged)
+    completion_tokens = sum(one.completion_tokens for one in judged)
+    try:
+        metrics: dict[str, Any] = dict(win_rate_metrics(judged))
+    except DataError as error:
+        raise DataError(f"{error} Its replies are in {verdicts}.") from error
+    metrics |= {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    if metrics["unparsable"]:
+        logger.warning(
+            "%d of %d replies contain no clear verdict; their pairs are left out. The replies are in %s",
+            metrics["unparsable"],
+            2 * len(judged),
+            verdicts,
+        )
+    if price.prompt is not None or price.completion is not None:
+        cost = prompt_tokens * (price.prompt or 0.0) + completion_tokens * (price.completion or 0.0)
+        metrics["cost"] = cost / 1e6
+    return metrics
 
 
 def _task(first: JudgedSystem, second: JudgedSystem) -> str:

@@ -34,7 +34,7 @@ from stillhouse.rollouts.offline.scoring import scorers
 from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
-from stillhouse.runs.served import ANSWERS, keeping, server_engine
+from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Translation, tokenizers
 from stillhouse.train.step import Method, Step
 
@@ -98,10 +98,10 @@ class Parts:
 
     @cached_property
     def teacher_engine(self) -> Engine | None:
-        """What writes the teacher's text: its own server, or the configured engine over it."""
+        """What generates the teacher's text: its own server, or the configured engine over it."""
         facts = self.facts if self.translation is None else self.translation.facts
-        if (served := server_engine(self.config, facts)) is not None:
-            return served
+        if (server := teacher_text_server(self.config)) is not None:
+            return server.build(None, facts)
         if self.teacher is None:
             return None
         engine: Engine = self.config.engine.build(self.teacher, facts)
@@ -200,9 +200,11 @@ def make_context(
         parts.config.responses.requirements().asks(MAIN, "text")
         and (engine := parts.teacher_engine) is not None
     ):
+        if isinstance(engine, ServerEngine):
+            engine.use_journal(folder.responses / "answers.jsonl")
         writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
         teacher = ResponseGenerator(
-            keeping(engine, folder.responses / ANSWERS),
+            engine,
             "teacher",
             parts.sampling,
             lambda: None,

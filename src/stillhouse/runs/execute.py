@@ -23,7 +23,7 @@ from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_pr
 from stillhouse.runs.export.weights import export, write_card
 from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment, recorded
 from stillhouse.runs.resolve import Resolved, resolve
-from stillhouse.runs.served import tell
+from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
@@ -52,7 +52,7 @@ def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overr
 
     Args:
         source: a YAML file, or the same as a dictionary.
-        resume: go on with the run that is in the folder, from its newest whole checkpoint.
+        resume: continue the run in the folder from its newest complete checkpoint.
         **overrides: values that lie over those of the source: `train={"lr": 1e-4}`, or with a dotted name
             `**{"train.lr": 1e-4}`.
 
@@ -117,7 +117,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         parts: the loaded run.
         folder: where everything goes.
         interrupt: asks to stop after a step.
-        resume: go on from the newest whole checkpoint.
+        resume: continue from the newest complete checkpoint.
 
     Returns:
         Whether it came to the end; False after Ctrl-C.
@@ -162,7 +162,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         bar.close()
         if (line := step.close()) is not None and folder.main:
             console.note(line)
-        tell(parts, step.teacher, folder)
+        report_server_usage(parts, step.teacher, folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 
@@ -220,10 +220,10 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
 
 
 def _changes(folder: RunFolder, resolved: Resolved) -> list[str]:
-    """Values that are not those with which the run began; they are warned of."""
+    """The values that differ from those that the run was started with, with a warning."""
     changes = folder.changes({path: fact["value"] for path, fact in resolved.provenance.items()})
     if changes:
-        logger.warning("--resume goes on with other values than the run began with: %s", ", ".join(changes))
+        logger.warning("resumed with other values than the run was started with: %s", ", ".join(changes))
     return changes
 
 

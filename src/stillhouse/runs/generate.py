@@ -24,7 +24,7 @@ from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stage_files import StageFile
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.served import server_of
+from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Translation, tokenizers
 
 
@@ -92,13 +92,13 @@ def _request(
     config: RunConfig, arguments: GenerateArguments
 ) -> tuple[GenerationRequest, dict[str, Any], GenerationOptions]:
     found = tokenizers(config)
-    served = server_of(config) if arguments.by == "teacher" else None
+    server = teacher_text_server(config) if arguments.by == "teacher" else None
     tokenizer = found.student
-    if served is not None and arguments.score:
+    if server is not None and arguments.score:
         raise ConfigError(
             Fault("--score", "needs the model's weights in this process", got="a teacher on a server")
         )
-    model: Any = None if served is not None else _model(config, arguments.by, tokenizer)
+    model: Any = None if server is not None else _model(config, arguments.by, tokenizer)
     data = load_data(config.data, tokenizer, teacher_tokenizer=found.teacher)
     prompts = data.train[: arguments.limit]
     facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
@@ -110,8 +110,8 @@ def _request(
                 Fault("--score", "a teacher with another tokenizer cannot score the student's tokens")
             )
     engine: Engine
-    if served is not None:
-        engine = served.build(None, facts)
+    if server is not None:
+        engine = server.build(None, facts)
         engine.use_journal(arguments.output.with_suffix(".answers.jsonl"))
         weights = engine.fingerprint
     else:

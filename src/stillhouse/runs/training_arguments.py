@@ -1,7 +1,8 @@
-"""What Hugging Face's trainer is told: our options, and what `train.hf` and `train.report_to` pass on."""
+"""The TrainingArguments of a run: our options, and what `train.hf` and `train.report_to` pass on."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from stillhouse.config import nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.runs.config import RunConfig
 
-OURS = {
+CONTROLLED_BY = {
     "output_dir": "output.folder",
     "num_train_epochs": "train.epochs",
     "max_steps": "train.max_steps",
@@ -35,9 +36,9 @@ OURS = {
     "report_to": "train.report_to",
     "run_name": "name",
 }
-"""Fields of TrainingArguments that another option of a run decides."""
+"""Field of TrainingArguments -> the option of a run that sets it."""
 FIXED = ("logging_nan_inf_filter", "remove_unused_columns", "label_names")
-"""Fields that must be as they are."""
+"""Fields of TrainingArguments that must keep their values."""
 
 
 def training_arguments(config: RunConfig, folder: Path) -> Any:
@@ -48,30 +49,29 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         folder: where checkpoints go.
 
     Raises:
-        ConfigError: an option that is unknown, that is another option's, or that has a wrong value.
+        ConfigError: a field of `train.hf` is unknown, belongs to another option, or has a wrong value.
     """
     from transformers import TrainingArguments
 
     train = config.train
-    together = train.micro_batch_size * max(1, int(os.environ.get("WORLD_SIZE") or 1))
-    if train.batch_size % together:
+    smallest_batch = train.micro_batch_size * max(1, int(os.environ.get("WORLD_SIZE") or 1))
+    if train.batch_size % smallest_batch:
         raise ConfigError(
             Fault(
                 "train.batch_size",
                 "must be a multiple of train.micro_batch_size times the number of processes",
                 got=str(train.batch_size),
-                allowed=f"multiples of {together}",
+                allowed=f"multiples of {smallest_batch}",
             )
         )
-    faults = list(_unknown(train.hf, TrainingArguments))
-    if faults:
+    if faults := list(_invalid_fields(train.hf, TrainingArguments)):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // together,
+        "gradient_accumulation_steps": train.batch_size // smallest_batch,
         "learning_rate": train.lr,
         "lr_scheduler_type": train.schedule,
         "warmup_steps": train.warmup,
@@ -98,23 +98,21 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         raise ConfigError(
             Fault("train.hf", f"transformers does not accept it: {error}", got=str(train.hf))
         ) from error
-    # Beside several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
+    # With several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
-def _unknown(given: dict[str, Any], known: type) -> Iterator[Fault]:
-    import dataclasses
-
-    names = [field.name for field in dataclasses.fields(known) if field.init]
+def _invalid_fields(given: dict[str, Any], arguments: type) -> Iterator[Fault]:
+    names = [field.name for field in dataclasses.fields(arguments) if field.init]
     for name, value in given.items():
         path = f"train.hf.{name}"
-        if name in OURS:
-            yield Fault(path, "is decided by another option", got=str(value), hint=f"Set {OURS[name]}.")
+        if name in CONTROLLED_BY:
+            yield Fault(path, "is set by another option", got=str(value), hint=f"Set {CONTROLLED_BY[name]}.")
         elif name in FIXED:
             yield Fault(path, "cannot be changed: the step relies on it", got=str(value), hint="Remove it.")
         elif name not in names:
-            problem = f"is no field of transformers.TrainingArguments{nearest(name, names)}"
+            problem = f"is not a field of transformers.TrainingArguments{nearest(name, names)}"
             yield Fault(path, problem, got=str(value))
 
 
@@ -122,7 +120,7 @@ def check_loggers(names: tuple[str, ...]) -> None:
     """Make sure that the loggers of `train.report_to` exist and are installed.
 
     Raises:
-        ConfigError: transformers knows no logger of that name.
+        ConfigError: transformers has no logger of that name.
         EnvironmentFault: the logger's package is not installed.
     """
     if not names:

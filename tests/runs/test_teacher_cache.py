@@ -14,10 +14,10 @@ import yaml
 
 from stillhouse.commands.app import app
 from stillhouse.errors import ConfigError, TeacherError
-from stillhouse.runs.caching import fill_cache, measure_bias
 from stillhouse.runs.estimate import estimate
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.teacher_cache import fill_cache, measure_bias
 from stillhouse.teachers.store.maintenance import list_stores
 from tests.conftest import ROOT
 from tests.small_runs import TEACHER, differences, in_child, in_two, nth, outcome, rows_of, tree, write_data

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillhouse import console
+from stillhouse.core.batch import Batch
 from stillhouse.core.types import SOURCES, Progress, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
@@ -71,7 +71,7 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = local_device()
     parts = assemble(config)
-    responses = list(_known(parts))
+    responses = list(_known_responses(parts))
     responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
     mine = responses[rank::ranks]
     translator = parts.translator
@@ -80,16 +80,16 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
-            tensors: Mapping[str, Tensor] = batch_tensors(batch)
+            tensors: Mapping[str, Tensor] = teacher_batch(batch)
             if translator is not None:
                 teacher_inputs = translator.teacher_inputs(batch.responses)
                 tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in teacher_inputs.items()}})
-            _ask(teacher, tensors)
+            _query(teacher, tensors)
             bar.advance(batch.num_tokens)
     return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."
 
 
-def _known(parts: Parts) -> Iterator[Response]:
+def _known_responses(parts: Parts) -> Iterator[Response]:
     """The responses that do not depend on the student, as far as the objective needs the teacher for them."""
     config = parts.config
     needed = {SOURCES[code] for code in sources_with_teacher(config.objective)}
@@ -105,12 +105,12 @@ def _known(parts: Parts) -> Iterator[Response]:
         yield from parts.data.text
 
 
-def batch_tensors(batch: Any) -> dict[str, Tensor]:
-    """What a teacher is given of a collated batch."""
+def teacher_batch(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch that a teacher reads."""
     return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
 
 
-def _ask(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
+def _query(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
     if isinstance(teacher, SparseTeacher):
         teacher.sparse_logprobs(batch)
     else:

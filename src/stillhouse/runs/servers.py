@@ -1,0 +1,63 @@
+"""Servers of a run: the one that generates the teacher's text, and what all of them were requested."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stillhouse import console
+from stillhouse.engines import ServerConfig, ServerEngine
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.folder import RunFolder
+from stillhouse.teachers import ServerTeacherConfig
+from stillhouse.teachers.server import ServerTeacher
+
+if TYPE_CHECKING:
+    from stillhouse.runs.build import Parts
+
+LABELS = {
+    "requests": "requests",
+    "retries": "retries",
+    "reused": "responses reused from disk",
+    "prompt_tokens": "prompt tokens",
+    "completion_tokens": "completion tokens",
+    "retokenised": "responses tokenised here",
+}
+"""Usage counts as they are shown."""
+
+
+def teacher_text_server(config: RunConfig) -> ServerConfig | None:
+    """The server that generates the teacher's text: the teacher's own, or the engine's; None if none does."""
+    teacher = getattr(config.teacher, "of", config.teacher)
+    if isinstance(teacher, ServerTeacherConfig):
+        return ServerConfig.of_teacher(teacher)
+    return config.engine if isinstance(config.engine, ServerConfig) else None
+
+
+def report_server_usage(parts: Parts, teacher: Any, folder: RunFolder) -> None:
+    """Print the usage of servers by this process and write it to `servers.json`, if there was any server.
+
+    Args:
+        parts: the run, whose teacher engine may be on a server.
+        teacher: the teacher of the step, which may be on one.
+        folder: for the file.
+    """
+    usage = _usage(parts, teacher)
+    if not usage or not folder.main:
+        return
+    folder.write("servers.json", usage)
+    for purpose, counts in usage.items():
+        shown = [f"{count:,} {LABELS[name]}" for name, count in counts.items() if name in LABELS and count]
+        console.note(f"{purpose} at {counts['url']}: {', '.join(shown) or 'no requests'}")
+
+
+def _usage(parts: Parts, teacher: Any) -> dict[str, dict[str, Any]]:
+    """URL and counts, by what the server was for."""
+    usage: dict[str, dict[str, Any]] = {}
+    engine = vars(parts).get("teacher_engine")  # a cached property: do not connect for this alone
+    if isinstance(engine, ServerEngine):
+        usage["teacher's text"] = {"url": engine.served.client.url, **engine.counts()}
+    inner = getattr(teacher, "teacher", teacher)  # a cached teacher wraps another one
+    if isinstance(inner, ServerTeacher):
+        client = inner.served.client
+        usage["teacher's log-probabilities"] = {"url": client.url, **vars(client.usage)}
+    return usage
