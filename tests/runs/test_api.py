@@ -56,18 +56,18 @@ def test_objectives_are_built_by_name() -> None:
 
 
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
-    code = (
-        "import sys, stillhouse, stillhouse.commands.app\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "sys.argv = ['stillhouse', 'methods']\n"
-        "stillhouse.commands.main()\n"
-    )
-    code = code.replace(
-        "stillhouse.commands.main()",
-        "from stillhouse.commands import main\n"
-        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules",
-    )
+    code = """
+import sys
+import stillhouse
+from stillhouse.commands import main
+heavy = {"torch", "transformers", "datasets", "matplotlib", "pandas", "numpy", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+sys.argv = ["stillhouse", "methods"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "distillm2" in done.stdout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from stillhouse.core.seeds import derived_seed
 from stillhouse.data import load_data
-from stillhouse.engines import Engine, Sampling, TokenizerInfo
+from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, local_device
 from stillhouse.rollouts.generator import ResponseGenerator
@@ -91,31 +91,20 @@ def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
 def _request(
     config: RunConfig, arguments: GenerateArguments
 ) -> tuple[GenerationRequest, dict[str, Any], GenerationOptions]:
+    """What to generate, the header of its file, and how this process does its share."""
     found = tokenizers(config)
-    server = teacher_text_server(config) if arguments.by == "teacher" else None
     tokenizer = found.student
-    if server is not None and arguments.score:
-        raise ConfigError(
-            Fault("--score", "needs the model's weights in this process", got="a teacher on a server")
-        )
-    model: Any = None if server is not None else _model(config, arguments.by, tokenizer)
     data = load_data(config.data, tokenizer, teacher_tokenizer=found.teacher)
-    prompts = data.train[: arguments.limit]
-    facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
-    translation = Translation.of(found, data, None) if arguments.by == "teacher" else None
+    by_teacher = arguments.by == "teacher"
+    server = teacher_text_server(config) if by_teacher else None
+    translation = Translation.of(found, data, None) if by_teacher else None
+    if arguments.score:
+        _check_score(server, translation)
+    info = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
     if translation is not None:
-        facts = translation.facts
-        if arguments.score:
-            raise ConfigError(
-                Fault("--score", "a teacher with another tokenizer cannot score the student's tokens")
-            )
-    engine: Engine
-    if server is not None:
-        engine = server.build(None, facts)
-        engine.use_journal(arguments.output.with_suffix(".answers.jsonl"))
-        weights = engine.fingerprint
-    else:
-        engine, weights = config.engine.for_student().build(model, facts), partial(fingerprint, model)
+        info = translation.facts
+    model: Any = None if server is not None else _model(config, arguments.by, tokenizer)
+    engine, weights = _engine(config, server, model, info, arguments.output)
     generator = ResponseGenerator(
         engine,
         arguments.by,
@@ -127,7 +116,7 @@ def _request(
     )
     seed = config.train.seed if arguments.seed is None else arguments.seed
     request = GenerationRequest(
-        prompts,
+        data.train[: arguments.limit],
         arguments.by,
         generator,
         derived_seed(seed, arguments.by, 0),
@@ -135,7 +124,7 @@ def _request(
         samples_per_prompt=arguments.samples,
         facts={"by": generator.name, "run_seed": seed},
     )
-    score = partial(mean_logprobs, model, pad_id=facts.pad_id, vocab=len(tokenizer))
+    score = partial(mean_logprobs, model, pad_id=info.pad_id, vocab=len(tokenizer))
     options = GenerationOptions(
         arguments.rank,
         arguments.world,
@@ -145,6 +134,28 @@ def _request(
         wait_for_others=False,
     )
     return request, request.header(generator.fingerprint(), None, tuple(options.scorers)), options
+
+
+def _check_score(server: ServerConfig | None, translation: Translation | None) -> None:
+    if server is not None:
+        raise ConfigError(
+            Fault("--score", "needs the model's weights in this process", got="a teacher on a server")
+        )
+    if translation is not None:
+        raise ConfigError(
+            Fault("--score", "a teacher with another tokenizer cannot score the student's tokens")
+        )
+
+
+def _engine(
+    config: RunConfig, server: ServerConfig | None, model: Any, info: TokenizerInfo, output: Path
+) -> tuple[Engine, Callable[[], str]]:
+    """The engine, and what gives the fingerprint of its model."""
+    if server is None:
+        return config.engine.for_student().build(model, info), partial(fingerprint, model)
+    engine = server.build(None, info)
+    engine.use_journal(output.with_suffix(".answers.jsonl"))
+    return engine, engine.fingerprint
 
 
 def _sampling(config: RunConfig, by: str) -> Sampling | None:

@@ -1,35 +1,41 @@
-"""Every verb, as a friendly user has it."""
+"""Every command, as a friendly user has it."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import typer
 import yaml
 
-from stillhouse import __version__, recipes
+from stillhouse import __version__, commands, recipes
 from stillhouse.commands.app import app
 from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
-VERBS = (
+COMMANDS = (
     "init", "methods", "quickstart", "align", "cache", "check", "run", "curate", "generate", "show",
     "compare", "eval", "judge", "report", "runs",
 )  # fmt: skip
 
 
-def test_help_names_every_verb_and_every_option_is_explained(workshop: Workshop) -> None:
+def test_help_names_every_command_and_every_option_is_explained(workshop: Workshop) -> None:
     said = workshop.stillhouse("--help")
     assert said.code == 0
     group = typer.main.get_command(app)
-    assert tuple(group.list_commands(typer.Context(group))) == VERBS  # type: ignore[attr-defined]
-    for name, verb in group.commands.items():  # type: ignore[attr-defined]
+    assert tuple(group.list_commands(typer.Context(group))) == COMMANDS  # type: ignore[attr-defined]
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
         assert re.search(rf"\b{name}\b", said.out)
-        assert verb.help
-        for parameter in verb.params:
+        assert command.help
+        for parameter in command.params:
             assert parameter.help, f"{name}: {parameter.name}"
+
+
+def test_each_file_is_a_command_of_its_name() -> None:
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "app", "options"} == set(COMMANDS)
 
 
 def test_version_is_the_packages(workshop: Workshop) -> None:
@@ -38,7 +44,7 @@ def test_version_is_the_packages(workshop: Workshop) -> None:
     assert said.code == 0
 
 
-def test_a_mistyped_verb_gets_a_suggestion(workshop: Workshop) -> None:
+def test_a_mistyped_command_gets_a_suggestion(workshop: Workshop) -> None:
     said = workshop.stillhouse("rum")
     assert said.code == 2
     assert "'run'" in said.err
