@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.core.head import ModelHead
+from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.rows import Rows
 from stillhouse.files import write_json
 from stillhouse.fused import fused_loss
@@ -101,8 +101,7 @@ class Step:
             sources=sequence % 2 + 1,
             sequence_ids=sequence,
             pair_ids=sequence // 2,
-            reference_hidden=self.rows_teacher * 0.9,
-            reference_head=ModelHead(self.teacher_head),
+            others={"reference": ModelSignal(self.rows_teacher * 0.9, ModelHead(self.teacher_head))},
         )
 
     def floor(self) -> None:

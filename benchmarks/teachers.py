@@ -38,7 +38,7 @@ from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy, reference_response
 from stillhouse.runs.resolve import resolve
-from stillhouse.runs.teacher_cache import measure_bias, teacher_batch
+from stillhouse.runs.teacher_cache import measure_bias
 from stillhouse.teachers.cached import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store import Manifest, Store
@@ -87,7 +87,9 @@ def three_epochs(
 ) -> tuple[float, list[float]]:
     """Processor seconds of three epochs of KD, and the loss of each step. Every epoch has an order of its
     own."""
-    step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teacher, 0, vocab)
+    step = Step(
+        Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), {"main": teacher}, 0, vocab
+    )
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     losses, size = [], 16
     per_epoch = -(-len(prompts) // size)
@@ -97,15 +99,15 @@ def three_epochs(
         for number, start in enumerate(range(0, len(prompts), size)):
             done = epoch * per_epoch + number
             progress = Progress(done, EPOCHS * per_epoch, done / per_epoch, float(EPOCHS))
-            total = 0.0
-            for batch in step.prepare([prompts[i] for i in order[start : start + size]], progress, 2):
-                loss = step.loss(student, batch)
-                loss.backward()
-                total += loss.item()
+            prepared = step.prepare([prompts[i] for i in order[start : start + size]], progress, 2)
+            found = []
+            for micro in prepared.micro_batches:
+                found.append(step.loss(student, micro))
+                found[-1].loss.backward()
             optimiser.step()
             optimiser.zero_grad()
-            step.finish()
-            losses.append(total)
+            step.finish(prepared, found)
+            losses.append(step.last_loss)
     seconds = time.process_time() - begun
     step.close()
     return seconds, losses
@@ -142,7 +144,7 @@ def filling(size: Size, prompts: Sequence[Prompt], vocab: int) -> Iterator[dict[
     """Tokens per second of filling a cache, against the bare forward passes on the same batches."""
     teacher = LiveTeacher(load_teacher(TeacherModel(path=f"{DEMO}/teacher", dtype="float32")), vocab)
     chosen = sorted(map(reference_response, prompts[: size.build_prompts]), key=lambda r: len(r.token_ids))
-    batches = [teacher_batch(collate(chosen[at : at + 16], 0)) for at in range(0, len(chosen), 16)]
+    batches = [collate(chosen[at : at + 16], 0) for at in range(0, len(chosen), 16)]
     tokens = sum(len(response.token_ids) for response in chosen)
     seconds: dict[str, list[float]] = {"bare": [], "filling": []}
     for _ in range(size.repeats + 2):

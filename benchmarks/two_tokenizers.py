@@ -128,13 +128,14 @@ class Bench:
         """Processor seconds of one step, and of its parts."""
         alone = name.endswith(ONE)
         method = Method(FixedConfig(), parse_objective(METHODS[name]), "token")
-        step = Step(method, Given(self.responses), self.teachers[ONE if alone else "two"], 0, len(self.ours))
-        step.translator = None if alone else self.translator
+        teachers = {"main": self.teachers[ONE if alone else "two"]}
+        translator = None if alone else self.translator
+        step = Step(method, Given(self.responses), teachers, 0, len(self.ours), translator=translator)
         self.student.zero_grad()
         start = time.process_time()
-        batches = step.prepare([], Progress(0, 1, 0.0, 1.0), 1)
+        [micro] = step.prepare([], Progress(0, 1, 0.0, 1.0), 1).micro_batches
         prepared = time.process_time()
-        step.loss(self.student, batches[0]).backward()
+        step.loss(self.student, micro).loss.backward()
         end = time.process_time()
         return {"seconds": end - start, "prepare": prepared - start}
 
@@ -160,7 +161,7 @@ def main() -> None:
     base = medians[f"forward_kl, {ONE}"]
     tokens = sum(len(response.token_ids) for response in bench.responses)
     bench.translator.metrics()  # of the steps
-    bench.translator.teacher_inputs(bench.responses)
+    bench.translator.teacher_batch(bench.responses)
     facts = bench.translator.metrics()
     single, groups = facts["alignment/one_to_one"]
     table = [

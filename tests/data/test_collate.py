@@ -43,7 +43,8 @@ def response_lists(draw: st.DrawFn) -> list[Response]:
 @given(response_lists(), st.integers(0, 30))
 def test_marked_positions_predict_exactly_the_response_tokens(responses: list[Response], extra: int) -> None:
     batch = collate(responses, PAD, length=extra)
-    assert batch.num_tokens == int(batch.response_mask.sum())
+    assert batch.num_rows == int(batch.response_mask.sum())
+    assert batch.num_tokens == int(batch.attention_mask.sum())
     for index, response in enumerate(responses):
         start = len(response.prompt.token_ids)
         marked = batch.response_mask[index].nonzero()[:, 0].tolist()
@@ -52,9 +53,8 @@ def test_marked_positions_predict_exactly_the_response_tokens(responses: list[Re
         assert tuple(after) == response.token_ids
         assert batch.labels[index][batch.response_mask[index]].tolist() == after
         assert int(batch.attention_mask[index].sum()) == start + len(response.token_ids)
-        assert SOURCES[batch.sources[index]] == response.source
-        version = int(batch.student_versions[index])
-        assert version == (-1 if response.student_version is None else response.student_version)
+    sources = [SOURCES[code] for code in batch.rows().sources]
+    assert sources == [response.source for response in responses for _ in response.token_ids]
     assert (batch.labels[~batch.response_mask] == IGNORED).all()
     assert (batch.input_ids[batch.attention_mask == 0] == PAD).all()
 
@@ -65,21 +65,22 @@ def test_rows_do_not_depend_on_padding_and_follow_the_order(
     responses: list[Response], extra: int, random
 ) -> None:  # type: ignore[no-untyped-def]
     plain, padded = collate(responses, PAD), collate(responses, PAD, length=extra)
-    for name in ("row_labels", "row_sequences", "row_sources"):
-        assert torch.equal(getattr(plain, name)(), getattr(padded, name)())
+    assert torch.equal(plain.row_labels(), padded.row_labels())
+    for name in ("sources", "sequence_ids", "pair_ids"):
+        assert (getattr(plain.rows(), name) == getattr(padded.rows(), name)).all()
     order = list(range(len(responses)))
     random.shuffle(order)
     shuffled = collate([responses[index] for index in order], PAD)
     for new, old in enumerate(order):
         assert torch.equal(shuffled.input_ids[new], plain.input_ids[old])
         assert torch.equal(shuffled.response_mask[new], plain.response_mask[old])
-        assert shuffled.prompt_ids[new] == plain.prompt_ids[old]
+        assert shuffled.responses[new] is plain.responses[old]
 
 
 @settings(max_examples=40, deadline=None)
 @given(response_lists())
 def test_logprobs_sit_at_the_position_that_predicts_their_token(responses: list[Response]) -> None:
-    rows = collate(responses, PAD).row_logprobs()
+    rows = collate(responses, PAD).rows().sampled_logprobs
     if all(response.logprobs is None for response in responses):
         assert rows is None
         return
@@ -126,5 +127,5 @@ def test_moving_keeps_everything_else() -> None:
     batch = collate([Response(Prompt("p:1", (5,), "x"), (3, 4), "student", student_version=2)], PAD)
     moved = batch.to("meta")
     assert moved.input_ids.device.type == "meta"
-    assert moved.prompt_ids == batch.prompt_ids
+    assert moved.responses == batch.responses
     assert moved.logprobs is None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.objectives.problems import cases, drawn_rows, gradient, logits
 
-from stillhouse.core.head import ModelHead
+from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.fused import Chunking, fused_rows
 from stillhouse.objectives import REGISTRY, Objective, build
 from stillhouse.objectives.base import parse_objective
@@ -75,6 +75,7 @@ def test_closed_form_gradient_is_that_of_the_definition(objective: Objective) ->
 @those(lambda objective: objective.divergence)
 def test_divergence_is_zero_where_the_models_agree_and_positive_elsewhere(objective: Objective) -> None:
     student, teacher, rows = problem()
+    rows = replace(rows, model_logits=dict.fromkeys(rows.model_logits, teacher))
     shift = 1.7 if objective.shift_invariant else 0.0
     value, slope = gradient(objective, teacher + shift, teacher, rows)
     assert value.abs().max() < 1e-12
@@ -122,7 +123,7 @@ def test_entries_of_minus_infinity_are_left_out(objective: Objective) -> None:
     value, slope = gradient(objective, student, teacher, rows)
     assert slope.isfinite().all()
     if objective.shares_vocabulary and objective.needs_teacher:
-        without = replace(rows, reference_logits=rows.reference_logits[:, :kept])
+        without = replace(rows, model_logits={n: one[:, :kept] for n, one in rows.model_logits.items()})
         expected, expected_slope = gradient(objective, student[:, :kept], teacher[:, :kept], without)
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(slope[:, :kept], expected_slope, rtol=1e-9, atol=1e-10)
@@ -150,7 +151,8 @@ def test_order_of_rows_and_of_the_vocabulary_does_not_matter(objective: Objectiv
     torch.testing.assert_close(moved, value[order])
     torch.testing.assert_close(moved_slope, slope[order])
     ids = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))
-    renamed = replace(rows, labels=ids.argsort()[rows.labels], reference_logits=rows.reference_logits[:, ids])
+    others = {name: one[:, ids] for name, one in rows.model_logits.items()}
+    renamed = replace(rows, labels=ids.argsort()[rows.labels], model_logits=others)
     moved, moved_slope = gradient(objective, student[:, ids], teacher[:, ids], renamed)
     torch.testing.assert_close(moved, value)
     torch.testing.assert_close(moved_slope, slope[:, ids])
@@ -163,7 +165,10 @@ def test_another_teacher_gives_another_gradient(objective: Objective) -> None:
         assert torch.equal(objective(student, None, rows), objective(student, teacher, rows))
         return
     slope = gradient(objective, student, teacher, rows)[1]
-    other = gradient(objective, student, logits(COUNT, VOCAB, 50), rows)[1]
+    another = logits(COUNT, VOCAB, 50)
+    if "main" not in objective.requirements().model_names:
+        rows = replace(rows, model_logits=dict.fromkeys(rows.model_logits, another))
+    other = gradient(objective, student, another, rows)[1]
     assert not torch.allclose(slope, other)
 
 
@@ -198,24 +203,24 @@ def test_survives_a_round_trip_through_plain_data(objective: Objective) -> None:
 def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk: int, seed: int) -> None:
     student_hidden, teacher_hidden = logits(count, 5, seed), logits(count, 4, seed + 1)
     weight, teacher_weight = logits(vocab + seed % 3, 5, seed + 2, 0.7), logits(vocab, 4, seed + 3, 0.7)
-    reference_hidden, reference_weight = logits(count, 3, seed + 4), logits(vocab, 3, seed + 5, 0.7)
+    others = {
+        name: (logits(count, 3, seed + 4 + more), logits(vocab, 3, seed + 5 + more, 0.7))
+        for more, name in enumerate(("reference", "code"))
+    }
     if objective.sequence_level or objective.granularity == "sequence" or seed % 2:
         token_weight = torch.linspace(0.1, 1.0, count, dtype=torch.float64)
     else:
         token_weight = (torch.arange(count) % 3 > 0).double() / count
-    rows = replace(drawn_rows(count, vocab, seed), reference_logits=reference_hidden @ reference_weight.t())
+    known = {name: hidden @ head.t() for name, (hidden, head) in others.items()}
+    rows = replace(drawn_rows(count, vocab, seed), model_logits=known)
     leaves = [student_hidden.requires_grad_(), weight.requires_grad_()]
     compared = weight[:vocab] if objective.shares_vocabulary else weight
     value = objective(student_hidden @ compared.t(), teacher_hidden @ teacher_weight.t(), rows)
     if not objective.needs_teacher:
         value = objective(student_hidden @ weight.t(), None, rows)
     expected = torch.autograd.grad((value * token_weight).sum(), leaves)
-    lean = replace(
-        rows,
-        reference_logits=None,
-        reference_hidden=reference_hidden,
-        reference_head=ModelHead(reference_weight),
-    )
+    signals = {name: ModelSignal(hidden, ModelHead(head)) for name, (hidden, head) in others.items()}
+    lean = replace(rows, model_logits={}, others=signals)
     teacher = (teacher_hidden, teacher_weight) if objective.needs_teacher else (None, None)
     loss, values = fused_rows(
         objective, student_hidden, weight, *teacher, token_weight, lean, Chunking(chunk_rows=chunk)

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.conftest import shared
 from torch import nn
 
+from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models import (
     LoraConfig,
@@ -89,20 +90,15 @@ def made(kind: str, seed: int = 0, **more: Any) -> nn.Module:
     return load_student(config, Ids(), None, seed)
 
 
-def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(2, tiny.VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
-    attention = torch.ones_like(ids)
-    attention[1, 6:] = 0
-    mask = torch.zeros(2, 9, dtype=torch.bool)
-    mask[0, 4:8] = True
-    mask[1, 2:5] = True
-    return {"input_ids": ids, "attention_mask": attention, "response_mask": mask}
+def batch() -> TokenBatch:
+    ids = torch.randint(2, tiny.VOCAB, (2, 9), generator=torch.Generator().manual_seed(1)).tolist()
+    return TokenBatch.of([ids[0], ids[1][:6]], [5, 3], tiny.PAD)
 
 
-def logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    found = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+def logits(model: nn.Module, inputs: TokenBatch) -> torch.Tensor:
+    found = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False)
     whole: torch.Tensor = found.logits
-    return whole[inputs["response_mask"]]
+    return whole[inputs.response_mask]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

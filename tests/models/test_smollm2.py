@@ -11,6 +11,7 @@ import torch
 from tests.conftest import shared
 from torch import nn
 
+from stillhouse.core.batch import TokenBatch
 from stillhouse.data import Encoder
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Auto
@@ -103,11 +104,10 @@ def test_a_pruned_student_is_saved_and_loads_in_plain_transformers(
 
 
 def test_its_hidden_states_and_head_are_its_logits(teacher: nn.Module, tokenizer: Any) -> None:
-    ids = torch.tensor([tokenizer("The capital of France is Paris")["input_ids"]])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": ids > 0}
+    batch = TokenBatch.of([tokenizer("The capital of France is Paris")["input_ids"]], [1], pad_id=0)
     with torch.no_grad():
         ours = head_of(teacher, len(tokenizer)).logits(hidden_rows(teacher, batch))
-        theirs = teacher(input_ids=ids).logits[0].float()
+        theirs = teacher(input_ids=batch.input_ids).logits[0, :-1].float()
     assert torch.equal(ours, theirs)
 
 

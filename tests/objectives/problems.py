@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")
 REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"terms": [{"kind": "forward_kl"}, {"kind": "jsd", "loss_weight": 0.3}]},
     "by_source": {"teacher": {"kind": "skew_kl"}, "student": {"kind": "jsd", "loss_weight": 2.0}},
+    "by_teacher": {"objectives": {"main": {"kind": "skew_kl"}, "code": {"kind": "jsd", "loss_weight": 2.0}}},
 }
 """Options of kinds that cannot do without; any other kind is tested with its defaults once it exists."""
 
@@ -85,6 +87,21 @@ VARIANTS: list[dict[str, Any]] = [
         ],
     },
     {"kind": "by_source", "teacher": {"kind": "transport"}, "student": {"kind": "policy_gradient"}},
+    {"kind": "forward_kl", "teacher_model": "code"},
+    {
+        "kind": "sum",
+        "terms": [
+            {"kind": "forward_kl", "loss_weight": 0.4},
+            {"kind": "jsd", "teacher_model": "code", "loss_weight": 0.6},
+            {"kind": "advantage", "teacher_model": "code"},
+        ],
+    },
+    {"kind": "sum", "terms": [{"kind": "dpkd", "teacher_model": "code"}, {"kind": "reverse_kl"}]},
+    {
+        "kind": "by_source",
+        "teacher": {"kind": "by_teacher", "objectives": {"main": "csd", "code": "reverse_kl"}},
+        "student": {"kind": "policy_gradient", "teacher_model": "code"},
+    },
 ]
 
 
@@ -115,15 +132,16 @@ def drawn_rows(count: int, vocab: int, seed: int = 0, reference: bool = True) ->
     pairs = 2 if count >= 8 else 1
     cuts = torch.linspace(0, count, 2 * pairs + 1).round().long()
     ids = torch.repeat_interleave(torch.arange(2 * pairs), cuts.diff())
-    positions = torch.arange(count) - cuts[ids]
     return Rows(
         labels=torch.randint(vocab, (count,), generator=generator),
         sources=torch.where(ids % 2 == 0, TEACHER, STUDENT),
         sequence_ids=ids,
         pair_ids=ids // 2,
-        positions=positions,
         sampled_logprobs=-3 * torch.rand(count, generator=generator, dtype=torch.float64) - 0.5,
-        reference_logits=logits(count, vocab, seed + 77) if reference else None,
+        teachers=np.where(ids % 2 == 0, "main", "code"),
+        model_logits={"reference": logits(count, vocab, seed + 77), "code": logits(count, vocab, seed + 78)}
+        if reference
+        else {},
     )
 
 

@@ -104,9 +104,8 @@ def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(t
     assert around.models is not None
     for response in responses:
         batch = collate([response], tiny.PAD)
-        tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
         with torch.no_grad():
-            logits = head_of(around.models.teacher).logits(hidden_rows(around.models.teacher, tensors))
+            logits = head_of(around.models.teacher).logits(hidden_rows(around.models.teacher, batch))
         labels = batch.row_labels()
         rank = (logits > logits.gather(1, labels[:, None])).sum(1)
         assert int(rank.max()) < 3, "every token is accepted, or the teacher's first choice"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests import children, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import Response
@@ -50,16 +51,15 @@ def model(path: str) -> nn.Module:
     return load_teacher(TeacherModel(path=path))
 
 
-def tensors(responses: Sequence[Response], length: int | None = None) -> dict[str, Tensor]:
-    batch = collate(responses, tiny.PAD, length)
-    return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
+def tensors(responses: Sequence[Response], length: int | None = None) -> TokenBatch:
+    return collate(responses, tiny.PAD, length)
 
 
 class Counted(LiveTeacher):
     sequences = 0
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        self.sequences += len(batch["input_ids"])
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        self.sequences += len(batch)
         return super().hidden(batch)
 
 
@@ -101,9 +101,8 @@ def test_where_the_response_begins_is_part_of_the_content(path: str, tmp_path: P
     cached, live = over(config, path)
     batch = tensors(tiny.responses(1))
     cached.hidden(batch)
-    shorter = {**batch, "response_mask": batch["response_mask"].clone()}
-    shorter["response_mask"][0, int(batch["response_mask"].int().argmax())] = False
-    assert cached.hidden(shorter).shape[0] == int(shorter["response_mask"].sum())
+    shorter = TokenBatch.of(batch.token_ids, [start + 1 for start in batch.prompt_lengths], tiny.PAD)
+    assert cached.hidden(shorter).shape[0] == batch.num_rows - 1
     assert live.sequences == 2
 
 
@@ -131,7 +130,7 @@ def test_smaller_stores_change_the_loss_a_little(
 ) -> None:
     config = CacheTeacherConfig(of=path, folder=tmp_path / "cache", **options)  # type: ignore[arg-type]
     batch = tensors(tiny.responses(10))
-    student = torch.randn(int(batch["response_mask"].sum()), 16, generator=torch.Generator().manual_seed(3))
+    student = torch.randn(batch.num_rows, 16, generator=torch.Generator().manual_seed(3))
     head = ModelHead(torch.randn(tiny.VOCAB, 16, generator=torch.Generator().manual_seed(4)) / 2)
     live = LiveTeacher(model(path), tiny.VOCAB)
     wanted = fused_loss(build("forward_kl"), student, head, live.hidden(batch), live.head)

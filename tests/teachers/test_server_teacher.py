@@ -12,6 +12,7 @@ from tests.servers import Service, broken
 from tests.vllm_like import TEACHER, DemoTeacher, demo_server
 
 from stillhouse import objectives
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import topk_of
 from stillhouse.core.types import Prompt
 from stillhouse.data.collate import collate
@@ -19,7 +20,6 @@ from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference_response
-from stillhouse.runs.teacher_cache import teacher_batch
 from stillhouse.teachers import (
     CacheTeacherConfig,
     LiveTeacherConfig,
@@ -43,7 +43,7 @@ def service() -> Iterator[Service]:
         yield running
 
 
-def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> dict[str, Any]:
+def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> TokenBatch:
     """Some prompts with answers, as a teacher gets them."""
     prompts = []
     for number, (prompt, answer) in enumerate(pairs):
@@ -51,7 +51,7 @@ def batch(demo: DemoTeacher, *pairs: tuple[str, str]) -> dict[str, Any]:
             tuple(demo.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)
         ]
         prompts.append(Prompt(str(number), ids[0], prompt, (*ids[1], demo.facts.eos_ids[0])))
-    return teacher_batch(collate([reference_response(prompt) for prompt in prompts], 0))
+    return collate([reference_response(prompt) for prompt in prompts], 0)
 
 
 PAIRS = (
@@ -78,7 +78,7 @@ def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> Non
     part = batch(demo, *PAIRS)
     live = LiveTeacherConfig(path=TEACHER).build(demo.model, 1024)
     exact = torch.log_softmax(live.head.logits(live.hidden(part)), -1)
-    expected = topk_of(exact, TOP, part["labels"][part["response_mask"]])
+    expected = topk_of(exact, TOP, part.row_labels())
     said = running(service.url).sparse_logprobs(part)
     torch.testing.assert_close(said.logprobs, expected.logprobs, atol=2e-5, rtol=0)
     torch.testing.assert_close(said.labels, expected.labels, atol=2e-5, rtol=0)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from tests import tiny
-from tests.train.test_step import Given, groups_of, widened
+from tests.train import steps
+from tests.train.test_step import Given, groups_of
 from torch import Tensor, nn
 
 from stillhouse.core.types import Progress
@@ -28,21 +29,14 @@ ROUND = build(
 def step_of(objective: object = BATCH, part: slice = slice(None)) -> Step:
     method = Method(FixedConfig(), objective, "sequence")  # type: ignore[arg-type]
     teacher = LiveTeacher(tiny.model(7, width=24, dtype=torch.float64), tiny.VOCAB)
-    return Step(method, Given(groups_of(paired=True)[part]), teacher, tiny.PAD, tiny.VOCAB)
+    return Step(method, Given(groups_of(paired=True)[part]), {"main": teacher}, tiny.PAD, tiny.VOCAB)
 
 
 def taken(
     step: Step, student: nn.Module, num_micro: int, progress: Progress = SECOND, padding: int = 0
 ) -> Tensor:
-    """One step as the trainer takes it; its gradient."""
-    student.zero_grad()
-    batches = step.prepare([], progress, num_micro)
-    batches = [{name: widened(name, value, padding) for name, value in batch.items()} for batch in batches]
-    step.look(student, batches)
-    for batch in batches:
-        step.loss(student, batch).backward()
-    step.finish()
-    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+    """The gradient of a step."""
+    return steps.taken(step, student, num_micro, progress, padding)[1]
 
 
 class Recorded:
@@ -89,13 +83,13 @@ def test_the_batch_is_that_of_all_ranks() -> None:
     assert (averaged - whole).norm() <= 1e-6 * whole.norm()
 
 
-def test_looking_ahead_changes_nothing_else() -> None:
+def test_the_statistics_of_the_step_change_nothing_else() -> None:
     student = tiny.model(1, dtype=torch.float64)
     student.train()
     step = step_of()
-    batches = step.prepare([], SECOND, 2)
+    prepared = step.prepare([], SECOND, 2)
     state = torch.random.get_rng_state()
-    step.look(student, batches)
+    assert step.with_batch_statistics(student, prepared).objective != prepared.objective
     assert student.training
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(p.grad is None for p in student.parameters())
@@ -118,10 +112,10 @@ def test_the_round_before_reaches_the_next_one_and_the_log() -> None:
     student = tiny.model(1, dtype=torch.float64)
     step = step_of(ROUND)
     taken(step, student, 2, replace(SECOND, step=3, epoch=0.75))
-    first = step.meter.row()
+    first = step.metrics.row()
     assert first["schedule/objective.teacher_gap"] == 0.0
     taken(step, student, 2)
-    second = step.meter.row()
+    second = step.metrics.row()
     for side in ("teacher", "student"):
         mean = first[f"gap/{side}"]
         assert second[f"schedule/objective.{side}_gap"] == pytest.approx(max(0.0, mean))
@@ -134,4 +128,4 @@ def test_a_step_without_the_rule_does_not_look_at_gaps() -> None:
     student = tiny.model(1, dtype=torch.float64)
     step = step_of(build("contrastive"))
     taken(step, student, 2)
-    assert not any(name.startswith("gap/") for name in step.meter.row())
+    assert not any(name.startswith("gap/") for name in step.metrics.row())

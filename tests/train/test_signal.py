@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from tests import tiny
 from torch import Tensor
 
+from stillhouse.core.batch import TokenBatch
+from stillhouse.core.host import Ints
 from stillhouse.core.sparse import SparseLogprobs, topk_of
 from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
@@ -18,7 +18,7 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.train.signal import teacher_hidden, teacher_signal
+from stillhouse.train.teacher_signals import asked_sequences, teacher_signal
 
 EVERYWHERE = parse_objective("forward_kl")
 NOT_ON_TEXT = parse_objective({"student": "forward_kl", "text": "cross_entropy"})
@@ -29,8 +29,8 @@ class CountingTeacher(LiveTeacher):
 
     sequences = 0
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        self.sequences += len(batch["input_ids"])
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        self.sequences += len(batch)
         return super().hidden(batch)
 
 
@@ -41,14 +41,13 @@ def teacher() -> CountingTeacher:
 
 def signal(
     teacher: LiveTeacher, responses: list[Response], objective: Objective, cache: TeacherHiddenCache
-) -> tuple[Tensor, Tensor]:
-    """Hidden states, and the sequence of each row."""
+) -> tuple[Tensor, Ints]:
+    """What the teacher says of the responses, and the sequence of each row."""
     batch = collate(responses, tiny.PAD)
-    tensors = {
-        name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "sources")
-    }
-    tensors["kept"] = torch.tensor([cache.slot(response) for response in responses])
-    return teacher_hidden(teacher, tensors, objective, cache), batch.row_sequences()
+    slots = [cache.slot(response) for response in responses]
+    asked = asked_sequences(objective, batch, "main")
+    found = teacher_signal(teacher, batch, asked, cache, slots)
+    return found, batch.row_sequences  # type: ignore[return-value]
 
 
 def test_plain_text_needs_no_teacher(teacher: CountingTeacher) -> None:
@@ -89,26 +88,22 @@ class MostProbable(LiveTeacher):
     form = "topk"
     sequences = 0
 
-    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
-        self.sequences += len(batch["input_ids"])
+    def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
+        self.sequences += len(batch)
         logits = self.head.logits(super().hidden(batch))
-        return topk_of(torch.log_softmax(logits, -1), 3, batch["labels"][batch["response_mask"]])
+        return topk_of(torch.log_softmax(logits, -1), 3, batch.row_labels())
 
 
 def test_a_compact_teacher_is_asked_about_the_sequences_that_need_it_alone() -> None:
     teacher = MostProbable(tiny.model(7, width=24), tiny.VOCAB)
-    batch = collate(tiny.responses(6, sources=("student", "text")), tiny.PAD)
-    names = ("input_ids", "attention_mask", "response_mask", "labels", "sources")
-    tensors = {name: getattr(batch, name) for name in names}
-    said = teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherHiddenCache())
+    responses = tiny.responses(6, sources=("student", "text"))
+    said, rows = signal(teacher, responses, NOT_ON_TEXT, TeacherHiddenCache())
     assert isinstance(said, SparseLogprobs)
     assert teacher.sequences == 3
-    whole = teacher.sparse_logprobs(tensors)
-    student = batch.row_sequences() % 2 == 0
+    whole = teacher.sparse_logprobs(collate(responses, tiny.PAD))
+    student = rows % 2 == 0
     assert torch.equal(said.ids[student], whole.ids[student])
     torch.testing.assert_close(said.labels[student], whole.labels[student])  # type: ignore[index]
     assert (said.ids[~student] == -1).all()
-    text = collate(tiny.responses(2, sources=("text",)), tiny.PAD)
-    tensors = {name: getattr(text, name) for name in names}
-    teacher_signal(teacher, tensors, NOT_ON_TEXT, TeacherHiddenCache())
+    signal(teacher, tiny.responses(2, sources=("text",)), NOT_ON_TEXT, TeacherHiddenCache())
     assert teacher.sequences == 9, "nobody is asked about a batch of plain text"

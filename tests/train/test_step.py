@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from tests import tiny
+from tests.train.steps import taken
 from torch import Tensor, nn
 
 from stillhouse.core.types import Progress, Prompt, Response
@@ -55,26 +56,11 @@ def step_of(
 ) -> Step:
     method = Method(FixedConfig(), objective, normalise)  # type: ignore[arg-type]
     teacher = LiveTeacher(tiny.model(teacher_seed, width=24, dtype=dtype), tiny.VOCAB)
-    return Step(method, Given(groups), teacher, tiny.PAD, tiny.VOCAB)
+    return Step(method, Given(groups), {"main": teacher}, tiny.PAD, tiny.VOCAB)
 
 
 def gradient(step: Step, student: nn.Module, num_micro: int, padding: int = 0) -> tuple[float, Tensor]:
-    student.zero_grad()
-    total = 0.0
-    for batch in step.prepare([], NOW, num_micro):
-        if padding:
-            batch = {name: widened(name, value, padding) for name, value in batch.items()}
-        loss = step.loss(student, batch)
-        loss.backward()
-        total += loss.item()
-    return total, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
-
-
-def widened(name: str, value: Tensor, padding: int) -> Tensor:
-    if value.dim() < 2:
-        return value
-    fill = {"labels": -100, "input_ids": tiny.PAD}.get(name, 0)
-    return nn.functional.pad(value, (0, padding), value=fill)
+    return taken(step, student, num_micro, NOW, padding)
 
 
 def groups_of(paired: bool) -> list[list[Response]]:
@@ -113,7 +99,7 @@ def test_a_prompt_that_comes_twice_in_a_step_makes_two_pairs(num_micro: int) -> 
 
     def value_of(drawn: list[list[Response]]) -> float:
         step = step_of(build("dpkd"), drawn, "sequence", dtype=torch.float64)
-        assert len(step.prepare([], NOW, num_micro)) == min(num_micro, len(drawn))
+        assert len(step.prepare([], NOW, num_micro).micro_batches) == min(num_micro, len(drawn))
         return gradient(step, student, num_micro)[0]
 
     alone = [value_of([group]) for group in (*groups, other)]
@@ -166,7 +152,6 @@ def test_another_teacher_gives_another_loss() -> None:
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient() -> None:
     groups = groups_of(paired=False)
     step = step_of(build("forward_kl"), groups)
-    assert isinstance(step.teacher, LiveTeacher)
     student = tiny.model(7, width=24)
     value, grads = gradient(step, student, 2)
     assert abs(value) < 1e-6
@@ -179,9 +164,9 @@ def test_schedules_reach_the_loss() -> None:
     step = step_of(parse_objective(PAIRED), groups)
     values = []
     for progress in (Progress(0, 10, 0.0, 1.0), Progress(10, 10, 1.0, 1.0)):
-        batches = step.prepare([], progress, 1)
-        values.append(step.loss(student, batches[0]).item())
-    row = step.meter.row()
+        [micro] = step.prepare([], progress, 1).micro_batches
+        values.append(step.loss(student, micro).loss.item())
+    row = step.metrics.row()
     assert row["schedule/objective.teacher.loss_weight"] == pytest.approx(0.75)
     assert values[1] < values[0]
 
@@ -191,18 +176,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_way_out() -> None:
     with torch.no_grad():
         next(iter(student.parameters())).fill_(float("nan"))
     step = step_of(build("forward_kl"), groups_of(paired=False))
-    batch = step.prepare([], NOW, 1)[0]
+    prepared = step.prepare([], NOW, 1)
+    losses = [step.loss(student, micro) for micro in prepared.micro_batches]
     with pytest.raises(TrainingError, match=r"train\.lr"):
-        step.loss(student, batch)
+        step.check_finite(prepared, losses)
 
 
 def test_the_log_shows_true_divergences_by_source() -> None:
     groups = groups_of(paired=True)
     step = step_of(parse_objective(PAIRED), groups)
     student = tiny.model(1)
-    total = sum(step.loss(student, batch).item() for batch in step.prepare([], NOW, 2))
-    step.finish()
-    row = step.meter.row()
+    total, _ = gradient(step, student, 2)
+    row = step.metrics.row()
     assert row["responses/teacher"] == row["responses/student"] == 0.5
     assert row["loss"] == pytest.approx(total, rel=1e-5)
     assert row["loss/teacher"] > 0

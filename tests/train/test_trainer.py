@@ -77,7 +77,7 @@ def test_the_library_matches_the_plain_loop_loss_by_loss(tmp_path: Path, accumul
     step = Step(
         Method(FixedConfig(), build("forward_kl"), "token"),
         policy,
-        LiveTeacher(teacher, tiny.VOCAB),
+        {"main": LiveTeacher(teacher, tiny.VOCAB)},
         0,
         tiny.VOCAB,
     )
@@ -117,7 +117,7 @@ def test_every_epoch_sees_every_prompt_once(tmp_path: Path) -> None:
     prompts = tiny.prompts(22)
     policy = Remembering()
     student = tiny.model(1)
-    step = Step(Method(FixedConfig(), build("cross_entropy"), "token"), policy, None, 0, tiny.VOCAB)
+    step = Step(Method(FixedConfig(), build("cross_entropy"), "token"), policy, {}, 0, tiny.VOCAB)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         num_train_epochs=2,

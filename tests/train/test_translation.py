@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests import tiny
 from tests.data.toy_tokenizers import byte_tokenizer
+from tests.train.steps import taken
 from tests.train.test_step import NOW, Given
 from torch import Tensor, nn
 from transformers import AutoTokenizer
@@ -76,9 +77,15 @@ def step_of(
     vocab = len(OURS) if same else len(THEIRS)
     model = tiny.model(teacher_seed, width=24, vocab_size=vocab + 5, dtype=dtype)
     method = Method(FixedConfig(), parsed, normalise)  # type: ignore[arg-type]
-    step = Step(method, Given([[one] for one in given]), LiveTeacher(model, vocab), 0, len(OURS))
-    step.translator = translator(same=same)
-    return step
+    teacher = LiveTeacher(model, vocab)
+    return Step(
+        method,
+        Given([[one] for one in given]),
+        {"main": teacher},
+        0,
+        len(OURS),
+        translator=translator(same=same),
+    )
 
 
 def student(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -86,18 +93,7 @@ def student(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def gradient(step: Step, model: nn.Module, num_micro: int, padding: int = 0) -> tuple[float, Tensor]:
-    model.zero_grad()
-    total = 0.0
-    for batch in step.prepare([], NOW, num_micro):
-        if padding:
-            batch = {
-                name: nn.functional.pad(value, (0, padding), value=0) if value.dim() == 2 else value
-                for name, value in batch.items()
-            }
-        loss = step.loss(model, batch)
-        loss.backward()
-        total += loss.item()
-    return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return taken(step, model, num_micro, NOW, padding)
 
 
 @pytest.mark.parametrize("normalise", ["token", "sequence"])
@@ -134,16 +130,13 @@ def test_the_student_keeps_its_token_ids_and_the_teacher_reads_the_same_bytes() 
     odd = [index for letter in "good" for index in OURS(letter)["input_ids"]]
     assert odd != OURS("good")["input_ids"]
     given = Response(prompt(0, "say"), (*odd, ENDS[0]), "student", True, 3)
-    [batch] = step_of("span", [given]).prepare([], NOW, 1)
-    mask = batch["response_mask"]
-    assert batch["labels"][mask].tolist() == [*odd, ENDS[0]]
-    assert batch["teacher_labels"][batch["teacher_response_mask"]].tolist() == [
-        *THEIRS("good")["input_ids"],
-        ENDS[1],
-    ]
+    [micro] = step_of("span", [given]).prepare([], NOW, 1).micro_batches
+    assert micro.batch.row_labels().tolist() == [*odd, ENDS[0]]
+    assert micro.teacher_batch.row_labels().tolist() == [*THEIRS("good")["input_ids"], ENDS[1]]
     asked = THEIRS("say")["input_ids"]
-    assert batch["teacher_input_ids"][0].tolist() == [*asked, *THEIRS("good")["input_ids"], ENDS[1]]
-    assert batch["student_groups"][mask].tolist() == [0, 1, 2, 3, 4]
+    assert micro.teacher_batch.input_ids[0].tolist() == [*asked, *THEIRS("good")["input_ids"], ENDS[1]]
+    assert micro.rows.alignment is not None
+    assert micro.rows.alignment.student_groups.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_end_is_compared_with_the_end_and_a_cut_response_has_none() -> None:
@@ -174,7 +167,7 @@ def test_what_the_teacher_cannot_read_is_compared_with_nothing_and_counted(
         loss, slope = gradient(step, student(), 2)
     assert torch.isfinite(slope).all()
     assert loss > 0
-    row = step.meter.row()
+    row = step.metrics.row()
     assert row["alignment/dropped"] == pytest.approx(3 / 5)
     assert caplog.text.count("longer than the teacher's context of 14 tokens") == 1, (
         "told once, counted always"

@@ -34,7 +34,8 @@ arguments = TrainingArguments(
 )
 student, teacher = tiny.model(1, dtype=torch.float64), tiny.model(7, width=24, dtype=torch.float64)
 step = Step(
-    Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), LiveTeacher(teacher, tiny.VOCAB),
+    Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(),
+    {"main": LiveTeacher(teacher, tiny.VOCAB)},
     0, tiny.VOCAB, world=Ranks(arguments.world_size, arguments.device),
 )
 trainer = DistilTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))

@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from stillhouse.core.host import Ints, RowIndex, as_host, to_device
+from stillhouse.core.requirements import Granularity
 
 NOTHING = -1
 """The group of a row that is compared with nothing."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class MatchedIds:
+    """The token ids of a `VocabularyMatch` on a device."""
+
+    student: Tensor
+    """[K]"""
+    teacher: Tensor
+    """[K]"""
+    student_rest: Tensor
+    """The student's ids that the teacher does not have."""
+    teacher_rest: Tensor
+    """The teacher's ids that the student does not have."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class VocabularyMatch:
     """The tokens that two vocabularies spell with the same bytes; the ends of a response count as one.
 
-    Example: `VocabularyMatch(student=torch.tensor([5, 9]), teacher=torch.tensor([2, 0]), sizes=(1024, 512))`
+    Example: `VocabularyMatch(student=[5, 9], teacher=[2, 0], sizes=(1024, 512))`
     """
 
-    student: Tensor
+    student: Ints
     """[K] ids of the student."""
-    teacher: Tensor
+    teacher: Ints
     """[K] the teacher's ids of the same tokens."""
     sizes: tuple[int, int]
     """How many ids the student and the teacher have."""
+    _moved: dict[torch.device, MatchedIds] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("student", "teacher"):
+            object.__setattr__(self, name, as_host(getattr(self, name)))
 
     @classmethod
     def same(cls, size: int) -> VocabularyMatch:
         """Two vocabularies that are one."""
-        ids = torch.arange(size)
+        ids = np.arange(size)
         return cls(ids, ids, (size, size))
 
     @property
     def share(self) -> float:
         """The share of the teacher's tokens that the student has too."""
-        return self.teacher.shape[0] / max(1, self.sizes[1])
+        return len(self.teacher) / max(1, self.sizes[1])
 
-    @cached_property
-    def rest(self) -> tuple[Tensor, Tensor]:
-        """The ids of the student and of the teacher that the other does not have."""
-        return _without(self.student, self.sizes[0]), _without(self.teacher, self.sizes[1])
-
-    def to(self, device: torch.device) -> VocabularyMatch:
-        """On another device; itself if it is there already."""
-        if self.student.device == device:
-            return self
-        return VocabularyMatch(self.student.to(device), self.teacher.to(device), self.sizes)
-
-
-def _without(ids: Tensor, size: int) -> Tensor:
-    left = torch.ones(size, dtype=torch.bool, device=ids.device)
-    left[ids] = False
-    return left.nonzero().squeeze(-1)
+    def on(self, device: torch.device) -> MatchedIds:
+        """The ids on a device, copied there once."""
+        if device not in self._moved:
+            found = (
+                self.student,
+                self.teacher,
+                np.setdiff1d(np.arange(self.sizes[0]), self.student),
+                np.setdiff1d(np.arange(self.sizes[1]), self.teacher),
+            )
+            self._moved[device] = MatchedIds(*(to_device(ids, device) for ids in found))
+        return self._moved[device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +88,13 @@ class Members:
     """Which group, 0 to G - 1, each of the others belongs to."""
 
     @classmethod
-    def of(cls, groups: Tensor, last: bool) -> Members:
+    def of(cls, groups: Ints, last: bool, device: torch.device) -> Members:
         """From the group of every row; the rows of a group may have rows of no group between them."""
-        rows = (groups != NOTHING).nonzero().squeeze(-1)
-        _, dense = torch.unique_consecutive(groups[rows], return_inverse=True)
-        edge = torch.ones_like(rows, dtype=torch.bool)
-        inner = dense[1:] != dense[:-1]
-        if last:
-            edge[:-1] = inner
-        else:
-            edge[1:] = inner
-        return cls(rows[edge], rows[~edge], dense[~edge])
+        rows = np.flatnonzero(groups != NOTHING)
+        begins = np.diff(groups[rows], prepend=NOTHING) != 0  # the group changes at this row
+        dense = begins.cumsum() - 1
+        edge = np.append(begins[1:], True)[: len(rows)] if last else begins
+        return cls(*(to_device(part, device) for part in (rows[edge], rows[~edge], dense[~edge])))
 
     def chained(self, logprobs: Tensor) -> Tensor:
         """The log-probability of each group's other tokens together, [G]; `logprobs` is that of each other's
@@ -91,7 +105,7 @@ class Members:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenAlignment:
-    """N rows of the student and M rows of the teacher over the same responses.
+    """N rows of the student and M rows of the teacher over the same responses; known on the host.
 
     A group is the shortest run of rows after which both have said the same bytes: at its start both know the
     same text, at its end too. Groups are numbered in the order of the rows; the end of a response is a group
@@ -101,39 +115,44 @@ class TokenAlignment:
         `TokenAlignment(student_groups=[0, 1], teacher_groups=[0, 0, 1], ...)`
     """
 
-    student_groups: Tensor
-    """[N] int64; -1 for rows that are compared with nothing, such as special tokens."""
-    teacher_groups: Tensor
-    """[M] int64."""
-    teacher_labels: Tensor
-    """[M] the teacher's id that each of its rows predicts."""
-    student_sequences: Tensor
-    """[N] the sequence that the row belongs to."""
-    teacher_sequences: Tensor
+    student_groups: Ints
+    """[N]; -1 for rows that are compared with nothing, such as special tokens."""
+    teacher_groups: Ints
     """[M]"""
-    student_places: Tensor
+    teacher_labels: Ints
+    """[M] the teacher's id that each of its rows predicts."""
+    student_sequences: Ints
+    """[N] the sequence that the row belongs to."""
+    teacher_sequences: Ints
+    """[M]"""
+    student_places: NDArray[np.floating]
     """[N] where in its response the row stands: the share of the bytes before it."""
-    teacher_places: Tensor
+    teacher_places: NDArray[np.floating]
     """[M]"""
     matching: VocabularyMatch | None = None
     """Tokens that both have; None: the vocabularies are the same."""
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if one.name != "matching":
+                object.__setattr__(self, one.name, as_host(getattr(self, one.name)))
+
     @classmethod
-    def identity(cls, labels: Tensor, sequence_ids: Tensor) -> TokenAlignment:
-        """For models that share a tokenizer: each row is a group."""
-        rows = torch.arange(sequence_ids.shape[0], device=sequence_ids.device)
-        places = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-        for sequence in sequence_ids.unique():
-            inside = sequence_ids == sequence
-            places[inside] = torch.arange(int(inside.sum()), device=rows.device).double() / inside.sum()
-        return cls(rows, rows, labels, sequence_ids, sequence_ids, places, places)
+    def identity(cls, sequence_ids: Ints) -> TokenAlignment:
+        """For models that share a tokenizer: each row is a group, in which no label is ever asked for."""
+        rows = np.arange(len(sequence_ids))
+        places = np.zeros(len(rows))
+        for sequence in np.unique(sequence_ids):
+            inside = np.flatnonzero(sequence_ids == sequence)
+            places[inside] = np.arange(len(inside)) / len(inside)
+        return cls(rows, rows, np.zeros_like(rows), sequence_ids, sequence_ids, places, places)
 
-    def teacher_rows(self, index: Tensor) -> Tensor:
+    def teacher_rows(self, index: Ints | slice) -> Ints:
         """The teacher's rows that belong to these rows of the student: those of their groups."""
-        wanted = torch.isin(self.teacher_groups, self.student_groups[index])
-        return (wanted & (self.teacher_groups != NOTHING)).nonzero().squeeze(-1)
+        wanted = np.isin(self.teacher_groups, self.student_groups[index])
+        return np.flatnonzero(wanted & (self.teacher_groups != NOTHING))
 
-    def at(self, index: Tensor) -> TokenAlignment:
+    def at(self, index: Ints | slice) -> TokenAlignment:
         """For some of the student's rows and the teacher's that belong to them."""
         theirs = self.teacher_rows(index)
         return replace(
@@ -147,13 +166,14 @@ class TokenAlignment:
             teacher_places=self.teacher_places[theirs],
         )
 
-    def members(self, last: bool = False) -> tuple[Members, Members]:
+    def members(self, device: torch.device, last: bool = False) -> tuple[Members, Members]:
         """The student's and the teacher's rows by group; `last`: a group is stood for by its last row.
 
         Raises:
             ValueError: a group has rows of one model only.
         """
-        ours, theirs = Members.of(self.student_groups, last), Members.of(self.teacher_groups, last)
+        ours = Members.of(self.student_groups, last, device)
+        theirs = Members.of(self.teacher_groups, last, device)
         if ours.anchors.shape != theirs.anchors.shape:
             raise ValueError(
                 f"the student's rows make {ours.anchors.shape[0]} groups and the teacher's "
@@ -161,14 +181,21 @@ class TokenAlignment:
             )
         return ours, theirs
 
-    def units(self, whole: str) -> Tensor:
-        """[N] a number for each row that changes where the rows may be cut.
+    def sequences(self, device: torch.device) -> list[tuple[RowIndex, RowIndex]]:
+        """The aligned rows of the student and of the teacher, sequence by sequence."""
+        ours, theirs = self.student_groups != NOTHING, self.teacher_groups != NOTHING
+        return [
+            (
+                RowIndex.of(np.flatnonzero(ours & (self.student_sequences == sequence)), device),
+                RowIndex.of(np.flatnonzero(theirs & (self.teacher_sequences == sequence)), device),
+            )
+            for sequence in np.unique(self.student_sequences[ours])
+        ]
 
-        Args:
-            whole: what must not be cut: "row", "group" or "sequence".
-        """
-        if whole == "row":
-            return torch.arange(self.student_groups.shape[0], device=self.student_groups.device)
-        if whole == "sequence":
+    def units(self, granularity: Granularity) -> Ints:
+        """[N] a number for each row that changes wherever rows may be cut without parting a unit."""
+        if granularity == "token":
+            return np.arange(len(self.student_groups))
+        if granularity == "sequence":
             return self.student_sequences
-        return self.student_groups.cummax(0).values if len(self.student_groups) else self.student_groups
+        return np.maximum.accumulate(self.student_groups)

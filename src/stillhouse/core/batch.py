@@ -2,80 +2,131 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.core.types import Response
+from stillhouse.core.host import Ints
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import SOURCES, Response
 
 IGNORED = -100
 """The label of positions that predict nothing we train on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One micro-batch. B sequences padded on the right to T tokens; N response tokens in all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """What a model reads: B sequences padded on the right to T tokens; N response tokens in all.
 
-    A prompt of L tokens and a response of R tokens (end of sequence included where it was written) give R
+    A prompt of L tokens and a response of R tokens (end of sequence included where it was generated) give R
     marked positions, L-1 to L+R-2: the hidden state at each of them predicts the response token that follows.
     N is the number of marked positions; "rows" below are those N positions, sequence after sequence.
 
     Example:
-        >>> batch = collate(responses, pad_id=0)
-        >>> hidden[batch.response_mask].shape  # [N, D]
+        >>> batch = TokenBatch.of([(5, 9, 41, 0)], prompt_lengths=[2], pad_id=0)
+        >>> hidden.flatten(0, 1)[batch.row_positions].shape  # [N, D]
     """
 
     input_ids: Tensor
     """[B, T] int64: prompt, response, padding."""
     attention_mask: Tensor
     """[B, T] int64: 1 on prompt and response, 0 on padding."""
-    position_ids: Tensor
-    """[B, T] int64: 0 to T-1."""
     response_mask: Tensor
     """[B, T] bool: True where the next token is a response token."""
+    row_positions: Tensor
+    """[N] int64: where in the flattened [B T] the rows stand, the true entries of `response_mask`. Made with
+    the batch, because finding them on a GPU would make the program wait for it."""
     labels: Tensor
     """[B, T] int64: the next token where `response_mask` is True, else -100. Already shifted."""
-    sources: Tensor
-    """[B] int64: index into `stillhouse.core.types.SOURCES`."""
-    student_versions: Tensor
-    """[B] int64: the optimiser step whose weights wrote the response; -1 where no student did."""
-    finished: Tensor
-    """[B] bool: True where the response ends with the end-of-sequence token."""
-    prompt_ids: tuple[str, ...]
-    """[B] the prompts' ids."""
-    responses: tuple[Response, ...]
-    """[B] what was collated."""
-    logprobs: Tensor | None = None
-    """[B, T] float32 aligned with `labels`: nats under the distribution that the token was sampled from.
-    NaN at marked positions of responses that came without, 0 at unmarked ones; None if all came without."""
+    token_ids: tuple[tuple[int, ...], ...]
+    """Host. [B] the sequences without padding."""
+    prompt_lengths: tuple[int, ...]
+    """Host. [B] how many tokens of each are its prompt."""
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        pad_id: int,
+        length: int | None = None,
+    ) -> TokenBatch:
+        """Sequences side by side.
+
+        Args:
+            token_ids: prompt and response of each.
+            prompt_lengths: at least 1 each; a sequence that is all prompt has no rows.
+            pad_id: what fills the right side; never attended to and never a label.
+            length: pad to at least this many tokens; by default to the longest sequence.
+        """
+        width = max(length or 0, *map(len, token_ids))
+        shape = (len(token_ids), width)
+        input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.int64)
+        response_mask = torch.zeros(shape, dtype=torch.bool)
+        labels = torch.full(shape, IGNORED, dtype=torch.int64)
+        for index, (ids, start) in enumerate(zip(token_ids, prompt_lengths, strict=True)):
+            known, end = torch.tensor(ids, dtype=torch.int64), len(ids)
+            input_ids[index, :end] = known
+            attention_mask[index, :end] = 1
+            response_mask[index, start - 1 : end - 1] = True
+            labels[index, start - 1 : end - 1] = known[start:]
+        return TokenBatch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response_mask=response_mask,
+            row_positions=response_mask.flatten().nonzero().squeeze(-1),
+            labels=labels,
+            token_ids=tuple(tuple(ids) for ids in token_ids),
+            prompt_lengths=tuple(prompt_lengths),
+        )
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        return len(self.token_ids)
+
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """Host. [B] the response tokens of each sequence."""
+        pairs = zip(self.token_ids, self.prompt_lengths, strict=True)
+        return tuple(len(ids) - start for ids, start in pairs)
+
+    @property
+    def num_rows(self) -> int:
+        """N, the number of response tokens."""
+        return sum(self.row_counts)
 
     @property
     def num_tokens(self) -> int:
-        """N, the number of response tokens."""
-        return sum(len(response.token_ids) for response in self.responses)
+        """Tokens that a model reads, those of prompts included and padding left out."""
+        return sum(map(len, self.token_ids))
 
-    def row_sequences(self) -> Tensor:
-        """[N] int64: the sequence (0 to B-1) that each row belongs to."""
-        return self.response_mask.nonzero()[:, 0]
-
-    def row_sources(self) -> Tensor:
-        """[N] int64: the source code of the sequence that each row belongs to."""
-        return self.sources[self.row_sequences()]
+    @property
+    def row_sequences(self) -> Ints:
+        """Host. [N] the sequence (0 to B-1) that each row belongs to."""
+        return np.repeat(np.arange(len(self)), self.row_counts)
 
     def row_labels(self) -> Tensor:
         """[N] int64: the response token that each row predicts."""
-        return self.labels[self.response_mask]
+        return self.labels.flatten()[self.row_positions]
 
-    def row_logprobs(self) -> Tensor | None:
-        """[N] float32: `logprobs` of the rows."""
-        return None if self.logprobs is None else self.logprobs[self.response_mask]
+    def select(self, sequences: Sequence[int]) -> TokenBatch:
+        """Some of the sequences, cut to the longest of them."""
+        if len(sequences) == len(self):
+            return self
+        device = self.input_ids.device
+        part = TokenBatch.of(
+            [self.token_ids[row] for row in sequences],
+            [self.prompt_lengths[row] for row in sequences],
+            pad_id=0,
+        )
+        return part.to(device)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with its tensors on `device`."""
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
@@ -83,3 +134,44 @@ class Batch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(TokenBatch):
+    """One micro-batch of responses, with who wrote each.
+
+    Example: `collate(responses, pad_id=0)`
+    """
+
+    responses: tuple[Response, ...]
+    """Host. [B] what was collated."""
+    logprobs: Tensor | None = None
+    """[B, T] float32 aligned with `labels`: nats under the distribution that the token was sampled from.
+    NaN at marked positions of responses that came without, 0 at unmarked ones; None if all came without."""
+
+    def rows(self) -> Rows:
+        """What objectives may ask about the N rows."""
+        counts = self.row_counts
+        logprobs = None if self.logprobs is None else self.logprobs.flatten()[self.row_positions]
+        teachers = [str(response.prompt.facts.get("teacher") or "") for response in self.responses]
+        return Rows(
+            labels=self.row_labels(),
+            sources=np.repeat([SOURCES.index(response.source) for response in self.responses], counts),
+            sequence_ids=self.row_sequences,
+            pair_ids=np.repeat(pair_numbers(self.responses), counts),
+            sampled_logprobs=logprobs,
+            teachers=np.repeat(teachers, counts) if any(teachers) else None,
+        )
+
+
+def pair_numbers(responses: Sequence[Response]) -> list[int]:
+    """[B] the same number for the responses of a pair; a prompt that comes twice makes two pairs."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers: dict[tuple[str, int], int] = {}
+    found = []
+    for response in responses:
+        name = response.prompt.id
+        pair = name, seen[name, response.source]
+        seen[name, response.source] += 1
+        found.append(numbers.setdefault(pair, len(numbers)))
+    return found

@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from stillhouse.core.sparse import SparseLogprobs
+
+_EXCLUDES = WeakTensorKeyDictionary()
+"""bias -> whether it holds -inf; a bias does not come to hold it by training."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +39,15 @@ class ModelHead:
         rows = int(self.weight.shape[0])
         return rows if self.vocab is None else min(self.vocab, rows)
 
+    @property
+    def excludes(self) -> bool:
+        """True if the bias takes entries out by -inf. A bias is read once, for which a GPU is waited for."""
+        if self.bias is None:
+            return False
+        if self.bias not in _EXCLUDES:
+            _EXCLUDES[self.bias] = bool(torch.isneginf(gathered(self.bias).detach()).any())
+        return bool(_EXCLUDES[self.bias])
+
     def finish(self, product: Tensor, bias: Tensor | None) -> Tensor:
         """Logits [n, V] in fp32 (fp64 stays) from the bare matrix product; a new tensor unless nothing is to
         do."""
@@ -56,6 +71,20 @@ class ModelHead:
         weight = self.weight[: self.height]
         bias = None if self.bias is None else self.bias[: self.height]
         return self.finish(nn.functional.linear(hidden, weight), bias)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelSignal:
+    """What a teacher says about N rows: hidden states and the head that makes logits of them, or
+    log-probabilities of a few tokens.
+
+    Example: `ModelSignal(teacher.hidden(batch), teacher.head)`
+    """
+
+    signal: Tensor | SparseLogprobs | None
+    """[N, D] hidden states, or sparse log-probabilities."""
+    head: ModelHead | None = None
+    """None with sparse log-probabilities."""
 
 
 def as_head(head: ModelHead | Tensor) -> ModelHead:

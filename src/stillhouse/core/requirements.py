@@ -58,8 +58,9 @@ class Requirements:
 
     models: frozenset[ModelNeed] = frozenset()
     rows: frozenset[str] = frozenset()
-    """Facts on each response token: labels, sources, sequences, pairs, sampled_logprobs, positions, and
-    label_logprobs (of the label under each model, which the fused path computes before the loss)."""
+    """Facts on each response token: labels, sources, sequences, pairs, sampled_logprobs, teachers (that rows
+    of the data set name), and label_logprobs (of the label under each model, which the fused path computes
+    before the loss)."""
     data: frozenset[str] = frozenset()
     """What the data set or its settings must have: responses (of the data set), evaluation_texts."""
     layers: frozenset[float] = frozenset()
@@ -128,7 +129,7 @@ class Requirements:
 LOGPROBS = frozenset({"distribution", "topk", "sampled"})
 """The forms in which a teacher may say how likely tokens are; see `core.sparse`."""
 
-EVERY_ROW = frozenset({"labels", "sources", "sequences", "positions", "label_logprobs"})
+EVERY_ROW = frozenset({"labels", "sources", "sequences", "teachers", "label_logprobs"})
 """Facts that every batch has."""
 
 

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.core.types import SOURCES
+from stillhouse.core.host import Ints, RowIndex, as_host, to_device
+from stillhouse.core.types import SOURCES, Source
 
 if TYPE_CHECKING:
     from stillhouse.core.alignment import TokenAlignment
-    from stillhouse.core.head import ModelHead
+    from stillhouse.core.head import ModelSignal
     from stillhouse.core.sparse import SparseLogprobs
+
+ON_HOST = ("sources", "sequence_ids", "pair_ids", "loss_mask", "teachers")
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Per-row facts, each a tensor of shape [N] (or None where nobody gave it). A row is one response token.
+    """Per-row facts, each of shape [N] (or None where nobody gave it). A row is one response token.
 
-    Example: `Rows(labels=ids, sources=torch.full((N,), SOURCES.index("teacher")), sequence_ids=which)`
+    What decides which rows belong together lies on the host, as numpy arrays, so that nothing has to be asked
+    of a GPU; tensors are taken too, and one on a GPU is waited for once. The other facts are tensors beside
+    the logits.
+
+    Example: `Rows(labels=ids, sources=np.full(N, SOURCES.index("teacher")), sequence_ids=which)`
     """
 
     labels: Tensor | None = None
     """The token that the row predicts."""
-    sources: Tensor | None = None
-    """Who wrote the response: an index into `stillhouse.core.types.SOURCES`."""
-    sequence_ids: Tensor | None = None
-    """Which sequence of the batch the row belongs to: 0 to S - 1."""
-    pair_ids: Tensor | None = None
-    """Which prompt: the same number for a teacher-written and a student-written response that belong
+    sources: Ints | None = None
+    """Host. Who wrote the response: an index into `stillhouse.core.types.SOURCES`."""
+    sequence_ids: Ints | None = None
+    """Host. Which sequence of the batch the row belongs to: 0 to S - 1."""
+    pair_ids: Ints | None = None
+    """Host. Which prompt: the same number for a teacher-written and a student-written response that belong
     together."""
-    positions: Tensor | None = None
-    """Index of the token in its response."""
+    loss_mask: NDArray[np.bool_] | None = None
+    """Host. False for rows whose token weight is 0, which then reach no head. None: nobody has said, so the
+    fused path reads the weights, for which a GPU is waited for."""
     sampled_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the distribution that it was sampled from."""
     student_logprobs: Tensor | None = None
@@ -45,12 +56,14 @@ class Rows:
     """The likelihood gap of the row's sequence (see `sequence_gaps`); computed with the log-probabilities."""
     mean_gaps: Tensor | None = None
     """The mean gap over the sequences of the row's source."""
-    reference_logits: Tensor | None = None
-    """[N, V]: logits of a second teacher, for `advantage` and `aligned_teacher`."""
-    reference_hidden: Tensor | None = None
-    """[N, Dr]: its hidden states, for the fused path."""
-    reference_head: ModelHead | None = None
-    """Its head, for the fused path; says nothing about single rows."""
+    teachers: NDArray[np.str_] | None = None
+    """Host. The name of the teacher that the row of the data set names; empty where it names none."""
+    others: Mapping[str, ModelSignal] = field(default_factory=dict)
+    """Teachers beside the main one by their name, for the fused path; not cut with the rows."""
+    model_logits: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N, V] each: the logits of teachers beside the main one, by name."""
+    model_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N] each: log-probability (nats) of the label under them; computed as `teacher_logprobs` is."""
     alignment: TokenAlignment | None = None
     """Which rows of the teacher belong to which of the student, where tokenizers differ; None: row n to row
     n."""
@@ -58,36 +71,71 @@ class Rows:
     """What a teacher says that gives no whole distribution."""
 
     def __post_init__(self) -> None:
-        lengths = {name: value.shape[0] for name, value in self._tensors().items()}
+        for name in ON_HOST:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_host(value))
+        lengths = {name: value.shape[0] for name, value in self._facts().items()}
         if self.compact is not None:
             lengths["compact"] = len(self.compact)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"all fields of Rows have one entry per row, got {lengths}")
 
-    def __getitem__(self, index: Tensor | slice) -> Rows:
-        """The rows that `index` (a slice, a mask or a tensor of positions) picks."""
-        picked: dict[str, Any] = {name: value[index] for name, value in self._tensors().items()}
+    def __getitem__(self, index: RowIndex | slice | Tensor) -> Rows:
+        """Some of the rows. A tensor of positions or a mask on a GPU is waited for; the others are not."""
+        if isinstance(index, slice):
+            index = RowIndex.run(index)
+        if isinstance(index, Tensor):
+            index = RowIndex(as_host(index), index)
+        picked: dict[str, Any] = {
+            name: value[index.device if isinstance(value, Tensor) else index.host]
+            for name, value in self._facts().items()
+        }
         if self.alignment is not None:
-            everything = torch.arange(
-                len(self.alignment.student_groups), device=self.alignment.student_groups.device
-            )
-            picked["alignment"] = self.alignment.at(everything[index])
+            picked["alignment"] = self.alignment.at(index.host)
         if self.compact is not None:
-            picked["compact"] = self.compact[index]
+            picked["compact"] = self.compact[index.device]
+        for name in ("model_logits", "model_logprobs"):
+            of_models: Mapping[str, Tensor] = getattr(self, name)
+            if of_models:
+                picked[name] = {model: values[index.device] for model, values in of_models.items()}
         return replace(self, **picked)
 
-    def teacher_index(self, index: Tensor) -> Tensor:
+    def of_teacher(self, model: str) -> Rows:
+        """With what another teacher than the main one says about the labels in place of the main one."""
+        if model not in self.model_logprobs:
+            return self
+        return with_gaps(replace(self, teacher_logprobs=self.model_logprobs[model]))
+
+    def of_source(self, *sources: Source) -> Ints:
+        """The positions of the rows of these sources."""
+        assert self.sources is not None
+        return np.flatnonzero(np.isin(self.sources, [SOURCES.index(source) for source in sources]))
+
+    def teacher_index(self, index: RowIndex, device: torch.device) -> RowIndex:
         """Which rows of the teacher go with these of the student."""
-        return index if self.alignment is None else self.alignment.teacher_rows(index)
+        if self.alignment is None:
+            return index
+        return RowIndex.of(self.alignment.teacher_rows(index.host), device)
 
     @property
     def count(self) -> int | None:
         """How many rows; None if no field is set."""
-        return next((value.shape[0] for value in self._tensors().values()), None)
+        return next((value.shape[0] for value in self._facts().values()), None)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Rows:
+        """The same rows with their tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in self._facts().items()
+            if isinstance(value, Tensor)
+        }
+        if self.compact is not None:
+            moved["compact"] = self.compact.to(device)
+        return replace(self, **moved)
+
+    def _facts(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor | np.ndarray)}
 
 
 def with_gaps(rows: Rows) -> Rows:
@@ -95,22 +143,24 @@ def with_gaps(rows: Rows) -> Rows:
     made_of = (rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids, rows.sources)
     if any(fact is None for fact in made_of):
         return rows
+    assert rows.sequence_ids is not None
     gap, sources = sequence_gaps(rows)
     mean = torch.zeros_like(gap)
-    for code in torch.unique(sources):
-        mean[sources == code] = gap[sources == code].mean()
-    return replace(rows, sequence_gaps=gap[rows.sequence_ids], mean_gaps=mean[rows.sequence_ids])
+    for code in np.unique(sources):
+        index = RowIndex.of(np.flatnonzero(sources == code), gap.device).device
+        mean[index] = gap[index].mean()
+    ids = to_device(rows.sequence_ids, gap.device)
+    return replace(rows, sequence_gaps=gap[ids], mean_gaps=mean[ids])
 
 
-def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
+def sequence_means(values: Tensor, sequence_ids: Ints) -> Tensor:
     """The mean of `values` [N] over each sequence, [S]."""
-    count = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
-    total = torch.zeros(count, dtype=values.dtype, device=values.device)
-    sizes = torch.zeros_like(total).index_add_(0, sequence_ids, torch.ones_like(values))
-    return total.index_add(0, sequence_ids, values) / sizes.clamp_min(1)
+    lengths = to_device(np.bincount(sequence_ids), values.device)
+    total = torch.zeros(lengths.shape[0], dtype=values.dtype, device=values.device)
+    return total.index_add(0, to_device(sequence_ids, values.device), values) / lengths.clamp_min(1)
 
 
-def sequence_gaps(rows: Rows) -> tuple[Tensor, Tensor]:
+def sequence_gaps(rows: Rows) -> tuple[Tensor, Ints]:
     """For each sequence the likelihood gap exp(mean log p) - exp(mean log q), and its source (an index),
     both [S].
 
@@ -123,16 +173,6 @@ def sequence_gaps(rows: Rows) -> tuple[Tensor, Tensor]:
             "likelihood gaps need sequence_ids, sources and the label log-probabilities of both models"
         )
     gap = sequence_means(teacher.detach(), ids).exp() - sequence_means(student.detach(), ids).exp()
-    sources = torch.full((gap.shape[0],), -1, dtype=rows.sources.dtype, device=gap.device)
-    return gap, sources.index_copy(0, ids, rows.sources)
-
-
-def likelihood_gaps(rows: Rows) -> dict[str, float]:
-    """The mean over the sequences of each source of teacher likelihood minus student likelihood.
-
-    Likelihood is the geometric mean of the label probabilities of a sequence. Teacher-written responses
-    usually give a positive number and student-written ones a negative number.
-    """
-    gap, sources = sequence_gaps(rows)
-    found = {name: gap[sources == code] for code, name in enumerate(SOURCES)}
-    return {name: float(values.mean()) for name, values in found.items() if values.numel()}
+    sources = np.full(gap.shape[0], -1)
+    sources[ids] = rows.sources
+    return gap, sources

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
-from stillhouse.core.batch import IGNORED, Batch
-from stillhouse.core.types import SOURCES, Response
+from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.types import Response
 
 
 def collate(responses: Sequence[Response], pad_id: int, length: int | None = None) -> Batch:
@@ -25,41 +26,21 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
         raise ValueError("collate needs at least one response")
     for response in responses:
         _check(response)
-    width = max(len(r.prompt.token_ids) + len(r.token_ids) for r in responses)
-    width = max(width, length or 0)
-    shape = (len(responses), width)
-    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    response_mask = torch.zeros(shape, dtype=torch.bool)
-    labels = torch.full(shape, IGNORED, dtype=torch.int64)
-    logprobs = torch.zeros(shape) if any(r.logprobs is not None for r in responses) else None
-    for index, response in enumerate(responses):
-        start = len(response.prompt.token_ids)
-        end = start + len(response.token_ids)
-        answer = torch.tensor(response.token_ids, dtype=torch.int64)
-        input_ids[index, :start] = torch.tensor(response.prompt.token_ids, dtype=torch.int64)
-        input_ids[index, start:end] = answer
-        attention_mask[index, :end] = 1
-        response_mask[index, start - 1 : end - 1] = True
-        labels[index, start - 1 : end - 1] = answer
-        if logprobs is not None:
-            known = response.logprobs
-            logprobs[index, start - 1 : end - 1] = torch.nan if known is None else torch.tensor(known)
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=torch.arange(width).expand(shape).contiguous(),
-        response_mask=response_mask,
-        labels=labels,
-        sources=torch.tensor([SOURCES.index(r.source) for r in responses]),
-        student_versions=torch.tensor(
-            [-1 if r.student_version is None else r.student_version for r in responses]
-        ),
-        finished=torch.tensor([r.finished for r in responses]),
-        prompt_ids=tuple(r.prompt.id for r in responses),
-        responses=tuple(responses),
-        logprobs=logprobs,
+    tokens = TokenBatch.of(
+        [(*response.prompt.token_ids, *response.token_ids) for response in responses],
+        [len(response.prompt.token_ids) for response in responses],
+        pad_id,
+        length,
     )
+    logprobs = None
+    if any(response.logprobs is not None for response in responses):
+        logprobs = torch.zeros(tokens.input_ids.shape)
+        for index, response in enumerate(responses):
+            known, start = response.logprobs, len(response.prompt.token_ids)
+            positions = slice(start - 1, start - 1 + len(response.token_ids))
+            logprobs[index, positions] = torch.nan if known is None else torch.tensor(known)
+    parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    return Batch(**parts, responses=tuple(responses), logprobs=logprobs)
 
 
 def _check(response: Response) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from stillhouse.core.alignment import NOTHING, TokenAlignment, VocabularyMatch
-from stillhouse.core.batch import IGNORED
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.types import Completion, Response
 from stillhouse.data.align import Spans, align, match_vocabularies
 from stillhouse.data.token_bytes import TokenBytes
@@ -41,7 +40,7 @@ class Translator:
 
     Example:
         >>> translator = Translator(TokenBytes(ours), TokenBytes(theirs), end_ids=(2, 50256), pad_id=50256)
-        >>> batch |= translator.teacher_inputs(responses)
+        >>> batch, alignment = translator.teacher_batch(responses)
     """
 
     def __init__(
@@ -74,9 +73,7 @@ class Translator:
     def vocabulary_match(self) -> VocabularyMatch:
         """The tokens with the same bytes in both vocabularies."""
         ours, theirs = match_vocabularies(self.student, self.teacher, self.end_ids)
-        return VocabularyMatch(
-            torch.tensor(ours), torch.tensor(theirs), (len(self.student), len(self.teacher))
-        )
+        return VocabularyMatch(np.array(ours), np.array(theirs), (len(self.student), len(self.teacher)))
 
     def translate(self, response: Response) -> TranslatedResponse | str:
         """The response in the teacher's tokens, or the reason why it cannot be translated."""
@@ -97,43 +94,46 @@ class Translator:
         spans = align(pieces, self.teacher.pieces(theirs), finished)
         return TranslatedResponse((*theirs, self.end_ids[1]) if finished else tuple(theirs), spans)
 
-    def teacher_inputs(self, responses: Sequence[Response]) -> dict[str, Tensor]:
-        """The teacher's tensors of a micro-batch, and the groups of both models.
+    def teacher_batch(self, responses: Sequence[Response]) -> tuple[TokenBatch, TokenAlignment]:
+        """What the teacher reads of a micro-batch, and which rows of both models belong together.
 
         A response that cannot be translated is counted as dropped: it has no response tokens for the teacher
         and groups of -1, so that it is not compared. Nor is plain text, which has no prompt.
-
-        Returns:
-            teacher_input_ids, teacher_attention_mask, teacher_response_mask, teacher_labels, teacher_groups,
-            teacher_places [B, T'], as `collate` makes them for the student; student_groups and student_places
-            [B, T]. Groups are numbered through the batch.
         """
-        known = [self._translate_and_count(response) for response in responses]
+        translated = [self._translate_and_count(response) for response in responses]
         prompts = [response.prompt.teacher_ids or (self._pad_id,) for response in responses]
-        lengths = [
-            len(prompt) + (0 if one is None else len(one.token_ids))
-            for prompt, one in zip(prompts, known, strict=True)
+        sequences = [
+            prompt if one is None else (*prompt, *one.token_ids)
+            for prompt, one in zip(prompts, translated, strict=True)
         ]
-        theirs = _Sheet.blank(len(responses), max(lengths), self._pad_id)
-        ours = _Sheet.blank(
-            len(responses), max(len(r.prompt.token_ids) + len(r.token_ids) for r in responses), self._pad_id
-        )
+        batch = TokenBatch.of(sequences, [len(prompt) for prompt in prompts], self._pad_id)
+        return batch, self._alignment(responses, translated)
+
+    def _alignment(
+        self, responses: Sequence[Response], known: Sequence[TranslatedResponse | None]
+    ) -> TokenAlignment:
+        """The groups of a micro-batch, numbered through it."""
+        ours, theirs = _Column(), _Column()
         first = 0
-        for row, (response, prompt, one) in enumerate(zip(responses, prompts, known, strict=True)):
-            theirs.input_ids[row, : len(prompt)] = torch.tensor(prompt)
-            theirs.attention_mask[row, : lengths[row]] = 1
+        for row, (response, one) in enumerate(zip(responses, known, strict=True)):
             if one is None:
+                count = len(response.token_ids)
+                ours.add(row, [NOTHING] * count, [0.0] * count, first)
                 continue
-            theirs.write(row, len(prompt), one.token_ids)
-            theirs.place(row, len(prompt), one.spans.teacher, one.spans.teacher_places, first)
-            start = len(response.prompt.token_ids)
-            ours.place(row, start, one.spans.student, one.spans.student_places, first)
+            ours.add(row, one.spans.student, one.spans.student_places, first)
+            theirs.add(row, one.spans.teacher, one.spans.teacher_places, first)
             first += one.spans.count
-        return {
-            **{f"teacher_{name}": getattr(theirs, name) for name in _Sheet.__dataclass_fields__},
-            "student_groups": ours.groups,
-            "student_places": ours.places,
-        }
+        labels = [label for one in known if one is not None for label in one.token_ids]
+        return TokenAlignment(
+            student_groups=np.array(ours.groups, dtype=np.int64),
+            teacher_groups=np.array(theirs.groups, dtype=np.int64),
+            teacher_labels=np.array(labels, dtype=np.int64),
+            student_sequences=np.array(ours.sequences, dtype=np.int64),
+            teacher_sequences=np.array(theirs.sequences, dtype=np.int64),
+            student_places=np.array(ours.places, dtype=np.float32),
+            teacher_places=np.array(theirs.places, dtype=np.float32),
+            matching=self.vocabulary_match,
+        )
 
     def to_student(self, completion: Completion, limit: int) -> Completion:
         """A completion of the teacher in the student's tokens, truncated to `limit` tokens.
@@ -179,53 +179,15 @@ class Translator:
 
 
 @dataclass(slots=True)
-class _Sheet:
-    """Tensors [B, T] of one model under construction."""
+class _Column:
+    """One model's rows of a micro-batch while they are collected."""
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    response_mask: Tensor
-    labels: Tensor
-    groups: Tensor
-    places: Tensor
+    groups: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    places: list[float] = field(default_factory=list)
 
-    @classmethod
-    def blank(cls, rows: int, width: int, pad_id: int) -> _Sheet:
-        shape = (rows, width)
-        return cls(
-            torch.full(shape, pad_id),
-            torch.zeros(shape, dtype=torch.int64),
-            torch.zeros(shape, dtype=torch.bool),
-            torch.full(shape, IGNORED),
-            torch.full(shape, NOTHING),
-            torch.zeros(shape),
-        )
-
-    def write(self, row: int, start: int, ids: Sequence[int]) -> None:
-        """Write a response after a prompt of `start` tokens."""
-        answer = torch.tensor(ids)
-        self.input_ids[row, start : start + len(ids)] = answer
-        self.response_mask[row, start - 1 : start - 1 + len(ids)] = True
-        self.labels[row, start - 1 : start - 1 + len(ids)] = answer
-
-    def place(self, row: int, start: int, groups: Sequence[int], places: Sequence[float], first: int) -> None:
-        """Write the groups, numbered from `first`, and places at the positions that predict a response."""
-        positions = slice(start - 1, start - 1 + len(groups))
-        group_ids = torch.tensor(groups)
-        self.groups[row, positions] = torch.where(group_ids == NOTHING, group_ids, group_ids + first)
-        self.places[row, positions] = torch.tensor(places)
-
-
-def alignment_of(batch: Mapping[str, Tensor], vocabulary_match: VocabularyMatch) -> TokenAlignment:
-    """The alignment of the rows of both models in a micro-batch with `Translator.teacher_inputs`."""
-    ours, theirs = batch["response_mask"], batch["teacher_response_mask"]
-    return TokenAlignment(
-        student_groups=batch["student_groups"][ours],
-        teacher_groups=batch["teacher_groups"][theirs],
-        teacher_labels=batch["teacher_labels"][theirs],
-        student_sequences=ours.nonzero()[:, 0],
-        teacher_sequences=theirs.nonzero()[:, 0],
-        student_places=batch["student_places"][ours],
-        teacher_places=batch["teacher_places"][theirs],
-        matching=vocabulary_match,
-    )
+    def add(self, sequence: int, groups: Sequence[int], places: Sequence[float], first: int) -> None:
+        """A response, its groups counted from `first`."""
+        self.groups += [group if group == NOTHING else group + first for group in groups]
+        self.sequences += [sequence] * len(groups)
+        self.places += places

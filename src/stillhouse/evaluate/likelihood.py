@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
@@ -76,8 +76,8 @@ def likelihood(
     try:
         with torch.no_grad():
             for some in _batches(responses, batch_size):
-                batch = _on_device_of(student, collate(some, pad_id))
-                labels = batch["labels"][batch["response_mask"]]
+                batch = collate(some, pad_id).to(next(student.parameters()).device)
+                labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
                 teacher_hidden = None if teacher is None else hidden_rows(teacher, batch)
                 for rows in torch.arange(len(labels)).split(CHUNK):
@@ -165,8 +165,3 @@ def _batches(responses: Sequence[Response], size: int) -> Iterable[list[Response
     by_length = sorted(responses, key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
     for start in range(0, len(by_length), size):
         yield by_length[start : start + size]
-
-
-def _on_device_of(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    moved = batch.to(next(model.parameters()).device)
-    return {name: getattr(moved, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}

@@ -106,9 +106,8 @@ class HarnessModel(TemplateLM):
             prompt = Prompt("", tuple(context[-room:]), "")
             responses.append(Response(prompt, tuple(continuation), "fixed"))
         batch = collate(responses, self._context.tokenizer_info.pad_id).to(self._device)
-        names = ("input_ids", "attention_mask", "response_mask")
-        hidden = hidden_rows(self._context.model, {name: getattr(batch, name) for name in names})
-        labels = batch.labels[batch.response_mask]
+        hidden = hidden_rows(self._context.model, batch)
+        labels = batch.row_labels()
         head = head_of(self._context.model)
         values: list[tuple[float, bool]] = []
         for rows in torch.arange(len(labels)).split([len(response.token_ids) for response in responses]):

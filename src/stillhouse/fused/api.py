@@ -11,11 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stillhouse.core.alignment import TokenAlignment
 from stillhouse.core.head import ModelHead, as_head, gathered
+from stillhouse.core.host import RowIndex, as_host, known, to_device
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.fused.cross_tokenizer import CrossTokenizerHeadLoss
@@ -45,7 +48,8 @@ def fused_loss(
             None if the objective needs no teacher.
         teacher_head: a [V', Dt] weight or a `ModelHead`. Of heads of different height the shared ids are
             compared.
-        token_weight: [N]; None: each row counts 1 / N. Rows of weight 0 reach no head.
+        token_weight: [N]; None: each row counts 1 / N. Rows of weight 0 reach no head; a GPU is waited for
+            to find them, unless `rows.loss_mask` tells.
         rows: labels, sources and the rest of what the objective needs, [N] each.
         chunking: memory budget and compilation.
 
@@ -117,18 +121,27 @@ def _call(
     """The checked arguments of one call."""
     head, rows = as_head(student_head), rows or Rows()
     if objective.granularity == "sequence" and rows.alignment is None and rows.sequence_ids is not None:
-        labels = torch.zeros_like(rows.sequence_ids) if rows.labels is None else rows.labels
-        rows = replace(rows, labels=labels, alignment=TokenAlignment.identity(labels, rows.sequence_ids))
+        labels = to_device(np.zeros_like(rows.sequence_ids), student_hidden.device)
+        labels = labels if rows.labels is None else rows.labels
+        rows = replace(rows, labels=labels, alignment=TokenAlignment.identity(rows.sequence_ids))
     others: dict[str, ModelOutput] = {}
+    exclude = head.excludes
     if isinstance(teacher_hidden, SparseLogprobs):
         rows = with_sparse(rows, teacher_hidden)
     elif objective.needs_teacher and teacher_hidden is not None and teacher_head is not None:
-        others["teacher"] = ModelOutput.of(teacher_hidden, as_head(teacher_head))
-    if objective.other_models and rows.reference_hidden is not None and rows.reference_head is not None:
-        others["reference"] = ModelOutput.of(rows.reference_hidden, rows.reference_head)
+        others[MAIN] = ModelOutput.of(teacher_hidden, as_head(teacher_head))
+        exclude = exclude or as_head(teacher_head).excludes
+    for name in objective.other_models & rows.others.keys():
+        other = rows.others[name]
+        assert isinstance(other.signal, Tensor)
+        assert other.head is not None
+        others[name] = ModelOutput.of(other.signal, other.head)
+        exclude = exclude or other.head.excludes
     _check(objective, student_hidden, others, token_weight, rows)
+    if token_weight is not None and rows.loss_mask is None:
+        rows = replace(rows, loss_mask=as_host(token_weight != 0))
     operand = operand_dtype(student_hidden, head.weight)
-    return _Call(objective, head, others, token_weight, rows, chunking, operand)
+    return _Call(objective, head, others, token_weight, rows, chunking, operand, exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,8 @@ class _Call:
     rows: Rows
     chunking: Chunking
     operand: torch.dtype
+    exclude: bool
+    """Whether a bias of a head may hold -inf."""
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor | None]:
@@ -151,8 +166,8 @@ class _Call:
     def label_facts(self, hidden: Tensor) -> Rows:
         """See `fused_label_facts`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            part, _ = self._part(ModelOutput.of(hidden, self.head, self.operand))
-            return FusedHeadLoss(part, self.chunking, (False, False, False)).label_facts()
+            part = self._part(ModelOutput.of(hidden, self.head, self.operand))
+            return FusedHeadLoss(part, self.chunking, (False, False, False), self.exclude).label_facts()
 
     def run(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]
@@ -160,12 +175,12 @@ class _Call:
         """The loss, the values of all rows, and the gradients that are wanted."""
         with torch.autocast(hidden.device.type, enabled=False):
             student = ModelOutput.of(hidden, replace(self.head, weight=weight, bias=bias), self.operand)
-            part, index = self._part(student)
+            part, index = self._counted(self._part(student))
             work = FusedHeadLoss if part.rows.alignment is None else CrossTokenizerHeadLoss
-            loss, values, sums = work(part, self.chunking, needs).run()
-        count = hidden.shape[0]
+            loss, values, sums = work(part, self.chunking, needs, self.exclude).run()
         if index is not None:
-            values = values.new_zeros(count).index_copy_(0, index, values)
+            found, values = values, values.new_zeros(hidden.shape[0])
+            values[index.device] = found
         gradients = (
             _spread(sums.hidden, hidden, index),
             _padded(sums.weight, weight),
@@ -173,8 +188,8 @@ class _Call:
         )
         return loss, values, gradients
 
-    def _part(self, student: ModelOutput) -> tuple[RowBlock, Tensor | None]:
-        """The rows that count, and which they are (None: all)."""
+    def _part(self, student: ModelOutput) -> RowBlock:
+        """All rows."""
         others = self.others
         if others and self.objective.shares_vocabulary:
             height = min(side.weight.shape[0] for side in (student, *others.values()))
@@ -182,22 +197,28 @@ class _Call:
             others = {name: side.cut(height) for name, side in others.items()}
         count = student.hidden.shape[0]
         exact = torch.promote_types(self.operand, torch.float32)
-        rows = replace(self.rows, reference_hidden=None, reference_head=None)
-        weights, index = self.token_weight, None
+        rows = replace(self.rows, others={})
+        weights = self.token_weight
         if weights is None:
             weights = torch.full((count,), 1 / max(1, count), dtype=exact, device=student.hidden.device)
-        elif rows.alignment is None and not bool((weights != 0).all()):
-            index = weights.nonzero().squeeze(-1)
-        part = RowBlock(self.objective, 1.0, student, others, rows, weights.detach().to(exact), None)
+        return RowBlock(self.objective, 1.0, student, others, rows, weights.detach().to(exact), None)
+
+    def _counted(self, part: RowBlock) -> tuple[RowBlock, RowIndex | None]:
+        """The rows that have weight, and which they are (None: all of them, or cut by groups later)."""
+        mask = None if self.token_weight is None else part.rows.loss_mask
+        if part.rows.alignment is not None or mask is None or mask.all():
+            return replace(part, rows=replace(part.rows, loss_mask=mask)), None
+        index = RowIndex.of(np.flatnonzero(mask), part.weights.device)
         return part.at(index), index
 
 
-def _spread(gradient: Tensor | None, hidden: Tensor, index: Tensor | None) -> Tensor | None:
+def _spread(gradient: Tensor | None, hidden: Tensor, index: RowIndex | None) -> Tensor | None:
     """The gradient for all rows from that for the rows that count."""
-    if gradient is None:
-        return None
-    gradient = gradient.to(hidden.dtype)
-    return gradient if index is None else torch.zeros_like(hidden).index_copy_(0, index, gradient)
+    if gradient is None or index is None:
+        return None if gradient is None else gradient.to(hidden.dtype)
+    whole = torch.zeros_like(hidden)
+    whole[index.device] = gradient.to(hidden.dtype)
+    return whole
 
 
 def _padded(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
@@ -221,11 +242,11 @@ def _check(
 ) -> None:
     if student_hidden.dim() != 2:
         raise ValueError(f"hidden states are [rows, width], got {list(student_hidden.shape)}")
-    objective.check("teacher" in others, rows)
+    objective.check(MAIN in others, rows)
     count = student_hidden.shape[0]
-    lengths = {name: side.hidden.shape[0] for name, side in others.items() if name != "teacher"}
-    if "teacher" in others:
-        check_aligned(objective, count, others["teacher"].hidden.shape[0], rows)
+    lengths = {name: side.hidden.shape[0] for name, side in others.items() if name != MAIN}
+    if MAIN in others:
+        check_aligned(objective, count, others[MAIN].hidden.shape[0], rows)
     lengths["rows"] = count if rows.count is None else rows.count
     lengths["token_weight"] = count if token_weight is None else token_weight.shape[0]
     for name, length in lengths.items():
@@ -252,7 +273,7 @@ class _Fused(torch.autograd.Function):
         gradients: Gradients = ctx.gradients
         ctx.gradients = None  # so that autograd may keep the tensors instead of copying them
         scale = upstream[0]
-        if scale.device.type != "cpu" or scale.item() != 1.0:  # asking a GPU would wait for it
+        if not known(scale == 1):
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(scale)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.core.host import Ints, RowIndex
+from stillhouse.core.requirements import MAIN
 from stillhouse.fused.kernel import (
     BLOCK_ENTRIES,
     BLOCK_ENTRIES_CPU,
@@ -34,37 +37,39 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
         if part.objective.sequence_level:  # only with one tokenizer: row n of both models is the same label
             values += self._over_sequences()
         sums = GradAccumulator(part.student, self.needs, self.exact, chunks=2)
-        everything = torch.arange(count, device=part.weights.device)
         for share, objective, index in part.objective.split(part.rows):
             piece = replace(part, objective=objective, share=share)
-            for chunk in self._pieces(objective, everything if index is None else index, self.chunk_rows):
-                values[chunk] += self._aligned_chunk(piece, chunk, sums).to(values.dtype)
+            rows = np.arange(count) if index is None else index
+            for chunk in self._pieces(objective, rows, self.chunk_rows):
+                where = RowIndex.of(chunk, values.device)
+                values[where.device] += self._aligned_chunk(piece, chunk, where, sums).to(values.dtype)
         sums.finish()
         values = values * (part.weights != 0)
         return (values * part.weights).sum(), values, sums
 
-    def _pieces(self, objective: Objective, index: Tensor, size: int) -> list[Tensor]:
+    def _pieces(self, objective: Objective, rows: Ints, size: int) -> list[Ints]:
         """Rows in runs of whole units of about `size` rows; units without any weight are left out."""
-        alignment = self.part.rows.alignment
+        alignment, mask = self.part.rows.alignment, self.part.rows.loss_mask
         assert alignment is not None
-        units = alignment.units(objective.granularity)[index]
-        _, run = torch.unique_consecutive(units, return_inverse=True)
-        weighty = torch.zeros(int(run[-1]) + 1 if len(run) else 0, dtype=torch.bool, device=run.device)
-        weighty[run[self.part.weights[index] != 0]] = True
-        kept = weighty[run]
-        index, run = index[kept], run[kept]
-        _, lengths = torch.unique_consecutive(run, return_counts=True)
+        if not len(rows):
+            return []
+        units = alignment.units(objective.granularity)[rows]
+        begins = np.flatnonzero(np.diff(units, prepend=units[0] - 1))
+        lengths = np.diff(begins, append=len(rows))
+        if mask is not None:
+            kept = np.logical_or.reduceat(mask[rows], begins)
+            rows, lengths = rows[np.repeat(kept, lengths)], lengths[kept]
         cuts, held = [0], 0
         for length in lengths.tolist():
             if held and held + length > size:
                 cuts.append(cuts[-1] + held)
                 held = 0
             held += length
-        return [piece for piece in index.tensor_split(cuts[1:]) if len(piece)]
+        return [piece for piece in np.split(rows, cuts[1:]) if len(piece)]
 
-    def _aligned_chunk(self, piece: RowBlock, chunk: Tensor, sums: GradAccumulator) -> Tensor:
+    def _aligned_chunk(self, piece: RowBlock, chunk: Ints, where: RowIndex, sums: GradAccumulator) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `sums`."""
-        student = piece.student.at(chunk)
+        student = piece.student.at(where)
         product = student.product(self.chunking.fp32_logits)
         gradient = None
         if any(self.needs):
@@ -72,48 +77,38 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
             gradient = product if product.dtype == operand else torch.empty_like(product, dtype=operand)
         entries = BLOCK_ENTRIES_CPU if product.device.type == "cpu" else BLOCK_ENTRIES
         at, values = 0, []
-        for rows in self._pieces_within(piece, chunk, max(1, entries // product.shape[1])):
+        for rows in self._pieces(piece.objective, chunk, max(1, entries // product.shape[1])):
             block = slice(at, at + len(rows))
             out = None if gradient is None else gradient[block]
-            values.append(self._aligned_block(piece, rows, product[block], out, sums))
+            index = RowIndex.of(rows, product.device)
+            values.append(self._aligned_block(piece, index, product[block], out, sums))
             at += len(rows)
+        assert at == len(chunk), "units without weight are left out before"
         if gradient is not None:
-            sums.add(gradient, student, chunk)
+            sums.add(gradient, student, where.device)
         return torch.cat(values)
 
-    def _pieces_within(self, piece: RowBlock, chunk: Tensor, size: int) -> list[Tensor]:
-        found = self._pieces(piece.objective, chunk, size)
-        assert sum(map(len, found)) == len(chunk), "units without weight are left out before"
-        return found
-
     def _aligned_block(
-        self, piece: RowBlock, rows: Tensor, product: Tensor, out: Tensor | None, sums: GradAccumulator
+        self, piece: RowBlock, index: RowIndex, product: Tensor, out: Tensor | None, sums: GradAccumulator
     ) -> Tensor:
         """Values of a few whole units; the gradient for their products is written to `out`."""
         others: dict[str, Tensor] = {}
-        if piece.objective.needs_teacher:
-            alignment = piece.rows.alignment
-            assert alignment is not None
-            teacher = piece.others["teacher"].at(alignment.teacher_rows(rows))
-            others["teacher"] = teacher.logits(teacher.product(self.chunking.fp32_logits))
-        small = replace(
-            piece,
-            student=piece.student.at(rows),
-            others={},
-            rows=piece.rows[rows],
-            weights=piece.weights[rows],
-            through_label=None if piece.through_label is None else piece.through_label[rows],
-        )
+        for name in sorted(piece.objective.requirements().model_names & piece.others.keys()):
+            theirs = piece.rows.teacher_index(index, product.device) if name == MAIN else index
+            teacher = piece.others[name].at(theirs)
+            others[name] = teacher.logits(teacher.product(self.chunking.fp32_logits))
+        small = replace(piece, others={}).at(index)
         if out is None or not piece.objective.mixes_rows:
             return self._block(small, product, others, out, sums)
         student = small.student.logits(product)
-        teacher_logits = others.get("teacher")
+        teacher_logits = others.get(MAIN)
         if self.exclude:
             student, teacher_logits = aligned(student, (teacher_logits,), piece.objective.shares_vocabulary)
         slope = small.student.head.slope(student)
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
-            value = small.share * small.objective.per_token(leaf, teacher_logits, small.rows)
+            rows = replace(small.rows, model_logits={n: one for n, one in others.items() if n != MAIN})
+            value = small.share * small.objective.token_values(leaf, teacher_logits, rows)
             loss = (value * small.weights).sum()
             gradient = torch.zeros_like(leaf)  # of a response that nothing is aligned with
             if loss.requires_grad:

@@ -8,10 +8,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stillhouse.core.head import ModelHead, gathered
+from stillhouse.core.host import Ints, RowIndex
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows, with_gaps
 from stillhouse.objectives.base import Objective, aligned, label_logprobs
 
@@ -80,9 +83,9 @@ class ModelOutput:
         bias = None if self.bias is None else self.bias[:height]
         return replace(self, weight=self.weight[:height], bias=bias)
 
-    def at(self, index: Tensor | slice | None) -> ModelOutput:
+    def at(self, index: RowIndex) -> ModelOutput:
         """For some of the rows."""
-        return self if index is None else replace(self, hidden=self.hidden[index])
+        return replace(self, hidden=self.hidden[index.device])
 
     def product(self, fp32: bool) -> Tensor:
         """hidden weight^T, [n, V], in fp32 where the device can or `fp32` insists, else as the operands."""
@@ -96,11 +99,6 @@ class ModelOutput:
     def logits(self, product: Tensor) -> Tensor:
         """Logits in fp32 or fp64 from some rows of `product`."""
         return self.head.finish(product, self.bias)
-
-    @property
-    def excludes(self) -> bool:
-        """True if the bias takes entries out by -inf."""
-        return self.bias is not None and bool(torch.isneginf(self.bias).any())
 
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -189,26 +187,24 @@ class RowBlock:
     through_label: Tensor | None
     """[n]: the gradient for the log-probability of each label, from the part over whole sequences."""
 
-    def at(self, index: Tensor | slice | None) -> RowBlock:
+    def at(self, index: RowIndex | slice) -> RowBlock:
         """Some of its rows."""
-        if index is None:
-            return self
+        if isinstance(index, slice):
+            index = RowIndex.run(index)
         return RowBlock(
             self.objective,
             self.share,
             self.student.at(index),
             {name: side.at(index) for name, side in self.others.items()},
             self.rows[index],
-            self.weights[index],
-            None if self.through_label is None else self.through_label[index],
+            self.weights[index.device],
+            None if self.through_label is None else self.through_label[index.device],
         )
 
     def trimmed(self) -> RowBlock:
         """Without models that its objective does not look at, so that they are not multiplied for nothing."""
-        objective, wanted = self.objective, set[str]()
-        if objective.has_token_part:
-            wanted = {"teacher"} if objective.needs_teacher else set()
-            wanted |= {"reference"} if objective.other_models else set()
+        asked = self.objective.requirements().model_names
+        wanted = asked if self.objective.has_token_part else frozenset()
         return replace(self, others={name: side for name, side in self.others.items() if name in wanted})
 
 
@@ -229,13 +225,15 @@ class RowSpan:
 class FusedHeadLoss:
     """One call. `run` returns the loss, the values of all rows, and the gradients that are wanted."""
 
-    def __init__(self, part: RowBlock, chunking: Chunking, needs: tuple[bool, bool, bool]) -> None:
+    def __init__(
+        self, part: RowBlock, chunking: Chunking, needs: tuple[bool, bool, bool], exclude: bool
+    ) -> None:
         if part.weights.device.type == "cpu":
             _let_the_heap_keep_what_is_freed()
         self.part = part
         self.chunking = chunking
         self.needs = needs
-        self.exclude = part.student.excludes or any(side.excludes for side in part.others.values())
+        self.exclude = exclude
         self.exact = torch.promote_types(part.student.weight.dtype, torch.float32)
         itemsize = part.student.weight.dtype.itemsize
         row_bytes = part.student.weight.shape[0] * itemsize
@@ -253,23 +251,22 @@ class FusedHeadLoss:
         active = spans[-1].rows.stop if spans else 0
         sums = GradAccumulator(part.student, self.needs, self.exact, -(-active // self.chunk_rows))
         for chunk in _cut(0, active, self.chunk_rows):
-            where = chunk if order is None else order[chunk]
+            where = order[chunk].device
             inside = [span.within(chunk) for span in spans]
             values[where] += self._chunk(ordered.at(chunk), inside, sums, where)
         sums.finish()
         return (values * part.weights).sum(), values, sums
 
-    def _spans(self) -> tuple[list[RowSpan], Tensor | None]:
-        """Which objective is for which rows once sorted by that, and the order (None: as they are)."""
-        part, spans, indices, at = self.part, list[RowSpan](), [], 0
+    def _spans(self) -> tuple[list[RowSpan], RowIndex]:
+        """Which objective is for which rows once sorted by that, and the rows in that order."""
+        part, spans, found, at = self.part, list[RowSpan](), list[Ints](), 0
         for share, objective, index in part.objective.split(part.rows):
             if objective.has_token_part or part.through_label is not None:
-                size = part.weights.shape[0] if index is None else index.shape[0]
-                spans.append(RowSpan(objective, share, slice(at, at + size)))
-                indices.append(index)
-                at += size
-        found = [index for index in indices if index is not None]
-        return spans, torch.cat(found) if found else None
+                found.append(np.arange(part.weights.shape[0]) if index is None else index)
+                spans.append(RowSpan(objective, share, slice(at, at + len(found[-1]))))
+                at += len(found[-1])
+        order = np.concatenate(found) if found else np.arange(0)
+        return spans, RowIndex.of(order, part.weights.device)
 
     def _chunk(
         self, chunk: RowBlock, spans: list[RowSpan], sums: GradAccumulator, where: Tensor | slice
@@ -288,7 +285,8 @@ class FusedHeadLoss:
         for span in spans:
             piece = replace(chunk, objective=span.objective, share=span.share).trimmed()
             for slab in _cut(span.rows.start, span.rows.stop, slab_rows):
-                others = {name: side.at(slab).product(fp32) for name, side in piece.others.items()}
+                here = RowIndex.run(slab)
+                others = {name: side.at(here).product(fp32) for name, side in piece.others.items()}
                 for block in _cut(slab.start, slab.stop, block_rows):
                     inside = slice(block.start - slab.start, block.stop - slab.start)
                     logits = {name: piece.others[name].logits(raw[inside]) for name, raw in others.items()}
@@ -309,17 +307,19 @@ class FusedHeadLoss:
         """Values of a few rows; the gradient for their products is written to `out`."""
         objective, rows = piece.objective, piece.rows
         student = piece.student.logits(product)
-        teacher = others.get("teacher")
-        reference = others.get("reference")
-        if self.exclude:
-            student, *rest = aligned(student, (teacher, reference), objective.shares_vocabulary)
-            teacher, reference = rest
-        if reference is not None:
-            rows = replace(rows, reference_logits=reference)
+        if self.exclude and others:
+            student, *cut = aligned(student, tuple(others.values()), objective.shares_vocabulary)
+            others = dict(zip(others, cut, strict=True))
+        elif self.exclude:
+            (student,) = aligned(student, (), objective.shares_vocabulary)
+        if len(others) > 1 or (others and MAIN not in others):
+            rows = replace(rows, model_logits={name: one for name, one in others.items() if name != MAIN})
+        sparse = rows.compact is not None and objective.teacher_model == MAIN
+        teacher, rows = objective.teacher_of(others.get(MAIN), rows), objective.rows_of(rows)
         if out is None:
             if not objective.has_token_part:
                 return student.new_zeros(student.shape[0])
-            if rows.compact is not None:
+            if sparse and rows.compact is not None:
                 return piece.share * objective.per_token_sparse(student, rows.compact, rows)
             return piece.share * objective.per_token(student, teacher, rows)
         slope = piece.student.head.slope(student)
@@ -328,7 +328,7 @@ class FusedHeadLoss:
             through = label_gradient(student, rows, piece.through_label)
         if objective.has_token_part:
             arithmetic = _compiled(objective) if self.chunking.compile else objective.value_and_gradient
-            if rows.compact is not None:
+            if sparse:
                 arithmetic = objective.sparse_value_and_gradient
             value, gradient = arithmetic(student, teacher, rows)
             gradient.mul_((piece.share * piece.weights)[:, None])
@@ -354,9 +354,16 @@ class FusedHeadLoss:
         ours, theirs = part.rows.student_logprobs, part.rows.teacher_logprobs
         if ours is None:
             ours = self._label_logprobs(part.student)
-        if theirs is None and "teacher" in part.others:
-            theirs = self._label_logprobs(part.others["teacher"])
-        return with_gaps(replace(part.rows, student_logprobs=ours, teacher_logprobs=theirs))
+        if theirs is None and MAIN in part.others:
+            theirs = self._label_logprobs(part.others[MAIN])
+        more = {
+            name: self._label_logprobs(side)
+            for name, side in part.others.items()
+            if name != MAIN and name not in part.rows.model_logprobs
+        }
+        known = {**part.rows.model_logprobs, **more}
+        found = replace(part.rows, student_logprobs=ours, teacher_logprobs=theirs, model_logprobs=known)
+        return with_gaps(found)
 
     def _over_sequences(self) -> Tensor:
         """Fill in label log-probabilities; values [N] that depend on whole sequences, and their gradient for
@@ -378,7 +385,7 @@ class FusedHeadLoss:
         found = []
         for start in range(0, labels.shape[0], self.chunk_rows):
             chunk = slice(start, start + self.chunk_rows)
-            product = side.at(chunk).product(self.chunking.fp32_logits)
+            product = side.at(RowIndex.run(chunk)).product(self.chunking.fp32_logits)
             size = max(1, BLOCK_ENTRIES_CPU // product.shape[1])
             for row in range(0, product.shape[0], size):
                 block = side.logits(product[row : row + size])

@@ -6,12 +6,14 @@ Logits of a whole batch are never made here: [B, T, V] is the usual out-of-memor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.errors import ModelError
 
@@ -30,19 +32,21 @@ def unwrap(model: nn.Module) -> Any:
             return inner
 
 
-def hidden_rows(model: nn.Module, batch: dict[str, Any], **options: Any) -> Tensor:
-    """Last hidden states where `batch["response_mask"]` is true, in row-major order.
+def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
+    """Last hidden states at the rows of a batch, in row-major order.
 
     The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
-    states are read at the decoder's exit, and the head runs for one position only.
+    states are read at the decoder's exit, and the head runs for one position only. The model is given no
+    attention mask: what stands on the right of a causal model's position is not seen by it, so padding there
+    needs none, and attention without one is faster.
 
     Args:
         model: a causal language model, possibly wrapped.
-        batch: input_ids [B, T], attention_mask [B, T], response_mask [B, T]; right-padded.
+        batch: B sequences, padded on the right, on the model's device.
         **options: passed on to the model.
 
     Returns:
-        [N, D] with N = number of true entries of the mask.
+        [N, D]
     """
     inner = unwrap(model)
     decoder = decoder_of(inner)
@@ -52,14 +56,37 @@ def hidden_rows(model: nn.Module, batch: dict[str, Any], **options: Any) -> Tens
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         call["logits_to_keep"] = 1
     try:
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **call)
+        with _no_questions():
+            model(input_ids=batch.input_ids, **call)
     finally:
         handle.remove()
-    return caught[-1][batch["response_mask"]]
+    return _rows(caught[-1], batch)
+
+
+def _rows(states: Tensor, batch: TokenBatch) -> Tensor:
+    """[N, D] of [B, T, D]: the rows of a batch."""
+    return states.flatten(0, 1).index_select(0, batch.row_positions)
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Without what transformers asks of the GPU in each forward pass without an attention mask: whether
+    several sequences are packed in one (ours never are), and whether to warn of padding."""
+    from transformers import PreTrainedModel, masking_utils
+
+    questions = (
+        (masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+        (PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda model, ids, mask: None),
+    )
+    with ExitStack() as asked:
+        for place, name, answer in questions:
+            asked.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, answer)
+        yield
 
 
 def layer_rows(
-    model: nn.Module, batch: dict[str, Any], depths: Sequence[float]
+    model: nn.Module, batch: TokenBatch, depths: Sequence[float]
 ) -> tuple[Tensor, dict[float, Tensor]]:
     """As `hidden_rows`, with the hidden states of some layers at the same rows, by depth.
 
@@ -75,8 +102,7 @@ def layer_rows(
     finally:
         handle.remove()
     states = outputs[-1].hidden_states
-    mask = batch["response_mask"]
-    return last, {depth: states[round(depth * (len(states) - 1))][mask] for depth in depths}
+    return last, {depth: _rows(states[round(depth * (len(states) - 1))], batch) for depth in depths}
 
 
 def decoder_of(inner: nn.Module) -> nn.Module:
@@ -102,10 +128,9 @@ def check_head(model: nn.Module) -> None:
     """
     training = model.training
     model.eval()
-    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": ids > 0}
+    batch = TokenBatch.of([range(1, 6)], [1], pad_id=0).to(next(model.parameters()).device)
     ours = head_of(model).logits(hidden_rows(model, batch))
-    theirs = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[0].float()
+    theirs = model(input_ids=batch.input_ids[:, :4], use_cache=False).logits[0].float()
     model.train(training)
     if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():  # bfloat16 has 8 bits
         raise ModelError(

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate, walk
+from stillhouse.core.host import Ints, known
 from stillhouse.core.requirements import LOGPROBS, MAIN, Granularity, Requirements, RunFacts
 from stillhouse.core.rows import Rows, with_gaps
 from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, buckets, sampled_entries
@@ -20,8 +21,8 @@ from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.schedules import NonNegative
 
-Split = tuple[float, "Objective", Tensor | None]
-"""A weight, the objective it multiplies, and the rows it is for (None: all of them)."""
+Split = tuple[float, "Objective", Ints | None]
+"""A weight, the objective it multiplies, and the positions of the rows it is for (None: all of them)."""
 
 
 Layers = Mapping[float, Tensor]
@@ -85,11 +86,11 @@ class Objective(StrictConfig):
             raise ValueError(
                 f"{self.name}: {student_logits.shape[0]} rows of logits but facts on {rows.count}"
             )
-        student, teacher, reference = _raised(student_logits), None, None
+        student, teacher = _raised(student_logits), None
         if teacher_logits is not None and self.needs_teacher:
             teacher = _raised(teacher_logits).detach()
-        if rows.reference_logits is not None and self.other_models:
-            reference = rows.reference_logits.detach().to(student.dtype)
+        names = [name for name in rows.model_logits if name in self.requirements().model_names]
+        others = [rows.model_logits[name].detach().to(student.dtype) for name in names]
         if teacher is not None and self.shares_vocabulary and teacher.shape != student.shape:
             raise ValueError(
                 f"{self.name}: student logits are {list(student.shape)} and teacher logits "
@@ -97,17 +98,26 @@ class Objective(StrictConfig):
             )
         if teacher is not None:
             check_aligned(self, student.shape[0], teacher.shape[0], rows)
-        student, *others = aligned(student, (teacher, reference), self.shares_vocabulary)
-        teacher, reference = others
-        if reference is not None:
-            rows = replace(rows, reference_logits=reference)
+        student, teacher, *others = aligned(student, (teacher, *others), self.shares_vocabulary)
+        rows = replace(rows, model_logits=dict(zip(names, others, strict=True)))
         if self.sequence_level:
             rows = with_logprobs(student, teacher, rows)
-        if rows.compact is None:
-            value = self.per_token(student, teacher, rows)
-        else:
-            value = self.per_token_sparse(student, rows.compact, rows)
-        return value + self.per_sequence(rows) if self.has_sequence_part else value
+        value = self.token_values(student, teacher, rows)
+        return value + self.per_sequence(self.rows_of(rows)) if self.has_sequence_part else value
+
+    def teacher_of(self, teacher: Tensor | None, rows: Rows) -> Tensor | None:
+        """[n, V]: the logits of its own teacher; `teacher`, the main one, unless it names another."""
+        return teacher if self.teacher_model == MAIN else rows.model_logits.get(self.teacher_model)
+
+    def rows_of(self, rows: Rows) -> Rows:
+        """The rows with its own teacher's log-probabilities of the labels."""
+        return rows if self.teacher_model == MAIN else rows.of_teacher(self.teacher_model)
+
+    def token_values(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        """`per_token` or `per_token_sparse`, as its own teacher calls for; `teacher` is the main one."""
+        if rows.compact is None or self.teacher_model != MAIN:
+            return self.per_token(student, self.teacher_of(teacher, rows), self.rows_of(rows))
+        return self.per_token_sparse(student, rows.compact, rows)
 
     @abstractmethod
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
@@ -178,7 +188,9 @@ class Objective(StrictConfig):
                 outcome, "sampled" for expectations under the teacher, which `per_sample` gives.
             same_tokenizer: whether entry i of both models has to be the same token.
         """
-        alike = {self.teacher_model} if same_tokenizer else set()
+        alike = {self.teacher_model} if same_tokenizer or self.teacher_model != MAIN else set()
+        if self.teacher_model != MAIN:  # of further teachers only whole distributions are passed along
+            signals = ("distribution",)
         return replace(Requirements.of(self.teacher_model, *signals), same_tokenizer=frozenset(alike))
 
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
@@ -203,6 +215,25 @@ class Objective(StrictConfig):
         """The sources that it tells apart, each with a mean of its own; None: one mean over all text."""
         return None
 
+    def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
+        """The models whose log-probabilities it needs for a sequence.
+
+        Args:
+            source: who wrote the sequence.
+            teacher: the teacher that the sequence's row names, if it names one.
+        """
+        if self.for_source(source) is None:
+            return frozenset()
+        return frozenset(need.model for need in self.requirements().models if need.signals & LOGPROBS)
+
+    def with_teacher(self, name: str) -> Objective:
+        """The same compared with another teacher.
+
+        Raises:
+            ValueError: it asks no teacher itself.
+        """
+        return type(self).model_validate({**dict(self), "teacher_model": name})
+
     def at(self, progress: Progress) -> Objective:
         """As it applies at this point of the training; itself unless something in it begins later."""
         return self
@@ -218,13 +249,13 @@ class Objective(StrictConfig):
 
     @property
     def other_models(self) -> frozenset[str]:
-        """The models it compares with beside its teacher."""
-        return self.requirements().model_names - {self.teacher_model}
+        """The models it compares with beside the main teacher."""
+        return self.requirements().model_names - {MAIN}
 
     @property
     def forms(self) -> frozenset[str]:
-        """The forms of the teacher's log-probabilities from which it can be computed."""
-        return self.requirements().accepted(self.teacher_model)
+        """The forms of the main teacher's log-probabilities from which it can be computed."""
+        return self.requirements().accepted(MAIN)
 
     @property
     def shares_vocabulary(self) -> bool:
@@ -266,17 +297,16 @@ class Objective(StrictConfig):
             "sequences": rows.sequence_ids is not None,
             "pairs": rows.pair_ids is not None,
             "sampled_logprobs": rows.sampled_logprobs is not None,
-            "positions": rows.positions is not None,
             "label_logprobs": True,
-            **dict.fromkeys(
-                self.other_models, rows.reference_logits is not None or rows.reference_hidden is not None
-            ),
+            "teachers": rows.teachers is not None,
+            **{name: name in rows.model_logits or name in rows.others for name in needs.model_names - {MAIN}},
         }
-        wanted = needs.rows | self.other_models | ({"teacher"} if self.needs_teacher else set())
+        main = {"teacher"} if needs.asks(MAIN, *LOGPROBS) else set()
+        wanted = needs.rows | (needs.model_names - {MAIN}) | main
         missing = sorted(name for name in wanted if not present[name])
         if missing:
             raise ValueError(f"{self.name} needs {', '.join(missing)}, which the rows do not have")
-        if not self.needs_teacher or rows.compact is None:
+        if not main or rows.compact is None:
             return
         if rows.compact.form not in self.forms:
             raise ValueError(
@@ -349,7 +379,8 @@ ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_obje
 
 
 def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: bool = True) -> Any:
-    """Take entries that are -inf in one of several models out of all; finite logits come back as they are.
+    """Take entries that are -inf in one of several models out of all; on a CPU finite logits come back as
+    they are.
 
     Over different vocabularies each model only loses its own.
     """
@@ -360,7 +391,7 @@ def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: b
         masks = [torch.stack(present).any(0)] * len(logits)
     pairs = zip(logits, masks, strict=True)
     return [
-        one.masked_fill(mask, EXCLUDED) if one is not None and mask is not None and mask.any() else one
+        one if one is None or mask is None or known(mask.any()) is False else one.masked_fill(mask, EXCLUDED)
         for one, mask in pairs
     ]
 
@@ -377,7 +408,7 @@ def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> N
             f"{objective.name} compares token with token, which models with different tokenizers do not "
             "share; use objective uld, span or transport"
         )
-    expected = {"student": alignment.student_groups.shape[0], "teacher": alignment.teacher_groups.shape[0]}
+    expected = {"student": len(alignment.student_groups), "teacher": len(alignment.teacher_groups)}
     for name, got in (("student", ours), ("teacher", theirs)):
         if got != expected[name]:
             raise ValueError(f"{name}: {got} rows, but {expected[name]} are aligned")
@@ -404,7 +435,9 @@ def with_logprobs(student: Tensor, teacher: Tensor | None, rows: Rows) -> Rows:
     if theirs is None and teacher is not None:
         theirs = label_logprobs(teacher, rows.labels)
     ours = label_logprobs(student, rows.labels)
-    return with_gaps(replace(rows, student_logprobs=ours, teacher_logprobs=theirs))
+    others = {name: label_logprobs(logits, rows.labels) for name, logits in rows.model_logits.items()}
+    known = {**others, **rows.model_logprobs}
+    return with_gaps(replace(rows, student_logprobs=ours, teacher_logprobs=theirs, model_logprobs=known))
 
 
 def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:

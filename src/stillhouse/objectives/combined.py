@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from stillhouse.config import ListOf
+from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs
@@ -29,6 +31,12 @@ class _Holder(Objective):
 
     def requirements(self) -> Requirements:
         return Requirements.union(part.requirements() for part in self.held())
+
+    def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
+        return frozenset().union(*(part.teachers_of(source, teacher) for part in self.held()))
+
+    def with_teacher(self, name: str) -> Objective:
+        raise ValueError(f"{self.name} holds several objectives; name the teacher in each of them")
 
     @property
     def mixes_rows(self) -> bool:  # type: ignore[override]
@@ -71,11 +79,12 @@ class Sum(_Holder):
     """The objectives to add."""
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.per_token(student, teacher, rows) for term in self.terms]
+        parts = [term.loss_weight * term.token_values(student, teacher, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.per_token_sparse(student, compact, rows) for term in self.terms]
+        rows = replace(rows, compact=compact)
+        parts = [term.loss_weight * term.token_values(student, None, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def value_and_gradient(
@@ -85,8 +94,9 @@ class Sum(_Holder):
         active = [term for term in self.terms if term.has_token_part]
         for left, term in zip(range(len(active) - 1, -1, -1), active, strict=True):
             ours = student.clone() if left else student  # the last term may overwrite the logits themselves
-            theirs = None if teacher is None else teacher.clone() if left else teacher
-            part, slope = term.value_and_gradient(ours, theirs, rows)
+            theirs = term.teacher_of(teacher, rows)
+            theirs = None if theirs is None else theirs.clone() if left else theirs
+            part, slope = term.value_and_gradient(ours, theirs, term.rows_of(rows))
             value = value + float(term.loss_weight) * part
             if gradient is None:
                 gradient = slope.mul_(float(term.loss_weight))
@@ -95,7 +105,7 @@ class Sum(_Holder):
         return value, torch.zeros_like(student) if gradient is None else gradient
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.per_sequence(rows) for term in self.terms]
+        parts = [term.loss_weight * term.per_sequence(term.rows_of(rows)) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
@@ -110,8 +120,55 @@ class Sum(_Holder):
             yield from term.check_in_run(f"{path}.terms[{number}]", facts)
 
 
+class _Routed(_Holder):
+    """What objectives have in common that apply another one to each part of the rows, as `split` says."""
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        value = student.new_zeros(student.shape[0])
+        for weight, objective, index in self._parts(rows, student.device):
+            theirs = None
+            if teacher is not None:
+                theirs = teacher[rows.teacher_index(index, teacher.device).device]
+            value[index.device] = weight * objective.token_values(student[index.device], theirs, rows[index])
+        return value
+
+    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
+        value = student.new_zeros(student.shape[0])
+        for weight, objective, index in self._parts(rows, student.device):
+            here, inside = index.device, replace(rows[index], compact=compact[index.device])
+            value[here] = weight * objective.token_values(student[here], None, inside)
+        return value
+
+    def per_sequence(self, rows: Rows) -> Tensor:
+        assert rows.student_logprobs is not None
+        value = torch.zeros_like(rows.student_logprobs)
+        for weight, objective, index in self._parts(rows, value.device):
+            inside = objective.rows_of(rows[index])
+            value[index.device] = weight * objective.per_sequence(inside)
+        return value
+
+    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
+        some = next(iter(student.values()))
+        value = some.new_zeros(some.shape[0])
+        for weight, objective, index in self._parts(rows, some.device):
+            if objective.depths:
+                theirs = rows.teacher_index(index, some.device).device
+                ours = {depth: states[index.device] for depth, states in student.items()}
+                others = {depth: states[theirs] for depth, states in teacher.items()}
+                value[index.device] = weight * objective.per_layers(ours, others, rows[index])
+        return value
+
+    def _parts(self, rows: Rows, device: torch.device) -> list[tuple[float, Objective, RowIndex]]:
+        """`split`, with the rows on a device."""
+        return [
+            (weight, objective, RowIndex.of(index, device))
+            for weight, objective, index in self.split(rows)
+            if index is not None
+        ]
+
+
 @register
-class BySource(_Holder):
+class BySource(_Routed):
     """Another objective for each source: who wrote a response decides how it is learnt from.
 
     Equation: w_s L_s on the rows of source s, w_s the `loss_weight` of its objective.
@@ -147,6 +204,10 @@ class BySource(_Holder):
     def for_source(self, source: str) -> Objective | None:
         return self.mapped().get(source)
 
+    def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
+        objective = self.for_source(source)
+        return frozenset() if objective is None else objective.teachers_of(source, teacher)
+
     def source_weight(self, source: str) -> float:
         objective = self.for_source(source)
         return 1.0 if objective is None else float(objective.loss_weight)
@@ -160,7 +221,7 @@ class BySource(_Holder):
             raise ValueError("an objective per source needs the source of every row")
         mapped = self.mapped()
         parts: list[Split] = []
-        for code in torch.unique(rows.sources).tolist():
+        for code in np.unique(rows.sources):
             source = SOURCES[code]
             if source not in mapped:
                 raise ValueError(
@@ -168,46 +229,61 @@ class BySource(_Holder):
                     f"Add objective.{source}, or change responses so that no such text is drawn"
                 )
             objective = mapped[source]
-            parts.append((objective.loss_weight, objective, (rows.sources == code).nonzero().squeeze(-1)))
+            parts.append((objective.loss_weight, objective, rows.of_source(source)))
         return parts
-
-    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        value = student.new_zeros(student.shape[0])
-        for weight, objective, index in self.split(rows):
-            assert index is not None
-            theirs = None if teacher is None else teacher[rows.teacher_index(index)]
-            part = weight * objective.per_token(student[index], theirs, rows[index])
-            value = value.index_put((index,), part)
-        return value
-
-    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
-        value = student.new_zeros(student.shape[0])
-        for weight, objective, index in self.split(rows):
-            assert index is not None
-            part = weight * objective.per_token_sparse(student[index], compact[index], rows[index])
-            value = value.index_put((index,), part)
-        return value
-
-    def per_sequence(self, rows: Rows) -> Tensor:
-        assert rows.student_logprobs is not None
-        value = torch.zeros_like(rows.student_logprobs)
-        for weight, objective, index in self.split(rows):
-            assert index is not None
-            value = value.index_put((index,), weight * objective.per_sequence(rows[index]))
-        return value
-
-    def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
-        some = next(iter(student.values()))
-        value = some.new_zeros(some.shape[0])
-        for weight, objective, index in self.split(rows):
-            assert index is not None
-            if objective.depths:
-                theirs = rows.teacher_index(index)
-                ours = {depth: states[index] for depth, states in student.items()}
-                others = {depth: states[theirs] for depth, states in teacher.items()}
-                part = weight * objective.per_layers(ours, others, rows[index])
-                value = value.index_put((index,), part)
-        return value
 
     def held(self) -> tuple[Objective, ...]:
         return tuple(self.mapped().values())
+
+
+@register
+class ByTeacher(_Routed):
+    """Another teacher for each row of the data set, which names it in its column `teacher`.
+
+    Equation: w_m L_m on the rows that name teacher m, w_m the `loss_weight` of its objective, which compares
+        with m.
+    Gradient: that of the row's objective.
+    Character: that of the row's objective.
+    When: teachers of one domain each, such as mathematics to one and code to another.
+    Source: the routing is ours.
+    """
+
+    kind: Literal["by_teacher"] = "by_teacher"
+    objectives: dict[str, ObjectiveField] = Field(min_length=1)
+    """The objective of each teacher, by its name under `teachers`; `main` is the one under `teacher`."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _compared_with_it(cls, objectives: dict[str, Objective]) -> dict[str, Objective]:
+        return {name: objective.with_teacher(name) for name, objective in objectives.items()}
+
+    def requirements(self) -> Requirements:
+        return super().requirements() | Requirements(rows=frozenset({"teachers"}))
+
+    def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        for name, objective in self.objectives.items():
+            yield from objective.check_in_run(f"{path}.objectives.{name}", facts)
+
+    def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
+        objective = self.objectives.get(teacher or "")
+        return frozenset() if objective is None else objective.teachers_of(source)
+
+    def split(self, rows: Rows) -> list[Split]:
+        if rows.teachers is None:
+            raise ValueError("an objective per teacher needs the name of the teacher of every row")
+        parts: list[Split] = []
+        for name in np.unique(rows.teachers).tolist():
+            if name not in self.objectives:
+                raise ValueError(
+                    f"rows name the teacher {name!r}, but the objective maps {', '.join(self.objectives)}. "
+                    f"Add objective.objectives.{name}, or leave such rows out"
+                )
+            objective = self.objectives[name]
+            parts.append((objective.loss_weight, objective, np.flatnonzero(rows.teachers == name)))
+        return parts
+
+    def held(self) -> tuple[Objective, ...]:
+        return tuple(self.objectives.values())
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.loss_weight, tuple(self.objectives.items())))

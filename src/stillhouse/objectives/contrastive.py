@@ -9,6 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress
@@ -139,18 +140,19 @@ class Contrastive(Objective):
 
     def split(self, rows: Rows) -> list[Split]:
         teacher_rows, student_rows = self._written_by(rows)
-        return [(1.0, self, index) for index in (teacher_rows, student_rows) if index.numel()]
+        return [(1.0, self, index) for index in (teacher_rows, student_rows) if len(index)]
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         teacher_rows, student_rows = self._written_by(rows)
-        if student_rows.numel() == 0:
+        if not len(student_rows):
             return self._teacher_written(student, teacher, rows)
-        if teacher_rows.numel() == 0:
+        if not len(teacher_rows):
             return self._student_written(student, teacher, rows)
         value = student.new_zeros(student.shape[0])
-        for index, part in ((teacher_rows, self._teacher_written), (student_rows, self._student_written)):
-            value = value.index_put((index,), part(student[index], teacher[index], rows[index]))
+        for positions, part in ((teacher_rows, self._teacher_written), (student_rows, self._student_written)):
+            index = RowIndex.of(positions, student.device)
+            value[index.device] = part(student[index.device], teacher[index.device], rows[index])
         return value
 
     def value_and_gradient(
@@ -158,9 +160,9 @@ class Contrastive(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         teacher_rows, student_rows = self._written_by(rows)
-        if self.alpha_least == 0.0 or self.alpha == 0.0 or (teacher_rows.numel() and student_rows.numel()):
+        if self.alpha_least == 0.0 or self.alpha == 0.0 or (len(teacher_rows) and len(student_rows)):
             return super().value_and_gradient(student, teacher, rows)
-        if student_rows.numel() == 0:
+        if not len(student_rows):
             value, gradient = closed.skew_kl(student, teacher, self.alphas(rows, TEACHER))
             weight = self.source_weights()["teacher"]
         else:
@@ -196,12 +198,11 @@ class Contrastive(Objective):
         value = kl(log_q, mixture(inside, log_p, self.alphas(rows, STUDENT)))
         return self.source_weights()["student"] * value
 
-    def _written_by(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _written_by(self, rows: Rows) -> tuple[Ints, Ints]:
         assert rows.sources is not None
-        teacher_rows = (rows.sources == TEACHER).nonzero().squeeze(-1)
-        student_rows = (rows.sources == STUDENT).nonzero().squeeze(-1)
-        if teacher_rows.numel() + student_rows.numel() != rows.sources.numel():
-            others = {SOURCES[code] for code in rows.sources.unique().tolist()} - {"teacher", "student"}
+        teacher_rows, student_rows = rows.of_source("teacher"), rows.of_source("student")
+        if len(teacher_rows) + len(student_rows) != len(rows.sources):
+            others = {SOURCES[code] for code in rows.sources} - {"teacher", "student"}
             raise ValueError(
                 f"contrastive is for responses of teacher and student, got {', '.join(sorted(others))}; "
                 "use a map from source to objective for these"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.errors import Fault
@@ -23,23 +25,24 @@ LEAST_SHARE = 1e-3
 """Least share of the student in the probability that a token was sampled with; below it rounding decides."""
 
 
-def returns(rewards: Tensor, ids: Tensor, discount: float, include_current: bool) -> tuple[Tensor, Tensor]:
+def returns(rewards: Tensor, ids: Ints, discount: float, include_current: bool) -> tuple[Tensor, Tensor]:
     """For each row the discounted sum of the rewards after it in its sequence, and how many they are, both
     [N].
 
     Rows of a sequence count in the order in which they stand, whatever lies between them.
     """
-    count = torch.bincount(ids)
-    order = torch.argsort(ids, stable=True)
-    place = torch.empty_like(ids)
-    place[order] = torch.arange(ids.numel(), device=ids.device) - (count.cumsum(0) - count)[ids[order]]
-    table = rewards.new_zeros(count.numel(), int(count.max()) + 1).index_put((ids, place), rewards)
+    count = np.bincount(ids)
+    order = np.argsort(ids, kind="stable")
+    place = np.empty_like(ids)
+    place[order] = np.arange(len(ids)) - (count.cumsum() - count)[ids[order]]
+    where = to_device(ids, rewards.device), to_device(place, rewards.device)
+    table = rewards.new_zeros(len(count), int(count.max()) + 1).index_put(where, rewards)
     sums = torch.zeros_like(table)
     for column in range(table.shape[1] - 2, -1, -1):
         later = sums[:, column + 1] if include_current else sums[:, column + 1] + table[:, column + 1]
         sums[:, column] = discount * later + (table[:, column] if include_current else 0.0)
     left = count[ids] - place - (0 if include_current else 1)
-    return sums[ids, place], left
+    return sums[where], to_device(left, rewards.device)
 
 
 @register

@@ -6,10 +6,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import REFERENCE, Requirements
 from stillhouse.core.rows import Rows, sequence_means
 from stillhouse.objectives import closed
@@ -75,25 +78,27 @@ class DPKD(Objective):
         assert rows.teacher_logprobs is not None
         ratio = sequence_means(rows.student_logprobs - rows.teacher_logprobs.detach(), ids)
         if not self.length_normalised:
-            ratio = ratio * torch.bincount(ids, minlength=ratio.shape[0])
-        written = sources.new_zeros(ratio.shape[0]).index_copy(0, ids, sources)
-        prompts, pair = torch.unique(
-            pairs.new_zeros(ratio.shape[0]).index_copy(0, ids, pairs), return_inverse=True
+            ratio = ratio * to_device(np.bincount(ids), ratio.device)
+        sequences, first = np.unique(ids, return_index=True)
+        prompts, pair = np.unique(pairs[first], return_inverse=True)
+        chosen, rejected = (
+            _one_of_each_pair(sequences, pair, sources[first] == code, len(prompts))
+            for code in (TEACHER, STUDENT)
         )
-        gap = self._side(ratio, written == TEACHER, pair, len(prompts)) - self._side(
-            ratio, written == STUDENT, pair, len(prompts)
-        )
-        return -logsigmoid(float(self.scale) * gap)[pair[ids]]
+        gap = ratio[to_device(chosen, ratio.device)] - ratio[to_device(rejected, ratio.device)]
+        of_row = pair[np.searchsorted(sequences, ids)]
+        return -logsigmoid(float(self.scale) * gap)[to_device(of_row, ratio.device)]
 
-    @staticmethod
-    def _side(ratio: Tensor, chosen: Tensor, pair: Tensor, count: int) -> Tensor:
-        index = pair[chosen]
-        if index.numel() != count or torch.unique(index).numel() != count:
-            raise ValueError(
-                "dpkd needs exactly one teacher-written and one student-written response of each "
-                "pair in the batch; use responses.kind: pairs"
-            )
-        return torch.zeros(count, dtype=ratio.dtype, device=ratio.device).index_copy(0, index, ratio[chosen])
+
+def _one_of_each_pair(sequences: Ints, pair: Ints, written: NDArray[np.bool_], count: int) -> Ints:
+    """The sequence of each pair, 0 to `count` - 1, that is among those `written`."""
+    index = pair[written]
+    if len(index) != count or len(np.unique(index)) != count:
+        raise ValueError(
+            "dpkd needs exactly one teacher-written and one student-written response of each "
+            "pair in the batch; use responses.kind: pairs"
+        )
+    return sequences[written][np.argsort(index)]
 
 
 def _two_teachers(objective: Objective, reference: str) -> Requirements:
@@ -124,16 +129,16 @@ class Advantage(Objective):
         return _two_teachers(self, self.reference_model)
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        assert rows.reference_logits is not None
+        reference = rows.model_logits[self.reference_model]
         log_p, log_q = both(student, teacher)
-        return -(log_q.exp() * (log_p - log_softmax(rows.reference_logits))).sum(-1)
+        return -(log_q.exp() * (log_p - log_softmax(reference))).sum(-1)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        assert rows.reference_logits is not None
-        reward = log_softmax(teacher).sub_(log_softmax(rows.reference_logits))
+        reference = rows.model_logits[self.reference_model]
+        reward = log_softmax(teacher).sub_(log_softmax(reference))
         return closed.expectation(student, reward)
 
 
@@ -171,8 +176,7 @@ class AlignedTeacher(Objective):
 
     def _target(self, teacher: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Logits of the synthetic teacher [n, V], and scale / weight [n]."""
-        assert rows.reference_logits is not None
-        reference = rows.reference_logits
+        reference = rows.model_logits[self.reference_model]
         if self.weight_rule == "adaptive":
             distance = (torch.softmax(teacher, -1) - torch.softmax(reference, -1)).abs().sum(-1, keepdim=True)
             weight = float(self.extrapolation) * distance + 1e-3

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.alignment import Members, VocabularyMatch
+from stillhouse.core.host import to_device
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, label_logprobs, register
@@ -56,18 +57,16 @@ class Span(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         alignment = rows.alignment
-        matching = (
-            None if alignment is None or alignment.matching is None else alignment.matching.to(student.device)
-        )
+        matching = None if alignment is None else alignment.matching
         if matching is None:  # of heads of different height the shared ids are compared
             size = min(student.shape[-1], teacher.shape[-1])
             student, teacher = student[:, :size], teacher[:, :size]
         if alignment is None:
             return self._value(student.log_softmax(-1), teacher.log_softmax(-1), None)
         assert rows.labels is not None
-        ours, theirs = alignment.members(last=self.order == "bayesian")
+        ours, theirs = alignment.members(student.device, last=self.order == "bayesian")
         log_q = merged(student, rows.labels, ours)
-        log_p = merged(teacher, alignment.teacher_labels, theirs)
+        log_p = merged(teacher, to_device(alignment.teacher_labels, teacher.device), theirs)
         value = self._value(log_q, log_p, matching)
         return student.new_zeros(student.shape[0]).index_put((ours.anchors,), value)
 
@@ -78,13 +77,13 @@ class Span(Objective):
         on_rest = 1.0 - share if self.rest_weight is None else self.rest_weight
         if matching is None:
             return on_matched * self._divergence(log_q, log_p)
-        value = log_q.new_zeros(log_q.shape[0])
-        if matching.student.numel():
-            both = log_q[:, matching.student], log_p[:, matching.teacher]
+        value, ids = log_q.new_zeros(log_q.shape[0]), matching.on(log_q.device)
+        if ids.student.numel():
+            both = log_q[:, ids.student], log_p[:, ids.teacher]
             value = value + on_matched * self._divergence(*both)
-        ours, theirs = matching.rest
         if on_rest:
-            value = value + on_rest * sorted_distance(log_q[:, ours].exp(), log_p[:, theirs].exp())
+            rest = log_q[:, ids.student_rest].exp(), log_p[:, ids.teacher_rest].exp()
+            value = value + on_rest * sorted_distance(*rest)
         return value
 
     def _divergence(self, log_q: Tensor, log_p: Tensor) -> Tensor:

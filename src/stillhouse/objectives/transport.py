@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from stillhouse.config import ListOf
-from stillhouse.core.alignment import NOTHING, Members, TokenAlignment, VocabularyMatch
+from stillhouse.core.alignment import Members, TokenAlignment
+from stillhouse.core.host import RowIndex, to_device
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Layers, Objective, register
@@ -18,7 +19,7 @@ from stillhouse.objectives.sinkhorn import divergence
 from stillhouse.schedules import NonNegative
 
 HALF = (torch.float16, torch.bfloat16)
-Points = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Points = Callable[[RowIndex, RowIndex], tuple[Tensor, Tensor]]
 """Rows of the student and of the teacher -> points of one space, with squared distances of at most 1."""
 
 
@@ -67,14 +68,14 @@ class Transport(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None
         alignment = _aligned(rows)
-        matching = None if alignment.matching is None else alignment.matching.to(student.device)
+        ids = None if alignment.matching is None else alignment.matching.on(student.device)
 
-        def points(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-            q, p = student[ours], teacher[theirs]
-            if matching is None:
+        def points(ours: RowIndex, theirs: RowIndex) -> tuple[Tensor, Tensor]:
+            q, p = student[ours.device], teacher[theirs.device]
+            if ids is None:
                 size = min(q.shape[-1], p.shape[-1])
-                return _root(q[:, :size], None), _root(p[:, :size], None)
-            return _root(q, matching, 0), _root(p, matching, 1)
+                return _root(q[:, :size]), _root(p[:, :size])
+            return _root(q, ids.student, ids.student_rest), _root(p, ids.teacher, ids.teacher_rest)
 
         return self._over_sequences(student, points, alignment)
 
@@ -88,22 +89,26 @@ class Transport(Objective):
 
     @staticmethod
     def _profiles(ours: Tensor, theirs: Tensor, alignment: TokenAlignment) -> Points:
-        def points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        def points(student: RowIndex, teacher: RowIndex) -> tuple[Tensor, Tensor]:
             starts = (
-                Members.of(alignment.student_groups[student], last=False).anchors,
-                Members.of(alignment.teacher_groups[teacher], last=False).anchors,
+                Members.of(alignment.student_groups[student.host], False, ours.device).anchors,
+                Members.of(alignment.teacher_groups[teacher.host], False, theirs.device).anchors,
             )
-            return profiles(ours[student], starts[0]), profiles(theirs[teacher], starts[1])
+            return profiles(ours[student.device], starts[0]), profiles(theirs[teacher.device], starts[1])
 
         return points
 
     def _over_sequences(self, like: Tensor, points: Points, alignment: TokenAlignment) -> Tensor:
         """The divergence of each sequence at each of its rows, [N]; zero where nothing is aligned."""
         value = like.new_zeros(like.shape[0], dtype=torch.promote_types(like.dtype, torch.float32))
-        for student, teacher in _sequences(alignment):
-            places = alignment.student_places[student], alignment.teacher_places[teacher]
+        for student, teacher in alignment.sequences(like.device):
+            places = (
+                to_device(alignment.student_places[student.host], like.device),
+                to_device(alignment.teacher_places[teacher.host], like.device),
+            )
             found = divergence(*self._costs(points(student, teacher), places), self.blur)
-            whole = alignment.student_sequences == alignment.student_sequences[student[0]]
+            sequence = alignment.student_sequences[student.host][0]
+            whole = to_device(alignment.student_sequences == sequence, like.device)
             value = torch.where(whole, found, value)
         return value
 
@@ -134,16 +139,15 @@ def profiles(states: Tensor, anchors: Tensor) -> Tensor:
     return unit @ unit[anchors].t() / (2 * anchors.shape[0] ** 0.5)
 
 
-def _root(logits: Tensor, matching: VocabularyMatch | None, side: int = 0) -> Tensor:
+def _root(logits: Tensor, shared: Tensor | None = None, rest: Tensor | None = None) -> Tensor:
     """sqrt(probability / 2) over the shared tokens and the rest, [n, K + 1]: half the squared distance of two
     is 1 - sum sqrt(q p)."""
     logs = logits.log_softmax(-1)
-    if matching is not None:
-        rest = matching.rest[side]
-        shared = logs[:, (matching.student, matching.teacher)[side]]
+    if shared is not None and rest is not None:
         tail = logs[:, rest].logsumexp(-1, keepdim=True) if rest.numel() else None
-        # Both sides have an entry for the rest, or the spaces would differ.
-        logs = torch.cat([shared, torch.full_like(logs[:, :1], -1e30) if tail is None else tail], -1)
+        # Both models have an entry for the rest, or the spaces would differ.
+        tail = torch.full_like(logs[:, :1], -1e30) if tail is None else tail
+        logs = torch.cat([logs[:, shared], tail], -1)
     return (0.5 * logs).exp() * 0.5**0.5
 
 
@@ -151,13 +155,4 @@ def _aligned(rows: Rows) -> TokenAlignment:
     if rows.alignment is not None:
         return rows.alignment
     assert rows.sequence_ids is not None
-    return TokenAlignment.identity(torch.zeros_like(rows.sequence_ids), rows.sequence_ids)
-
-
-def _sequences(alignment: TokenAlignment) -> Iterator[tuple[Tensor, Tensor]]:
-    """The aligned rows of the student and of the teacher, sequence by sequence."""
-    ours = alignment.student_groups != NOTHING
-    theirs = alignment.teacher_groups != NOTHING
-    for sequence in alignment.student_sequences[ours].unique():
-        student = (ours & (alignment.student_sequences == sequence)).nonzero().squeeze(-1)
-        yield student, (theirs & (alignment.teacher_sequences == sequence)).nonzero().squeeze(-1)
+    return TokenAlignment.identity(rows.sequence_ids)

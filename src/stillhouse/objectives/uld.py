@@ -70,7 +70,7 @@ class ULD(Objective):
         assert teacher is not None
         if rows.alignment is None:
             return self._distance(student, teacher)
-        ours, theirs = _starts(rows.alignment)
+        ours, theirs = _starts(rows.alignment, student.device)
         value = self._distance(student[ours], teacher[theirs])
         return student.new_zeros(student.shape[0]).index_put((ours,), value)
 
@@ -80,7 +80,7 @@ class ULD(Objective):
         assert teacher is not None
         if rows.alignment is None:
             return self._closed(student, teacher)
-        ours, theirs = _starts(rows.alignment)
+        ours, theirs = _starts(rows.alignment, student.device)
         value, gradient = self._closed(student[ours], teacher[theirs])
         count = student.shape[0]
         return (
@@ -107,7 +107,7 @@ class ULD(Objective):
         return value, force.sub_(closed.dot(q, force)[:, None]).mul_(q)
 
 
-def _starts(alignment: TokenAlignment) -> tuple[Tensor, Tensor]:
+def _starts(alignment: TokenAlignment, device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows of both models at which a group starts."""
-    ours, theirs = alignment.members()
+    ours, theirs = alignment.members(device)
     return ours.anchors, theirs.anchors

@@ -162,9 +162,8 @@ class SpeculativePolicy(StatelessPolicy):
             for index, (ids, proposal) in enumerate(zip(prefixes, proposals, strict=True))
         ]
         batch = collate(responses, self._models.tokenizer_info.pad_id).to(next(teacher.parameters()).device)
-        tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
         with torch.no_grad():
-            return head_of(teacher, self._models.vocab_size).logits(hidden_rows(teacher, tensors)).float()
+            return head_of(teacher, self._models.vocab_size).logits(hidden_rows(teacher, batch)).float()
 
     def _replacements(self, logits: Tensor, uniform: Tensor) -> list[int]:
         """A token of the teacher for every position; most of them are not needed."""

@@ -18,7 +18,7 @@ from stillhouse.data import Data, load_data
 from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
-from stillhouse.errors import ModelError
+from stillhouse.errors import DataError, ModelError
 from stillhouse.models import (
     fingerprint,
     load_student,
@@ -27,7 +27,7 @@ from stillhouse.models import (
     parameter_counts,
     unwrap,
 )
-from stillhouse.rollouts import ResponseGenerator, RolloutContext
+from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 from stillhouse.rollouts.offline.scoring import scorers
@@ -36,7 +36,9 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Translation, tokenizers
-from stillhouse.train.step import Method, Step
+from stillhouse.teachers import AnyTeacher
+from stillhouse.train.metrics import MetricAccumulator
+from stillhouse.train.step import Method, SingleProcess, Step, TrainingClock, World
 
 
 @dataclass
@@ -47,11 +49,17 @@ class Parts:
     tokenizer: Any
     facts: TokenizerInfo
     student: nn.Module
-    teacher: nn.Module | None
+    teachers: dict[str, nn.Module | None]
+    """By name; None for a teacher that is not loaded here, such as one on a server."""
     vocab: int
     data: Data
     translation: Translation | None = None
     """Between the two tokenizers, where the teacher has another one."""
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The main teacher's model, if it is loaded here."""
+        return self.teachers.get(MAIN)
 
     @property
     def sampling(self) -> Sampling:
@@ -68,7 +76,7 @@ class Parts:
     @property
     def contexts(self) -> dict[str, int | None]:
         """The most tokens that each model can take."""
-        models = {"student": self.student, "teacher": self.teacher}
+        models = {"student": self.student, **{_path(name): model for name, model in self.teachers.items()}}
         return {
             name: context_length(unwrap(model).config) for name, model in models.items() if model is not None
         }
@@ -128,7 +136,6 @@ def assemble(config: RunConfig) -> Parts:
 
     transformers_logging.disable_progress_bar()  # bars for shards of weights would break up ours
     set_seed(config.train.seed)
-    teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
     data = load_data(
@@ -137,29 +144,49 @@ def assemble(config: RunConfig) -> Parts:
         needs_response="responses" in config.responses.requirements().data,
         teacher_tokenizer=found.teacher,
     )
-    if config.teacher is not None and config.objective.needs_teacher:
-        config.teacher.check_signal(longest_sequence(config, data.train))
-    teacher = load_teacher(teacher_model) if teacher_model is not None else None
-    student = load_student(config.student, tokenizer, teacher, config.train.seed)
-    _finite("student", student)
-    if teacher is not None:
-        _finite("teacher", teacher)
+    asked = config.objective.requirements().model_names
+    for name, teacher in config.all_teachers.items():
+        if name in asked:
+            teacher.check_signal(longest_sequence(config, data.train))
+    _check_named_teachers(config, data)
+    loads = {name: teacher.model_to_load() for name, teacher in config.all_teachers.items()}
+    teachers = {name: None if model is None else load_teacher(model) for name, model in loads.items()}
+    main = teachers.get(MAIN)
+    student = load_student(config.student, tokenizer, main, config.train.seed)
+    for name, model in {"student": student, **{_path(one): model for one, model in teachers.items()}}.items():
+        if model is not None:
+            _finite(name, model)
     device = local_device()
-    facts = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
-    context = None if teacher is None else context_length(unwrap(teacher).config)
     parts = Parts(
         config,
         tokenizer,
-        facts,
+        TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer),
         student.to(device),
-        None if teacher is None else teacher.to(device),
+        {name: None if model is None else model.to(device) for name, model in teachers.items()},
         len(tokenizer),
         data,
-        Translation.of(found, data, context),
+        Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
     )
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
+
+
+def _path(teacher: str) -> str:
+    return "teacher" if teacher == MAIN else f"teachers.{teacher}"
+
+
+def _check_named_teachers(config: RunConfig, data: Data) -> None:
+    """Refuse rows that name no teacher of the run, where the objective goes by that."""
+    if "teachers" not in config.objective.requirements().rows:
+        return
+    named = {prompt.facts.get("teacher") for prompt in data.train}
+    unknown = sorted(str(name) for name in named - set(config.all_teachers))
+    if unknown:
+        raise DataError(
+            f"data.train: its rows name the teacher {unknown[0]!r} in their column teacher; there are "
+            f"{', '.join(config.all_teachers)}. Name one of these in every row, or add teachers.{unknown[0]}."
+        )
 
 
 def _finite(name: str, model: nn.Module) -> None:
@@ -176,7 +203,7 @@ def _finite(name: str, model: nn.Module) -> None:
 def make_context(
     parts: Parts,
     folder: RunFolder,
-    version: Callable[[], int | None],
+    version: Callable[[], int | None] = lambda: None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> RolloutContext:
     """What the run's response policy may use.
@@ -237,29 +264,44 @@ def make_context(
     )
 
 
-def make_step(parts: Parts, folder: RunFolder, version: Callable[[], int]) -> Step:
-    """The step of the configured method over loaded parts; the arguments are those of `make_context`."""
-    config = parts.config
+def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> Step:
+    """The step of the configured method over loaded parts.
 
-    def written(tokens: int) -> None:
-        step.meter.add("tokens/generate", tokens)
-
-    context = make_context(parts, folder, version, written)
-    signal = None
-    if config.teacher is not None and config.objective.needs_teacher:
-        vocab = parts.vocab if parts.translator is None else len(parts.translator.teacher)
-        signal = config.teacher.build(parts.teacher, vocab)
-    step = Step(
+    Args:
+        parts: what `assemble` gave.
+        folder: where rounds of responses are kept.
+        world: the other processes; None: there are none.
+    """
+    config, clock, metrics = parts.config, TrainingClock(), MetricAccumulator()
+    context = make_context(
+        parts, folder, lambda: clock.step, lambda tokens: metrics.add("tokens/generate", tokens)
+    )
+    teachers = _running_teachers(parts)
+    caches = config.teacher is not None and config.teacher.caches
+    return Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
-        signal,
+        teachers,
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
+        translator=parts.translator if MAIN in teachers else None,
+        world=world or SingleProcess(),
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
-        memory=None if config.teacher is not None and config.teacher.caches else context.hidden_cache,
+        hidden_cache=TeacherHiddenCache() if caches else context.hidden_cache,
+        metrics=metrics,
+        clock=clock,
     )
-    step.translator = parts.translator if signal is not None else None
-    return step
+
+
+def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:
+    """The teachers that the objective asks for log-probabilities or layers, by name."""
+    asked = parts.config.objective.requirements().model_names
+    vocab = {MAIN: parts.vocab if parts.translator is None else len(parts.translator.teacher)}
+    return {
+        name: teacher.build(parts.teachers[name], vocab.get(name, parts.vocab))
+        for name, teacher in parts.config.all_teachers.items()
+        if name in asked
+    }
 
 
 def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data
 from stillhouse.data.tokenise import Encoder
@@ -164,7 +165,7 @@ def evaluate_models(
             {**_tree(teacher, None, template, rows, _teacher_tasks(settings)), "name": "teacher"}
         )
         parts = _load(teacher_only.config)
-        parts.teacher = parts.student
+        parts.teachers = {MAIN: parts.student}
         evaluate_system(parts, _held_out(parts), teacher_folder, "teacher", parts.student)
         del parts
     for student in students:
@@ -245,7 +246,7 @@ def _load(config: RunConfig) -> Parts:
         tokenizer,
         TokenizerInfo(eos_ids=(end,), pad_id=tokenizer.pad_token_id),
         student.to(device),
-        None if teacher is None else teacher.to(device),
+        {} if teacher is None else {MAIN: teacher.to(device)},
         vocab,
         Data((), (), (), end),
     )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from stillhouse import console
+from stillhouse.core.requirements import MAIN
+from stillhouse.core.types import Progress
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
@@ -26,7 +28,7 @@ from stillhouse.runs.resolve import Resolved, resolve
 from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import Interrupt, MetricsLog, Phases, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
 
@@ -122,24 +124,16 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     Returns:
         Whether it came to the end; False after Ctrl-C.
     """
-    config = parts.config
-    state = {"step": 0}
-    step = make_step(
-        parts,
-        folder,
-        lambda: int(trainer.state.global_step if trainer is not None else state["step"]),
-    )
-    trainer: DistilTrainer | None = None
+    config, prompts = parts.config, len(parts.data.train)
+    arguments = training_arguments(config, folder.checkpoints)
+    per_epoch, in_all = steps_in_epoch(arguments, prompts), steps_in_all(arguments, prompts)
+    step = make_step(parts, folder, Ranks(arguments.world_size, arguments.device))
     log = MetricsLog(folder.metrics, step)
-    validation = _validation(parts, folder, step, log)
-    saver = Saver(config.train, step, validation, folder.checkpoints)
+    validation = _validation(parts, folder, step, log, per_epoch)
+    saver = Saver(config.train, step, validation, folder.checkpoints, per_epoch)
     bar = ProgressBar(f"Training {config.name}", step)
-    callbacks = [log, *([validation] if validation else []), saver, Phases(step), bar, interrupt]
-    trainer = make_trainer(parts, step, folder, callbacks)
-    step.world = Ranks(trainer.args.world_size, trainer.args.device)
-    for callback in (validation, saver):
-        if callback is not None:
-            callback.steps_per_epoch = steps_in_epoch(trainer)
+    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    trainer = make_trainer(parts, step, arguments, callbacks)
     checkpoint = checkpoints.newest_whole(folder.checkpoints) if resume else None
     if checkpoint is not None:
         saved = checkpoints.load_state(checkpoint)
@@ -150,27 +144,27 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     if folder.main:
         checkpoints.drop_after(folder.checkpoints, reached)
         log.cut(after=reached)
-    if checkpoint is not None and reached >= steps_in_all(trainer):
+    if checkpoint is not None and reached >= in_all:
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
-    folder.note(max_steps=steps_in_all(trainer))
+    folder.note(max_steps=in_all)
     if checkpoint is None and validation is not None:
-        validation.now(0, folder.main)
+        validation.now(Progress(0, in_all, 0.0, in_all / per_epoch), folder.main)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         bar.close()
-        if (line := step.close()) is not None and folder.main:
-            console.note(line)
-        report_server_usage(parts, step.teacher, folder)
+        for line in step.close():
+            if folder.main:
+                console.note(line)
+        report_server_usage(parts, step.teachers.get(MAIN), folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 
-def make_trainer(parts: Parts, step: Step, folder: RunFolder, callbacks: list[Any]) -> DistilTrainer:
+def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> DistilTrainer:
     """The trainer for a run, with Hugging Face's own printing and saving switched off where ours does it."""
     from transformers import PrinterCallback, ProgressCallback
 
-    arguments = training_arguments(parts.config, folder.checkpoints)
     trainer = DistilTrainer(
         step=step,
         model=parts.student,
@@ -180,11 +174,13 @@ def make_trainer(parts: Parts, step: Step, folder: RunFolder, callbacks: list[An
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.callback_handler.callbacks[:0] = callbacks
+    trainer.callback_handler.callbacks[1:1] = callbacks  # behind the one that drives the step
     return trainer
 
 
-def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) -> Validation | None:
+def _validation(
+    parts: Parts, folder: RunFolder, step: Step, log: MetricsLog, steps_per_epoch: int
+) -> Validation | None:
     config = parts.config
     held_out = parts.data.valid[: config.evaluate.valid_limit]
     if not held_out or config.train.validate_every == "never":
@@ -216,7 +212,7 @@ def _validation(parts: Parts, folder: RunFolder, step: Step, log: MetricsLog) ->
         torch.save(parts.student.state_dict(), fresh / "weights.pt")
         checkpoints.replace_folder(fresh, folder.best)
 
-    return Validation(config.train, step, log, measure, keep_best)
+    return Validation(config.train, step, log, measure, keep_best, steps_per_epoch)
 
 
 def _changes(folder: RunFolder, resolved: Resolved) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stillhouse import console
-from stillhouse.core.batch import Batch
+from stillhouse.core.batch import TokenBatch
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import SOURCES, Progress, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import ConfigError, Fault
@@ -25,7 +26,7 @@ from stillhouse.teachers import AnyTeacher, LiveTeacherConfig, SparseTeacher, Te
 from stillhouse.teachers.cached import CachedSparseTeacher, CachedTeacher, CacheTeacherConfig
 from stillhouse.teachers.store import Manifest, Store
 from stillhouse.teachers.store.codecs import Codec, HiddenCodec, SampledCodec, SparseCodec, TopkCodec
-from stillhouse.train.signal import seen_by_teacher, sources_with_teacher
+from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step
 
 REPEATS = 4
@@ -79,38 +80,32 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     size = batch_size or config.train.micro_batch_size
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
-            batch = collate(mine[start : start + size], parts.facts.pad_id).to(device)
-            tensors: Mapping[str, Tensor] = teacher_batch(batch)
+            batch: TokenBatch = collate(mine[start : start + size], parts.facts.pad_id)
+            rows = batch.num_rows
             if translator is not None:
-                teacher_inputs = translator.teacher_inputs(batch.responses)
-                tensors = seen_by_teacher({**tensors, **{k: v.to(device) for k, v in teacher_inputs.items()}})
-            _query(teacher, tensors)
-            bar.advance(batch.num_tokens)
+                batch, _ = translator.teacher_batch(mine[start : start + size])
+            _query(teacher, batch.to(device))
+            bar.advance(rows)
     return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."
 
 
 def _known_responses(parts: Parts) -> Iterator[Response]:
     """The responses that do not depend on the student, as far as the objective needs the teacher for them."""
     config = parts.config
-    needed = {SOURCES[code] for code in sources_with_teacher(config.objective)}
+    needed = {source for source in SOURCES if MAIN in config.objective.teachers_of(source)}
     sources = config.responses.sources() & needed
     if "fixed" in sources:
         yield from (
             reference_response(prompt) for prompt in parts.data.train if prompt.response_ids is not None
         )
     if "teacher" in sources:
-        context = make_context(parts, RunFolder(default_folder(config)), lambda: None)
+        context = make_context(parts, RunFolder(default_folder(config)))
         yield from config.responses.static_teacher_responses(context)
     if "text" in needed and parts.data.text:
         yield from parts.data.text
 
 
-def teacher_batch(batch: Batch) -> dict[str, Tensor]:
-    """The tensors of a batch that a teacher reads."""
-    return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask", "labels")}
-
-
-def _query(teacher: AnyTeacher, batch: Mapping[str, Tensor]) -> None:
+def _query(teacher: AnyTeacher, batch: TokenBatch) -> None:
     if isinstance(teacher, SparseTeacher):
         teacher.sparse_logprobs(batch)
     else:
@@ -173,15 +168,16 @@ def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Code
     parts.student.eval()
     parts = replace(parts, data=replace(parts.data, train=parts.data.train[:prompts]))
     with tempfile.TemporaryDirectory() as place:
-        step = make_step(parts, RunFolder(Path(place)), lambda: 0)
-        assert isinstance(step.teacher, Teacher)
+        step = make_step(parts, RunFolder(Path(place)))
+        live = step.teachers[MAIN]
+        assert isinstance(live, Teacher)
         dtype = str(next(teacher.parameters()).dtype).removeprefix("torch.")
         store = Store(Path(place) / "exact", Manifest("exact", ""))
-        exact = CachedTeacher(store, HiddenCodec(dtype), step.teacher.head, step.teacher)
-        step.teacher = exact  # so that the model itself runs only once
+        # So that the model itself runs only once.
+        exact = CachedTeacher(store, HiddenCodec(dtype), live.head, live)
         count = -(-len(parts.data.train) // config.train.micro_batch_size)
-        batches = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
-        loss, slope = _gradient(step, parts, batches)
+        prepared = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
+        loss, slope = _gradient(with_main_teacher(step, exact), parts, prepared)
         rows, refused = [], []
         with console.progress("Comparing codecs") as bar:
             for codec in codecs_to_compare(cached, parts.vocab, dtype):
@@ -192,11 +188,11 @@ def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Code
                 found = []
                 for seed in range(REPEATS if form == "sampled" else 1):
                     folder = Path(place) / f"{codec.name}-{seed}"
-                    step.teacher, store = _over(codec, exact, folder, seed)
-                    found.append(_gradient(step, parts, batches))
+                    over, store = _over(codec, exact, folder, seed)
+                    found.append(_gradient(with_main_teacher(step, over), parts, prepared))
                     size = store.size
                     store.close()
-                tokens = sum(int(batch["response_mask"].sum()) for batch in batches)
+                tokens = sum(micro.batch.num_rows for micro in prepared.micro_batches)
                 rows.append(_row(codec.name, size / tokens, found, loss, slope))
                 bar.advance(1)
     return loss, rows, refused
@@ -211,16 +207,19 @@ def _over(codec: Codec, live: Teacher, folder: Path, seed: int) -> tuple[AnyTeac
     return CachedTeacher(store, codec, live.head, live), store
 
 
-def _gradient(step: Step, parts: Parts, batches: Sequence[dict[str, Tensor]]) -> tuple[float, Tensor]:
-    """The loss of the batches, and its gradient as one vector."""
-    device = next(parts.student.parameters()).device
+def with_main_teacher(step: Step, teacher: AnyTeacher) -> Step:
+    """The same step with another main teacher."""
+    return replace(step, teachers={**step.teachers, MAIN: teacher})
+
+
+def _gradient(step: Step, parts: Parts, prepared: PreparedStep) -> tuple[float, Tensor]:
+    """The loss of the step, and its gradient as one vector."""
     parts.student.zero_grad(set_to_none=True)
     total = 0.0
-    for batch in batches:
-        moved = {name: value.to(device) for name, value in batch.items()}
-        loss = step.loss(parts.student, moved)
-        loss.backward()
-        total += loss.item()
+    for micro in prepared.micro_batches:
+        found = step.loss(parts.student, micro)
+        found.loss.backward()
+        total += found.value.item()
     trained = [p for p in parts.student.parameters() if p.requires_grad and p.grad is not None]
     return total, torch.cat([p.grad.flatten().float().cpu() for p in trained])  # type: ignore[union-attr]
 

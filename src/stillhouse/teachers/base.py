@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.errors import ConfigError, Fault
@@ -42,8 +43,8 @@ class Teacher(RunningTeacher, Protocol):
         """The teacher's output embedding, which turns its hidden states into logits."""
         ...
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """[N, Dt]: a row for each true entry of `batch["response_mask"]`, row-major, without gradient."""
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """[N, Dt]: a row for each response token of the batch, sequence after sequence, without gradient."""
         ...
 
 
@@ -51,7 +52,7 @@ class Teacher(RunningTeacher, Protocol):
 class LayerTeacher(Teacher, Protocol):
     """A teacher that shows the hidden states of its layers too."""
 
-    def layers(self, batch: Mapping[str, Any], depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
+    def layers(self, batch: TokenBatch, depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
         """As `hidden`, with the hidden states at some depths (0 to 1), by depth."""
         ...
 
@@ -63,12 +64,8 @@ class SparseTeacher(RunningTeacher, Protocol):
     form: str
     """"topk" or "sampled"; the form of what `sparse_logprobs` gives."""
 
-    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
-        """N rows: one for each true entry of `batch["response_mask"]`, row-major, on the batch's device.
-
-        Args:
-            batch: input_ids, attention_mask, response_mask, labels [B, T].
-        """
+    def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
+        """N rows: one for each response token, sequence after sequence, on the batch's device."""
         ...
 
 
@@ -76,7 +73,7 @@ class SparseTeacher(RunningTeacher, Protocol):
 class StreamingTeacher(SparseTeacher, Protocol):
     """A sparse teacher that yields one sequence after the other, so that each can be stored at once."""
 
-    def stream(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
+    def stream(self, batch: TokenBatch) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence of the batch, its rows), in any order."""
         ...
 
@@ -85,7 +82,7 @@ class StreamingTeacher(SparseTeacher, Protocol):
 class PrefetchingTeacher(SparseTeacher, Protocol):
     """A teacher that is faster when it is asked about all micro-batches of a step at once."""
 
-    def prefetch(self, batches: Sequence[Mapping[str, Any]]) -> None:
+    def prefetch(self, batches: Sequence[TokenBatch]) -> None:
         """Fetch what `sparse_logprobs` will be asked for each of them."""
         ...
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from stillhouse.config import FilePath
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ModelError, TeacherError
@@ -27,7 +28,6 @@ from stillhouse.teachers.base import (
     Teacher,
     TeacherConfig,
 )
-from stillhouse.teachers.live import select_sequences
 from stillhouse.teachers.store import (
     HEAD,
     DamagedShard,
@@ -55,7 +55,7 @@ OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("samples
 MAX_LOGITS = 2**25
 """Entries of logits that exist at a time while hidden states become sparse log-probabilities."""
 
-Compute = Callable[[Mapping[str, Any], Sequence[str]], list[Record]]
+Compute = Callable[[TokenBatch, Sequence[str]], list[Record]]
 """Sequences of a batch and their keys -> the record of each, from the teacher itself."""
 
 
@@ -273,18 +273,16 @@ def _read_head(folder: Path, vocab: int) -> ModelHead:
     return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
 
 
-def content_keys(batch: Mapping[str, Any], in_process: bool = True) -> list[str]:
+def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
     """For each sequence of a batch 32 hexadecimal digits that change with its token ids, with where the
     response begins and, for a teacher in this process, with the dtype of autocast, but not with padding,
     order or step."""
-    device = batch["input_ids"].device.type
+    device = batch.input_ids.device.type
     autocast = in_process and torch.is_autocast_enabled(device)
     dtype = str(torch.get_autocast_dtype(device)) if autocast else ""
-    ids, lengths = batch["input_ids"].cpu(), batch["attention_mask"].sum(1).tolist()
-    starts = batch["response_mask"].int().argmax(1).tolist()
     keys = []
-    for row, length, start in zip(ids, lengths, starts, strict=True):
-        content = f"{start} {dtype}\n".encode() + row[:length].numpy().astype("<i8").tobytes()
+    for ids, start in zip(batch.token_ids, batch.prompt_lengths, strict=True):
+        content = f"{start} {dtype}\n".encode() + np.array(ids, dtype="<i8").tobytes()
         keys.append(hashlib.blake2b(content, digest_size=16).hexdigest())
     return keys
 
@@ -307,13 +305,13 @@ class ReadThroughCache:
         self._reported = (0, 0)
         self._prefetched: dict[str, Record] = {}
 
-    def prefetch(self, batch: Mapping[str, Any]) -> None:
+    def prefetch(self, batch: TokenBatch) -> None:
         """Have the records of these sequences in memory, and no others, even where the store has no room."""
         self._prefetched = {}
         records = self.records(batch)
         self._prefetched = dict(zip(content_keys(batch, self._in_process), records, strict=True))
 
-    def records(self, batch: Mapping[str, Any]) -> list[Record]:
+    def records(self, batch: TokenBatch) -> list[Record]:
         """One for each sequence of the batch.
 
         Raises:
@@ -335,15 +333,15 @@ class ReadThroughCache:
                 found[row] = record
         return [one for one in found if one is not None]
 
-    def _fill(self, batch: Mapping[str, Any], rows: list[int], keys: list[str]) -> list[Record]:
+    def _fill(self, batch: TokenBatch, rows: list[int], keys: list[str]) -> list[Record]:
         if self._compute is None:
             raise TeacherError(
-                f"{self.store.folder}: {len(rows)} of the {len(batch['input_ids'])} sequences of a batch are "
+                f"{self.store.folder}: {len(rows)} of the {len(batch)} sequences of a batch are "
                 f"not in the teacher cache, which holds {len(self.store):,}, and teacher.on_miss is error. "
                 "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
                 "data, template and limits; or set teacher.on_miss: fill."
             )
-        part = batch if len(rows) == len(batch["input_ids"]) else select_sequences(batch, rows)
+        part = batch.select(rows)
         computed = self._compute(part, keys)
         self.store.put(dict(zip(keys, computed, strict=True)))
         return computed
@@ -380,14 +378,14 @@ class CachedTeacher:
         self._codec = codec
         self._cache = ReadThroughCache(store, None if teacher is None else self._compute)
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+    def hidden(self, batch: TokenBatch) -> Tensor:
         """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""
         parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return torch.cat(parts).to(batch["input_ids"].device)
+        return torch.cat(parts).to(batch.input_ids.device)
 
-    def _compute(self, batch: Mapping[str, Any], _keys: Sequence[str]) -> list[Record]:
+    def _compute(self, batch: TokenBatch, _keys: Sequence[str]) -> list[Record]:
         assert self.teacher is not None
-        counts = batch["response_mask"].sum(1).tolist()
+        counts = list(batch.row_counts)
         hidden = self.teacher.hidden(batch).cpu().split(counts)
         return [Record(count, self._codec.encode(part)) for count, part in zip(counts, hidden, strict=True)]
 
@@ -427,18 +425,18 @@ class CachedSparseTeacher:
         self._seed = seed
         self._cache = ReadThroughCache(store, None if teacher is None else self._compute, in_process)
 
-    def prefetch(self, batches: Sequence[Mapping[str, Any]]) -> None:
+    def prefetch(self, batches: Sequence[TokenBatch]) -> None:
         """Ask a streaming teacher about all micro-batches of a step at once."""
         if batches and isinstance(self.teacher, StreamingTeacher):
             self._cache.prefetch(concatenated(batches))
 
-    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+    def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
         """N rows, as they are stored."""
         parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return concat_sparse(parts).to(batch["input_ids"].device)
+        return concat_sparse(parts).to(batch.input_ids.device)
 
-    def _compute(self, batch: Mapping[str, Any], keys: Sequence[str]) -> list[Record]:
-        counts = batch["response_mask"].sum(1).tolist()
+    def _compute(self, batch: TokenBatch, keys: Sequence[str]) -> list[Record]:
+        counts = list(batch.row_counts)
         if isinstance(self.teacher, StreamingTeacher):
             records: dict[str, Record] = {}
             for row, part in self.teacher.stream(batch):
@@ -447,7 +445,7 @@ class CachedSparseTeacher:
                 self._cache.store.put({keys[row]: records[keys[row]]})
             return [records[key] for key in keys]
         if isinstance(self.teacher, Teacher):
-            labels = batch["labels"][batch["response_mask"]].split(counts)
+            labels = batch.row_labels().split(counts)
             hidden = self.teacher.hidden(batch).split(counts)
             parts = [
                 sparsified(self._codec, self.teacher.head, states, ids, self._seed_of(key))
@@ -476,15 +474,14 @@ class CachedSparseTeacher:
         return line
 
 
-def concatenated(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def concatenated(batches: Sequence[TokenBatch]) -> TokenBatch:
     """The sequences of several batches in one, padded on the right to the longest."""
-    width = max(batch["input_ids"].shape[1] for batch in batches)
-    names = ("input_ids", "attention_mask", "response_mask", "labels")
-    return {
-        name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
-        for name in names
-        if name in batches[0]
-    }
+    whole = TokenBatch.of(
+        [ids for batch in batches for ids in batch.token_ids],
+        [length for batch in batches for length in batch.prompt_lengths],
+        pad_id=0,
+    )
+    return whole.to(batches[0].input_ids.device)
 
 
 def sparsified(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.models import TeacherModel, fingerprint_of_files, head_of, hidden_rows, layer_rows
 from stillhouse.teachers.base import REGISTRY, MetricSums, TeacherConfig
@@ -31,20 +32,20 @@ class LiveTeacher:
         """Tokens that have gone through it, those of prompts included."""
         self._batch_invariant = batch_invariant
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+    def hidden(self, batch: TokenBatch) -> Tensor:
         """[N, Dt] last hidden states at the response rows, without gradient."""
-        self.tokens += int(batch["attention_mask"].sum())
+        self.tokens += batch.num_tokens
         with torch.no_grad():
             if not self._batch_invariant:
-                return hidden_rows(self.model, dict(batch))
-            single = [select_sequences(batch, [row]) for row in range(len(batch["input_ids"]))]
+                return hidden_rows(self.model, batch)
+            single = [batch.select([row]) for row in range(len(batch))]
             return torch.cat([hidden_rows(self.model, one) for one in single])
 
-    def layers(self, batch: Mapping[str, Any], depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
+    def layers(self, batch: TokenBatch, depths: Sequence[float]) -> tuple[Tensor, dict[float, Tensor]]:
         """As `hidden`, with the hidden states of some layers, by depth; all sequences in one pass."""
-        self.tokens += int(batch["attention_mask"].sum())
+        self.tokens += batch.num_tokens
         with torch.no_grad():
-            return layer_rows(self.model, dict(batch), depths)
+            return layer_rows(self.model, batch, depths)
 
     def pop_metrics(self) -> MetricSums:
         """Nothing is counted."""
@@ -53,14 +54,6 @@ class LiveTeacher:
     def close(self) -> str | None:
         """Nothing is held."""
         return None
-
-
-def select_sequences(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Some sequences of a batch, cut to the longest of them."""
-    index = torch.tensor(rows, device=batch["input_ids"].device)
-    length = int(batch["attention_mask"][index].sum(1).max())
-    names = [name for name in ("input_ids", "attention_mask", "response_mask", "labels") if name in batch]
-    return {name: batch[name][index, :length] for name in names}
 
 
 @REGISTRY.register

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stillhouse.config import FilePath
+from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, concat_sparse
 from stillhouse.errors import RequestRejected, TeacherError
 from stillhouse.remote import ServedModel, ServerConnection
@@ -147,29 +148,28 @@ class ServerTeacher:
                 f"teacher.k is {self.k}. Lower teacher.k, or start vLLM with --max-logprobs {self.k}."
             )
 
-    def sparse_logprobs(self, batch: Mapping[str, Any]) -> SparseLogprobs:
+    def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
         """N rows for the response positions of a batch; see `SparseTeacher`.
 
         Raises:
             ServerError: the server rejects a sequence or does not answer.
         """
-        parts: list[SparseLogprobs | None] = [None] * len(batch["input_ids"])
+        parts: list[SparseLogprobs | None] = [None] * len(batch)
         for row, part in self.stream(batch):
             parts[row] = part
         whole = concat_sparse([part for part in parts if part is not None])
-        return whole.to(batch["input_ids"].device)
+        return whole.to(batch.input_ids.device)
 
-    def stream(self, batch: Mapping[str, Any]) -> Iterator[tuple[int, SparseLogprobs]]:
+    def stream(self, batch: TokenBatch) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence, its rows) as the responses arrive."""
         rows: dict[tuple[int, ...], list[int]] = {}
-        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
-            rows.setdefault(tuple(ids[: int(mask.sum())].tolist()), []).append(row)
+        for row, sequence in enumerate(batch.token_ids):
+            rows.setdefault(sequence, []).append(row)
         different = list(rows)
         bodies = [self._body(sequence) for sequence in different]
         for index, logprobs in self.served.client.request_many("completions", bodies, self._parse):
             for row in rows[different[index]]:
-                # A position predicts the token after it, whose log-probabilities are one further.
-                wanted = (batch["response_mask"][row].nonzero().squeeze(-1) + 1).tolist()
+                wanted = range(batch.prompt_lengths[row], len(batch.token_ids[row]))
                 yield row, topk_rows(logprobs, different[index], wanted, self.k)
 
     def pop_metrics(self) -> MetricSums:

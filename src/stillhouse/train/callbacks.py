@@ -1,6 +1,7 @@
 """What happens beside the optimiser: the metrics log, validation, checkpoints, progress, Ctrl-C.
 
-One callback each. All of them read the step; only validation speaks back to it (`observe`).
+One callback each. They read the step, which `StepDriver` alone drives; only validation speaks back to it
+(`observe`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 from transformers import TrainerCallback
 
 from stillhouse import console
+from stillhouse.core.types import Progress
 from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
+from stillhouse.train.driver import progress_of
 from stillhouse.train.step import Step
 
 Validate = Callable[[], dict[str, float]]
@@ -44,8 +47,7 @@ class MetricsLog(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the step before anybody looks at its loss or saves it; the last step is always logged."""
-        self._step.finish()
+        """The last step is always logged."""
         if state.global_step >= state.max_steps:
             control.should_log = True
 
@@ -61,7 +63,7 @@ class MetricsLog(TrainerCallback):
             return
         seconds = time.perf_counter() - self._last
         self._last = time.perf_counter()
-        logs.update(self._step.meter.row())
+        logs.update(self._step.metrics.row())
         logs["seconds"] = seconds
         logs["tokens_per_second"] = logs.get("tokens", 0.0) / max(seconds, 1e-9)
         self.write("train", state.global_step, logs)
@@ -73,36 +75,8 @@ class MetricsLog(TrainerCallback):
         )
 
 
-class Phases(TrainerCallback):
-    """Adds the seconds of backward passes and of the optimiser to the step's meter.
-
-    The step itself counts generation, teacher and student (the forward pass with the loss). On a GPU, which
-    works on while Python goes ahead, the border between two phases is where somebody waits for a number.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._began = 0.0
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A micro-batch that is not the last of its step has been through the backward pass."""
-        self._backward()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last micro-batch has, and gradients are clipped."""
-        self._backward()
-        self._began = time.perf_counter()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The weights have moved."""
-        self._step.meter.add("seconds/optimiser", time.perf_counter() - self._began)
-
-    def _backward(self) -> None:
-        self._step.meter.add("seconds/backward", time.perf_counter() - self._step.forward_ended)
-
-
 class Validation(TrainerCallback):
-    """Measures the student on data.valid, tells the curriculum, and keeps the best weights."""
+    """Measures the student on data.valid, tells the schedules, and keeps the best weights."""
 
     def __init__(
         self,
@@ -111,33 +85,34 @@ class Validation(TrainerCallback):
         log: MetricsLog,
         measure: Validate,
         keep_best: Callable[[], None],
+        steps_per_epoch: int,
     ) -> None:
         self._config = config
         self._step = step
         self._log = log
         self._measure = measure
         self._keep_best = keep_best
+        self._steps_per_epoch = steps_per_epoch
         self.best: dict[str, float] = {}
-        self.steps_per_epoch = 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Validate when due; before a checkpoint of the same step, so that it is part of it."""
         if due(
             self._config.validate_every,
             state.global_step,
-            self.steps_per_epoch,
+            self._steps_per_epoch,
             state.global_step >= state.max_steps,
         ):
-            self.now(state.global_step, state.is_world_process_zero)
+            self.now(progress_of(state, self._steps_per_epoch), state.is_world_process_zero)
 
-    def now(self, step: int, main: bool = True) -> None:
-        """Measure, log, tell the curriculum, keep the weights if they are the best so far."""
-        start = time.perf_counter()
+    def now(self, progress: Progress, main: bool = True) -> None:
+        """Measure, log, tell the schedules, keep the weights if they are the best so far."""
+        start, step = time.perf_counter(), progress.step
         with console.phase(f"Validating at step {step:,}", quiet=True):
             values = self._measure()
         spent = time.perf_counter() - start
         self._log.pause(spent)
-        self._step.observe("dev_loss", values["loss"])
+        self._step.observe("dev_loss", values["loss"], progress)
         if main:
             self._log.write("valid", step, {**values, "seconds/evaluate": spent})
         name = self._config.best_by if self._config.best_by in values else "loss"
@@ -151,17 +126,24 @@ class Validation(TrainerCallback):
 class Saver(TrainerCallback):
     """Asks for checkpoints when due, completes them with our state, seals them and removes old ones."""
 
-    def __init__(self, config: TrainConfig, step: Step, validation: Validation | None, folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        step: Step,
+        validation: Validation | None,
+        folder: Path,
+        steps_per_epoch: int,
+    ) -> None:
         self._config = config
         self._step = step
         self._validation = validation
         self._folder = folder
-        self.steps_per_epoch = 1
+        self._steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask the trainer to save."""
         last = state.global_step >= state.max_steps
-        if due(self._config.save_every, state.global_step, self.steps_per_epoch, last):
+        if due(self._config.save_every, state.global_step, self._steps_per_epoch, last):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

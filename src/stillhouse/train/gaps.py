@@ -6,11 +6,14 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.core.host import Ints
 from stillhouse.core.rows import Rows, sequence_gaps
 from stillhouse.core.types import SOURCES
 
@@ -18,25 +21,33 @@ SIGNS = {"teacher": 1.0, "student": -1.0}
 """The direction that is to close: the teacher above the student on its own text, below it on the other."""
 
 
-class Gaps:
-    """Sums of the gaps of a step by who wrote the sequence."""
+@dataclass(frozen=True, slots=True)
+class SequenceGaps:
+    """The likelihood gaps of a micro-batch's sequences, not read yet."""
 
-    def __init__(self) -> None:
-        self._sums = torch.zeros(len(SOURCES), 2, dtype=torch.float64)
+    values: Tensor
+    """[S]"""
+    sources: Ints
+    """[S] who wrote each: an index into `SOURCES`."""
 
-    def add(self, rows: Rows) -> None:
-        """Add the sequences of a micro-batch; the rows have the label log-probabilities of both models."""
-        gaps, sources = sequence_gaps(rows)
-        facts = torch.stack([gaps.double(), torch.ones_like(gaps, dtype=torch.float64)], 1)
-        self._sums.index_add_(0, sources.cpu(), facts.cpu())
+    @classmethod
+    def of(cls, rows: Rows) -> SequenceGaps:
+        """Of rows with the label log-probabilities of both models."""
+        return cls(*sequence_gaps(rows))
 
-    def means(self, add_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`teacher_gap` and `student_gap`, each where there are such sequences; empties the sums."""
-        sums = add_over_ranks(self._sums)
-        self._sums = torch.zeros_like(self._sums)
-        found = {}
-        for source, sign in SIGNS.items():
-            total, count = sums[SOURCES.index(source)].tolist()
-            if count:
-                found[f"{source}_gap"] = sign * total / count
-        return found
+
+def gap_means(
+    micro_batches: Sequence[SequenceGaps], add_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """`teacher_gap` and `student_gap` of a step, each where there are such sequences."""
+    values = torch.cat([one.values.double() for one in micro_batches]).cpu()
+    sources = torch.from_numpy(np.concatenate([one.sources for one in micro_batches]))
+    sums = torch.zeros(len(SOURCES), 2, dtype=torch.float64)
+    sums.index_add_(0, sources, torch.stack([values, torch.ones_like(values)], 1))
+    sums = add_over_ranks(sums)
+    found = {}
+    for source, sign in SIGNS.items():
+        total, count = sums[SOURCES.index(source)].tolist()
+        if count:
+            found[f"{source}_gap"] = sign * total / count
+    return found

@@ -49,7 +49,7 @@ def token_weights(
     num_groups = 1 + max(group for group, _ in groups.values())
     counts = torch.zeros(num_groups, dtype=torch.float64)
     for batch in micro_batches:
-        units = batch.response_mask.sum(1) if normalise == "token" else torch.ones(len(batch))
+        units = torch.tensor(batch.row_counts) if normalise == "token" else torch.ones(len(batch))
         counts.index_add_(0, _group_of(batch, groups), units.double())
     counts = add_over_ranks(counts)
     scale = torch.zeros(len(SOURCES), dtype=torch.float64)
@@ -59,11 +59,11 @@ def token_weights(
 
 
 def _group_of(batch: Batch, groups: Mapping[str, tuple[int, float]]) -> Tensor:
-    return torch.tensor([groups[SOURCES[code]][0] for code in batch.sources.tolist()])
+    return torch.tensor([groups[response.source][0] for response in batch.responses])
 
 
 def _spread(batch: Batch, scale: Tensor, normalise: Normalise) -> Tensor:
-    per_token = scale[batch.sources]
+    per_token = scale[[SOURCES.index(response.source) for response in batch.responses]]
     if normalise == "sequence":
         per_token = per_token / batch.response_mask.sum(1)
     return torch.where(batch.response_mask, per_token[:, None], 0.0).float()

@@ -1,29 +1,31 @@
-"""One optimiser step of any method, top to bottom: whose responses, what the teacher says, the loss.
+"""One optimiser step of any method, top to bottom: whose responses, what the teachers say, the loss.
 
-Data flows down. Two things flow back, both here: the student's weights to whoever writes with them (the
-responses carry the version), and measured losses to the curriculum (`observe`).
+Data flows down: `prepare` gives a `PreparedStep`, `loss` a `StepLoss` for each of its micro-batches, `finish`
+takes them together. Two things flow back, both here: the student's weights to whoever generates with them
+(the responses carry the version), and measured losses to the schedules (`observe`).
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillhouse.core.batch import Batch
-from stillhouse.core.head import ModelHead
+from stillhouse.core.head import ModelHead, ModelSignal
+from stillhouse.core.host import RowIndex
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES, Progress, Prompt, Response
 from stillhouse.data.collate import collate, split
-from stillhouse.data.translate import Translator, alignment_of
+from stillhouse.data.translate import Translator
 from stillhouse.errors import TrainingError
-from stillhouse.fused import fused_label_facts, fused_rows
+from stillhouse.fused import Chunking, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers, each_objective
@@ -31,19 +33,27 @@ from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCa
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.teachers.base import LayerTeacher
-from stillhouse.train.gaps import Gaps
-from stillhouse.train.meter import Meter
+from stillhouse.train.gaps import SequenceGaps, gap_means
+from stillhouse.train.metrics import Metric, MetricAccumulator
+from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.signal import look_ahead, seen_by_teacher, teacher_signal
+from stillhouse.train.teacher_signals import asked_sequences, prefetch, teacher_signal
+
+Signal = Tensor | SparseLogprobs
 
 
 @dataclass(frozen=True)
 class Method:
-    """The scheduled parts of a method; the curriculum turns them into plain numbers at each step."""
+    """The scheduled parts of a method; in each step schedules become plain numbers."""
 
     responses: ResponsesConfig
     objective: Objective
     normalise: Normalise
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The parts by the path at which a schedule within them is known."""
+        return {"responses": self.responses, "objective": self.objective}
 
 
 class World(Protocol):
@@ -52,12 +62,12 @@ class World(Protocol):
     size: int
 
     def add(self, counts: Tensor) -> Tensor:
-        """Sum over all ranks."""
+        """All-reduce by sum."""
         ...
 
 
-class Alone:
-    """A single process."""
+class SingleProcess:
+    """A world of one."""
 
     size = 1
 
@@ -66,256 +76,251 @@ class Alone:
         return counts
 
 
+@dataclass
+class TrainingClock:
+    """The optimiser steps that the student's weights have behind them."""
+
+    step: int = 0
+
+
+@dataclass
 class Step:
     """Prepares the micro-batches of an optimiser step and computes their losses."""
 
-    def __init__(
-        self,
-        method: Method,
-        policy: ResponsePolicy,
-        teacher: AnyTeacher | None,
-        pad_id: int,
-        vocab: int,
-        world: World | None = None,
-        text: Callable[[int, int], list[Response]] | None = None,
-        memory: TeacherHiddenCache | None = None,
-    ) -> None:
-        """Wire the parts of a method.
+    method: Method
+    """Objective, response policy and normalisation, with schedules."""
+    policy: ResponsePolicy
+    """The running response policy."""
+    teachers: Mapping[str, AnyTeacher]
+    """The running teachers by name; those that the objective asks for log-probabilities."""
+    pad_id: int
+    """Fills the right of shorter sequences."""
+    vocab: int
+    """Number of token ids that student and teachers share."""
+    translator: Translator | None = None
+    """Between the two tokenizers, where the main teacher has another one."""
+    world: World = field(default_factory=SingleProcess)
+    """Other processes."""
+    text: Callable[[int, int], list[Response]] | None = None
+    """(optimiser step, how many) -> plain-text sequences that are added to each step."""
+    hidden_cache: TeacherHiddenCache = field(default_factory=TeacherHiddenCache)
+    """The policy's; the main teacher's hidden states of responses that come again."""
+    metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
+    clock: TrainingClock = field(default_factory=TrainingClock)
+    """Set in `prepare`; what generates with the student's weights reads their version from it."""
+    fused: Chunking = field(default_factory=Chunking)
+    """Memory budget and precision of the loss over the language-model head."""
 
-        Args:
-            method: objective, response policy and normalisation, with schedules.
-            policy: the running response policy.
-            teacher: the running teacher; None if no objective needs one.
-            pad_id: fills the right of shorter sequences.
-            vocab: number of token ids that student and teacher share.
-            world: other processes.
-            text: (optimiser step, how many) -> plain-text sequences that are added to each step.
-            memory: the policy's; what the teacher said about responses that come again.
-        """
-        self.method = method
-        self.policy = policy
-        self.teacher = teacher
-        self.schedules = ScheduleTracker(_tree(method))
-        self.meter = Meter()
-        self.now: dict[str, Any] = _tree(method)
+    def __post_init__(self) -> None:
+        self.schedules = ScheduleTracker(self.method.tree)
         self.last_loss = 0.0
+        """Of the last finished step, over all processes; nats."""
         self.tokens = 0
         """Response tokens that this process has trained on."""
-        self.translator: Translator | None = None
-        """Set where the teacher has another tokenizer."""
-        self.forward_ended = 0.0
-        """When the last forward pass ended, by `time.perf_counter`; the backward pass follows."""
-        self._pad_id = pad_id
-        self._vocab = vocab
-        self.world: World = world or Alone()
-        self._text = text
-        self._memory = TeacherHiddenCache() if memory is None else memory  # an empty one is falsy
-        measured = method.objective.requirements().batch_statistics
-        self._gaps = Gaps() if teacher is not None and "likelihood_gaps" in measured else None
-        self._progress = Progress(step=0, max_steps=1, epoch=0.0, epochs=1.0)
 
-    def prepare(
-        self, prompts: Sequence[Prompt], progress: Progress, num_micro: int
-    ) -> list[dict[str, Tensor]]:
+    def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> PreparedStep:
         """Once for each optimiser step: responses, micro-batches and the weight of every token.
 
         Args:
             prompts: this rank's prompts of the step.
             progress: steps done before this one.
-            num_micro: exactly so many micro-batches come back.
+            num_micro: so many micro-batches are made; fewer if there are fewer sequences.
         """
-        self._progress = progress
-        values = self.schedules.resolve(_tree(self.method), progress)
-        self.now = each_objective(values, lambda objective: objective.at(progress))
-        with self.meter.seconds("generate"):
-            drawn = self.policy.draw(self.now["responses"], prompts, progress)
-        groups = drawn if self._in_pairs else [[response] for group in drawn for response in group]
-        if self._text is not None:
-            groups = [*groups, *([block] for block in self._text(progress.step, len(prompts)))]
-        micro = [collate(part, self._pad_id) for part in split(groups, num_micro, by_length=True)]
-        weights = token_weights(
-            micro, groups_of(self.now["objective"]), self.method.normalise, self.world.add
-        )
-        teacher_inputs = [
-            {} if self.translator is None else self.translator.teacher_inputs(b.responses) for b in micro
-        ]
-        self._note(micro, progress)
-        self.last_loss = 0.0
-        ready = [
-            {**_tensors(batch, weight, self._memory), **more}
-            for batch, weight, more in zip(micro, weights, teacher_inputs, strict=True)
-        ]
-        with self.meter.seconds("teacher"):
-            look_ahead(self.teacher, [seen_by_teacher(batch) for batch in ready], self.now["objective"])
-        return ready
+        self.clock.step = progress.step
+        now = self.schedules.resolve(self.method.tree, progress)
+        objective: Objective = each_objective(now["objective"], lambda one: one.at(progress))
+        with self.metrics.seconds("generate"):
+            drawn = self.policy.draw(now["responses"], prompts, progress)
+        paired = "pairs" in self.method.objective.requirements().rows
+        groups = drawn if paired else [[response] for group in drawn for response in group]
+        if self.text is not None:
+            groups = [*groups, *([block] for block in self.text(progress.step, len(prompts)))]
+        batches = [collate(part, self.pad_id) for part in split(groups, num_micro, by_length=True)]
+        weights = token_weights(batches, groups_of(objective), self.method.normalise, self.world.add)
+        micro = [self._micro_batch(objective, *one) for one in zip(batches, weights, strict=True)]
+        self._count(batches, progress)
+        with self.metrics.seconds("teacher"):
+            for name, teacher in self.teachers.items():
+                prefetch(teacher, name, micro, main=name == MAIN)
+        return PreparedStep(progress, objective, tuple(micro))
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether `look` has something to do in this step."""
-        objective: Objective = self.now["objective"]
-        return "mean_likelihood_gaps" in objective.requirements().batch_statistics
+    def with_batch_statistics(self, model: nn.Module, prepared: PreparedStep) -> PreparedStep:
+        """Between `prepare` and the first loss: the step with the statistics that its objective asks for.
 
-    def look(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Between `prepare` and the first loss of a step: what an objective must know of the whole step.
-
-        Both models read all micro-batches without gradients or dropout; nothing happens unless an objective
-        refers to the batch.
+        Student and teacher read all micro-batches without gradients or dropout; the step comes back as it is
+        where nothing is asked.
         """
-        if not self.looks_ahead:
-            return
-        gaps, training = Gaps(), model.training
+        if "mean_likelihood_gaps" not in prepared.objective.requirements().batch_statistics:
+            return prepared
+        training, gaps = model.training, []
         model.eval()
-        with torch.no_grad(), self.meter.seconds("look"):
-            for batch in batches:
-                sides = self._sides(model, batch, self._teacher_signal(batch)[0])[0]
-                gaps.add(fused_label_facts(self.now["objective"], *sides, rows=rows_of(batch)))
+        with torch.no_grad(), self.metrics.seconds("batch_statistics"):
+            for one in prepared.micro_batches:
+                micro = one.to(_device_of(model))
+                signals, _ = self._signals(micro)
+                models, rows, _ = self._compared(model, micro, signals)
+                facts = fused_label_facts(micro.objective, *models, rows=rows, chunking=self.fused)
+                gaps.append(SequenceGaps.of(facts))
         model.train(training)
-        means = gaps.means(self.world.add)
-        self.now = each_objective(self.now, lambda objective: objective.with_batch_statistics(means))
+        means = gap_means(gaps, self.world.add)
+        return prepared.with_objective(
+            each_objective(prepared.objective, lambda objective: objective.with_batch_statistics(means))
+        )
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Once for each micro-batch: its part of the step's loss, a scalar in nats.
+    def loss(self, model: nn.Module, micro: MicroBatch) -> StepLoss:
+        """Once for each micro-batch: its part of the step's loss, without waiting for the device.
 
-        The sum over micro-batches and ranks is the loss; the result is multiplied by the number of ranks,
-        because data-parallel training averages gradients over them.
+        The sum over micro-batches and ranks is the loss; it is multiplied by the number of ranks, because
+        data-parallel training averages gradients over them.
+        """
+        micro = micro.to(_device_of(model))
+        objective, gaps = micro.objective, None
+        signals, teacher_layers = self._signals(micro)
+        with self.metrics.seconds("student"):
+            models, rows, student_layers = self._compared(model, micro, signals)
+            if self._records_gaps:
+                rows = fused_label_facts(objective, *models, rows=rows, chunking=self.fused)
+                gaps = SequenceGaps.of(rows)
+            loss, values = fused_rows(
+                objective, *models, token_weight=micro.token_weight, rows=rows, chunking=self.fused
+            )
+            if objective.depths:
+                with torch.autocast(loss.device.type, enabled=False):
+                    more = objective.per_layers(student_layers, teacher_layers, rows)
+                loss = loss + (more * micro.token_weight).sum()
+                values = values + more.detach()
+        self.metrics.add("tokens/student", float(micro.batch.num_tokens))
+        value = loss.detach()
+        return StepLoss(loss * self.world.size, value, _loss_by_source(objective, values, rows), gaps)
+
+    def check_finite(self, prepared: PreparedStep, losses: Sequence[StepLoss]) -> None:
+        """Before the weights change.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: a loss of the step is not finite.
         """
-        objective: Objective = self.now["objective"]
-        mask = batch["response_mask"]
-        theirs, their_layers = self._teacher_signal(batch)
-        with self.meter.seconds("student"):
-            sides, our_layers = self._sides(model, batch, theirs)
-            rows = rows_of(batch, self.translator)
-            if self._gaps is not None:
-                rows = fused_label_facts(objective, *sides, rows=rows)
-                self._gaps.add(rows)
-            loss, values = fused_rows(objective, *sides, token_weight=batch["weight"][mask], rows=rows)
-            if objective.depths:
-                with torch.autocast(mask.device.type, enabled=False):
-                    more = objective.per_layers(our_layers, their_layers, rows)
-                loss = loss + (more * batch["weight"][mask]).sum()
-                values = values + more.detach()
-        self.meter.add("tokens/student", float(batch["attention_mask"].sum()))
-        self._measure(loss.detach(), values, batch["sources"][mask.nonzero()[:, 0]])
-        self.forward_ended = time.perf_counter()
-        return loss * self.world.size
+        total = sum((one.value.double() for one in losses), start=torch.zeros(()))
+        if not torch.isfinite(total):
+            raise TrainingError(
+                f"the loss became {total.item()} (objective {prepared.objective.name}). No weights were "
+                "changed by this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; "
+                "try a tenth of train.lr, or student.dtype: float32."
+            )
 
-    def finish(self) -> None:
-        """Once after each optimiser step, before anything is saved: tell the curriculum the step's loss."""
+    def finish(self, prepared: PreparedStep, losses: Sequence[StepLoss]) -> None:
+        """Once after each optimiser step, before anything is saved: metrics, and what schedules follow."""
+        for one in losses:
+            self.metrics.update(one.metrics)
+        self.last_loss = sum((one.value.double() for one in losses), start=torch.zeros(())).item()
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
-        self.meter.add_mean("loss", self.last_loss, 1)
-        self.observe("train_loss", self.last_loss)
-        if self._gaps is not None:
-            for name, mean in self._gaps.means(self.world.add).items():
-                self.observe(name, mean)
-                self.meter.add_mean(f"gap/{name.removesuffix('_gap')}", mean, 1)
+        self.metrics.add_mean("loss", self.last_loss, 1)
+        self.observe("train_loss", self.last_loss, prepared.progress)
+        gaps = [one.gaps for one in losses if one.gaps is not None]
+        for name, mean in gap_means(gaps, self.world.add).items() if gaps else ():
+            self.observe(name, mean, prepared.progress)
+            self.metrics.add_mean(f"gap/{name.removesuffix('_gap')}", mean, 1)
 
-    def close(self) -> str | None:
-        """Once at the end: let go of the teacher's files and connections; what it has to say about itself."""
-        return self.teacher.close() if self.teacher is not None else None
+    def close(self) -> list[str]:
+        """Once at the end: let go of the teachers' files and connections; what they have to say about it."""
+        return [line for teacher in self.teachers.values() if (line := teacher.close()) is not None]
 
-    def observe(self, name: str, value: float) -> None:
-        """Tell the curriculum what was measured ("dev_loss", "train_loss", "teacher_gap", "student_gap")."""
-        self.schedules.observe(name, value, self._progress)
+    def observe(self, name: str, value: float, progress: Progress) -> None:
+        """Tell the schedules what was measured: "dev_loss", "train_loss", "teacher_gap", "student_gap"."""
+        self.schedules.observe(name, value, progress)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside weights, optimiser and random states of the trainer."""
         return {
             "schedules": self.schedules.state_dict(),
             "policy": self.policy.state_dict(),
-            "meter": self.meter.state_dict(),
+            "metrics": self.metrics.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
-        self.meter.load_state_dict(state["meter"])
+        self.metrics.load_state_dict(state["metrics"])
 
     @property
-    def _in_pairs(self) -> bool:
-        """Whether the responses of a prompt must stay together in a micro-batch."""
-        return "pairs" in self.method.objective.requirements().rows
+    def _records_gaps(self) -> bool:
+        return "likelihood_gaps" in self.method.objective.requirements().batch_statistics
 
-    def _teacher_signal(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | SparseLogprobs | None, Layers]:
-        """What the teacher says about a micro-batch and its layers that are compared, counted and timed."""
-        if self.teacher is None:
-            return None, {}
-        seen = getattr(self.teacher, "tokens", 0)
-        with self.meter.seconds("teacher"):
-            seen_batch = seen_by_teacher(batch)
-            objective: Objective = self.now["objective"]
-            signal: Tensor | SparseLogprobs
-            layers: Layers = {}
-            if objective.depths:
-                assert isinstance(self.teacher, LayerTeacher)
-                signal, layers = self.teacher.layers(seen_batch, objective.depths)
-            else:
-                signal = teacher_signal(self.teacher, seen_batch, objective, self._memory)
-        for name, (total, count) in self.teacher.pop_metrics().items():
-            self.meter.add_mean(name, total, count)
-        if tokens := getattr(self.teacher, "tokens", 0) - seen:
-            self.meter.add("tokens/teacher", float(tokens))
-        return signal, layers
+    def _micro_batch(self, objective: Objective, batch: Batch, weight: Tensor) -> MicroBatch:
+        """A batch with the weight of each position, and what the main teacher reads."""
+        token_weight = weight.flatten()[batch.row_positions]
+        rows = replace(batch.rows(), loss_mask=(token_weight != 0).numpy())
+        slots: tuple[int, ...] = ()
+        if self.hidden_cache:
+            slots = tuple(self.hidden_cache.slot(response) for response in batch.responses)
+        if self.translator is None:
+            return MicroBatch(objective, batch, rows, token_weight, batch, slots)
+        teacher_batch, alignment = self.translator.teacher_batch(batch.responses)
+        rows = replace(rows, alignment=alignment)
+        return MicroBatch(objective, batch, rows, token_weight, teacher_batch, slots)
 
-    def _sides(
-        self, model: nn.Module, batch: Mapping[str, Tensor], theirs: Tensor | SparseLogprobs | None
-    ) -> tuple[tuple[Tensor, ModelHead, Tensor | SparseLogprobs | None, ModelHead | None], Layers]:
-        """Hidden states and head of the student, then what the teacher says and its head, if it has one; and
-        the student's layers that are compared."""
-        head = self.teacher.head if isinstance(self.teacher, Teacher) else None
-        depths = self.now["objective"].depths
-        hidden, layers = (
-            layer_rows(model, dict(batch), depths) if depths else (hidden_rows(model, dict(batch)), {})
-        )
-        return (hidden, head_of(model, self._vocab), theirs, head), layers
+    def _signals(self, micro: MicroBatch) -> tuple[dict[str, ModelSignal], Layers]:
+        """What each teacher says about a micro-batch, and the main one's layers that are compared."""
+        signals: dict[str, ModelSignal] = {}
+        layers: Layers = {}
+        said: Signal
+        for name, teacher in self.teachers.items():
+            before = getattr(teacher, "tokens", 0)
+            batch = micro.teacher_batch if name == MAIN else micro.batch
+            with self.metrics.seconds("teacher"):
+                if name == MAIN and micro.objective.depths:
+                    assert isinstance(teacher, LayerTeacher)
+                    said, layers = teacher.layers(batch, micro.objective.depths)
+                else:
+                    asked = asked_sequences(micro.objective, micro.batch, name)
+                    slots = micro.cache_slots if name == MAIN else ()
+                    said = teacher_signal(teacher, batch, asked, self.hidden_cache, slots)
+            signals[name] = ModelSignal(said, teacher.head if isinstance(teacher, Teacher) else None)
+            for metric, (total, count) in teacher.pop_metrics().items():
+                self.metrics.add_mean(metric, total, count)
+            if tokens := getattr(teacher, "tokens", 0) - before:
+                self.metrics.add("tokens/teacher", float(tokens))
+        return signals, layers
 
-    def _note(self, micro: Sequence[Batch], progress: Progress) -> None:
-        sources = torch.cat([batch.sources for batch in micro])
-        for code, source in enumerate(SOURCES):
-            share = (sources == code).float().mean().item()
+    def _compared(
+        self, model: nn.Module, micro: MicroBatch, signals: Mapping[str, ModelSignal]
+    ) -> tuple[tuple[Tensor, ModelHead, Signal | None, ModelHead | None], Rows, Layers]:
+        """Hidden states and head of the student and of its main teacher; the rows with any other teacher; and
+        the student's layers."""
+        depths = micro.objective.depths
+        layers: Layers = {}
+        if depths:
+            hidden, layers = layer_rows(model, micro.batch, depths)
+        else:
+            hidden = hidden_rows(model, micro.batch)
+        main = signals.get(MAIN, ModelSignal(None, None))
+        rows = replace(micro.rows, others={n: one for n, one in signals.items() if n != MAIN})
+        return (hidden, head_of(model, self.vocab), main.signal, main.head), rows, layers
+
+    def _count(self, batches: Sequence[Batch], progress: Progress) -> None:
+        """What the metrics log shows of the step's responses, schedules and tokens."""
+        responses = [response for batch in batches for response in batch.responses]
+        for source in SOURCES:
+            share = sum(response.source == source for response in responses) / len(responses)
             if share or source in self.method.responses.sources():
-                self.meter.add_mean(f"responses/{source}", share, 1)
-        ages = [
-            progress.step - version
-            for batch in micro
-            for version in batch.student_versions.tolist()
-            if version >= 0
-        ]
+                self.metrics.add_mean(f"responses/{source}", share, 1)
+        ages = [progress.step - r.student_version for r in responses if r.student_version is not None]
         if ages:
-            self.meter.add_mean("responses/student_age", float(sum(ages)), len(ages))
+            self.metrics.add_mean("responses/student_age", float(sum(ages)), len(ages))
+        values = self.schedules.values(progress)
         for name, value in {
             **self.policy.metrics(),
-            **_schedule_names(self.schedules.values(progress)),
+            **{f"schedule/{path}": value for path, value in values.items()},
         }.items():
-            self.meter.add_mean(name, value, 1)
+            self.metrics.add_mean(name, value, 1)
         if self.translator is not None:
             for name, (total, count) in self.translator.metrics().items():
-                self.meter.add_mean(name, total, count)
-        tokens = sum(batch.num_tokens for batch in micro)
+                self.metrics.add_mean(name, total, count)
+        tokens = sum(batch.num_rows for batch in batches)
         self.tokens += tokens
-        self.meter.add("tokens", float(tokens))
-        self.meter.add("sequences", float(sum(len(batch) for batch in micro)))
-
-    def _measure(self, loss: Tensor, values: Tensor, sources: Tensor) -> None:
-        total = loss.item()
-        self.last_loss += total
-        objective: Objective = self.now["objective"]
-        for code in sources.unique().tolist():
-            source = SOURCES[code]
-            chosen = values[sources == code]
-            weight = objective.source_weight(source)
-            if weight:  # a map's values hold the loss weight; the log shows the divergence itself
-                self.meter.add_mean(f"loss/{source}", chosen.sum().item() / weight, chosen.numel())
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {total} (objective {self.now['objective'].name}). No weights were changed "
-                "by this step. Usual causes: train.lr too high, train.clip 0, or float16 weights; try a "
-                "tenth of train.lr, or student.dtype: float32."
-            )
+        self.metrics.add("tokens", float(tokens))
+        self.metrics.add("sequences", float(sum(len(batch) for batch in batches)))
 
 
 def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:
@@ -328,52 +333,19 @@ def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:
     return {source: (number, float(objective.loss_weight)) for source, number in numbers.items()}
 
 
-def rows_of(batch: Mapping[str, Tensor], translator: Translator | None = None) -> Rows:
-    """What objectives may ask about each response token of a micro-batch."""
-    mask = batch["response_mask"]
-    sequences = mask.nonzero()[:, 0]
-    return Rows(
-        labels=batch["labels"][mask],
-        sources=batch["sources"][sequences],
-        sequence_ids=sequences,
-        pair_ids=batch["pair_ids"][sequences],
-        positions=(mask.cumsum(1) - 1)[mask],
-        sampled_logprobs=batch["logprobs"][mask] if "logprobs" in batch else None,
-        alignment=None if translator is None else alignment_of(batch, translator.vocabulary_match),
-    )
+def _loss_by_source(objective: Objective, values: Tensor, rows: Rows) -> dict[str, Metric]:
+    """The mean value of the tokens of each source, without the weight that a map's values hold."""
+    assert rows.sources is not None
+    found = {}
+    for code in np.unique(rows.sources).tolist():
+        source = SOURCES[code]
+        weight = objective.source_weight(source)
+        if weight:
+            index = RowIndex.of(np.flatnonzero(rows.sources == code), values.device)
+            chosen = values[index.device]
+            found[f"loss/{source}"] = Metric(chosen.sum().double() / weight, "mean", chosen.shape[0])
+    return found
 
 
-def _tensors(batch: Batch, weight: Tensor, memory: TeacherHiddenCache) -> dict[str, Tensor]:
-    tensors = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "response_mask": batch.response_mask,
-        "labels": batch.labels,
-        "sources": batch.sources,
-        "pair_ids": _pairs(batch.responses),
-        "weight": weight,
-    }
-    if memory:
-        tensors["kept"] = torch.tensor([memory.slot(response) for response in batch.responses])
-    return tensors if batch.logprobs is None else {**tensors, "logprobs": batch.logprobs}
-
-
-def _pairs(responses: Sequence[Response]) -> Tensor:
-    """[B] the same number for the responses of a pair; a prompt that comes twice makes two pairs."""
-    seen: Counter[tuple[str, str]] = Counter()
-    numbers: dict[tuple[str, int], int] = {}
-    found = []
-    for response in responses:
-        name = response.prompt.id
-        pair = name, seen[name, response.source]
-        seen[name, response.source] += 1
-        found.append(numbers.setdefault(pair, len(numbers)))
-    return torch.tensor(found)
-
-
-def _tree(method: Method) -> dict[str, Any]:
-    return {"responses": method.responses, "objective": method.objective}
-
-
-def _schedule_names(values: Mapping[str, float]) -> dict[str, float]:
-    return {f"schedule/{path}": value for path, value in values.items()}
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

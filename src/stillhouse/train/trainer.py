@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer
 
-from stillhouse.core.types import Progress, Prompt
+from stillhouse.core.types import Prompt
+from stillhouse.train.driver import StepDriver, progress_of
+from stillhouse.train.micro_batch import MicroBatch
 from stillhouse.train.step import Step
 
 
@@ -25,55 +27,44 @@ class DistilTrainer(Trainer):
 
     def __init__(self, *, step: Step, **options: Any) -> None:
         super().__init__(data_collator=list, **options)
-        self.step = step
+        self.driver = StepDriver(step)
+        self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
         self.loss_is_scaled_for_ga = True
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Prompt]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The prompts of one optimiser step, turned into finished micro-batches."""
+        """The prompts of one optimiser step, turned into micro-batches."""
         prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not prompts:
             return [], None
         flat = [prompt for batch in prompts for prompt in batch]
-        finished = self.step.prepare(flat, progress_of(self), num_micro=len(prompts))
-        if self.step.looks_ahead:
-            with self.compute_loss_context_manager():
-                self.step.look(self.model_wrapped, map(self._prepare_inputs, finished))
-        batches: tuple[list[Any], Any] = super().get_batch_samples(iter(finished), len(finished), device)
-        return batches
+        progress = progress_of(self.state, steps_in_epoch(self.args, len(self.train_dataset)))
+        autocast = self.compute_loss_context_manager()
+        return self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast), None
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: MicroBatch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This micro-batch's part of the step's loss; every division is in its token weights already."""
-        return self.step.loss(model, inputs)
+        return self.driver.loss(model, inputs)
 
 
-def progress_of(trainer: Trainer) -> Progress:
-    """How far a trainer has come, counted in optimiser steps so that it is exact."""
-    steps_per_epoch = steps_in_epoch(trainer)
-    step, max_steps = trainer.state.global_step, trainer.state.max_steps
-    return Progress(step, max_steps, epoch=step / steps_per_epoch, epochs=max_steps / steps_per_epoch)
+def steps_in_epoch(args: Any, num_prompts: int) -> int:
+    """Optimiser steps in one pass over the prompts, under these TrainingArguments."""
+    forwards = math.ceil(num_prompts / (args.per_device_train_batch_size * args.world_size))
+    return max(1, math.ceil(forwards / args.gradient_accumulation_steps))
 
 
-def steps_in_epoch(trainer: Trainer) -> int:
-    """Optimiser steps in one pass over the prompts."""
-    prompts = len(trainer.train_dataset)
-    per_forward = trainer.args.per_device_train_batch_size * trainer.args.world_size
-    forwards = math.ceil(prompts / per_forward)
-    return max(1, math.ceil(forwards / trainer.args.gradient_accumulation_steps))
-
-
-def steps_in_all(trainer: Trainer) -> int:
+def steps_in_all(args: Any, num_prompts: int) -> int:
     """Optimiser steps of the whole training."""
-    if trainer.args.max_steps > 0:
-        return int(trainer.args.max_steps)
-    return math.ceil(trainer.args.num_train_epochs * steps_in_epoch(trainer))
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    return math.ceil(args.num_train_epochs * steps_in_epoch(args, num_prompts))
 
 
 class Ranks:
@@ -84,7 +75,7 @@ class Ranks:
         self._device = device
 
     def add(self, counts: Tensor) -> Tensor:
-        """Sum over all ranks."""
+        """All-reduce by sum."""
         if self.size == 1:
             return counts
         moved = counts.to(self._device)

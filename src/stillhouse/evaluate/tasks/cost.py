@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from stillhouse import console
+from stillhouse.core.batch import TokenBatch
 from stillhouse.engines.base import Sampling
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask, TaskResult
 from stillhouse.models import hidden_rows, parameter_counts
@@ -84,10 +85,9 @@ class InferenceCost(EvalTask):
 
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(context.vocab_size, (self.batch_size, self.prompt_tokens), generator=generator)
-        ids = tokens.to(next(model.parameters()).device)
-        mask = torch.ones_like(ids)
-        last = torch.arange(self.prompt_tokens, device=ids.device).expand_as(ids) == self.prompt_tokens - 1
         prompts = [row.tolist() for row in tokens]
+        batch = TokenBatch.of(prompts, [self.prompt_tokens - 1] * len(prompts), pad_id=0)
+        batch = batch.to(next(model.parameters()).device)
         engine = context.engine.build(model, context.tokenizer_info)
 
         def generate(count: int, new_tokens: int) -> Callable[[], object]:
@@ -96,7 +96,7 @@ class InferenceCost(EvalTask):
 
         def prefill() -> None:
             with torch.no_grad():
-                hidden_rows(model, {"input_ids": ids, "attention_mask": mask, "response_mask": last})
+                hidden_rows(model, batch)
 
         first = _timed(generate(self.batch_size, 1))
         return {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.core.host import to_device
 from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
 from stillhouse.models import head_of, hidden_rows
@@ -42,14 +43,13 @@ def mean_logprobs(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = collate([responses[place] for place in places], pad_id).to(device)
-        tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "response_mask")}
-        hidden, labels, head = hidden_rows(model, tensors), batch.row_labels(), head_of(model, vocab)
+        hidden, labels, head = hidden_rows(model, batch), batch.row_labels(), head_of(model, vocab)
         tokens = []
         for rows in torch.arange(len(labels)).split(_ROWS):
             logits = head.logits(hidden[rows]).float()
             tokens.append(logits.gather(1, labels[rows, None]).squeeze(1) - logits.logsumexp(-1))
         sums = torch.zeros(len(places), dtype=torch.float64, device=device)
-        sums.index_add_(0, batch.row_sequences(), torch.cat(tokens).double())
+        sums.index_add_(0, to_device(batch.row_sequences, device), torch.cat(tokens).double())
         for place, total in zip(places, sums.tolist(), strict=True):
             found[place] = total / len(responses[place].token_ids)
     model.train(training)

@@ -1,0 +1,82 @@
+"""Drives a `Step` through the hooks of Hugging Face's trainer, and times what lies between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from stillhouse.core.types import Progress, Prompt
+from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
+from stillhouse.train.step import Step
+
+
+class StepDriver(TrainerCallback):
+    """Holds the step that is under way: prepared, its losses so far, its end.
+
+    The first of all callbacks, so that the others see a finished step. Beside the phases that the step times
+    itself it adds the seconds of backward passes and of the optimiser. On a GPU, which computes on while
+    Python goes ahead, the border between two phases is where somebody waits for a number.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self._prepared: PreparedStep | None = None
+        self._losses: list[StepLoss] = []
+        self._forward_ended = self._optimiser_began = 0.0
+
+    def begin(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        progress: Progress,
+        num_micro: int,
+        autocast: AbstractContextManager[Any],
+    ) -> list[MicroBatch]:
+        """The micro-batches of the next optimiser step; statistics of the whole step under `autocast`."""
+        prepared = self.step.prepare(prompts, progress, num_micro)
+        with autocast:
+            self._prepared = self.step.with_batch_statistics(model, prepared)
+        self._losses = []
+        return list(self._prepared.micro_batches)
+
+    def loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
+        """The loss of one of them, to call `backward` on."""
+        found = self.step.loss(model, micro)
+        self._losses.append(found)
+        self._forward_ended = time.perf_counter()
+        return found.loss
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A micro-batch that is not the last of its step has been through the backward pass."""
+        self._backward_ended()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last micro-batch has, and gradients are clipped; the weights have not changed yet."""
+        self._backward_ended()
+        assert self._prepared is not None
+        self.step.check_finite(self._prepared, self._losses)
+        self._optimiser_began = time.perf_counter()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights have changed."""
+        self.step.metrics.add("seconds/optimiser", time.perf_counter() - self._optimiser_began)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finish the step before any other callback looks at its loss or saves it."""
+        assert self._prepared is not None
+        self.step.finish(self._prepared, self._losses)
+        self._prepared, self._losses = None, []
+
+    def _backward_ended(self) -> None:
+        self.step.metrics.add("seconds/backward", time.perf_counter() - self._forward_ended)
+
+
+def progress_of(state: Any, steps_per_epoch: int) -> Progress:
+    """How far a trainer has come, counted in optimiser steps so that it is exact."""
+    step, max_steps = state.global_step, state.max_steps
+    return Progress(step, max_steps, epoch=step / steps_per_epoch, epochs=max_steps / steps_per_epoch)

@@ -1,0 +1,84 @@
+"""What is measured between two rows of the metrics log; saved, so that a resumed log continues exactly.
+
+Values stay tensors on their device until a row is written: reading one earlier would make the program wait
+for the device in every micro-batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measurement: a sum to add to, or a total over a number of units whose mean is logged.
+
+    Example: `Metric(values.sum(), "mean", weight=values.numel())`
+    """
+
+    total: Tensor | float
+    """A scalar."""
+    reduction: Literal["sum", "mean"] = "sum"
+    weight: float = 1.0
+    """Of a mean: the number of units in `total`."""
+
+
+class MetricAccumulator:
+    """Adds up metrics; `row` gives sums and means, and empties it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, total: Tensor | float) -> None:
+        """Add to a sum."""
+        self.update({name: Metric(total)})
+
+    def add_mean(self, name: str, total: Tensor | float, weight: float) -> None:
+        """Add `total` over `weight` units to a mean."""
+        self.update({name: Metric(total, "mean", weight)})
+
+    def update(self, metrics: Mapping[str, Metric]) -> None:
+        """Add several. Tensors are added up in float64 on their device, which is not waited for."""
+        for name, metric in metrics.items():
+            total = metric.total.detach().double() if isinstance(metric.total, Tensor) else metric.total
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            if metric.reduction == "mean":
+                self._weights[name] = self._weights.get(name, 0.0) + metric.weight
+
+    @contextmanager
+    def seconds(self, name: str) -> Iterator[None]:
+        """Add the wall-clock time of the block to `seconds/NAME`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(f"seconds/{name}", time.perf_counter() - start)
+
+    def row(self) -> dict[str, float]:
+        """Everything since the last row, which is emptied. Means over nothing are left out."""
+        row = {}
+        for name, total in self._sums.items():
+            if name not in self._weights:
+                row[name] = float(total)
+            elif self._weights[name]:
+                row[name] = float(total) / self._weights[name]
+        self._sums, self._weights = {}, {}
+        return row
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The sums so far, and the weights of those that are means."""
+        return {
+            "sums": {name: float(total) for name, total in self._sums.items()},
+            "weights": dict(self._weights),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Put back what `state_dict` gave."""
+        self._sums, self._weights = dict(state["sums"]), dict(state["weights"])

@@ -1,0 +1,89 @@
+"""What the parts of an optimiser step hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.rows import Rows
+from stillhouse.core.types import Progress
+from stillhouse.objectives import Objective
+from stillhouse.train.gaps import SequenceGaps
+from stillhouse.train.metrics import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward and backward pass, with all that its loss depends on beside the models.
+
+    Example: `MicroBatch(objective, batch, batch.rows(), token_weight, teacher_batch=batch)`
+    """
+
+    objective: Objective
+    """As it applies in this step: numbers instead of schedules."""
+    batch: Batch
+    """What the student reads."""
+    rows: Rows
+    """Facts on the N response tokens."""
+    token_weight: Tensor
+    """[N] fp32: the weight of each in the loss of the step, every normalisation included."""
+    teacher_batch: TokenBatch
+    """What the main teacher reads: `batch` itself, or the same text under the teacher's tokenizer."""
+    cache_slots: tuple[int, ...] = ()
+    """For each sequence its slot in the cache of the teacher's hidden states; empty if nothing is cached."""
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __contains__(self, name: object) -> bool:
+        """Hugging Face's trainer looks for `input_ids` to count floating-point operations."""
+        return name == "input_ids"
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The student's `input_ids`."""
+        if name not in self:
+            raise KeyError(name)
+        return self.batch.input_ids
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same with its tensors on `device`; host-side facts stay where they are."""
+        same = self.teacher_batch is self.batch
+        batch = self.batch.to(device, non_blocking=True)
+        return replace(
+            self,
+            batch=batch,
+            rows=self.rows.to(device, non_blocking=True),
+            token_weight=self.token_weight.to(device, non_blocking=True),
+            teacher_batch=batch if same else self.teacher_batch.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """One optimiser step before its first forward pass."""
+
+    progress: Progress
+    """Steps done before it."""
+    objective: Objective
+    micro_batches: tuple[MicroBatch, ...]
+
+    def with_objective(self, objective: Objective) -> PreparedStep:
+        """The same step with another objective."""
+        micro = tuple(replace(one, objective=objective) for one in self.micro_batches)
+        return replace(self, objective=objective, micro_batches=micro)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss of one micro-batch and what was measured on the way; nothing of it has been read yet."""
+
+    loss: Tensor
+    """A scalar to call `backward` on: `value` times the number of ranks."""
+    value: Tensor
+    """Its part of the step's loss, in nats; detached."""
+    metrics: dict[str, Metric]
+    gaps: SequenceGaps | None = None
+    """The likelihood gaps of its sequences, where they are asked for."""

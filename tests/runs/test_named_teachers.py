@@ -1,0 +1,97 @@
+"""Objectives ask for models by name: a reference, several teachers by weight, one for each row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import DataError
+from stillhouse.runs.build import assemble
+from stillhouse.runs.resolve import resolve
+from tests.small_runs import differences, in_child, nth, outcome, rows_of, tree, write_data
+
+LENGTH = {"max_steps": 24, "batch_size": 6, "micro_batch_size": 3, "lr": 5e-3, "log_every": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data whose rows name a teacher, and a second model of the demonstration's tokenizer."""
+    made = tmp_path_factory.mktemp("teachers")
+    write_data(made, rows=24, valid=8)
+    rows = [json.loads(line) for line in (made / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["teacher"] = ("main", "second")[number % 2]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (made / "train.jsonl").write_text(text, encoding="utf-8")
+    config = tree(made, "second", recipe="sft", train={**LENGTH, "max_steps": 12})
+    del config["teacher"]
+    assert in_child(config) == 0
+    return made
+
+
+def config_of(folder: Path, name: str, objective: Any, other: str, **changes: Any) -> dict[str, Any]:
+    second = {other: {"kind": "live", "path": str(folder / "second" / "student")}}
+    train = {**LENGTH, **changes.pop("train", {})}
+    return tree(folder, name, objective=objective, teachers=second, train=train, **changes)
+
+
+def train_losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(run) if row["phase"] == "train"]
+
+
+def validation(run: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(run) if row["phase"] == "valid"]
+
+
+@pytest.mark.parametrize("kind", ["advantage", "aligned_teacher"])
+def test_objectives_with_a_reference_train(folder: Path, kind: str) -> None:
+    assert in_child(config_of(folder, kind, {"kind": kind}, "reference")) == 0
+    losses = train_losses(folder / kind)
+    assert losses[-1] < losses[0]
+
+
+def test_the_reference_decides_where_the_student_goes(folder: Path) -> None:
+    """With the teacher as its own reference the advantage is zero, and nothing is learnt."""
+    config = config_of(folder, "no-advantage", {"kind": "advantage"}, "reference")
+    config["teachers"]["reference"]["path"] = config["teacher"]["path"]
+    assert in_child(config) == 0
+    assert train_losses(folder / "no-advantage") == pytest.approx([0.0] * 6, abs=1e-5)
+
+
+def test_two_teachers_by_weight(folder: Path) -> None:
+    terms = [
+        {"kind": "forward_kl", "loss_weight": 0.7},
+        {"kind": "forward_kl", "teacher_model": "second", "loss_weight": 0.3},
+    ]
+    assert in_child(config_of(folder, "weighted", {"kind": "sum", "terms": terms}, "second")) == 0
+    found = validation(folder / "weighted")
+    assert found[-1] < found[0] - 0.02
+    alone = tree(folder, "alone", objective={"kind": "sum", "terms": terms[:1]}, train=LENGTH)
+    assert in_child(alone) == 0
+    assert train_losses(folder / "weighted")[0] > train_losses(folder / "alone")[0] + 0.01
+
+
+BY_ROW = {"kind": "by_teacher", "objectives": {"main": "forward_kl", "second": {"kind": "jsd"}}}
+
+
+def test_a_teacher_for_each_row_and_resume_equal_to_straight(folder: Path) -> None:
+    train = {"max_steps": 9, "save_every": 2}
+    straight = config_of(folder, "rows-straight", BY_ROW, "second", train=train)
+    assert in_child(straight) == 0
+    killed = config_of(folder, "rows-killed", BY_ROW, "second", train=train)
+    assert in_child(killed, die=nth(2, "open", "optimizer.pt")) < 0
+    assert in_child(killed, resume=True) == 0
+    assert not differences(outcome(folder / "rows-straight"), outcome(folder / "rows-killed"))
+    read = [row["tokens/teacher"] for row in rows_of(folder / "rows-straight") if row["phase"] == "train"]
+    whole = [row["tokens/student"] for row in rows_of(folder / "rows-straight") if row["phase"] == "train"]
+    assert read == whole, "each sequence is read by the teacher that its row names, and by no other"
+
+
+def test_rows_that_name_an_unknown_teacher_are_refused(folder: Path) -> None:
+    config = config_of(folder, "unknown", {**BY_ROW, "objectives": {"second": "forward_kl"}}, "second")
+    with pytest.raises(DataError, match=r"name the teacher 'main'"):
+        config["teacher"] = None
+        assemble(resolve(config).config)
