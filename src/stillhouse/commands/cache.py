@@ -68,7 +68,8 @@ def bias(
     from stillhouse.runs.resolve import resolve
 
     config = resolve(file, list(overrides or ())).config
-    from stillhouse.runs.teacher_cache import REPEATS, measure_bias
+    from stillhouse.runs.teacher_cache import measure_bias
+    from stillhouse.teachers.bias import REPEATS
 
     loss, rows, refused = measure_bias(config, prompts)
     columns = (

@@ -7,7 +7,11 @@ from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
 import_submodules(__name__)
 
+DEFAULT_RESPONSES = REGISTRY.parse("fixed")
+"""What a run trains on unless it says otherwise: the responses of the data set."""
+
 __all__ = [
+    "DEFAULT_RESPONSES",
     "REGISTRY",
     "ResponseGenerator",
     "ResponsePolicy",

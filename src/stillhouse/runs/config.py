@@ -23,8 +23,7 @@ from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models import StudentConfig
 from stillhouse.objectives import ObjectiveField
-from stillhouse.rollouts import ResponsesField
-from stillhouse.rollouts.fixed import FixedConfig
+from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
 from stillhouse.runs.compatibility import unfit_sources, unmet, unused_teachers
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
@@ -69,7 +68,7 @@ class RunConfig(StrictConfig):
     """Prompts and responses."""
     engine: EngineField = TransformersConfig()
     """What writes text, and how it samples by default."""
-    responses: ResponsesField = FixedConfig()
+    responses: ResponsesField = DEFAULT_RESPONSES
     """Whose responses the student is trained on."""
     objective: ObjectiveField
     """What is compared, for all responses or by source; a recipe sets it."""

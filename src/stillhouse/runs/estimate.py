@@ -17,8 +17,6 @@ from stillhouse.runs.checks import check_context_lengths, context_length, longes
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.tokenizers import tokenizers, told
-from stillhouse.teachers import CacheTeacherConfig
-from stillhouse.teachers.store.codecs import RECORD_OVERHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -70,8 +68,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     if teacher is not None:
         rows["teacher parameters"] = teacher.parameters
         rows["tokenizers"] = told(found, config, data)
-    if isinstance(config.teacher, CacheTeacherConfig) and teacher is not None:
-        rows["teacher cache, expected (GB)"] = _gigabytes(teacher_cache_bytes(config, data, teacher))
+    if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
+        rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length
     rows["peak memory, estimated (GB)"] = _gigabytes(peak_memory(config, student, teacher, length))
     return rows
@@ -82,23 +80,21 @@ def _gigabytes(size: float) -> float:
     return float(f"{size / 1e9:.2g}")
 
 
-def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> float:
+def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> int | None:
     """Bytes of the teacher's cache for the responses that are known, at their length or its limit.
 
-    Responses that the student generates anew at each step come on top.
+    None if the teacher has no cache. Responses that the student generates anew at each step come on top.
     """
-    assert isinstance(config.teacher, CacheTeacherConfig)
-    dtype = {4: "float32", 2: "bfloat16"}[teacher.dtype_bytes]
-    codec = config.teacher.codec(teacher.vocab, dtype)
     tokens = 0
     for source in config.responses.sources():
         if source == "fixed":
             tokens += sum(len(prompt.response_ids or ()) for prompt in data.train)
         else:
             tokens += len(data.train) * config.data.max_response
-    size = tokens * codec.row_bytes(teacher.hidden_size) + RECORD_OVERHEAD * len(data.train)
-    head = teacher.vocab * teacher.hidden_size * teacher.dtype_bytes
-    return min(size, config.teacher.limit or size) + (head if config.teacher.store == "hidden" else 0)
+    assert config.teacher is not None
+    return config.teacher.cache_bytes(
+        tokens, len(data.train), teacher.vocab, teacher.hidden_size, teacher.dtype_bytes
+    )
 
 
 def peak_memory(config: RunConfig, student: ModelSize, teacher: ModelSize | None, length: int) -> float:

@@ -8,8 +8,7 @@ from stillhouse import console
 from stillhouse.engines import ServerConfig, ServerEngine
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
-from stillhouse.teachers import ServerTeacherConfig
-from stillhouse.teachers.server import ServerTeacher
+from stillhouse.teachers import AnyTeacher
 
 if TYPE_CHECKING:
     from stillhouse.runs.build import Parts
@@ -27,13 +26,13 @@ LABELS = {
 
 def teacher_text_server(config: RunConfig) -> ServerConfig | None:
     """The server that generates the teacher's text: the teacher's own, or the engine's; None if none does."""
-    teacher = getattr(config.teacher, "of", config.teacher)
-    if isinstance(teacher, ServerTeacherConfig):
-        return ServerConfig.of_teacher(teacher)
+    server = None if config.teacher is None else config.teacher.server()
+    if server is not None:
+        return ServerConfig.of_teacher(server)
     return config.engine if isinstance(config.engine, ServerConfig) else None
 
 
-def report_server_usage(parts: Parts, teacher: Any, folder: RunFolder) -> None:
+def report_server_usage(parts: Parts, teacher: AnyTeacher | None, folder: RunFolder) -> None:
     """Print the usage of servers by this process and write it to `servers.json`, if there was any server.
 
     Args:
@@ -50,14 +49,12 @@ def report_server_usage(parts: Parts, teacher: Any, folder: RunFolder) -> None:
         console.note(f"{purpose} at {counts['url']}: {', '.join(shown) or 'no requests'}")
 
 
-def _usage(parts: Parts, teacher: Any) -> dict[str, dict[str, Any]]:
+def _usage(parts: Parts, teacher: AnyTeacher | None) -> dict[str, dict[str, Any]]:
     """URL and counts, by what the server was for."""
     usage: dict[str, dict[str, Any]] = {}
     engine = vars(parts).get("teacher_engine")  # a cached property: do not connect for this alone
     if isinstance(engine, ServerEngine):
         usage["teacher's text"] = {"url": engine.served.client.url, **engine.counts()}
-    inner = getattr(teacher, "teacher", teacher)  # a cached teacher wraps another one
-    if isinstance(inner, ServerTeacher):
-        client = inner.served.client
-        usage["teacher's log-probabilities"] = {"url": client.url, **vars(client.usage)}
+    if teacher is not None and (counts := teacher.usage()) is not None:
+        usage["teacher's log-probabilities"] = counts
     return usage

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,29 +22,11 @@ from stillhouse.rollouts.fixed import reference_response
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
-from stillhouse.teachers import AnyTeacher, LiveTeacherConfig, SparseTeacher, Teacher
-from stillhouse.teachers.cached import CachedSparseTeacher, CachedTeacher, CacheTeacherConfig
-from stillhouse.teachers.store import Manifest, Store
-from stillhouse.teachers.store.codecs import Codec, HiddenCodec, SampledCodec, SparseCodec, TopkCodec
+from stillhouse.teachers import AnyTeacher, SparseTeacher
+from stillhouse.teachers.bias import CodecBias, compare_codecs, live_teacher_of
+from stillhouse.teachers.cached import require_cache
 from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step
-
-REPEATS = 4
-"""How often tokens are sampled anew to tell bias from noise."""
-
-
-def cache_of(config: RunConfig) -> CacheTeacherConfig:
-    """The run's cached teacher.
-
-    Raises:
-        ConfigError: its teacher is of another kind.
-    """
-    if isinstance(config.teacher, CacheTeacherConfig):
-        return config.teacher
-    got = "no teacher" if config.teacher is None else f"kind {config.teacher.kind}"
-    raise ConfigError(
-        Fault("teacher", "is not cached", got=got, hint="Set teacher: {kind: cache, of: FOLDER}.")
-    )
 
 
 def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
@@ -64,7 +46,7 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     Raises:
         StillhouseError: no teacher is available, or model or data cannot be used.
     """
-    teacher_config = cache_of(config)
+    teacher_config = require_cache(config.teacher)
     if teacher_config.on_miss == "error":
         raise ConfigError(
             Fault("teacher.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
@@ -112,39 +94,6 @@ def _query(teacher: AnyTeacher, batch: TokenBatch) -> None:
         teacher.hidden(batch)
 
 
-@dataclass(frozen=True, slots=True)
-class CodecBias:
-    """How loss and gradient of a sample over a codec differ from those of the live teacher."""
-
-    name: str
-    bytes_per_token: float
-    loss: float
-    loss_error: float
-    """Loss minus that of the live teacher, nats per token; the mean over repeats of sampling."""
-    loss_noise: float
-    """Standard deviation over repeats of sampling; 0 for what is not random."""
-    cosine: float
-    """Between the gradients."""
-    gradient_error: float
-    """|g - g_live| / |g_live|."""
-    mean_gradient_error: float
-    """The same for the mean gradient of the repeats: what is left of it is bias."""
-
-
-def codecs_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> list[Codec]:
-    """The run's own codec first, then others of each kind."""
-    own = config.codec(vocab, dtype)
-    others: list[Codec] = [
-        HiddenCodec(dtype),
-        *(HiddenCodec(other) for other in ("bfloat16", "int8")),
-        *(TopkCodec(count, "float16", vocab) for count in (8, 32, 128)),
-        TopkCodec(32, "uint8", vocab),
-        *(SampledCodec(count, 1.0, "float16", vocab) for count in (16, 64)),
-        SampledCodec(64, 1.5, "float16", vocab),
-    ]
-    return list({codec.name: codec for codec in (own, *others)}.values())
-
-
 def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[CodecBias], list[str]]:
     """Loss and gradient of the student as it starts, over each codec, against the live teacher.
 
@@ -159,55 +108,26 @@ def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Code
     Raises:
         StillhouseError: no teacher is available, or model or data cannot be used.
     """
-    cached = cache_of(config)
-    if not isinstance(cached.of, LiveTeacherConfig):
-        raise ConfigError(Fault("teacher.of", "only a live teacher can be compared with", got=cached.of.kind))
-    parts = assemble(config.model_copy(update={"teacher": cached.of}))
-    teacher = parts.teacher
-    assert teacher is not None
+    live_config = live_teacher_of(config.teacher)
+    parts = assemble(config.model_copy(update={"teacher": live_config}))
     parts.student.eval()
     parts = replace(parts, data=replace(parts.data, train=parts.data.train[:prompts]))
     with tempfile.TemporaryDirectory() as place:
         step = make_step(parts, RunFolder(Path(place)))
-        live = step.teachers[MAIN]
-        assert isinstance(live, Teacher)
-        dtype = str(next(teacher.parameters()).dtype).removeprefix("torch.")
-        store = Store(Path(place) / "exact", Manifest("exact", ""))
-        # So that the model itself runs only once.
-        exact = CachedTeacher(store, HiddenCodec(dtype), live.head, live)
         count = -(-len(parts.data.train) // config.train.micro_batch_size)
         prepared = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
-        loss, slope = _gradient(with_main_teacher(step, exact), parts, prepared)
-        rows, refused = [], []
-        with console.progress("Comparing codecs") as bar:
-            for codec in codecs_to_compare(cached, parts.vocab, dtype):
-                form = codec.form if isinstance(codec, SparseCodec) else "distribution"
-                if form not in config.objective.forms:
-                    refused.append(codec.name)
-                    continue
-                found = []
-                for seed in range(REPEATS if form == "sampled" else 1):
-                    folder = Path(place) / f"{codec.name}-{seed}"
-                    over, store = _over(codec, exact, folder, seed)
-                    found.append(_gradient(with_main_teacher(step, over), parts, prepared))
-                    size = store.size
-                    store.close()
-                tokens = sum(micro.batch.num_rows for micro in prepared.micro_batches)
-                rows.append(_row(codec.name, size / tokens, found, loss, slope))
-                bar.advance(1)
-    return loss, rows, refused
+        return compare_codecs(
+            config.teacher,
+            step.teachers[MAIN],
+            parts.vocab,
+            config.objective.forms,
+            lambda teacher: _gradient(_with_main_teacher(step, teacher), parts, prepared),
+            sum(micro.batch.num_rows for micro in prepared.micro_batches),
+            Path(place),
+        )
 
 
-def _over(codec: Codec, live: Teacher, folder: Path, seed: int) -> tuple[AnyTeacher, Store]:
-    """A teacher over an empty store."""
-    store = Store(folder, Manifest(codec.name, ""))
-    if isinstance(codec, SparseCodec):
-        return CachedSparseTeacher(store, codec, live, seed), store
-    assert isinstance(codec, HiddenCodec)
-    return CachedTeacher(store, codec, live.head, live), store
-
-
-def with_main_teacher(step: Step, teacher: AnyTeacher) -> Step:
+def _with_main_teacher(step: Step, teacher: AnyTeacher) -> Step:
     """The same step with another main teacher."""
     return replace(step, teachers={**step.teachers, MAIN: teacher})
 
@@ -222,24 +142,3 @@ def _gradient(step: Step, parts: Parts, prepared: PreparedStep) -> tuple[float, 
         total += found.value.item()
     trained = [p for p in parts.student.parameters() if p.requires_grad and p.grad is not None]
     return total, torch.cat([p.grad.flatten().float().cpu() for p in trained])  # type: ignore[union-attr]
-
-
-def _row(
-    name: str, size: float, found: Sequence[tuple[float, Tensor]], loss: float, slope: Tensor
-) -> CodecBias:
-    losses = torch.tensor([one for one, _ in found], dtype=torch.float64)
-    mean = torch.stack([one for _, one in found]).mean(0)
-    cosines = [
-        torch.nn.functional.cosine_similarity(one.double(), slope.double(), dim=0).item() for _, one in found
-    ]
-    errors = [((one - slope).norm() / slope.norm()).item() for _, one in found]
-    return CodecBias(
-        name=name,
-        bytes_per_token=size,
-        loss=losses.mean().item(),
-        loss_error=losses.mean().item() - loss,
-        loss_noise=losses.std().item() if len(found) > 1 else 0.0,
-        cosine=sum(cosines) / len(cosines),
-        gradient_error=sum(errors) / len(errors),
-        mean_gradient_error=((mean - slope).norm() / slope.norm()).item(),
-    )

@@ -16,6 +16,7 @@ from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import TeacherModel
+from stillhouse.remote import ServerConnection
 
 MetricSums = dict[str, tuple[float, float]]
 """Name in the metrics log -> total, and over how many; the log shows the mean."""
@@ -27,6 +28,10 @@ class RunningTeacher(Protocol):
 
     def pop_metrics(self) -> MetricSums:
         """For the metrics log, such as cache hits since this was last called; empty where there is none."""
+        ...
+
+    def usage(self) -> dict[str, Any] | None:
+        """URL and counts of the requests to the server that it is on; None if it is on none."""
         ...
 
     def close(self) -> str | None:
@@ -122,6 +127,24 @@ class TeacherConfig(StrictConfig):
             ConfigError: a teacher of this kind cannot be cached.
         """
         raise ConfigError(Fault("teacher.of", "cannot be cached", got=f"kind {self.kind}"))
+
+    def server(self) -> ServerConnection | None:
+        """The server that it is on; None if it is on none."""
+        return None
+
+    def cache_bytes(
+        self, tokens: int, sequences: int, vocab: int, width: int, dtype_bytes: int
+    ) -> int | None:
+        """Bytes on disk of its cache for so many response tokens of so many sequences; None without one.
+
+        Args:
+            tokens: response tokens.
+            sequences: that they are in.
+            vocab: the height of its head.
+            width: of its hidden states.
+            dtype_bytes: bytes of one of its weights.
+        """
+        return None
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""

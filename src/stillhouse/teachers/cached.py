@@ -17,8 +17,9 @@ from stillhouse.config import FilePath
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
-from stillhouse.errors import ModelError, TeacherError
+from stillhouse.errors import ConfigError, Fault, ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
+from stillhouse.remote import ServerConnection
 from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
@@ -40,6 +41,7 @@ from stillhouse.teachers.store import (
 )
 from stillhouse.teachers.store.codecs import (
     DTYPES,
+    RECORD_OVERHEAD,
     Codec,
     HiddenCodec,
     LogprobDtype,
@@ -196,6 +198,17 @@ class CacheTeacherConfig(TeacherConfig):
                 "mean other text. Choose a student of the teacher's family."
             )
 
+    def server(self) -> ServerConnection | None:
+        """See the teacher behind it."""
+        return self.of.server()
+
+    def cache_bytes(self, tokens: int, sequences: int, vocab: int, width: int, dtype_bytes: int) -> int:
+        """See `TeacherConfig`."""
+        codec = self.codec(vocab, {4: "float32", 2: "bfloat16"}[dtype_bytes])
+        size = tokens * codec.row_bytes(width) + RECORD_OVERHEAD * sequences
+        head = vocab * width * dtype_bytes if self.store == "hidden" else 0
+        return int(min(size, self.limit or size) + head)
+
     def check_signal(self, tokens: int) -> None:
         """See the teacher behind it."""
         if self.on_miss == "fill":
@@ -271,6 +284,20 @@ def _read_head(folder: Path, vocab: int) -> ModelHead:
     tensors = {name: one.to(local_device()) for name, one in record.tensors.items()}
     extras = shard.manifest.head
     return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
+
+
+def require_cache(config: TeacherConfig | None) -> CacheTeacherConfig:
+    """The configuration of a cached teacher.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if isinstance(config, CacheTeacherConfig):
+        return config
+    got = "no teacher" if config is None else f"kind {config.kind}"
+    raise ConfigError(
+        Fault("teacher", "is not cached", got=got, hint="Set teacher: {kind: cache, of: FOLDER}.")
+    )
 
 
 def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
@@ -393,6 +420,10 @@ class CachedTeacher:
         """See `ReadThroughCache.pop_metrics`."""
         return self._cache.pop_metrics()
 
+    def usage(self) -> dict[str, Any] | None:
+        """That of the teacher behind it."""
+        return None if self.teacher is None else self.teacher.usage()
+
     def close(self) -> str | None:
         """See `ReadThroughCache.close`."""
         return self._cache.close()
@@ -465,6 +496,10 @@ class CachedSparseTeacher:
     def pop_metrics(self) -> MetricSums:
         """See `ReadThroughCache.pop_metrics`."""
         return self._cache.pop_metrics()
+
+    def usage(self) -> dict[str, Any] | None:
+        """That of the teacher behind it."""
+        return None if self.teacher is None else self.teacher.usage()
 
     def close(self) -> str | None:
         """See `ReadThroughCache.close`."""

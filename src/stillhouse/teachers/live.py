@@ -51,6 +51,10 @@ class LiveTeacher:
         """Nothing is counted."""
         return {}
 
+    def usage(self) -> dict[str, Any] | None:
+        """It is on no server."""
+        return None
+
     def close(self) -> str | None:
         """Nothing is held."""
         return None

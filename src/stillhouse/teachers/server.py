@@ -57,6 +57,10 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
         """Text; and the most probable tokens, unless token ids are not the student's."""
         return frozenset({"text"}) if self.retokenise else frozenset({"text", "topk"})
 
+    def server(self) -> ServerConnection:
+        """Itself."""
+        return self
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Compare the server's tokenisation with the student's; with `retokenise` nothing needs to agree.
 
@@ -175,6 +179,10 @@ class ServerTeacher:
     def pop_metrics(self) -> MetricSums:
         """Nothing for the metrics log; `close` says what was requested."""
         return {}
+
+    def usage(self) -> dict[str, Any] | None:
+        """URL and counts of its requests."""
+        return {"url": self.served.client.url, **vars(self.served.client.usage)}
 
     def close(self) -> str | None:
         """Close the connections; a line that says what was requested."""
