@@ -14,7 +14,7 @@ from stillhouse.core.alignment import TokenAlignment, VocabularyMatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
-from stillhouse.fused import Chunking, fused_rows
+from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import label_logprobs, parse_objective
 from stillhouse.objectives.sinkhorn import divergence, transport
@@ -179,7 +179,7 @@ def test_the_fused_path_is_autograd_over_full_logits(objective: Objective, chunk
     value = objective(head.logits(hidden), their_head.logits(theirs), rows)
     expected = torch.autograd.grad((value * token_weight).sum(), leaves)
     loss, values = fused_rows(
-        objective, hidden, head, theirs, their_head, token_weight, rows, Chunking(chunk_rows=chunk)
+        objective, hidden, head, theirs, their_head, token_weight, rows, FusedConfig(chunk_rows=chunk)
     )
     torch.testing.assert_close(values, (value * (token_weight != 0)).detach(), rtol=1e-8, atol=1e-10)
     for got, wanted in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
@@ -352,7 +352,7 @@ def test_memory_holds_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
     _, _, rows = problem()
     fused_rows(
         build("span"), logits(N, 5, 7), logits(OURS, 5, 8), logits(M, 4, 1), logits(THEIRS, 4, 2), None, rows,
-        Chunking(chunk_rows=4),
+        FusedConfig(chunk_rows=4),
     )  # fmt: skip
     assert max(sizes) <= 5 < M, "four rows of the student, or the five of the teacher that go with them"
 

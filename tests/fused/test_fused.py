@@ -13,12 +13,12 @@ import stillhouse
 from stillhouse.core.head import ModelHead
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
-from stillhouse.fused import Chunking, fused_loss, fused_rows
+from stillhouse.fused import FusedConfig, fused_loss, fused_rows
 from stillhouse.fused import kernel as work
 from stillhouse.objectives import build
 
 COUNT, VOCAB, WIDE, THIN = 12, 23, 7, 5
-SMALL = Chunking(chunk_rows=5)
+SMALL = FusedConfig(chunk_rows=5)
 
 
 def models(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ def test_a_bias_of_minus_infinity_leaves_entries_out() -> None:
     kept = [index for index in range(VOCAB) if index not in (3, 8)]
     expected = build("csd", w1="uniform")(student @ head[kept].t(), teacher @ teacher_head[kept].t())
     loss, values = fused_rows(
-        build("csd", w1="uniform"), student, head, teacher, ModelHead(teacher_head, bias), chunking=SMALL
+        build("csd", w1="uniform"), student, head, teacher, ModelHead(teacher_head, bias), config=SMALL
     )
     torch.testing.assert_close(values, expected.detach())
     (gradient,) = torch.autograd.grad(loss, head)
@@ -127,7 +127,7 @@ def test_a_frozen_head_gets_no_gradient_and_none_is_computed(monkeypatch: pytest
         return multiply(a, b, **options)
 
     monkeypatch.setattr(torch, "mm", watched)
-    fused_loss(build("reverse_kl"), student, head, teacher, teacher_head, chunking=SMALL).backward()
+    fused_loss(build("reverse_kl"), student, head, teacher, teacher_head, config=SMALL).backward()
     assert head.grad is None
     assert student.grad is not None
     assert (VOCAB, THIN) not in shapes
@@ -149,7 +149,7 @@ def test_a_source_without_a_teacher_does_not_multiply_by_its_head() -> None:
     rows = replace(drawn_rows(COUNT, VOCAB), sources=torch.arange(COUNT) % 2 * SOURCES.index("text"))
     teacher[1::2] = torch.nan
     objective = build("by_source", fixed={"kind": "forward_kl"}, text={"kind": "cross_entropy"})
-    _, values = fused_rows(objective, student, head, teacher, teacher_head, rows=rows, chunking=SMALL)
+    _, values = fused_rows(objective, student, head, teacher, teacher_head, rows=rows, config=SMALL)
     assert values.isfinite().all()
     plain = build("cross_entropy")(student @ head.t(), None, rows)
     torch.testing.assert_close(values[1::2], plain.detach()[1::2])
@@ -213,8 +213,8 @@ def test_half_precision_operands(kind: str, chunk_rows: int | None) -> None:
     results = []
     for student, head, teacher, teacher_head in (tensors, exact):
         leaves = [student.requires_grad_(), head.requires_grad_()]
-        chunking = Chunking(chunk_rows=chunk_rows)
-        loss, values = fused_rows(build(kind), student, head, teacher, teacher_head, chunking=chunking)
+        config = FusedConfig(chunk_rows=chunk_rows)
+        loss, values = fused_rows(build(kind), student, head, teacher, teacher_head, config=config)
         results.append((values, *torch.autograd.grad(loss, leaves)))
     (values, *slopes), (wanted, *wanted_slopes) = results
     assert values.dtype == torch.float32
@@ -227,7 +227,7 @@ def test_half_precision_operands(kind: str, chunk_rows: int | None) -> None:
 def test_fp32_logits_of_half_precision_operands_leave_only_the_operands_rounding() -> None:
     tensors = [tensor.detach().bfloat16() for tensor in models(torch.float32)]
     _, exact = fused_rows(build("forward_kl"), *(tensor.double() for tensor in tensors))
-    _, kept = fused_rows(build("forward_kl"), *tensors, chunking=Chunking(fp32_logits=True))
+    _, kept = fused_rows(build("forward_kl"), *tensors, config=FusedConfig(fp32_logits=True))
     _, rounded = fused_rows(build("forward_kl"), *tensors)
     torch.testing.assert_close(kept.double(), exact, rtol=1e-5, atol=1e-6)
     assert (rounded - exact).abs().max() > 10 * (kept - exact).abs().max()
@@ -246,7 +246,7 @@ def test_the_head_gradient_of_many_chunks_is_summed_in_fp32() -> None:
             head,
             token_weight=torch.ones(count),
             rows=rows,
-            chunking=Chunking(chunk_rows=chunk_rows),
+            config=FusedConfig(chunk_rows=chunk_rows),
         )
         gradients.append(torch.autograd.grad(loss, head)[0].float())
     assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
@@ -255,12 +255,12 @@ def test_the_head_gradient_of_many_chunks_is_summed_in_fp32() -> None:
 def test_autocast_multiplies_in_bf16_and_returns_fp32_gradients() -> None:
     student, head, teacher, teacher_head = models(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, values = fused_rows(build("skew_kl"), student, head, teacher, teacher_head, chunking=SMALL)
+        loss, values = fused_rows(build("skew_kl"), student, head, teacher, teacher_head, config=SMALL)
     loss.backward()
     assert head.grad.dtype == torch.float32
     assert values.dtype == torch.float32
     half = [tensor.detach().bfloat16() for tensor in (student, head, teacher, teacher_head)]
-    _, expected = fused_rows(build("skew_kl"), *half, chunking=SMALL)
+    _, expected = fused_rows(build("skew_kl"), *half, config=SMALL)
     torch.testing.assert_close(values, expected)
 
 
@@ -283,17 +283,17 @@ def test_the_same_call_gives_the_same_bits() -> None:
     student, head, teacher, teacher_head = models(torch.float32)
     runs = []
     for _ in range(2):
-        loss = fused_loss(build("jsd"), student, head, teacher, teacher_head, chunking=SMALL)
+        loss = fused_loss(build("jsd"), student, head, teacher, teacher_head, config=SMALL)
         runs.append(torch.autograd.grad(loss, [student, head]))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_chunks_are_even_and_fit_the_budget() -> None:
-    chunking = Chunking(memory_budget=1000)
-    assert chunking.rows_of(10, 100) == 10
-    assert chunking.rows_of(11, 100) == 6
-    assert chunking.rows_of(3, 5000) == 1
-    assert Chunking(chunk_rows=4).rows_of(100, 1) == 4
+    config = FusedConfig(memory_budget=1000)
+    assert config.rows_of(10, 100) == 10
+    assert config.rows_of(11, 100) == 6
+    assert config.rows_of(3, 5000) == 1
+    assert FusedConfig(chunk_rows=4).rows_of(100, 1) == 4
 
 
 def test_no_tensor_of_all_rows_by_the_vocabulary_is_made() -> None:
@@ -313,7 +313,7 @@ def test_no_tensor_of_all_rows_by_the_vocabulary_is_made() -> None:
     student, head, teacher, teacher_head = models()
     with Watch():
         fused_loss(
-            build("skew_kl"), student, head, teacher, teacher_head, chunking=Chunking(chunk_rows=8)
+            build("skew_kl"), student, head, teacher, teacher_head, config=FusedConfig(chunk_rows=8)
         ).backward()
     assert 0 < largest <= 8
 
@@ -347,7 +347,7 @@ def test_compiled_arithmetic_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> 
             teacher_head,
             None,
             rows,
-            Chunking(compile=compiled),
+            FusedConfig(compile=compiled),
         )
         results.append((loss.detach(), *torch.autograd.grad(loss, [student, head])))
     work._compiled.cache_clear()

@@ -21,7 +21,7 @@ from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import sampled_of, topk_of
 from stillhouse.data.collate import collate
-from stillhouse.fused import Chunking, fused_label_facts, fused_rows
+from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
@@ -76,7 +76,7 @@ def refused_nothing(
     teacher = (theirs, their_head) if objective.needs_teacher else (None, None)
     with NoHostSync():
         loss, values = fused_rows(
-            objective, hidden, head, *teacher, token_weight, rows, Chunking(chunk_rows=5)
+            objective, hidden, head, *teacher, token_weight, rows, FusedConfig(chunk_rows=5)
         )
         (2 * loss).backward()
     assert values.isfinite().all()
@@ -177,7 +177,7 @@ def without_numbers(
     leaf, own = hidden.to("meta").requires_grad_(), moved(head)
     teacher = (theirs.to("meta"), moved(their_head)) if objective.needs_teacher else (None, None)
     weight = torch.ones(len(hidden), device="meta")
-    loss, _ = fused_rows(objective, leaf, own, *teacher, weight, lean, Chunking(chunk_rows=5))
+    loss, _ = fused_rows(objective, leaf, own, *teacher, weight, lean, FusedConfig(chunk_rows=5))
     loss.backward()
     assert leaf.grad is not None
     assert leaf.grad.shape == hidden.shape

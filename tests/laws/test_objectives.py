@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.objectives.problems import cases, drawn_rows, gradient, logits
 
 from stillhouse.core.head import ModelHead, ModelSignal
-from stillhouse.fused import Chunking, fused_rows
+from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import REGISTRY, Objective, build
 from stillhouse.objectives.base import parse_objective
 
@@ -223,7 +223,7 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
     lean = replace(rows, model_logits={}, others=signals)
     teacher = (teacher_hidden, teacher_weight) if objective.needs_teacher else (None, None)
     loss, values = fused_rows(
-        objective, student_hidden, weight, *teacher, token_weight, lean, Chunking(chunk_rows=chunk)
+        objective, student_hidden, weight, *teacher, token_weight, lean, FusedConfig(chunk_rows=chunk)
     )
     torch.testing.assert_close(values, (value * (token_weight != 0)).detach(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(loss.detach(), (values * token_weight).sum())

@@ -19,7 +19,7 @@ from stillhouse.core.sparse import (
     scatter_sparse,
     topk_of,
 )
-from stillhouse.fused import Chunking, fused_rows
+from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import Objective, build
 
 CASES = [case for case in cases() if case[1].needs_teacher and not case[1].other_models]
@@ -99,7 +99,7 @@ def compare_fused(objective: Objective, compact: SparseLogprobs) -> None:
         compact,
         token_weight=token_weight,
         rows=rows,
-        chunking=Chunking(chunk_rows=4),
+        config=FusedConfig(chunk_rows=4),
     )
     torch.testing.assert_close(values, (value * (token_weight != 0)).detach(), rtol=1e-9, atol=1e-11)
     for got, want in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):

@@ -92,6 +92,7 @@ def test_a_teacher_for_each_row_and_resume_equal_to_straight(folder: Path) -> No
 
 def test_rows_that_name_an_unknown_teacher_are_refused(folder: Path) -> None:
     config = config_of(folder, "unknown", {**BY_ROW, "objectives": {"second": "forward_kl"}}, "second")
+    config["teacher"] = None
+    resolved = resolve(config).config
     with pytest.raises(DataError, match=r"name the teacher 'main'"):
-        config["teacher"] = None
-        assemble(resolve(config).config)
+        assemble(resolved)

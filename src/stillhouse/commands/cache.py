@@ -146,8 +146,8 @@ def prune(
     ] = None,
 ) -> None:
     """Delete from a cache folder: what was used least recently, or all of a teacher."""
+    from stillhouse.config.sizes import parse_bytes
     from stillhouse.errors import ConfigError, Fault
-    from stillhouse.teachers.cached import parse_bytes
     from stillhouse.teachers.store.maintenance import prune as make_room
 
     if limit is None and teacher is None:

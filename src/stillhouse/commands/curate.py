@@ -51,9 +51,7 @@ def curate(
         list[Path] | None,
         typer.Option("--held-out", help="A set that must not overlap; may be repeated.", show_default=False),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Model that scores the likelihood of responses.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Scores the likelihood of responses.")] = None,
 ) -> None:
     """Filter responses: a file of what is kept, one of what is dropped and why, and counts.
 

@@ -2,6 +2,7 @@
 
 from stillhouse.config.layers import Layer, Layered
 from stillhouse.config.loading import validate
+from stillhouse.config.sizes import Bytes
 from stillhouse.config.strict import (
     FilePath,
     ListOf,
@@ -15,6 +16,7 @@ from stillhouse.config.trees import flatten
 from stillhouse.config.writing import commented_yaml, to_yaml
 
 __all__ = [
+    "Bytes",
     "FilePath",
     "Layer",
     "Layered",

@@ -169,13 +169,11 @@ def judge_files(
     Raises:
         StillhouseError: a file or the server cannot be used, or no pair has a clear verdict.
     """
-    text = rubric.text()
     pairs = pair_answers(first, second, limit)
     num_marked = sum(map(has_markup, pairs))
     if num_marked:
         logger.warning(
-            "%d pairs contain marks such as [[A]] or </answer_a>, which the judge sees as [A]",
-            num_marked,
+            "%d pairs contain marks such as [[A]] or </answer_a>, which the judge sees as [A]", num_marked
         )
     judged, model, usage = _judged_by_server(pairs, server, rubric, output)
     verdicts = output.with_suffix(".jsonl")
@@ -188,7 +186,7 @@ def judge_files(
             "judge": model,
             "server": server.url,
             "rubric": str(rubric.file or "pairwise.txt of the package"),
-            "rubric_digest": content_digest(text),
+            "rubric_digest": content_digest(rubric.text()),
             "temperature": rubric.temperature,
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",

@@ -22,10 +22,17 @@ from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.fused.cross_tokenizer import CrossTokenizerHeadLoss
-from stillhouse.fused.kernel import Chunking, FusedHeadLoss, Gradients, ModelOutput, RowBlock, operand_dtype
+from stillhouse.fused.kernel import (
+    FusedConfig,
+    FusedHeadLoss,
+    Gradients,
+    ModelOutput,
+    RowBlock,
+    operand_dtype,
+)
 from stillhouse.objectives.base import Objective, check_aligned, with_sparse
 
-DEFAULT = Chunking()
+DEFAULT = FusedConfig()
 
 
 def fused_loss(
@@ -36,7 +43,7 @@ def fused_loss(
     teacher_head: ModelHead | Tensor | None = None,
     token_weight: Tensor | None = None,
     rows: Rows | None = None,
-    chunking: Chunking = DEFAULT,
+    config: FusedConfig = DEFAULT,
 ) -> Tensor:
     """The objective over hidden states and heads, as one number.
 
@@ -51,7 +58,7 @@ def fused_loss(
         token_weight: [N]; None: each row counts 1 / N. Rows of weight 0 reach no head; a GPU is waited for
             to find them, unless `rows.loss_mask` tells.
         rows: labels, sources and the rest of what the objective needs, [N] each.
-        chunking: memory budget and compilation.
+        config: memory budget and compilation.
 
     Returns:
         sum_n token_weight_n value_n, fp32 (fp64 for fp64 operands); backward works once, as gradients are
@@ -61,7 +68,7 @@ def fused_loss(
         ValueError: something that the objective needs is missing, or shapes do not fit.
     """
     return fused_rows(
-        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, chunking
+        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, config
     )[0]
 
 
@@ -73,11 +80,11 @@ def fused_rows(
     teacher_head: ModelHead | Tensor | None = None,
     token_weight: Tensor | None = None,
     rows: Rows | None = None,
-    chunking: Chunking = DEFAULT,
+    config: FusedConfig = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """As `fused_loss`, with the detached values of all rows, [N]; rows of weight 0 have value 0."""
     call = _call(
-        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, chunking
+        objective, student_hidden, student_head, teacher_hidden, teacher_head, token_weight, rows, config
     )
     weight, bias = call.parameters
     inputs = [tensor for tensor in (student_hidden, weight, bias) if tensor is not None]
@@ -95,7 +102,7 @@ def fused_label_facts(
     teacher_hidden: Tensor | SparseLogprobs | None = None,
     teacher_head: ModelHead | Tensor | None = None,
     rows: Rows | None = None,
-    chunking: Chunking = DEFAULT,
+    config: FusedConfig = DEFAULT,
 ) -> Rows:
     """The rows with the label log-probabilities of both models and the likelihood gaps; no gradient.
 
@@ -103,7 +110,7 @@ def fused_label_facts(
     numbers too, or want them for a whole batch before its first loss. Rows that have them are not computed
     again.
     """
-    call = _call(objective, student_hidden, student_head, teacher_hidden, teacher_head, None, rows, chunking)
+    call = _call(objective, student_hidden, student_head, teacher_hidden, teacher_head, None, rows, config)
     with torch.no_grad():
         return call.label_facts(student_hidden)
 
@@ -116,7 +123,7 @@ def _call(
     teacher_head: ModelHead | Tensor | None,
     token_weight: Tensor | None,
     rows: Rows | None,
-    chunking: Chunking,
+    config: FusedConfig,
 ) -> _Call:
     """The checked arguments of one call."""
     head, rows = as_head(student_head), rows or Rows()
@@ -141,7 +148,7 @@ def _call(
     if token_weight is not None and rows.loss_mask is None:
         rows = replace(rows, loss_mask=as_host(token_weight != 0))
     operand = operand_dtype(student_hidden, head.weight)
-    return _Call(objective, head, others, token_weight, rows, chunking, operand, exclude)
+    return _Call(objective, head, others, token_weight, rows, config, operand, exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,7 @@ class _Call:
     others: dict[str, ModelOutput]
     token_weight: Tensor | None
     rows: Rows
-    chunking: Chunking
+    config: FusedConfig
     operand: torch.dtype
     exclude: bool
     """Whether a bias of a head may hold -inf."""
@@ -167,7 +174,7 @@ class _Call:
         """See `fused_label_facts`."""
         with torch.autocast(hidden.device.type, enabled=False):
             part = self._part(ModelOutput.of(hidden, self.head, self.operand))
-            return FusedHeadLoss(part, self.chunking, (False, False, False), self.exclude).label_facts()
+            return FusedHeadLoss(part, self.config, (False, False, False), self.exclude).label_facts()
 
     def run(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]
@@ -177,7 +184,7 @@ class _Call:
             student = ModelOutput.of(hidden, replace(self.head, weight=weight, bias=bias), self.operand)
             part, index = self._counted(self._part(student))
             work = FusedHeadLoss if part.rows.alignment is None else CrossTokenizerHeadLoss
-            loss, values, sums = work(part, self.chunking, needs, self.exclude).run()
+            loss, values, sums = work(part, self.config, needs, self.exclude).run()
         if index is not None:
             found, values = values, values.new_zeros(hidden.shape[0])
             values[index.device] = found

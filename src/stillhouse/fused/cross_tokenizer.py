@@ -70,7 +70,7 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
     def _aligned_chunk(self, piece: RowBlock, chunk: Ints, where: RowIndex, sums: GradAccumulator) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `sums`."""
         student = piece.student.at(where)
-        product = student.product(self.chunking.fp32_logits)
+        product = student.product(self.config.fp32_logits)
         gradient = None
         if any(self.needs):
             operand = student.weight.dtype
@@ -96,7 +96,7 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
         for name in sorted(piece.objective.requirements().model_names & piece.others.keys()):
             theirs = piece.rows.teacher_index(index, product.device) if name == MAIN else index
             teacher = piece.others[name].at(theirs)
-            others[name] = teacher.logits(teacher.product(self.chunking.fp32_logits))
+            others[name] = teacher.logits(teacher.product(self.config.fp32_logits))
         small = replace(piece, others={}).at(index)
         if out is None or not piece.objective.mixes_rows:
             return self._block(small, product, others, out, sums)

@@ -7,11 +7,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from stillhouse.config import Bytes, StrictConfig
 from stillhouse.core.head import ModelHead, gathered
 from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.requirements import MAIN
@@ -33,17 +36,18 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Arithmetic = Callable[[Tensor, "Tensor | None", Rows], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunking:
-    """How the fused path cuts its work. The result does not depend on it, up to rounding.
+class FusedConfig(StrictConfig):
+    """How the loss over the language-model head is cut into chunks. It does not depend on that, up to
+    rounding.
 
-    Example: `Chunking(memory_budget=2**30)`
+    Example: `train: {fused: {memory_budget: 1GiB}}`
     """
 
-    memory_budget: int = 192 * 2**20
-    """Bytes for the student's logits of one chunk; each teacher's take at most the same, a CPU less."""
-    chunk_rows: int | None = None
-    """Rows of a chunk; None: as many as the budget allows, evenly."""
+    memory_budget: Bytes = 192 * 2**20
+    """Memory for the student's logits of one chunk, such as 192MiB; each teacher's take at most the same, a
+    CPU less."""
+    chunk_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a chunk; default: as many as the budget allows, evenly."""
     fp32_logits: bool = False
     """Keep fp32 logits of half-precision operands on a CPU too, where only a product of fp32 copies gives
     them: slower. Without it a CPU rounds each logit once to the precision of the operands, as the model's
@@ -52,10 +56,10 @@ class Chunking:
     """Run the definition of the objective through `torch.compile` instead of its closed form. On the CPUs
     tried the closed forms were faster."""
 
-    def rows_of(self, count: int, bytes_per_row: int) -> int:
+    def chunk_size(self, count: int, bytes_per_row: int) -> int:
         """How many of `count` rows make a chunk: the fewest chunks that fit the budget, of even size."""
         if self.chunk_rows is not None:
-            return max(1, self.chunk_rows)
+            return self.chunk_rows
         fit = max(1, self.memory_budget // max(1, bytes_per_row))
         chunks = max(1, -(-count // fit))
         return max(1, -(-count // chunks))
@@ -226,18 +230,18 @@ class FusedHeadLoss:
     """One call. `run` returns the loss, the values of all rows, and the gradients that are wanted."""
 
     def __init__(
-        self, part: RowBlock, chunking: Chunking, needs: tuple[bool, bool, bool], exclude: bool
+        self, part: RowBlock, config: FusedConfig, needs: tuple[bool, bool, bool], exclude: bool
     ) -> None:
         if part.weights.device.type == "cpu":
             _let_the_heap_keep_what_is_freed()
         self.part = part
-        self.chunking = chunking
+        self.config = config
         self.needs = needs
         self.exclude = exclude
         self.exact = torch.promote_types(part.student.weight.dtype, torch.float32)
         itemsize = part.student.weight.dtype.itemsize
         row_bytes = part.student.weight.shape[0] * itemsize
-        self.chunk_rows = chunking.rows_of(part.weights.shape[0], row_bytes)
+        self.chunk_rows = config.chunk_size(part.weights.shape[0], row_bytes)
 
     def run(self) -> tuple[Tensor, Tensor, GradAccumulator]:
         """See the class."""
@@ -272,7 +276,7 @@ class FusedHeadLoss:
         self, chunk: RowBlock, spans: list[RowSpan], sums: GradAccumulator, where: Tensor | slice
     ) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `sums`."""
-        fp32 = self.chunking.fp32_logits
+        fp32 = self.config.fp32_logits
         product = chunk.student.product(fp32)
         gradient = None
         if any(self.needs):
@@ -327,7 +331,7 @@ class FusedHeadLoss:
         if piece.through_label is not None:
             through = label_gradient(student, rows, piece.through_label)
         if objective.has_token_part:
-            arithmetic = _compiled(objective) if self.chunking.compile else objective.value_and_gradient
+            arithmetic = _compiled(objective) if self.config.compile else objective.value_and_gradient
             if sparse:
                 arithmetic = objective.sparse_value_and_gradient
             value, gradient = arithmetic(student, teacher, rows)
@@ -385,7 +389,7 @@ class FusedHeadLoss:
         found = []
         for start in range(0, labels.shape[0], self.chunk_rows):
             chunk = slice(start, start + self.chunk_rows)
-            product = side.at(RowIndex.run(chunk)).product(self.chunking.fp32_logits)
+            product = side.at(RowIndex.run(chunk)).product(self.config.fp32_logits)
             size = max(1, BLOCK_ENTRIES_CPU // product.shape[1])
             for row in range(0, product.shape[0], size):
                 block = side.logits(product[row : row + size])

@@ -222,29 +222,13 @@ def make_context(
         partial(fingerprint, parts.student),
         on_tokens=on_tokens,
     )
-    teacher = models = None
-    if (
-        parts.config.responses.requirements().asks(MAIN, "text")
-        and (engine := parts.teacher_engine) is not None
-    ):
-        if isinstance(engine, ServerEngine):
-            engine.use_journal(folder.responses / "answers.jsonl")
-        writes = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
-        teacher = ResponseGenerator(
-            engine,
-            "teacher",
-            parts.sampling,
-            lambda: None,
-            engine.fingerprint if isinstance(engine, ServerEngine) else cache(writes),
-            on_tokens=on_tokens,
-            translator=parts.translator,
-        )
+    models = None
     if parts.teacher is not None:
         models = ModelPair(parts.student, parts.teacher, parts.facts, parts.vocab)
     return RolloutContext(
         parts.data.train,
         student,
-        teacher,
+        _teacher_generator(parts, folder, on_tokens),
         folder.responses,
         parts.config.train.seed,
         models=models,
@@ -261,6 +245,27 @@ def make_context(
         external_responses=parts.config.responses.external_responses(
             parts.config.data, Encoder(parts.config.data.template, parts.tokenizer)
         ),
+    )
+
+
+def _teacher_generator(
+    parts: Parts, folder: RunFolder, on_tokens: Callable[[int], None] | None
+) -> ResponseGenerator | None:
+    """What generates as the main teacher, if the response policy asks for that."""
+    engine = parts.teacher_engine if parts.config.responses.requirements().asks(MAIN, "text") else None
+    if engine is None:
+        return None
+    digest = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
+    if isinstance(engine, ServerEngine):
+        engine.use_journal(folder.responses / "answers.jsonl")
+    return ResponseGenerator(
+        engine,
+        "teacher",
+        parts.sampling,
+        lambda: None,
+        engine.fingerprint if isinstance(engine, ServerEngine) else cache(digest),
+        on_tokens=on_tokens,
+        translator=parts.translator,
     )
 
 
@@ -290,6 +295,7 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         hidden_cache=TeacherHiddenCache() if caches else context.hidden_cache,
         metrics=metrics,
         clock=clock,
+        fused=config.train.fused,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
-from stillhouse.fused.kernel import Chunking
+from stillhouse.fused.kernel import FusedConfig
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.load import config_from_options, pruned_config
 from stillhouse.models.paths import resolve_path
@@ -118,7 +118,7 @@ def peak_memory(config: RunConfig, student: ModelSize, teacher: ModelSize | None
     tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step = tokens * student.hidden_size * kept * activation_bytes
-    step += min(Chunking().memory_budget, tokens * student.vocab * 4 * 4)
+    step += min(FusedConfig().memory_budget, tokens * student.vocab * 4 * 4)
     if teacher is not None:
         static += teacher.parameters * teacher.dtype_bytes
         step += tokens * teacher.hidden_size * 28 * teacher.dtype_bytes

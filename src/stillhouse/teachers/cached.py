@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
-from stillhouse.config import FilePath
+from stillhouse.config import Bytes, FilePath
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
@@ -50,7 +49,6 @@ from stillhouse.teachers.store.codecs import (
     TopkCodec,
 )
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("samples", "temperature", "logprobs")}
 """The fields that belong to each kind of store."""
 
@@ -59,20 +57,6 @@ MAX_LOGITS = 2**25
 
 Compute = Callable[[TokenBatch, Sequence[str]], list[Record]]
 """Sequences of a batch and their keys -> the record of each, from the teacher itself."""
-
-
-def parse_bytes(value: Any) -> Any:
-    """A number of bytes, or text such as `500MB`, `20 GB` or `1.5GiB`."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", value.upper())
-    if found is None or found[2] not in UNITS:
-        raise ValueError("is a size such as 500MB, 20GB or 1.5GiB")
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
-"""The annotation of a config field that holds a size."""
 
 
 def parse_of(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf, StrictConfig
+from stillhouse.fused import FusedConfig
 
 Every = Literal["epoch", "never"] | int
 """At the end of each epoch, never, or every so many optimiser steps."""
@@ -54,6 +55,8 @@ class TrainConfig(StrictConfig):
     """Also let the student answer when it is validated; false measures the loss alone, which is faster."""
     best_by: Literal["rouge_l", "loss"] = "rouge_l"
     """What "best" is measured by, on data.valid."""
+    fused: FusedConfig = FusedConfig()
+    """Memory budget and precision of the loss over the language-model head."""
     report_to: ListOf[str] = ()
     """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
     hf: dict[str, Any] = Field(default_factory=dict)

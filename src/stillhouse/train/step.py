@@ -25,7 +25,7 @@ from stillhouse.core.types import SOURCES, Progress, Prompt, Response
 from stillhouse.data.collate import collate, split
 from stillhouse.data.translate import Translator
 from stillhouse.errors import TrainingError
-from stillhouse.fused import Chunking, fused_label_facts, fused_rows
+from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers, each_objective
@@ -108,7 +108,7 @@ class Step:
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
     clock: TrainingClock = field(default_factory=TrainingClock)
     """Set in `prepare`; what generates with the student's weights reads their version from it."""
-    fused: Chunking = field(default_factory=Chunking)
+    fused: FusedConfig = field(default_factory=FusedConfig)
     """Memory budget and precision of the loss over the language-model head."""
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class Step:
                 micro = one.to(_device_of(model))
                 signals, _ = self._signals(micro)
                 models, rows, _ = self._compared(model, micro, signals)
-                facts = fused_label_facts(micro.objective, *models, rows=rows, chunking=self.fused)
+                facts = fused_label_facts(micro.objective, *models, rows=rows, config=self.fused)
                 gaps.append(SequenceGaps.of(facts))
         model.train(training)
         means = gap_means(gaps, self.world.add)
@@ -179,10 +179,10 @@ class Step:
         with self.metrics.seconds("student"):
             models, rows, student_layers = self._compared(model, micro, signals)
             if self._records_gaps:
-                rows = fused_label_facts(objective, *models, rows=rows, chunking=self.fused)
+                rows = fused_label_facts(objective, *models, rows=rows, config=self.fused)
                 gaps = SequenceGaps.of(rows)
             loss, values = fused_rows(
-                objective, *models, token_weight=micro.token_weight, rows=rows, chunking=self.fused
+                objective, *models, token_weight=micro.token_weight, rows=rows, config=self.fused
             )
             if objective.depths:
                 with torch.autocast(loss.device.type, enabled=False):
