@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,7 +30,6 @@ from tenacity.wait import wait_base, wait_exponential
 
 from stillhouse.console import duration
 from stillhouse.errors import RequestRejected, ServerError, StillhouseError
-from stillhouse.remote.config import ServerConnection
 
 T = TypeVar("T")
 RequestBody = Mapping[str, Any]
@@ -45,6 +44,16 @@ LOGGED_WAIT = 10.0
 """Seconds of backoff from which on a retry is logged, and the least between two such lines."""
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Rate limits, restarts and overload, also those of common proxies: statuses that a retry may change."""
+
+
+class ServerSettings(Protocol):
+    """What a client must know of its server; a `ServerConnection` has it."""
+
+    url: str
+    concurrency: int
+    retries: int
+    timeout: float
+    backoff: float
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Client:
         ...     print(index, text)
     """
 
-    def __init__(self, server: ServerConnection, api_key: str | None = None) -> None:
+    def __init__(self, server: ServerSettings, api_key: str | None = None) -> None:
         """Nothing is sent yet.
 
         Args:

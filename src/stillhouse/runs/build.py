@@ -104,6 +104,11 @@ class Parts:
         engine: Engine = self.config.engine.for_student().build(model, self.facts)
         return engine
 
+    @property
+    def connected_engine(self) -> Engine | None:
+        """`teacher_engine`, if it has been asked for; nothing is connected for this alone."""
+        return vars(self).get("teacher_engine")
+
     @cached_property
     def teacher_engine(self) -> Engine | None:
         """What generates the teacher's text: its own server, or the configured engine over it."""

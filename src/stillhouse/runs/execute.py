@@ -157,7 +157,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
         for line in step.close():
             if folder.main:
                 console.note(line)
-        report_server_usage(parts, step.teachers.get(MAIN), folder)
+        report_server_usage(parts.connected_engine, step.teachers.get(MAIN), folder)
     return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
 
 

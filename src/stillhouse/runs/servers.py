@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stillhouse import console
-from stillhouse.engines import ServerConfig, ServerEngine
+from stillhouse.engines import Engine, ServerConfig, ServerEngine
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.teachers import AnyTeacher
-
-if TYPE_CHECKING:
-    from stillhouse.runs.build import Parts
 
 LABELS = {
     "requests": "requests",
@@ -32,15 +29,15 @@ def teacher_text_server(config: RunConfig) -> ServerConfig | None:
     return config.engine if isinstance(config.engine, ServerConfig) else None
 
 
-def report_server_usage(parts: Parts, teacher: AnyTeacher | None, folder: RunFolder) -> None:
+def report_server_usage(engine: Engine | None, teacher: AnyTeacher | None, folder: RunFolder) -> None:
     """Print the usage of servers by this process and write it to `servers.json`, if there was any server.
 
     Args:
-        parts: the run, whose teacher engine may be on a server.
+        engine: what generated the teacher's text, which may be on a server.
         teacher: the teacher of the step, which may be on one.
         folder: for the file.
     """
-    usage = _usage(parts, teacher)
+    usage = _usage(engine, teacher)
     if not usage or not folder.main:
         return
     folder.write("servers.json", usage)
@@ -49,10 +46,9 @@ def report_server_usage(parts: Parts, teacher: AnyTeacher | None, folder: RunFol
         console.note(f"{purpose} at {counts['url']}: {', '.join(shown) or 'no requests'}")
 
 
-def _usage(parts: Parts, teacher: AnyTeacher | None) -> dict[str, dict[str, Any]]:
+def _usage(engine: Engine | None, teacher: AnyTeacher | None) -> dict[str, dict[str, Any]]:
     """URL and counts, by what the server was for."""
     usage: dict[str, dict[str, Any]] = {}
-    engine = vars(parts).get("teacher_engine")  # a cached property: do not connect for this alone
     if isinstance(engine, ServerEngine):
         usage["teacher's text"] = {"url": engine.served.client.url, **engine.counts()}
     if teacher is not None and (counts := teacher.usage()) is not None:
