@@ -24,9 +24,9 @@ from stillhouse.fused import fused_loss
 from stillhouse.models import fingerprint_of_files
 from stillhouse.objectives import build
 from stillhouse.sandbox.confine import _drop_capabilities
-from stillhouse.teachers import CacheTeacherConfig, LiveTeacherConfig, SparseTeacher, Teacher
-from stillhouse.teachers.cached import CachedTeacher
-from stillhouse.teachers.live import LiveTeacher
+from stillhouse.teachers import SparseTeacher, Teacher
+from stillhouse.teachers.cached import CachedTeacher, CacheTeacherConfig
+from stillhouse.teachers.live import LiveTeacher, LiveTeacherConfig
 from stillhouse.teachers.store import find_stores, maintenance
 
 

@@ -20,14 +20,10 @@ from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference_response
-from stillhouse.teachers import (
-    CacheTeacherConfig,
-    LiveTeacherConfig,
-    PrefetchingTeacher,
-    ServerTeacherConfig,
-    SparseTeacher,
-)
-from stillhouse.teachers.server import topk_rows
+from stillhouse.teachers import PrefetchingTeacher, SparseTeacher
+from stillhouse.teachers.cached import CacheTeacherConfig
+from stillhouse.teachers.live import LiveTeacherConfig
+from stillhouse.teachers.server import ServerTeacherConfig, topk_rows
 
 TOP = 20
 

@@ -49,11 +49,20 @@ RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 
 class ServerSettings(Protocol):
     """What a client must know of its server; a `ServerConnection` has it."""
 
-    url: str
-    concurrency: int
-    retries: int
-    timeout: float
-    backoff: float
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def concurrency(self) -> int: ...
+
+    @property
+    def retries(self) -> int: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+    @property
+    def backoff(self) -> float: ...
 
 
 @dataclass

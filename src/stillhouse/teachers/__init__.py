@@ -1,5 +1,6 @@
-"""What the teacher gives to the loss. Each kind states what it provides, for the check before loading."""
+"""What a teacher gives to the loss; a new kind of teacher is one file in this folder."""
 
+from stillhouse.config import import_submodules
 from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
@@ -12,19 +13,15 @@ from stillhouse.teachers.base import (
     TeacherConfig,
     TeacherField,
 )
-from stillhouse.teachers.cached import CacheTeacherConfig
-from stillhouse.teachers.live import LiveTeacherConfig
-from stillhouse.teachers.server import ServerTeacherConfig
+
+import_submodules(__name__)
 
 __all__ = [
     "REGISTRY",
     "AnyTeacher",
-    "CacheTeacherConfig",
-    "LiveTeacherConfig",
     "MetricSums",
     "PrefetchingTeacher",
     "RunningTeacher",
-    "ServerTeacherConfig",
     "SparseTeacher",
     "StreamingTeacher",
     "Teacher",
