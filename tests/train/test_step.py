@@ -193,3 +193,10 @@ def test_the_log_shows_true_divergences_by_source() -> None:
     assert row["loss/teacher"] > 0
     assert row["loss/student"] > 0
     assert row["responses/student_age"] == 3
+
+
+def test_the_state_of_another_version_is_refused_by_name() -> None:
+    step = step_of(build("skew_kl"), [])
+    state = {name: part for name, part in step.state_dict().items() if name != "schedules"}
+    with pytest.raises(TrainingError, match=r"lacks schedules\. Resume with the version"):
+        step.load_state_dict(state)

@@ -238,7 +238,17 @@ class Step:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave.
+
+        Raises:
+            TrainingError: the state is of another version of Stillhouse.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise TrainingError(
+                f"The checkpoint was written by another version of Stillhouse: it lacks "
+                f"{', '.join(sorted(missing))}. Resume with the version named in environment.json of the run, or train anew."
+            )
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
         self.metrics.load_state_dict(state["metrics"])
