@@ -246,8 +246,9 @@ class Step:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise TrainingError(
-                f"The checkpoint was written by another version of Stillhouse: it lacks "
-                f"{', '.join(sorted(missing))}. Resume with the version named in environment.json of the run, or train anew."
+                "The checkpoint was written by another version of Stillhouse: it lacks "
+                + ", ".join(sorted(missing))
+                + ". Resume with the version named in environment.json of the run, or train anew."
             )
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
