@@ -17,9 +17,8 @@ from stillhouse.core.types import SOURCES
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import label_logprobs, parse_objective
-from stillhouse.objectives.sinkhorn import divergence, transport
 from stillhouse.objectives.span import merged
-from stillhouse.objectives.transport import profiles
+from stillhouse.objectives.transport import profiles, sinkhorn_divergence, transport_cost
 
 OURS, THEIRS = 11, 14
 """Sizes of the vocabularies."""
@@ -266,7 +265,7 @@ def costs(x: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("blur", [0.03, 0.1, 1.0])
 def test_a_plan_has_the_marginals_that_it_should(blur: float) -> None:
-    _, plan = transport(costs(points(5, 1), points(8, 2)), blur)
+    _, plan = transport_cost(costs(points(5, 1), points(8, 2)), blur)
     torch.testing.assert_close(plan.sum(1), torch.full((5,), 1 / 5, dtype=torch.float64), rtol=1e-6, atol=0)
     torch.testing.assert_close(plan.sum(0), torch.full((8,), 1 / 8, dtype=torch.float64), rtol=1e-6, atol=0)
     assert (plan > 0).all()
@@ -275,7 +274,7 @@ def test_a_plan_has_the_marginals_that_it_should(blur: float) -> None:
 def test_little_blur_is_optimal_transport() -> None:
     """Two points each: the better of the two assignments; and the plan is that assignment."""
     cost = torch.tensor([[0.0, 1.0], [0.5, 0.2]], dtype=torch.float64)
-    value, plan = transport(cost, 0.005)
+    value, plan = transport_cost(cost, 0.005)
     assert value.item() == pytest.approx(min(0.0 + 0.2, 1.0 + 0.5) / 2, abs=0.005)
     torch.testing.assert_close(plan, torch.eye(2, dtype=torch.float64) / 2, rtol=0, atol=1e-6)
 
@@ -284,7 +283,7 @@ def test_the_divergence_is_symmetric_not_negative_and_zero_for_equal_sets() -> N
     x, y = points(6, 1), points(9, 2)
 
     def between(a: Tensor, b: Tensor) -> float:
-        return divergence(costs(a, b), costs(a, a), costs(b, b), 0.1).item()
+        return sinkhorn_divergence(costs(a, b), costs(a, a), costs(b, b), 0.1).item()
 
     assert between(x, y) == pytest.approx(between(y, x), abs=1e-9)
     assert between(x, y) > 0.01
@@ -296,11 +295,11 @@ def test_the_divergence_is_symmetric_not_negative_and_zero_for_equal_sets() -> N
 
 def test_the_gradient_of_transport_is_the_plan() -> None:
     cost = costs(points(4, 3), points(6, 4)).requires_grad_()
-    value, plan = transport(cost, 0.1)
+    value, plan = transport_cost(cost, 0.1)
     (slope,) = torch.autograd.grad(value, cost)
     torch.testing.assert_close(slope, plan)
     step = 1e-5 * costs(points(4, 5), points(6, 6))
-    up, down = transport(cost + step, 0.1)[0], transport(cost - step, 0.1)[0]
+    up, down = transport_cost(cost + step, 0.1)[0], transport_cost(cost - step, 0.1)[0]
     assert ((up - down) / 2).item() == pytest.approx((plan * step).sum().item(), rel=1e-6)
 
 

@@ -290,10 +290,10 @@ def test_the_same_call_gives_the_same_bits() -> None:
 
 def test_chunks_are_even_and_fit_the_budget() -> None:
     config = FusedConfig(memory_budget=1000)
-    assert config.rows_of(10, 100) == 10
-    assert config.rows_of(11, 100) == 6
-    assert config.rows_of(3, 5000) == 1
-    assert FusedConfig(chunk_rows=4).rows_of(100, 1) == 4
+    assert config.chunk_size(10, 100) == 10
+    assert config.chunk_size(11, 100) == 6
+    assert config.chunk_size(3, 5000) == 1
+    assert FusedConfig(chunk_rows=4).chunk_size(100, 1) == 4
 
 
 def test_no_tensor_of_all_rows_by_the_vocabulary_is_made() -> None:

@@ -25,9 +25,8 @@ from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
-from stillhouse.objectives.mixtures import _head_by_bisection
-from stillhouse.objectives.mixtures import head_of as most_probable
-from stillhouse.objectives.sinkhorn import _potentials
+from stillhouse.objectives.mixtures import _head_by_bisection, head_mask
+from stillhouse.objectives.transport import _potentials
 
 COUNT, VOCAB = 12, 13
 CASES = cases()
@@ -211,7 +210,7 @@ def test_no_model_asks_the_device_for_its_hidden_states(kind: str) -> None:
 @pytest.mark.parametrize("mass", [0.1, 0.5, 0.9, 0.9999])
 def test_the_head_of_a_distribution_is_the_same_without_sorting(dtype: torch.dtype, mass: float) -> None:
     probabilities = torch.softmax(logits(50, 700, 3), -1).to(dtype)
-    assert torch.equal(_head_by_bisection(probabilities, mass), most_probable(probabilities, mass))
+    assert torch.equal(_head_by_bisection(probabilities, mass), head_mask(probabilities, mass))
     ties = torch.tensor([[0.125] * 8], dtype=dtype)
     assert _head_by_bisection(ties, 0.3).sum() == 3
     one = torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype)
@@ -223,7 +222,7 @@ def test_transport_on_a_device_takes_all_steps_and_gives_the_same(monkeypatch: p
     costs = [logits(5, 7, 1).abs(), logits(6, 6, 2).abs(), (points := logits(6, 3, 3))]
     costs[2] = (points[:, None] - points[None]).square().sum(-1)
     seen = [_potentials(cost, 1e-10, None) for cost in costs]
-    monkeypatch.setattr("stillhouse.objectives.sinkhorn.known", lambda flag: None)
+    monkeypatch.setattr("stillhouse.objectives.transport.known", lambda flag: None)
     for cost, found in zip(costs, seen, strict=True):
         for got, wanted in zip(_potentials(cost, 1e-10, None), found, strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)

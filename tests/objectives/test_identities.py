@@ -15,7 +15,7 @@ from stillhouse.core.rows import Rows, with_gaps
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import build
 from stillhouse.objectives.base import with_logprobs
-from stillhouse.objectives.mixtures import head_of
+from stillhouse.objectives.mixtures import head_mask
 
 NONE = Rows()
 TEACHER_CODE = SOURCES.index("teacher")
@@ -131,10 +131,10 @@ def test_detaching_the_mixture_changes_the_gradient_but_not_the_value() -> None:
 
 def test_the_head_of_a_distribution_is_the_fewest_tokens_with_the_mass() -> None:
     probabilities = torch.tensor([[0.3, 0.05, 0.4, 0.25], [0.9, 0.02, 0.05, 0.03]])
-    assert head_of(probabilities, 0.5).tolist() == [[True, False, True, False], [True, False, False, False]]
+    assert head_mask(probabilities, 0.5).tolist() == [[True, False, True, False], [True, False, False, False]]
     flat = torch.rand(2, 700, dtype=torch.float64)
     flat /= flat.sum(-1, keepdim=True)
-    for row, mask in zip(flat, head_of(flat, 0.9), strict=True):
+    for row, mask in zip(flat, head_mask(flat, 0.9), strict=True):
         assert row[mask].sum() >= 0.9
         assert row[mask].sum() - row[mask].min() < 0.9
         assert row[mask].min() >= row[~mask].max()

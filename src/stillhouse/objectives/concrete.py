@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.rows import Rows
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import EXCLUDED, Objective, register
+from stillhouse.objectives.divergences import ValueAndGradient, dot
 from stillhouse.objectives.ranges import Temperature
 from stillhouse.schedules import Share
 
@@ -83,10 +83,23 @@ class CSD(Objective):
         assert teacher is not None
         w1 = self._weights(self.w1, student, teacher)
         w2 = w1 if self.w2 == self.w1 else self._weights(self.w2, student, teacher)
-        return closed.csd(student.sub_(teacher), w1, w2, 0.25 if self.factor == "released" else 0.5)
+        return _closed_csd(student.sub_(teacher), w1, w2, 0.25 if self.factor == "released" else 0.5)
 
     def _weights(self, which: Weight, student: Tensor, teacher: Tensor) -> Tensor:
         return weights(which, student, teacher, float(self.temperature), float(self.teacher_share))
+
+
+def _closed_csd(residual: Tensor, w1: Tensor, w2: Tensor, factor: float) -> ValueAndGradient:
+    """factor sum w1(y) w2(x) (r_x - r_y)^2; gradient with constant weights. The residual is overwritten."""
+    r = residual.sub_(dot(w1, residual)[:, None])
+    force = w1 * r
+    if w2 is w1:
+        return 2 * factor * dot(force, r), force.mul_(4 * factor)
+    other = w2 * r
+    mean2 = other.sum(-1, keepdim=True)
+    value = factor * (dot(force, r) + dot(other, r))
+    force.add_(other).addcmul_(w1, mean2, value=-1)
+    return value, force.mul_(2 * factor)
 
 
 @register
@@ -126,9 +139,9 @@ class DLD(Objective):
         even = weights("uniform", student, teacher) if self.center else None
         r = student.sub_(teacher)
         if even is not None:
-            r.sub_(closed.dot(even, r)[:, None])
+            r.sub_(dot(even, r)[:, None])
         force = weight.mul_(r)
-        value = 0.25 * closed.dot(force, r)
+        value = 0.25 * dot(force, r)
         if even is not None:
             force.sub_(even.mul_(force.sum(-1, keepdim=True)))
         return value, force.mul_(0.5)

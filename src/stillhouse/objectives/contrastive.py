@@ -14,9 +14,8 @@ from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import Fault
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, Split, register
-from stillhouse.objectives.divergences import both, kl, mixture
+from stillhouse.objectives.divergences import both, closed_skew_kl, closed_skew_rkl, kl, mixture
 from stillhouse.objectives.ranges import Skew
 from stillhouse.schedules import NonNegative, Share
 
@@ -163,11 +162,11 @@ class Contrastive(Objective):
         if self.alpha_least == 0.0 or self.alpha == 0.0 or (len(teacher_rows) and len(student_rows)):
             return super().value_and_gradient(student, teacher, rows)
         if not len(student_rows):
-            value, gradient = closed.skew_kl(student, teacher, self.alphas(rows, TEACHER))
+            value, gradient = closed_skew_kl(student, teacher, self.alphas(rows, TEACHER))
             weight = self.source_weights()["teacher"]
         else:
             alpha = self.alphas(rows, STUDENT)
-            value, gradient = closed.skew_rkl(student, teacher, alpha, self.detach_mixture)
+            value, gradient = closed_skew_rkl(student, teacher, alpha, self.detach_mixture)
             weight = self.source_weights()["student"]
         return value * weight, gradient if weight == 1.0 else gradient.mul_(weight)
 

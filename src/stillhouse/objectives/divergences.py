@@ -2,6 +2,11 @@
 
 Throughout, z are the student's logits and q = softmax(z), p = softmax(teacher logits). Everything is
 computed from log-probabilities, so logit gaps of 1e4 give finite numbers.
+
+The definition of an objective is its `per_token`. Beside it stands the closed form: value and gradient in
+place, over scratch logits [n, V], which halves the arithmetic; a law holds the two to each other. There
+log(p / m) is taken of a ratio that is never large, so that probabilities that underflow meet a finite
+logarithm and count as zero.
 """
 
 from __future__ import annotations
@@ -14,10 +19,12 @@ from torch import Tensor
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
 from stillhouse.schedules import Share
+
+ValueAndGradient = tuple[Tensor, Tensor]
+"""[n] values and [n, V], the gradient of their sum for the student's logits."""
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -43,6 +50,83 @@ def both(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
     """log p of the teacher and log q of the student."""
     assert teacher is not None
     return log_softmax(teacher), log_softmax(student)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row sums of the product, [n]."""
+    return torch.linalg.vecdot(a, b)
+
+
+def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """logsumexp of each row, [n, 1], from its softmax: the largest logit minus the largest
+    log-probability."""
+    return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log_()
+
+
+def log_ratio(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, q, and log(q / p), which overwrites the student's logits."""
+    p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+    shift = log_normaliser(teacher, p) - log_normaliser(student, q)
+    return p, q, student.sub_(teacher).add_(shift)
+
+
+def mix_probabilities(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
+    """(1 - share) first + share second, never zero."""
+    weight = share if isinstance(share, Tensor) else float(share)
+    return torch.lerp(first, second, weight).clamp_min_(torch.finfo(first.dtype).tiny)
+
+
+def finite_log(ratio: Tensor, out: Tensor) -> Tensor:
+    """log(ratio), finite where the ratio is zero."""
+    return torch.clamp_min(ratio, torch.finfo(ratio.dtype).tiny, out=out).log_()
+
+
+def closed_forward_kl(student: Tensor, teacher: Tensor) -> ValueAndGradient:
+    """KL(p || q) and q - p."""
+    p, q, d = log_ratio(student, teacher)
+    return -dot(p, d), q.sub_(p)
+
+
+def closed_reverse_kl(student: Tensor, teacher: Tensor) -> ValueAndGradient:
+    """KL(q || p) and q (log(q / p) - KL)."""
+    _, q, d = log_ratio(student, teacher)
+    value = dot(q, d)
+    return value, d.sub_(value[:, None]).mul_(q)
+
+
+def closed_weighted_kl(
+    p: Tensor, q: Tensor, d: Tensor, forward: float | Tensor, reverse: float | Tensor
+) -> ValueAndGradient:
+    """forward KL(p || q) + reverse KL(q || p) from what `log_ratio` gives; the weights are numbers or [n]."""
+    to_teacher, to_student = -dot(p, d), dot(q, d)
+    f, r = (w[:, None] if isinstance(w, Tensor) else w for w in (forward, reverse))
+    gradient = d.sub_(to_student[:, None]).mul_(r).add_(f).mul_(q).sub_(p.mul_(f))
+    return forward * to_teacher + reverse * to_student, gradient
+
+
+def closed_skew_kl(student: Tensor, teacher: Tensor, alpha: float | Tensor) -> ValueAndGradient:
+    """KL(p || m), m = a p + (1 - a) q, 0 < a; a is a number or a column [n, 1]."""
+    p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+    m = mix_probabilities(q, p, alpha)
+    ratio = torch.div(p, m, out=m)
+    value = dot(p, finite_log(ratio, out=teacher))
+    gain = ratio.mul_(q).mul_(1 - alpha)
+    return value, q.mul_(gain.sum(-1, keepdim=True)).sub_(gain)
+
+
+def closed_skew_rkl(
+    student: Tensor, teacher: Tensor, alpha: float | Tensor, detach_mixture: bool
+) -> ValueAndGradient:
+    """KL(q || m), m = (1 - a) p + a q, 0 < a; with the student inside m constant or not."""
+    p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+    m = mix_probabilities(p, q, alpha)
+    ratio = torch.div(q, m, out=m)
+    force = finite_log(ratio, out=teacher)
+    value = dot(q, force)
+    if not detach_mixture:
+        force = force.sub_(ratio.mul_(alpha))
+        return value, force.sub_(dot(q, force)[:, None]).mul_(q)
+    return value, force.sub_(value[:, None]).mul_(q)
 
 
 @register
@@ -78,8 +162,8 @@ class ForwardKL(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         if self.temperature == 1.0:
-            return closed.forward_kl(student, teacher)
-        value, gradient = closed.forward_kl(student.div_(self.temperature), teacher.div_(self.temperature))
+            return closed_forward_kl(student, teacher)
+        value, gradient = closed_forward_kl(student.div_(self.temperature), teacher.div_(self.temperature))
         return value, gradient.div_(self.temperature)
 
 
@@ -112,8 +196,8 @@ class ReverseKL(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         if self.temperature == 1.0:
-            return closed.reverse_kl(student, teacher)
-        value, gradient = closed.reverse_kl(student.div_(self.temperature), teacher.div_(self.temperature))
+            return closed_reverse_kl(student, teacher)
+        value, gradient = closed_reverse_kl(student.div_(self.temperature), teacher.div_(self.temperature))
         return value, gradient.div_(self.temperature)
 
 
@@ -145,7 +229,7 @@ class SymmetricKL(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         weight = float(self.reverse_weight)
-        return closed.symmetric_kl(student, teacher, 1 - weight, weight)
+        return closed_weighted_kl(*log_ratio(student, teacher), 1 - weight, weight)
 
 
 @register
@@ -172,7 +256,7 @@ class Jeffreys(Objective):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        return closed.symmetric_kl(student, teacher, 1.0, 1.0)
+        return closed_weighted_kl(*log_ratio(student, teacher), 1.0, 1.0)
 
 
 @register
@@ -206,7 +290,16 @@ class JSD(Objective):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        return closed.jsd(student, teacher, float(self.teacher_weight))
+        w = float(self.teacher_weight)
+        p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+        log_p = teacher.sub_(log_normaliser(teacher, p))
+        log_q = student.sub_(log_normaliser(student, q))
+        log_m = mix_probabilities(q, p, w).log_()  # one logarithm for both sides
+        from_teacher = dot(p, log_p.sub_(log_m))
+        force = log_q.sub_(log_m)
+        from_student = dot(q, force)
+        gradient = force.sub_(from_student[:, None]).mul_(q).mul_(1 - w)
+        return w * from_teacher + (1 - w) * from_student, gradient
 
 
 @register
@@ -233,7 +326,11 @@ class TVD(Objective):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        return closed.tvd(student, teacher)
+        q = torch.softmax(student, -1)
+        difference = torch.softmax(teacher, -1).sub_(q).neg_()
+        sign = torch.sign(difference, out=student)
+        value = 0.5 * dot(difference, sign)
+        return value, sign.sub_(dot(q, sign)[:, None]).mul_(q).mul_(0.5)
 
 
 @register
@@ -266,8 +363,8 @@ class SkewKL(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         if self.alpha == 0.0:
-            return closed.forward_kl(student, teacher)
-        return closed.skew_kl(student, teacher, float(self.alpha))
+            return closed_forward_kl(student, teacher)
+        return closed_skew_kl(student, teacher, float(self.alpha))
 
 
 @register
@@ -305,21 +402,5 @@ class SkewRKL(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         if self.alpha == 0.0:
-            return closed.reverse_kl(student, teacher)
-        return closed.skew_rkl(student, teacher, float(self.alpha), self.detach_mixture)
-
-
-__all__ = [
-    "JSD",
-    "TVD",
-    "ForwardKL",
-    "Jeffreys",
-    "ReverseKL",
-    "SkewKL",
-    "SkewRKL",
-    "SymmetricKL",
-    "both",
-    "kl",
-    "log_softmax",
-    "mixture",
-]
+            return closed_reverse_kl(student, teacher)
+        return closed_skew_rkl(student, teacher, float(self.alpha), self.detach_mixture)

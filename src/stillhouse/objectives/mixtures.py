@@ -3,6 +3,7 @@ targets."""
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,9 +12,20 @@ from torch import Tensor
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
-from stillhouse.objectives.divergences import both, kl, log_softmax, mixture
+from stillhouse.objectives.divergences import (
+    ValueAndGradient,
+    both,
+    closed_forward_kl,
+    closed_skew_kl,
+    closed_weighted_kl,
+    dot,
+    kl,
+    log_normaliser,
+    log_ratio,
+    log_softmax,
+    mixture,
+)
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
 from stillhouse.schedules import Share
 
@@ -21,7 +33,7 @@ FEW = (32, 512)
 """How many of the most probable tokens are tried before a row is sorted in full, which is slow."""
 
 
-def head_of(probabilities: Tensor, mass: float) -> Tensor:
+def head_mask(probabilities: Tensor, mass: float) -> Tensor:
     """Mask [N, V] of the fewest most probable tokens that together hold at least `mass`; never empty."""
     if probabilities.device.type == "cpu":
         return _head_by_sorting(probabilities, mass)
@@ -95,16 +107,16 @@ class AdaptiveKL(Objective):
         """g_h / (g_h + g_t), [N]; one half where the models agree."""
         gap = (p - q).abs()
         total = gap.sum(-1)
-        inside = (gap * head_of(p, self.head_mass)).sum(-1)
+        inside = (gap * head_mask(p, self.head_mass)).sum(-1)
         return torch.where(total > 0, inside / total.clamp_min(torch.finfo(p.dtype).tiny), 0.5)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        p, q, d = closed.log_ratio(student, teacher)
+        p, q, d = log_ratio(student, teacher)
         share = self.head_share(p, q)
-        return closed.weighed(p, q, d, share, 1 - share)
+        return closed_weighted_kl(p, q, d, share, 1 - share)
 
 
 @register
@@ -146,7 +158,15 @@ class AB(Objective):
         a, b = float(self.alpha), float(self.beta)
         if min(abs(a), abs(b), abs(a + b)) <= 0.1:
             return super().value_and_gradient(student, teacher, rows)
-        return closed.ab(student, teacher, a, b)
+        q, p = torch.softmax(student, -1), torch.softmax(teacher, -1)
+        log_q = student.sub_(log_normaliser(student, q))
+        log_p = teacher.sub_(log_normaliser(teacher, p))
+        own = torch.mul(log_q, a + b).exp_()
+        theirs = torch.mul(log_p, a + b, out=p).exp_()
+        cross = log_p.mul_(a).add_(log_q, alpha=b).exp_()
+        sums = cross.sum(-1) - a / (a + b) * theirs.sum(-1) - b / (a + b) * own.sum(-1)
+        force = own.sub_(cross).mul_(1 / a)
+        return -sums / (a * b), force.sub_(q.mul_(force.sum(-1, keepdim=True)))
 
 
 NEAR_ZERO = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -215,8 +235,34 @@ class AlphaMixture(Objective):
         if abs(c) <= 0.1:
             return super().value_and_gradient(student, teacher, rows)
         if c == 1.0 and forward:
-            return closed.skew_kl(student, teacher, float(self.teacher_share))
-        return closed.power_mixture(student, teacher, c, float(self.teacher_share), forward)
+            return closed_skew_kl(student, teacher, float(self.teacher_share))
+        return _closed_power_mixture(student, teacher, c, float(self.teacher_share), forward)
+
+
+def _closed_power_mixture(
+    student: Tensor, teacher: Tensor, c: float, share: float, forward: bool
+) -> ValueAndGradient:
+    """KL(p || m) or KL(q || m), m proportional to (s p^c + (1 - s) q^c)^(1/c), c not near zero.
+
+    With b the student's part s_q q^c / (s p^c + s_q q^c), log m = log q - log(b) / c + constant, and the
+    gradient for log q flows through b alone.
+    """
+    p, q, d = log_ratio(student.clone(), teacher)
+    own = torch.mul(d, c).add_(math.log1p(-share) - math.log(share))
+    log_own = torch.nn.functional.logsigmoid(own)
+    log_m = student.sub_(log_own, alpha=1 / c)
+    m = torch.softmax(log_m, -1)
+    log_m.sub_(log_normaliser(log_m, m))
+    weight = log_own.exp_()
+    if forward:
+        value = dot(p, teacher.sub_(log_normaliser(teacher, p)).sub_(log_m))
+        force = m.sub_(p).mul_(weight)
+        return value, force.sub_(q.mul_(force.sum(-1, keepdim=True)))
+    gap = d.add_(teacher.sub_(log_normaliser(teacher, p))).sub_(log_m)
+    value = dot(q, gap)
+    force = m.sub_(q).mul_(weight)
+    through = force.sum(-1, keepdim=True)
+    return value, force.addcmul_(q, gap.sub_(value[:, None]).sub_(through))
 
 
 @register
@@ -248,7 +294,4 @@ class TAID(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         target = torch.lerp(student, teacher, float(self.t), out=teacher)
-        return closed.forward_kl(student, target)
-
-
-__all__ = ["AB", "TAID", "AdaptiveKL", "AlphaMixture", "head_of"]
+        return closed_forward_kl(student, target)

@@ -15,10 +15,9 @@ from torch.nn.functional import logsigmoid
 from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import REFERENCE, Requirements
 from stillhouse.core.rows import Rows, sequence_means
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
 from stillhouse.objectives.contrastive import STUDENT, TEACHER
-from stillhouse.objectives.divergences import both, kl, log_softmax
+from stillhouse.objectives.divergences import both, closed_reverse_kl, dot, kl, log_softmax
 from stillhouse.schedules import NonNegative
 
 
@@ -139,7 +138,9 @@ class Advantage(Objective):
         assert teacher is not None
         reference = rows.model_logits[self.reference_model]
         reward = log_softmax(teacher).sub_(log_softmax(reference))
-        return closed.expectation(student, reward)
+        q = torch.softmax(student, -1)
+        mean = dot(q, reward)
+        return -mean, reward.sub_(mean[:, None]).mul_(q).neg_()
 
 
 @register
@@ -190,5 +191,5 @@ class AlignedTeacher(Objective):
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         target, factor = self._target(teacher, rows)
-        value, gradient = closed.reverse_kl(student, target)
+        value, gradient = closed_reverse_kl(student, target)
         return factor * value, gradient.mul_(factor[:, None])

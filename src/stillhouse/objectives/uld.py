@@ -11,8 +11,8 @@ from torch import Tensor
 from stillhouse.core.alignment import TokenAlignment
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives import closed
 from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.divergences import dot
 
 
 def ranked(logits: Tensor, size: int) -> Tensor:
@@ -102,9 +102,9 @@ class ULD(Objective):
         difference = torch.nn.functional.pad(ours, (size - ours.shape[-1], 0))
         difference = difference - torch.nn.functional.pad(theirs, (size - theirs.shape[-1], 0))
         sign = torch.sign(difference)
-        value = closed.dot(sign, difference)
+        value = dot(sign, difference)
         force = torch.empty_like(q).scatter_(-1, place, sign[:, size - ours.shape[-1] :])
-        return value, force.sub_(closed.dot(q, force)[:, None]).mul_(q)
+        return value, force.sub_(dot(q, force)[:, None]).mul_(q)
 
 
 def _starts(alignment: TokenAlignment, device: torch.device) -> tuple[Tensor, Tensor]:
