@@ -200,7 +200,7 @@ def _finite(name: str, model: nn.Module) -> None:
     if broken:
         raise ModelError(
             f"{name}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}. The model was "
-            "saved after its training broke down, or does not fit its number format. "
+            "saved after its training broke down, or does not fit its dtype. "
             "Take another copy."
         )
 

@@ -16,7 +16,7 @@ from stillhouse.models.paths import resolve_path
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
-from stillhouse.runs.tokenizers import tokenizers, told
+from stillhouse.runs.tokenizers import describe, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -67,7 +67,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     }
     if teacher is not None:
         rows["teacher parameters"] = teacher.parameters
-        rows["tokenizers"] = told(found, config, data)
+        rows["tokenizers"] = describe(found, config, data)
     if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
         rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length

@@ -126,7 +126,7 @@ class Translation:
         return replace(prompt, token_ids=prompt.teacher_ids, response_ids=answer, teacher_ids=None)
 
 
-def told(found: Tokenizers, config: RunConfig, data: Data) -> str:
+def describe(found: Tokenizers, config: RunConfig, data: Data) -> str:
     """In words, how the models are compared."""
     if found.teacher is None:
         return f"one for both, {len(found.student):,} ids"
@@ -134,9 +134,9 @@ def told(found: Tokenizers, config: RunConfig, data: Data) -> str:
     assert translation is not None
     how = f"compared by {config.objective.name} over bytes"
     if not config.objective.needs_teacher:
-        how = "the teacher only writes text"
+        how = "the teacher only generates"
     shared = translation.translator.vocabulary_match
     return (
         f"two, {shared.sizes[0]:,} ids of the student and {shared.sizes[1]:,} of the teacher, "
-        f"{shared.student.shape[0]:,} spelt alike; {how}"
+        f"{shared.student.shape[0]:,} with the same bytes; {how}"
     )

@@ -37,7 +37,7 @@ class TrainConfig(StrictConfig):
     seed: int = Field(42, ge=0)
     """Decides random weights, order of prompts, dropout, every draw and every sampled text."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs matrix products under autocast; weights keep their own number format."""
+    """bfloat16 runs matrix products under autocast; weights keep their own dtype."""
     normalise: Literal["token", "sequence"] = "token"
     """The mean that the loss is: over all response tokens of the step, or over sequences of the mean over
     each one's tokens."""
