@@ -60,6 +60,15 @@ def unmet(parts: Mapping[str, Any], given: Provisions, teachers: Mapping[str, st
                 )
 
 
+def innermost_asking(
+    parts: Mapping[str, Any], asks: Callable[[Requirements], bool]
+) -> Iterator[tuple[str, Any]]:
+    """Of each part whose requirements satisfy `asks`, the part deepest within it that does, with its path."""
+    for path, part in parts.items():
+        if asks(part.requirements()):
+            yield _innermost(path, part, asks)
+
+
 def unfit_sources(objective: Objective, sources: frozenset[str], responses: str) -> Iterator[Fault]:
     """Text that the objective says nothing about, and objectives for text that never comes.
 

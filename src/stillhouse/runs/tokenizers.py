@@ -16,6 +16,7 @@ from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ModelError
 from stillhouse.models import check_same_tokenizer, load_tokenizer, tokenizer_difference
 from stillhouse.objectives import Objective
+from stillhouse.runs.compatibility import innermost_asking
 from stillhouse.runs.config import RunConfig
 
 
@@ -51,9 +52,10 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     if config.objective.shares_vocabulary:
         check_same_tokenizer(ours, theirs)
     reasons = [
-        f"{path} needs both models to read the same token ids"
-        for path, part in config.stating_parts.items()
-        if MAIN in part.requirements().same_tokenizer
+        f"{path}{_kind(part)} needs both models to read the same token ids"
+        for path, part in innermost_asking(
+            config.stating_parts, lambda requirements: MAIN in requirements.same_tokenizer
+        )
     ]
     if config.data.text is not None and _teacher_on_text(config):
         reasons.append(f"objective={config.objective.name} compares with the teacher on data.text")
@@ -63,6 +65,10 @@ def tokenizers(config: RunConfig) -> Tokenizers:
             f"{_way_out(config)}"
         )
     return Tokenizers(ours, theirs)
+
+
+def _kind(part: Any) -> str:
+    return f".kind={part.kind}" if hasattr(part, "kind") else ""
 
 
 def _teacher_on_text(config: RunConfig) -> bool:
