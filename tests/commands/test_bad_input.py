@@ -73,6 +73,10 @@ OVERRIDES = {
     ("student.path=studnet",): ["student.path", "did you mean 'student'"],
     ("student.path=train.jsonl",): ["is a file, not a folder"],
     ("teacher.path=runs/of/mine",): ["teacher.path", "does not exist"],
+    (
+        "teachers.reference={kind: live, path: runs/of/mine}",
+        "objective={kind: advantage}",
+    ): ["teachers.reference.path", "does not exist"],
     ("student.path=nobody/nothing",): ["nobody/nothing", "no tokenizer could be loaded"],
     ("train.hf.optimm=adamw",): ["train.hf.optimm", "did you mean 'optim'"],
     ("train.hf.optim=adamm",): ["train.hf", "adamm"],

@@ -49,7 +49,7 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
         config = resolve(
             "run.yaml", {name.replace("__", "."): value for name, value in overrides.items()}
         ).config
-        return peak_memory(config, student, teacher, length=64)
+        return peak_memory(config, student, (teacher,), length=64)
 
     plain = peak(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
     weights_and_adam = 4 * 4 * 10**8 + 2 * 10**9
@@ -58,8 +58,21 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert peak(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
     assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
     assert peak(train__micro_batch_size=4, train__precision="bfloat16") < plain
+    assert peak(train__micro_batch_size=4, train__fused={"memory_budget": "1MB"}) < plain
     writing = peak(train__micro_batch_size=4, engine__batch_size=4096)
     assert writing > plain
+
+
+def test_further_teachers_count(workshop: Workshop) -> None:
+    plain = estimate(resolve("run.yaml").config)
+    reference = {
+        "teachers.reference": {"kind": "live", "path": "teacher"},
+        "objective": {"kind": "advantage"},
+    }
+    more = estimate(resolve("run.yaml", reference).config)
+    assert more["teachers.reference parameters"] == plain["teacher parameters"]
+    name = "peak memory, estimated (GB)"
+    assert more[name] > plain[name]
 
 
 def test_model_size_reads_no_weights(workshop: Workshop) -> None:

@@ -119,6 +119,15 @@ def refusal(folder: Path, stories: Path, **changes: Any) -> str:
     return str(found.value)
 
 
+def test_a_further_teacher_reads_the_students_tokens(folder: Path, stories: Path) -> None:
+    """Only the main teacher's text is translated, so another tokenizer is refused for any other."""
+    for main in (tree(folder, "no")["teacher"], None):
+        changes = {"teacher": main, "objective": {"kind": "forward_kl", "teacher_model": "second"}}
+        run = tree(folder, "no", **changes, teachers={"second": {"kind": "live", "path": str(stories)}})
+        with pytest.raises(ModelError, match=r"^teachers.second: student and teacher have different token"):
+            tokenizers(resolve(run).config)
+
+
 def test_what_needs_one_tokenizer_is_refused_with_the_way_out(folder: Path, stories: Path) -> None:
     for recipe in ("kd", "gkd", "csd"):
         said = refusal(folder, stories, recipe=recipe)

@@ -9,7 +9,6 @@ from typing import Any
 
 from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
-from stillhouse.fused.kernel import FusedConfig
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.load import config_from_options, pruned_config
 from stillhouse.models.paths import resolve_path
@@ -52,7 +51,13 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     check_tasks(config, tokenizer)
     teacher = model_size(teacher_model) if teacher_model is not None else None
     student = student_size(config.student, teacher_model, len(tokenizer))
-    contexts = {"student": student.context, "teacher": teacher.context if teacher else None}
+    further = {
+        f"teachers.{name}": model_size(model)
+        for name, one in config.teachers.items()
+        if (model := one.model_to_load()) is not None
+    }
+    teachers = ({} if teacher is None else {"teacher": teacher}) | further
+    contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
     steps_per_epoch = -(-len(data.train) // config.train.batch_size)
     length = longest_sequence(config, data.train)
@@ -68,10 +73,13 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     if teacher is not None:
         rows["teacher parameters"] = teacher.parameters
         rows["tokenizers"] = describe(found, config, data)
+    rows |= {f"{name} parameters": size.parameters for name, size in further.items()}
     if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
         rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length
-    rows["peak memory, estimated (GB)"] = _gigabytes(peak_memory(config, student, teacher, length))
+    rows["peak memory, estimated (GB)"] = _gigabytes(
+        peak_memory(config, student, tuple(teachers.values()), length)
+    )
     return rows
 
 
@@ -97,7 +105,7 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> in
     )
 
 
-def peak_memory(config: RunConfig, student: ModelSize, teacher: ModelSize | None, length: int) -> float:
+def peak_memory(config: RunConfig, student: ModelSize, teachers: Sequence[ModelSize], length: int) -> float:
     """An estimate of a run's peak memory in bytes, without the Python libraries.
 
     Weights, gradients and Adam's two moments, plus the larger of a training step and of generation. A step
@@ -108,7 +116,7 @@ def peak_memory(config: RunConfig, student: ModelSize, teacher: ModelSize | None
     Args:
         config: the run.
         student: its size.
-        teacher: its size, if there is one.
+        teachers: the size of each teacher that is loaded in this process.
         length: tokens of the longest sequence.
     """
     lora = config.student.lora
@@ -118,12 +126,13 @@ def peak_memory(config: RunConfig, student: ModelSize, teacher: ModelSize | None
     tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step = tokens * student.hidden_size * kept * activation_bytes
-    step += min(FusedConfig().memory_budget, tokens * student.vocab * 4 * 4)
-    if teacher is not None:
+    step += min(config.train.fused.memory_budget, tokens * student.vocab * 4 * 4)
+    for teacher in teachers:
         static += teacher.parameters * teacher.dtype_bytes
         step += tokens * teacher.hidden_size * 28 * teacher.dtype_bytes
-    models = [model for model in (student, teacher) if model is not None]
-    key_values = max(model.layers * 2 * model.hidden_size * model.dtype_bytes for model in models)
+    key_values = max(
+        model.layers * 2 * model.hidden_size * model.dtype_bytes for model in (student, *teachers)
+    )
     generation = getattr(config.engine, "batch_size", 1) * (length * key_values + student.vocab * 12)
     return static + max(step, generation)
 

@@ -41,6 +41,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     """
     model = config.teacher.model_to_load() if config.teacher is not None else None
     ours = load_tokenizer(config.student, model)
+    _check_further_teachers(config, ours)
     if model is None:
         if config.teacher is not None:
             config.teacher.check_tokenizer(ours)
@@ -65,6 +66,19 @@ def tokenizers(config: RunConfig) -> Tokenizers:
             f"{_way_out(config)}"
         )
     return Tokenizers(ours, theirs)
+
+
+def _check_further_teachers(config: RunConfig, ours: Any) -> None:
+    """Refuse teachers other than the main one whose token ids are not the student's: they read its tokens."""
+    for name, teacher in config.teachers.items():
+        model = teacher.model_to_load()
+        if model is None:
+            teacher.check_tokenizer(ours)
+        elif (found := tokenizer_difference(ours, load_tokenizer(model))) is not None:
+            raise ModelError(
+                f"teachers.{name}: student and teacher have different tokenizers: {found}. Only the main "
+                "teacher, under teacher, may have a tokenizer of its own. Take a model with the student's."
+            )
 
 
 def _kind(part: Any) -> str:
