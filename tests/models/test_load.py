@@ -365,3 +365,12 @@ def test_a_published_model_loads_and_its_end_token_is_known() -> None:
     teacher, tokenizer = load_teacher(config), load_tokenizer(config)
     assert teacher.config.vocab_size == len(tokenizer) == 512
     assert tokenizer.eos_token_id is not None
+
+
+def test_a_transformers_that_asks_less_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is switched off in a forward pass without a mask has other names in other versions."""
+    from stillhouse.models import hidden
+
+    monkeypatch.delattr("transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask")
+    with hidden._no_questions():
+        pass

@@ -138,7 +138,7 @@ def _call(
     elif objective.needs_teacher and teacher_hidden is not None and teacher_head is not None:
         others[MAIN] = ModelOutput.of(teacher_hidden, as_head(teacher_head))
         exclude = exclude or as_head(teacher_head).excludes
-    for name in objective.other_models & rows.others.keys():
+    for name in sorted(objective.other_models & rows.others.keys()):
         other = rows.others[name]
         assert isinstance(other.signal, Tensor)
         assert other.head is not None

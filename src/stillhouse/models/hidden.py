@@ -80,6 +80,8 @@ def _no_questions() -> Iterator[None]:
     )
     with ExitStack() as asked:
         for place, name, answer in questions:
+            if not hasattr(place, name):  # another version of transformers does not ask
+                continue
             asked.callback(setattr, place, name, getattr(place, name))
             setattr(place, name, answer)
         yield
