@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -89,7 +90,12 @@ def test_the_statistics_of_the_step_change_nothing_else() -> None:
     step = step_of()
     prepared = step.prepare([], SECOND, 2)
     state = torch.random.get_rng_state()
+    step.metrics.row()
+    began = time.perf_counter()
     assert step.with_batch_statistics(student, prepared).objective != prepared.objective
+    whole, row = time.perf_counter() - began, step.metrics.row()
+    assert row["seconds/batch_statistics"] > 0
+    assert row["seconds/teacher"] + row["seconds/batch_statistics"] <= whole, "no second counts twice"
     assert student.training
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(p.grad is None for p in student.parameters())

@@ -27,6 +27,7 @@ PHASE_COLOURS = {
 PHASES = {
     "generate": "generating responses",
     "teacher": "the teacher's forward pass",
+    "batch_statistics": "the student's forward pass for the statistics of a step",
     "student": "the student's forward pass and the loss",
     "backward": "the backward pass",
     "optimiser": "the optimiser",

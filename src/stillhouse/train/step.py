@@ -154,13 +154,14 @@ class Step:
             return prepared
         training, gaps = model.training, []
         model.eval()
-        with torch.no_grad(), self.metrics.seconds("batch_statistics"):
+        with torch.no_grad():
             for one in prepared.micro_batches:
                 micro = one.to(_device_of(model))
                 signals, _ = self._signals(micro)
-                models, rows, _ = self._compared(model, micro, signals)
-                facts = fused_label_facts(micro.objective, *models, rows=rows, config=self.fused)
-                gaps.append(SequenceGaps.of(facts))
+                with self.metrics.seconds("batch_statistics"):  # the teacher's seconds count as its own
+                    models, rows, _ = self._compared(model, micro, signals)
+                    facts = fused_label_facts(micro.objective, *models, rows=rows, config=self.fused)
+                    gaps.append(SequenceGaps.of(facts))
         model.train(training)
         means = gap_means(gaps, self.world.add)
         return prepared.with_objective(
