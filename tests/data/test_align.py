@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import shared
 from tests.data.toy_tokenizers import byte_tokenizer
 
-from stillhouse.core.alignment import NOTHING
+from stillhouse.core.alignment import UNALIGNED
 from stillhouse.data.align import Spans, align, match_vocabularies
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.errors import ModelError
@@ -77,8 +77,8 @@ def is_partition(pieces: tuple[list[bytes], list[bytes]], spans: Spans, text: by
     for side, groups in zip(pieces, (spans.student, spans.teacher), strict=True):
         assert len(groups) == len(side) + 1
         assert groups[-1] == spans.count - 1, "the end is a group of its own"
-        assert [g for g in groups if g != NOTHING] == sorted(g for g in groups if g != NOTHING)
-        assert set(groups) - {NOTHING} == set(range(spans.count))
+        assert [g for g in groups if g != UNALIGNED] == sorted(g for g in groups if g != UNALIGNED)
+        assert set(groups) - {UNALIGNED} == set(range(spans.count))
         members = [[p for p, g in zip(side, groups[:-1], strict=True) if g == n] for n in range(spans.count)]
         found.append(members)
     ours, theirs = ([b"".join(group) for group in side] for side in found)
@@ -174,8 +174,8 @@ def test_special_tokens_have_no_bytes_and_belong_to_no_group() -> None:
     theirs = other.encode(b"good food")
     assert theirs is not None
     spans = align(pieces, other.pieces(theirs), finished=False)
-    assert spans.student[1] == NOTHING
-    assert NOTHING not in spans.teacher
+    assert spans.student[1] == UNALIGNED
+    assert UNALIGNED not in spans.teacher
 
 
 def test_text_that_looks_like_a_control_token_is_not_made_one() -> None:

@@ -372,5 +372,5 @@ def test_a_transformers_that_asks_less_is_fine(monkeypatch: pytest.MonkeyPatch) 
     from stillhouse.models import hidden
 
     monkeypatch.delattr("transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask")
-    with hidden._no_questions():
+    with hidden._without_host_syncs():
         pass

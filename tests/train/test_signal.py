@@ -18,7 +18,7 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.train.teacher_signals import asked_sequences, teacher_signal
+from stillhouse.train.teacher_signals import sequences_needing, teacher_signal
 
 EVERYWHERE = parse_objective("forward_kl")
 NOT_ON_TEXT = parse_objective({"student": "forward_kl", "text": "cross_entropy"})
@@ -42,11 +42,11 @@ def teacher() -> CountingTeacher:
 def signal(
     teacher: LiveTeacher, responses: list[Response], objective: Objective, cache: TeacherHiddenCache
 ) -> tuple[Tensor, Ints]:
-    """What the teacher says of the responses, and the sequence of each row."""
+    """The teacher's signal for the responses, and the sequence of each row."""
     batch = collate(responses, tiny.PAD)
     slots = [cache.slot(response) for response in responses]
-    asked = asked_sequences(objective, batch, "main")
-    found = teacher_signal(teacher, batch, asked, cache, slots)
+    needed = sequences_needing(objective, batch, "main")
+    found = teacher_signal(teacher, batch, needed, cache, slots)
     return found, batch.row_sequences  # type: ignore[return-value]
 
 

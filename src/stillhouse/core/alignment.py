@@ -1,4 +1,4 @@
-"""Which rows of two models say the same text where their tokenizers differ, and which tokens they share."""
+"""Which rows of two models cover the same text where their tokenizers differ, and which tokens they share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from stillhouse.core.host import Ints, RowIndex, as_host, to_device
 from stillhouse.core.requirements import Granularity
 
-NOTHING = -1
-"""The group of a row that is compared with nothing."""
+UNALIGNED = -1
+"""The group of a row that has no counterpart in the other model's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class Members:
     @classmethod
     def of(cls, groups: Ints, last: bool, device: torch.device) -> Members:
         """From the group of every row; the rows of a group may have rows of no group between them."""
-        rows = np.flatnonzero(groups != NOTHING)
-        begins = np.diff(groups[rows], prepend=NOTHING) != 0  # the group changes at this row
+        rows = np.flatnonzero(groups != UNALIGNED)
+        begins = np.diff(groups[rows], prepend=UNALIGNED) != 0  # the group changes at this row
         dense = begins.cumsum() - 1
         edge = np.append(begins[1:], True)[: len(rows)] if last else begins
         return cls(*(to_device(part, device) for part in (rows[edge], rows[~edge], dense[~edge])))
@@ -107,16 +107,16 @@ class Members:
 class TokenAlignment:
     """N rows of the student and M rows of the teacher over the same responses; known on the host.
 
-    A group is the shortest run of rows after which both have said the same bytes: at its start both know the
-    same text, at its end too. Groups are numbered in the order of the rows; the end of a response is a group
-    of its own.
+    A group is the shortest run of rows that covers the same bytes in both tokenizations, so both models
+    condition on the same text at its start and at its end. Groups are numbered in the order of the rows; the
+    end of a response is a group of its own.
 
     Example: "ab" in one token for the student and two for the teacher, then the end:
         `TokenAlignment(student_groups=[0, 1], teacher_groups=[0, 0, 1], ...)`
     """
 
     student_groups: Ints
-    """[N]; -1 for rows that are compared with nothing, such as special tokens."""
+    """[N]; -1 for rows without a counterpart, such as special tokens."""
     teacher_groups: Ints
     """[M]"""
     teacher_labels: Ints
@@ -126,7 +126,7 @@ class TokenAlignment:
     teacher_sequences: Ints
     """[M]"""
     student_places: NDArray[np.floating]
-    """[N] where in its response the row stands: the share of the bytes before it."""
+    """[N] the row's offset in its response, from 0 to 1: the share of the bytes before it."""
     teacher_places: NDArray[np.floating]
     """[M]"""
     matching: VocabularyMatch | None = None
@@ -139,7 +139,7 @@ class TokenAlignment:
 
     @classmethod
     def identity(cls, sequence_ids: Ints) -> TokenAlignment:
-        """For models that share a tokenizer: each row is a group, in which no label is ever asked for."""
+        """For models that share a tokenizer: each row is a group, so labels are never read."""
         rows = np.arange(len(sequence_ids))
         places = np.zeros(len(rows))
         for sequence in np.unique(sequence_ids):
@@ -150,7 +150,7 @@ class TokenAlignment:
     def teacher_rows(self, index: Ints | slice) -> Ints:
         """The teacher's rows that belong to these rows of the student: those of their groups."""
         wanted = np.isin(self.teacher_groups, self.student_groups[index])
-        return np.flatnonzero(wanted & (self.teacher_groups != NOTHING))
+        return np.flatnonzero(wanted & (self.teacher_groups != UNALIGNED))
 
     def at(self, index: Ints | slice) -> TokenAlignment:
         """For some of the student's rows and the teacher's that belong to them."""
@@ -183,7 +183,7 @@ class TokenAlignment:
 
     def sequences(self, device: torch.device) -> list[tuple[RowIndex, RowIndex]]:
         """The aligned rows of the student and of the teacher, sequence by sequence."""
-        ours, theirs = self.student_groups != NOTHING, self.teacher_groups != NOTHING
+        ours, theirs = self.student_groups != UNALIGNED, self.teacher_groups != UNALIGNED
         return [
             (
                 RowIndex.of(np.flatnonzero(ours & (self.student_sequences == sequence)), device),

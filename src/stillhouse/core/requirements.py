@@ -1,4 +1,4 @@
-"""What a part asks of the rest of a run, what the rest gives, and the comparison of the two.
+"""What a part needs from the rest of a run, what the rest provides, and the comparison of the two.
 
 Objectives, response policies, filters and schedules state `requirements()`; teachers, data and responses
 state what they provide. `Requirements.missing` compares them without knowing any part by name.
@@ -28,7 +28,7 @@ SIGNALS = {
     "text": "generated text",
     "weights": "a model in this process",
 }
-"""What a model may give, in words."""
+"""What a model may provide, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ModelNeed:
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a part asks of the rest of a run; `a | b` asks for both.
+    """What a part needs from the rest of a run; `a | b` is the union.
 
     Example: `Requirements.of("main", "distribution") | Requirements(rows=frozenset({"labels"}))`
     """
@@ -68,7 +68,7 @@ class Requirements:
     granularity: Granularity = "token"
     """What a value must see all of: one token, a group of aligned tokens, or a whole sequence."""
     batch_statistics: frozenset[str] = frozenset()
-    """What is averaged over a whole optimiser step before or beside its loss: likelihood_gaps."""
+    """Statistics of a whole step: likelihood_gaps (with its loss), mean_likelihood_gaps (before it)."""
     measured: frozenset[str] = frozenset()
     """What has to be measured during training: dev_loss, train_loss, teacher_gap, student_gap."""
     same_tokenizer: frozenset[str] = frozenset()
@@ -88,12 +88,12 @@ class Requirements:
 
     @classmethod
     def of(cls, model: str, *signals: str) -> Requirements:
-        """One of `signals` from the named model, and nothing else."""
+        """Only one of `signals` from the named model."""
         return cls(models=frozenset({ModelNeed(model, frozenset(signals))}))
 
     @classmethod
     def union(cls, parts: Iterable[Requirements]) -> Requirements:
-        """Everything that several parts ask."""
+        """Everything that several parts need."""
         whole = cls()
         for part in parts:
             whole |= part
@@ -101,16 +101,16 @@ class Requirements:
 
     @property
     def model_names(self) -> frozenset[str]:
-        """The models that are asked for."""
+        """The models that are needed."""
         return frozenset(need.model for need in self.models)
 
     def asks(self, model: str, *signals: str) -> bool:
-        """Whether something asks this model for one of these signals."""
+        """Whether one of these signals is needed from this model."""
         wanted = frozenset(signals)
         return any(need.model == model and need.signals & wanted for need in self.models)
 
     def accepted(self, model: str) -> frozenset[str]:
-        """The forms of log-probabilities from which everything that asks `model` for them can be computed."""
+        """The forms of log-probabilities that are enough for everything that needs them from `model`."""
         found = [need.signals for need in self.models if need.model == model and need.signals & LOGPROBS]
         return LOGPROBS.intersection(*found)
 
@@ -127,7 +127,7 @@ class Requirements:
 
 
 LOGPROBS = frozenset({"distribution", "topk", "sampled"})
-"""The forms in which a teacher may say how likely tokens are; see `core.sparse`."""
+"""The forms of a teacher's log-probabilities; see `core.sparse`."""
 
 EVERY_ROW = frozenset({"labels", "sources", "sequences", "teachers", "label_logprobs"})
 """Facts that every batch has."""
@@ -149,7 +149,7 @@ class Provisions:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a part may ask about the run it stands in, to refuse what it alone knows to be wrong.
+    """Facts about the run that a part may check, to refuse what only it knows to be wrong.
 
     Example: `RunFacts(sources=frozenset({"student"}), responses="on_policy", epochs=1.0, batch_size=32)`
     """

@@ -13,7 +13,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """What a row asks, as one text: its `prompt` (a text or turns) and its `input`."""
+    """The prompt of a row as one text: its `prompt` (a text or turns) and its `input`."""
     prompt = row["prompt"]
     if not isinstance(prompt, str):
         prompt = "\n".join(turn["content"] for turn in prompt)
@@ -39,15 +39,15 @@ class Prompt:
     """Reference texts for evaluation; may be several."""
     teacher_ids: tuple[int, ...] | None = None
     """The same prompt in the teacher's template and token ids; None where the student's are the teacher's."""
-    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What is asked, without the template, as a row of data has it: `prompt` (text or turns), `input`."""
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The prompt without the template, as the fields of a row: `prompt` (text or turns) and `input`."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The row's other fields, such as the tests of a programming task."""
 
     @property
     def question(self) -> str:
-        """What is asked as one text without the words of the template; `text` where nobody knows."""
-        return question_of(self.asked) if self.asked else self.text
+        """The prompt as one text without the template; `text` where `fields` is empty."""
+        return question_of(self.fields) if self.fields else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the training has come; all that a schedule may look at.
+    """How far training has come; all that a schedule depends on.
 
     Example: `Progress(step=30, max_steps=120, epoch=0.75, epochs=3.0)`
     """

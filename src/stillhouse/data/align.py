@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from stillhouse.core.alignment import NOTHING
+from stillhouse.core.alignment import UNALIGNED
 from stillhouse.data.token_bytes import TokenBytes
 
 
@@ -35,7 +35,7 @@ class Spans:
     @property
     def count(self) -> int:
         """Number of groups."""
-        return 1 + max(self.student, default=NOTHING)
+        return 1 + max(self.student, default=UNALIGNED)
 
     @property
     def one_to_one(self) -> int:
@@ -62,7 +62,7 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes], finished: bool) ->
 
     def groups(pieces: Sequence[bytes], ends: list[int]) -> tuple[int, ...]:
         found = [
-            bisect_left(shared, end) if piece else NOTHING for piece, end in zip(pieces, ends, strict=True)
+            bisect_left(shared, end) if piece else UNALIGNED for piece, end in zip(pieces, ends, strict=True)
         ]
         return (*found, len(shared)) if finished else tuple(found)
 

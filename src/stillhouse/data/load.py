@@ -293,7 +293,7 @@ class _PromptBuilder:
             kept_ids == response_ids,
             row.references,
             teacher_ids=teacher_ids,
-            asked=row.prompt_fields(),
+            fields=row.prompt_fields(),
             facts=row.extra,
         )
 

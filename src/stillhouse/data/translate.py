@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from stillhouse.core.alignment import NOTHING, TokenAlignment, VocabularyMatch
+from stillhouse.core.alignment import UNALIGNED, TokenAlignment, VocabularyMatch
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.types import Completion, Response
 from stillhouse.data.align import Spans, align, match_vocabularies
@@ -39,7 +39,8 @@ class Translator:
     """Translates responses between the tokenizers of student and teacher.
 
     Example:
-        >>> translator = Translator(TokenBytes(ours), TokenBytes(theirs), end_ids=(2, 50256), pad_id=50256)
+        >>> student, teacher = TokenBytes(student_tokenizer), TokenBytes(teacher_tokenizer)
+        >>> translator = Translator(student, teacher, end_ids=(2, 50256), pad_id=50256)
         >>> batch, alignment = translator.teacher_batch(responses)
     """
 
@@ -72,8 +73,8 @@ class Translator:
     @cached_property
     def vocabulary_match(self) -> VocabularyMatch:
         """The tokens with the same bytes in both vocabularies."""
-        ours, theirs = match_vocabularies(self.student, self.teacher, self.end_ids)
-        return VocabularyMatch(np.array(ours), np.array(theirs), (len(self.student), len(self.teacher)))
+        student, teacher = match_vocabularies(self.student, self.teacher, self.end_ids)
+        return VocabularyMatch(np.array(student), np.array(teacher), (len(self.student), len(self.teacher)))
 
     def translate(self, response: Response) -> TranslatedResponse | str:
         """The response in the teacher's tokens, or the reason why it cannot be translated."""
@@ -83,19 +84,19 @@ class Translator:
         else:
             finished = False
         pieces = self.student.pieces(ids)
-        theirs = self.teacher.encode(b"".join(pieces))
-        if theirs is None:
+        teacher_ids = self.teacher.encode(b"".join(pieces))
+        if teacher_ids is None:
             return "the teacher's tokenizer cannot represent it exactly"
-        length = len(response.prompt.teacher_ids or ()) + len(theirs) + finished
+        length = len(response.prompt.teacher_ids or ()) + len(teacher_ids) + finished
         if self._context is not None and length > self._context:
             return f"longer than the teacher's context of {self._context} tokens"
-        if not theirs and not finished:
+        if not teacher_ids and not finished:
             return "it has no text"
-        spans = align(pieces, self.teacher.pieces(theirs), finished)
-        return TranslatedResponse((*theirs, self.end_ids[1]) if finished else tuple(theirs), spans)
+        spans = align(pieces, self.teacher.pieces(teacher_ids), finished)
+        return TranslatedResponse((*teacher_ids, self.end_ids[1]) if finished else tuple(teacher_ids), spans)
 
     def teacher_batch(self, responses: Sequence[Response]) -> tuple[TokenBatch, TokenAlignment]:
-        """What the teacher reads of a micro-batch, and which rows of both models belong together.
+        """The teacher's input for a micro-batch, and the alignment of its rows with the student's.
 
         A response that cannot be translated is counted as dropped: it has no response tokens for the teacher
         and groups of -1, so that it is not compared. Nor is plain text, which has no prompt.
@@ -113,25 +114,25 @@ class Translator:
         self, responses: Sequence[Response], known: Sequence[TranslatedResponse | None]
     ) -> TokenAlignment:
         """The groups of a micro-batch, numbered through it."""
-        ours, theirs = _Column(), _Column()
+        student, teacher = _Column(), _Column()
         first = 0
         for row, (response, one) in enumerate(zip(responses, known, strict=True)):
             if one is None:
                 count = len(response.token_ids)
-                ours.add(row, [NOTHING] * count, [0.0] * count, first)
+                student.add(row, [UNALIGNED] * count, [0.0] * count, first)
                 continue
-            ours.add(row, one.spans.student, one.spans.student_places, first)
-            theirs.add(row, one.spans.teacher, one.spans.teacher_places, first)
+            student.add(row, one.spans.student, one.spans.student_places, first)
+            teacher.add(row, one.spans.teacher, one.spans.teacher_places, first)
             first += one.spans.count
         labels = [label for one in known if one is not None for label in one.token_ids]
         return TokenAlignment(
-            student_groups=np.array(ours.groups, dtype=np.int64),
-            teacher_groups=np.array(theirs.groups, dtype=np.int64),
+            student_groups=np.array(student.groups, dtype=np.int64),
+            teacher_groups=np.array(teacher.groups, dtype=np.int64),
             teacher_labels=np.array(labels, dtype=np.int64),
-            student_sequences=np.array(ours.sequences, dtype=np.int64),
-            teacher_sequences=np.array(theirs.sequences, dtype=np.int64),
-            student_places=np.array(ours.places, dtype=np.float32),
-            teacher_places=np.array(theirs.places, dtype=np.float32),
+            student_sequences=np.array(student.sequences, dtype=np.int64),
+            teacher_sequences=np.array(teacher.sequences, dtype=np.int64),
+            student_places=np.array(student.places, dtype=np.float32),
+            teacher_places=np.array(teacher.places, dtype=np.float32),
             matching=self.vocabulary_match,
         )
 
@@ -144,8 +145,10 @@ class Translator:
         if completion.finished and ids and ids[-1] == self.end_ids[1]:
             ids.pop()
         text = b"".join(self.teacher.pieces(ids))
-        ours = self.student.encode(text) or self.student.encode(text.decode(errors="ignore").encode()) or []
-        whole = (*ours, self.end_ids[0]) if completion.finished else tuple(ours)
+        student_ids = (
+            self.student.encode(text) or self.student.encode(text.decode(errors="ignore").encode()) or []
+        )
+        whole = (*student_ids, self.end_ids[0]) if completion.finished else tuple(student_ids)
         cut = whole[:limit] or (self.end_ids[0],)
         return Completion(cut, cut[-1] == self.end_ids[0])
 
@@ -188,6 +191,6 @@ class _Column:
 
     def add(self, sequence: int, groups: Sequence[int], places: Sequence[float], first: int) -> None:
         """A response, its groups counted from `first`."""
-        self.groups += [group if group == NOTHING else group + first for group in groups]
+        self.groups += [group if group == UNALIGNED else group + first for group in groups]
         self.sequences += [sequence] * len(groups)
         self.places += places

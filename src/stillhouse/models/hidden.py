@@ -36,9 +36,9 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     """Last hidden states at the rows of a batch, in row-major order.
 
     The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
-    states are read at the decoder's exit, and the head runs for one position only. The model is given no
-    attention mask: what stands on the right of a causal model's position is not seen by it, so padding there
-    needs none, and attention without one is faster.
+    states are captured by a hook on the decoder, and the head runs for one position only. No attention mask
+    is passed: causal attention never reaches the padding on the right, and attention without a mask is
+    faster.
 
     Args:
         model: a causal language model, possibly wrapped.
@@ -50,17 +50,17 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     """
     inner = unwrap(model)
     decoder = decoder_of(inner)
-    caught: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda _module, _inputs, output: caught.append(_states(output)))
+    captured: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _module, _inputs, output: captured.append(_states(output)))
     call: dict[str, Any] = {"use_cache": False, **options}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         call["logits_to_keep"] = 1
     try:
-        with _no_questions():
+        with _without_host_syncs():
             model(input_ids=batch.input_ids, **call)
     finally:
         handle.remove()
-    return _rows(caught[-1], batch)
+    return _rows(captured[-1], batch)
 
 
 def _rows(states: Tensor, batch: TokenBatch) -> Tensor:
@@ -69,21 +69,21 @@ def _rows(states: Tensor, batch: TokenBatch) -> Tensor:
 
 
 @contextmanager
-def _no_questions() -> Iterator[None]:
-    """Without what transformers asks of the GPU in each forward pass without an attention mask: whether
-    several sequences are packed in one (ours never are), and whether to warn of padding."""
+def _without_host_syncs() -> Iterator[None]:
+    """Patch out two host syncs of a transformers forward pass without an attention mask: the detection of
+    packed sequences (these batches never pack) and the warning about padding."""
     from transformers import PreTrainedModel, masking_utils
 
-    questions = (
+    patches = (
         (masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
         (PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda model, ids, mask: None),
     )
-    with ExitStack() as asked:
-        for place, name, answer in questions:
-            if not hasattr(place, name):  # another version of transformers does not ask
+    with ExitStack() as restore:
+        for owner, name, replacement in patches:
+            if not hasattr(owner, name):  # other versions of transformers have no such sync
                 continue
-            asked.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, answer)
+            restore.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, replacement)
         yield
 
 
@@ -131,10 +131,10 @@ def check_head(model: nn.Module) -> None:
     training = model.training
     model.eval()
     batch = TokenBatch.of([range(1, 6)], [1], pad_id=0).to(next(model.parameters()).device)
-    ours = head_of(model).logits(hidden_rows(model, batch))
-    theirs = model(input_ids=batch.input_ids[:, :4], use_cache=False).logits[0].float()
+    recomputed = head_of(model).logits(hidden_rows(model, batch))
+    expected = model(input_ids=batch.input_ids[:, :4], use_cache=False).logits[0].float()
     model.train(training)
-    if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():  # bfloat16 has 8 bits
+    if (recomputed - expected).abs().max() > 0.02 * expected.abs().max():  # bfloat16 has 8 bits
         raise ModelError(
             f"{type(unwrap(model)).__name__} changes its logits after the head in a way that Stillhouse "
             "does not know, so the loss over its hidden states would be wrong. Choose another architecture."
@@ -149,9 +149,9 @@ def _states(output: Any) -> Tensor:
 
 
 def head_of(model: nn.Module, vocab: int | None = None) -> ModelHead:
-    """The output embedding with what the architecture does to its logits.
+    """The output embedding with the architecture's logit transforms.
 
-    That is Gemma 2's cap and the scales of Cohere and Granite.
+    Those are the softcap of Gemma 2 and the scales of Cohere and Granite.
 
     Args:
         model: a causal language model, possibly wrapped.

@@ -162,9 +162,9 @@ class AB(Objective):
         log_q = student.sub_(log_normaliser(student, q))
         log_p = teacher.sub_(log_normaliser(teacher, p))
         own = torch.mul(log_q, a + b).exp_()
-        theirs = torch.mul(log_p, a + b, out=p).exp_()
+        powers = torch.mul(log_p, a + b, out=p).exp_()
         cross = log_p.mul_(a).add_(log_q, alpha=b).exp_()
-        sums = cross.sum(-1) - a / (a + b) * theirs.sum(-1) - b / (a + b) * own.sum(-1)
+        sums = cross.sum(-1) - a / (a + b) * powers.sum(-1) - b / (a + b) * own.sum(-1)
         force = own.sub_(cross).mul_(1 / a)
         return -sums / (a * b), force.sub_(q.mul_(force.sum(-1, keepdim=True)))
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.core.alignment import NOTHING
+from stillhouse.core.alignment import UNALIGNED
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import load_data
 from stillhouse.data.translate import Translator
@@ -67,7 +67,7 @@ def _sample(prompt: Prompt, translator: Translator) -> dict[str, Any]:
         "groups": groups,
         "student_tokens": len(found.spans.student),
         "teacher_tokens": len(found.spans.teacher),
-        "unaligned_student_tokens": found.spans.student.count(NOTHING),
+        "unaligned_student_tokens": found.spans.student.count(UNALIGNED),
     }
 
 

@@ -118,7 +118,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     Args:
         parts: the loaded run.
         folder: where everything goes.
-        interrupt: asks to stop after a step.
+        interrupt: requests a stop after a step.
         resume: continue from the newest complete checkpoint.
 
     Returns:
@@ -158,7 +158,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
             if folder.main:
                 console.note(line)
         report_server_usage(parts.connected_engine, step.teachers.get(MAIN), folder)
-    return not interrupt.asked or trainer.state.global_step >= trainer.state.max_steps
+    return not interrupt.requested or trainer.state.global_step >= trainer.state.max_steps
 
 
 def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> DistilTrainer:

@@ -1,6 +1,6 @@
-"""What happens beside the optimiser: the metrics log, validation, checkpoints, progress, Ctrl-C.
+"""Trainer callbacks: the metrics log, validation, checkpoints, progress, Ctrl-C.
 
-One callback each. They read the step, which `StepDriver` alone drives; only validation speaks back to it
+One callback each. They read the step, which `StepDriver` alone drives; only validation feeds back into it
 (`observe`).
 """
 
@@ -58,7 +58,7 @@ class MetricsLog(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Complete the trainer's row with ours, so that TensorBoard and others get it too, and write it."""
+        """Add the step's metrics to the trainer's log row, also for TensorBoard and others, and write it."""
         if logs is None or "learning_rate" not in logs or not state.is_world_process_zero:
             return
         seconds = time.perf_counter() - self._last
@@ -76,7 +76,7 @@ class MetricsLog(TrainerCallback):
 
 
 class Validation(TrainerCallback):
-    """Measures the student on data.valid, tells the schedules, and keeps the best weights."""
+    """Measures the student on data.valid, updates the schedules, and keeps the best weights."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Validation(TrainerCallback):
             self.now(progress_of(state, self._steps_per_epoch), state.is_world_process_zero)
 
     def now(self, progress: Progress, main: bool = True) -> None:
-        """Measure, log, tell the schedules, keep the weights if they are the best so far."""
+        """Measure, log, update the schedules, keep the weights if they are the best so far."""
         start, step = time.perf_counter(), progress.step
         with console.phase(f"Validating at step {step:,}", quiet=True):
             values = self._measure()
@@ -124,7 +124,7 @@ class Validation(TrainerCallback):
 
 
 class Saver(TrainerCallback):
-    """Asks for checkpoints when due, completes them with our state, seals them and removes old ones."""
+    """Requests checkpoints when due, adds the step's state to them, seals them and removes old ones."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Saver(TrainerCallback):
         self._steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the trainer to save."""
+        """Request a save from the trainer."""
         last = state.global_step >= state.max_steps
         if due(self._config.save_every, state.global_step, self._steps_per_epoch, last):
             control.should_save = True
@@ -151,7 +151,7 @@ class Saver(TrainerCallback):
         checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
         best = self._validation.best if self._validation else {}
         checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": best})
-        self._step.world.add(torch.zeros(1))  # nobody seals before everybody has written
+        self._step.world.add(torch.zeros(1))  # a barrier: sealed only after every rank has written
         if state.is_world_process_zero:
             checkpoints.seal(checkpoint)
             checkpoints.rotate(self._folder, self._config.keep_checkpoints)
@@ -168,7 +168,7 @@ class ProgressBar(TrainerCallback):
         self._start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open it."""
+        """Open the bar."""
         self._start = time.perf_counter()
         total, done = state.max_steps, state.global_step
         self._context = console.progress(self._title, total, done=done, trace="loss")
@@ -191,34 +191,34 @@ class Interrupt(TrainerCallback):
     """The first Ctrl-C in training finishes the step, saves and stops; any other stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._training = False
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = signal.signal(signal.SIGINT, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, *_: object) -> None:
-        if self.asked or not self._training:
+    def _request(self, *_: object) -> None:
+        if self.requested or not self._training:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         console.note("Stopping after this step; press Ctrl-C again to stop at once.")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From here on there is a step to finish."""
+        """From here on Ctrl-C waits for the step."""
         self._training = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """No step is left to wait for."""
+        """From here on Ctrl-C stops at once."""
         self._training = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop if asked to."""
-        if self.asked:
+        """Save and stop if requested."""
+        if self.requested:
             control.should_save = True
             control.should_training_stop = True
 

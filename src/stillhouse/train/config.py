@@ -52,7 +52,7 @@ class TrainConfig(StrictConfig):
     keep: Literal["last", "best"] = "last"
     """Which weights become the exported student."""
     validate_rouge: bool = True
-    """Also let the student answer when it is validated; false measures the loss alone, which is faster."""
+    """Also generate with the student when it is validated; false measures the loss alone, which is faster."""
     best_by: Literal["rouge_l", "loss"] = "rouge_l"
     """What "best" is measured by, on data.valid."""
     fused: FusedConfig = FusedConfig()

@@ -18,7 +18,7 @@ from stillhouse.train.step import Step
 class StepDriver(TrainerCallback):
     """Holds the step that is under way: prepared, its losses so far, its end.
 
-    The first of all callbacks, so that the others see a finished step. Beside the phases that the step times
+    The first of all callbacks, so that the others see a finished step. Besides the phases that the step times
     itself it adds the seconds of backward passes and of the optimiser. On a GPU, which computes on while
     Python goes ahead, the border between two phases is where somebody waits for a number.
     """
@@ -67,7 +67,7 @@ class StepDriver(TrainerCallback):
         self.step.metrics.add("seconds/optimiser", time.perf_counter() - self._optimiser_began)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Finish the step before any other callback looks at its loss or saves it."""
+        """Finish the step before any other callback reads its loss or saves it."""
         assert self._prepared is not None
         self.step.finish(self._prepared, self._losses)
         self._prepared, self._losses = None, []

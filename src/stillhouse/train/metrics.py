@@ -45,7 +45,7 @@ class MetricAccumulator:
         self.update({name: Metric(total, "mean", weight)})
 
     def update(self, metrics: Mapping[str, Metric]) -> None:
-        """Add several. Tensors are added up in float64 on their device, which is not waited for."""
+        """Add several. Tensors are added up in float64 on their device, without a host sync."""
         for name, metric in metrics.items():
             total = metric.total.detach().double() if isinstance(metric.total, Tensor) else metric.total
             self._sums[name] = self._sums.get(name, 0.0) + total

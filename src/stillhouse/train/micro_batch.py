@@ -1,4 +1,4 @@
-"""What the parts of an optimiser step hand to each other."""
+"""What is passed between the phases of an optimiser step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stillhouse.train.metrics import Metric
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass, with all that its loss depends on beside the models.
+    """One forward and backward pass, with everything its loss depends on besides the models.
 
     Example: `MicroBatch(objective, batch, batch.rows(), token_weight, teacher_batch=batch)`
     """
@@ -78,7 +78,7 @@ class PreparedStep:
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """The loss of one micro-batch and what was measured on the way; nothing of it has been read yet."""
+    """The loss of one micro-batch and its metrics, all still on the device."""
 
     loss: Tensor
     """A scalar to call `backward` on: `value` times the number of ranks."""
@@ -86,4 +86,4 @@ class StepLoss:
     """Its part of the step's loss, in nats; detached."""
     metrics: dict[str, Metric]
     gaps: SequenceGaps | None = None
-    """The likelihood gaps of its sequences, where they are asked for."""
+    """The likelihood gaps of its sequences, where an objective needs them."""

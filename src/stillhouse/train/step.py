@@ -1,4 +1,4 @@
-"""One optimiser step of any method, top to bottom: whose responses, what the teachers say, the loss.
+"""One optimiser step of any method, top to bottom: responses, teacher signals, the loss.
 
 Data flows down: `prepare` gives a `PreparedStep`, `loss` a `StepLoss` for each of its micro-batches, `finish`
 takes them together. Two things flow back, both here: the student's weights to whoever generates with them
@@ -37,7 +37,7 @@ from stillhouse.train.gaps import SequenceGaps, gap_means
 from stillhouse.train.metrics import Metric, MetricAccumulator
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.teacher_signals import asked_sequences, prefetch, teacher_signal
+from stillhouse.train.teacher_signals import prefetch, sequences_needing, teacher_signal
 
 Signal = Tensor | SparseLogprobs
 
@@ -57,7 +57,7 @@ class Method:
 
 
 class World(Protocol):
-    """What the step must know of other processes."""
+    """The process group, as far as a step needs it."""
 
     size: int
 
@@ -78,7 +78,7 @@ class SingleProcess:
 
 @dataclass
 class TrainingClock:
-    """The optimiser steps that the student's weights have behind them."""
+    """The optimiser step of the student's weights, which versions what they generate."""
 
     step: int = 0
 
@@ -92,19 +92,19 @@ class Step:
     policy: ResponsePolicy
     """The running response policy."""
     teachers: Mapping[str, AnyTeacher]
-    """The running teachers by name; those that the objective asks for log-probabilities."""
+    """The running teachers by name; those whose log-probabilities the objective needs."""
     pad_id: int
     """Fills the right of shorter sequences."""
     vocab: int
     """Number of token ids that student and teachers share."""
     translator: Translator | None = None
-    """Between the two tokenizers, where the main teacher has another one."""
+    """Between the two tokenizers, where the main teacher's differs."""
     world: World = field(default_factory=SingleProcess)
     """Other processes."""
     text: Callable[[int, int], list[Response]] | None = None
     """(optimiser step, how many) -> plain-text sequences that are added to each step."""
     hidden_cache: TeacherHiddenCache = field(default_factory=TeacherHiddenCache)
-    """The policy's; the main teacher's hidden states of responses that come again."""
+    """The policy's; the main teacher's hidden states of responses that are trained on again."""
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
     clock: TrainingClock = field(default_factory=TrainingClock)
     """Set in `prepare`; what generates with the student's weights reads their version from it."""
@@ -145,10 +145,10 @@ class Step:
         return PreparedStep(progress, objective, tuple(micro))
 
     def with_batch_statistics(self, model: nn.Module, prepared: PreparedStep) -> PreparedStep:
-        """Between `prepare` and the first loss: the step with the statistics that its objective asks for.
+        """Between `prepare` and the first loss: the step with the statistics that its objective needs.
 
-        Student and teacher read all micro-batches without gradients or dropout; the step comes back as it is
-        where nothing is asked.
+        Student and teachers run on all micro-batches without gradients or dropout; the step is returned as it
+        is where the objective needs none.
         """
         if "mean_likelihood_gaps" not in prepared.objective.requirements().batch_statistics:
             return prepared
@@ -223,15 +223,15 @@ class Step:
             self.metrics.add_mean(f"gap/{name.removesuffix('_gap')}", mean, 1)
 
     def close(self) -> list[str]:
-        """Once at the end: let go of the teachers' files and connections; what they have to say about it."""
+        """Once at the end: close the teachers' files and connections; returns their closing remarks."""
         return [line for teacher in self.teachers.values() if (line := teacher.close()) is not None]
 
     def observe(self, name: str, value: float, progress: Progress) -> None:
-        """Tell the schedules what was measured: "dev_loss", "train_loss", "teacher_gap", "student_gap"."""
+        """Pass a measurement to the schedules: "dev_loss", "train_loss", "teacher_gap", "student_gap"."""
         self.schedules.observe(name, value, progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside weights, optimiser and random states of the trainer."""
+        """All that a resumed run needs besides the trainer's weights, optimiser and random states."""
         return {
             "schedules": self.schedules.state_dict(),
             "policy": self.policy.state_dict(),
@@ -273,22 +273,22 @@ class Step:
         return MicroBatch(objective, batch, rows, token_weight, teacher_batch, slots)
 
     def _signals(self, micro: MicroBatch) -> tuple[dict[str, ModelSignal], Layers]:
-        """What each teacher says about a micro-batch, and the main one's layers that are compared."""
+        """Each teacher's signal for a micro-batch, and the main teacher's states at the compared layers."""
         signals: dict[str, ModelSignal] = {}
         layers: Layers = {}
-        said: Signal
+        signal: Signal
         for name, teacher in self.teachers.items():
             before = getattr(teacher, "tokens", 0)
             batch = micro.teacher_batch if name == MAIN else micro.batch
             with self.metrics.seconds("teacher"):
                 if name == MAIN and micro.objective.depths:
                     assert isinstance(teacher, LayerTeacher)
-                    said, layers = teacher.layers(batch, micro.objective.depths)
+                    signal, layers = teacher.layers(batch, micro.objective.depths)
                 else:
-                    asked = asked_sequences(micro.objective, micro.batch, name)
+                    needed = sequences_needing(micro.objective, micro.batch, name)
                     slots = micro.cache_slots if name == MAIN else ()
-                    said = teacher_signal(teacher, batch, asked, self.hidden_cache, slots)
-            signals[name] = ModelSignal(said, teacher.head if isinstance(teacher, Teacher) else None)
+                    signal = teacher_signal(teacher, batch, needed, self.hidden_cache, slots)
+            signals[name] = ModelSignal(signal, teacher.head if isinstance(teacher, Teacher) else None)
             for metric, (total, count) in teacher.pop_metrics().items():
                 self.metrics.add_mean(metric, total, count)
             if tokens := getattr(teacher, "tokens", 0) - before:

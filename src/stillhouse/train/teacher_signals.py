@@ -1,4 +1,4 @@
-"""A teacher's signal for a micro-batch: computed, cached, or left out where no loss asks for it."""
+"""A teacher's signal for a micro-batch: computed, read from the cache, or skipped where no loss needs it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stillhouse.teachers import AnyTeacher, PrefetchingTeacher, SparseTeacher, T
 from stillhouse.train.micro_batch import MicroBatch
 
 
-def asked_sequences(objective: Objective, batch: Batch, teacher: str) -> list[int]:
-    """The sequences of a batch whose objective compares with this teacher."""
+def sequences_needing(objective: Objective, batch: Batch, teacher: str) -> list[int]:
+    """The indices of the sequences whose objective needs this teacher."""
     return [
         index
         for index, response in enumerate(batch.responses)
@@ -28,61 +28,61 @@ def asked_sequences(objective: Objective, batch: Batch, teacher: str) -> list[in
 
 
 def prefetch(teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch], main: bool) -> None:
-    """Let a teacher that is faster that way hear of all micro-batches of a step at once."""
+    """Hand all micro-batches of a step at once to a teacher that prefetches."""
     if not isinstance(teacher, PrefetchingTeacher):
         return
     parts = []
     for micro in micro_batches:
-        asked = asked_sequences(micro.objective, micro.batch, name)
-        if asked:
-            parts.append((micro.teacher_batch if main else micro.batch).select(asked))
+        needed = sequences_needing(micro.objective, micro.batch, name)
+        if needed:
+            parts.append((micro.teacher_batch if main else micro.batch).select(needed))
     teacher.prefetch(parts)
 
 
 def teacher_signal(
     teacher: AnyTeacher,
     batch: TokenBatch,
-    asked: Sequence[int],
+    needed: Sequence[int],
     cache: TeacherHiddenCache,
     slots: Sequence[int] = (),
 ) -> Tensor | SparseLogprobs:
-    """What `fused_rows` takes of a teacher: hidden states [N, Dt], or a few tokens of each of the N rows.
+    """The teacher's signal as `fused_rows` takes it: hidden states [N, Dt], or sparse log-probabilities.
 
-    The teacher runs on as few sequences as it can: those that nobody asks it about get zeros or no entries,
-    cached ones what was kept, and what is new and retained is cached. A sparse teacher caches for itself.
+    The teacher runs on cache misses only. Sequences that no loss needs get zeros or no entries; a sparse
+    teacher has a cache of its own.
 
     Args:
         teacher: the running teacher.
-        batch: what it reads.
-        asked: the sequences that its signal is needed for.
-        cache: hidden states of responses that come again.
+        batch: its input.
+        needed: the sequences that its signal is needed for.
+        cache: hidden states of responses that are trained on again.
         slots: for each sequence its slot in the cache; empty if nothing is cached.
     """
     if isinstance(teacher, SparseTeacher):
-        return _sparse_logprobs(teacher, batch, asked)
+        return _sparse_logprobs(teacher, batch, needed)
     slots = slots or [NO_SLOT] * len(batch)
-    known = {row: cache.get(slots[row]) for row in asked}
-    missing = [row for row in asked if known[row] is None]
+    cached = {row: cache.get(slots[row]) for row in needed}
+    missing = [row for row in needed if cached[row] is None]
     if len(missing) == len(batch):
         hidden = teacher.hidden(batch)
         new = dict(enumerate(hidden.split(list(batch.row_counts))))
     else:
         new = _hidden_of(teacher, batch, missing)
-        hidden = _assembled(teacher, batch, {**known, **new})
+        hidden = _assembled(teacher, batch, {**cached, **new})
     for row, states in new.items():
         cache.put(slots[row], states)
     return hidden
 
 
-def _sparse_logprobs(teacher: SparseTeacher, batch: TokenBatch, asked: Sequence[int]) -> SparseLogprobs:
+def _sparse_logprobs(teacher: SparseTeacher, batch: TokenBatch, needed: Sequence[int]) -> SparseLogprobs:
     device = batch.input_ids.device
-    if len(asked) == len(batch):
+    if len(needed) == len(batch):
         return teacher.sparse_logprobs(batch)
-    if not asked:
+    if not needed:
         return empty_sparse(teacher.form, batch.num_rows, device)
-    rows = np.flatnonzero(np.isin(batch.row_sequences, asked))
+    rows = np.flatnonzero(np.isin(batch.row_sequences, needed))
     return scatter_sparse(
-        teacher.sparse_logprobs(batch.select(asked)), to_device(rows, device), batch.num_rows
+        teacher.sparse_logprobs(batch.select(needed)), to_device(rows, device), batch.num_rows
     )
 
 

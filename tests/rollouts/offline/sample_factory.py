@@ -19,8 +19,8 @@ def sample(
     scores: dict[str, float] | None = None,
     **more: Any,
 ) -> Sample:
-    asked = Prompt(f"train:{number + 1}", (2, 3, 4), "", asked={"prompt": prompt}, **more)
-    response = Response(asked, tuple(range(2, 2 + tokens)), source, finished)
+    given = Prompt(f"train:{number + 1}", (2, 3, 4), "", fields={"prompt": prompt}, **more)
+    response = Response(given, tuple(range(2, 2 + tokens)), source, finished)
     return Sample(number, response, text, source, scores or {})
 
 

@@ -64,7 +64,7 @@ class Sample:
             "source": response.source,
             "by": self.by,
             **({} if version is None else {"student_version": version}),
-            **(dict(prompt.asked) or {"prompt": prompt.text}),
+            **(dict(prompt.fields) or {"prompt": prompt.text}),
             "response": self.text,
             "finished": response.finished,
             "prompt_ids": list(prompt.token_ids),
@@ -80,13 +80,13 @@ class Sample:
             row: the row.
             prompt: the prompt it responds to, if it is at hand; else one is made from the row.
         """
-        asked = {name: row[name] for name in ("prompt", "input") if row.get(name)}
+        fields = {name: row[name] for name in ("prompt", "input") if row.get(name)}
         prompt = prompt or Prompt(
             str(row.get("id", row.get("number", ""))),
             tuple(row.get("prompt_ids", ())),
             "",
             references=tuple(row.get("references", ())),
-            asked=asked,
+            fields=fields,
             facts=row.get("facts", {}),
         )
         logprobs = row.get("logprobs")
