@@ -50,9 +50,17 @@ class Registry(Generic[ConfigT]):
         ...     kind: Literal["forward_kl"] = "forward_kl"
     """
 
-    def __init__(self, family: str, base: type[ConfigT]) -> None:
+    def __init__(self, family: str, base: type[ConfigT], example: str | None = None) -> None:
+        """Empty.
+
+        Args:
+            family: what its parts are called in errors.
+            base: the class of all its configs.
+            example: the kind that errors show; the first one unless given.
+        """
         self.family = family
         self.base = base
+        self.example = example
         self._classes: dict[str, type[ConfigT]] = {}
 
     def register(self, cls: type[ConfigT]) -> type[ConfigT]:
@@ -85,7 +93,7 @@ class Registry(Generic[ConfigT]):
             raise PydanticCustomError(
                 "component_type",
                 "should be a mapping with a kind, such as {kind: {example}}",
-                {"example": self.kinds()[0]},
+                {"example": self.example or self.kinds()[0]},
             )
         kind = value.get("kind")
         if kind is None:

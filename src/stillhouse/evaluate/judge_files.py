@@ -169,6 +169,7 @@ def judge_files(
     Raises:
         StillhouseError: a file or the server cannot be used, or no pair has a clear verdict.
     """
+    rubric_digest = content_digest(rubric.text())  # a wrong rubric is told before any answer is read
     pairs = pair_answers(first, second, limit)
     num_marked = sum(map(has_markup, pairs))
     if num_marked:
@@ -186,7 +187,7 @@ def judge_files(
             "judge": model,
             "server": server.url,
             "rubric": str(rubric.file or "pairwise.txt of the package"),
-            "rubric_digest": content_digest(rubric.text()),
+            "rubric_digest": rubric_digest,
             "temperature": rubric.temperature,
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",

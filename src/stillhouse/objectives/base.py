@@ -324,7 +324,7 @@ class Objective(StrictConfig):
         return self
 
 
-REGISTRY: Registry[Objective] = Registry("objective", Objective)  # type: ignore[type-abstract]
+REGISTRY: Registry[Objective] = Registry("objective", Objective, "forward_kl")  # type: ignore[type-abstract]
 
 
 def build(kind: str, **options: Any) -> Objective:

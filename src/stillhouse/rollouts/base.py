@@ -177,6 +177,6 @@ class ResponsesConfig(StrictConfig):
 SAMPLES_FROM_BOTH = replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
 """The requirements of policies whose responses mix tokens of student and teacher."""
 
-REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig)  # type: ignore[type-abstract]
+REGISTRY: Registry[ResponsesConfig] = Registry("response policy", ResponsesConfig, "fixed")  # type: ignore[type-abstract]
 ResponsesField = Annotated[SerializeAsAny[ResponsesConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a response policy."""

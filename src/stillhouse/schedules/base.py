@@ -51,7 +51,7 @@ class Schedule(StrictConfig):
         """The minimum and maximum that it can take, checked against the range of the field it stands in."""
 
 
-REGISTRY: Registry[Schedule] = Registry("schedule", Schedule)  # type: ignore[type-abstract]
+REGISTRY: Registry[Schedule] = Registry("schedule", Schedule, "linear")  # type: ignore[type-abstract]
 
 
 def _parse(value: Any) -> Any:

@@ -165,6 +165,6 @@ class TeacherConfig(StrictConfig):
         """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
 
 
-REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig)  # type: ignore[type-abstract]
+REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig, "live")  # type: ignore[type-abstract]
 TeacherField = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a teacher."""

@@ -143,6 +143,6 @@ class EvalTask(StrictConfig):
         }
 
 
-REGISTRY: Registry[EvalTask] = Registry("task", EvalTask)  # type: ignore[type-abstract]
+REGISTRY: Registry[EvalTask] = Registry("task", EvalTask, "instructions")  # type: ignore[type-abstract]
 TaskField = Annotated[SerializeAsAny[EvalTask], BeforeValidator(REGISTRY.parse)]
 """The annotation of a config field that holds a task."""
