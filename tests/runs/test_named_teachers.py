@@ -51,6 +51,11 @@ def test_objectives_with_a_reference_train(folder: Path, kind: str) -> None:
     assert in_child(config_of(folder, kind, {"kind": kind}, "reference")) == 0
     losses = train_losses(folder / kind)
     assert losses[-1] < losses[0]
+    models = json.loads((folder / kind / "models.json").read_text(encoding="utf-8"))
+    assert models["teachers.reference"]["parameters"] == models["student"]["parameters"]
+    card = (folder / kind / "student" / "README.md").read_text(encoding="utf-8")
+    size = f"{models['student']['parameters']:,} parameters"
+    assert f" and `student` (reference, {size}) with Stillhouse" in card
 
 
 def test_the_reference_decides_where_the_student_goes(folder: Path) -> None:

@@ -113,7 +113,10 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
 def _run_card(index: int, run: RunRecord) -> dict[str, Any]:
     """What one run was, in a few lines."""
     facts = [("Recipe", run.recipe)]
-    facts += [(name.capitalize(), _model(model)) for name, model in run.models.items()]
+    facts += [
+        (name.replace("teachers.", "teacher ").capitalize(), _model(model))
+        for name, model in run.models.items()
+    ]
     facts += [(f"Data: {entry.get('name', '?')}", _set(entry)) for entry in run.data]
     train = run.metrics("train")
     if train:

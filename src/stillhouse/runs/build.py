@@ -123,10 +123,13 @@ class Parts:
     def model_facts(self) -> dict[str, Any]:
         """What the run folder keeps about the models."""
         student = {"path": self.config.student.path, **parameter_counts(self.student), "vocab": self.vocab}
-        teacher = None
-        if self.teacher is not None and self.config.teacher is not None:
-            teacher = {"path": getattr(self.config.teacher, "path", None), **parameter_counts(self.teacher)}
-        return {"student": student, "teacher": teacher}
+        teachers: dict[str, Any] = {"teacher": None}
+        for name, config in self.config.all_teachers.items():
+            model = self.teachers.get(name)
+            if model is not None:
+                path = getattr(config, "path", None)
+                teachers[_path(name)] = {"path": path, **parameter_counts(model)}
+        return {"student": student, **teachers}
 
 
 def assemble(config: RunConfig) -> Parts:

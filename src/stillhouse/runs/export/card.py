@@ -17,6 +17,7 @@ from stillhouse.config import StrictConfig
 from stillhouse.config.writing import dump
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import compact_number, duration, is_number, setting_text
+from stillhouse.core.requirements import MAIN
 from stillhouse.files import locate
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
@@ -24,6 +25,7 @@ from stillhouse.report.results import task_results
 from stillhouse.report.systems import gather, role_of
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.export.licences import HUB_LICENCES, find_licences
+from stillhouse.teachers import TeacherConfig
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -94,18 +96,28 @@ def _hub_name(path: str | None) -> str | None:
 
 
 def _opening(config: RunConfig, run: RunRecord) -> str:
-    student, teacher = run.models.get("student", {}), run.models.get("teacher", {})
+    student = run.models.get("student", {})
     size = f" with {student['parameters']:,} parameters" if is_number(student.get("parameters")) else ""
-    if config.teacher is None:
+    if not config.all_teachers:
         return f"A language model{size}, fine-tuned with Stillhouse."
-    above = f" ({teacher['parameters']:,} parameters)" if is_number(teacher.get("parameters")) else ""
     start = _short(config.student.path) if config.student.path else None
     begun = f"started from `{start}`" if start else (
         "started from layers of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
-    named = getattr(config.teacher, "of", config.teacher)
+    above = " and ".join(_teacher(name, teacher, run) for name, teacher in config.all_teachers.items())
+    return f"A student{size}, distilled from {above} with Stillhouse; it {begun}."
+
+
+def _teacher(name: str, teacher: TeacherConfig, run: RunRecord) -> str:
+    """A teacher's model with its size and, unless it is the main one, its name in the run."""
+    named = getattr(teacher, "of", teacher)
     path = _short(getattr(named, "path", None) or getattr(named, "model", None) or named.kind)
-    return f"A student{size}, distilled from `{path}`{above} with Stillhouse; it {begun}."
+    main = name == MAIN
+    size = run.models.get("teacher" if main else f"teachers.{name}", {}).get("parameters")
+    facts = [] if main else [name]
+    if is_number(size):
+        facts.append(f"{size:,} parameters")
+    return f"`{path}`" + (f" ({', '.join(facts)})" if facts else "")
 
 
 def _flow(part: StrictConfig) -> str:
