@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stillhouse.errors import DataError
 from stillhouse.runs.build import assemble
@@ -101,3 +103,16 @@ def test_rows_that_name_an_unknown_teacher_are_refused(folder: Path) -> None:
     resolved = resolve(config).config
     with pytest.raises(DataError, match=r"name the teacher 'main'"):
         assemble(resolved)
+
+
+@pytest.mark.parametrize("name", ["weighted", "by-row", "reference"])
+def test_the_page_trains_as_it_stands(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every YAML file of docs/teachers.md, with models where it says that they are."""
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    (text,) = re.findall(rf"```yaml\n# {name}\.yaml\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(folder)
+    for link, model in (("student", "second"), ("second-teacher", "second")):
+        if not Path(link).exists():
+            Path(link).symlink_to(folder / model / "student", target_is_directory=True)
+    assert in_child(yaml.safe_load(text)) == 0
+    assert len(train_losses(folder / "runs" / name)) == 1
