@@ -96,7 +96,7 @@ BUFFER_PLOTS = {
     "cache/hits": ("Teacher cache: found", "share of sequences"),
     "cache/megabytes": ("Teacher cache: size", "MB"),
     "curation/kept": ("Curation: prompts kept in the round", "share"),
-    "curation/rewritten": ("Curation: responses resampled", "responses"),
+    "curation/resampled": ("Curation: responses resampled", "responses"),
 }
 DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/")
 

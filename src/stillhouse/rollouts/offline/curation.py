@@ -181,7 +181,7 @@ class RoundCurator:
         self._check_enough_left(number, lost, attempts[-1], log.summary)
         metrics = {
             "curation/kept": 1 - len(lost) / total,
-            "curation/rewritten": float(resampled.total()),
+            "curation/resampled": float(resampled.total()),
         }
         return self._kept_round(number, samples, lost, metrics)
 
