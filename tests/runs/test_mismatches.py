@@ -134,3 +134,13 @@ def test_a_further_teacher_has_to_give_whole_distributions() -> None:
         resolve(tree(objective=objective, teachers={"second": second}))
     assert "allowed" not in str(found.value)
     resolve(tree(objective=objective, teachers={"second": {**second, "store": "hidden"}}))
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_gap_against_a_further_teacher_is_refused(by_row: bool) -> None:
+    gap: dict[str, Any] = {"kind": "contrastive", "alpha_rule": "gap", "alpha": 0.5}
+    named = {**gap, "teacher_model": "second"}
+    objective = {"kind": "by_teacher", "objectives": {"second": gap}} if by_row else named
+    changes = {"responses": "pairs", "teachers": {"second": TEACHER}}
+    with pytest.raises(ConfigError, match="gap is measured against the main teacher only"):
+        resolve(tree(objective=objective, **changes))

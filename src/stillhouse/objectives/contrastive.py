@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from stillhouse.core.host import Ints, RowIndex
-from stillhouse.core.requirements import Requirements, RunFacts
+from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import Fault
@@ -108,6 +108,15 @@ class Contrastive(Objective):
         )
 
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
+        if self.alpha_rule == "gap" and self.teacher_model != MAIN:
+            # A further teacher is known for a block of rows at a time; the gap needs whole responses.
+            yield Fault(
+                f"{path}.alpha_rule",
+                "gap is measured against the main teacher only",
+                got=f"gap, with teacher_model={self.teacher_model}",
+                allowed="fixed",
+                hint=f"Make {self.teacher_model} the main teacher, or set {path}.alpha_rule: fixed.",
+            )
         if self.alpha_rule == "gap" and facts.max_steps is None and self.rule_after >= facts.epochs:
             yield Fault(
                 f"{path}.rule_after",
