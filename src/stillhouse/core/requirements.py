@@ -17,6 +17,12 @@ STUDENT = "student"
 REFERENCE = "reference"
 """The usual name of a second teacher, such as the one before preference training."""
 
+
+def teacher_path(name: str) -> str:
+    """Where a configuration has the teacher of this name, and its key in models.json."""
+    return "teacher" if name == MAIN else f"teachers.{name}"
+
+
 Granularity = Literal["token", "group", "sequence"]
 GRANULARITIES: tuple[Granularity, ...] = ("token", "group", "sequence")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillhouse.core.requirements import MAIN
+from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
@@ -76,7 +76,10 @@ class Parts:
     @property
     def contexts(self) -> dict[str, int | None]:
         """The most tokens that each model can take."""
-        models = {"student": self.student, **{_path(name): model for name, model in self.teachers.items()}}
+        models = {
+            "student": self.student,
+            **{teacher_path(name): model for name, model in self.teachers.items()},
+        }
         return {
             name: context_length(unwrap(model).config) for name, model in models.items() if model is not None
         }
@@ -128,7 +131,7 @@ class Parts:
             model = self.teachers.get(name)
             if model is not None:
                 path = getattr(config, "path", None)
-                teachers[_path(name)] = {"path": path, **parameter_counts(model)}
+                teachers[teacher_path(name)] = {"path": path, **parameter_counts(model)}
         return {"student": student, **teachers}
 
 
@@ -161,7 +164,10 @@ def assemble(config: RunConfig) -> Parts:
     teachers = {name: None if model is None else load_teacher(model) for name, model in loads.items()}
     main = teachers.get(MAIN)
     student = load_student(config.student, tokenizer, main, config.train.seed)
-    for name, model in {"student": student, **{_path(one): model for one, model in teachers.items()}}.items():
+    for name, model in {
+        "student": student,
+        **{teacher_path(one): model for one, model in teachers.items()},
+    }.items():
         if model is not None:
             _finite(name, model)
     device = local_device()
@@ -178,10 +184,6 @@ def assemble(config: RunConfig) -> Parts:
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
-
-
-def _path(teacher: str) -> str:
-    return "teacher" if teacher == MAIN else f"teachers.{teacher}"
 
 
 def _check_named_teachers(config: RunConfig, data: Data) -> None:

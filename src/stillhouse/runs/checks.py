@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stillhouse.core.requirements import MAIN
+from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
@@ -52,10 +52,7 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
-    teachers = {
-        "teacher" if name == MAIN else f"teachers.{name}": teacher.model_to_load()
-        for name, teacher in config.all_teachers.items()
-    }
+    teachers = {teacher_path(name): teacher.model_to_load() for name, teacher in config.all_teachers.items()}
     for name, model in {"student": config.student, **teachers}.items():
         for field in ("path", "tokenizer", "adapter"):
             path = getattr(model, field, None)

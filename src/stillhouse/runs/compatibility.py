@@ -10,7 +10,15 @@ from functools import partial
 from typing import Any
 
 from stillhouse.config import walk
-from stillhouse.core.requirements import LOGPROBS, MAIN, SIGNALS, ModelNeed, Provisions, Requirements
+from stillhouse.core.requirements import (
+    LOGPROBS,
+    MAIN,
+    SIGNALS,
+    ModelNeed,
+    Provisions,
+    Requirements,
+    teacher_path,
+)
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.objectives import Objective, build, kinds
 
@@ -109,7 +117,7 @@ def _without_signal(
     path: str, part: Any, need: ModelNeed, given: Provisions, teachers: Mapping[str, str]
 ) -> Fault:
     """A model that is missing, or does not give what is asked of it."""
-    where = "teacher" if need.model == MAIN else f"teachers.{need.model}"
+    where = teacher_path(need.model)
     provided = given.models.get(need.model, frozenset())
     got = f"{where}.kind={teachers[need.model]}" if need.model in teachers else f"no {where}"
     sparse = sorted(provided & LOGPROBS)

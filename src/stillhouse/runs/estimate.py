@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.core.requirements import teacher_path
 from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
 from stillhouse.models.config import StudentConfig, TeacherModel
@@ -49,14 +50,13 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     data = load_data(config.data, tokenizer, needs_response=needs_response, teacher_tokenizer=found.teacher)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
-    teacher = model_size(teacher_model) if teacher_model is not None else None
     student = student_size(config.student, teacher_model, len(tokenizer))
-    further = {
-        f"teachers.{name}": model_size(model)
-        for name, one in config.teachers.items()
+    teachers = {
+        teacher_path(name): model_size(model)
+        for name, one in config.all_teachers.items()
         if (model := one.model_to_load()) is not None
     }
-    teachers = ({} if teacher is None else {"teacher": teacher}) | further
+    teacher = teachers.get("teacher")
     contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
     steps_per_epoch = -(-len(data.train) // config.train.batch_size)
@@ -70,10 +70,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "optimiser steps in an epoch": steps_per_epoch,
         "student parameters": student.parameters,
     }
+    rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
     if teacher is not None:
-        rows["teacher parameters"] = teacher.parameters
         rows["tokenizers"] = describe(found, config, data)
-    rows |= {f"{name} parameters": size.parameters for name, size in further.items()}
     if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
         rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length

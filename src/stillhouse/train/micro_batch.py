@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import Progress
 from stillhouse.objectives import Objective
@@ -47,6 +48,10 @@ class MicroBatch:
         if name not in self:
             raise KeyError(name)
         return self.batch.input_ids
+
+    def read_by(self, teacher: str) -> TokenBatch:
+        """What the teacher of this name reads; only the main one may have another tokenizer."""
+        return self.teacher_batch if teacher == MAIN else self.batch
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`; host-side facts stay where they are."""

@@ -113,6 +113,9 @@ class Step:
 
     def __post_init__(self) -> None:
         self.schedules = ScheduleTracker(self.method.tree)
+        needed = self.method.objective.requirements()
+        self._paired = "pairs" in needed.rows
+        self._records_gaps = "likelihood_gaps" in needed.batch_statistics
         self.last_loss = 0.0
         """Of the last finished step, over all processes; nats."""
         self.tokens = 0
@@ -131,8 +134,7 @@ class Step:
         objective: Objective = each_objective(now["objective"], lambda one: one.at(progress))
         with self.metrics.seconds("generate"):
             drawn = self.policy.draw(now["responses"], prompts, progress)
-        paired = "pairs" in self.method.objective.requirements().rows
-        groups = drawn if paired else [[response] for group in drawn for response in group]
+        groups = drawn if self._paired else [[response] for group in drawn for response in group]
         if self.text is not None:
             groups = [*groups, *([block] for block in self.text(progress.step, len(prompts)))]
         batches = [collate(part, self.pad_id) for part in split(groups, num_micro, by_length=True)]
@@ -141,7 +143,7 @@ class Step:
         self._count(batches, progress)
         with self.metrics.seconds("teacher"):
             for name, teacher in self.teachers.items():
-                prefetch(teacher, name, micro, main=name == MAIN)
+                prefetch(teacher, name, micro)
         return PreparedStep(progress, objective, tuple(micro))
 
     def with_batch_statistics(self, model: nn.Module, prepared: PreparedStep) -> PreparedStep:
@@ -200,7 +202,7 @@ class Step:
         Raises:
             TrainingError: a loss of the step is not finite.
         """
-        total = sum((one.value.double() for one in losses), start=torch.zeros(()))
+        total = _total(losses)
         if not torch.isfinite(total):
             raise TrainingError(
                 f"the loss became {total.item()} (objective {prepared.objective.name}). No weights were "
@@ -212,7 +214,7 @@ class Step:
         """Once after each optimiser step, before anything is saved: metrics, and what schedules follow."""
         for one in losses:
             self.metrics.update(one.metrics)
-        self.last_loss = sum((one.value.double() for one in losses), start=torch.zeros(())).item()
+        self.last_loss = _total(losses).item()
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
         self.metrics.add_mean("loss", self.last_loss, 1)
@@ -244,7 +246,7 @@ class Step:
         Raises:
             TrainingError: the state is of another version of Stillhouse.
         """
-        missing = self.state_dict().keys() - state.keys()
+        missing = {"schedules", "policy", "metrics"} - state.keys()
         if missing:
             raise TrainingError(
                 "The checkpoint was written by another version of Stillhouse: it lacks "
@@ -254,10 +256,6 @@ class Step:
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
         self.metrics.load_state_dict(state["metrics"])
-
-    @property
-    def _records_gaps(self) -> bool:
-        return "likelihood_gaps" in self.method.objective.requirements().batch_statistics
 
     def _micro_batch(self, objective: Objective, batch: Batch, weight: Tensor) -> MicroBatch:
         """A batch with the weight of each position, and what the main teacher reads."""
@@ -279,7 +277,7 @@ class Step:
         signal: Signal
         for name, teacher in self.teachers.items():
             before = getattr(teacher, "tokens", 0)
-            batch = micro.teacher_batch if name == MAIN else micro.batch
+            batch = micro.read_by(name)
             with self.metrics.seconds("teacher"):
                 if name == MAIN and micro.objective.depths:
                     assert isinstance(teacher, LayerTeacher)
@@ -333,6 +331,11 @@ class Step:
         self.tokens += tokens
         self.metrics.add("tokens", float(tokens))
         self.metrics.add("sequences", float(sum(len(batch) for batch in batches)))
+
+
+def _total(losses: Sequence[StepLoss]) -> Tensor:
+    """This process's part of the step's loss, in fp64 and still on the device."""
+    return sum((one.value.double() for one in losses), start=torch.zeros(()))
 
 
 def groups_of(objective: Objective) -> dict[str, tuple[int, float]]:

@@ -27,7 +27,7 @@ def sequences_needing(objective: Objective, batch: Batch, teacher: str) -> list[
     ]
 
 
-def prefetch(teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch], main: bool) -> None:
+def prefetch(teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch]) -> None:
     """Hand all micro-batches of a step at once to a teacher that prefetches."""
     if not isinstance(teacher, PrefetchingTeacher):
         return
@@ -35,7 +35,7 @@ def prefetch(teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch]
     for micro in micro_batches:
         needed = sequences_needing(micro.objective, micro.batch, name)
         if needed:
-            parts.append((micro.teacher_batch if main else micro.batch).select(needed))
+            parts.append(micro.read_by(name).select(needed))
     teacher.prefetch(parts)
 
 

@@ -17,7 +17,7 @@ from stillhouse.config import StrictConfig
 from stillhouse.config.writing import dump
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import compact_number, duration, is_number, setting_text
-from stillhouse.core.requirements import MAIN
+from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.files import locate
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
@@ -112,9 +112,8 @@ def _teacher(name: str, teacher: TeacherConfig, run: RunRecord) -> str:
     """A teacher's model with its size and, unless it is the main one, its name in the run."""
     named = getattr(teacher, "of", teacher)
     path = _short(getattr(named, "path", None) or getattr(named, "model", None) or named.kind)
-    main = name == MAIN
-    size = run.models.get("teacher" if main else f"teachers.{name}", {}).get("parameters")
-    facts = [] if main else [name]
+    size = run.models.get(teacher_path(name), {}).get("parameters")
+    facts = [] if name == MAIN else [name]
     if is_number(size):
         facts.append(f"{size:,} parameters")
     return f"`{path}`" + (f" ({', '.join(facts)})" if facts else "")
