@@ -8,8 +8,9 @@ from typing import Any
 
 from stillhouse.config import StrictConfig
 
-Message = dict[str, str]
-"""One turn of a conversation: `role` and `content`."""
+Message = dict[str, Any]
+"""One turn of a conversation: `role` and `content` (text), and where the row has them `reasoning_content`,
+`tool_calls`, `tool_call_id`, `name` and, for a turn of the assistant, `weight` (0 or 1)."""
 
 
 class Fields(StrictConfig):
@@ -42,7 +43,12 @@ class Row:
     messages: tuple[Message, ...] = ()
     """The conversation up to and including the last turn before the response."""
     response: str | None = None
-    """The response to train on: the first reference."""
+    """The response to train on: the first reference. Of a conversation, the content of its last turn."""
+    completion: tuple[Message, ...] = ()
+    """The turns after `messages` where they are more than one assistant turn of plain text: with reasoning,
+    with tool calls, or several with tool results between. The last one is the assistant's."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The tools that the row offers, as JSON schemas, for the chat template."""
     references: tuple[str, ...] = ()
     text: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -51,9 +57,15 @@ class Row:
     def prompt_fields(self) -> dict[str, Any]:
         """The prompt as the fields of a row, which `read_row` parses to the same prompt."""
         if self.messages:
-            return {"prompt": list(self.messages)}
+            tools = {"tools": list(self.tools)} if self.tools else {}
+            return {"prompt": list(self.messages), **tools}
         given = {"input": self.input} if self.input else {}
         return {"prompt": self.instruction, **given}
+
+    @property
+    def has_response(self) -> bool:
+        """Whether there is something to train on."""
+        return self.response is not None or bool(self.completion)
 
     @property
     def user_text(self) -> str:
