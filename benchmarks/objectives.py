@@ -101,8 +101,11 @@ class Step:
             sources=sequence % 2 + 1,
             sequence_ids=sequence,
             pair_ids=sequence // 2,
-            others={"reference": ModelSignal(self.rows_teacher * 0.9, ModelHead(self.teacher_head))},
         )
+        self.teachers = {
+            "main": ModelSignal(self.rows_teacher, ModelHead(self.teacher_head)),
+            "reference": ModelSignal(self.rows_teacher * 0.9, ModelHead(self.teacher_head)),
+        }
 
     def floor(self) -> None:
         """The four products."""
@@ -114,9 +117,7 @@ class Step:
         """The fused path."""
 
         def step() -> Any:
-            loss = fused_loss(
-                objective, self.rows_hidden, self.head, self.rows_teacher, self.teacher_head, rows=self.rows
-            )
+            loss = fused_loss(objective, self.rows_hidden, self.head, self.teachers, rows=self.rows)
             return torch.autograd.grad(loss, (self.rows_hidden, self.head))
 
         return step

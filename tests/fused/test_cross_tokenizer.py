@@ -11,7 +11,7 @@ from tests.objectives.problems import logits
 from torch import Tensor
 
 from stillhouse.core.alignment import TokenAlignment, VocabularyMatch
-from stillhouse.core.head import ModelHead
+from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
 from stillhouse.fused import FusedConfig, fused_rows
@@ -183,6 +183,33 @@ def test_the_fused_path_is_autograd_over_full_logits(objective: Objective, chunk
     torch.testing.assert_close(values, (value * (token_weight != 0)).detach(), rtol=1e-8, atol=1e-10)
     for got, wanted in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "span", "transport", "policy_gradient"])
+@pytest.mark.parametrize("chunk", [2, 50])
+def test_a_second_teacher_with_the_students_tokenizer_is_compared_row_by_row(kind: str, chunk: int) -> None:
+    """The alignment is that of the main teacher alone."""
+    terms = [{"kind": "span"}, {"kind": kind, "teacher_model": "near", "loss_weight": 0.6}]
+    if kind == "policy_gradient":
+        terms[1]["single_step"] = True
+    objective = build("sum", terms=terms)
+    hidden, weight = logits(N, 5, 7).requires_grad_(), logits(OURS, 5, 8, 0.7).requires_grad_()
+    theirs, their_head = logits(M, 4, 10), ModelHead(logits(THEIRS, 4, 11, 0.7))
+    near, near_head = logits(N, 4, 12), ModelHead(logits(OURS, 4, 13, 0.7))
+    rows, config = aligned_rows(), FusedConfig(chunk_rows=chunk)
+    student = hidden @ weight.t()
+    alone = replace(rows, alignment=None)
+    value = build("span")(student, their_head.logits(theirs), rows)
+    value = value + 0.6 * build(**terms[1])(student, {"near": near_head.logits(near)}, alone)
+    full = {"main": their_head.logits(theirs), "near": near_head.logits(near)}
+    torch.testing.assert_close(objective(student, full, rows), value)
+    signals = {"main": ModelSignal(theirs, their_head), "near": ModelSignal(near, near_head)}
+    weights = torch.linspace(0.1, 1.0, N, dtype=torch.float64)
+    loss, values = fused_rows(objective, hidden, weight, signals, None, weights, rows, config)
+    torch.testing.assert_close(values, value.detach())
+    expected = torch.autograd.grad((value * weights).sum(), [hidden, weight])
+    for got, wanted in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 @cross

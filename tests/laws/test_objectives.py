@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.objectives.problems import cases, drawn_rows, gradient, logits
 
 from stillhouse.core.head import ModelHead, ModelSignal
+from stillhouse.core.rows import TeacherRows
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import REGISTRY, Objective, build
 from stillhouse.objectives.base import parse_objective
@@ -63,11 +64,18 @@ def test_gradient_matches_finite_differences(objective: Objective) -> None:
 def test_closed_form_gradient_is_that_of_the_definition(objective: Objective) -> None:
     student, teacher, rows = problem(3)
     if objective.sequence_level:
-        rows = replace(rows, sequence_gaps=logits(COUNT, 1, 5)[:, 0], mean_gaps=logits(COUNT, 1, 6)[:, 0])
+        gaps = [logits(COUNT, 1, seed)[:, 0] for seed in (5, 6)]
+        known = {
+            name: replace(facts, sequence_gaps=gaps[0], mean_gaps=gaps[1])
+            for name, facts in rows.teachers.items()
+        }
+        rows = replace(rows, teachers={"main": TeacherRows(None, None, *gaps), **known})
+    rows = rows.with_signals({"main": teacher})
     leaf = student.clone().requires_grad_()
-    value = objective.per_token(leaf, teacher, rows)
+    value = objective.token_values(leaf, rows)
     (slope,) = torch.autograd.grad(value.sum(), leaf)
-    got_value, got_slope = objective.value_and_gradient(student.clone(), teacher.clone(), rows)
+    scratch = rows.with_signals({name: rows.logits(name).clone() for name in rows.teachers})
+    got_value, got_slope = objective.token_values_and_gradient(student.clone(), scratch)
     torch.testing.assert_close(got_value, value.detach(), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(got_slope, slope, rtol=1e-9, atol=1e-10)
 
@@ -75,7 +83,7 @@ def test_closed_form_gradient_is_that_of_the_definition(objective: Objective) ->
 @those(lambda objective: objective.divergence)
 def test_divergence_is_zero_where_the_models_agree_and_positive_elsewhere(objective: Objective) -> None:
     student, teacher, rows = problem()
-    rows = replace(rows, model_logits=dict.fromkeys(rows.model_logits, teacher))
+    rows = rows.with_signals(dict.fromkeys(rows.teachers, teacher))
     shift = 1.7 if objective.shift_invariant else 0.0
     value, slope = gradient(objective, teacher + shift, teacher, rows)
     assert value.abs().max() < 1e-12
@@ -120,10 +128,12 @@ def test_entries_of_minus_infinity_are_left_out(objective: Objective) -> None:
     student[:, kept] = -torch.inf
     teacher[:, kept + 1] = -torch.inf
     student[:, kept + 2] = teacher[:, kept + 2] = -torch.inf
+    for name in rows.teachers:
+        rows.logits(name)[:, kept + 1] = -torch.inf
     value, slope = gradient(objective, student, teacher, rows)
     assert slope.isfinite().all()
     if objective.shares_vocabulary and objective.needs_teacher:
-        without = replace(rows, model_logits={n: one[:, :kept] for n, one in rows.model_logits.items()})
+        without = rows.with_signals({name: rows.logits(name)[:, :kept] for name in rows.teachers})
         expected, expected_slope = gradient(objective, student[:, :kept], teacher[:, :kept], without)
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(slope[:, :kept], expected_slope, rtol=1e-9, atol=1e-10)
@@ -151,8 +161,8 @@ def test_order_of_rows_and_of_the_vocabulary_does_not_matter(objective: Objectiv
     torch.testing.assert_close(moved, value[order])
     torch.testing.assert_close(moved_slope, slope[order])
     ids = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))
-    others = {name: one[:, ids] for name, one in rows.model_logits.items()}
-    renamed = replace(rows, labels=ids.argsort()[rows.labels], model_logits=others)
+    others = {name: rows.logits(name)[:, ids] for name in rows.teachers}
+    renamed = replace(rows, labels=ids.argsort()[rows.labels]).with_signals(others)
     moved, moved_slope = gradient(objective, student[:, ids], teacher[:, ids], renamed)
     torch.testing.assert_close(moved, value)
     torch.testing.assert_close(moved_slope, slope[:, ids])
@@ -167,7 +177,7 @@ def test_another_teacher_gives_another_gradient(objective: Objective) -> None:
     slope = gradient(objective, student, teacher, rows)[1]
     another = logits(COUNT, VOCAB, 50)
     if "main" not in objective.requirements().model_names:
-        rows = replace(rows, model_logits=dict.fromkeys(rows.model_logits, another))
+        rows = rows.with_signals(dict.fromkeys(rows.teachers, another))
     other = gradient(objective, student, another, rows)[1]
     assert not torch.allclose(slope, other)
 
@@ -212,18 +222,23 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
     else:
         token_weight = (torch.arange(count) % 3 > 0).double() / count
     known = {name: hidden @ head.t() for name, (hidden, head) in others.items()}
-    rows = replace(drawn_rows(count, vocab, seed), model_logits=known)
+    rows = drawn_rows(count, vocab, seed).with_signals(known)
     leaves = [student_hidden.requires_grad_(), weight.requires_grad_()]
     compared = weight[:vocab] if objective.shares_vocabulary else weight
     value = objective(student_hidden @ compared.t(), teacher_hidden @ teacher_weight.t(), rows)
     if not objective.needs_teacher:
         value = objective(student_hidden @ weight.t(), None, rows)
     expected = torch.autograd.grad((value * token_weight).sum(), leaves)
-    signals = {name: ModelSignal(hidden, ModelHead(head)) for name, (hidden, head) in others.items()}
-    lean = replace(rows, model_logits={}, others=signals)
-    teacher = (teacher_hidden, teacher_weight) if objective.needs_teacher else (None, None)
+    teachers = {"main": (teacher_hidden, teacher_weight), **others}
+    signals = {name: ModelSignal(hidden, ModelHead(head)) for name, (hidden, head) in teachers.items()}
     loss, values = fused_rows(
-        objective, student_hidden, weight, *teacher, token_weight, lean, FusedConfig(chunk_rows=chunk)
+        objective,
+        student_hidden,
+        weight,
+        signals,
+        token_weight=token_weight,
+        rows=replace(rows, teachers={}),
+        config=FusedConfig(chunk_rows=chunk),
     )
     torch.testing.assert_close(values, (value * (token_weight != 0)).detach(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(loss.detach(), (values * token_weight).sum())

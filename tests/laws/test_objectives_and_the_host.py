@@ -61,22 +61,24 @@ def test_the_mode_lets_through_what_does_not_wait() -> None:
     assert x.tolist() == [1.0, 3.0]
 
 
+Models = tuple[Tensor, ModelHead, dict[str, ModelSignal]]
+"""Hidden states and head of a student, and its teachers."""
+
+
 def refused_nothing(
     objective: Objective,
-    models: tuple[Tensor, ModelHead, Any, ModelHead | None],
+    models: Models,
     rows: Rows,
     token_weight: Tensor | None,
 ) -> None:
     """Forward and backward in chunks of few rows, of which each objective sees several."""
-    hidden, head, theirs, their_head = models
+    hidden, head, teachers = models
     leaves = [one for one in (hidden, head.weight, head.bias) if one is not None]
     for leaf in leaves:
         leaf.requires_grad_()
-    teacher = (theirs, their_head) if objective.needs_teacher else (None, None)
+    config = FusedConfig(chunk_rows=5)
     with NoHostSync():
-        loss, values = fused_rows(
-            objective, hidden, head, *teacher, token_weight, rows, FusedConfig(chunk_rows=5)
-        )
+        loss, values = fused_rows(objective, hidden, head, teachers, None, token_weight, rows, config)
         (2 * loss).backward()
     assert values.isfinite().all()
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
@@ -84,19 +86,18 @@ def refused_nothing(
 
 def facts(count: int, masked: bool = False) -> Rows:
     """Of every sort, as a batch makes them: what decides shapes is on the host."""
-    rows = drawn_rows(count, VOCAB, reference=False)
-    others = {
-        "reference": ModelSignal(logits(count, 3, 4), ModelHead(logits(VOCAB, 3, 5))),
-        "code": ModelSignal(logits(count, 3, 14), ModelHead(logits(VOCAB, 3, 15))),
-    }
     mask = np.arange(count) % 4 > 0 if masked else np.ones(count, dtype=bool)
-    return replace(rows, loss_mask=mask, others=others)
+    return replace(drawn_rows(count, VOCAB, reference=False), loss_mask=mask)
 
 
-def two_models(bias: bool = False) -> tuple[Tensor, ModelHead, Tensor, ModelHead]:
+def drawn_models(bias: bool = False) -> Models:
     head = ModelHead(logits(VOCAB, 5, 2), logits(VOCAB, 1, 6)[:, 0] if bias else None, softcap=9.0)
     assert not head.excludes  # read once, before the first step
-    return logits(COUNT, 5, 0), head, logits(COUNT, 4, 1), ModelHead(logits(VOCAB, 4, 3))
+    teachers = {
+        name: ModelSignal(logits(COUNT, 4, seed), ModelHead(logits(VOCAB, 4, seed + 2)))
+        for seed, name in enumerate(("main", "reference", "code"))
+    }
+    return logits(COUNT, 5, 0), head, teachers
 
 
 @every
@@ -104,7 +105,7 @@ def two_models(bias: bool = False) -> tuple[Tensor, ModelHead, Tensor, ModelHead
 def test_no_objective_asks_the_device(objective: Objective, bias: bool) -> None:
     masked = not (objective.sequence_level or objective.granularity == "sequence")
     rows = facts(COUNT, masked)
-    refused_nothing(objective, two_models(bias), rows, torch.from_numpy(rows.loss_mask / COUNT))
+    refused_nothing(objective, drawn_models(bias), rows, torch.from_numpy(rows.loss_mask / COUNT))
 
 
 @pytest.mark.parametrize(
@@ -116,16 +117,15 @@ def test_nor_where_sources_are_mixed_or_one_is_missing(options: dict[str, Any], 
     number = rows.sequence_ids
     assert number is not None
     sources = np.array([2, 1, 1, 2] if order == "mixed" else [1, 1, 1, 1])[number]
-    refused_nothing(build(**options), two_models(), replace(rows, sources=sources), None)
+    refused_nothing(build(**options), drawn_models(), replace(rows, sources=sources), None)
 
 
 @every
 def test_nor_do_the_label_facts_of_a_whole_batch(objective: Objective) -> None:
-    hidden, head, theirs, their_head = two_models()
-    teacher = (theirs, their_head) if objective.needs_teacher else (None, None)
     given = facts(COUNT, masked=True)
+    models = drawn_models()
     with NoHostSync():
-        rows = fused_label_facts(objective, hidden, head, *teacher, rows=given)
+        rows = fused_label_facts(objective, *models, rows=given)
     assert rows.loss_mask is given.loss_mask, "so that the loss after it need not ask for the weights"
     assert rows.student_logprobs is not None
     assert rows.student_logprobs.isfinite().all()
@@ -133,13 +133,13 @@ def test_nor_do_the_label_facts_of_a_whole_batch(objective: Objective) -> None:
 
 @every
 @pytest.mark.parametrize("form", ["topk", "sampled"])
-def test_nor_with_a_teacher_of_few_tokens(objective: Objective, form: str) -> None:
-    if not objective.needs_teacher or form not in objective.forms:
-        return
+def test_nor_with_teachers_of_few_tokens(objective: Objective, form: str) -> None:
     rows, logprobs = facts(COUNT), torch.log_softmax(logits(COUNT, VOCAB, 1), -1)
-    compact = (topk_of if form == "topk" else sampled_of)(logprobs, 4, labels=rows.labels)
-    hidden, head, _, _ = two_models()
-    refused_nothing(objective, (hidden, head, compact, None), rows, None)
+    sparse = (topk_of if form == "topk" else sampled_of)(logprobs, 4, labels=rows.labels)
+    hidden, head, teachers = drawn_models()
+    needs = objective.requirements()
+    few = {name: ModelSignal(sparse) for name in needs.model_names if form in needs.accepted(name)}
+    refused_nothing(objective, (hidden, head, {**teachers, **few}), rows, None)
 
 
 @pytest.mark.parametrize("options", CROSS, ids=[str(number) for number in range(len(CROSS))])
@@ -147,7 +147,7 @@ def test_nor_with_a_teacher_of_few_tokens(objective: Objective, form: str) -> No
 def test_nor_between_two_tokenizers(options: dict[str, Any], masked: bool) -> None:
     mask = np.arange(N) > 2 if masked else np.ones(N, dtype=bool)
     heads = ModelHead(logits(OURS, 5, 8)), ModelHead(logits(THEIRS + 3, 4, 11), vocab=THEIRS)
-    models = logits(N, 5, 7), heads[0], logits(M, 4, 10), heads[1]
+    models = logits(N, 5, 7), heads[0], {"main": ModelSignal(logits(M, 4, 10), heads[1])}
     rows = replace(aligned_rows(), loss_mask=mask)
     refused_nothing(parse_objective(options), models, rows, torch.from_numpy(mask / N))
 
@@ -159,24 +159,17 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
 
 
-def without_numbers(
-    objective: Objective, models: tuple[Tensor, ModelHead, Any, ModelHead | None], rows: Rows
-) -> None:
+def without_numbers(objective: Objective, models: Models, rows: Rows) -> None:
     """Forward and backward on the meta device."""
 
-    def moved(head: ModelHead | None) -> ModelHead | None:
-        return None if head is None else replace(head, weight=head.weight.to("meta"))
+    def moved(head: ModelHead) -> ModelHead:
+        return replace(head, weight=head.weight.to("meta"))
 
-    hidden, head, theirs, their_head = models
-    others = {
-        name: ModelSignal(one.signal.to("meta"), moved(one.head))  # type: ignore[union-attr]
-        for name, one in rows.others.items()
-    }
-    lean = replace(rows, others=others).to("meta")
-    leaf, own = hidden.to("meta").requires_grad_(), moved(head)
-    teacher = (theirs.to("meta"), moved(their_head)) if objective.needs_teacher else (None, None)
-    weight = torch.ones(len(hidden), device="meta")
-    loss, _ = fused_rows(objective, leaf, own, *teacher, weight, lean, FusedConfig(chunk_rows=5))
+    hidden, head, teachers = models
+    there = {name: ModelSignal(one.signal.to("meta"), moved(one.head)) for name, one in teachers.items()}
+    leaf, weight = hidden.to("meta").requires_grad_(), torch.ones(len(hidden), device="meta")
+    config = FusedConfig(chunk_rows=5)
+    loss, _ = fused_rows(objective, leaf, moved(head), there, None, weight, rows.to("meta"), config)
     loss.backward()
     assert leaf.grad is not None
     assert leaf.grad.shape == hidden.shape
@@ -184,14 +177,15 @@ def without_numbers(
 
 @every
 def test_no_objective_needs_a_number_from_the_device(objective: Objective, meta: None) -> None:
-    without_numbers(objective, two_models(), facts(COUNT))
+    without_numbers(objective, drawn_models(), facts(COUNT))
 
 
 @pytest.mark.parametrize("options", CROSS, ids=[str(number) for number in range(len(CROSS))])
 def test_nor_does_one_between_two_tokenizers(options: dict[str, Any], meta: None) -> None:
     heads = ModelHead(logits(OURS, 5, 8)), ModelHead(logits(THEIRS + 3, 4, 11), vocab=THEIRS)
     rows = replace(aligned_rows(), loss_mask=np.arange(N) > 2)
-    without_numbers(parse_objective(options), (logits(N, 5, 7), heads[0], logits(M, 4, 10), heads[1]), rows)
+    models = logits(N, 5, 7), heads[0], {"main": ModelSignal(logits(M, 4, 10), heads[1])}
+    without_numbers(parse_objective(options), models, rows)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "mixtral"])  # sorts by expert

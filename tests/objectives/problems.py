@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.core.rows import Rows
+from stillhouse.core.rows import Rows, TeacherRows
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import REGISTRY, Objective, build
 
@@ -97,6 +97,15 @@ VARIANTS: list[dict[str, Any]] = [
         ],
     },
     {"kind": "sum", "terms": [{"kind": "dpkd", "teacher_model": "code"}, {"kind": "reverse_kl"}]},
+    {"kind": "contrastive", "alpha_rule": "gap", "teacher_model": "code"},
+    {
+        "kind": "sum",
+        "terms": [
+            {"kind": "contrastive", "alpha_rule": "gap"},
+            {"kind": "contrastive", "alpha_rule": "gap", "teacher_model": "code", "loss_weight": 0.5},
+            {"kind": "policy_gradient", "teacher_model": "code", "single_step": True},
+        ],
+    },
     {
         "kind": "by_source",
         "teacher": {"kind": "by_teacher", "objectives": {"main": "csd", "code": "reverse_kl"}},
@@ -138,8 +147,11 @@ def drawn_rows(count: int, vocab: int, seed: int = 0, reference: bool = True) ->
         sequence_ids=ids,
         pair_ids=ids // 2,
         sampled_logprobs=-3 * torch.rand(count, generator=generator, dtype=torch.float64) - 0.5,
-        teachers=np.where(ids % 2 == 0, "main", "code"),
-        model_logits={"reference": logits(count, vocab, seed + 77), "code": logits(count, vocab, seed + 78)}
+        teacher_names=np.where(ids % 2 == 0, "main", "code"),
+        teachers={
+            "reference": TeacherRows(logits(count, vocab, seed + 77)),
+            "code": TeacherRows(logits(count, vocab, seed + 78)),
+        }
         if reference
         else {},
     )

@@ -11,7 +11,7 @@ import torch
 from tests.objectives.problems import drawn_rows, gradient, logits
 from torch import Tensor
 
-from stillhouse.core.rows import Rows, with_gaps
+from stillhouse.core.rows import Rows, TeacherRows, with_gaps
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import build
 from stillhouse.objectives.base import with_logprobs
@@ -270,19 +270,19 @@ def test_contrastive_alpha_follows_the_gap_and_stays_in_its_bounds() -> None:
     teacher_code, student_code = SOURCES.index("teacher"), SOURCES.index("student")
     objective = build("contrastive", alpha_rule="gap", teacher_gap=0.1, student_gap=0.1)
     gaps = torch.tensor([0.1, 0.095, 0.05, 0.5, -0.2], dtype=torch.float64)
-    rows = Rows(sequence_gaps=gaps, mean_gaps=gaps)
+    rows = Rows(teachers={"main": TeacherRows(sequence_gaps=gaps, mean_gaps=gaps)})
     inner = 1 - 0.9 * 0.1 / (0.095 + 1e-5)
     assert objective.alphas(rows, teacher_code)[:, 0].tolist() == pytest.approx(
         [0.1, inner, 0.01, 0.1, 0.1], abs=1e-3
     )
-    mirrored = Rows(sequence_gaps=-gaps, mean_gaps=-gaps)
+    mirrored = Rows(teachers={"main": TeacherRows(sequence_gaps=-gaps, mean_gaps=-gaps)})
     torch.testing.assert_close(objective.alphas(mirrored, student_code), objective.alphas(rows, teacher_code))
 
 
 def test_contrastive_without_a_gap_to_hold_has_the_base_alpha() -> None:
     gaps = torch.tensor([0.1, 0.05, -0.2], dtype=torch.float64)
     objective = build("contrastive", alpha_rule="gap", alpha=0.05, teacher_gap=0.0)
-    rows = Rows(sequence_gaps=gaps, mean_gaps=-gaps.abs())
+    rows = Rows(teachers={"main": TeacherRows(sequence_gaps=gaps, mean_gaps=-gaps.abs())})
     assert objective.alphas(rows, TEACHER_CODE)[:, 0].tolist() == [0.05] * 3
     assert build("contrastive", alpha_rule="gap", alpha=0.05).alphas(rows, TEACHER_CODE)[:, 0].tolist() == (
         [0.05] * 3
@@ -294,7 +294,7 @@ def test_no_gradient_flows_through_the_alpha_of_a_gap() -> None:
     student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
     objective = build("contrastive", alpha_rule="gap", teacher_gap=0.02, student_gap=0.02, alpha_least=0.0)
     _, slope = gradient(objective, student, teacher, rows)
-    filled = with_logprobs(student, teacher, rows)
+    filled = with_logprobs(student, rows.with_signals({"main": teacher}))
     for row in range(8):
         code = int(rows.sources[row])
         alpha = objective.alphas(filled[row : row + 1], code).item()
@@ -321,9 +321,9 @@ def test_likelihood_gaps_are_means_over_sequences_by_source() -> None:
         sequence_ids=torch.tensor([0, 0, 1, 2]),
         sources=torch.tensor([teacher_code, teacher_code, student_code, teacher_code]),
         student_logprobs=torch.tensor([-1.0, -3.0, -1.0, -4.0]),
-        teacher_logprobs=torch.tensor([-0.5, -1.5, -2.0, -3.0]),
+        teachers={"main": TeacherRows(label_logprobs=torch.tensor([-0.5, -1.5, -2.0, -3.0]))},
     )
-    found = with_gaps(rows)
+    found = with_gaps(rows).teachers["main"]
     likelihood = torch.tensor([0.0, -1.0, -2.0, -3.0, -4.0]).exp()
     near, far = likelihood[1] - likelihood[2], likelihood[3] - likelihood[4]
     torch.testing.assert_close(found.sequence_gaps, torch.stack([near, near, -near, far]))
@@ -334,13 +334,15 @@ def test_likelihood_gaps_are_means_over_sequences_by_source() -> None:
 def test_advantage_pushes_towards_what_the_preference_raised() -> None:
     student = torch.zeros(1, 3)
     teacher, reference = torch.tensor([[2.0, 0.0, 0.0]]), torch.zeros(1, 3)
-    force = gradient(build("advantage"), student, teacher, Rows(model_logits={"reference": reference}))[1]
+    force = gradient(
+        build("advantage"), student, teacher, Rows(teachers={"reference": TeacherRows(reference)})
+    )[1]
     assert force[0, 0] < 0 < force[0, 1]
 
 
 def test_aligned_teacher_extrapolates_beyond_the_teacher() -> None:
     teacher, reference = logits(3, 5, 1), logits(3, 5, 2)
-    rows = Rows(model_logits={"reference": reference})
+    rows = Rows(teachers={"reference": TeacherRows(reference)})
     objective = build("aligned_teacher", weight_rule="fixed", extrapolation=0.5, scale=1.0)
     assert objective(1.5 * teacher - 0.5 * reference, teacher, rows).abs().max() < 1e-12
     assert objective(teacher, teacher, rows).min() > 1e-4

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tests.objectives.problems import cases, drawn_rows, logits
 from torch import Tensor
 
+from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.sparse import (
     EXCLUDED,
     SparseLogprobs,
@@ -22,12 +24,17 @@ from stillhouse.core.sparse import (
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import Objective, build
 
-CASES = [case for case in cases() if case[1].needs_teacher and not case[1].other_models]
 COUNT, VOCAB = 9, 12
 
 
+def few_tokens(objective: Objective, form: str) -> list[str]:
+    """The teachers that may tell an objective about a few tokens only."""
+    needs = objective.requirements()
+    return sorted(name for name in needs.model_names if form in needs.accepted(name))
+
+
 def those(form: str) -> pytest.MarkDecorator:
-    chosen = [case for case in CASES if form in case[1].forms]
+    chosen = [case for case in cases() if few_tokens(case[1], form)]
     return pytest.mark.parametrize("objective", [o for _, o in chosen], ids=[name for name, _ in chosen])
 
 
@@ -35,9 +42,7 @@ def distributions(seed: int = 1) -> Tensor:
     return torch.log_softmax(logits(COUNT, VOCAB, seed), -1)
 
 
-def value_and_slope(
-    objective: Objective, student: Tensor, teacher: Tensor | SparseLogprobs
-) -> tuple[Tensor, Tensor]:
+def value_and_slope(objective: Objective, student: Tensor, teacher: Any) -> tuple[Tensor, Tensor]:
     leaf = student.clone().requires_grad_()
     value = objective(leaf, teacher, drawn_rows(COUNT, VOCAB))
     (slope,) = torch.autograd.grad(value.sum(), leaf)
@@ -53,9 +58,11 @@ def labels() -> Tensor:
 @those("topk")
 def test_with_all_tokens_it_is_the_exact_loss(objective: Objective) -> None:
     student, teacher = logits(COUNT, VOCAB, 0), distributions()
+    whole = dict.fromkeys(objective.requirements().model_names, teacher)
+    few = dict.fromkeys(few_tokens(objective, "topk"), topk_of(teacher, VOCAB, labels()))
     for got, wanted in zip(
-        value_and_slope(objective, student, topk_of(teacher, VOCAB, labels())),
-        value_and_slope(objective, student, teacher),
+        value_and_slope(objective, student, {**whole, **few}),
+        value_and_slope(objective, student, whole),
         strict=True,
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
@@ -84,19 +91,34 @@ def test_fused_equals_plain_over_draws(objective: Objective) -> None:
     compare_fused(objective, sampled_of(distributions(), 5, generator, 1.3, labels()))
 
 
-def compare_fused(objective: Objective, compact: SparseLogprobs) -> None:
+def compare_fused(objective: Objective, sparse: SparseLogprobs) -> None:
+    """All teachers that may be sparse are, and each of them alone, beside whole distributions."""
+    names = few_tokens(objective, sparse.form)
+    for few in (names, *([name] for name in names)) if len(names) > 1 else (names,):
+        compare_fused_of(objective, dict.fromkeys(few, sparse))
+
+
+def compare_fused_of(objective: Objective, sparse: dict[str, SparseLogprobs]) -> None:
     hidden, weight = logits(COUNT, 5, 2).requires_grad_(), logits(VOCAB, 5, 3, 0.7).requires_grad_()
     rows = drawn_rows(COUNT, VOCAB)
     token_weight = torch.linspace(0.1, 1.0, COUNT, dtype=torch.float64)
     if not objective.sequence_level:
         token_weight[3] = 0.0
-    value = objective(hidden @ weight.t(), compact, rows)
+    dense = {
+        name: (logits(COUNT, 4, 5 + more), ModelHead(logits(VOCAB, 4, 15 + more, 0.7)))
+        for more, name in enumerate(sorted(objective.requirements().model_names - sparse.keys()))
+    }
+    full = {name: head.logits(states) for name, (states, head) in dense.items()}
+    value = objective(hidden @ weight.t(), {**full, **sparse}, rows)
     wanted = torch.autograd.grad((value * token_weight).sum(), (hidden, weight))
     loss, values = fused_rows(
         objective,
         hidden,
         weight,
-        compact,
+        {
+            **{name: ModelSignal(*one) for name, one in dense.items()},
+            **{name: ModelSignal(one) for name, one in sparse.items()},
+        },
         token_weight=token_weight,
         rows=rows,
         config=FusedConfig(chunk_rows=4),

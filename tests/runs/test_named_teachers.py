@@ -116,3 +116,25 @@ def test_the_page_trains_as_it_stands(folder: Path, name: str, monkeypatch: pyte
             Path(link).symlink_to(folder / model / "student", target_is_directory=True)
     assert in_child(yaml.safe_load(text)) == 0
     assert len(train_losses(folder / "runs" / name)) == 1
+
+
+def test_a_second_teacher_may_say_something_about_a_few_tokens_only(folder: Path) -> None:
+    """From a cache of its most probable tokens: as many of them as there are say everything."""
+    terms = [
+        {"kind": "forward_kl", "loss_weight": 0.7},
+        {"kind": "reverse_kl", "teacher_model": "second", "loss_weight": 0.3},
+    ]
+    objective = {"kind": "sum", "terms": terms}
+    assert in_child(config_of(folder, "dense", objective, "second")) == 0
+    sparse = config_of(folder, "sparse", objective, "second")
+    live = sparse["teachers"]["second"]
+    sparse["teachers"]["second"] = {
+        "kind": "cache",
+        "of": live,
+        "store": "topk",
+        "k": 512,
+        "folder": str(folder / "store"),
+    }
+    assert in_child(sparse) == 0
+    losses = train_losses(folder / "sparse")
+    assert losses == pytest.approx(train_losses(folder / "dense"), rel=1e-2)

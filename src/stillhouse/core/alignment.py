@@ -181,13 +181,13 @@ class TokenAlignment:
             )
         return ours, theirs
 
-    def sequences(self, device: torch.device) -> list[tuple[RowIndex, RowIndex]]:
+    def sequences(self) -> list[tuple[RowIndex, RowIndex]]:
         """The aligned rows of the student and of the teacher, sequence by sequence."""
         ours, theirs = self.student_groups != UNALIGNED, self.teacher_groups != UNALIGNED
         return [
             (
-                RowIndex.of(np.flatnonzero(ours & (self.student_sequences == sequence)), device),
-                RowIndex.of(np.flatnonzero(theirs & (self.teacher_sequences == sequence)), device),
+                RowIndex.of(np.flatnonzero(ours & (self.student_sequences == sequence))),
+                RowIndex.of(np.flatnonzero(theirs & (self.teacher_sequences == sequence))),
             )
             for sequence in np.unique(self.student_sequences[ours])
         ]

@@ -160,7 +160,7 @@ class Batch(TokenBatch):
             sequence_ids=self.row_sequences,
             pair_ids=np.repeat(pair_numbers(self.responses), counts),
             sampled_logprobs=logprobs,
-            teachers=np.repeat(teachers, counts) if any(teachers) else None,
+            teacher_names=np.repeat(teachers, counts) if any(teachers) else None,
         )
 
 

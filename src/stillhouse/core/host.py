@@ -8,7 +8,7 @@ it stays on the host as numpy arrays, and goes to the device as positions where 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,31 +41,37 @@ def known(flag: Tensor) -> bool | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowIndex:
-    """Some rows, as positions on the host and on a device. Consecutive rows are a slice on both: a view.
+    """Some rows, as positions that the host knows; consecutive rows are a slice, so that picking them copies
+    nothing.
 
-    Example: `hidden[RowIndex.of(np.flatnonzero(sources == code), hidden.device).device]`
+    Example: `RowIndex.of(np.flatnonzero(sources == code)).pick(hidden)`
     """
 
     host: Ints | slice
-    device: Tensor | slice
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, positions: Ints, device: torch.device) -> RowIndex:
+    def of(cls, positions: Ints) -> RowIndex:
         """From positions on the host."""
         count = len(positions)
         first = int(positions[0]) if count else 0
-        if np.array_equal(positions, np.arange(first, first + count)):
-            return cls.run(slice(first, first + count))
-        return cls(positions, to_device(positions, device))
+        consecutive = np.array_equal(positions, np.arange(first, first + count))
+        return cls(slice(first, first + count) if consecutive else positions)
 
-    @classmethod
-    def run(cls, rows: slice) -> RowIndex:
-        """Consecutive rows."""
-        return cls(rows, rows)
+    def on(self, device: torch.device) -> Tensor | slice:
+        """What picks the rows of a tensor on `device`; positions are copied there once."""
+        if isinstance(self.host, slice):
+            return self.host
+        if device not in self._moved:
+            self._moved[device] = to_device(self.host, device)
+        return self._moved[device]
+
+    def pick(self, values: Tensor) -> Tensor:
+        """The rows of a tensor."""
+        return values[self.on(values.device)]
 
     def __getitem__(self, part: slice) -> RowIndex:
         """Some of them, counted from the first."""
         if isinstance(self.host, slice):
-            return RowIndex.run(slice(self.host.start + part.start, self.host.start + part.stop))
-        assert isinstance(self.device, Tensor)
-        return RowIndex(self.host[part], self.device[part])
+            return RowIndex(slice(self.host.start + part.start, self.host.start + part.stop))
+        return RowIndex(self.host[part], {device: moved[part] for device, moved in self._moved.items()})

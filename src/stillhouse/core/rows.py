@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.core.alignment import TokenAlignment
 from stillhouse.core.host import Ints, RowIndex, as_host, to_device
+from stillhouse.core.requirements import MAIN
+from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES, Source
 
-if TYPE_CHECKING:
-    from stillhouse.core.alignment import TokenAlignment
-    from stillhouse.core.head import ModelSignal
-    from stillhouse.core.sparse import SparseLogprobs
+ON_HOST = ("sources", "sequence_ids", "pair_ids", "loss_mask", "teacher_names")
 
-ON_HOST = ("sources", "sequence_ids", "pair_ids", "loss_mask", "teachers")
+Signal = Tensor | SparseLogprobs
+"""What a teacher says: logits (or hidden states, which a head makes logits of), or log-probabilities of a few
+tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRows:
+    """What one teacher says about each row; [M] instead of [N] where tokenizers differ.
+
+    Example: `Rows(labels=ids, teachers={"code": TeacherRows(topk_of(logprobs, 64))})`
+    """
+
+    signal: Signal | None = None
+    """[N, V] logits, or sparse log-probabilities."""
+    label_logprobs: Tensor | None = None
+    """Log-probability (nats) of the label; computed where an objective needs whole sequences."""
+    sequence_gaps: Tensor | None = None
+    """The likelihood gap of the row's sequence (see `sequence_gaps`); computed with the log-probabilities."""
+    mean_gaps: Tensor | None = None
+    """The mean gap over the sequences of the row's source."""
+
+    def __getitem__(self, index: RowIndex) -> TeacherRows:
+        """Some of the rows."""
+        return self._each(index.pick)
+
+    def to(self, device: torch.device | str) -> TeacherRows:
+        """The same on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TeacherRows:
+        found: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            found[one.name] = value.each(change) if isinstance(value, SparseLogprobs) else value
+            if isinstance(value, Tensor):
+                found[one.name] = change(value)
+        return TeacherRows(**found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,72 +86,83 @@ class Rows:
     student_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the student; computed where an objective needs whole
     sequences."""
-    teacher_logprobs: Tensor | None = None
-    """Log-probability (nats) of the label under the teacher."""
-    sequence_gaps: Tensor | None = None
-    """The likelihood gap of the row's sequence (see `sequence_gaps`); computed with the log-probabilities."""
-    mean_gaps: Tensor | None = None
-    """The mean gap over the sequences of the row's source."""
-    teachers: NDArray[np.str_] | None = None
+    teacher_names: NDArray[np.str_] | None = None
     """Host. The name of the teacher that the row of the data set names; empty where it names none."""
-    others: Mapping[str, ModelSignal] = field(default_factory=dict)
-    """Teachers beside the main one by their name, for the fused path; not cut with the rows."""
-    model_logits: Mapping[str, Tensor] = field(default_factory=dict)
-    """[N, V] each: the logits of teachers beside the main one, by name."""
-    model_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
-    """[N] each: log-probability (nats) of the label under them; computed as `teacher_logprobs` is."""
+    teachers: Mapping[str, TeacherRows] = field(default_factory=dict)
+    """What each teacher says, by its name; the one under `teacher:` is called main."""
     alignment: TokenAlignment | None = None
-    """Which rows of the teacher belong to which of the student, where tokenizers differ; None: row n to row
-    n."""
-    compact: SparseLogprobs | None = None
-    """What a teacher says that gives no whole distribution."""
+    """Which rows of the main teacher belong to which of the student, where their tokenizers differ; None: row
+    n to row n."""
 
     def __post_init__(self) -> None:
         for name in ON_HOST:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_host(value))
         lengths = {name: value.shape[0] for name, value in self._facts().items()}
-        if self.compact is not None:
-            lengths["compact"] = len(self.compact)
+        for name, teacher in self.teachers.items():
+            if teacher.signal is not None and (self.alignment is None or name != MAIN):
+                lengths[f"teacher {name}"] = len(teacher.signal)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"all fields of Rows have one entry per row, got {lengths}")
 
     def __getitem__(self, index: RowIndex | slice | Tensor) -> Rows:
         """Some of the rows. A tensor of positions or a mask on a GPU is waited for; the others are not."""
-        if isinstance(index, slice):
-            index = RowIndex.run(index)
         if isinstance(index, Tensor):
-            index = RowIndex(as_host(index), index)
+            positions = as_host(index)
+            index = RowIndex.of(np.flatnonzero(positions) if positions.dtype == np.bool_ else positions)
+        elif isinstance(index, slice):
+            index = RowIndex(index)
         picked: dict[str, Any] = {
-            name: value[index.device if isinstance(value, Tensor) else index.host]
+            name: index.pick(value) if isinstance(value, Tensor) else value[index.host]
             for name, value in self._facts().items()
         }
+        if self.teachers:
+            picked["teachers"] = {
+                name: teacher[self.teacher_index(name, index)] for name, teacher in self.teachers.items()
+            }
         if self.alignment is not None:
             picked["alignment"] = self.alignment.at(index.host)
-        if self.compact is not None:
-            picked["compact"] = self.compact[index.device]
-        for name in ("model_logits", "model_logprobs"):
-            of_models: Mapping[str, Tensor] = getattr(self, name)
-            if of_models:
-                picked[name] = {model: values[index.device] for model, values in of_models.items()}
         return replace(self, **picked)
 
-    def of_teacher(self, model: str) -> Rows:
-        """With what another teacher than the main one says about the labels in place of the main one."""
-        if model not in self.model_logprobs:
+    def with_signals(self, signals: Mapping[str, Signal]) -> Rows:
+        """With what teachers say, by name."""
+        if not signals:
             return self
-        return with_gaps(replace(self, teacher_logprobs=self.model_logprobs[model]))
+        found = dict(self.teachers)
+        for name, signal in signals.items():
+            known = found.get(name, TeacherRows())
+            labels = signal.labels if isinstance(signal, SparseLogprobs) else None
+            labels = known.label_logprobs if labels is None else labels
+            found[name] = replace(known, signal=signal, label_logprobs=labels)
+        return replace(self, teachers=found)
+
+    def logits(self, teacher: str) -> Tensor:
+        """[N, V]: those of a teacher that gives whole distributions."""
+        signal = self.teachers[teacher].signal
+        assert isinstance(signal, Tensor)
+        return signal
+
+    def cloned(self, teacher: str) -> Rows:
+        """With a copy of that teacher's logits, which may then be overwritten."""
+        found = self.teachers.get(teacher)
+        if found is None or not isinstance(found.signal, Tensor):
+            return self
+        return self.with_signals({teacher: found.signal.clone()})
 
     def of_source(self, *sources: Source) -> Ints:
         """The positions of the rows of these sources."""
         assert self.sources is not None
         return np.flatnonzero(np.isin(self.sources, [SOURCES.index(source) for source in sources]))
 
-    def teacher_index(self, index: RowIndex, device: torch.device) -> RowIndex:
-        """Which rows of the teacher go with these of the student."""
-        if self.alignment is None:
+    def teacher_index(self, name: str, index: RowIndex) -> RowIndex:
+        """Which rows of a teacher go with these of the student."""
+        if self.alignment is None or name != MAIN:
             return index
-        return RowIndex.of(self.alignment.teacher_rows(index.host), device)
+        return RowIndex.of(self.alignment.teacher_rows(index.host))
+
+    def shares_labels(self, name: str) -> bool:
+        """Whether row n of a teacher predicts the label of row n of the student."""
+        return name != MAIN or self.alignment is None or self.alignment.matching is None
 
     @property
     def count(self) -> int | None:
@@ -129,8 +176,7 @@ class Rows:
             for name, value in self._facts().items()
             if isinstance(value, Tensor)
         }
-        if self.compact is not None:
-            moved["compact"] = self.compact.to(device)
+        moved["teachers"] = {name: teacher.to(device) for name, teacher in self.teachers.items()}
         return replace(self, **moved)
 
     def _facts(self) -> dict[str, Any]:
@@ -139,18 +185,21 @@ class Rows:
 
 
 def with_gaps(rows: Rows) -> Rows:
-    """The rows with `sequence_gaps` and `mean_gaps` filled in where what they are made of is there."""
-    made_of = (rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids, rows.sources)
-    if any(fact is None for fact in made_of):
+    """The rows with the gaps of each teacher filled in where what they are made of is there."""
+    if rows.student_logprobs is None or rows.sequence_ids is None or rows.sources is None:
         return rows
-    assert rows.sequence_ids is not None
-    gap, sources = sequence_gaps(rows)
-    mean = torch.zeros_like(gap)
-    for code in np.unique(sources):
-        index = RowIndex.of(np.flatnonzero(sources == code), gap.device).device
-        mean[index] = gap[index].mean()
-    ids = to_device(rows.sequence_ids, gap.device)
-    return replace(rows, sequence_gaps=gap[ids], mean_gaps=mean[ids])
+    teachers = dict(rows.teachers)
+    for name, teacher in rows.teachers.items():
+        if teacher.label_logprobs is None:
+            continue
+        gap, sources = sequence_gaps(rows, name)
+        mean = torch.zeros_like(gap)
+        for code in np.unique(sources):
+            index = RowIndex.of(np.flatnonzero(sources == code)).on(gap.device)
+            mean[index] = gap[index].mean()
+        ids = to_device(rows.sequence_ids, gap.device)
+        teachers[name] = replace(teacher, sequence_gaps=gap[ids], mean_gaps=mean[ids])
+    return replace(rows, teachers=teachers)
 
 
 def sequence_means(values: Tensor, sequence_ids: Ints) -> Tensor:
@@ -160,19 +209,20 @@ def sequence_means(values: Tensor, sequence_ids: Ints) -> Tensor:
     return total.index_add(0, to_device(sequence_ids, values.device), values) / lengths.clamp_min(1)
 
 
-def sequence_gaps(rows: Rows) -> tuple[Tensor, Ints]:
+def sequence_gaps(rows: Rows, teacher: str = MAIN) -> tuple[Tensor, Ints]:
     """For each sequence the likelihood gap exp(mean log p) - exp(mean log q), and its source (an index),
     both [S].
 
     The means run over the labels of the sequence; p is the teacher, q the student (methods of DistiLLM-2,
     section 3.3; released code at commit fe4cf9b). Detached.
     """
-    student, teacher, ids = rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids
-    if student is None or teacher is None or ids is None or rows.sources is None:
+    student, ids = rows.student_logprobs, rows.sequence_ids
+    logprobs = rows.teachers.get(teacher, TeacherRows()).label_logprobs
+    if student is None or logprobs is None or ids is None or rows.sources is None:
         raise ValueError(
             "likelihood gaps need sequence_ids, sources and the label log-probabilities of both models"
         )
-    gap = sequence_means(teacher.detach(), ids).exp() - sequence_means(student.detach(), ids).exp()
+    gap = sequence_means(logprobs.detach(), ids).exp() - sequence_means(student.detach(), ids).exp()
     sources = np.full(gap.shape[0], -1)
     sources[ids] = rows.sources
     return gap, sources

@@ -13,7 +13,7 @@ Two forms, and how objectives are computed from them:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -66,13 +66,14 @@ class SparseLogprobs:
 
     def __getitem__(self, index: Tensor | slice) -> SparseLogprobs:
         """The rows that `index` picks."""
-        return self._each(lambda tensor: tensor[index])
+        return self.each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SparseLogprobs:
         """The same on a device, with log-probabilities and weights in a dtype."""
-        return self._each(lambda t: t.to(device, dtype if t.is_floating_point() else None))
+        return self.each(lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
-    def _each(self, change: Any) -> SparseLogprobs:
+    def each(self, change: Callable[[Tensor], Tensor]) -> SparseLogprobs:
+        """With every tensor changed alike."""
         values: dict[str, Any] = {}
         for field in fields(self):
             one = getattr(self, field.name)

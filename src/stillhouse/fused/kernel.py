@@ -1,25 +1,20 @@
-"""The work of one fused call: which rows, which chunks, which products.
-
-Knows no autograd graph outside a block."""
+"""One call of the loss over the head: chunks of rows, their products, values and gradients."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from stillhouse.config import Bytes, StrictConfig
 from stillhouse.core.head import ModelHead, gathered
 from stillhouse.core.host import Ints, RowIndex
-from stillhouse.core.requirements import MAIN
-from stillhouse.core.rows import Rows, with_gaps
-from stillhouse.objectives.base import Objective, aligned, label_logprobs
+from stillhouse.core.rows import Rows, TeacherRows, with_gaps
+from stillhouse.fused.config import FusedConfig
+from stillhouse.objectives.base import Objective, differentiated, label_logprobs, without_excluded
 
 HALF = (torch.float16, torch.bfloat16)
 BLOCK_ENTRIES_CPU = 2**19
@@ -33,36 +28,8 @@ TILE = 8192
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """For hidden states, head weight and head bias."""
-Arithmetic = Callable[[Tensor, "Tensor | None", Rows], tuple[Tensor, Tensor]]
-
-
-class FusedConfig(StrictConfig):
-    """How the loss over the language-model head is cut into chunks. It does not depend on that, up to
-    rounding.
-
-    Example: `train: {fused: {memory_budget: 1GiB}}`
-    """
-
-    memory_budget: Bytes = 192 * 2**20
-    """Memory for the student's logits of one chunk, such as 192MiB; each teacher's take at most the same, a
-    CPU less."""
-    chunk_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows of a chunk; default: as many as the budget allows, evenly."""
-    fp32_logits: bool = False
-    """Keep fp32 logits of half-precision operands on a CPU too, where only a product of fp32 copies gives
-    them: slower. Without it a CPU rounds each logit once to the precision of the operands, as the model's
-    own head does."""
-    compile: bool = False
-    """Run the definition of the objective through `torch.compile` instead of its closed form. On the CPUs
-    tried the closed forms were faster."""
-
-    def chunk_size(self, count: int, bytes_per_row: int) -> int:
-        """How many of `count` rows make a chunk: the fewest chunks that fit the budget, of even size."""
-        if self.chunk_rows is not None:
-            return self.chunk_rows
-        fit = max(1, self.memory_budget // max(1, bytes_per_row))
-        chunks = max(1, -(-count // fit))
-        return max(1, -(-count // chunks))
+Arithmetic = Callable[[Tensor, Rows], tuple[Tensor, Tensor]]
+"""The student's logits and what the teachers say -> values, and the gradient of their sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +56,7 @@ class ModelOutput:
 
     def at(self, index: RowIndex) -> ModelOutput:
         """For some of the rows."""
-        return replace(self, hidden=self.hidden[index.device])
+        return replace(self, hidden=index.pick(self.hidden))
 
     def product(self, fp32: bool) -> Tensor:
         """hidden weight^T, [n, V], in fp32 where the device can or `fp32` insists, else as the operands."""
@@ -117,15 +84,15 @@ class GradAccumulator:
     """The gradients of a call while they grow, over the ids that are compared."""
 
     def __init__(
-        self, student: ModelOutput, needs: tuple[bool, bool, bool], exact: torch.dtype, chunks: int
+        self, student: ModelOutput, needs_grad: tuple[bool, bool, bool], exact: torch.dtype, chunks: int
     ) -> None:
         weight = student.weight
         # One chunk is one product, rounded once; several are summed in fp32 so that late ones are not lost.
         dtype = exact if chunks > 1 and weight.dtype in HALF else weight.dtype
-        self.hidden = torch.zeros_like(student.hidden) if needs[0] else None
+        self.hidden = torch.zeros_like(student.hidden) if needs_grad[0] else None
         # Not filled with zeros: the first chunk writes, the others add.
-        self.weight = torch.empty_like(weight, dtype=dtype) if needs[1] else None
-        self.bias = weight.new_zeros(weight.shape[0], dtype=exact) if needs[2] else None
+        self.weight = torch.empty_like(weight, dtype=dtype) if needs_grad[1] else None
+        self.bias = weight.new_zeros(weight.shape[0], dtype=exact) if needs_grad[2] else None
         self._empty = True
 
     def add(self, gradient: Tensor, student: ModelOutput, rows: Tensor | slice) -> None:
@@ -166,16 +133,8 @@ def _let_the_heap_keep_what_is_freed() -> None:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(objective: Objective) -> Arithmetic:
-    per_token = torch.compile(objective.per_token, dynamic=False)
-
-    def arithmetic(student: Tensor, teacher: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = student.detach().requires_grad_()
-            value = per_token(leaf, teacher, rows)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), gradient
-
-    return arithmetic
+    token_values = torch.compile(objective.token_values, dynamic=False)
+    return lambda student, rows: differentiated(student, lambda leaf: token_values(leaf, rows))
 
 
 @dataclass(slots=True)
@@ -183,33 +142,35 @@ class RowBlock:
     """Rows of a call that share an objective: models, facts, weights, and how gradients reach them."""
 
     objective: Objective
-    share: float
+    loss_weight: float
+    """That of the objective within the one that holds it."""
     student: ModelOutput
-    others: dict[str, ModelOutput]
+    teachers: dict[str, ModelOutput]
+    """Those that give hidden states, by name."""
     rows: Rows
-    weights: Tensor
-    through_label: Tensor | None
+    token_weight: Tensor
+    label_slope: Tensor | None
     """[n]: the gradient for the log-probability of each label, from the part over whole sequences."""
 
     def at(self, index: RowIndex | slice) -> RowBlock:
-        """Some of its rows."""
+        """Some of its rows, and the teachers' rows that belong to them."""
         if isinstance(index, slice):
-            index = RowIndex.run(index)
+            index = RowIndex(index)
         return RowBlock(
             self.objective,
-            self.share,
+            self.loss_weight,
             self.student.at(index),
-            {name: side.at(index) for name, side in self.others.items()},
+            {name: one.at(self.rows.teacher_index(name, index)) for name, one in self.teachers.items()},
             self.rows[index],
-            self.weights[index.device],
-            None if self.through_label is None else self.through_label[index.device],
+            index.pick(self.token_weight),
+            None if self.label_slope is None else index.pick(self.label_slope),
         )
 
-    def trimmed(self) -> RowBlock:
-        """Without models that its objective does not look at, so that they are not multiplied for nothing."""
-        asked = self.objective.requirements().model_names
-        wanted = asked if self.objective.has_token_part else frozenset()
-        return replace(self, others={name: side for name, side in self.others.items() if name in wanted})
+    def under(self, objective: Objective, loss_weight: float) -> RowBlock:
+        """The same rows under one of the objectives that its own holds, with the teachers that it asks."""
+        asked = objective.requirements().model_names if objective.has_token_part else frozenset()
+        teachers = {name: one for name, one in self.teachers.items() if name in asked}
+        return replace(self, objective=objective, loss_weight=loss_weight, teachers=teachers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +178,7 @@ class RowSpan:
     """Consecutive rows that share an objective."""
 
     objective: Objective
-    share: float
+    loss_weight: float
     rows: slice
 
     def within(self, chunk: slice) -> RowSpan:
@@ -230,176 +191,189 @@ class FusedHeadLoss:
     """One call. `run` returns the loss, the values of all rows, and the gradients that are wanted."""
 
     def __init__(
-        self, part: RowBlock, config: FusedConfig, needs: tuple[bool, bool, bool], exclude: bool
+        self, block: RowBlock, config: FusedConfig, needs_grad: tuple[bool, bool, bool], exclude: bool
     ) -> None:
-        if part.weights.device.type == "cpu":
+        """Prepare a call.
+
+        Args:
+            block: all rows.
+            config: memory budget and precision.
+            needs_grad: whether hidden states, head weight and head bias of the student need a gradient.
+            exclude: whether a head may take entries out by -inf.
+        """
+        device, weight = block.token_weight.device, block.student.weight
+        if device.type == "cpu":
             _let_the_heap_keep_what_is_freed()
-        self.part = part
+        self.block = block
         self.config = config
-        self.needs = needs
+        self.needs_grad = needs_grad
         self.exclude = exclude
-        self.exact = torch.promote_types(part.student.weight.dtype, torch.float32)
-        itemsize = part.student.weight.dtype.itemsize
-        row_bytes = part.student.weight.shape[0] * itemsize
-        self.chunk_rows = config.chunk_size(part.weights.shape[0], row_bytes)
+        self.exact = torch.promote_types(weight.dtype, torch.float32)
+        self.chunk_rows = config.chunk_size(
+            block.token_weight.shape[0], weight.shape[0] * weight.dtype.itemsize
+        )
+        entries = BLOCK_ENTRIES_CPU if device.type == "cpu" else BLOCK_ENTRIES
+        self.block_rows = max(1, entries // weight.shape[0])
+        self.slab_rows = SLAB_ROWS_CPU if device.type == "cpu" else SLAB_ROWS
 
     def run(self) -> tuple[Tensor, Tensor, GradAccumulator]:
         """See the class."""
-        part = self.part
-        count = part.weights.shape[0]
-        values = torch.zeros(count, dtype=self.exact, device=part.weights.device)
-        if part.objective.sequence_level:
-            values += self._over_sequences()
+        values = self._sequence_values()
         spans, order = self._spans()
-        ordered = part.at(order)
+        ordered = self.block.at(order)
         active = spans[-1].rows.stop if spans else 0
-        sums = GradAccumulator(part.student, self.needs, self.exact, -(-active // self.chunk_rows))
+        grads = GradAccumulator(
+            self.block.student, self.needs_grad, self.exact, -(-active // self.chunk_rows)
+        )
         for chunk in _cut(0, active, self.chunk_rows):
-            where = order[chunk].device
+            where = order[chunk].on(values.device)
             inside = [span.within(chunk) for span in spans]
-            values[where] += self._chunk(ordered.at(chunk), inside, sums, where)
-        sums.finish()
-        return (values * part.weights).sum(), values, sums
+            values[where] += self._chunk(ordered.at(chunk), inside, grads, where)
+        grads.finish()
+        return (values * self.block.token_weight).sum(), values, grads
 
     def _spans(self) -> tuple[list[RowSpan], RowIndex]:
         """Which objective is for which rows once sorted by that, and the rows in that order."""
-        part, spans, found, at = self.part, list[RowSpan](), list[Ints](), 0
-        for share, objective, index in part.objective.split(part.rows):
-            if objective.has_token_part or part.through_label is not None:
-                found.append(np.arange(part.weights.shape[0]) if index is None else index)
-                spans.append(RowSpan(objective, share, slice(at, at + len(found[-1]))))
+        block, spans, found, at = self.block, list[RowSpan](), list[Ints](), 0
+        for weight, objective, index in block.objective.split(block.rows):
+            if objective.has_token_part or block.label_slope is not None:
+                found.append(np.arange(block.token_weight.shape[0]) if index is None else index)
+                spans.append(RowSpan(objective, weight, slice(at, at + len(found[-1]))))
                 at += len(found[-1])
-        order = np.concatenate(found) if found else np.arange(0)
-        return spans, RowIndex.of(order, part.weights.device)
+        return spans, RowIndex.of(np.concatenate(found) if found else np.arange(0))
 
     def _chunk(
-        self, chunk: RowBlock, spans: list[RowSpan], sums: GradAccumulator, where: Tensor | slice
+        self, chunk: RowBlock, spans: list[RowSpan], grads: GradAccumulator, where: Tensor | slice
     ) -> Tensor:
-        """Values of the rows of one chunk; its gradients go into `sums`."""
-        fp32 = self.config.fp32_logits
-        product = chunk.student.product(fp32)
-        gradient = None
-        if any(self.needs):
-            operand = chunk.student.weight.dtype
-            gradient = product if product.dtype == operand else torch.empty_like(product, dtype=operand)
-        on_cpu = product.device.type == "cpu"
-        slab_rows = SLAB_ROWS_CPU if on_cpu else SLAB_ROWS
-        block_rows = max(1, (BLOCK_ENTRIES_CPU if on_cpu else BLOCK_ENTRIES) // product.shape[1])
+        """Values of the rows of one chunk; its gradients go into `grads`."""
+        fp32, product, gradient = self.config.fp32_logits, *self._student_product(chunk.student)
         values = []
         for span in spans:
-            piece = replace(chunk, objective=span.objective, share=span.share).trimmed()
-            for slab in _cut(span.rows.start, span.rows.stop, slab_rows):
-                here = RowIndex.run(slab)
-                others = {name: side.at(here).product(fp32) for name, side in piece.others.items()}
-                for block in _cut(slab.start, slab.stop, block_rows):
-                    inside = slice(block.start - slab.start, block.stop - slab.start)
-                    logits = {name: piece.others[name].logits(raw[inside]) for name, raw in others.items()}
-                    out = None if gradient is None else gradient[block]
-                    values.append(self._block(piece.at(block), product[block], logits, out, sums))
+            part = chunk.under(span.objective, span.loss_weight)
+            for slab in _cut(span.rows.start, span.rows.stop, self.slab_rows):
+                here = RowIndex(slab)
+                products = {name: one.at(here).product(fp32) for name, one in part.teachers.items()}
+                for rows in _cut(slab.start, slab.stop, self.block_rows):
+                    inside = slice(rows.start - slab.start, rows.stop - slab.start)
+                    logits = {name: part.teachers[name].logits(raw[inside]) for name, raw in products.items()}
+                    out = None if gradient is None else gradient[rows]
+                    values.append(self._block(part.at(rows), product[rows], logits, out, grads))
         if gradient is not None:
-            sums.add(gradient, chunk.student, where)
+            grads.add(gradient, chunk.student, where)
         return torch.cat(values)
+
+    def _student_product(self, student: ModelOutput) -> tuple[Tensor, Tensor | None]:
+        """The product of a chunk, and where its gradient is written: over it if the dtypes are the same."""
+        product = student.product(self.config.fp32_logits)
+        if not any(self.needs_grad):
+            return product, None
+        operand = student.weight.dtype
+        return product, product if product.dtype == operand else torch.empty_like(product, dtype=operand)
 
     def _block(
         self,
-        piece: RowBlock,
+        block: RowBlock,
         product: Tensor,
-        others: dict[str, Tensor],
+        logits: dict[str, Tensor],
         out: Tensor | None,
-        sums: GradAccumulator,
+        grads: GradAccumulator,
     ) -> Tensor:
         """Values of a few rows; the gradient for their products is written to `out`."""
-        objective, rows = piece.objective, piece.rows
-        student = piece.student.logits(product)
-        if self.exclude and others:
-            student, *cut = aligned(student, tuple(others.values()), objective.shares_vocabulary)
-            others = dict(zip(others, cut, strict=True))
-        elif self.exclude:
-            (student,) = aligned(student, (), objective.shares_vocabulary)
-        if len(others) > 1 or (others and MAIN not in others):
-            rows = replace(rows, model_logits={name: one for name, one in others.items() if name != MAIN})
-        sparse = rows.compact is not None and objective.teacher_model == MAIN
-        teacher, rows = objective.teacher_of(others.get(MAIN), rows), objective.rows_of(rows)
+        objective = block.objective
+        student = block.student.logits(product)
+        if self.exclude:
+            student, logits = without_excluded(student, logits, objective.requirements().same_tokenizer)
+        rows = block.rows.with_signals(logits)
         if out is None:
             if not objective.has_token_part:
                 return student.new_zeros(student.shape[0])
-            if sparse and rows.compact is not None:
-                return piece.share * objective.per_token_sparse(student, rows.compact, rows)
-            return piece.share * objective.per_token(student, teacher, rows)
-        slope = piece.student.head.slope(student)
-        through = None
-        if piece.through_label is not None:
-            through = label_gradient(student, rows, piece.through_label)
-        if objective.has_token_part:
-            arithmetic = _compiled(objective) if self.config.compile else objective.value_and_gradient
-            if sparse:
-                arithmetic = objective.sparse_value_and_gradient
-            value, gradient = arithmetic(student, teacher, rows)
-            gradient.mul_((piece.share * piece.weights)[:, None])
-            gradient = gradient if through is None else gradient.add_(through)
-        else:
-            assert through is not None
-            value, gradient = student.new_zeros(student.shape[0]), through
+            return block.loss_weight * objective.token_values(student, rows)
+        slope = block.student.head.slope(student)
+        values, gradient = self._values_and_gradient(block, student, rows)
         if slope is not None:
             gradient.mul_(slope)
-        if sums.bias is not None:
-            sums.bias += gradient.sum(0)
+        if grads.bias is not None:
+            grads.bias += gradient.sum(0)
         out.copy_(gradient)
-        return piece.share * value
+        return values
+
+    def _values_and_gradient(self, block: RowBlock, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Values [n], and the gradient of the loss for the logits [n, V], which are scratch."""
+        objective, through = block.objective, None
+        if block.label_slope is not None:
+            through = label_gradient(student, rows, block.label_slope)
+        if not objective.has_token_part:
+            assert through is not None
+            return student.new_zeros(student.shape[0]), through
+        if objective.mixes_rows and rows.alignment is not None:
+            values, gradient = _weighted_gradient(block, student, rows)
+        else:
+            arithmetic = _compiled(objective) if self.config.compile else objective.token_values_and_gradient
+            values, gradient = arithmetic(student, rows)
+            values = block.loss_weight * values
+            gradient.mul_((block.loss_weight * block.token_weight)[:, None])
+        return values, gradient if through is None else gradient.add_(through)
 
     def label_facts(self) -> Rows:
-        """The rows with the label log-probabilities of both models, and the gaps that follow from them.
+        """The rows with the label log-probabilities of all models, and the gaps that follow from them.
 
         What the rows bring along is not computed again.
         """
-        part = self.part
-        if part.rows.labels is None:
+        rows = self.block.rows
+        if rows.labels is None:
             raise ValueError("log-probabilities of labels need labels")
-        ours, theirs = part.rows.student_logprobs, part.rows.teacher_logprobs
+        ours, teachers = rows.student_logprobs, dict(rows.teachers)
         if ours is None:
-            ours = self._label_logprobs(part.student)
-        if theirs is None and MAIN in part.others:
-            theirs = self._label_logprobs(part.others[MAIN])
-        more = {
-            name: self._label_logprobs(side)
-            for name, side in part.others.items()
-            if name != MAIN and name not in part.rows.model_logprobs
-        }
-        known = {**part.rows.model_logprobs, **more}
-        found = replace(part.rows, student_logprobs=ours, teacher_logprobs=theirs, model_logprobs=known)
-        return with_gaps(found)
+            ours = self._label_logprobs(self.block.student)
+        for name, output in self.block.teachers.items():
+            facts = teachers.get(name, TeacherRows())
+            if facts.label_logprobs is None and rows.shares_labels(name):
+                teachers[name] = replace(facts, label_logprobs=self._label_logprobs(output))
+        return with_gaps(replace(rows, student_logprobs=ours, teachers=teachers))
 
-    def _over_sequences(self) -> Tensor:
-        """Fill in label log-probabilities; values [N] that depend on whole sequences, and their gradient for
-        labels."""
-        part = self.part
-        part.rows = self.label_facts()
-        if not part.objective.has_sequence_part:
-            return torch.zeros_like(part.weights)
+    def _sequence_values(self) -> Tensor:
+        """Values [N] that depend on whole sequences, for which label log-probabilities are filled in; their
+        gradient for labels goes into `block`."""
+        block = self.block
+        values = torch.zeros_like(block.token_weight)
+        if not block.objective.sequence_level:
+            return values
+        block.rows = self.label_facts()
+        if not block.objective.has_sequence_part:
+            return values
         with torch.enable_grad():
-            leaf = part.rows.student_logprobs.detach().requires_grad_()  # type: ignore[union-attr]
-            values = part.objective.per_sequence(replace(part.rows, student_logprobs=leaf))
-            if any(self.needs) and values.requires_grad:
-                (part.through_label,) = torch.autograd.grad((values * part.weights).sum(), leaf)
-        return values.detach()
+            leaf = block.rows.student_logprobs.detach().requires_grad_()  # type: ignore[union-attr]
+            found = block.objective.per_sequence(replace(block.rows, student_logprobs=leaf))
+            if any(self.needs_grad) and found.requires_grad:
+                (block.label_slope,) = torch.autograd.grad((found * block.token_weight).sum(), leaf)
+        return values + found.detach()
 
-    def _label_logprobs(self, side: ModelOutput) -> Tensor:
-        labels = self.part.rows.labels
+    def _label_logprobs(self, output: ModelOutput) -> Tensor:
+        labels = self.block.rows.labels
         assert labels is not None
         found = []
-        for start in range(0, labels.shape[0], self.chunk_rows):
-            chunk = slice(start, start + self.chunk_rows)
-            product = side.at(RowIndex.run(chunk)).product(self.config.fp32_logits)
-            size = max(1, BLOCK_ENTRIES_CPU // product.shape[1])
-            for row in range(0, product.shape[0], size):
-                block = side.logits(product[row : row + size])
-                found.append(label_logprobs(block, labels[chunk][row : row + size]))
+        for chunk in _cut(0, labels.shape[0], self.chunk_rows):
+            product = output.at(RowIndex(chunk)).product(self.config.fp32_logits)
+            for rows in _cut(0, product.shape[0], max(1, BLOCK_ENTRIES_CPU // product.shape[1])):
+                found.append(label_logprobs(output.logits(product[rows]), labels[chunk][rows]))
         return torch.cat(found)
 
 
 def _cut(start: int, stop: int, size: int) -> list[slice]:
     """Slices of at most `size` that cover start to stop."""
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def _weighted_gradient(block: RowBlock, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Values, and the gradient of their weighted sum, where a row's logits count in the values of others."""
+    with torch.enable_grad():
+        leaf = student.detach().requires_grad_()
+        values = block.loss_weight * block.objective.token_values(leaf, rows)
+        loss = (values * block.token_weight).sum()
+        gradient = torch.zeros_like(leaf)  # of a response that nothing is aligned with
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, leaf)
+    return values.detach(), gradient
 
 
 def label_gradient(student: Tensor, rows: Rows, coefficient: Tensor) -> Tensor:

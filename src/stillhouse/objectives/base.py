@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate, walk
 from stillhouse.core.host import Ints, known
 from stillhouse.core.requirements import LOGPROBS, MAIN, Granularity, Requirements, RunFacts
-from stillhouse.core.rows import Rows, with_gaps
+from stillhouse.core.rows import Rows, Signal, TeacherRows, with_gaps
 from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, buckets, sampled_entries
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import ConfigError, Fault
@@ -60,7 +60,7 @@ class Objective(StrictConfig):
     def __call__(
         self,
         student_logits: Tensor,
-        teacher_logits: Tensor | SparseLogprobs | None = None,
+        teacher_logits: Signal | Mapping[str, Signal] | None = None,
         rows: Rows | None = None,
     ) -> Tensor:
         """The value of each row, differentiable in the student only.
@@ -68,8 +68,8 @@ class Objective(StrictConfig):
         Args:
             student_logits: [N, V]; half precision is raised to fp32. An entry that is -inf in either model
                 takes no part: it is left out of both and the rest renormalised.
-            teacher_logits: [N, V], or what the teacher says about a few tokens of each row; None if it
-                needs no teacher.
+            teacher_logits: [N, V], or what the teacher says about a few tokens of each row, or either of them
+                by the name of the teacher; None if it needs no teacher.
             rows: labels, sources and the rest of what `requirements` names, [N] each.
 
         Returns:
@@ -78,62 +78,89 @@ class Objective(StrictConfig):
         Raises:
             ValueError: something that it requires is missing, or shapes differ.
         """
-        rows = rows or Rows()
-        if isinstance(teacher_logits, SparseLogprobs):
-            rows, teacher_logits = with_sparse(rows, teacher_logits), None
-        self.check(teacher_logits is not None, rows)
+        rows, needs = rows or Rows(), self.requirements()
         if rows.count not in (None, student_logits.shape[0]):
             raise ValueError(
                 f"{self.name}: {student_logits.shape[0]} rows of logits but facts on {rows.count}"
             )
-        student, teacher = _raised(student_logits), None
-        if teacher_logits is not None and self.needs_teacher:
-            teacher = _raised(teacher_logits).detach()
-        names = [name for name in rows.model_logits if name in self.requirements().model_names]
-        others = [rows.model_logits[name].detach().to(student.dtype) for name in names]
-        if teacher is not None and self.shares_vocabulary and teacher.shape != student.shape:
-            raise ValueError(
-                f"{self.name}: student logits are {list(student.shape)} and teacher logits "
-                f"{list(teacher.shape)}; cut both to the ids that the models share"
-            )
-        if teacher is not None:
-            check_aligned(self, student.shape[0], teacher.shape[0], rows)
-        student, teacher, *others = aligned(student, (teacher, *others), self.shares_vocabulary)
-        rows = replace(rows, model_logits=dict(zip(names, others, strict=True)))
+        student = _raised(student_logits)
+        signals = {name: one.signal for name, one in rows.teachers.items() if one.signal is not None}
+        signals |= by_teacher(teacher_logits)
+        signals = {name: signal for name, signal in signals.items() if name in needs.model_names}
+        logits = {
+            name: _raised(signal).detach().to(student.dtype)
+            for name, signal in signals.items()
+            if isinstance(signal, Tensor)
+        }
+        known = {name: facts for name, facts in rows.teachers.items() if name in needs.model_names}
+        rows = replace(rows, teachers=known).with_signals({**signals, **logits})
+        self.check(rows, signals.keys())
+        for name in logits.keys() & needs.same_tokenizer:
+            if logits[name].shape != student.shape:
+                raise ValueError(
+                    f"{self.name}: student logits are {list(student.shape)} and logits of teacher {name} "
+                    f"{list(logits[name].shape)}; cut both to the ids that the models share"
+                )
+        if MAIN in logits:
+            check_aligned(self, student.shape[0], logits[MAIN].shape[0], rows)
+        student, logits = without_excluded(student, logits, needs.same_tokenizer)
+        rows = rows.with_signals(logits)
         if self.sequence_level:
-            rows = with_logprobs(student, teacher, rows)
-        value = self.token_values(student, teacher, rows)
-        return value + self.per_sequence(self.rows_of(rows)) if self.has_sequence_part else value
+            rows = with_logprobs(student, rows)
+        value = self.token_values(student, rows)
+        return value + self.per_sequence(rows) if self.has_sequence_part else value
 
-    def teacher_of(self, teacher: Tensor | None, rows: Rows) -> Tensor | None:
-        """[n, V]: the logits of its own teacher; `teacher`, the main one, unless it names another."""
-        return teacher if self.teacher_model == MAIN else rows.model_logits.get(self.teacher_model)
+    def token_values(self, student: Tensor, rows: Rows) -> Tensor:
+        """`per_token`, or `per_token_sparse` if its teacher says something about a few tokens only."""
+        rows = self._compared_rows(rows)
+        teacher = self._signal(rows)
+        if isinstance(teacher, SparseLogprobs):
+            return self.per_token_sparse(student, teacher, rows)
+        return self.per_token(student, teacher, rows)
 
-    def rows_of(self, rows: Rows) -> Rows:
-        """The rows with its own teacher's log-probabilities of the labels."""
-        return rows if self.teacher_model == MAIN else rows.of_teacher(self.teacher_model)
+    def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """As `token_values`, with the gradient of their sum [n, V]. The logits of the student and of its
+        teacher are scratch: they may be overwritten."""
+        rows = self._compared_rows(rows)
+        teacher = self._signal(rows)
+        if isinstance(teacher, SparseLogprobs):
+            sparse = teacher
+            return differentiated(student, lambda leaf: self.per_token_sparse(leaf, sparse, rows))
+        return self.value_and_gradient(student, teacher, rows)
 
-    def token_values(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        """`per_token` or `per_token_sparse`, as its own teacher calls for; `teacher` is the main one."""
-        if rows.compact is None or self.teacher_model != MAIN:
-            return self.per_token(student, self.teacher_of(teacher, rows), self.rows_of(rows))
-        return self.per_token_sparse(student, rows.compact, rows)
+    def _signal(self, rows: Rows) -> Signal | None:
+        """What its teacher says; None if it does not ask."""
+        found = rows.teachers.get(self.teacher_model)
+        return found.signal if found is not None and self.needs_teacher else None
+
+    def _compared_rows(self, rows: Rows) -> Rows:
+        """The rows as its teacher has them: the alignment is that of the main one."""
+        if rows.alignment is None or self.teacher_model == MAIN:
+            return rows
+        teachers = {name: one for name, one in rows.teachers.items() if name != MAIN}
+        return replace(rows, alignment=None, teachers=teachers)
 
     @abstractmethod
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows."""
+        """The definition: finite logits [n, V] in fp32 or fp64 to values [n]. Sees any subset of the rows.
 
-    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
-        """`per_token` from what a teacher says about a few tokens of each row.
+        Args:
+            student: its logits.
+            teacher: those of its `teacher_model`.
+            rows: facts on the rows.
+        """
+
+    def per_token_sparse(self, student: Tensor, teacher: SparseLogprobs, rows: Rows) -> Tensor:
+        """`per_token` from what its teacher says about a few tokens of each row.
 
         Over the most probable ones and the tail as one outcome it is `per_token` of the coarsened logits
         [n, K + 1]; from draws it is sum_k w_k `per_sample`.
         """
-        if not self.needs_teacher or not self.has_token_part:
+        if not self.has_token_part:
             return self.per_token(student, None, rows)
-        if compact.form == "topk":
-            return self.per_token(*buckets(student, compact), rows)
-        log_p, log_q, weights = sampled_entries(student, compact)
+        if teacher.form == "topk":
+            return self.per_token(*buckets(student, teacher), rows)
+        log_p, log_q, weights = sampled_entries(student, teacher)
         return (weights * self.per_sample(log_p, log_q)).sum(-1)
 
     def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -149,21 +176,18 @@ class Objective(StrictConfig):
         assert rows.student_logprobs is not None
         return torch.zeros_like(rows.student_logprobs)
 
+    def label_logprobs(self, rows: Rows) -> Tensor:
+        """[N] nats: the log-probability of each label under its teacher."""
+        found = rows.teachers[self.teacher_model].label_logprobs
+        assert found is not None
+        return found
+
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
-        """Values [n] and the gradient of their sum [n, V]. Both arguments are scratch: they may be
+        """`per_token`, and the gradient of its sum [n, V]. Both logits are scratch: they may be
         overwritten."""
-        return _differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
-
-    def sparse_value_and_gradient(
-        self, student: Tensor, teacher: Tensor | None, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
-        """As `value_and_gradient`, with `rows.compact` as the teacher."""
-        if not self.needs_teacher or rows.compact is None:
-            return self.value_and_gradient(student, teacher, rows)
-        compact = rows.compact
-        return _differentiated(student, lambda leaf: self.per_token_sparse(leaf, compact, rows))
+        return differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
 
     def split(self, rows: Rows) -> list[Split]:
         """Which objective is for which rows; itself for all of them unless it is a map from source to
@@ -189,8 +213,6 @@ class Objective(StrictConfig):
             same_tokenizer: whether entry i of both models has to be the same token.
         """
         alike = {self.teacher_model} if same_tokenizer or self.teacher_model != MAIN else set()
-        if self.teacher_model != MAIN:  # of further teachers only whole distributions are passed along
-            signals = ("distribution",)
         return replace(Requirements.of(self.teacher_model, *signals), same_tokenizer=frozenset(alike))
 
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
@@ -287,34 +309,39 @@ class Objective(StrictConfig):
         """
         raise NotImplementedError(f"{self.name} compares no layers")
 
-    def check(self, has_teacher: bool, rows: Rows) -> None:
-        """Raise a ValueError that names everything required and not given."""
+    def check(self, rows: Rows, given: Collection[str]) -> None:
+        """Raise a ValueError that names everything required and not given.
+
+        Args:
+            rows: facts, with what sparse teachers say.
+            given: the teachers of which logits or hidden states, or sparse log-probabilities are there.
+        """
         needs = self.requirements()
         present = {
-            "teacher": has_teacher or rows.compact is not None,
             "labels": rows.labels is not None,
             "sources": rows.sources is not None,
             "sequences": rows.sequence_ids is not None,
             "pairs": rows.pair_ids is not None,
             "sampled_logprobs": rows.sampled_logprobs is not None,
             "label_logprobs": True,
-            "teachers": rows.teachers is not None,
-            **{name: name in rows.model_logits or name in rows.others for name in needs.model_names - {MAIN}},
+            "teachers": rows.teacher_names is not None,
         }
-        main = {"teacher"} if needs.asks(MAIN, *LOGPROBS) else set()
-        wanted = needs.rows | (needs.model_names - {MAIN}) | main
-        missing = sorted(name for name in wanted if not present[name])
+        missing = [name for name in needs.rows if not present[name]]
+        asked = {need.model for need in needs.models if need.signals & LOGPROBS}
+        missing += ["teacher" if name == MAIN else name for name in asked if name not in given]
         if missing:
-            raise ValueError(f"{self.name} needs {', '.join(missing)}, which the rows do not have")
-        if not main or rows.compact is None:
-            return
-        if rows.compact.form not in self.forms:
-            raise ValueError(
-                f"{self.name} cannot be computed from a teacher's {rows.compact.form}; it needs "
-                f"{' or '.join(sorted(self.forms))}"
-            )
-        if self.sequence_level and rows.teacher_logprobs is None:
-            raise ValueError(f"{self.name} needs the teacher's log-probability of each label")
+            raise ValueError(f"{self.name} needs {', '.join(sorted(missing))}, which the rows do not have")
+        for name in sorted(asked):
+            facts = rows.teachers.get(name, TeacherRows())
+            if not isinstance(facts.signal, SparseLogprobs):
+                continue
+            if facts.signal.form not in needs.accepted(name):
+                raise ValueError(
+                    f"{self.name} cannot be computed from a teacher's {facts.signal.form}; it needs "
+                    f"{' or '.join(sorted(needs.accepted(name)))}"
+                )
+            if self.sequence_level and facts.label_logprobs is None:
+                raise ValueError(f"{self.name} needs the teacher's log-probability of each label")
 
     @model_validator(mode="after")
     def _teacher_is_asked(self) -> Self:
@@ -378,22 +405,32 @@ ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_obje
 """The annotation of a config field that holds an objective in any of the accepted spellings."""
 
 
-def aligned(student: Tensor, others: Sequence[Tensor | None], same_vocabulary: bool = True) -> Any:
+def by_teacher(given: Any) -> dict[str, Any]:
+    """What is given for one teacher as that for the main one; a mapping by name as it is."""
+    if given is None:
+        return {}
+    return dict(given) if isinstance(given, Mapping) else {MAIN: given}
+
+
+def without_excluded(
+    student: Tensor, teachers: Mapping[str, Tensor], same_vocabulary: Collection[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Take entries that are -inf in one of several models out of all; on a CPU finite logits come back as
     they are.
 
-    Over different vocabularies each model only loses its own.
+    Teachers of another vocabulary only lose their own.
     """
-    logits = (student, *others)
-    masks = [None if one is None else torch.isneginf(one.detach()) for one in logits]
-    if same_vocabulary:
-        present = [mask for mask in masks if mask is not None]
-        masks = [torch.stack(present).any(0)] * len(logits)
-    pairs = zip(logits, masks, strict=True)
-    return [
-        one if one is None or mask is None or known(mask.any()) is False else one.masked_fill(mask, EXCLUDED)
-        for one, mask in pairs
-    ]
+    masks = {name: torch.isneginf(logits) for name, logits in teachers.items()}
+    own = torch.isneginf(student.detach())
+    shared = torch.stack([own, *(mask for name, mask in masks.items() if name in same_vocabulary)]).any(0)
+
+    def cut(logits: Tensor, mask: Tensor) -> Tensor:
+        return logits if known(mask.any()) is False else logits.masked_fill(mask, EXCLUDED)
+
+    return cut(student, shared), {
+        name: cut(logits, shared if name in same_vocabulary else masks[name])
+        for name, logits in teachers.items()
+    }
 
 
 def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> None:
@@ -403,7 +440,7 @@ def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> N
         if theirs != ours:
             raise ValueError(f"teacher: {theirs} rows, but the student has {ours}")
         return
-    if alignment.matching is not None and objective.shares_vocabulary:
+    if alignment.matching is not None and MAIN in objective.requirements().same_tokenizer:
         raise ValueError(
             f"{objective.name} compares token with token, which models with different tokenizers do not "
             "share; use objective uld, span or transport"
@@ -421,23 +458,17 @@ def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def with_sparse(rows: Rows, compact: SparseLogprobs) -> Rows:
-    """Rows with a compact teacher, and with what it says about labels."""
-    known = rows.teacher_logprobs if compact.labels is None else compact.labels
-    return replace(rows, compact=compact, teacher_logprobs=known)
-
-
-def with_logprobs(student: Tensor, teacher: Tensor | None, rows: Rows) -> Rows:
-    """Rows with the label log-probabilities of both models filled in."""
+def with_logprobs(student: Tensor, rows: Rows) -> Rows:
+    """Rows with the log-probabilities of their labels under student and teachers."""
     if rows.labels is None:
         raise ValueError("objectives over sequences need labels")
-    theirs = rows.teacher_logprobs
-    if theirs is None and teacher is not None:
-        theirs = label_logprobs(teacher, rows.labels)
-    ours = label_logprobs(student, rows.labels)
-    others = {name: label_logprobs(logits, rows.labels) for name, logits in rows.model_logits.items()}
-    known = {**others, **rows.model_logprobs}
-    return with_gaps(replace(rows, student_logprobs=ours, teacher_logprobs=theirs, model_logprobs=known))
+    teachers = {
+        name: replace(facts, label_logprobs=label_logprobs(facts.signal, rows.labels))
+        if facts.label_logprobs is None and isinstance(facts.signal, Tensor) and rows.shares_labels(name)
+        else facts
+        for name, facts in rows.teachers.items()
+    }
+    return with_gaps(replace(rows, student_logprobs=label_logprobs(student, rows.labels), teachers=teachers))
 
 
 def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -454,7 +485,7 @@ def register(objective: ConfigT) -> ConfigT:
     return objective
 
 
-def _differentiated(student: Tensor, value_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def differentiated(student: Tensor, value_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Values and the gradient of their sum for the student's logits."""
     with torch.enable_grad():
         leaf = student.detach().requires_grad_()

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from stillhouse.config import ListOf
 from stillhouse.core.host import RowIndex
-from stillhouse.core.requirements import Requirements, RunFacts
+from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.rows import Rows
-from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, register
+from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, differentiated, register
 
 
 class _Holder(Objective):
@@ -31,6 +30,15 @@ class _Holder(Objective):
 
     def requirements(self) -> Requirements:
         return Requirements.union(part.requirements() for part in self.held())
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+        return self.token_values(student, rows if teacher is None else rows.with_signals({MAIN: teacher}))
+
+    @abstractmethod
+    def token_values(self, student: Tensor, rows: Rows) -> Tensor: ...
+
+    def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        return differentiated(student, lambda leaf: self.token_values(leaf, rows))
 
     def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
         return frozenset().union(*(part.teachers_of(source, teacher) for part in self.held()))
@@ -78,25 +86,17 @@ class Sum(_Holder):
     terms: ListOf[ObjectiveField] = Field(min_length=1)
     """The objectives to add."""
 
-    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.token_values(student, teacher, rows) for term in self.terms]
+    def token_values(self, student: Tensor, rows: Rows) -> Tensor:
+        parts = [term.loss_weight * term.token_values(student, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
-    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
-        rows = replace(rows, compact=compact)
-        parts = [term.loss_weight * term.token_values(student, None, rows) for term in self.terms]
-        return torch.stack(parts).sum(0)
-
-    def value_and_gradient(
-        self, student: Tensor, teacher: Tensor | None, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
+    def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         value, gradient = student.new_zeros(student.shape[0]), None
         active = [term for term in self.terms if term.has_token_part]
         for left, term in zip(range(len(active) - 1, -1, -1), active, strict=True):
-            ours = student.clone() if left else student  # the last term may overwrite the logits themselves
-            theirs = term.teacher_of(teacher, rows)
-            theirs = None if theirs is None else theirs.clone() if left else theirs
-            part, slope = term.value_and_gradient(ours, theirs, term.rows_of(rows))
+            # The last term may overwrite the logits themselves.
+            scratch = (student.clone(), rows.cloned(term.teacher_model)) if left else (student, rows)
+            part, slope = term.token_values_and_gradient(*scratch)
             value = value + float(term.loss_weight) * part
             if gradient is None:
                 gradient = slope.mul_(float(term.loss_weight))
@@ -105,7 +105,7 @@ class Sum(_Holder):
         return value, torch.zeros_like(student) if gradient is None else gradient
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        parts = [term.loss_weight * term.per_sequence(term.rows_of(rows)) for term in self.terms]
+        parts = [term.loss_weight * term.per_sequence(rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
@@ -123,48 +123,33 @@ class Sum(_Holder):
 class _Routed(_Holder):
     """What objectives have in common that apply another one to each part of the rows, as `split` says."""
 
-    def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
+    def token_values(self, student: Tensor, rows: Rows) -> Tensor:
         value = student.new_zeros(student.shape[0])
-        for weight, objective, index in self._parts(rows, student.device):
-            theirs = None
-            if teacher is not None:
-                theirs = teacher[rows.teacher_index(index, teacher.device).device]
-            value[index.device] = weight * objective.token_values(student[index.device], theirs, rows[index])
-        return value
-
-    def per_token_sparse(self, student: Tensor, compact: SparseLogprobs, rows: Rows) -> Tensor:
-        value = student.new_zeros(student.shape[0])
-        for weight, objective, index in self._parts(rows, student.device):
-            here, inside = index.device, replace(rows[index], compact=compact[index.device])
-            value[here] = weight * objective.token_values(student[here], None, inside)
+        for weight, objective, index in self._parts(rows):
+            part = weight * objective.token_values(index.pick(student), rows[index])
+            value[index.on(value.device)] = part
         return value
 
     def per_sequence(self, rows: Rows) -> Tensor:
         assert rows.student_logprobs is not None
         value = torch.zeros_like(rows.student_logprobs)
-        for weight, objective, index in self._parts(rows, value.device):
-            inside = objective.rows_of(rows[index])
-            value[index.device] = weight * objective.per_sequence(inside)
+        for weight, objective, index in self._parts(rows):
+            value[index.on(value.device)] = weight * objective.per_sequence(rows[index])
         return value
 
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
         some = next(iter(student.values()))
         value = some.new_zeros(some.shape[0])
-        for weight, objective, index in self._parts(rows, some.device):
+        for weight, objective, index in self._parts(rows):
             if objective.depths:
-                theirs = rows.teacher_index(index, some.device).device
-                ours = {depth: states[index.device] for depth, states in student.items()}
-                others = {depth: states[theirs] for depth, states in teacher.items()}
-                value[index.device] = weight * objective.per_layers(ours, others, rows[index])
+                theirs = rows.teacher_index(MAIN, index)
+                ours = {depth: index.pick(states) for depth, states in student.items()}
+                others = {depth: theirs.pick(states) for depth, states in teacher.items()}
+                value[index.on(value.device)] = weight * objective.per_layers(ours, others, rows[index])
         return value
 
-    def _parts(self, rows: Rows, device: torch.device) -> list[tuple[float, Objective, RowIndex]]:
-        """`split`, with the rows on a device."""
-        return [
-            (weight, objective, RowIndex.of(index, device))
-            for weight, objective, index in self.split(rows)
-            if index is not None
-        ]
+    def _parts(self, rows: Rows) -> list[tuple[float, Objective, RowIndex]]:
+        return [(w, one, RowIndex.of(rows_of)) for w, one, rows_of in self.split(rows) if rows_of is not None]
 
 
 @register
@@ -269,17 +254,17 @@ class ByTeacher(_Routed):
         return frozenset() if objective is None else objective.teachers_of(source)
 
     def split(self, rows: Rows) -> list[Split]:
-        if rows.teachers is None:
+        if rows.teacher_names is None:
             raise ValueError("an objective per teacher needs the name of the teacher of every row")
         parts: list[Split] = []
-        for name in np.unique(rows.teachers).tolist():
+        for name in np.unique(rows.teacher_names).tolist():
             if name not in self.objectives:
                 raise ValueError(
                     f"rows name the teacher {name!r}, but the objective maps {', '.join(self.objectives)}. "
                     f"Add objective.objectives.{name}, or leave such rows out"
                 )
             objective = self.objectives[name]
-            parts.append((objective.loss_weight, objective, np.flatnonzero(rows.teachers == name)))
+            parts.append((objective.loss_weight, objective, np.flatnonzero(rows.teacher_names == name)))
         return parts
 
     def held(self) -> tuple[Objective, ...]:

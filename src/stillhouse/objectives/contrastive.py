@@ -159,8 +159,8 @@ class Contrastive(Objective):
             return self._student_written(student, teacher, rows)
         value = student.new_zeros(student.shape[0])
         for positions, part in ((teacher_rows, self._teacher_written), (student_rows, self._student_written)):
-            index = RowIndex.of(positions, student.device)
-            value[index.device] = part(student[index.device], teacher[index.device], rows[index])
+            index = RowIndex.of(positions)
+            value[index.on(value.device)] = part(index.pick(student), index.pick(teacher), rows[index])
         return value
 
     def value_and_gradient(
@@ -183,12 +183,15 @@ class Contrastive(Objective):
         """The share of the own side, one number or a column [n, 1]; never a gradient through it."""
         if self.alpha_rule == "fixed":
             return float(self.alpha)
-        assert rows.sequence_gaps is not None
-        assert rows.mean_gaps is not None
+        facts = rows.teachers[self.teacher_model]
+        assert facts.sequence_gaps is not None
+        assert facts.mean_gaps is not None
         sign = 1.0 if written_by == TEACHER else -1.0
         given = self.references[0 if written_by == TEACHER else 1]
-        gap = sign * rows.sequence_gaps.detach()
-        reference = sign * rows.mean_gaps.detach() if given == "batch" else torch.full_like(gap, float(given))
+        gap = sign * facts.sequence_gaps.detach()
+        reference = (
+            sign * facts.mean_gaps.detach() if given == "batch" else torch.full_like(gap, float(given))
+        )
         alpha = 1 - (1 - float(self.alpha)) * reference / (gap + 1e-5)
         # A gap of zero or less is closed already; the quotient would show that only by its sign.
         alpha = torch.where(gap + 1e-5 > 0, alpha, float(self.alpha_most))

@@ -129,9 +129,8 @@ class PolicyGradient(Objective):
         return self.sampling_weight(rows) * kl(log_q, log_p)
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        log_q, log_p, ids = rows.student_logprobs, rows.teacher_logprobs, rows.sequence_ids
+        log_q, log_p, ids = rows.student_logprobs, self.label_logprobs(rows), rows.sequence_ids
         assert log_q is not None
-        assert log_p is not None
         assert ids is not None
         reward = (log_p - log_q).detach()
         clipped = reward / self.reward_scale
@@ -164,7 +163,6 @@ class PolicyGradient(Objective):
         q is the student that sampled where PPO's ratio leads from it to the student of now.
         """
         assert rows.student_logprobs is not None
-        assert rows.teacher_logprobs is not None
         share = float(self.sampling_teacher_share)
         if share == 0.0:
             return torch.ones_like(rows.student_logprobs)
@@ -172,7 +170,7 @@ class PolicyGradient(Objective):
             assert rows.sampled_logprobs is not None
             sampled = rows.sampled_logprobs.to(rows.student_logprobs.dtype)
             return (self._logprobs_when_sampled(rows) - sampled).exp()
-        ratio = (rows.teacher_logprobs - rows.student_logprobs).detach().exp()
+        ratio = (self.label_logprobs(rows) - rows.student_logprobs).detach().exp()
         return 1 / ((1 - share) + share * ratio)
 
     def _logprobs_when_sampled(self, rows: Rows) -> Tensor:
@@ -181,12 +179,9 @@ class PolicyGradient(Objective):
         What was kept is the log-probability m under the mixture: q = (m - share p) / (1 - share).
         """
         assert rows.sampled_logprobs is not None
-        assert rows.teacher_logprobs is not None
-        sampled, share = (
-            rows.sampled_logprobs.to(rows.teacher_logprobs.dtype),
-            float(self.sampling_teacher_share),
-        )
+        log_p, share = self.label_logprobs(rows), float(self.sampling_teacher_share)
+        sampled = rows.sampled_logprobs.to(log_p.dtype)
         if share == 0.0:
             return sampled
-        of_teacher = share * (rows.teacher_logprobs - sampled).exp()
+        of_teacher = share * (log_p - sampled).exp()
         return sampled + ((1 - of_teacher) / (1 - share)).clamp_min(LEAST_SHARE).log()

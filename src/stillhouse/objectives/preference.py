@@ -74,8 +74,7 @@ class DPKD(Objective):
         assert sources is not None
         assert pairs is not None
         assert rows.student_logprobs is not None
-        assert rows.teacher_logprobs is not None
-        ratio = sequence_means(rows.student_logprobs - rows.teacher_logprobs.detach(), ids)
+        ratio = sequence_means(rows.student_logprobs - self.label_logprobs(rows).detach(), ids)
         if not self.length_normalised:
             ratio = ratio * to_device(np.bincount(ids), ratio.device)
         sequences, first = np.unique(ids, return_index=True)
@@ -128,7 +127,7 @@ class Advantage(Objective):
         return _two_teachers(self, self.reference_model)
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        reference = rows.model_logits[self.reference_model]
+        reference = rows.logits(self.reference_model)
         log_p, log_q = both(student, teacher)
         return -(log_q.exp() * (log_p - log_softmax(reference))).sum(-1)
 
@@ -136,7 +135,7 @@ class Advantage(Objective):
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         assert teacher is not None
-        reference = rows.model_logits[self.reference_model]
+        reference = rows.logits(self.reference_model)
         reward = log_softmax(teacher).sub_(log_softmax(reference))
         q = torch.softmax(student, -1)
         mean = dot(q, reward)
@@ -177,7 +176,7 @@ class AlignedTeacher(Objective):
 
     def _target(self, teacher: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Logits of the synthetic teacher [n, V], and scale / weight [n]."""
-        reference = rows.model_logits[self.reference_model]
+        reference = rows.logits(self.reference_model)
         if self.weight_rule == "adaptive":
             distance = (torch.softmax(teacher, -1) - torch.softmax(reference, -1)).abs().sum(-1, keepdim=True)
             weight = float(self.extrapolation) * distance + 1e-3

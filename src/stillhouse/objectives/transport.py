@@ -78,7 +78,7 @@ class Transport(Objective):
         ids = None if alignment.matching is None else alignment.matching.on(student.device)
 
         def points(ours: RowIndex, theirs: RowIndex) -> tuple[Tensor, Tensor]:
-            q, p = student[ours.device], teacher[theirs.device]
+            q, p = ours.pick(student), theirs.pick(teacher)
             if ids is None:
                 size = min(q.shape[-1], p.shape[-1])
                 return _root(q[:, :size]), _root(p[:, :size])
@@ -101,14 +101,14 @@ class Transport(Objective):
                 Members.of(alignment.student_groups[student.host], False, ours.device).anchors,
                 Members.of(alignment.teacher_groups[teacher.host], False, theirs.device).anchors,
             )
-            return profiles(ours[student.device], starts[0]), profiles(theirs[teacher.device], starts[1])
+            return profiles(student.pick(ours), starts[0]), profiles(teacher.pick(theirs), starts[1])
 
         return points
 
     def _over_sequences(self, like: Tensor, points: Points, alignment: TokenAlignment) -> Tensor:
         """The divergence of each sequence at each of its rows, [N]; zero where nothing is aligned."""
         value = like.new_zeros(like.shape[0], dtype=torch.promote_types(like.dtype, torch.float32))
-        for student, teacher in alignment.sequences(like.device):
+        for student, teacher in alignment.sequences():
             places = (
                 to_device(alignment.student_places[student.host], like.device),
                 to_device(alignment.teacher_places[teacher.host], like.device),

@@ -125,7 +125,7 @@ def _without_signal(
         return Fault(
             path,
             f"{_name(part)} cannot be computed from {SIGNALS[sparse[0]]}, which is all that {got} gives",
-            allowed=", ".join(_computable(provided)) if need.model == MAIN else None,
+            allowed=", ".join(_computable(provided)),
             hint="Take a teacher that gives whole distributions (kind: live, or kind: cache with store: "
             "hidden), or another objective.",
         )

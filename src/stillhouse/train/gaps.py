@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.config import walk
 from stillhouse.core.host import Ints
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows, sequence_gaps
 from stillhouse.core.types import SOURCES
+from stillhouse.objectives import Objective
 
 SIGNS = {"teacher": 1.0, "student": -1.0}
 """The direction that is to close: the teacher above the student on its own text, below it on the other."""
@@ -31,9 +35,22 @@ class SequenceGaps:
     """[S] who wrote each: an index into `SOURCES`."""
 
     @classmethod
-    def of(cls, rows: Rows) -> SequenceGaps:
-        """Of rows with the label log-probabilities of both models."""
-        return cls(*sequence_gaps(rows))
+    def of(cls, rows: Rows, teacher: str) -> SequenceGaps:
+        """Of rows with the label log-probabilities of the student and of that teacher."""
+        return cls(*sequence_gaps(rows, teacher))
+
+
+def gap_teacher(objective: Objective) -> str:
+    """The teacher whose gaps to the student an objective follows."""
+    found = [MAIN]
+
+    def visit(_: str, value: Any) -> Any:
+        if isinstance(value, Objective) and "likelihood_gaps" in value.requirements().batch_statistics:
+            found.append(value.teacher_model)
+        return value
+
+    walk(objective, visit)
+    return found[-1]
 
 
 def gap_means(

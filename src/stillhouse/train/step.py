@@ -33,7 +33,7 @@ from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCa
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, Teacher
 from stillhouse.teachers.base import LayerTeacher
-from stillhouse.train.gaps import SequenceGaps, gap_means
+from stillhouse.train.gaps import SequenceGaps, gap_means, gap_teacher
 from stillhouse.train.metrics import Metric, MetricAccumulator
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
@@ -161,9 +161,9 @@ class Step:
                 micro = one.to(_device_of(model))
                 signals, _ = self._signals(micro)
                 with self.metrics.seconds("batch_statistics"):  # the teacher's seconds count as its own
-                    models, rows, _ = self._compared(model, micro, signals)
-                    facts = fused_label_facts(micro.objective, *models, rows=rows, config=self.fused)
-                    gaps.append(SequenceGaps.of(facts))
+                    models, _ = self._compared(model, micro, signals)
+                    facts = fused_label_facts(micro.objective, *models, rows=micro.rows, config=self.fused)
+                    gaps.append(SequenceGaps.of(facts, gap_teacher(micro.objective)))
         model.train(training)
         means = gap_means(gaps, self.world.add)
         return prepared.with_objective(
@@ -180,10 +180,11 @@ class Step:
         objective, gaps = micro.objective, None
         signals, teacher_layers = self._signals(micro)
         with self.metrics.seconds("student"):
-            models, rows, student_layers = self._compared(model, micro, signals)
+            models, student_layers = self._compared(model, micro, signals)
+            rows = micro.rows
             if self._records_gaps:
                 rows = fused_label_facts(objective, *models, rows=rows, config=self.fused)
-                gaps = SequenceGaps.of(rows)
+                gaps = SequenceGaps.of(rows, gap_teacher(objective))
             loss, values = fused_rows(
                 objective, *models, token_weight=micro.token_weight, rows=rows, config=self.fused
             )
@@ -295,18 +296,15 @@ class Step:
 
     def _compared(
         self, model: nn.Module, micro: MicroBatch, signals: Mapping[str, ModelSignal]
-    ) -> tuple[tuple[Tensor, ModelHead, Signal | None, ModelHead | None], Rows, Layers]:
-        """Hidden states and head of the student and of its main teacher; the rows with any other teacher; and
-        the student's layers."""
+    ) -> tuple[tuple[Tensor, ModelHead, Mapping[str, ModelSignal]], Layers]:
+        """Hidden states and head of the student, and what its teachers say; and the student's layers."""
         depths = micro.objective.depths
         layers: Layers = {}
         if depths:
             hidden, layers = layer_rows(model, micro.batch, depths)
         else:
             hidden = hidden_rows(model, micro.batch)
-        main = signals.get(MAIN, ModelSignal(None, None))
-        rows = replace(micro.rows, others={n: one for n, one in signals.items() if n != MAIN})
-        return (hidden, head_of(model, self.vocab), main.signal, main.head), rows, layers
+        return (hidden, head_of(model, self.vocab), signals), layers
 
     def _count(self, batches: Sequence[Batch], progress: Progress) -> None:
         """What the metrics log shows of the step's responses, schedules and tokens."""
@@ -356,8 +354,7 @@ def _loss_by_source(objective: Objective, values: Tensor, rows: Rows) -> dict[st
         source = SOURCES[code]
         weight = objective.source_weight(source)
         if weight:
-            index = RowIndex.of(np.flatnonzero(rows.sources == code), values.device)
-            chosen = values[index.device]
+            chosen = RowIndex.of(np.flatnonzero(rows.sources == code)).pick(values)
             found[f"loss/{source}"] = Metric(chosen.sum().double() / weight, "mean", chosen.shape[0])
     return found
 
