@@ -12,7 +12,6 @@ from typing import Any
 from stillhouse.config import walk
 from stillhouse.core.requirements import (
     LOGPROBS,
-    MAIN,
     SIGNALS,
     ModelNeed,
     Provisions,
