@@ -1,6 +1,6 @@
 """Loading students, teachers and tokenizers, and reading hidden states and heads from them."""
 
-from stillhouse.models.config import LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
+from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
@@ -12,6 +12,7 @@ from stillhouse.models.tokenizers import (
 )
 
 __all__ = [
+    "Dtype",
     "LoraConfig",
     "ModelConfig",
     "Prune",

@@ -45,6 +45,6 @@ def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
         merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{adapter}: cannot be merged into the teacher as an adapter. {error_summary(error)}"
+            f"{adapter}: cannot be merged into the model as an adapter. {error_summary(error)}"
         ) from error
     return merged

@@ -23,7 +23,8 @@ class LoraConfig(StrictConfig):
     targets: ListOf[str] | Literal["all-linear"] = "all-linear"
     """Names of the modules with an adapter; "all-linear": every linear layer except the head."""
     merge: bool = True
-    """Merge the adapters into the weights at export; false exports the adapters only."""
+    """Merge the adapters into the weights at export; false exports the adapters, with the model that they
+    belong to in the folder `base` unless that is on the hub."""
 
 
 class Prune(StrictConfig):

@@ -19,7 +19,7 @@ from stillhouse.errors import ModelError
 from stillhouse.files import write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
-from stillhouse.models.paths import resolve_path
+from stillhouse.models.paths import model_files, resolve_path
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.py")
 CONFIG_FILES = ("config.json", "adapter_config.json")
@@ -70,7 +70,9 @@ def fingerprint_of_files(
     before = dict(known)
     options = [model.dtype, model.gguf_file, batch_invariant]
     whole = hashlib.sha256(json.dumps(options).encode())
-    for path in (model.path, model.adapter):
+    named = model_files(model.path)
+    adapters = [named.adapter] if named.adapter is not None else []
+    for path in (named.model, *adapters, model.adapter):
         files = _files(_folder(path)) if path is not None else []
         if path is not None and all(file.name in CONFIG_FILES for file in files):
             raise ModelError(f"{path}: its weights are not on this machine.")

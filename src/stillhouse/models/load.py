@@ -17,7 +17,7 @@ from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.hidden import check_head, unwrap
-from stillhouse.models.paths import error_summary, missing_folder_hint, resolve_path
+from stillhouse.models.paths import error_summary, missing_folder_hint, model_files
 
 SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
 """Config fields that a randomly initialised student takes from its tokenizer."""
@@ -180,6 +180,13 @@ def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
 
 
 def _load(config: ModelConfig, path: str, dtype: Dtype) -> nn.Module:
+    """The model at a path; a LoRA adapter there is merged into the model that it belongs to."""
+    files = model_files(path)
+    model = _load_whole(config, path, files.model, dtype)
+    return model if files.adapter is None else merge_adapter(model, files.adapter)
+
+
+def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -189,7 +196,6 @@ def _load(config: ModelConfig, path: str, dtype: Dtype) -> nn.Module:
     if config.gguf_file:
         _require_gguf(path)
         options |= {"gguf_file": config.gguf_file, "quantization_config": _dequantise()}
-    folder = resolve_path(path)
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{path}: is not a model folder: it has no config.json.")
     model: nn.Module
@@ -241,15 +247,20 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, Any]:
-    """Architecture, dtype and the numbers of parameters, trainable ones and bytes; tied ones count once."""
+    """Architecture, dtype and the numbers of parameters, trainable ones and bytes; tied ones count once.
+
+    `parameters` leaves LoRA adapters out, which merging adds to other weights; their number is `adapter`.
+    """
     parameters = list(model.parameters())
-    return {
+    adapter = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    counts = {
         "architecture": type(unwrap(model)).__name__,
-        "parameters": sum(p.numel() for p in parameters),
+        "parameters": sum(p.numel() for p in parameters) - adapter,
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         "bytes": sum(p.numel() * p.element_size() for p in parameters),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
     }
+    return counts | ({"adapter": adapter} if adapter else {})
 
 
 def _torch_dtype(name: Dtype) -> torch.dtype | None:

@@ -1,21 +1,34 @@
-"""Where models are: local folders, packaged models and names on the hub."""
+"""Where models are: local folders, runs of ours, adapters, packaged models and names on the hub."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.config import nearest
 from stillhouse.errors import ModelError
 from stillhouse.files import PACKAGE, locate
 
+ADAPTER_FILE = "adapter_config.json"
+BASE_FOLDER = "base"
+"""Where an exported adapter has the model that it belongs to, in its own folder."""
+
 
 def resolve_path(path: str) -> str:
-    """The local folder at `path`, else `path` itself, taken as a hub name.
+    """The local folder at `path`, else `path` itself, taken as a hub name. A run stands for its student.
 
     Raises:
-        ModelError: it looks like a local path and is not a folder.
+        ModelError: it looks like a local path and is not a folder, or is a run without a student.
     """
     folder = locate(path)
+    if is_run(folder):
+        student = folder / "student"
+        if not any((student / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise ModelError(
+                f"{path}: is a run that has not exported its student. Finish it: stillhouse run ... --resume"
+            )
+        return str(student)
     if folder.is_dir():
         return str(folder)
     looks_local = path.startswith((PACKAGE, "/", ".", "~")) or path.count("/") != 1 or folder.exists()
@@ -28,6 +41,48 @@ def resolve_path(path: str) -> str:
     return path
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / "state.json").is_file() and (folder / "resolved.yaml").is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model path stands for: the folder or hub name of a whole model, and of an adapter for it.
+
+    Example: `ModelFiles("runs/kd/student/base", adapter="runs/kd/student")`
+    """
+
+    model: str
+    adapter: str | None = None
+
+
+def model_files(path: str) -> ModelFiles:
+    """The model at a path and, where the path is a LoRA adapter's, the adapter and the model it belongs to.
+
+    Raises:
+        ModelError: see `resolve_path`; or the adapter does not say which model it belongs to.
+    """
+    folder = Path(resolve_path(path))
+    if not (folder / ADAPTER_FILE).is_file() or (folder / "config.json").is_file():
+        return ModelFiles(str(folder) if folder.is_dir() else path)
+    if (folder / BASE_FOLDER / "config.json").is_file():
+        return ModelFiles(str(folder / BASE_FOLDER), str(folder))
+    try:
+        named = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = None
+    if not isinstance(named, str) or not named:
+        raise ModelError(
+            f"{path}: is a LoRA adapter, and its {ADAPTER_FILE} does not say which model it belongs to "
+            "(base_model_name_or_path)."
+        )
+    try:
+        return ModelFiles(resolve_path(named), str(folder))
+    except ModelError as error:
+        raise ModelError(f"{path}: is a LoRA adapter whose base model is missing. {error}") from error
+
+
 def resolve_adapter(path: str) -> str:
     """As `resolve_path`, for a LoRA adapter.
 
@@ -35,7 +90,7 @@ def resolve_adapter(path: str) -> str:
         ModelError: it is a folder without an adapter, or no folder.
     """
     folder = resolve_path(path)
-    if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+    if Path(folder).is_dir() and not (Path(folder) / ADAPTER_FILE).is_file():
         raise ModelError(
             f"{path}: is not the folder of a LoRA adapter: it has no adapter_config.json. A whole model is "
             "named by path."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import ModelConfig
-from stillhouse.models.paths import error_summary, missing_folder_hint, resolve_path
+from stillhouse.models.paths import error_summary, missing_folder_hint, model_files
 
 
 def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> Any:
@@ -31,7 +32,7 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     options: dict[str, Any] = {"trust_remote_code": owner.trust_remote_code}
     if owner.gguf_file and not config.tokenizer:
         options["gguf_file"] = owner.gguf_file
-    folder = resolve_path(path)
+    folder = _tokenizer_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -44,6 +45,14 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_folder(path: str) -> str:
+    """Where the tokenizer of a model is: with an adapter, or else with the model that it belongs to."""
+    files = model_files(path)
+    if files.adapter is None or (Path(files.adapter) / "tokenizer_config.json").is_file():
+        return files.adapter or files.model
+    return files.model
 
 
 def check_same_tokenizer(student: Any, teacher: Any) -> int:

@@ -9,7 +9,7 @@ from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
-from stillhouse.models.paths import resolve_adapter, resolve_path
+from stillhouse.models.paths import model_files, resolve_adapter
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import default_folder
 from stillhouse.runs.training_arguments import check_loggers, training_arguments
@@ -59,7 +59,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
             if path is None:
                 continue
             try:
-                (resolve_adapter if field == "adapter" else resolve_path)(path)
+                (resolve_adapter if field == "adapter" else model_files)(path)
             except ModelError as error:
                 yield f"{name}.{field}: {error}"
 

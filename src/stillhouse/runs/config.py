@@ -21,7 +21,7 @@ from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
-from stillhouse.models import StudentConfig
+from stillhouse.models import Dtype, StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
 from stillhouse.runs.compatibility import unfit_sources, unmet, unused_teachers
@@ -47,6 +47,9 @@ class OutputConfig(StrictConfig):
     """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
     report: bool = True
     """Write report.html at the end."""
+    dtype: Dtype = "auto"
+    """The dtype of the exported weights; "auto": that of the training, `student.dtype`. The student that is
+    evaluated has the weights that are exported, rounded alike."""
     licence: LicenceConfig = LicenceConfig()
     """Licences that the student's card names, where they are not found in the cards beside the files."""
 

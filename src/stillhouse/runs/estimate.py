@@ -12,7 +12,7 @@ from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.load import config_from_options, pruned_config
-from stillhouse.models.paths import resolve_path
+from stillhouse.models.paths import model_files
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
@@ -146,7 +146,7 @@ def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
-    folder = resolve_path(model.path)
+    folder = model_files(model.path).model
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
         if layers is not None:

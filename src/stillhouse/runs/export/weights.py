@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from stillhouse.files import atomic, os_errors_as_faults
+from stillhouse.files import atomic, locate, os_errors_as_faults
+from stillhouse.models.load import cast_parameters
+from stillhouse.models.paths import BASE_FOLDER
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
@@ -18,27 +22,54 @@ from stillhouse.train.checkpoints import replace_folder
 def export(parts: Parts, folder: RunFolder) -> None:
     """Write the student into the run folder; adapters are merged unless the configuration keeps them apart.
 
-    With `train.keep: best` the best weights are put into the student first.
+    With `train.keep: best` the best weights are put into the student first, and with `output.dtype` the
+    student's weights are rounded to what is exported, so that what is evaluated after is what others load.
     """
     if parts.config.train.keep == "best" and (folder.best / "weights.pt").exists():
         parts.student.load_state_dict(torch.load(folder.best / "weights.pt", weights_only=True))
+    dtype = _export_dtype(parts)
+    for parameter in parts.student.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
     fresh = folder.path / ".student.new"
     shutil.rmtree(fresh, ignore_errors=True)
     with os_errors_as_faults(folder.student):
-        merged(parts).save_pretrained(fresh)
+        _save_weights(parts, fresh, folder.student, dtype)
         parts.tokenizer.save_pretrained(fresh)
         model_card(parts.config, load_run(folder.path, responses=False)).save(fresh / "README.md")
     replace_folder(fresh, folder.student)
 
 
-def merged(parts: Parts) -> Any:
-    """The model to save. Merging works on a copy, so the student in memory stays as it is."""
-    lora = parts.config.student.lora
-    if lora is None or not lora.merge:
-        return parts.student
-    import copy
+def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -> None:
+    """Save the student in `fresh`, which will become `target`.
 
-    return copy.deepcopy(parts.student).merge_and_unload()  # type: ignore[operator]
+    An adapter names the model that it belongs to by its place after the move, so that peft finds it there.
+    """
+    lora, student = parts.config.student.lora, parts.student
+    if lora is None or lora.merge:
+        whole = student if lora is None else copy.deepcopy(student).merge_and_unload()  # type: ignore[operator]
+        _in_dtype(whole, dtype).save_pretrained(fresh)
+        return
+    adapter = _in_dtype(student, dtype)
+    start = parts.config.student.path
+    if start is None or parts.config.student.gguf_file is not None or locate(start).exists():
+        copy.deepcopy(adapter).unload().save_pretrained(fresh / BASE_FOLDER)
+        start = str((target / BASE_FOLDER).absolute())
+    for options in adapter.peft_config.values():
+        options.base_model_name_or_path = start
+    adapter.save_pretrained(fresh, save_embedding_layers=False)  # no embedding is ever resized
+
+
+def _export_dtype(parts: Parts) -> torch.dtype:
+    name = parts.config.output.dtype
+    trained = next(parts.student.parameters()).dtype
+    return trained if name == "auto" else getattr(torch, name)
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model with parameters of a dtype; a copy if they have another."""
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return model
+    return cast_parameters(copy.deepcopy(model), dtype)
 
 
 def write_card(parts: Parts, folder: RunFolder) -> None:
