@@ -190,11 +190,24 @@ def _evaluation(
         "metrics": metrics,
     }
     _write(folder / "evaluation" / f"{name}.json", result)
-    answers = [_row(index, score, draw, seed) for seed in range(1, seeds + 1) for index in range(rows)]
+    answers = [_row(index, draw, seed) for seed in range(1, seeds + 1) for index in range(rows)]
+    _score(answers, score, kl, draw)
     _lines(folder / "evaluation" / f"{name}.jsonl", answers)
 
 
-def _row(index: int, score: float, draw: random.Random, seed: int) -> dict[str, Any]:
+def _score(answers: list[dict[str, Any]], score: float, kl: float, draw: random.Random) -> None:
+    """Scores whose mean is `score`: some prompts are hard for every system, and each has a little of its
+    own."""
+    off = [random.Random(row["id"]).gauss(0, 12) + draw.gauss(0, 1) for row in answers]
+    shift = sum(off) / len(off)
+    tokens = sum(row["tokens"] for row in answers)
+    nats = [kl * row["tokens"] * (1 + draw.gauss(0, 0.1)) for row in answers]
+    for row, apart, told in zip(answers, off, nats, strict=True):
+        row["rouge_l"] = score + apart - shift
+        row["sums"] = {"kl_to_teacher": [told * kl * tokens / (sum(nats) or 1.0), row["tokens"]]}
+
+
+def _row(index: int, draw: random.Random, seed: int) -> dict[str, Any]:
     facts = random.Random(index)
     name, food, area = facts.choice(NAMES), facts.choice(FOODS), facts.choice(AREAS)
     said = draw.choice(
@@ -213,7 +226,6 @@ def _row(index: int, score: float, draw: random.Random, seed: int) -> dict[str, 
             f"A family friendly {food} place is {name}.",
         ],
         "response": HOSTILE if index == 3 else "" if index == 5 else said,
-        "rouge_l": min(100.0, max(0.0, score + draw.gauss(0, 12))),
         "finished": index % 9 != 0,
         "tokens": 12 + index % 30,
     }

@@ -43,7 +43,7 @@ def compare(
 
     records = load_runs(runs)
     if form == "table" and output is None:
-        print_comparison(records, everything=all_measures)
+        print_comparison(records, everything=all_measures, paired=True)
         _print_differences(records)
         return
     if form == "csv":  # a format without a place for notes

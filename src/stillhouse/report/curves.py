@@ -13,7 +13,7 @@ from stillhouse.report.breakdown import SOURCE_COLOURS
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
 from stillhouse.report.record import Row, RunRecord
-from stillhouse.report.systems import System, run_colour
+from stillhouse.report.systems import System, run_colours
 
 
 def series(rows: Sequence[Row], key: str, x: Sequence[float] | None = None) -> list[tuple[float, float]]:
@@ -168,13 +168,13 @@ def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
     names = ("rouge_l", "ROUGE-L"), ("loss", "nats per token")
     for name, unit in names:
         curves = []
-        for index, run in enumerate(runs):
+        for run, colour in zip(runs, run_colours(runs), strict=True):
             train = run.metrics("train")
             timed = [(elapsed(train, row["step"]), row) for row in run.metrics("valid")]
             known = [(at, row) for at, row in timed if at is not None]
             points = series([row for _, row in known], name, [at for at, _ in known])
             if len(points) > 1:
-                curves.append(Curve(run.name, run_colour(index), points, marked=True))
+                curves.append(Curve(run.name, colour, points, marked=True))
         if curves:
             title = f"Validation {metric_info(name).label} over time"
             caption = "Seconds of training with everything that it takes, generating responses included."
@@ -194,8 +194,8 @@ def _over_steps(
     caption: str = "",
 ) -> Plot | None:
     curves = [
-        Curve(run.name, run_colour(index), points, smooth=smooth, marked=marked)
-        for index, run in enumerate(runs)
+        Curve(run.name, colour, points, smooth=smooth, marked=marked)
+        for run, colour in zip(runs, run_colours(runs), strict=True)
         if (points := series(run.metrics(phase), key))
     ]
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{phase}-{key}")

@@ -76,7 +76,7 @@ def list_runs(folders: Sequence[Path], now: datetime.datetime | None = None) -> 
         DataError: a folder does not exist or holds no run.
     """
     now = now or datetime.datetime.now(datetime.UTC)
-    return [_line(run, now) for run in load_runs(folders)]
+    return [_line(run, now) for run in load_runs(folders, rows="none")]
 
 
 def _line(run: RunRecord, now: datetime.datetime) -> RunSummary:

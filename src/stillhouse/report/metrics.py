@@ -186,6 +186,14 @@ PAIRED = {
 """Speeds with the metric that says how many times as fast as the teacher it is, the two timed in turns: on a
 busy machine nearer to the truth than the ratio of two speeds of different times."""
 
+MEASURED_BY = {
+    "prompt_tokens_per_second": ("cost",),
+    "first_token_seconds": ("cost",),
+    "tokens_per_second": ("cost", "speculative"),
+}
+"""Speeds with the kinds of task that measure them for their own sake, one model after the other. What else an
+evaluation says of its speed depends on what the machine did meanwhile, and stays in its file."""
+
 PASS = MetricInfo("pass_at_k", "pass@k", "quality", "share", "higher",
                "Estimated share of problems that one of {} samples or more solves.")  # fmt: skip
 
@@ -247,14 +255,10 @@ def shown_metrics(all_metrics: Iterable[dict[str, Any]]) -> list[MetricInfo]:
 
 
 def interval(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
-    """What a value may as well be: its confidence interval (`NAME_low`, `NAME_high`), or else one standard
-    deviation (`NAME_std`) or standard error (`NAME_se`) to both sides; None where none is known."""
-    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    """The ends of a value's 95 % interval, `NAME_low` and `NAME_high`; None where it is not known."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
     if is_number(low) and is_number(high) and math.isfinite(low) and math.isfinite(high):
         return float(low), float(high)
-    spread = metrics.get(f"{name}_std", metrics.get(f"{name}_se"))
-    if is_number(value) and is_number(spread) and math.isfinite(spread) and spread > 0:
-        return value - spread, value + spread
     return None
 
 

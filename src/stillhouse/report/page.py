@@ -17,9 +17,10 @@ from stillhouse import console, files
 from stillhouse.console import duration
 from stillhouse.console.format import MISSING, compact_number, is_number
 from stillhouse.report import breakdown, configuration, curation, curves, responses, results
-from stillhouse.report.metrics import METRICS, metric_info
+from stillhouse.report.headline import headline
+from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord, load_runs
-from stillhouse.report.systems import gather, run_colour
+from stillhouse.report.systems import gather, run_colours
 
 
 def write_report(folders: Sequence[Path], output: Path, title: str | None = None) -> Path:
@@ -37,7 +38,7 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         DataError: a folder does not exist or holds no run.
         EnvironmentFault: the file cannot be written.
     """
-    runs = load_runs(folders, responses=True)
+    runs = load_runs(folders, rows="responses")
     html = render(runs, title)
     with files.atomic(output, "wb") as handle:
         # Text from a model may hold half of a surrogate pair, which UTF-8 does not know.
@@ -55,22 +56,21 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    systems = gather(runs)
+    systems, colours = gather(runs), run_colours(runs)
     found = results.task_results(systems)
     script = _asset("page.js")
     return environment.get_template("page.html.j2").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         single=len(runs) == 1,
-        headline=results.headline(systems, found),
+        headline=headline(systems, found),
         subtitle=_subtitle(runs),
         task_results=found,
-        standard_errors=results.standard_errors(found),
         overview=results.overview(systems),
-        named_task=bool(found and found[0].task and found[0].task not in METRICS),
+        seeds=any(system.members for system in systems),
         glossary=results.glossary(found),
-        cards=[_run_card(index, run) for index, run in enumerate(runs)],
-        run_legend=[(run.name, run_colour(index)) for index, run in enumerate(runs)],
+        cards=[_run_card(run, colour) for run, colour in zip(runs, colours, strict=True)],
+        run_legend=[(run.name, colour) for run, colour in zip(runs, colours, strict=True)],
         main_plots=curves.main_plots(runs),
         schedule_plots=curves.schedule_plots(runs),
         source_plots=curves.source_plots(runs),
@@ -110,7 +110,7 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
     return " · ".join(parts)
 
 
-def _run_card(index: int, run: RunRecord) -> dict[str, Any]:
+def _run_card(run: RunRecord, colour: str) -> dict[str, Any]:
     """What one run was, in a few lines."""
     facts = [("Recipe", run.recipe)]
     facts += [
@@ -129,7 +129,7 @@ def _run_card(index: int, run: RunRecord) -> dict[str, Any]:
     return {
         "name": run.name,
         "status": run.status,
-        "colour": run_colour(index),
+        "colour": colour,
         "message": str(run.state.get("message") or ""),
         "facts": [(name, value) for name, value in facts if value and value != MISSING],
         "command": _command(str(run.state.get("command") or "")),

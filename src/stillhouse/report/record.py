@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,6 +20,7 @@ MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.
 """A folder that holds one of these is a run folder."""
 
 Row = dict[str, Any]
+EvaluationRows = Literal["responses", "scores", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +134,18 @@ def _started(folder: Path) -> str:
     return str(_read_json(folder / "state.json", []).get("started") or "")
 
 
-def load_runs(folders: Sequence[Path], *, responses: bool = False) -> list[RunRecord]:
+def load_runs(folders: Sequence[Path], *, rows: EvaluationRows = "scores") -> list[RunRecord]:
     """The runs in the folders, as `find_runs` finds and `load_run` reads them."""
-    return [load_run(folder, responses=responses) for folder in find_runs(folders)]
+    return [load_run(folder, rows=rows) for folder in find_runs(folders)]
 
 
-def load_run(folder: Path, *, responses: bool = True) -> RunRecord:
+def load_run(folder: Path, *, rows: EvaluationRows = "responses") -> RunRecord:
     """Read a run folder; a missing file counts as empty, a broken one is named in `problems`.
 
     Args:
         folder: the run folder.
-        responses: also read the responses of each system, which can be many.
+        rows: what to keep of each evaluation's rows: everything, the scores by prompt without any text, or
+            nothing.
 
     Raises:
         DataError: there is no such folder.
@@ -162,7 +164,7 @@ def load_run(folder: Path, *, responses: bool = True) -> RunRecord:
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
         models={name: model for name, model in models.items() if isinstance(model, dict)},
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
-        evaluations=_read_evaluations(folder / "evaluation", problems, responses),
+        evaluations=_read_evaluations(folder / "evaluation", problems, rows),
         curation=_read_json(folder / "responses" / "curation.json", problems),
         warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         problems=problems,
@@ -247,7 +249,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _read_evaluations(folder: Path, problems: list[str], responses: bool) -> list[Evaluation]:
+def _read_evaluations(folder: Path, problems: list[str], rows: EvaluationRows) -> list[Evaluation]:
     found = []
     paths = folder.glob("*.json") if folder.is_dir() else []
     for path in sorted(
@@ -265,9 +267,19 @@ def _read_evaluations(folder: Path, problems: list[str], responses: bool) -> lis
                 task=str(result.get("task") or ""),
                 settings=settings if isinstance(settings, dict) else {},
                 metrics=metrics if isinstance(metrics, dict) else {},
-                rows=_read_lines(path.with_suffix(".jsonl"), problems) if responses else [],
+                rows=[] if rows == "none" else _read_rows(path.with_suffix(".jsonl"), problems, rows),
             )
         )
+    return found
+
+
+def _read_rows(path: Path, problems: list[str], rows: EvaluationRows) -> list[Row]:
+    found = _read_lines(path, problems)
+    if rows == "scores":
+        return [
+            {key: row[key] for key in row if key == "id" or not isinstance(row[key], str | list)}
+            for row in found
+        ]
     return found
 
 

@@ -1,11 +1,10 @@
-"""The results as tables: all systems on each task, all tasks at a glance, the best student in figures."""
+"""The results as tables: all systems on each task, and all tasks at a glance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import MISSING, compact_number, is_number, setting_text
@@ -14,21 +13,23 @@ from stillhouse.report.metrics import (
     MetricInfo,
     interval,
     main_metric,
-    metric_info,
     shown_metrics,
 )
+from stillhouse.report.ranking import best_students, differences_table
 from stillhouse.report.systems import (
     OF_THE_MODEL,
     System,
     baseline,
+    difference,
     differing_settings,
     measured_differently,
     teacher_of,
 )
 
-SE = " SE"
-"""Stands behind a standard error."""
 FIRST_COLUMN = TableColumn("System", "system")
+PROMPTS = TableColumn("Prompts", "prompts", numeric=True, about="On how many prompts it was measured.")
+LOPSIDED = 1.25
+"""An interval whose one side is more than so many times as long as the other is given by its ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class TaskResults:
     """The main metrics; its note says in what the systems were not measured alike."""
     more: Table | None
     """The other metrics, if there are any."""
+    differences_by_prompt: Table | None
+    """The students against the best one, prompt by prompt."""
     settings: list[tuple[str, str]]
     differences: tuple[str, ...]
     """In what the systems were not measured alike."""
@@ -84,41 +87,73 @@ def task_results(systems: Sequence[System]) -> list[TaskResults]:
         table = _table(task, here, [metric for metric in metrics if metric.main], note)
         further = [metric for metric in metrics if not metric.main]
         more = _table(task, here, further) if further else None
-        found.append(TaskResults(task, table, more, _settings(here), different))
+        main = main_metric(system.metrics for system in here)
+        apart = differences_table(main, here) if main is not None else None
+        found.append(TaskResults(task, table, more, apart, _settings(here), different))
     return found
 
 
 def _table(task: str, systems: Sequence[System], metrics: list[MetricInfo], note: str = "") -> Table:
-    best = {metric.name: _best(metric, systems) for metric in metrics}
+    best = {metric.name: best_students(metric, systems) for metric in metrics}
     main = main_metric(system.metrics for system in systems)
     barred = main.name if main is not None and main.better == "higher" else None
-    rows = [
+    counts = {system.prompts for system in systems}
+    rows: list[list[TableCell]] = [
         [
             _system_cell(system),
+            *([ResultCell(system.prompts, compact_number(system.prompts))] if len(counts) > 1 else []),
             *(_cell(metric, system, systems, best[metric.name], metric.name == barred) for metric in metrics),
         ]
         for system in systems
     ]
-    return Table([FIRST_COLUMN, *(metric.column() for metric in metrics)], rows, task, note)
+    columns = [
+        FIRST_COLUMN,
+        *([PROMPTS] if len(counts) > 1 else []),
+        *(metric.column() for metric in metrics),
+    ]
+    notes = filter(None, (note, *_legend(rows)))
+    return Table(columns, rows, _title(task, systems), " ".join(notes))
+
+
+def _title(task: str, systems: Sequence[System]) -> str:
+    """The task with its sample size, where all systems have the same."""
+    counts = {system.prompts for system in systems}
+    responses = {_responses_each(system) for system in systems}
+    if len(counts) > 1 or None in counts:
+        return task
+    each = next(iter(responses)) if len(responses) == 1 else 1
+    size = f"{next(iter(counts)):,} prompts" + (f", {each} responses each" if each > 1 else "")
+    return f"{task} ({size})" if task else size
+
+
+def _responses_each(system: System) -> int:
+    seeds, samples = system.settings.get("seeds"), system.settings.get("samples")
+    return (len(seeds) if isinstance(seeds, list) else 1) * (int(samples) if is_number(samples) else 1)
+
+
+def _legend(rows: Sequence[Sequence[TableCell]]) -> list[str]:
+    """What ± and bold say, where they occur."""
+    cells = [cell for row in rows for cell in row]
+    found = []
+    if any(cell.spread and not cell.spread.endswith(SD) for cell in cells):
+        found.append("±: 95% interval.")
+    if any(cell.spread.endswith(SD) for cell in cells):
+        found.append("± SD: standard deviation over seeds.")
+    if any(cell.best for cell in cells):
+        found.append("Bold: best, or not to be told apart from it.")
+    return found
 
 
 def _system_cell(system: System) -> SystemCell:
     return SystemCell(system.label, system.label, colour=system.colour)
 
 
-def _best(metric: MetricInfo, systems: Sequence[System]) -> float | None:
-    """The best value among several trained students; None where there is nothing to choose, or where they
-    were not measured alike."""
-    students = [s for s in systems if s.role == "after" and is_number(s.metrics.get(metric.name))]
-    values = [s.metrics[metric.name] for s in students]
-    ranked = metric.kind == "quality" and metric.better is not None
-    if not ranked or len(set(values)) < 2 or measured_differently(students):
-        return None
-    return max(values) if metric.better == "higher" else min(values)
-
-
 def _cell(
-    metric: MetricInfo, system: System, systems: Sequence[System], best: float | None, barred: bool = False
+    metric: MetricInfo,
+    system: System,
+    systems: Sequence[System],
+    best: Sequence[System] = (),
+    barred: bool = False,
 ) -> ResultCell:
     value = system.metrics.get(metric.name)
     if not is_number(value):
@@ -127,24 +162,30 @@ def _cell(
     return ResultCell(
         value,
         metric.show(value),
-        _spread(metric, system),
-        best is not None and value == best,
+        spread(metric, system),
+        any(one is system for one in best),
         change=change,
         improved=improved,
         bar=_bar(metric, system, systems) if barred else None,
     )
 
 
-def _spread(metric: MetricInfo, system: System) -> str:
-    """`± 0.3` for a standard deviation, `± 0.3 SE` for a standard error, or the ends of an interval."""
-    reach = interval(system.metrics, metric.name)
-    if reach is None:
-        return ""
-    if f"{metric.name}_low" in system.metrics:
-        return f"({metric.show(reach[0])} to {metric.show(reach[1])})"
-    if f"{metric.name}_std" in system.metrics:
-        return f"± {metric.show(system.metrics[f'{metric.name}_std'])}"
-    return f"± {metric.show(system.metrics[f'{metric.name}_se'])}{SE}"
+SD = " SD"
+"""Stands behind a standard deviation, of which no interval is known."""
+
+
+def spread(metric: MetricInfo, system: System) -> str:
+    """`± 0.3`, half of the 95 % interval; the ends of a lopsided one; `± 0.3 SD` for a deviation over seeds
+    where no interval is known."""
+    value, reach = system.metrics.get(metric.name), interval(system.metrics, metric.name)
+    if reach is None or not is_number(value):
+        deviation = system.metrics.get(f"{metric.name}_std")
+        known = is_number(deviation) and math.isfinite(deviation) and deviation > 0
+        return f"± {metric.show(deviation)}{SD}" if known else ""
+    below, above = value - reach[0], reach[1] - value
+    if max(below, above) <= LOPSIDED * min(below, above):
+        return f"± {metric.show((below + above) / 2)}"
+    return f"({metric.show(reach[0])} to {metric.show(reach[1])})" if above > -below else ""
 
 
 def _bar(metric: MetricInfo, system: System, systems: Sequence[System]) -> ValueBar | None:
@@ -172,7 +213,7 @@ def _change(
         ratio = 1 / paired if metric.better == "lower" else paired
         return f"{compact_number(round(ratio, 2))}× the teacher", None
     if metric.kind in ("size", "speed"):
-        teacher = _comparable(system, teacher_of(systems, system))
+        teacher = comparable(system, teacher_of(systems, system))
         other = teacher.metrics.get(metric.name) if teacher else None
         if system.role == "teacher" or not is_number(other) or not other or not value:
             return "", None
@@ -180,15 +221,25 @@ def _change(
             return (
                 (f"{compact_number(round(other / value, 1))}× smaller", None) if value < other else ("", None)
             )
-        return f"{compact_number(round(value / other, 1))}× the teacher", None
-    before = _comparable(system, baseline(systems, system))
-    reference = before.metrics.get(metric.name) if before else None
-    if system.role != "after" or metric.kind != "quality" or not is_number(reference):
+        return "", None  # two speeds of different times
+    before = comparable(system, baseline(systems, system))
+    if system.role != "after" or metric.kind != "quality" or before is None:
         return "", None
-    return metric.change(value, reference), metric.improves(value, reference)
+    return change_of(metric, system, before)
 
 
-def _comparable(system: System, other: System | None) -> System | None:
+def change_of(metric: MetricInfo, system: System, before: System) -> tuple[str, bool | None]:
+    """The change against another system, and whether it is for the better; None where the two cannot be told
+    apart."""
+    value, reference = system.metrics.get(metric.name), before.metrics.get(metric.name)
+    if not is_number(value) or not is_number(reference):
+        return "", None
+    apart = difference(metric, system, before)
+    sure = apart is not None and apart.told_apart
+    return metric.change(value, reference), metric.improves(value, reference) if sure else None
+
+
+def comparable(system: System, other: System | None) -> System | None:
     """The other one, if it may be compared with `system`."""
     return None if other is None or differing_settings(other, system, OF_THE_MODEL) else other
 
@@ -217,10 +268,10 @@ def overview(systems: Sequence[System]) -> Table | None:
     known = [(task, main) for task, main in found if main is not None]
     if len(known) < 2:
         return None
-    best = {task: _best(main, by_task[task]) for task, main in known}
+    best = {task: best_students(main, by_task[task]) for task, main in known}
     rows: list[list[TableCell]] = []
-    for who in dict.fromkeys((system.role, system.run, system.label) for system in systems):
-        own = {s.task: s for s in systems if (s.role, s.run, s.label) == who}
+    for who in dict.fromkeys(system.who for system in systems):
+        own = {s.task: s for s in systems if s.who == who}
         cells = [
             replace(_cell(main, own[task], by_task[task], best[task]), change="", improved=None)
             if task in own
@@ -228,70 +279,16 @@ def overview(systems: Sequence[System]) -> Table | None:
             for task, main in known
         ]
         rows.append([_system_cell(next(iter(own.values()))), *cells])
-    columns = [replace(main.column(), heading=task, subheading=main.label) for task, main in known]
+    columns = [
+        replace(main.column(), heading=task, subheading=_sized(main.label, by_task[task]))
+        for task, main in known
+    ]
     return Table([FIRST_COLUMN, *columns], rows)
 
 
-def headline(systems: Sequence[System], results: Sequence[TaskResults]) -> dict[str, Any] | None:
-    """The best trained student of the first task in three or four figures; None where nothing was
-    evaluated, or where the students were not measured alike."""
-    if not results or len(results[0].table.columns) == 1:
-        return None
-    here = [system for system in systems if system.task == results[0].task]
-    main = main_metric(system.metrics for system in here)
-    students = [s for s in here if s.role == "after" and main and is_number(s.metrics.get(main.name))]
-    if main is None or not students or measured_differently(students):
-        return None
-    sign = -1 if main.better == "lower" else 1
-    best = max(students, key=lambda system: sign * system.metrics[main.name])
-    value = best.metrics[main.name]
-    before, teacher = _comparable(best, baseline(here, best)), _comparable(best, teacher_of(here, best))
-    start = before.metrics.get(main.name) if before else None
-    top = teacher.metrics.get(main.name) if teacher else None
-    compared = f"{main.change(value, start)} against the student before" if is_number(start) else ""
-    figures = [(main.show(value), main.label, compared)]
-    if is_number(start) and is_number(top) and sign * (top - start) > 0:
-        closed = (value - start) / (top - start)
-        figures.append(
-            (
-                f"{closed:.0%}",
-                "of the gap closed",
-                f"from {main.show(start)} to the teacher's {main.show(top)}",
-            )
-        )
-    figures += _ratios(best, teacher, systems)
-    return {"label": best.label, "several": len(students) > 1, "figures": figures, "colour": best.colour}
-
-
-def _ratios(student: System, teacher: System | None, systems: Sequence[System]) -> list[tuple[str, str, str]]:
-    """How much smaller and faster than the teacher; by the task `cost`, where that was measured."""
-    found = []
-    own, other = _of_both("parameters", student, teacher)
-    if own and other and other / own >= 1.05:
-        size = metric_info("parameters")
-        shown = f"{size.show(own)} against {size.show(other)} parameters"
-        found.append((f"{other / own:.1f}×", "smaller", shown))
-    same = (s for s in systems if (s.role, s.run, s.label) == (student.role, student.run, student.label))
-    ratio = next(
-        (s.metrics["decode_speed_up"] for s in same if is_number(s.metrics.get("decode_speed_up"))), 0
-    )
-    detail = "decoding, the two timed in turns"
-    own, other = _of_both("tokens_per_second", student, teacher)
-    if not ratio and own and other:
-        speed = metric_info("tokens_per_second")
-        ratio, detail = own / other, f"{speed.show(own)} against {speed.show(other)} tokens/s"
-    return [*found, (f"{ratio:.1f}×", "faster", detail)] if ratio >= 1.05 else found
-
-
-def _of_both(name: str, student: System, teacher: System | None) -> tuple[float, float]:
-    values = (student.metrics.get(name), teacher.metrics.get(name) if teacher else None)
-    own, other = (float(value) if is_number(value) else 0.0 for value in values)
-    return own, other
-
-
-def standard_errors(results: Sequence[TaskResults]) -> bool:
-    """Whether some spread in the first tables is a standard error rather than a deviation."""
-    return any(cell.spread.endswith(SE) for one in results for row in one.table.rows for cell in row)
+def _sized(label: str, systems: Sequence[System]) -> str:
+    counts = {system.prompts for system in systems}
+    return f"{label}, {next(iter(counts)):,} prompts" if len(counts) == 1 and None not in counts else label
 
 
 def glossary(results: Sequence[TaskResults]) -> list[tuple[str, str]]:

@@ -1,18 +1,32 @@
-"""The systems that a set of runs has evaluated: teacher, student before, students after; shared ones once.
+"""The systems that a set of runs has evaluated: teacher, student before, students after.
 
-And whether their results may be compared: on the same questions, with the same sampling, seeds and limits.
+Shared ones are one system, and so are runs that differ in the seed alone. And whether
+their results may be compared: on the same questions, with the same sampling, seeds and limits.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stillhouse.console.format import is_number, setting_text
-from stillhouse.report.metrics import metric_info
+from stillhouse.report.metrics import MEASURED_BY, MetricInfo, metric_info
 from stillhouse.report.record import Evaluation, RunRecord, leaves
+from stillhouse.report.scores import (
+    NO_SCORES,
+    Measured,
+    MeasuredDifference,
+    ResultScores,
+    confidence_interval,
+    mean_scores,
+    measured_difference,
+    prompt_sums,
+    resample_all,
+)
+from stillhouse.report.seeds import common_name, group_of_each, seed_groups
 
 SystemRole = Literal["teacher", "before", "after"]
 ROLES: tuple[SystemRole, ...] = ("teacher", "before", "after")
@@ -29,31 +43,68 @@ class System:
     role: SystemRole
     task: str
     run: int | None
-    """Index of the run it belongs to; None where all runs share it."""
+    """Index of the run it belongs to, of the first one of several seeds; None where all runs share it."""
     metrics: dict[str, Any]
+    """Of several seeds the means, with the standard deviation over them as NAME_std. `NAME_low` and
+    `NAME_high` are the ends of the 95 % interval."""
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
+    scores: ResultScores = NO_SCORES
+    members: tuple[System, ...] = ()
+    """The systems of the single seeds, if it stands for several."""
+    colour: str = ""
+    """The CSS variable that paints it everywhere on the page."""
 
     @property
-    def colour(self) -> str:
-        """The CSS variable that paints it everywhere on the page."""
-        return run_colour(self.run or 0) if self.role == "after" else f"--{self.role}"
+    def who(self) -> tuple[str, int | None, str]:
+        """What it is called on every task."""
+        return self.role, self.run, self.label
+
+    @property
+    def prompts(self) -> int | None:
+        """The sample size: on how many prompts it was measured; None where nobody says."""
+        counts = [self.settings.get("prompts"), self.metrics.get("rows"), self.metrics.get("pairs")]
+        counts += [len(scores) for scores in self.scores.by_prompt.values()]
+        return next((int(count) for count in counts if is_number(count) and math.isfinite(count)), None)
+
+    def measured(self, metric: MetricInfo) -> Measured:
+        """One measure with what is known of its certainty."""
+        low, high, std = (self.metrics.get(f"{metric.name}{end}") for end in ("_low", "_high", "_std"))
+        interval = (float(low), float(high)) if is_number(low) and is_number(high) else None
+        return Measured(self.metrics[metric.name], interval, self.scores, std, max(1, len(self.members)))
 
 
-def run_colour(run: int) -> str:
-    """The CSS variable of a run; eight of them, then from the start."""
-    return f"--run-{run % 8}"
+def difference(
+    metric: MetricInfo, one: System, other: System, comparisons: int = 1
+) -> MeasuredDifference | None:
+    """How far two systems on one task are apart; None where nobody knows how sure that is."""
+    if not (is_number(one.metrics.get(metric.name)) and is_number(other.metrics.get(metric.name))):
+        return None
+    return measured_difference(metric.name, one.measured(metric), other.measured(metric), comparisons)
+
+
+def run_colour(group: int) -> str:
+    """The CSS variable of a run, or of runs that differ in the seed alone; eight of them, then from the
+    start."""
+    return f"--run-{group % 8}"
+
+
+def run_colours(runs: Sequence[RunRecord]) -> list[str]:
+    """The CSS variable of each run."""
+    return [run_colour(group) for group in group_of_each(runs)]
 
 
 def gather(runs: Sequence[RunRecord]) -> list[System]:
     """All systems of all runs, by task, then teacher, student before, students after.
 
     The teacher and the student before are one system where every run measured the same quality on the same
-    task, and one system for each run otherwise.
+    task; runs that differ in the seed alone are one system; any other is one for each run.
     """
     tasks = list(dict.fromkeys(result.task for run in runs for result in run.evaluations))
+    groups = seed_groups(runs)
     systems: list[System] = []
     for task in tasks:
+        here: list[System] = []
         for role in ROLES:
             found = [
                 (index, result)
@@ -61,7 +112,8 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
                 for result in run.evaluations
                 if result.task == task and role_of(result.system) == role
             ]
-            systems += _shared(found, role) or [_system(index, result, role, runs) for index, result in found]
+            here += _shared(found, role) or _grouped(found, role, runs, groups)
+        systems += _with_intervals(here)
     return systems
 
 
@@ -101,7 +153,86 @@ def _shared(found: list[tuple[int, Evaluation]], role: SystemRole) -> list[Syste
     if not one_a_run or not all(_same_quality(first, other) for _, other in found[1:]):
         return []
     fullest = max((result for _, result in found), key=lambda result: len(result.rows))
-    return [System(first.label, role, first.task, None, first.metrics, first.settings, fullest.rows)]
+    metrics = _shown(first)
+    return [
+        System(first.label, role, first.task, None, metrics, first.settings, fullest.rows, colour=f"--{role}")
+    ]
+
+
+def _shown(result: Evaluation) -> dict[str, Any]:
+    """The metrics without speeds that were not measured for their own sake: what else the machine did
+    meanwhile is not known."""
+    kind = result.settings.get("kind")
+    return {name: value for name, value in result.metrics.items() if kind in MEASURED_BY.get(name, (kind,))}
+
+
+def _grouped(
+    found: list[tuple[int, Evaluation]],
+    role: SystemRole,
+    runs: Sequence[RunRecord],
+    groups: Sequence[Sequence[int]],
+) -> list[System]:
+    """One system for the runs of a group, if these were measured alike."""
+    systems = []
+    for number, group in enumerate(groups):
+        colour = run_colour(number) if role == "after" else f"--{role}"
+        own = [
+            _system(index, result, role, colour, runs, seeds=len(group))
+            for index, result in found
+            if index in group
+        ]
+        several = len(own) == len(group) > 1
+        if several and not any(differing_settings(own[0], other) for other in own[1:]):
+            systems.append(_mean_system(own, runs))
+        else:
+            systems += own
+    return systems
+
+
+def _mean_system(members: list[System], runs: Sequence[RunRecord]) -> System:
+    names = [runs[member.run or 0].name for member in members]
+    label = f"{common_name([member.label for member in members])} ({len(members)} seeds)"
+    first = members[0]
+    metrics = _means([member.metrics for member in members])
+    rows = [{**row, "run": name} for name, member in zip(names, members, strict=True) for row in member.rows]
+    return replace(first, label=label, metrics=metrics, rows=rows, members=tuple(members))
+
+
+def _means(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of what is a number in all, with the standard deviation; of curves, point by point."""
+    metrics: dict[str, Any] = {}
+    for name, value in found[0].items():
+        values = [one.get(name) for one in found]
+        numbers = [value for value in values if is_number(value)]
+        if name.endswith(("_std", "_se", "_low", "_high")):
+            continue
+        if len(numbers) == len(values):
+            metrics[name] = statistics.fmean(numbers)
+            metrics[f"{name}_std"] = statistics.stdev(numbers)
+        elif isinstance(value, list) and all(
+            isinstance(one, list) and len(one) == len(value) for one in values
+        ):
+            points = [point for point in zip(*values, strict=True) if all(isinstance(p, dict) for p in point)]
+            metrics[name] = [_means(point) for point in points]
+    return metrics
+
+
+def _with_intervals(systems: Sequence[System]) -> list[System]:
+    """The systems on one task with their scores by prompt, and each measure with its interval."""
+    single = [one for system in systems for one in system.members or (system,)]
+    sums = [prompt_sums(one.metrics, one.rows) for one in single]
+    by_id = {id(one): scores for one, scores in zip(single, resample_all(sums), strict=True)}
+    found = []
+    for system in systems:
+        parts = [by_id[id(one)] for one in system.members or (system,)]
+        scores = mean_scores(parts) if system.members else parts[0]
+        metrics = dict(system.metrics)
+        for name, value in system.metrics.items():
+            if is_number(value):
+                reach = confidence_interval(system.metrics, scores, name, max(1, len(parts)))
+                metrics |= {f"{name}_low": reach[0], f"{name}_high": reach[1]} if reach else {}
+        found.append(replace(system, metrics=metrics, scores=scores))
+    return found
 
 
 def _same_quality(one: Evaluation, other: Evaluation) -> bool:
@@ -117,9 +248,16 @@ def _same_quality(one: Evaluation, other: Evaluation) -> bool:
     )
 
 
-def _system(index: int, result: Evaluation, role: SystemRole, runs: Sequence[RunRecord]) -> System:
+def _system(
+    index: int,
+    result: Evaluation,
+    role: SystemRole,
+    colour: str,
+    runs: Sequence[RunRecord],
+    seeds: int,
+) -> System:
     label = result.label
-    if len(runs) > 1:
+    if len(runs) > seeds:
         same = [
             run
             for run in runs
@@ -129,7 +267,8 @@ def _system(index: int, result: Evaluation, role: SystemRole, runs: Sequence[Run
         name = runs[index].name
         if len(same) > 1 and name not in label:
             label = f"{label} · {name}"
-    return System(label, role, result.task, index, result.metrics, result.settings, result.rows)
+    metrics, settings = _shown(result), result.settings
+    return System(label, role, result.task, index, metrics, settings, result.rows, colour=colour)
 
 
 OF_THE_MODEL = ("template", "dtype")

@@ -35,7 +35,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
     with os_errors_as_faults(folder.student):
         _save_weights(parts, fresh, folder.student, dtype)
         parts.tokenizer.save_pretrained(fresh)
-        model_card(parts.config, load_run(folder.path, responses=False)).save(fresh / "README.md")
+        model_card(parts.config, load_run(folder.path, rows="scores")).save(fresh / "README.md")
     replace_folder(fresh, folder.student)
 
 
@@ -76,4 +76,4 @@ def write_card(parts: Parts, folder: RunFolder) -> None:
     """Write the student's card anew, with what the run folder holds by now."""
     if folder.main:
         with atomic(folder.student / "README.md") as handle:
-            handle.write(model_card(parts.config, load_run(folder.path, responses=False)).content)
+            handle.write(model_card(parts.config, load_run(folder.path, rows="scores")).content)
