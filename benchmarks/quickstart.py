@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
-SHOWN = ("rouge_l", "kl_to_teacher", "parameters", "tokens_per_second")
+METRICS = ("rouge_l", "kl_to_teacher")
+SHOWN = ("prompts", *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")), "parameters")
 
 
 def main() -> None:

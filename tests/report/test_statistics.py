@@ -235,3 +235,16 @@ def test_speeds_count_only_where_they_were_measured_for_their_own_sake(tmp_path)
     (folder / "evaluation/student-after.cost.json").write_text(json.dumps(found))
     cost = comparison_tables(load_runs([folder]))[1]
     assert "Tokens/s" in [column.heading for column in cost.columns]
+
+
+def test_a_draft_that_slows_the_teacher_down_is_told_in_words(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for system, ratio in (("student before", 0.44), ("student after", 1.3)):
+        metrics = {"acceptance_rate": 0.5, "speed_up": ratio}
+        found = {"system": system, "label": system, "task": "draft", "metrics": metrics}
+        found["settings"] = {"kind": "speculative"}
+        (folder / f"evaluation/{system.replace(' ', '-')}.draft.json").write_text(json.dumps(found))
+    words = "As a draft model student before makes the teacher slower: 0.44 times its own tokens per second."
+    assert words in page([folder], tmp_path / "page.html")[1].text
+    assert words in comparison_tables(load_runs([folder]))[1].note
+    assert "student after makes" not in comparison_tables(load_runs([folder]))[1].note

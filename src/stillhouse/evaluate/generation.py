@@ -202,6 +202,21 @@ def _row(prompt: Prompt, seed: int, text: str, score: float, completion: Complet
     }
 
 
+def with_sums(
+    rows: Sequence[dict[str, Any]], sums: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[dict[str, Any]]:
+    """The rows with what each prompt adds to means over tokens, `sums: {NAME: [total, tokens]}`, in its first
+    row."""
+    seen: set[Any] = set()
+    found = []
+    for row in rows:
+        own = {} if row["id"] in seen else sums.get(row["id"], {})
+        seen.add(row["id"])
+        rounded = {name: [float(f"{total:.6g}"), tokens] for name, (total, tokens) in own.items()}
+        found.append({**row, "sums": rounded} if rounded else row)
+    return found
+
+
 def to_responses(prompts: Sequence[Prompt], completions: Sequence[Completion], source: Any) -> list[Response]:
     """Completions as responses to their prompts, for metrics of likelihood."""
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ from stillhouse.evaluate.metrics.distributions import Calibration, Fidelity, Fid
 from stillhouse.models import head_of, hidden_rows
 
 logger = logging.getLogger("stillhouse")
+
+TokenSums = dict[str, dict[str, list[float]]]
+"""By the id of a prompt and the name of a mean over tokens: the sum over the tokens of its responses, and how
+many these are."""
+
+FIDELITY = ("kl_to_teacher", "reverse_kl_to_teacher", "tvd", "top1_agreement")
+"""What `Fidelity.update` returns, in order."""
 
 CHUNK = 1024
 """Response positions whose logits are in memory at a time."""
@@ -39,6 +46,8 @@ class Likelihood:
     """Expected calibration error of the student, 0 to 1."""
     teacher_calibration_error: float | None
     """That of the teacher on the same text; None without a teacher."""
+    sums: TokenSums = field(default_factory=dict)
+    """Of the loss and the measures of fidelity, for intervals over prompts."""
 
 
 def likelihood(
@@ -73,6 +82,7 @@ def likelihood(
     student.eval()
     fidelity, calibration, teacher_calibration = Fidelity(), Calibration(), Calibration()
     total, tokens = 0.0, 0
+    sums: TokenSums = {}
     try:
         with torch.no_grad():
             for some in _batches(responses, batch_size):
@@ -80,15 +90,22 @@ def likelihood(
                 labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
                 teacher_hidden = None if teacher is None else hidden_rows(teacher, batch)
+                sequences = torch.from_numpy(batch.row_sequences).to(labels.device)
+                by_sequence = torch.zeros(5, len(some), dtype=torch.float64, device=labels.device)
                 for rows in torch.arange(len(labels)).split(CHUNK):
                     logits = head_of(student, vocab_size).logits(hidden[rows])
-                    total -= logits.log_softmax(-1).gather(1, labels[rows, None]).double().sum().item()
+                    nats = -logits.log_softmax(-1).gather(1, labels[rows, None])[:, 0].double()
+                    total += nats.sum().item()
+                    by_sequence[0].index_add_(0, sequences[rows], nats)
                     calibration.update(logits, labels[rows])
                     if teacher is not None and teacher_hidden is not None:
                         teacher_logits = head_of(teacher, vocab_size).logits(teacher_hidden[rows])
-                        fidelity.update(logits, teacher_logits)
+                        values = fidelity.update(logits, teacher_logits)
+                        by_sequence[1:].index_add_(1, sequences[rows], values.double())
                         teacher_calibration.update(teacher_logits, labels[rows])
                 tokens += len(labels)
+                names = ("loss", *(() if teacher is None else FIDELITY))
+                _add_sums(sums, some, names, by_sequence)
     finally:
         student.train(training)
     return Likelihood(
@@ -97,7 +114,18 @@ def likelihood(
         None if teacher is None else fidelity.scores(),
         calibration.error(),
         None if teacher is None else teacher_calibration.error(),
+        sums,
     )
+
+
+def _add_sums(
+    sums: TokenSums, responses: Sequence[Response], names: Sequence[str], by_sequence: torch.Tensor
+) -> None:
+    for response, values in zip(responses, by_sequence.T.tolist(), strict=True):
+        own = sums.setdefault(response.prompt.id, {name: [0.0, 0] for name in names})
+        for name, value in zip(names, values, strict=False):
+            own[name][0] += value
+            own[name][1] += len(response.token_ids)
 
 
 def _cut_at_unknown_tokens(responses: Sequence[Response], vocab_size: int) -> list[Response]:
@@ -128,7 +156,7 @@ def likelihood_metrics(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     **options: Any,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], TokenSums]:
     """Loss on the references; with a teacher also fidelity there and (`_on_own_text`) on the responses.
 
     Args:
@@ -137,19 +165,31 @@ def likelihood_metrics(
         prompts: those without a reference take no part in the loss.
         responses: at least one.
         **options: `pad_id`, `vocab_size` and `batch_size` of `likelihood`.
+
+    Returns:
+        The measures, and what each prompt adds to them.
     """
     metrics: dict[str, float] = {}
+    sums: TokenSums = {}
     references = references_of(prompts)
     if references:
         result = likelihood(model, references, teacher=teacher, **options)
         metrics["loss"] = result.loss
         if result.fidelity is not None:
             metrics |= result.fidelity.as_metrics()
+        sums = result.sums
     if teacher is not None:
-        own = likelihood(model, responses, teacher=teacher, **options).fidelity
-        assert own is not None
-        metrics |= {f"{name}_on_own_text": value for name, value in own.as_metrics().items()}
-    return metrics
+        own = likelihood(model, responses, teacher=teacher, **options)
+        assert own.fidelity is not None
+        metrics |= {f"{name}_on_own_text": value for name, value in own.fidelity.as_metrics().items()}
+        merge_sums(sums, own.sums, "_on_own_text")
+    return metrics, sums
+
+
+def merge_sums(sums: TokenSums, more: TokenSums, ending: str = "") -> None:
+    """Add the sums of other measures, under names with an ending."""
+    for id, own in more.items():
+        sums.setdefault(id, {}).update({f"{name}{ending}": pair for name, pair in own.items()})
 
 
 def references_of(prompts: Iterable[Prompt]) -> list[Response]:

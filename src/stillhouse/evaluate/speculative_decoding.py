@@ -71,6 +71,16 @@ class SpeculativeResult:
     """Of the generated tokens under the target model."""
     responses: list[list[int]] = field(default_factory=list)
     """Token ids for each prompt."""
+    by_prompt: list[dict[str, tuple[float, float]]] = field(default_factory=list)
+    """For each prompt what it adds to the rates: numerator and denominator by name."""
+
+    def counts(self) -> dict[str, tuple[float, float]]:
+        """Numerators and denominators of the rates so far."""
+        return {
+            "acceptance_rate": (self.accepted, self.tested),
+            "expected_acceptance_rate": (self.expected_accepted, self.tested),
+            "block_efficiency": (self.tokens, self.target_passes),
+        }
 
     @property
     def acceptance_rate(self) -> float:
@@ -179,6 +189,7 @@ class SpeculativeDecoder:
         result = SpeculativeResult()
         for index, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+            before = result.counts()
             models = [CachedModel(model, self.vocab_size, self.temperature) for model in (target, draft)]
             try:
                 response = self._generate_one(models[0], models[1], list(prompt), generator, result)
@@ -188,6 +199,12 @@ class SpeculativeDecoder:
                     f"are rolled back ({type(error).__name__}: {error})"
                 ) from error
             result.responses.append(response)
+            result.by_prompt.append(
+                {
+                    name: (above - before[name][0], below - before[name][1])
+                    for name, (above, below) in result.counts().items()
+                }
+            )
         return result
 
     def _generate_one(

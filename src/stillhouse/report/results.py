@@ -74,6 +74,8 @@ class TaskResults:
     settings: list[tuple[str, str]]
     differences: tuple[str, ...]
     """In what the systems were not measured alike."""
+    slow_drafts: tuple[str, ...] = ()
+    """Which students make the teacher slower as its draft model, in words."""
 
 
 def task_results(systems: Sequence[System]) -> list[TaskResults]:
@@ -83,13 +85,15 @@ def task_results(systems: Sequence[System]) -> list[TaskResults]:
         here = [system for system in systems if system.task == task]
         metrics = shown_metrics(system.metrics for system in here)
         different = tuple(measured_differently(here))
-        note = f"Not measured alike: {'; '.join(different)}." if different else ""
+        slow = tuple(_slow_drafts(here))
+        unlike = f"Not measured alike: {'; '.join(different)}." if different else ""
+        note = " ".join(filter(None, (unlike, *slow)))
         table = _table(task, here, [metric for metric in metrics if metric.main], note)
         further = [metric for metric in metrics if not metric.main]
         more = _table(task, here, further) if further else None
         main = main_metric(system.metrics for system in here)
         apart = differences_table(main, here) if main is not None else None
-        found.append(TaskResults(task, table, more, apart, _settings(here), different))
+        found.append(TaskResults(task, table, more, apart, _settings(here), different, slow))
     return found
 
 
@@ -111,7 +115,13 @@ def _table(task: str, systems: Sequence[System], metrics: list[MetricInfo], note
         *([PROMPTS] if len(counts) > 1 else []),
         *(metric.column() for metric in metrics),
     ]
-    notes = filter(None, (note, *_legend(rows)))
+    notes = filter(
+        None,
+        (
+            note,
+            *_legend(rows),
+        ),
+    )
     return Table(columns, rows, _title(task, systems), " ".join(notes))
 
 
@@ -142,6 +152,16 @@ def _legend(rows: Sequence[Sequence[TableCell]]) -> list[str]:
     if any(cell.best for cell in cells):
         found.append("Bold: best, or not to be told apart from it.")
     return found
+
+
+def _slow_drafts(systems: Sequence[System]) -> list[str]:
+    """In words, which students make the teacher slower as its draft model."""
+    found = [(s.label, s.metrics["speed_up"]) for s in systems if is_number(s.metrics.get("speed_up"))]
+    return [
+        f"As a draft model {label} makes the teacher slower: {ratio:.2f} times its own tokens per second."
+        for label, ratio in found
+        if ratio < 1
+    ]
 
 
 def _system_cell(system: System) -> SystemCell:

@@ -13,7 +13,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import generate_and_score
-from stillhouse.evaluate.generation import questions_digest, token_ids_digest
+from stillhouse.evaluate.generation import questions_digest, token_ids_digest, with_sums
 from stillhouse.evaluate.likelihood import likelihood_metrics
 from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask
 from stillhouse.models import fingerprint, parameter_counts, unwrap
@@ -180,19 +180,17 @@ def evaluate_prompts(
     scored = generate_and_score(
         parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, journal=journal
     )
-    metrics = {
-        **scored.metrics,
-        **likelihood_metrics(
-            model,
-            None if model is parts.teacher else parts.comparable,
-            prompts,
-            scored.responses,
-            pad_id=parts.facts.pad_id,
-            vocab_size=parts.vocab,
-            batch_size=config.batch_size,
-        ),
-        "parameters": parameter_counts(model)["parameters"],
-    }
+    likelihoods, sums = likelihood_metrics(
+        model,
+        None if model is parts.teacher else parts.comparable,
+        prompts,
+        scored.responses,
+        pad_id=parts.facts.pad_id,
+        vocab_size=parts.vocab,
+        batch_size=config.batch_size,
+    )
+    parameters = parameter_counts(model)["parameters"]
+    metrics = {**scored.metrics, **likelihoods, "parameters": parameters}
     model.train(training)
     settings = {
         "sampling": sampling.model_dump(mode="json"),
@@ -203,4 +201,4 @@ def evaluate_prompts(
         "loss": "nats per reference token",
         "fidelity": "on references; _on_own_text: on the student's own responses of the first seed",
     }
-    return metrics, settings, scored.rows
+    return metrics, settings, with_sums(scored.rows, sums)

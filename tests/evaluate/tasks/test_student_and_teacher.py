@@ -18,6 +18,7 @@ from stillhouse.evaluate.metrics.distributions import Calibration
 from stillhouse.evaluate.metrics.text import self_bleu
 from stillhouse.evaluate.tasks import REGISTRY, TaskResult
 from stillhouse.files import locate
+from stillhouse.report.scores import prompt_sums
 
 
 def rows(folder: Path, count: int = 4) -> dict[str, Any]:
@@ -62,8 +63,11 @@ def test_a_model_is_calibrated_on_its_own_text_and_near_itself(tmp_path: Path) -
 def test_both_texts_are_kept(tmp_path: Path) -> None:
     found = measured("fidelity", data=rows(tmp_path, 2), sampling={"max_tokens": 8}, seeds=[1])
     assert [set(row) for row in found.rows] == [
-        {"id", "seed", "prompt", "references", "response", "teacher_response", "tokens", "finished"}
+        {"id", "seed", "prompt", "references", "response", "teacher_response", "tokens", "finished", "sums"}
     ] * 2
+    # Every measure that is a mean over tokens is accounted for by the prompts.
+    accounted = prompt_sums(found.metrics, found.rows)
+    assert {name for name in found.metrics if "calibration" not in name} <= set(accounted)
     assert found.rows[0]["response"] != found.rows[0]["teacher_response"]
 
 
@@ -128,6 +132,7 @@ def test_speculative_decoding_is_counted_and_timed(tmp_path: Path) -> None:
         found.metrics["expected_acceptance_rate"], abs=0.15
     )
     assert found.metrics["speed_up"] > 0
+    assert {"acceptance_rate", "block_efficiency"} <= set(prompt_sums(found.metrics, found.rows))
     assert max(abs(found.metrics[f"{whose}distribution_z"]) for whose in ("", "assisted_")) < 4
     assert models()[2].generation_config.num_assistant_tokens != 2  # what was set is put back
     assert len(found.rows) == 4

@@ -52,12 +52,15 @@ class Fidelity:
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
+    def update(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Add positions.
 
         Args:
             student_logits: [N, V], any floating dtype; -inf for excluded tokens.
             teacher_logits: [N, V], the same positions and vocabulary.
+
+        Returns:
+            [4, N] the values of each position: forward KL, reverse KL, TVD, top-1 agreement.
 
         Raises:
             ValueError: the shapes differ.
@@ -68,10 +71,11 @@ class Fidelity:
                 "fidelity: student and teacher logits must have one shape [N, V]; "
                 f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
             )
-        sums = torch.zeros(4, dtype=torch.float64, device=student_logits.device)
         rows = zip(student_logits.split(self.chunk), teacher_logits.split(self.chunk), strict=True)
-        for student, teacher in rows:
-            sums += _row_values(student.float(), teacher.float()).sum(dim=1, dtype=torch.float64)
+        values = [_row_values(student.float(), teacher.float()) for student, teacher in rows]
+        sums = torch.zeros(4, dtype=torch.float64, device=student_logits.device)
+        for part in values:
+            sums += part.sum(dim=1, dtype=torch.float64)
         added = sums.cpu()
         if added.isnan().any():
             raise DataError(
@@ -79,6 +83,7 @@ class Fidelity:
             )
         self._sums += added
         self.tokens += student_logits.shape[0]
+        return torch.cat(values, dim=1) if values else sums[:, None][:, :0]
 
     def scores(self) -> FidelityScores:
         """The means so far.

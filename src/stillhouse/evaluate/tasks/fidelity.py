@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from stillhouse.config import ListOf
 from stillhouse.core.types import Response
 from stillhouse.engines.base import Sampling
-from stillhouse.evaluate.generation import Generations, response_statistics, to_responses
+from stillhouse.evaluate.generation import Generations, response_statistics, to_responses, with_sums
 from stillhouse.evaluate.metrics.text import distinct_n, rouge_l_if_referenced, self_bleu
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
 from stillhouse.evaluate.tasks.prompts import EvalSession, PromptTask, mean_over_seeds
+
+if TYPE_CHECKING:
+    from stillhouse.evaluate.likelihood import TokenSums
 
 SAMPLED = Sampling(temperature=1.0)
 
@@ -36,7 +39,7 @@ class TeacherFidelity(PromptTask):
 
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Generate with both models, then compare."""
-        from stillhouse.evaluate.likelihood import references_of
+        from stillhouse.evaluate.likelihood import merge_sums, references_of
 
         session = self.session(context)
         prompts = session.eval_set.prompts
@@ -61,18 +64,21 @@ class TeacherFidelity(PromptTask):
                     else:
                         rows[key]["teacher_response"] = text
         metrics: dict[str, Any] = {}
+        sums: TokenSums = {}
         for suffix, responses in texts.items():
             if responses:
-                metrics |= {f"{name}{suffix}": value for name, value in _compare(context, responses).items()}
+                found, by_prompt = _compare(context, responses)
+                metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+                merge_sums(sums, by_prompt, suffix)
         settings = {
             **session.settings(),
             "texts": "references; _on_teacher_text, _on_own_text: sampled from teacher and student",
             "calibration": "expected calibration error of next-token predictions, 15 equal bins",
         }
-        return TaskResult(metrics, settings, list(rows.values()))
+        return TaskResult(metrics, settings, with_sums(list(rows.values()), sums))
 
 
-def _compare(context: EvalContext, responses: Sequence[Response]) -> dict[str, float]:
+def _compare(context: EvalContext, responses: Sequence[Response]) -> tuple[dict[str, float], TokenSums]:
     from stillhouse.evaluate.likelihood import likelihood
 
     result = likelihood(context.model, responses, teacher=context.teacher, **context.likelihood_options())
@@ -80,7 +86,7 @@ def _compare(context: EvalContext, responses: Sequence[Response]) -> dict[str, f
     if result.fidelity is not None and result.teacher_calibration_error is not None:
         metrics |= result.fidelity.as_metrics()
         metrics["teacher_calibration_error"] = result.teacher_calibration_error
-    return metrics
+    return metrics, result.sums
 
 
 @REGISTRY.register

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,9 @@ from stillhouse.evaluate.metrics.text import corpus_bleu, corpus_chrf, rouge_l_i
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask
 from stillhouse.evaluate.tasks.exact_match import normalized
 from stillhouse.evaluate.tasks.prompts import EvalExample, EvalSet, ScoredTask, Scores, mean_over_seeds
+
+if TYPE_CHECKING:
+    from stillhouse.evaluate.likelihood import TokenSums
 
 Metric = Literal["rouge_l", "bleu", "chrf", "exact_match"]
 CORPUS_METRICS = {"bleu": corpus_bleu, "chrf": corpus_chrf}
@@ -148,10 +151,10 @@ class FreeTextTask(ScoredTask):
 
     def extra_metrics(
         self, context: EvalContext, examples: Sequence[EvalExample], responses: Sequence[Response]
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], TokenSums]:
         """Loss on the references; with a teacher also fidelity there and on the student's own responses."""
         if not self.likelihood:
-            return {}
+            return {}, {}
         from stillhouse.evaluate.likelihood import likelihood_metrics
 
         prompts = [example.prompt for example in examples]

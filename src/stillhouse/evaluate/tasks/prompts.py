@@ -31,11 +31,14 @@ from stillhouse.evaluate.generation import (
     response_statistics,
     to_responses,
     token_ids_digest,
+    with_sums,
 )
 from stillhouse.evaluate.tasks.base import EvalContext, EvalTask, TaskResult
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from stillhouse.evaluate.likelihood import TokenSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,15 +339,16 @@ class ScoredTask(PromptTask):
 
     def extra_metrics(
         self, context: EvalContext, examples: Sequence[EvalExample], responses: Sequence[Response]
-    ) -> dict[str, float]:
-        """Metrics that are no average of scores, such as likelihoods.
+    ) -> tuple[dict[str, float], TokenSums]:
+        """Metrics that are no average of scores, such as likelihoods, and what each prompt adds to those that
+        are means over tokens.
 
         Args:
             context: the system.
             examples: each once.
             responses: those of the first seed, `samples` for each example.
         """
-        return {}
+        return {}, {}
 
     def score_settings(self) -> dict[str, Any]:
         """What the reader of a result has to know about the scores."""
@@ -365,13 +369,10 @@ class ScoredTask(PromptTask):
                 sample = {"sample": index % self.samples} if self.samples > 1 else {}
                 rows.append({**row, **sample, **scored[index]})
         first = to_responses(prompts, next(iter(generations.by_seed.values())), context.role)
-        metrics = {
-            **self.aggregate(rows),
-            **response_statistics(rows, generations.seconds),
-            **self.extra_metrics(context, session.eval_set.examples, first),
-        }
+        extra, sums = self.extra_metrics(context, session.eval_set.examples, first)
+        metrics = {**self.aggregate(rows), **response_statistics(rows, generations.seconds), **extra}
         settings = {**session.settings(), "samples": self.samples, **self.score_settings()}
-        return TaskResult(metrics, settings, rows)
+        return TaskResult(metrics, settings, with_sums(rows, sums))
 
 
 def mean_over_seeds(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:

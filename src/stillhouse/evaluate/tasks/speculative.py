@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,8 +17,12 @@ from stillhouse.config import ListOf
 from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.evaluate.generation import with_sums
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
 from stillhouse.evaluate.tasks.prompts import EvalSession, PromptTask
+
+if TYPE_CHECKING:
+    from stillhouse.evaluate.speculative_decoding import SpeculativeResult
 
 Gamma = Annotated[int, Field(ge=1, le=64)]
 
@@ -79,17 +83,20 @@ class DraftModelQuality(PromptTask):
         self._check_sampling(session.sampling)
         points: list[dict[str, float]] = []
         responses: list[Response] = []
+        sums: dict[str, dict[str, tuple[float, float]]] = {}
         gammas = sorted({*self.gammas, self.gamma})
         with console.progress(context.title or self.title, total=len(gammas)) as bar:
             for gamma in gammas:
-                point, token_ids = self._decode_with(session, gamma)
+                point, result = self._decode_with(session, gamma)
                 points.append(point)
                 bar.advance(1, acceptance=point["acceptance_rate"])
                 if gamma == self.gamma:
                     responses = [
                         Response(prompt, tuple(ids), "teacher", ids[-1] == session.encoder.end_id)
-                        for prompt, ids in zip(session.eval_set.prompts, token_ids, strict=True)
+                        for prompt, ids in zip(session.eval_set.prompts, result.responses, strict=True)
                     ]
+                    prompts = session.eval_set.prompts
+                    sums = {p.id: own for p, own in zip(prompts, result.by_prompt, strict=True)}
         rows = [
             session.row(example, session.seeds[0], response, session.decode(response))
             for example, response in zip(session.eval_set.examples, responses, strict=True)
@@ -106,7 +113,7 @@ class DraftModelQuality(PromptTask):
             "gamma": self.gamma,
             "speed_up": "assisted generation of transformers, batch size 1, alternating; tokens per second",
         }
-        return TaskResult({**metrics, "by_gamma": points}, settings, rows)
+        return TaskResult({**metrics, "by_gamma": points}, settings, with_sums(rows, sums))
 
     def _check_sampling(self, sampling: Sampling) -> None:
         plain = Sampling(temperature=sampling.temperature, max_tokens=sampling.max_tokens)
@@ -121,8 +128,8 @@ class DraftModelQuality(PromptTask):
                     )
                 )
 
-    def _decode_with(self, session: EvalSession, gamma: int) -> tuple[dict[str, float], list[list[int]]]:
-        """The point of the curve and the responses for one gamma."""
+    def _decode_with(self, session: EvalSession, gamma: int) -> tuple[dict[str, float], SpeculativeResult]:
+        """The point of the curve for one gamma, and what was generated and counted for it."""
         from stillhouse.evaluate.speculative_decoding import SpeculativeDecoder
 
         context = session.context
@@ -147,7 +154,7 @@ class DraftModelQuality(PromptTask):
             "block_efficiency_if_independent": independent,
             **({"distribution_z": result.distribution.z} if session.sampling.temperature > 0 else {}),
         }
-        return point, result.responses
+        return point, result
 
     def _time_assisted_generation(self, session: EvalSession) -> dict[str, float]:
         """Tokens per second of the teacher with and without the student: medians over prompts."""
