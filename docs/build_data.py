@@ -27,10 +27,12 @@ A row is read by the first of these formats that it has. A format that is not li
 
 {formats}
 
-The response is looked for in `outputs`, `output`, `response`, `completion` and `answer`, whatever the field
-of the prompt. It may be a list: the first is trained on, all are references for the evaluation, and
+Where the table says "the response", it is looked for in `outputs`, `output`, `response`, `completion`,
+`answer` and `answers`. It may be a list: the first is trained on, all are references for the evaluation, and
 `each_output: true` trains on each. Rows without a response are prompts, for methods that generate
-responses. Other fields are kept for tasks and filters that need them, such as the tests of a programming
+responses. Reasoning is read from `reasoning_content`, `reasoning` or `thinking`. Numbers are read as text. A
+field that would change the prompt (a system message, context, history, tools) is read or the row is refused;
+Other fields are kept for tasks and filters that need them, such as the tests of a programming
 task.
 
 For rows in another format, `fields` names the fields:
@@ -54,8 +56,8 @@ def pages() -> dict[str, str]:
     return {
         "data.md": PAGE.format(
             formats=table(
-                ("format", "what it is", "example"),
-                ((f.name, summary(type(f)), f"`{f.example}`") for f in FORMATS),
+                ("format", "what it is", "fields that it reads", "example"),
+                ((f.name, summary(type(f)), f.reads, f"`{f.example}`") for f in FORMATS),
             ),
             fields=table(
                 ("`fields.`", "the field with"),

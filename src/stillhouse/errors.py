@@ -60,6 +60,21 @@ class DataError(StillhouseError, ValueError):
     """A data file cannot be used: missing fields, no rows, broken lines. Names the file and the line."""
 
 
+class RowError(DataError):
+    """One row of a data file cannot be used: the field and what is wrong with it.
+
+    Example: `RowError("train.jsonl:7", "field 'prompt' is null", "null in a field")`
+    """
+
+    def __init__(self, location: str, problem: str, reason: str) -> None:
+        """An error about the row at `location`; `reason` is what such rows are counted under."""
+        super().__init__(location, problem, reason)
+        self.location, self.problem, self.reason = location, problem, reason
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.problem}"
+
+
 class ModelError(StillhouseError, ValueError):
     """A model or tokenizer cannot be used: not a model folder, tokenizers that differ, unknown layers."""
 

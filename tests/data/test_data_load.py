@@ -94,7 +94,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, wo
 
 def test_a_named_conversation_that_is_none_is_not_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"turns": "user: hi", "prompt": "something else"}])
-    with pytest.raises(DataError, match=r"field 'turns' \(fields.messages\) should be a list"):
+    with pytest.raises(DataError, match=r"field 'turns' should be a list of turns"):
         loaded({"path": path, "fields": {"messages": "turns"}})
 
 

@@ -12,7 +12,8 @@ from tests.conftest import ROOT, script
 from stillhouse.config.strict_yaml import parse
 from stillhouse.data import DataConfig
 from stillhouse.data.formats import FORMATS, RowFormat, read_row, register
-from stillhouse.data.formats.base import RawRow, read_string
+from stillhouse.data.formats.base import RawRow
+from stillhouse.data.formats.values import read_string
 from stillhouse.data.rows import Fields, Row
 from stillhouse.errors import DataError
 
@@ -24,14 +25,15 @@ def test_a_format_is_detected_by_its_example_and_reads_it(row_format: RowFormat)
     assert first is row_format
     row = read_row(raw, Fields(), "example")
     assert row == row_format.parsed
-    assert row.extra == {}
+    assert row.extra == row_format.parsed.extra
+    assert row.format == row_format.name
     assert row_format.__doc__
 
 
 @pytest.mark.parametrize("row_format", FORMATS, ids=lambda row_format: row_format.name)
 def test_what_a_format_reads_is_a_prompt_that_reads_back_the_same(row_format: RowFormat) -> None:
     row = row_format.parsed
-    if row.text is not None:
+    if row.text is not None and not row.messages:
         return
     again = read_row(row.prompt_fields(), Fields(), "example")
     assert (again.instruction, again.input, again.messages) == (row.instruction, row.input, row.messages)
@@ -69,7 +71,7 @@ def _restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_restored")
 def test_a_new_format_is_one_class() -> None:
-    with pytest.raises(DataError, match=r"understood are messages, .*question/answer and text\. Name"):
+    with pytest.raises(DataError, match=r"understood are messages, .*question/answer, .* and text\. Name"):
         read_row({"dialogue": "hi"}, Fields(), "here")
 
     @register
@@ -78,6 +80,7 @@ def test_a_new_format_is_one_class() -> None:
 
         name = "dialogue"
         precedence = 25
+        reads = "`dialogue`"
         example = '{"dialogue": "hi"}'
         parsed = Row("example", instruction="hi")
 
@@ -88,10 +91,10 @@ def test_a_new_format_is_one_class() -> None:
             return Row(location, instruction=read_string(raw["dialogue"], "dialogue", location))
 
     assert read_row({"dialogue": "hi", "prompt": "no"}, Fields(), "here") == Row("here", instruction="hi")
-    with pytest.raises(DataError, match=r"instruction/input/output, dialogue, prompt/response"):
+    with pytest.raises(DataError, match=r"instruction/input/output, dialogue, system_prompt"):
         read_row({"foo": "hi"}, Fields(), "here")
     page = script(ROOT / "docs" / "build_data.py").pages()["data.md"]
-    assert '| dialogue | One turn in a field called `dialogue`. | `{"dialogue": "hi"}` |' in page
+    assert '| dialogue | One turn in a field called `dialogue`. | `dialogue` | `{"dialogue": "hi"}` |' in page
     with pytest.raises(ValueError, match="the name or the precedence of DialogueFormat"):
         register(DialogueFormat)
 

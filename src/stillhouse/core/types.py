@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -12,11 +13,18 @@ Source = Literal["fixed", "teacher", "student", "text"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """The text of a turn of a conversation; its tool calls as lines of JSON."""
+    calls = turn.get("tool_calls") or ()
+    lines = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
+    return "\n".join(filter(None, (turn["content"], *lines)))
+
+
 def question_of(row: Mapping[str, Any]) -> str:
     """The prompt of a row as one text: its `prompt` (a text or turns) and its `input`."""
     prompt = row["prompt"]
     if not isinstance(prompt, str):
-        prompt = "\n".join(turn["content"] for turn in prompt)
+        prompt = "\n".join(map(turn_text, prompt))
     return f"{prompt}\n{row['input']}" if row.get("input") else prompt
 
 

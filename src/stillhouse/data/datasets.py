@@ -66,8 +66,8 @@ class DatasetConfig(StrictConfig):
             counts["rows"] += 1
             row = read_row(raw, self.fields, location)
             if self.labelled is not None and counts["rows"] > self.labelled:
-                counts["unlabelled"] += row.response is not None
-                row = Row(row.location, row.instruction, row.input, row.messages, text=row.text)
+                counts["unlabelled"] += row.has_response
+                row = row.without_response()
             yield row
 
 
@@ -169,7 +169,9 @@ def _has_lone_surrogate(text: str, row: Any) -> bool:
 
 def _without_stage_fields(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a stage file as a dataset row: without token ids and scores."""
-    return {name: row[name] for name in ("prompt", "input", "response") if name in row} | row.get("facts", {})
+    return {name: row[name] for name in ("prompt", "input", "tools", "response") if name in row} | row.get(
+        "facts", {}
+    )
 
 
 @DATASETS.register

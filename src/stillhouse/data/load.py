@@ -222,7 +222,7 @@ class _PromptBuilder:
     def with_ids(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         """(Id of the prompt, row); with `each_output` one for each output."""
         for number, row in enumerate(rows, start=1):
-            if row.text is not None:
+            if row.text is not None and not row.has_prompt:
                 raise DataError(
                     f"{row.location}: holds plain text, no prompt. Give the file as data.text, or name the "
                     f"field with the prompt: data.{self.name}.fields.prompt"
@@ -243,12 +243,12 @@ class _PromptBuilder:
                 self.prompts.append(prompt)
 
     def _usable(self, row: Row) -> bool:
-        if not row.user_text.strip():
+        if row.asks_nothing:
             self.dropped["empty prompt"] += 1
             return False
-        if row.response is not None or not self.needs_response:
+        if row.has_response or not self.needs_response:
             return True
-        if self.dataset.labelled is not None:
+        if row.unlabelled:
             self.dropped["unlabelled"] += 1
         elif self.config.no_response == "drop":
             self.dropped["no response"] += 1

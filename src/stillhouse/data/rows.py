@@ -17,15 +17,27 @@ class Fields(StrictConfig):
     """Which field of a row holds what, for rows in none of the known formats. The others are detected."""
 
     prompt: str | None = None
-    """The field with the question or instruction."""
+    """The field with the question or instruction: a text, or a list of turns."""
     input: str | None = None
     """The field with the text that the instruction is about."""
+    system: str | None = None
+    """The field with the system message."""
+    history: str | None = None
+    """The field with the earlier turns: pairs of question and answer, or a list of turns."""
+    tools: str | None = None
+    """The field with the tools that the assistant may call: a list of JSON schemas, or that as JSON text."""
+    reasoning: str | None = None
+    """The field with the reasoning before the response."""
     response: str | None = None
-    """The field with the response: a string, or a list of strings."""
+    """The field with the response: a text, a list of texts (references), or a list of turns."""
     messages: str | None = None
-    """The field with a conversation: a list of `{role, content}`."""
+    """The field with a conversation: a list of turns, each `{role, content}` or `{from, value}`."""
     text: str | None = None
     """The field with plain text."""
+
+    def named(self) -> dict[str, str]:
+        """The fields that are named, by role."""
+        return {role: name for role, name in self if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +63,17 @@ class Row:
     """The tools that the row offers, as JSON schemas, for the chat template."""
     references: tuple[str, ...] = ()
     text: str | None = None
+    """Plain text for the language-model loss; of templated text also beside the turns that it holds."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The fields that the format does not use."""
+    finished: bool = True
+    """False if the response was cut where it stands, so that it must not teach to end there."""
+    format: str = field(default="", compare=False)
+    """The name of the format that the row was read as."""
+    unlabelled: bool = field(default=False, compare=False)
+    """Whether its response was taken away, because it is beyond `labelled`."""
+    source: int = field(default=0, compare=False)
+    """Which of several mixed datasets it is from."""
 
     def prompt_fields(self) -> dict[str, Any]:
         """The prompt as the fields of a row, which `read_row` parses to the same prompt."""
@@ -63,6 +84,11 @@ class Row:
         return {"prompt": self.instruction, **given}
 
     @property
+    def has_prompt(self) -> bool:
+        """Whether it is more than plain text."""
+        return self.text is None or bool(self.messages or self.instruction)
+
+    @property
     def has_response(self) -> bool:
         """Whether there is something to train on."""
         return self.response is not None or bool(self.completion)
@@ -71,8 +97,15 @@ class Row:
     def user_text(self) -> str:
         """The part of the prompt that may be truncated: the last message, the input, or the instruction."""
         if self.messages:
-            return self.messages[-1]["content"]
+            return str(self.messages[-1]["content"])
         return self.input or self.instruction
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether the prompt is blank: its last turn has neither text nor tool calls, nor is a tool's."""
+        if self.messages and (self.messages[-1].get("tool_calls") or self.messages[-1]["role"] == "tool"):
+            return False
+        return not self.user_text.strip()
 
     def with_user_text(self, text: str) -> Row:
         """The same row with another `user_text`."""
@@ -81,7 +114,17 @@ class Row:
             return replace(self, messages=(*self.messages[:-1], last))
         return replace(self, input=text) if self.input else replace(self, instruction=text)
 
+    def without_response(self) -> Row:
+        """The same prompt without a response and without facts that tell it."""
+        facts = {name: self.extra[name] for name in ("teacher",) if name in self.extra}
+        return replace(
+            self, response=None, completion=(), references=(), finished=True, extra=facts, unlabelled=True
+        )
+
     def per_reference(self) -> Iterator[Row]:
         """One row for each reference, with that as its response; the row itself if it has at most one."""
-        for reference in self.references if len(self.references) > 1 else (self.response,):
+        if len(self.references) < 2:
+            yield self
+            return
+        for reference in self.references:
             yield replace(self, response=reference)

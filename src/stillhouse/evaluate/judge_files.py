@@ -12,6 +12,7 @@ from typing import Any
 from stillhouse import console
 from stillhouse.config import nearest
 from stillhouse.core.journal import Journal, content_digest
+from stillhouse.core.types import turn_text
 from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.judge import (
@@ -138,7 +139,7 @@ def _question(row: Mapping[str, Any], where: str) -> str:
         return str(asked["question"])
     (one,) = instruction_rows(asked, Fields(), where)[:1]
     if one.messages:
-        return "\n".join(turn["content"] for turn in one.messages)
+        return "\n".join(map(turn_text, one.messages))
     return "\n\n".join(filter(None, (one.instruction, one.input))).strip()
 
 

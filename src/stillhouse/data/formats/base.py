@@ -1,4 +1,4 @@
-"""What a row format is, the registry of formats, and the readers of fields that formats share.
+"""What a row format is, the registry of formats, and how a row is read by the first that matches.
 
 A format is a subclass of `RowFormat` in a file of this folder, decorated with `register`. Detection, the
 error message that lists the formats, the table in docs/data.md and the test of its example follow from that.
@@ -7,18 +7,24 @@ error message that lists the formats, the table in docs/data.md and the test of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Collection
+from dataclasses import replace
+from typing import ClassVar, TypeVar
 
 from stillhouse.config import nearest
-from stillhouse.data.rows import Fields, Message, Row
-from stillhouse.errors import DataError
+from stillhouse.data.formats.values import RawRow, is_blank
+from stillhouse.data.rows import Fields, Row
+from stillhouse.errors import RowError
 
-RawRow = Mapping[str, Any]
-"""A row as the file has it."""
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+INPUT_FIELDS = ("input", "context")
+HISTORY_FIELDS = ("history",)
+TOOLS_FIELDS = ("tools", "functions")
+PROMPT_PARTS = (*SYSTEM_FIELDS, *INPUT_FIELDS, *HISTORY_FIELDS, *TOOLS_FIELDS)
+"""Fields that change the prompt: a row is refused if it has one that its format does not read."""
 
-RESPONSE_FIELDS = ("outputs", "output", "response", "completion", "answer")
-"""Where a response is looked for, in this order."""
+OPTIONAL_ROLES = frozenset({"input", "system", "history", "tools", "reasoning", "response"})
+"""Roles of `fields` that a row may lack."""
 
 
 class RowFormat(ABC):
@@ -28,6 +34,8 @@ class RowFormat(ABC):
     """Its main fields, such as "instruction/input/output"."""
     precedence: ClassVar[int]
     """Formats are tried in ascending order: one whose rows another format would match too comes first."""
+    reads: ClassVar[str]
+    """The fields that it reads, for the docs."""
     example: ClassVar[str]
     """A typical row, as JSON."""
     parsed: ClassVar[Row]
@@ -62,100 +70,67 @@ def register(cls: type[FormatT]) -> type[FormatT]:
     return cls
 
 
-def read_row(raw: RawRow, fields: Fields, location: str) -> Row:
+def format_of(raw: RawRow, fields: Fields) -> RowFormat | None:
+    """The first format that matches a row."""
+    return next((known for known in FORMATS if known.matches(raw, fields)), None)
+
+
+def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str] = ()) -> Row:
     """Parse a row by the first format that matches.
 
+    Args:
+        raw: the row as the file has it.
+        fields: which field holds what, where the user said so.
+        location: file and line.
+        ignore: fields that are read as if they were not there; they stay among the row's facts.
+
     Raises:
-        DataError: no format matches, a field that `fields` names is missing, or a value has the wrong type.
+        RowError: no format matches, a field that `fields` names is missing, a value has the wrong type, or a
+            field that would change the prompt is not read.
     """
-    for role, name in fields.model_dump(exclude_none=True).items():
-        if name not in raw and role != "response":
-            raise DataError(
-                f"{location}: has no field {name!r} (fields.{role}){nearest(name, list(raw))}; "
-                f"its fields: {', '.join(raw)}"
+    seen = {name: value for name, value in raw.items() if name not in ignore} if ignore else raw
+    for role, name in fields.named().items():
+        if name not in seen and role not in OPTIONAL_ROLES:
+            raise RowError(
+                location,
+                f"has no field {name!r} (fields.{role}){nearest(name, list(seen))}; "
+                f"its fields: {', '.join(seen)}",
+                "field missing",
             )
-    for row_format in FORMATS:
-        if row_format.matches(raw, fields):
-            return row_format.read(raw, fields, location)
+    found = format_of(seen, fields)
+    if found is None:
+        raise _unknown_format(seen, location)
+    row = found.read(seen, fields, location)
+    _check_prompt_parts(row, found)
+    ignored = {name: raw[name] for name in ignore if name in raw}
+    return replace(row, format=found.name, extra={**row.extra, **ignored} if ignored else row.extra)
+
+
+def _unknown_format(raw: RawRow, location: str) -> RowError:
     names = [row_format.name for row_format in FORMATS]
-    raise DataError(
-        f"{location}: no prompt found in the fields {', '.join(raw) or '(none)'}; understood are "
-        f"{', '.join(names[:-1])} and {names[-1]}. Name the fields: fields: {{prompt: ..., response: ...}}"
+    named = {part for name in names for part in name.split("/")}
+    null = [name for name in raw if name in named and raw[name] is None]
+    if null:
+        return RowError(
+            location, f"field {null[0]!r} is null, and no other field holds a prompt", "no prompt"
+        )
+    return RowError(
+        location,
+        f"no prompt found in the fields {', '.join(raw) or '(none)'}; understood are "
+        f"{', '.join(names[:-1])} and {names[-1]}. Name the fields: fields: {{prompt: ..., response: ...}}",
+        "no known format",
     )
 
 
-class PromptFieldFormat(RowFormat):
-    """A prompt in one field, an optional input in another, and the response in any of `RESPONSE_FIELDS`."""
-
-    prompt_field: ClassVar[str]
-
-    def matches(self, raw: RawRow, fields: Fields) -> bool:
-        return fields.prompt is None and fields.text is None and self.prompt_field in raw
-
-    def read(self, raw: RawRow, fields: Fields, location: str) -> Row:
-        prompt = fields.prompt or self.prompt_field
-        responses = read_responses(raw, fields, location)
-        response = responses[0] if responses else None
-        response_field = fields.response or first_field(raw, RESPONSE_FIELDS)
-        if isinstance(raw[prompt], list):
-            return Row(
-                location,
-                messages=read_messages(raw[prompt], prompt, location),
-                response=response,
-                references=responses,
-                extra=other_fields(raw, prompt, response_field),
+def _check_prompt_parts(row: Row, row_format: RowFormat) -> None:
+    """Refuse a row with a field that would change the prompt and was not read."""
+    if not row.has_prompt:
+        return
+    for name in PROMPT_PARTS:
+        if not is_blank(row.extra.get(name)):
+            raise RowError(
+                row.location,
+                f"field {name!r} would change the prompt, and rows of {row_format.name} are read without it. "
+                f"If it is not part of the prompt, set data.ignore: [{name}]",
+                "field that changes the prompt is not read",
             )
-        given = fields.input or first_field(raw, ("input",))
-        return Row(
-            location,
-            instruction=read_string(raw[prompt], prompt, location),
-            input=read_string(raw[given], given, location) if given and raw[given] is not None else "",
-            response=response,
-            references=responses,
-            extra=other_fields(raw, prompt, given, response_field),
-        )
-
-
-def read_responses(raw: RawRow, fields: Fields, location: str) -> tuple[str, ...]:
-    """All responses of a row, without blank ones; of a list of messages, the last one's content."""
-    name = fields.response or first_field(raw, RESPONSE_FIELDS)
-    if name is None or raw.get(name) is None:
-        return ()
-    value = raw[name]
-    values = value if isinstance(value, list) else [value]
-    if values and all(isinstance(item, Mapping) for item in values):
-        values = [read_messages(values, name, location)[-1]["content"]]
-    texts = (read_string(item, name, location) for item in values)
-    return tuple(text for text in texts if text.strip())
-
-
-def read_messages(value: Any, name: str, location: str) -> tuple[Message, ...]:
-    """A list of `{role, content}`; other keys of a turn are ignored."""
-    messages = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            raise DataError(
-                f"{location}: turn {number} of {name!r} should be {{role, content}}, got {turn!r:.80}"
-            )
-        content = read_string(turn.get("content"), f"{name}[{number}].content", location)
-        messages.append({"role": turn["role"], "content": content})
-    return tuple(messages)
-
-
-def read_string(value: Any, name: str, location: str) -> str:
-    """The value of the field `name`, which must be a string."""
-    if not isinstance(value, str):
-        raise DataError(
-            f"{location}: field {name!r} should be text, got {type(value).__name__} {value!r:.80}"
-        )
-    return value
-
-
-def first_field(raw: RawRow, names: tuple[str, ...]) -> str | None:
-    """The first of `names` that the row has."""
-    return next((name for name in names if name in raw), None)
-
-
-def other_fields(raw: RawRow, *used: str | None) -> dict[str, Any]:
-    """The fields that are not `used`."""
-    return {name: value for name, value in raw.items() if name not in used}

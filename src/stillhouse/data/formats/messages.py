@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from stillhouse.data.formats.base import (
-    RawRow,
-    RowFormat,
-    other_fields,
-    read_messages,
-    read_responses,
-    register,
-)
+from stillhouse.data.formats.base import INPUT_FIELDS, RawRow, RowFormat, register
+from stillhouse.data.formats.conversation import conversation_row, split_conversation
+from stillhouse.data.formats.prompt_fields import PromptParts, is_detected, read_answers
+from stillhouse.data.formats.turns import holds_turns, read_messages
+from stillhouse.data.formats.values import other_fields
 from stillhouse.data.rows import Fields, Row
-from stillhouse.errors import DataError
+
+
+class TurnsFormat(RowFormat):
+    """A conversation in one field, with tools and a system message in others. A last turn of the assistant
+    is the response."""
+
+    turns_fields: tuple[str, ...]
+
+    def matches(self, raw: RawRow, fields: Fields) -> bool:
+        return is_detected(fields) and any(holds_turns(raw.get(name)) for name in self.turns_fields)
+
+    def read(self, raw: RawRow, fields: Fields, location: str) -> Row:
+        name = fields.messages or next(name for name in self.turns_fields if holds_turns(raw.get(name)))
+        parts = PromptParts.read(raw, fields, location, name, input_fields=())
+        turns, answers = split_conversation(read_messages(raw[name], name, location))
+        if fields.response:
+            answers = read_answers(raw, fields, location, ())
+        answers = parts.with_reasoning(answers, location)
+        context = parts.around(turns, location)
+        extra = other_fields(raw, name, *parts.fields, *answers.fields)
+        blank = [name for name in INPUT_FIELDS if extra.get(name) == ""]
+        return conversation_row(location, context, answers, parts.tools, other_fields(extra, *blank))
 
 
 @register
-class MessagesFormat(RowFormat):
-    """A conversation, as in OpenAI's chat format. A last turn of the assistant is the response."""
+class MessagesFormat(TurnsFormat):
+    """A conversation, as in OpenAI's chat format. A last turn of the assistant is the response. Content may
+    be null beside tool calls, or a list of text parts; `weight: 0` keeps a turn from being trained on; the
+    developer's turn is the system's. The list may be JSON text."""
 
     name = "messages"
     precedence = 10
+    turns_fields = ("messages", "conversation", "dialog", "dialogue")
+    reads = (
+        "`messages` (of each turn `role`, `content`, `tool_calls`, `tool_call_id`, `name`, `weight`, and "
+        "`reasoning_content`, `reasoning` or `thinking`), `tools`, `system`"
+    )
     example = (
         '{"messages": [{"role": "user", "content": "A fruit?"}, {"role": "assistant", "content": "Fig"}]}'
     )
@@ -31,29 +56,4 @@ class MessagesFormat(RowFormat):
     )
 
     def matches(self, raw: RawRow, fields: Fields) -> bool:
-        if fields.messages is not None:
-            return True
-        return fields.prompt is None and fields.text is None and isinstance(raw.get("messages"), list)
-
-    def read(self, raw: RawRow, fields: Fields, location: str) -> Row:
-        name = fields.messages or "messages"
-        if not isinstance(raw[name], list):
-            raise DataError(
-                f"{location}: field {name!r} (fields.messages) should be a list of {{role, content}}, "
-                f"got {type(raw[name]).__name__} {raw[name]!r:.80}"
-            )
-        messages = read_messages(raw[name], name, location)
-        responses = read_responses(raw, fields, location) if fields.response else ()
-        if messages and messages[-1]["role"] == "assistant":
-            *context, last = messages
-            responses = responses or ((last["content"],) if last["content"] else ())
-            messages = tuple(context)
-        if not messages:
-            raise DataError(f"{location}: the conversation in {name!r} has no turn before the response")
-        return Row(
-            location,
-            messages=messages,
-            response=responses[0] if responses else None,
-            references=responses,
-            extra=other_fields(raw, name, fields.response),
-        )
+        return fields.messages is not None or super().matches(raw, fields)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
-from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.core.types import Completion, Prompt, Response, turn_text
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.formats import read_row
 from stillhouse.data.load import TemplateField, encode_rows
@@ -286,7 +286,7 @@ class _Rows:
 
 def _question(row: Row) -> str:
     if row.messages:
-        return "\n\n".join(turn["content"] for turn in row.messages)
+        return "\n\n".join(map(turn_text, row.messages))
     return "\n\n".join(filter(None, (row.instruction, row.input)))
 
 

@@ -138,14 +138,14 @@ def _samples(path: Path) -> list[Sample]:
             return [Sample.from_row(row) for row in read_rows(path)]
     found = []
     for number, row in enumerate(source.rows(Counter())):
-        if row.response is None:
+        if not row.has_response:
             raise DataError(f"{row.location}: has no response to filter")
         raw = {
             "number": number,
             "id": f"{path.stem}:{number + 1}",
             "by": "data",
             **row.prompt_fields(),
-            "response": row.response,
+            "response": row.references[0] if row.references else row.response,
             "references": list(row.references),
             "facts": dict(row.extra),
         }

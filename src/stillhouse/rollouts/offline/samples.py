@@ -80,7 +80,7 @@ class Sample:
             row: the row.
             prompt: the prompt it responds to, if it is at hand; else one is made from the row.
         """
-        fields = {name: row[name] for name in ("prompt", "input") if row.get(name)}
+        fields = {name: row[name] for name in ("prompt", "input", "tools") if row.get(name)}
         prompt = prompt or Prompt(
             str(row.get("id", row.get("number", ""))),
             tuple(row.get("prompt_ids", ())),

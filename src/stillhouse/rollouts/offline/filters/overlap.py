@@ -90,7 +90,7 @@ def held_out_texts(datasets: Iterable[DatasetConfig]) -> tuple[str, ...]:
                 row = read_row(raw, dataset.fields, where)
             except DataError:
                 continue  # rows that only a task understands; all their strings are collected
-            if row.text is None:
+            if row.has_prompt:
                 found[question_of(row.prompt_fields())] = None
     return tuple(found)
 
