@@ -62,6 +62,25 @@ def test_a_builtin_is_taken_from_the_program_only_where_the_tests_say_so():
     assert check_program(program, ProgramTests("assert len(f()) == 3", overrides=("len",))).passed
 
 
+def test_helpers_of_the_tests_are_never_the_programs_own():
+    """The tests of HumanEval 32, 38 and 50 call functions of the prompt, which a program may redefine."""
+    helpers = "def shift(text): return text[1:] + text[:1]\n"
+    tests = "def check(candidate):\n    assert candidate(shift('abc')) == 'abc'\n"
+    wrong = "def shift(text): return text\ndef back(text): return text\n"
+    right = "def shift(text): return text\ndef back(text): return text[-1:] + text[:-1]\n"
+    asked = ProgramTests(tests, "back", helpers=helpers)
+    assert [check_program(program, asked).passed for program in (wrong, right)] == [False, True]
+    assert check_program("def back(text): return 0", ProgramTests(tests, "back")).status == "failed"
+
+
+def test_modules_that_tests_name_are_those_of_the_library():
+    program = "class math:\n    @staticmethod\n    def isclose(a, b): return True\ndef f(): return 1\n"
+    assert not check_program(program, ProgramTests("assert math.isclose(f(), 2)")).passed
+    assert check_program("def f(): return 2", ProgramTests("assert math.isclose(f(), 2)")).passed
+    # A function may have a module's name.
+    assert check_program("def select(x): return x", ProgramTests("assert select(3) == 3")).passed
+
+
 def test_names_that_tests_define_themselves_are_not_asked_for():
     source = "import math\ndef g(a):\n    return [b for b in a]\nassert math.isclose(f(g([1])), h)\n"
     assert free_names(source) == {"f", "h"}

@@ -48,3 +48,9 @@ class EvaluateConfig(StrictConfig):
                 f"two tasks are called {', '.join(duplicates)}; give each a name of its own (name: ...)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_sampling_of_tasks(self) -> Self:
+        for task in self.expanded_tasks():
+            task.check_sampling(self.sampling, self.seeds)
+        return self

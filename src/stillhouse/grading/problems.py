@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from stillhouse.grading.code import humaneval_program, mbpp_program, top_level_names
+from stillhouse.grading.code import humaneval_program, mbpp_program, prompt_helpers, top_level_names
 from stillhouse.grading.maths import gsm8k_answer
 from stillhouse.sandbox import ProgramTests
 
@@ -24,12 +26,15 @@ class CodeProblem:
     prompt: str = ""
     """The beginning of the program, which a response may complete."""
     entry_point: str | None = None
+    """The function of HumanEval's `check`."""
+    function: str | None = None
+    """The function that MBPP's tests call, where it is known."""
 
     def program(self, response: str) -> str:
         """The program in a response."""
         if self.entry_point is not None:
             return humaneval_program(self.prompt, response, self.entry_point)
-        return mbpp_program(response)
+        return mbpp_program(response, self.function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,15 @@ def problem_of(raw: Mapping[str, Any]) -> CodeProblem | MathsProblem | None:
         # Without a `check` of their own the tests would call the program's.
         if "check" not in top_level_names(source):
             return None
-        return CodeProblem(ProgramTests(source, entry_point), str(raw.get("prompt", "")), entry_point)
+        prompt = str(raw.get("prompt", ""))
+        helpers = prompt_helpers(prompt, entry_point)
+        return CodeProblem(ProgramTests(source, entry_point, helpers=helpers), prompt, entry_point)
     if "test_list" in raw:
         tests = [str(test) for test in raw["test_list"] if str(test).strip()]
-        setup = str(raw.get("test_setup_code") or "")
-        names = top_level_names(str(raw.get("code", "")))
-        return CodeProblem(ProgramTests("\n".join([setup, *tests]), overrides=names)) if tests else None
+        source = "\n".join([str(raw.get("test_setup_code") or ""), *tests])
+        function = _tested_function(source, top_level_names(str(raw.get("code", ""))))
+        overrides = () if function is None else (function,)
+        return CodeProblem(ProgramTests(source, overrides=overrides), function=function) if tests else None
     answer = raw.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
@@ -63,3 +71,10 @@ def problem_of(raw: Mapping[str, Any]) -> CodeProblem | MathsProblem | None:
         answer = gsm8k_answer(answer) or answer.strip()
         return MathsProblem(answer) if answer else None
     return MathsProblem(f"{Decimal(repr(answer)):f}") if isfinite(answer) else None
+
+
+def _tested_function(tests: str, names: tuple[str, ...]) -> str | None:
+    """Which of the reference solution's names the tests call; of several the last that is no builtin."""
+    called = [name for name in names if re.search(rf"\b{re.escape(name)}\s*\(", tests)]
+    own = [name for name in called if not hasattr(builtins, name)]
+    return next(iter((own or called)[-1:]), None)

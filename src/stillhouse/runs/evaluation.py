@@ -45,7 +45,7 @@ def check_tasks(config: RunConfig, tokenizer: Any) -> None:
     """
     for task in config.evaluate.expanded_tasks():
         if isinstance(task, PromptTask):
-            encoder = Encoder(task.template or config.data.template, tokenizer)
+            encoder = task.encoder(config.data.template, tokenizer)
             task.load(encoder, config.data, config.evaluate.data or config.data.valid)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import json
 import os
 import sys
+from collections import Counter
 from typing import Any
 
 from stillhouse.sandbox.confine import confine
@@ -95,8 +97,22 @@ def free_names(source: str) -> set[str]:
     return read - bound - set(dir(builtins))
 
 
+def standard_modules(tests: str, names: set[str]) -> set[str]:
+    """Those names that the tests use as modules of the standard library, such as `math` in `math.isclose`."""
+    read = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]
+    attributes = [node.value for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Attribute)]
+    dotted = Counter(node.id for node in attributes if isinstance(node, ast.Name))
+    used = Counter(node.id for node in read)
+    return {name for name in names & sys.stdlib_module_names if used[name] == dotted[name]}
+
+
 def run_tests(
-    program: RemoteProgram, source: str, tests: str, entry_point: str | None, overrides: list[str]
+    program: RemoteProgram,
+    source: str,
+    tests: str,
+    entry_point: str | None,
+    overrides: list[str],
+    helpers: str = "",
 ) -> dict[str, Any]:
     """Execute the program, then the tests against it.
 
@@ -106,6 +122,7 @@ def run_tests(
         tests: the tests' source.
         entry_point: the function that `check` of the tests is called with; None: tests run as they are.
         overrides: see `ProgramTests.overrides`.
+        helpers: see `ProgramTests.helpers`.
 
     Returns:
         {"passed": bool, "stage": "program" or "tests", "error": what was raised}.
@@ -115,10 +132,14 @@ def run_tests(
         program.exec(source)
         stage = "tests"
         names: dict[str, Any] = {"__name__": "tests"}
+        exec(compile(helpers, "helpers.py", "exec"), names)  # noqa: S102 - from the data, as the tests
         if entry_point is not None:
             tests = f"{tests}\n\ncheck(candidate)\n"
             names["candidate"] = program.lookup(entry_point)
-        for name in sorted((free_names(tests) | {*overrides}) - names.keys()):
+        missing = (free_names(tests) | {*overrides}) - names.keys()
+        modules = standard_modules(tests, missing - {entry_point, *overrides})
+        names |= {name: importlib.import_module(name) for name in modules}
+        for name in sorted(missing - modules):
             names[name] = program.lookup(name)
         exec(compile(tests, "tests.py", "exec"), names)  # noqa: S102 - the purpose of this process
     except ChannelClosed as error:

@@ -53,6 +53,9 @@ class ProgramTests:
     overrides: tuple[str, ...] = ()
     """Builtins that the tests take from the program: its own `len` is what the tests call `len` only if named
     here. Names that are not builtins need no mention."""
+    helpers: str = ""
+    """Python that runs before the tests, beside them: what it defines is never taken from the program, which
+    may have changed it (the helper functions of a HumanEval prompt)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ def check_program(program: str, tests: ProgramTests, limits: Limits | None = Non
                 "tests": tests.source,
                 "entry_point": tests.entry_point,
                 "overrides": tests.overrides,
+                "helpers": tests.helpers,
             }
             assert checker.stdin is not None
             with contextlib.suppress(BrokenPipeError):

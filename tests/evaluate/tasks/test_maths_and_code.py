@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.conftest import shared
 from tests.evaluate.contexts import context
 
-from stillhouse.data import Encoder
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.evaluate.config import EvaluateConfig
 from stillhouse.evaluate.tasks import REGISTRY
 from stillhouse.evaluate.tasks.code import pass_at_k
 from stillhouse.grading import CodeProblem, grade, problem_of, run_program
@@ -33,7 +34,7 @@ def task(kind: str, path: Path | str, **options: Any) -> Any:
 
 def examples_of(one: Any) -> Any:
     here = context()
-    return one.load(Encoder(here.data.template, here.tokenizer), here.data).examples
+    return one.load(one.encoder(here.data.template, here.tokenizer), here.data).examples
 
 
 def answer(kind: str, raw: dict[str, Any]) -> str:
@@ -75,22 +76,73 @@ def test_worked_examples_stand_before_the_question():
     text = examples_of(one)[0].prompt.text
     assert text.count("####") == 2
     assert text.index("####") < text.index("Janet")
-    programs = task(
-        "mbpp", data / KINDS["mbpp"], few_shot=3, few_shot_data=str(data / "code/mbpp_prompt.jsonl")
-    )
-    asked = examples_of(programs)[0]
-    assert asked.prompt.text.count("[DONE]") == 3
-    assert asked.prompt.text.rstrip().endswith("[BEGIN]")
-    going_on = (
-        f"{asked.row['code']}\n[DONE]\n\nWrite a Python function.\nAnother\n[BEGIN]\ndef x(): pass\n[DONE]"
-    )
-    assert programs.score(asked, going_on)["passed"] == 1.0
     with pytest.raises(DataError, match="10 rows, but few_shot is 11"):
         examples_of(
             task(
                 "mbpp", data / KINDS["mbpp"], few_shot=11, few_shot_data=str(data / "code/mbpp_prompt.jsonl")
             )
         )
+
+
+MBPP_ROW = {
+    "text": "Write a function to add two numbers.",
+    "code": "def add(a, b):\n    return a + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(-1, 1) == 0"],
+}
+
+
+def harness_prompt() -> str:
+    """The prompt of lm-eval's mbpp, rendered from its own task file and examples (line ends as here)."""
+    from lm_eval.utils import apply_template
+    from tests.grading.test_completions import TaskFile, task_files
+
+    folder = task_files().parent / "mbpp"
+    found = yaml.load((folder / "mbpp.yaml").read_text("utf-8"), TaskFile)
+    source = (folder / "utils.py").read_text("utf-8")
+    names: dict[str, Any] = {}
+    exec(source[source.index("def list_fewshot_samples") :], names)
+    shots = [{**row, "code": row["code"].replace("\r\n", "\n")} for row in names["list_fewshot_samples"]()]
+    assert found["num_fewshot"] == len(shots) == 3
+    texts = [apply_template(found["doc_to_text"], row) for row in [*shots, MBPP_ROW]]
+    answers = [found["target_delimiter"] + apply_template(found["doc_to_target"], row) for row in shots]
+    return "".join(f"{text}{answer}\n\n" for text, answer in zip(texts, answers, strict=False)) + texts[-1]
+
+
+def test_mbpp_asks_as_the_public_harness_does_word_for_word(tmp_path):
+    one = task("mbpp", rows(tmp_path / "a.jsonl", MBPP_ROW))
+    (asked,) = examples_of(one)
+    assert asked.prompt.text == harness_prompt()
+    assert asked.prompt.text.count("[DONE]") == 3
+    going_on = f"{MBPP_ROW['code']}\n[DONE]\n\nYou are an expert\n[BEGIN]\ndef x(): pass\n[DONE]"
+    assert one.score(asked, going_on)["passed"] == 1.0
+    (chat,) = examples_of(task("mbpp", tmp_path / "a.jsonl", few_shot=0))
+    assert "[" not in chat.prompt.text
+    assert chat.prompt.text.endswith("== 0\n")
+
+
+def test_a_humaneval_prompt_is_given_as_it_is(tmp_path):
+    one = task("humaneval", rows(tmp_path / "a.jsonl", PROBLEM))
+    (asked,) = examples_of(one)
+    here = context()
+    assert asked.prompt.text == PROBLEM["prompt"]
+    assert list(asked.prompt.token_ids) == here.tokenizer(PROBLEM["prompt"])["input_ids"]
+    (alpaca,) = examples_of(task("humaneval", tmp_path / "a.jsonl", template="alpaca"))
+    assert alpaca.prompt.text.startswith("Below is an instruction")
+
+
+@pytest.mark.parametrize("sampling", [None, {"temperature": 0.0}, {"temperature": 0.8, "top_k": 1}])
+def test_equal_samples_are_refused_before_anything_loads(tmp_path, sampling):
+    data = str(rows(tmp_path / "a.jsonl", PROBLEM))
+    for k, samples in (([1, 10], 10), ([1], 10)):
+        one = {"kind": "humaneval", "data": data, "k": k, "samples": samples, "sampling": sampling}
+        with pytest.raises(ValueError, match=r"equal programs.*Set sampling: \{temperature: 0.8"):
+            EvaluateConfig(tasks=[one])
+    few = {"kind": "mbpp", "data": data, "k": [3], "samples": 2, "sampling": {"temperature": 1.0}}
+    with pytest.raises(ValueError, match=r"mbpp: pass@3 needs as many samples, and there are 2"):
+        EvaluateConfig(tasks=[few | {"name": "mbpp"}])
+    drawn = {"kind": "humaneval", "data": data, "k": [1, 2], "samples": 2}
+    assert EvaluateConfig(tasks=[drawn], sampling={"temperature": 0.8}).expanded_tasks()
+    assert EvaluateConfig(tasks=[{"kind": "humaneval", "data": data}], seeds=[1, 2]).expanded_tasks()
 
 
 def rows(path: Path, *found: dict[str, Any]) -> Path:
@@ -149,7 +201,7 @@ def test_pass_at_k_pools_samples_and_seeds(tmp_path):
     texts = ["    return 1\n", "    return 2\n", "    return 3\n", "    return 4\n"]
     scored = [{"id": "a:1", "seed": 1, **scores} for scores in one.score_all([asked] * 4, texts)]
     assert one.aggregate(scored) == {"pass_at_1": 0.25, "pass_at_3": 0.75, "stopped_by_limit": 0.0}
-    with pytest.raises(ConfigError, match=r"at most 4 \(samples times seeds\)"):
+    with pytest.raises(ConfigError, match=r"pass@5 needs as many samples, and there are 4"):
         task("humaneval", tmp_path / "a.jsonl", samples=2, k=[5], seeds=[1, 2]).evaluate(context())
 
 

@@ -120,6 +120,17 @@ class EvalTask(StrictConfig):
         """The files it reads, by the name of their field; checked before anything is loaded."""
         return {}
 
+    def check_sampling(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        """Refuse sampling that gives no meaningful result, before anything is loaded.
+
+        Args:
+            sampling: that of the run, for a task without its own.
+            seeds: likewise.
+
+        Raises:
+            ValueError: with the way out.
+        """
+
     @abstractmethod
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Evaluate one system.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,8 +14,10 @@ from pydantic import Field
 
 from stillhouse import console
 from stillhouse.config import ListOf
-from stillhouse.data import DatasetConfig
+from stillhouse.data import DatasetConfig, DatasetField, Encoder
 from stillhouse.data.rows import Row
+from stillhouse.data.templates import Custom, Plain, Template
+from stillhouse.engines.base import Sampling
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
 from stillhouse.evaluate.tasks.prompts import EvalExample, FewShotTask, ScoredTask, Scores
@@ -43,6 +46,10 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
+AS_IS = Custom(without_input="{instruction}")
+"""The prompt and nothing else, as the public harnesses give it to a model."""
+
+
 class CodeTask(ScoredTask):
     """Programs that have to pass tests, each in a confined process.
 
@@ -58,24 +65,39 @@ class CodeTask(ScoredTask):
     strip_responses: ClassVar[bool] = False
     """Leading white space is part of a program."""
 
+    def encoder(self, template: Template, tokenizer: Any) -> Encoder:
+        """As for every task, but `plain` adds no line break: the model continues the text of the task."""
+        encoder = super().encoder(template, tokenizer)
+        return Encoder(AS_IS, tokenizer) if isinstance(encoder.template, Plain) else encoder
+
+    def check_sampling(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        """Refuse fewer samples than `k`, and samples that are all equal."""
+        sampling, seeds = self.sampling or sampling, self.seeds or seeds
+        attempts = self.samples * len(set(seeds))
+        if max(self.k) > attempts:
+            raise ValueError(
+                f"{self.title}: pass@{max(self.k)} needs as many samples, and there are {attempts} "
+                f"(samples times seeds). Set samples: {max(self.k)} and a temperature, or a lower k."
+            )
+        if (self.samples > 1 or max(self.k) > 1) and (sampling.temperature == 0 or sampling.top_k == 1):
+            raise ValueError(
+                f"{self.title}: greedy decoding writes {attempts} equal programs for each problem, so that "
+                "pass@k for every k is pass@1. Set sampling: {temperature: 0.8, top_p: 0.95} of the task, or "
+                "samples: 1 and k: [1]."
+            )
+
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Generate programs and run their tests.
 
         Raises:
             EnvironmentFault: programs cannot be confined on this machine; nothing is generated then.
-            ConfigError: there are fewer samples than `k`.
+            ConfigError: there are fewer samples than `k`, or they would all be equal.
         """
         require_sandbox()
-        attempts = self.samples * len(self.sampling_and_seeds(context)[1])
-        if max(self.k) > attempts:
-            raise ConfigError(
-                Fault(
-                    f"evaluate.tasks ({self.title}).k",
-                    "needs as many samples",
-                    got=str(max(self.k)),
-                    allowed=f"at most {attempts} (samples times seeds)",
-                )
-            )
+        try:
+            self.check_sampling(*self.sampling_and_seeds(context))
+        except ValueError as error:
+            raise ConfigError(Fault("evaluate.tasks", str(error))) from None
         return super().evaluate(context)
 
     def score(self, example: EvalExample, response: str) -> Scores:
@@ -140,7 +162,8 @@ class CodeTask(ScoredTask):
 class HumanEval(CodeTask):
     """Functions to complete from signature and docstring (Chen et al. 2021, arXiv 2107.03374).
 
-    Example: `evaluate: {tasks: [{kind: humaneval, data: humaneval.jsonl, samples: 10, k: [1, 10]}]}`
+    Example: `evaluate: {tasks: [{kind: humaneval, data: humaneval.jsonl}]}`; for pass@10
+    `{kind: humaneval, data: humaneval.jsonl, samples: 10, k: [1, 10], sampling: {temperature: 0.8}}`
     """
 
     kind: Literal["humaneval"] = "humaneval"
@@ -158,9 +181,26 @@ class HumanEval(CodeTask):
 
 @REGISTRY.register
 class MBPP(CodeTask, FewShotTask):
-    """Short functions to write from a sentence and tests (Austin et al. 2021, arXiv 2108.07732)."""
+    """Short functions to write from a sentence and tests (Austin et al. 2021, arXiv 2108.07732).
+
+    Prompted as the public harnesses do: the authors' words and marks, after three solved examples, the
+    tasks 2, 3 and 4 of the data set. With `few_shot: 0` there are no examples and no marks, for chat models.
+    """
 
     kind: Literal["mbpp"] = "mbpp"
+    few_shot: Annotated[int, Field(ge=0)] = 3
+    """Number of solved examples before each prompt."""
+    few_shot_data: DatasetField | None = Field(
+        "package:stillhouse/evaluate/tasks/mbpp_examples.jsonl", validate_default=True
+    )
+    """Rows of the solved examples; default: the three of the public harnesses."""
+    max_prompt: Annotated[int, Field(ge=1)] | None = 2048
+    """Maximum tokens of a prompt: three examples are longer than most prompts. null: `data.max_prompt`."""
+    prompt_format: str = (
+        "You are an expert Python programmer, and here is your task: {text} "
+        "Your code should pass these tests:\n\n{tests}\n"
+    )
+    """The instruction, with `{text}` for the task's sentence and `{tests}` for its tests, one a line."""
 
     def parse_row(self, raw: Mapping[str, Any], where: str, dataset: DatasetConfig) -> Row:
         """The task with its tests, after the few-shot examples; the reference is the authors' solution."""
@@ -175,6 +215,6 @@ class MBPP(CodeTask, FewShotTask):
         return "".join(f"{self._instruction(raw)}{raw['code']}\n[DONE]\n\n" for raw in rows)
 
     def _instruction(self, raw: Mapping[str, Any]) -> str:
-        tests = "\n".join(map(str, raw["test_list"]))
-        begin = "[BEGIN]\n" if self.few_shot else ""
-        return f"Write a Python function.\n{raw['text']}\nIt has to pass these tests:\n{tests}\n{begin}"
+        values = {"{text}": str(raw["text"]), "{tests}": "\n".join(map(str, raw["test_list"]))}
+        words = re.sub(r"\{text\}|\{tests\}", lambda match: values[match[0]], self.prompt_format)
+        return words + ("[BEGIN]\n" if self.few_shot else "")

@@ -21,6 +21,7 @@ from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.formats import read_row
 from stillhouse.data.load import TemplateField, encode_rows
 from stillhouse.data.rows import Row
+from stillhouse.data.templates import Template
 from stillhouse.data.tokenise import TooLong
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault
@@ -97,6 +98,10 @@ class PromptTask(EvalTask):
         """Its rows."""
         return {} if self.data is None else {"data": self.data}
 
+    def encoder(self, template: Template, tokenizer: Any) -> Encoder:
+        """What makes prompts of rows: the task's template, or else that of the run."""
+        return Encoder(self.template or template, tokenizer)
+
     def parse_row(self, raw: Mapping[str, Any], where: str, dataset: DatasetConfig) -> Row | Iterable[Row]:
         """One row of the file, with its references; several where the row holds several examples."""
         return read_row(raw, dataset.fields, where)
@@ -165,7 +170,7 @@ class PromptTask(EvalTask):
             ConfigError: there are no rows, or prompt and response together exceed the model's context length.
             DataError: a row cannot be read, or none is left.
         """
-        encoder = Encoder(self.template or context.data.template, context.tokenizer)
+        encoder = self.encoder(context.data.template, context.tokenizer)
         eval_set = self.load(encoder, context.data, context.held_out, context.limit)
         sampling, seeds = self.sampling_and_seeds(context)
         longest = max(len(prompt.token_ids) for prompt in eval_set.prompts)
