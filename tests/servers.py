@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 Answer = tuple[int, Any]
-"""(status, JSON value)."""
+"""(status, JSON value, or the bytes of a body)."""
 
 _LLAMA = """
 import sys, time, xllamacpp
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, body))
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         status, value = self.server.handle_json(self.path, body)
-        data = json.dumps(value).encode()
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

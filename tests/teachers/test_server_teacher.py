@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tests.servers import Service, broken
 from tests.vllm_like import TEACHER, DemoTeacher, demo_server
+from torch import Tensor
 
 from stillhouse import objectives
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import topk_of
 from stillhouse.core.types import Prompt
 from stillhouse.data.collate import collate
-from stillhouse.errors import ModelError, TeacherError
+from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_tokenizer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference_response
@@ -167,35 +169,56 @@ def test_what_top_k_leaves_out_of_the_forward_kl_is_the_divergence_within_the_ta
     torch.testing.assert_close(loss(q, p), loss(q, top) + top.tail.exp() * left_out)
 
 
-def test_echoed_scores_are_understood_too() -> None:
-    choice = {
-        "logprobs": {
-            "tokens": ["token_id:5", "token_id:7"],
-            "token_logprobs": [None, -3.0],
-            "top_logprobs": [None, {"token_id:9": -0.1}],
-        }
+@pytest.mark.parametrize("more", [0, 1], ids=["prompt alone", "and the token that was written"])
+def test_echoed_scores_are_understood_too(more: int) -> None:
+    logprobs = {
+        "tokens": ["token_id:5", "token_id:7"] + ["token_id:8"] * more,
+        "token_logprobs": [None, -3.0] + [-0.5] * more,
+        "top_logprobs": [None, {"token_id:9": -0.1}] + [{"token_id:8": -0.5}] * more,
     }
-    assert parse_prompt_logprobs(choice, "echo") == [{}, {7: -3.0, 9: -0.1}]
+    reply = {"choices": [{"logprobs": logprobs}]}
+    assert parse_prompt_logprobs(reply, "echo", (5, 7), k=1) == [{}, {7: -3.0, 9: -0.1}]
     vllm = {"prompt_logprobs": [None, {"7": {"logprob": -3.0}, "9": {"logprob": -0.1}}]}
-    assert parse_prompt_logprobs(vllm, "prompt_logprobs") == [{}, {7: -3.0, 9: -0.1}]
+    assert parse_prompt_logprobs({"choices": [vllm]}, "prompt_logprobs", (5, 7), k=1) == [
+        {},
+        {7: -3.0, 9: -0.1},
+    ]
 
 
-@pytest.mark.parametrize("value", [float("nan"), 0.5, "nan"])
-def test_what_is_no_log_probability_is_not_kept(value: Any) -> None:
-    with pytest.raises(ValueError, match="is no log-probability"):
-        parse_prompt_logprobs({"prompt_logprobs": [None, {"5": {"logprob": value}}]}, "prompt_logprobs")
-
-
-def test_scores_of_another_text_are_noticed() -> None:
-    scores: list[dict[int, float]] = [{}, {7: -3.0, 9: -0.1}]
-    rows = topk_rows(scores, (5, 7), [1], k=1)
-    assert rows.ids.tolist() == [[9]]
+def test_tokens_of_probability_0_and_padding_rows_of_a_head_are_part_of_the_tail() -> None:
+    entries = {"7": -0.1, "9": float("-inf"), "4": -9999.0, "13": -12.0, "5": -3.0}
+    choice = {"prompt_logprobs": [None, {name: {"logprob": value} for name, value in entries.items()}]}
+    scores = parse_prompt_logprobs({"choices": [choice]}, "prompt_logprobs", (5, 9), k=4, vocab=12)
+    rows = topk_rows(scores, (5, 9), [1], k=4)
+    assert rows.ids.tolist() == [[7, 5]]
+    assert rows.tail is not None
+    assert rows.tail.exp().item() == pytest.approx(1 - math.exp(-0.1) - math.exp(-3.0), rel=1e-4)
     assert rows.labels is not None
-    assert rows.labels.tolist() == [-3.0]
-    with pytest.raises(TeacherError, match="does not take token ids as they are"):
-        topk_rows(scores, (5, 8), [1], k=1)
-    with pytest.raises(TeacherError, match="cut the sequence"):
-        topk_rows(scores, (5, 7, 9), [1, 2], k=1)
+    assert rows.labels.tolist() == [-9999.0], "what the response wrote although it had a probability of 0"
+
+
+@pytest.mark.parametrize("objective", ["reverse_kl", "jsd", "forward_kl", "tvd"])
+def test_rows_of_unequal_width_have_the_gradient_of_each_alone(objective: str) -> None:
+    scores: list[dict[int, float]] = [
+        {},
+        {3: -0.5, 5: -1.5, 7: -math.inf},
+        {7: -math.inf, 2: -0.01},
+        {1: -1.0, 4: -1.1, 9: -2.0, 7: -9999.0},
+    ]
+    sequence, loss = (5, 3, 7, 7), objectives.build(objective)
+    rng = torch.Generator().manual_seed(0)
+    student = torch.randn(3, 12, generator=rng, dtype=torch.float64)
+
+    def gradient(logits: Tensor, positions: list[int]) -> Tensor:
+        leaf = logits.clone().requires_grad_()
+        loss(leaf, topk_rows(scores, sequence, positions, k=3)).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    together = gradient(student, [1, 2, 3])
+    assert together.isfinite().all()
+    alone = [gradient(student[row : row + 1], [row + 1]) for row in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_another_tokenizer_is_refused(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from stillhouse.engines.base import (
 from stillhouse.engines.transformers import TransformersConfig
 from stillhouse.errors import ConfigError, EngineError, Fault
 from stillhouse.remote import Capabilities, CompletionChoice, ServedModel, ServerConnection
+from stillhouse.remote.answers import InvalidAnswer, checked_ids, checked_sampled_logprobs
+from stillhouse.remote.completions import vocab_size
 
 OPTION_NAMES: dict[str, dict[str, str]] = {
     "vllm": {
@@ -132,6 +135,7 @@ class ServerEngine:
         self.served = served
         self.tokenizer_info = tokenizer_info
         self.retokenise = retokenise
+        self._vocab = vocab_size(tokenizer_info.tokenizer)
         self.journal: Journal | None = None
         self.retokenised = 0
         """Number of completions that came as text and were tokenised here."""
@@ -207,12 +211,12 @@ class ServerEngine:
     ) -> Iterator[tuple[int, Completion]]:
         missing = []
         for index, body in enumerate(bodies):
-            known = None if self.journal is None else self.journal.get(content_digest(body))
+            known = self._known(body, sampling)
             if known is None:
                 missing.append(index)
             else:
                 self.reused += 1
-                yield index, _from_json(known)
+                yield index, known
         parse = self._parser(sampling)
         for position, completion in self.served.complete([bodies[index] for index in missing], parse):
             index = missing[position]
@@ -220,6 +224,13 @@ class ServerEngine:
                 self.journal.put(content_digest(bodies[index]), _to_json(completion))
             self.retokenised += self.retokenise
             yield index, completion
+
+    def _known(self, body: Mapping[str, Any], sampling: Sampling) -> Completion | None:
+        """The completion that the journal has; None where it has none, or none that could have been kept."""
+        found = None if self.journal is None else self.journal.get(content_digest(body))
+        with contextlib.suppress(InvalidAnswer, TypeError, ValueError):
+            return None if found is None else _from_json(found, self._vocab, sampling.max_tokens)
+        return None
 
     def _parser(self, sampling: Sampling) -> Callable[[CompletionChoice], Completion]:
         parse = from_text if self.retokenise else from_ids
@@ -359,6 +370,16 @@ def _to_json(completion: Completion) -> list[Any]:
     return [list(completion.token_ids), completion.finished, completion.logprobs]
 
 
-def _from_json(row: Sequence[Any]) -> Completion:
+def _from_json(row: Sequence[Any], vocab: int | None, max_tokens: int) -> Completion:
+    """What `_to_json` was given.
+
+    Raises:
+        InvalidAnswer, TypeError, ValueError: it was given something else, or damaged since.
+    """
     ids, finished, logprobs = row
-    return Completion(tuple(ids), finished, None if logprobs is None else tuple(logprobs))
+    token_ids = checked_ids(ids, "token_ids", vocab, max_tokens)
+    if not token_ids or type(finished) is not bool:
+        raise ValueError("no completion")
+    if logprobs is not None:
+        logprobs = checked_sampled_logprobs(logprobs, "logprobs", len(token_ids))
+    return Completion(token_ids, finished, logprobs)

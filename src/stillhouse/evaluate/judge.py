@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stillhouse.config import FilePath, StrictConfig
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.remote.answers import checked_text, only_choice
 
 if TYPE_CHECKING:
     from stillhouse.remote.client import Client
@@ -175,8 +176,9 @@ def _request_body(model: str, rubric: Rubric, content: str) -> dict[str, Any]:
 
 def _parse_reply(reply: Any) -> dict[str, Any]:
     usage = reply.get("usage") or {}
+    content = only_choice(reply)["message"]["content"]
     return {
-        "reply": str(reply["choices"][0]["message"]["content"] or ""),
+        "reply": checked_text("" if content is None else content, "choices[0].message.content"),
         "prompt_tokens": int(usage.get("prompt_tokens") or 0),
         "completion_tokens": int(usage.get("completion_tokens") or 0),
     }

@@ -30,6 +30,7 @@ from tenacity.wait import wait_base, wait_exponential
 
 from stillhouse.console import duration
 from stillhouse.errors import RequestRejected, ServerError, StillhouseError
+from stillhouse.remote.answers import InvalidAnswer, answer_limit
 
 T = TypeVar("T")
 RequestBody = Mapping[str, Any]
@@ -44,6 +45,15 @@ LOGGED_WAIT = 10.0
 """Seconds of backoff from which on a retry is logged, and the least between two such lines."""
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Rate limits, restarts and overload, also those of common proxies: statuses that a retry may change."""
+
+
+MAX_ERROR_BYTES = 1 << 16
+"""Of the body of a refusal."""
+ENCODINGS = ("gzip", "deflate", "identity")
+"""How a body may be packed: both expand at most a thousandfold, and a chunk at a time."""
+
+Reader = Callable[[Any, RequestBody], T]
+"""From decoded JSON, and the body to which it is the answer, to a result."""
 
 
 class ServerSettings(Protocol):
@@ -116,7 +126,7 @@ class Client:
         self, path: str, body: RequestBody | None = None, parse: Callable[[Any], T] | None = None
     ) -> T:
         """The result of one request; see `request_many`. Without a body it is a GET."""
-        ((_, result),) = self._results(path, [body], parse)
+        ((_, result),) = self._results(path, [body], _of_reply(parse))
         return result
 
     def request_many(
@@ -131,13 +141,24 @@ class Client:
             path: below /v1, such as "completions"; with a leading "/" below the server's root.
             bodies: one JSON object for each request.
             parse: turns the decoded JSON into the result. KeyError, IndexError, AttributeError, TypeError and
-                ValueError in it mean that the response is incomplete, and the request is retried.
+                ValueError in it mean that the response is incomplete, and the request is retried;
+                `InvalidAnswer` that it is not one to what was asked, and nothing is.
 
         Raises:
             RequestRejected: the server rejected a request. Results that came before have been given.
             ServerError: a request failed, retries included.
         """
-        return self._results(path, bodies, parse)
+        return self._results(path, bodies, _of_reply(parse))
+
+    def exchange(
+        self, path: str, bodies: Sequence[RequestBody], read: Callable[[Any, RequestBody], T]
+    ) -> Iterator[tuple[int, T]]:
+        """As `request_many`, with a `read` that also gets the body to which the JSON is the answer.
+
+        Raises:
+            ServerError: `read` raised `InvalidAnswer`: the answer is not one to what was asked.
+        """
+        return self._results(path, bodies, read)
 
     def request_if_supported(
         self, path: str, body: RequestBody | None = None, parse: Callable[[Any], T] | None = None
@@ -159,11 +180,11 @@ class Client:
             _in_background(http.aclose()).result()
 
     def _results(
-        self, path: str, bodies: Sequence[RequestBody | None], parse: Callable[[Any], T] | None
+        self, path: str, bodies: Sequence[RequestBody | None], read: Reader[T]
     ) -> Iterator[tuple[int, T]]:
         url = f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
         results: queue.SimpleQueue[tuple[int, Any] | Future[None]] = queue.SimpleQueue()
-        running = _in_background(self._run_workers(url, bodies, parse or (lambda reply: reply), results.put))
+        running = _in_background(self._run_workers(url, bodies, read, results.put))
         running.add_done_callback(results.put)
         try:
             while not isinstance(item := results.get(), Future):
@@ -176,7 +197,7 @@ class Client:
         self,
         url: str,
         bodies: Sequence[RequestBody | None],
-        parse: Callable[[Any], Any],
+        read: Reader[Any],
         emit: Callable[[tuple[int, Any]], None],
     ) -> None:
         """`concurrency` workers share the bodies; after an error none sends a new one, but those in flight
@@ -187,7 +208,7 @@ class Client:
         async def work() -> None:
             for index, body in pending:
                 try:
-                    emit((index, await self._request(url, body, parse)))
+                    emit((index, await self._request(url, body, read)))
                 except StillhouseError as error:
                     errors.append(error)
                 if errors:
@@ -199,7 +220,7 @@ class Client:
         if errors:
             raise errors[0]
 
-    async def _request(self, url: str, body: RequestBody | None, parse: Callable[[Any], T]) -> T:
+    async def _request(self, url: str, body: RequestBody | None, read: Reader[T]) -> T:
         start, failures = time.monotonic(), list[TransientError]()
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientError),
@@ -209,11 +230,11 @@ class Client:
             before_sleep=lambda state: self._before_retry(url, state),
         )
         try:
-            return await retrying(self._attempt, url, body, parse)
+            return await retrying(self._attempt, url, body, read)
         except RetryError:
             raise ServerError(_exhausted(url, failures, time.monotonic() - start)) from None
 
-    async def _attempt(self, url: str, body: RequestBody | None, parse: Callable[[Any], T]) -> T:
+    async def _attempt(self, url: str, body: RequestBody | None, read: Reader[T]) -> T:
         while (rest := self._rate_limited_until - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         self.usage.requests += 1
@@ -222,10 +243,14 @@ class Client:
             raise self._status_error(url, response)
         try:
             reply = response.json()
-            result = parse(reply)
+            result = read(reply, body or {})
             prompt_tokens, completion_tokens = _token_usage(reply)
         except StillhouseError:
             raise
+        except InvalidAnswer as error:
+            raise ServerError(self._redact(_not_an_answer(url, body, error))) from None
+        except RecursionError:
+            raise ServerError(f"{url}: answers with JSON that is nested too deeply to be one.") from None
         except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
             kind = "an answer that is not whole JSON" if garbled else "an unexpected answer"
@@ -256,9 +281,9 @@ class Client:
             self._http = self._connect()
         try:
             async with asyncio.timeout(self._server.timeout):  # that of httpx restarts with every byte
-                if body is None:
-                    return await self._http.get(url)
-                return await self._http.post(url, json=body)
+                method = "GET" if body is None else "POST"
+                async with self._http.stream(method, url, json=body) as response:
+                    return await _received(response, answer_limit(body))
         except UnicodeEncodeError as error:
             raise RequestRejected(
                 f"{url}: a prompt with half a character cannot be sent ({error.reason})."
@@ -288,8 +313,9 @@ class Client:
 
     def _connect(self) -> httpx.AsyncClient:
         timeout, concurrency = self._server.timeout, self._server.concurrency
+        authorization = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+            headers={"Accept": "application/json", "Accept-Encoding": ", ".join(ENCODINGS), **authorization},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 15.0), pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             trust_env=not is_loopback(self.root),  # a proxy cannot reach this machine's own loopback
@@ -379,6 +405,65 @@ def _exhausted(url: str, failures: Sequence[TransientError], seconds: float) -> 
     return (
         f"{url}: not answered, asked {len(failures)} {times} in {duration(seconds)} ({kinds}).{detail} "
         f"{advice} What was answered before is kept where it is saved."
+    )
+
+
+async def _received(response: httpx.Response, limit: int) -> httpx.Response:
+    """A response with its body, of which no more is taken than an answer to the request can have.
+
+    Raises:
+        ServerError: it is larger, packed in a way that was not offered, or says that it is no JSON.
+    """
+    headers = response.headers
+    url, whole = response.url, response.status_code == 200
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if whole and kind and not ("json" in kind or kind in ("text/plain", "application/octet-stream")):
+        raise RequestRejected(
+            f"{url}: answers with {_shorten(kind)}, not with JSON. Look at url: it should lead to the API "
+            "(http://HOST:PORT/v1), not to a web page."
+        )
+    if headers.get("content-encoding", "identity").strip().lower() not in ENCODINGS:
+        raise ServerError(f"{url}: packs its answer as {_shorten(headers['content-encoding'])}, unasked.")
+    limit = limit if whole else MAX_ERROR_BYTES
+    too_large = ServerError(
+        f"{url}: sent more than {limit >> 20} MiB, which no answer to what was asked can have. The rest was "
+        "not read, and nothing of it is kept."
+    )
+    declared = headers.get("content-length", "")
+    if whole and declared.isdecimal() and int(declared[:20]) > limit:
+        raise too_large
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > limit:
+            if whole:
+                raise too_large
+            break
+    kept = {name: value for name, value in headers.items() if name != "content-encoding"}
+    return httpx.Response(
+        response.status_code, headers=kept, content=bytes(content), extensions=response.extensions
+    )
+
+
+def _of_reply(parse: Callable[[Any], T] | None) -> Reader[T]:
+    """A reader that does not look at what was asked."""
+    return lambda reply, body: reply if parse is None else parse(reply)
+
+
+def _not_an_answer(url: str, body: RequestBody | None, error: InvalidAnswer) -> str:
+    """The message for an answer that is not one to what was asked: server, request and field."""
+    prompt = (body or {}).get("prompt")
+    asked = "a request"
+    if isinstance(prompt, list):
+        first = " ".join(map(str, prompt[:6])) + (" ..." if len(prompt) > 6 else "")
+        asked = f"the request with a prompt of {len(prompt)} tokens ({first})"
+    elif isinstance(prompt, str):
+        asked = f"the request with the prompt {_shorten(prompt)[:60]!r}"
+    limit = (body or {}).get("max_tokens")
+    asked += "" if limit is None else f" and max_tokens {limit}"
+    return (
+        f"{url}: its answer to {asked} is not one: {error}. Nothing of it is kept. Look whether the server "
+        "serves the model that is meant, and whether something stands between; then go on with --resume."
     )
 
 

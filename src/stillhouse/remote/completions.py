@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from stillhouse.errors import ModelError
+from stillhouse.remote.answers import (
+    InvalidAnswer,
+    check_sent_back,
+    check_whole_text,
+    checked_ids,
+    checked_position,
+    checked_sampled_logprobs,
+    checked_text,
+    only_choice,
+)
 from stillhouse.remote.config import ServerConnection
 
 T = TypeVar("T")
@@ -99,12 +109,21 @@ class ServedModel:
     def complete(
         self, bodies: Sequence[Mapping[str, Any]], parse: Callable[[CompletionChoice], T]
     ) -> Iterator[tuple[int, T]]:
-        """Request completions; (index, result) as they arrive. See `Client.request_many`."""
-        if self.capabilities.kind == "llama.cpp":
-            return self.client.request_many(
-                "/completion", bodies, lambda reply: parse(parse_llama_cpp_completion(reply))
-            )
-        return self.client.request_many("completions", bodies, lambda reply: parse(parse_completion(reply)))
+        """Request completions; (index, result) as they arrive. See `Client.request_many`.
+
+        Raises:
+            ServerError: an answer is not one to what was asked: ids that the tokenizer does not have, more
+                tokens than `max_tokens`, log-probabilities that are none, another prompt.
+        """
+        native = self.capabilities.kind == "llama.cpp"
+        read = parse_llama_cpp_completion if native else parse_completion
+        vocab = vocab_size(self.tokenizer)
+
+        def checked(reply: Any, body: Mapping[str, Any]) -> T:
+            check_sent_back(reply, body["prompt"])
+            return parse(read(reply, vocab, body["max_tokens"]))
+
+        return self.client.exchange("/completion" if native else "completions", bodies, checked)
 
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
@@ -147,13 +166,13 @@ class ServedModel:
 
     def _kind_and_context(self) -> tuple[ServerKind, int | None]:
         listed: Any = self.client.request_if_supported("models")
-        models = listed.get("data") if isinstance(listed, Mapping) else None
-        if not isinstance(models, list) or not models:
+        models = [model for model in _field(listed, "data", list) or () if isinstance(model, dict)]
+        if not models:
             return "other", None
         model = next((m for m in models if m.get("id") == self.name), models[0])
-        kinds: dict[Any, ServerKind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
-        meta = model.get("meta") or {}
-        return kinds.get(model.get("owned_by"), "other"), model.get("max_model_len") or meta.get("n_ctx")
+        kinds: dict[str, ServerKind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
+        context = _field(model, "max_model_len", int) or _field(model.get("meta"), "n_ctx", int)
+        return kinds.get(str(model.get("owned_by")), "other"), context
 
     def _logprobs_format(
         self, choice: Mapping[str, Any], plain: Mapping[str, Any]
@@ -162,11 +181,12 @@ class ServedModel:
         if isinstance(found, list) and len(found) == length:
             return "prompt_logprobs"
         body = {**plain, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
-        echoed = self.client.request_if_supported("completions", body, _first_choice) or {}
-        logprobs = echoed.get("logprobs") or {}
-        tokens = logprobs.get("tokens") or []
+        echoed = self.client.request_if_supported("completions", body, _first_choice)
+        logprobs = _field(echoed, "logprobs", dict)
+        tokens = _field(logprobs, "tokens", list) or []
         as_ids = len(tokens) >= length and all(str(token).startswith(TOKEN_ID) for token in tokens)
-        return "echo" if as_ids and logprobs.get("top_logprobs") else None
+        alternatives = _field(logprobs, "top_logprobs", list)
+        return "echo" if as_ids and alternatives else None
 
     def _tokenize(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -182,8 +202,8 @@ class ServedModel:
             "parse_special": True,
         }
         reply: Any = self.client.request_if_supported("/tokenize", body)
-        tokens = reply.get("tokens") if isinstance(reply, Mapping) else None
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        tokens = _field(reply, "tokens", list)
+        if tokens is None or not all(type(token) is int for token in tokens):
             return None
         return tokens
 
@@ -191,7 +211,7 @@ class ServedModel:
         theirs = self.client.request(
             "completions",
             self.request_body(text, 1),
-            lambda reply: (reply.get("usage") or {}).get("prompt_tokens"),
+            lambda reply: _field(reply.get("usage"), "prompt_tokens", int),
         )
         if theirs is not None and theirs - ours not in (0, 1):  # 1: a beginning of sequence
             raise ModelError(
@@ -219,74 +239,141 @@ WAY_OUT = (
 )
 
 
-def parse_completion(reply: Mapping[str, Any]) -> CompletionChoice:
+def parse_completion(
+    reply: Mapping[str, Any], vocab: int | None = None, max_tokens: int | None = None
+) -> CompletionChoice:
     """A response of /v1/completions. `token_ids` are vLLM's; OpenAI's API has none.
+
+    Args:
+        reply: the decoded JSON.
+        vocab: token ids are below it; None: unknown.
+        max_tokens: how many tokens were asked for at most; None: any number.
 
     Raises:
         KeyError, TypeError, ValueError: the response is incomplete.
+        InvalidAnswer: it is not one to what was asked.
     """
-    choice = reply["choices"][0]
-    token_ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    choice = only_choice(reply)
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    token_ids = None if ids is None else checked_ids(ids, "choices[0].token_ids", vocab, max_tokens)
+    if logprobs is not None and token_ids is not None:
+        logprobs = checked_sampled_logprobs(logprobs, "choices[0].logprobs.token_logprobs", len(token_ids))
     return CompletionChoice(
-        choice["text"],
+        checked_text(choice["text"], "choices[0].text"),
         str(choice["finish_reason"]),
-        None if token_ids is None else tuple(int(token) for token in token_ids),
-        None if logprobs is None else tuple(float(value) for value in logprobs),
+        token_ids,
+        None if token_ids is None else logprobs,
     )
 
 
-def parse_llama_cpp_completion(reply: Mapping[str, Any]) -> CompletionChoice:
+def parse_llama_cpp_completion(
+    reply: Mapping[str, Any], vocab: int | None = None, max_tokens: int | None = None
+) -> CompletionChoice:
     """A response of llama.cpp's own /completion.
 
     Its /v1/completions gives ids with log-probabilities only, and leaves out tokens whose bytes make no whole
-    character.
+    character; there may therefore be fewer log-probabilities than tokens.
+
+    Args:
+        reply: the decoded JSON.
+        vocab: token ids are below it; None: unknown.
+        max_tokens: how many tokens were asked for at most; None: any number.
 
     Raises:
         KeyError, TypeError, ValueError: the response is incomplete.
+        InvalidAnswer: it is not one to what was asked.
     """
     reasons = {"eos": "stop", "limit": "length"}
+    token_ids = checked_ids(reply["tokens"], "tokens", vocab, max_tokens)
     logprobs = reply.get("completion_probabilities")
+    if logprobs is not None:
+        values = [token["logprob"] for token in logprobs]
+        logprobs = checked_sampled_logprobs(values, "completion_probabilities", len(values))
     return CompletionChoice(
-        reply["content"],
+        checked_text(reply["content"], "content"),
         reasons.get(reply["stop_type"], str(reply["stop_type"])),
-        tuple(int(token) for token in reply["tokens"]),
-        None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
+        token_ids,
+        logprobs,
     )
 
 
-def parse_prompt_logprobs(choice: Mapping[str, Any], given_as: PromptLogprobsFormat) -> PromptLogprobs:
-    """The log-probabilities of a prompt's tokens in one choice of a /v1/completions response.
+def parse_prompt_logprobs(
+    reply: Mapping[str, Any],
+    given_as: PromptLogprobsFormat,
+    sequence: Sequence[int],
+    k: int,
+    vocab: int | None = None,
+) -> PromptLogprobs:
+    """The log-probabilities of a prompt's tokens in a /v1/completions response.
+
+    Args:
+        reply: the decoded JSON.
+        given_as: how the server gives them.
+        sequence: the token ids that were sent.
+        k: how many of the most probable tokens were asked for.
+        vocab: token ids are below it; None: unknown.
 
     Raises:
         KeyError, TypeError, ValueError: the response is incomplete.
+        InvalidAnswer: it is not one to what was asked.
     """
-    if given_as == "prompt_logprobs":
-        return [
-            {int(token): _logprob(entry["logprob"]) for token, entry in (position or {}).items()}
+    choice = only_choice(reply)
+    check_sent_back(reply, list(sequence))
+    field = "choices[0].prompt_logprobs"
+    if given_as == "echo":
+        field, positions = "choices[0].logprobs", _echoed_positions(choice["logprobs"], len(sequence))
+    else:
+        positions = [
+            [(_canonical_id(token), entry["logprob"]) for token, entry in (position or {}).items()]
             for position in choice["prompt_logprobs"]
         ]
-    found = choice["logprobs"]
-    positions = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-    return [
-        {}
-        if value is None
-        else {_token_id(token): _logprob(entry) for token, entry in {own: value, **(top or {})}.items()}
-        for own, value, top in positions
+    found = [
+        checked_position(entries, f"{field}[{place}]", k, vocab) if entries else {}
+        for place, entries in enumerate(positions)
     ]
+    check_whole_text(found, sequence, field)
+    return found
 
 
-def _logprob(value: Any) -> float:
-    number = float(value)
-    if not number < 0.01:  # above 0 by rounding only; NaN is no answer to keep
-        raise ValueError(f"{value!r} is no log-probability")
-    return number
+def _echoed_positions(logprobs: Mapping[str, Any], count: int) -> list[list[tuple[int, Any]]]:
+    """OpenAI's `echo` of `count` tokens and the one that was written after them."""
+    columns = [logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs")]
+    if len({len(column) for column in columns}) != 1 or len(columns[0]) not in (count, count + 1):
+        raise InvalidAnswer(
+            "choices[0].logprobs",
+            f"has {', '.join(str(len(column)) for column in columns)} tokens, values and lists of "
+            f"alternatives for {count} tokens sent",
+        )
+    positions = []
+    for own, value, top in list(zip(*columns, strict=True))[:count]:
+        entries = {_token_id(token): entry for token, entry in (top or {}).items()}
+        positions.append(list(({_token_id(own): value} | entries).items()) if value is not None else [])
+    return positions
 
 
 def _token_id(token: str) -> int:
     if not token.startswith(TOKEN_ID):
         raise ValueError(f"{token!r} is no token id")
-    return int(token.removeprefix(TOKEN_ID))
+    return _canonical_id(token.removeprefix(TOKEN_ID))
+
+
+def _canonical_id(text: str) -> int:
+    number = int(text)
+    if str(number) != text:
+        raise ValueError(f"{text!r} is no token id")
+    return number
+
+
+def vocab_size(tokenizer: Any) -> int | None:
+    """One more than the largest token id; None without a tokenizer."""
+    return None if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _first_choice(reply: Any) -> dict[str, Any]:
     return dict(reply["choices"][0])
+
+
+def _field(holder: Any, name: str, kind: type[T]) -> T | None:
+    """A field of an optional part of an answer; None where it is not there or of another type."""
+    value = holder.get(name) if isinstance(holder, Mapping) else None
+    return value if type(value) is kind else None

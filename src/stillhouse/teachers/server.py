@@ -17,6 +17,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, concat_sparse
 from stillhouse.errors import RequestRejected, TeacherError
 from stillhouse.remote import ServedModel, ServerConnection
+from stillhouse.remote.answers import ZERO_PROBABILITY
 from stillhouse.remote.completions import PromptLogprobs, parse_prompt_logprobs
 from stillhouse.teachers.base import REGISTRY, AnyTeacher, MetricSums, TeacherConfig
 from stillhouse.teachers.cached import CacheTeacherConfig
@@ -100,7 +101,7 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
             TeacherError: it gives no log-probabilities of given text.
         """
         if self.cache is None:
-            return ServerTeacher(ServedModel(self, None), self.k)
+            return ServerTeacher(ServedModel(self, None), self.k, vocab)
         cached = CacheTeacherConfig(of=self, store="topk", k=self.k, logprobs="float32", folder=self.cache)
         return cached.build(model, vocab)
 
@@ -110,9 +111,20 @@ class ServerTeacher:
 
     form: str = "topk"
 
-    def __init__(self, served: ServedModel, k: int) -> None:
+    def __init__(self, served: ServedModel, k: int, vocab: int | None = None) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            served: the model on its server.
+            k: how many of the most probable tokens to request at each position.
+            vocab: token ids are below it; None: unknown.
+
+        Raises:
+            TeacherError: the server gives no log-probabilities of given text.
+        """
         self.served = served
         self.k = k
+        self.vocab = vocab
         given_as = served.capabilities.prompt_logprobs
         if given_as is None:
             raise TeacherError(
@@ -127,9 +139,8 @@ class ServerTeacher:
         """Request the log-probabilities of a few tokens.
 
         Raises:
-            ServerError: the server does not answer.
-            TeacherError: it does not give `k` log-probabilities for each, or does not take `tokens`
-                at once.
+            ServerError: the server does not answer, or does not give `k` log-probabilities for each.
+            TeacherError: it refuses to, or does not take `tokens` at once.
         """
         context = self.served.capabilities.context
         if context is not None and tokens >= context:  # it writes one token after them
@@ -140,17 +151,12 @@ class ServerTeacher:
             )
         probe = [5, 6, 7]
         try:
-            logprobs = self.served.client.request("completions", self._body(probe), self._parse)
+            list(self.served.client.exchange("completions", [self._body(probe)], self._read))
         except RequestRejected as error:
             raise TeacherError(
                 f"{error} It was asked for teacher.k={self.k} log-probabilities of each token; vLLM "
                 "gives as many as its --max-logprobs (20 by default)."
             ) from error
-        if any(len(position) < self.k for position in logprobs[1:3]):
-            raise TeacherError(
-                f"{self.served.client.url}: gives {len(logprobs[1])} log-probabilities for a position, and "
-                f"teacher.k is {self.k}. Lower teacher.k, or start vLLM with --max-logprobs {self.k}."
-            )
 
     def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
         """N rows for the response positions of a batch; see `SparseTeacher`.
@@ -171,7 +177,7 @@ class ServerTeacher:
             rows.setdefault(sequence, []).append(row)
         different = list(rows)
         bodies = [self._body(sequence) for sequence in different]
-        for index, logprobs in self.served.client.request_many("completions", bodies, self._parse):
+        for index, logprobs in self.served.client.exchange("completions", bodies, self._read):
             for row in rows[different[index]]:
                 wanted = range(batch.prompt_lengths[row], len(batch.token_ids[row]))
                 yield row, topk_rows(logprobs, different[index], wanted, self.k)
@@ -193,8 +199,8 @@ class ServerTeacher:
             f"repeated, {usage.prompt_tokens:,} tokens read"
         )
 
-    def _parse(self, reply: Mapping[str, Any]) -> PromptLogprobs:
-        return parse_prompt_logprobs(reply["choices"][0], self._given_as)
+    def _read(self, reply: Mapping[str, Any], body: Mapping[str, Any]) -> PromptLogprobs:
+        return parse_prompt_logprobs(reply, self._given_as, body["prompt"], self.k, self.vocab)
 
     def _body(self, sequence: Sequence[int]) -> dict[str, Any]:
         options: dict[str, Any] = {"prompt_logprobs": self.k}
@@ -208,36 +214,25 @@ def topk_rows(
 ) -> SparseLogprobs:
     """The `k` most probable tokens, the tail and the label at some positions of a sequence.
 
+    A token of probability 0 is no entry: it belongs to the tail, whose mass it does not change. As a label it
+    has the log-probability `ZERO_PROBABILITY`, so that gradients stay numbers.
+
     Args:
         logprobs: of every position of the sequence.
         sequence: its token ids.
         wanted: positions.
         k: entries of a row.
-
-    Raises:
-        TeacherError: they are those of another sequence.
     """
-    if len(logprobs) < len(sequence):
-        raise TeacherError(
-            f"the server gave log-probabilities for {len(logprobs)} of {len(sequence)} tokens; it cut the "
-            "sequence or tokenised it anew"
-        )
     rows = [logprobs[position] for position in wanted]
-    missing = next(
-        (position for position, row in zip(wanted, rows, strict=True) if sequence[position] not in row),
-        None,
-    )
-    if missing is not None:
-        raise TeacherError(
-            f"the server's log-probabilities leave out token {sequence[missing]} at position {missing} of a "
-            "sequence, although it stands there: it does not take token ids as they are"
-        )
     labels = torch.tensor([row[sequence[position]] for position, row in zip(wanted, rows, strict=True)])
-    best = [sorted(row.items(), key=lambda item: -item[1])[:k] for row in rows]
-    width = max(map(len, best))
+    best = [
+        sorted((item for item in row.items() if item[1] > ZERO_PROBABILITY), key=lambda item: -item[1])[:k]
+        for row in rows
+    ]
+    width = max(1, *map(len, best))
     ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
     values = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
-    return SparseLogprobs(ids, values, tail=_tail(values), labels=labels)
+    return SparseLogprobs(ids, values, tail=_tail(values), labels=labels.float().clamp_min(ZERO_PROBABILITY))
 
 
 def _tail(logprobs: Tensor) -> Tensor:
