@@ -14,6 +14,7 @@ from tests.data.toy_tokenizers import byte_tokenizer
 
 from stillhouse.core.alignment import UNALIGNED
 from stillhouse.data.align import Spans, align, match_vocabularies
+from stillhouse.data.text_tokens import response_text
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.errors import ModelError
 from stillhouse.models import TeacherModel, load_tokenizer
@@ -151,7 +152,7 @@ def test_the_space_that_a_tokenizer_puts_in_front_is_no_text() -> None:
         ids = stories.encode(text)
         assert ids is not None
         assert b"".join(stories.pieces(ids)) == text
-        assert stories.tokenizer.decode(ids).encode() == text
+        assert response_text(stories.tokenizer, ids).encode() == text
 
 
 @pytest.mark.parametrize("name", ["demo", "bytes", pytest.param("gpt2", marks=needs_shared)])
@@ -179,10 +180,12 @@ def test_special_tokens_have_no_bytes_and_belong_to_no_group() -> None:
 
 
 def test_text_that_looks_like_a_control_token_is_not_made_one() -> None:
-    """Nobody may steer the teacher by writing its control tokens: such a text has no exact tokenization."""
-    assert token_bytes("demo").encode(b"so <end> it goes") is None
-    found = token_bytes("bytes").encode(b"so <end> it goes")
-    assert found is not None, "to another tokenizer it is a text like any other"
+    """Nobody may steer the teacher by writing its control tokens: they are spelled in ordinary ones."""
+    for name in ("demo", "bytes"):
+        found = token_bytes(name).encode(b"so <end> it goes")
+        assert found is not None
+        assert b"".join(token_bytes(name).pieces(found)) == b"so <end> it goes"
+        assert not token_bytes(name).texts.control_ids & set(found)
 
 
 def test_equal_tokenizers_are_aligned_one_to_one() -> None:

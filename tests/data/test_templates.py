@@ -12,7 +12,7 @@ from toy_tokenizers import FORGETFUL, REFUSING, TURNS, byte_tokenizer
 from stillhouse.data.formats import read_row
 from stillhouse.data.rows import Fields, Row
 from stillhouse.data.templates import Alpaca, Auto, Chat, Custom, Plain
-from stillhouse.data.tokenise import Encoder
+from stillhouse.data.tokenise import EncodedRow, Encoder
 from stillhouse.errors import DataError, ModelError
 
 
@@ -77,7 +77,6 @@ def test_fields_may_be_named() -> None:
 
 
 def test_alpaca_is_the_published_format() -> None:
-    tokenizer = byte_tokenizer()
     without = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\nI\n\n### Response:\n"
@@ -87,22 +86,21 @@ def test_alpaca_is_the_published_format() -> None:
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n"
     )
-    assert Alpaca().prompt(row(instruction="I"), tokenizer) == without
-    assert Alpaca().prompt(row(instruction="I", input="X"), tokenizer) == with_input
+    assert Alpaca().prompt(row(instruction="I")) == without
+    assert Alpaca().prompt(row(instruction="I", input="X")) == with_input
     asked = ({"role": "system", "content": ""}, {"role": "user", "content": "I"})
-    assert Alpaca().prompt(row(messages=asked), tokenizer) == without
+    assert Alpaca().prompt(row(messages=asked)) == without
     with pytest.raises(DataError, match="takes one question, got the turns system, user; use template: chat"):
-        Alpaca().prompt(row(messages=({"role": "system", "content": "Be brief."}, asked[1])), tokenizer)
+        Alpaca().prompt(row(messages=({"role": "system", "content": "Be brief."}, asked[1])))
 
 
 def test_plain_and_custom() -> None:
-    tokenizer = byte_tokenizer()
-    assert Plain().prompt(row(instruction="I", input="X"), tokenizer) == "I\nX\n"
+    assert Plain().prompt(row(instruction="I", input="X")) == "I\nX\n"
     custom = Custom(without_input="{{Q}} {instruction}\n", with_input="{input}|{instruction}:")
-    assert custom.prompt(row(instruction="{I}"), tokenizer) == "{Q} {I}\n"
-    assert custom.prompt(row(instruction="I", input="X"), tokenizer) == "X|I:"
+    assert custom.prompt(row(instruction="{I}")) == "{Q} {I}\n"
+    assert custom.prompt(row(instruction="I", input="X")) == "X|I:"
     with pytest.raises(DataError, match="with_input is not set"):
-        Custom(without_input="{instruction}").prompt(row(instruction="I", input="X"), tokenizer)
+        Custom(without_input="{instruction}").prompt(row(instruction="I", input="X"))
 
 
 @pytest.mark.parametrize(
@@ -122,16 +120,24 @@ def test_a_custom_template_is_checked(bad: str) -> None:
         Custom(without_input=bad)
 
 
-def test_prompt_and_response_are_encoded_apart_and_end_with_the_end_token() -> None:
+def encoded(encoder: Encoder, *rows: Row) -> list[EncodedRow]:
+    """The rows' ids; none of them may be refused."""
+    found = encoder.encode(rows)
+    assert all(isinstance(one, EncodedRow) for one in found), found
+    return [one for one in found if isinstance(one, EncodedRow)]
+
+
+def test_a_prompt_has_the_beginning_and_a_response_the_end() -> None:
     tokenizer = byte_tokenizer(bos=True)
     encoder = Encoder(Plain(), tokenizer)
-    (text, prompt, response), (_, _, none) = encoder.encode(
-        [row(instruction="ab", response="cd"), row(instruction="ab")]
-    )
-    assert text == "ab\n"
-    assert prompt == (tokenizer.bos_token_id, *tokenizer("ab\n", add_special_tokens=False)["input_ids"])
-    assert response == (*tokenizer("cd", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-    assert none is None
+    one, other = encoded(encoder, row(instruction="ab", response="cd"), row(instruction="ab"))
+    assert one.text == "ab\n"
+    ids = tuple(tokenizer("ab\n", add_special_tokens=False)["input_ids"])
+    assert one.prompt_ids == other.prompt_ids == (tokenizer.bos_token_id, *ids)
+    end = tokenizer.eos_token_id
+    assert one.response_ids == (*tokenizer("cd", add_special_tokens=False)["input_ids"], end)
+    assert one.trained is None
+    assert other.response_ids is None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         Encoder(Plain(), byte_tokenizer(eos=None))
 
@@ -146,33 +152,34 @@ def test_chat_ids_are_those_of_the_rendered_conversation() -> None:
         {"role": "assistant", "content": "Yo"},
         {"role": "user", "content": "?"},
     )
-    for answer in ("fine", "  fine \n", "a<|turn|>b"):
-        [(text, prompt, response)] = encoder.encode([row(messages=turns, response=answer)])
+    for answer in ("fine", "  fine \n"):
+        [found] = encoded(encoder, row(messages=turns, response=answer))
         full = tokenizer.apply_chat_template(
             [*turns, {"role": "assistant", "content": answer}], tokenize=False
         )
         ids = tuple(tokenizer(full, add_special_tokens=False)["input_ids"])
-        assert full.startswith(text)
-        assert response is not None
-        assert ids[: len(prompt) + len(response)] == prompt + response
-        assert tokenizer.decode(ids[len(prompt + response) :]) == "\n"
+        assert full.startswith(found.text)
+        assert found.response_ids is not None
+        sequence = found.prompt_ids + found.response_ids
+        assert ids[: len(sequence)] == sequence
+        assert tokenizer.decode(ids[len(sequence) :]) == "\n"
 
 
 def test_chat_takes_instructions_too_and_a_system_message() -> None:
     tokenizer = byte_tokenizer(TURNS)
     chat = Chat(system="Be brief.")
-    text = chat.prompt(row(instruction="I", input="X"), tokenizer)
+    text = chat.renderer(tokenizer).render(row(instruction="I", input="X")).prompt
     assert text == "<|start|>system\nBe brief.<|turn|>\n<|start|>user\nI\n\nX<|turn|>\n<|start|>assistant\n"
     own = ({"role": "system", "content": "Mine."}, {"role": "user", "content": "I"})
-    assert "Be brief." not in chat.prompt(row(messages=own), tokenizer)
+    assert "Be brief." not in chat.renderer(tokenizer).render(row(messages=own)).prompt
 
 
 def test_a_chat_template_that_rewrites_the_prompt_leaves_the_response_as_it_is() -> None:
     tokenizer = byte_tokenizer(FORGETFUL)
     encoder = Encoder(Chat(), tokenizer)
-    [(text, _, response)] = encoder.encode([row(instruction="I", response="O")])
-    assert text == "Q: I\nA:"
-    assert response == (*tokenizer("O")["input_ids"], tokenizer.eos_token_id)
+    [found] = encoded(encoder, row(instruction="I", response="O"))
+    assert found.text == "Q: I\nA:"
+    assert found.response_ids == (*tokenizer("O")["input_ids"], tokenizer.eos_token_id)
 
 
 def test_chat_templates_that_are_missing_or_refuse() -> None:

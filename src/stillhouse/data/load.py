@@ -16,7 +16,8 @@ from stillhouse.core.types import Prompt, Response
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer
-from stillhouse.data.tokenise import Encoder, TooLong, truncate_prompt, truncate_response
+from stillhouse.data.text_tokens import UnspellableText
+from stillhouse.data.tokenise import EncodedRow, Encoder, TooLong, truncate_prompt, truncate_response
 from stillhouse.errors import DataError
 
 T = TypeVar("T")
@@ -237,10 +238,19 @@ class _PromptBuilder:
         """Tokenise some rows and keep those that can be used."""
         usable = [(id, row) for id, row in chunk if self._usable(row)]
         encoded = self.encoder.encode([row for _, row in usable])
-        for (id, row), (text, prompt_ids, response_ids) in zip(usable, encoded, strict=True):
-            prompt = self._to_prompt(id, row, text, prompt_ids, response_ids)
+        for (id, row), found in zip(usable, encoded, strict=True):
+            if isinstance(found, DataError):
+                self._refused(found)
+                continue
+            prompt = self._to_prompt(id, row, found)
             if prompt is not None:
                 self.prompts.append(prompt)
+
+    def _refused(self, error: DataError) -> None:
+        """Count a row that cannot be encoded, or raise."""
+        if not isinstance(error, UnspellableText):
+            raise error
+        self.dropped["text of a control token that cannot be spelled"] += 1
 
     def _usable(self, row: Row) -> bool:
         if row.asks_nothing:
@@ -256,10 +266,9 @@ class _PromptBuilder:
             self.without_response.append(row.location)
         return False
 
-    def _to_prompt(
-        self, id: str, row: Row, text: str, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...] | None
-    ) -> Prompt | None:
+    def _to_prompt(self, id: str, row: Row, found: EncodedRow) -> Prompt | None:
         config = self.config
+        text, prompt_ids, response_ids = found.text, found.prompt_ids, found.response_ids
         if not prompt_ids:
             self.dropped["empty prompt"] += 1
             return None

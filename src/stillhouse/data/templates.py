@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import string
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from collections import Counter
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.data.chat import PROBE, ChatOptions, ChatRenderer, TrainOn, render_turns
+from stillhouse.data.conversation import weight_of, with_reasoning, with_system_merged
+from stillhouse.data.rendering import Part, Rendered
 from stillhouse.data.rows import Message, Row
 from stillhouse.errors import DataError, ModelError
 
 Tokenizer = Any
 """A `transformers` tokenizer."""
+
+
+class Renderer(Protocol):
+    """A template with a tokenizer."""
+
+    notes: Counter[str]
+    """What happened to rows that their user should know, each with the number of rows."""
+
+    def render(self, row: Row, train_on: TrainOn = "last") -> Rendered:
+        """The row as the text of its prompt and of its response.
+
+        Raises:
+            DataError: the template cannot render the row.
+        """
 
 
 class Template(StrictConfig):
@@ -25,16 +43,12 @@ class Template(StrictConfig):
     """Whether the tokenizer adds its special tokens (beginning of sequence) to the prompt."""
 
     @abstractmethod
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        """The prompt, up to where the response begins.
+    def renderer(self, tokenizer: Tokenizer) -> Renderer:
+        """What renders rows for a tokenizer.
 
         Raises:
-            DataError: the template cannot render the row.
+            DataError: the template cannot be used with the tokenizer.
         """
-
-    def response(self, row: Row, prompt: str, tokenizer: Tokenizer) -> str:
-        """The response after `prompt`, without the end-of-turn token."""
-        return row.response or ""
 
     def end_id(self, tokenizer: Tokenizer) -> int:
         """The token that ends a response: the tokenizer's end-of-sequence token.
@@ -57,22 +71,76 @@ class Template(StrictConfig):
 TEMPLATES: Registry[Template] = Registry("template", Template)  # type: ignore[type-abstract]
 
 
-def single_turn(row: Row, kind: str) -> tuple[str, str]:
-    """The instruction and input of a row; of a conversation, its only user turn.
+class SingleTurn(Template):
+    """A template of one question and one answer, without roles."""
 
-    Raises:
-        DataError: the conversation has other turns.
-    """
-    turns = [turn for turn in row.messages if turn["content"] or turn["role"] != "system"]
-    if not turns:
-        return row.instruction, row.input
-    if len(turns) > 1 or turns[0]["role"] != "user":
+    system_turns: Literal["refuse", "merge"] = "refuse"
+    """`merge` puts the text of a system turn before the question; by default a row with one is refused."""
+
+    @abstractmethod
+    def prompt(self, row: Row) -> str:
+        """The prompt, up to where the response begins.
+
+        Raises:
+            DataError: the row is a conversation.
+        """
+
+    def renderer(self, tokenizer: Tokenizer) -> Renderer:
+        """A renderer that needs no tokenizer."""
+        return SingleTurnRenderer(self)
+
+    def question(self, row: Row) -> tuple[str, str]:
+        """The instruction and input of a row; of a conversation, its only user turn.
+
+        Raises:
+            DataError: the conversation has other turns, or tools.
+        """
+        turns = [turn for turn in row.messages if turn["content"] or turn["role"] != "system"]
+        if self.system_turns == "merge":
+            turns = with_system_merged(turns)
+        if row.tools:
+            raise DataError(f"{row.location}: the template {self.kind} has no tools; use template: chat")
+        if not row.messages:
+            return row.instruction, row.input
+        if len(turns) == 1 and turns[0]["role"] == "user":
+            return turns[0]["content"], ""
         roles = ", ".join(turn["role"] for turn in turns)
+        way_out = "use template: chat"
+        if {turn["role"] for turn in turns} == {"system", "user"}:
+            way_out += f", or data.template: {{kind: {self.kind}, system_turns: merge}}"
         raise DataError(
-            f"{row.location}: the template {kind} takes one question, got the turns {roles}; "
-            "use template: chat"
+            f"{row.location}: the template {self.kind} takes one question, got the turns {roles}; {way_out}"
         )
-    return turns[0]["content"], ""
+
+
+class SingleTurnRenderer:
+    """Renders rows with a template of one question and one answer.
+
+    Example: `SingleTurnRenderer(Plain()).render(row)` is `Rendered("A fruit?\\n", (Part("Fig"),))`
+    """
+
+    def __init__(self, template: SingleTurn) -> None:
+        self.template = template
+        self.notes: Counter[str] = Counter()
+
+    def render(self, row: Row, train_on: TrainOn = "last") -> Rendered:
+        """The row as the text of its prompt and of its response.
+
+        Raises:
+            DataError: the row is a conversation, or its response has tool calls.
+        """
+        prompt = self.template.prompt(row)
+        if not row.completion:
+            return Rendered(prompt, None if row.response is None else (Part(row.response),))
+        *context, answer = row.completion
+        if context or answer.get("tool_calls"):
+            what = "a response of several turns" if context else "tool calls"
+            raise DataError(
+                f"{row.location}: the template {self.template.kind} has no {what}; use template: chat"
+            )
+        if not weight_of(answer):
+            raise DataError(f"{row.location}: no turn is trained on, for each has weight 0")
+        return Rendered(prompt, (Part(with_reasoning(answer, "inline")["content"]),))
 
 
 @TEMPLATES.register
@@ -81,21 +149,22 @@ class Auto(Template):
 
     kind: Literal["auto"] = "auto"
 
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        return self.resolved(tokenizer).prompt(row, tokenizer)
+    def renderer(self, tokenizer: Tokenizer) -> Renderer:
+        """The renderer of the template that it stands for."""
+        return self.resolved(tokenizer).renderer(tokenizer)
 
     def resolved(self, tokenizer: Tokenizer) -> Template:
         return Chat() if getattr(tokenizer, "chat_template", None) else Alpaca()
 
 
 @TEMPLATES.register
-class Alpaca(Template):
+class Alpaca(SingleTurn):
     """Stanford Alpaca's prompt, which MiniLLM, DistiLLM, ABKD and CSD use for base models."""
 
     kind: Literal["alpaca"] = "alpaca"
 
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        instruction, given = single_turn(row, self.kind)
+    def prompt(self, row: Row) -> str:
+        instruction, given = self.question(row)
         if given:
             return (
                 "Below is an instruction that describes a task, paired with an input that provides further "
@@ -110,18 +179,18 @@ class Alpaca(Template):
 
 
 @TEMPLATES.register
-class Plain(Template):
+class Plain(SingleTurn):
     """Instruction and input, each followed by a line break."""
 
     kind: Literal["plain"] = "plain"
 
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        instruction, given = single_turn(row, self.kind)
+    def prompt(self, row: Row) -> str:
+        instruction, given = self.question(row)
         return "".join(f"{part}\n" for part in (instruction, given) if part)
 
 
 @TEMPLATES.register
-class Custom(Template):
+class Custom(SingleTurn):
     """Format strings with `{instruction}` and `{input}`; write `{{` and `}}` for literal braces."""
 
     kind: Literal["custom"] = "custom"
@@ -151,16 +220,13 @@ class Custom(Template):
             raise PydanticCustomError("template", "must contain {required}", {"required": f"{{{required}}}"})
         return value
 
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        instruction, given = single_turn(row, self.kind)
+    def prompt(self, row: Row) -> str:
+        instruction, given = self.question(row)
         if not given:
             return self.without_input.format(instruction=instruction)
         if self.with_input is None:
             raise DataError(f"{row.location}: has an input, but template.with_input is not set")
         return self.with_input.format(instruction=instruction, input=given)
-
-
-_PROBE = "zqx"
 
 
 @TEMPLATES.register
@@ -177,50 +243,41 @@ class Chat(Template):
     system: str | None = None
     """System message for rows without one."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Variables of the chat template, such as `{enable_thinking: false}`."""
+    """Variables of the chat template, such as `{enable_thinking: false}`: in training, generation and
+    evaluation alike."""
+    system_turns: Literal["keep", "merge"] = "keep"
+    """`merge` puts the text of a system turn before the user's turn after it, for templates that refuse
+    system turns."""
+    equal_roles: Literal["keep", "merge"] = "keep"
+    """`merge` makes one turn of neighbouring turns of the same role, for templates that refuse these."""
+    reasoning: Literal["keep", "inline", "drop"] = "keep"
+    """Reasoning of a response: as the template renders it, as text between `<think>` and `</think>`, or left
+    out. With `keep` a row whose reasoning the template leaves out is refused, unless the tokenizer knows
+    `<think>`: then it is written as with `inline`."""
+    empty_reasoning: Literal["auto", "prompt", "omit"] = "auto"
+    """Reasoning without text, which templates of reasoning models put before an answer that has none. It is
+    never trained on. `prompt`: it ends the prompt of each row without reasoning, in training, generation and
+    evaluation, so that the model answers without reasoning. `omit`: it is left out, and every prompt is the
+    template's own. `auto`: `prompt` if the responses of data.train are without reasoning, else `omit`."""
 
-    def messages(self, row: Row) -> list[Message]:
-        """The conversation up to the response."""
-        turns = list(row.messages)
-        if not turns:
-            content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-            turns = [{"role": "user", "content": content}]
-        if self.system is not None and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
-
-    def prompt(self, row: Row, tokenizer: Tokenizer) -> str:
-        return self._render(self.messages(row), tokenizer, row.location, add_generation_prompt=True)
-
-    def response(self, row: Row, prompt: str, tokenizer: Tokenizer) -> str:
-        answer = row.response or ""
-        turns = [*self.messages(row), {"role": "assistant", "content": answer}]
-        full = self._render(turns, tokenizer, row.location)
-        if not full.startswith(prompt):
-            return answer
-        rest = full[len(prompt) :]
+    def renderer(self, tokenizer: Tokenizer) -> ChatRenderer:
+        """A renderer with the tokenizer's chat template."""
         end = tokenizer.convert_ids_to_tokens(self.end_id(tokenizer))
-        return rest[: rest.rindex(end)] if end in rest else answer
+        options = ChatOptions(
+            self.options,
+            self.system,
+            self.system_turns,
+            self.equal_roles,
+            self.reasoning,
+            "prompt" if self.empty_reasoning == "prompt" else "omit",
+        )
+        return ChatRenderer(tokenizer, options, end)
 
     def end_id(self, tokenizer: Tokenizer) -> int:
         """The special token that closes the assistant's turn; without one, the end-of-sequence token."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        _, _, tail = self._render(turns, tokenizer, "").rpartition(_PROBE)
+        turns: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        _, _, tail = render_turns(tokenizer, turns, **self.options).rpartition(PROBE)
         ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
         if ids and (ids[0] in tokenizer.all_special_ids or ids[0] in tokenizer.added_tokens_decoder):
             return int(ids[0])
         return super().end_id(tokenizer)
-
-    def _render(self, turns: list[Message], tokenizer: Tokenizer, location: str, **more: Any) -> str:
-        import jinja2
-
-        if not getattr(tokenizer, "chat_template", None):
-            raise DataError(
-                f"data.template: the tokenizer of {tokenizer.name_or_path} has no chat template; "
-                "use template: alpaca, plain or custom"
-            )
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, **{**self.options, **more})
-        except jinja2.TemplateError as error:
-            raise DataError(f"{location}: the chat template refuses the conversation: {error}") from error
-        return str(text)

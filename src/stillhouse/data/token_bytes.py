@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
+from stillhouse.data.text_tokens import SPACE, TextTokenizer, UnspellableText
 from stillhouse.errors import ModelError
-
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's character for a space."""
 
 
 class TokenBytes:
@@ -55,8 +53,7 @@ class TokenBytes:
             content = str(added[index].content).encode() if index in added else self._bytes(piece)
             if content:
                 self.bytes_of_id[index] = content
-        # SentencePiece prepends a space to every text: "a" becomes " a".
-        self._prefix = b" " if self._round_trip("a") == b" a" else b""
+        self.texts = TextTokenizer(tokenizer)
 
     def __len__(self) -> int:
         """Vocab size, special tokens included."""
@@ -72,37 +69,27 @@ class TokenBytes:
         return {content: index for (index, content), _ in ordered}
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token of a text; empty for special tokens.
-
-        Without the space that SentencePiece prepends to every text.
-        """
-        found = [self.bytes_of_id.get(index, b"") for index in ids]
-        first = next((at for at, piece in enumerate(found) if piece), None)
-        if first is not None and self._prefix and found[first].startswith(self._prefix):
-            found[first] = found[first][len(self._prefix) :]
-        return found
+        """The bytes of each token of a response; empty for special tokens."""
+        return [self.bytes_of_id.get(index, b"") for index in ids]
 
     def encode(self, text: bytes) -> list[int] | None:
-        """The token ids of arbitrary bytes; None if the tokenizer cannot represent them exactly.
+        """The ids of arbitrary bytes as a response; None if the tokenizer cannot represent them exactly.
 
-        Valid UTF-8 is tokenised as text, every other byte as a byte token.
+        Valid UTF-8 is tokenised as text that follows a prompt, every other byte as a byte token.
         """
         ids: list[int] = []
         for valid, run in _runs(text):
-            if valid and not (ids and self._prefix):
-                ids += self.tokenizer(run.decode(), add_special_tokens=False, verbose=False)["input_ids"]
-            elif valid:
-                return None  # the tokenizer would prepend a space in the middle of the text
+            if valid:
+                try:
+                    ids += self.texts.continuation(self.texts.guard(run.decode()))
+                except UnspellableText:
+                    return None
             else:
                 single = [self.id_of_bytes.get(run[at : at + 1]) for at in range(len(run))]
                 if None in single:
                     return None
                 ids += [index for index in single if index is not None]
         return ids if b"".join(self.pieces(ids)) == text else None
-
-    def _round_trip(self, text: str) -> bytes:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return b"".join(self.bytes_of_id.get(index, b"") for index in ids)
 
     def _bytes(self, piece: str) -> bytes:
         if self._byte_level:

@@ -4,72 +4,178 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from stillhouse.config import StrictConfig
+from stillhouse.data.chat import TrainOn
+from stillhouse.data.rendering import Rendered, guarded
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template, Tokenizer
+from stillhouse.data.text_tokens import GUARD, TextTokenizer, UnspellableText, unguarded
+from stillhouse.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row as token ids.
+
+    Example: `EncodedRow("A fruit?\\n", (21, 33), (7, 0))`
+    """
+
+    text: str
+    """The prompt as text."""
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...] | None = None
+    """The response with its end token; None for a row without a response."""
+    trained: tuple[int, ...] | None = None
+    """1 for each token of the response that is trained on, 0 for context and results of tools; None: all
+    are."""
+    trained_turns: int = 1
+    """Turns of the assistant that are trained on."""
+    context_turns: int = 0
+    """Turns of the assistant that are only read."""
 
 
 class Encoder:
     """Turns rows into token ids with a template and a tokenizer.
 
-    Prompt and response are tokenised separately, each once, and concatenated as ids; decoded text is never
-    tokenised again. A response ends with the template's end-of-turn token.
+    Prompt and response are tokenised as one text and divided where the prompt ends, so that the response is
+    what a model would write after the prompt. The prompt has the ids that it has alone. Texts of rows never
+    become control tokens. A response ends with the template's end-of-turn token.
 
     Example:
         >>> encoder = Encoder(Alpaca(), tokenizer)
         >>> encoder.encode([row])
-        [("Below is ...", (21, 33), (7, 2))]
+        [EncodedRow("Below is ...", (21, 33), (7, 2))]
     """
 
-    def __init__(self, template: Template, tokenizer: Tokenizer, teacher: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        template: Template,
+        tokenizer: Tokenizer,
+        teacher: Encoder | None = None,
+        train_on: TrainOn = "last",
+    ) -> None:
         """An encoder for a tokenizer.
 
         Args:
             template: renders rows; resolved for the tokenizer.
             tokenizer: the student's.
             teacher: the teacher's encoder, if its tokenizer is another one.
+            train_on: the turns of the assistant that responses train on.
         """
         self.template = template.resolved(tokenizer)
         self.tokenizer = tokenizer
         self.teacher = teacher
+        self.train_on = train_on
         self.end_id = self.template.end_id(tokenizer)
+        self.texts = TextTokenizer(tokenizer)
+        self.renderer = self.template.renderer(tokenizer)
 
-    def encode(self, rows: Sequence[Row]) -> list[tuple[str, tuple[int, ...], tuple[int, ...] | None]]:
-        """For each row: the prompt's text, its ids, and the response's ids with the end token, or None."""
-        prompts = [self.template.prompt(row, self.tokenizer) for row in rows]
-        with_response = [index for index, row in enumerate(rows) if row.response is not None]
-        texts = [self.template.response(rows[i], prompts[i], self.tokenizer) for i in with_response]
-        ids = dict(zip(with_response, self._ids(texts, special=False), strict=True))
+    def encode(self, rows: Sequence[Row]) -> list[EncodedRow | DataError]:
+        """For each row its ids, or why it has none: the template refuses it, or a text cannot be spelled."""
+        rendered = [self._rendered(row) for row in rows]
+        known = self._together([found for found in rendered if isinstance(found, Rendered)])
         return [
-            (prompt, tuple(prompt_ids), (*ids[index], self.end_id) if index in ids else None)
-            for index, (prompt, prompt_ids) in enumerate(zip(prompts, self.prompt_ids(prompts), strict=True))
+            found if isinstance(found, DataError) else self._encoded(found, row, known.get(id(found)))
+            for found, row in zip(rendered, rows, strict=True)
         ]
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of rendered prompts, without an end-of-sequence token that the tokenizer may append."""
-        end = self.tokenizer.eos_token_id
-        special = self.template.special_tokens
-        encoded = self._ids(prompts, special=special)
-        return [ids[:-1] if special and ids and ids[-1] == end else ids for ids in encoded]
+    def prompt(self, row: Row) -> tuple[str, tuple[int, ...]]:
+        """The prompt of a row as text and as ids, as a model is given it.
+
+        Raises:
+            DataError: the template refuses the row, or a text cannot be spelled.
+        """
+        found = self.encode([row])[0]
+        if isinstance(found, DataError):
+            raise found
+        return found.text, found.prompt_ids
 
     def teacher_ids(self, row: Row) -> tuple[int, ...] | None:
-        """The prompt of a row in the teacher's template and ids; None if they are the student's."""
-        if self.teacher is None:
-            return None
-        text = self.teacher.template.prompt(row, self.teacher.tokenizer)
-        return tuple(self.teacher.prompt_ids([text])[0])
+        """The prompt of a row in the teacher's template and ids; None if they are the student's.
+
+        Raises:
+            DataError: the teacher's template refuses the row.
+        """
+        return None if self.teacher is None else self.teacher.prompt(row)[1]
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of plain texts, without special tokens."""
-        return self._ids(texts, special=False)
+        """The ids of plain texts, without special tokens.
 
-    def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-        return [list(ids) for ids in encoded]
+        Raises:
+            UnspellableText: a text spells a control token, and the tokenizer has no ordinary tokens for it.
+        """
+        return self.texts.ids([self.texts.guard(text) for text in texts])
+
+    def _rendered(self, row: Row) -> Rendered | DataError:
+        try:
+            safe = guarded(row, self.texts)
+            if safe is not row:
+                self.renderer.notes[SPELLED] += 1
+            return self.renderer.render(safe, self.train_on)
+        except UnspellableText as error:
+            return UnspellableText(f"{row.location}: {error}")
+        except DataError as error:
+            return error
+
+    def _together(self, rendered: Sequence[Rendered]) -> dict[int, tuple[list[int], list[int]]]:
+        """Prompt and response of each ordinary row in few calls of the tokenizer, by the row's `id`."""
+        plain = [one for one in rendered if _is_plain(one)]
+        asked = [one for one in plain if one.response is None]
+        answered = [one for one in plain if one.response is not None]
+        prompts = self.texts.ids([one.prompt for one in asked])
+        try:
+            pairs = self.texts.following(
+                [one.prompt for one in answered],
+                [part.text for one in answered for part in one.response or ()],
+            )
+        except UnspellableText:  # by one of them: each alone tells which
+            answered, pairs = [], []
+        alone = [(prompt, list[int]()) for prompt in prompts]
+        return dict(zip(map(id, [*asked, *answered]), [*alone, *pairs], strict=True))
+
+    def _encoded(
+        self, found: Rendered, row: Row, known: tuple[list[int], list[int]] | None
+    ) -> EncodedRow | DataError:
+        try:
+            prompt, response, trained = self._parts(found) if known is None else (*known, None)
+        except UnspellableText as error:
+            return UnspellableText(f"{row.location}: {error}")
+        if self.template.special_tokens and prompt[: len(self.texts.prefix)] != self.texts.prefix:
+            prompt = [*self.texts.prefix, *prompt]
+        return EncodedRow(
+            unguarded(found.prompt),
+            tuple(prompt),
+            None if found.response is None else (*response, self.end_id),
+            None if trained is None or all(trained) else (*trained, 1),
+            found.trained_turns,
+            found.context_turns,
+        )
+
+    def _parts(self, found: Rendered) -> tuple[list[int], list[int], list[int]]:
+        """The ids of prompt and response, and which of the response's are trained on, part after part."""
+        [prompt] = self.texts.ids([found.prompt])
+        response: list[int] = []
+        trained: list[int] = []
+        before = found.prompt
+        for part in found.response or ():
+            [(_, ids)] = self.texts.following([before], [part.text])
+            response += ids
+            trained += [int(part.trained)] * len(ids)
+            before += part.text
+        return prompt, response, trained
+
+
+SPELLED = "a text spells a control token: it is read in ordinary tokens"
+"""The note of rows whose texts had to be guarded."""
+
+
+def _is_plain(found: Rendered) -> bool:
+    """Whether a row is tokenised with the others in one call: one part, and no guarded text."""
+    parts = found.response or ()
+    return len(parts) <= 1 and not any(GUARD in text for text in (found.prompt, *(one.text for one in parts)))
 
 
 class TooLong(StrictConfig):
@@ -101,8 +207,7 @@ def truncate_prompt(
         keep = (low + high) // 2
         kept = whole[-keep:] if side == "truncate_left" else whole[:keep]
         truncated = row.with_user_text(kept)
-        text = encoder.template.prompt(truncated, encoder.tokenizer)
-        ids = tuple(encoder.prompt_ids([text])[0])
+        text, ids = encoder.prompt(truncated)
         if len(ids) <= limit:
             best, low = (truncated, text, ids), keep + 1
         else:

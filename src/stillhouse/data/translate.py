@@ -84,7 +84,7 @@ class Translator:
         else:
             finished = False
         pieces = self.student.pieces(ids)
-        teacher_ids = self.teacher.encode(b"".join(pieces))
+        teacher_ids = self._teacher_ids(ids, pieces)
         if teacher_ids is None:
             return "the teacher's tokenizer cannot represent it exactly"
         length = len(response.prompt.teacher_ids or ()) + len(teacher_ids) + finished
@@ -94,6 +94,33 @@ class Translator:
             return "it has no text"
         spans = align(pieces, self.teacher.pieces(teacher_ids), finished)
         return TranslatedResponse((*teacher_ids, self.end_ids[1]) if finished else tuple(teacher_ids), spans)
+
+    def _teacher_ids(self, ids: Sequence[int], pieces: Sequence[bytes]) -> list[int] | None:
+        """The teacher's ids of a response: control tokens that both have by name, other text as bytes."""
+        found: list[int] = []
+        text = b""
+        for index, piece in zip([*ids, None], [*pieces, b""], strict=True):
+            control = None if index is None else self._shared_control.get(index)
+            if index is not None and control is None:
+                text += piece
+                continue
+            encoded = self.teacher.encode(text) if text else []
+            if encoded is None:
+                return None
+            found += encoded if control is None else [*encoded, control]
+            text = b""
+        return found
+
+    @cached_property
+    def _shared_control(self) -> dict[int, int]:
+        """The teacher's id of each control token of the student that both spell, such as `<think>`."""
+        theirs = self.teacher.texts.control
+        pairs = {index: theirs[name] for name, index in self.student.texts.control.items() if name in theirs}
+        return {
+            ours: other
+            for ours, other in pairs.items()
+            if self.student.bytes_of_id.get(ours) == self.teacher.bytes_of_id.get(other)
+        }
 
     def teacher_batch(self, responses: Sequence[Response]) -> tuple[TokenBatch, TokenAlignment]:
         """The teacher's input for a micro-batch, and the alignment of its rows with the student's.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Completion
+from stillhouse.data.text_tokens import TextTokenizer
 from stillhouse.engines.base import (
     REGISTRY,
     CompletionCollector,
@@ -347,8 +348,8 @@ def from_text(choice: CompletionChoice, sampling: Sampling, tokenizer_info: Toke
         EngineError: the server stopped it early.
     """
     finished = _finished(choice)
-    encoded = tokenizer_info.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
-    ids = [int(token) for token in encoded]
+    texts = TextTokenizer(tokenizer_info.tokenizer)
+    ids = texts.continuation(texts.guard(choice.text))
     if finished:
         ids.append(tokenizer_info.eos_ids[0])
     if not ids:

@@ -16,6 +16,7 @@ from stillhouse import console
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.data.text_tokens import response_text
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.text import distinct_n, length_statistics, rouge_l
@@ -168,9 +169,7 @@ def generate_and_score(
     seed_means: list[float] = []
     rows: list[dict[str, Any]] = []
     for seed, completions in generations.by_seed.items():
-        texts = [
-            tokenizer.decode(list(one.token_ids), skip_special_tokens=True).strip() for one in completions
-        ]
+        texts = [response_text(tokenizer, one.token_ids).strip() for one in completions]
         scores = rouge_l(texts, [prompt.references for prompt in prompts])
         seed_means.append(statistics.fmean(scores))
         rows += [

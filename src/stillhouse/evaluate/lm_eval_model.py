@@ -14,6 +14,7 @@ from stillhouse import console
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
+from stillhouse.data.text_tokens import response_text
 from stillhouse.engines.base import Engine, Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.tasks.base import EvalContext
@@ -161,7 +162,7 @@ class HarnessModel(TemplateLM):
             facts = TokenizerInfo((self.eot_token_id,), self._context.tokenizer_info.pad_id)
             engine: Engine = self._context.engine.build(self._context.model, facts)
             completions = engine.generate(ids, sampling, self._context.seeds[0])
-            piece = [self.tokenizer.decode(list(c.token_ids), skip_special_tokens=True) for c in completions]
+            piece = [response_text(self.tokenizer, one.token_ids) for one in completions]
             self._journal.put(key, piece)
         texts = []
         for text in piece:

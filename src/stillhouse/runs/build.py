@@ -15,6 +15,7 @@ from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
+from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
@@ -95,9 +96,8 @@ class Parts:
         return self.teacher if self.translation is None else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens of a response as text, as the evaluation reads them."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        """Tokens of a response as text."""
+        return response_text(self.tokenizer, ids)
 
     def engine(self, model: nn.Module) -> Engine:
         """The configured engine over one of the models."""

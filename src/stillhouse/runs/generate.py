@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stillhouse.core.seeds import derived_seed
 from stillhouse.data import load_data
+from stillhouse.data.text_tokens import response_text
 from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, local_device
@@ -128,7 +129,7 @@ def _request(
     options = GenerationOptions(
         arguments.rank,
         arguments.world,
-        partial(_decoded, tokenizer),
+        partial(response_text, tokenizer),
         {arguments.by: score} if arguments.score else {},
         arguments.chunk,
         wait_for_others=False,
@@ -184,8 +185,3 @@ def _model(config: RunConfig, by: str, tokenizer: Any) -> Any:
             config.train.seed,
         )
     return model.to(local_device()).eval()
-
-
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return text.strip()

@@ -123,7 +123,7 @@ def test_sets_are_tasks_of_their_own() -> None:
 
 
 ASKED = {"instruction": "Add <them>.", "input": "1 2"}
-ALPACA = Alpaca().prompt(instruction_rows(ASKED, Fields(), "here")[0], None)
+ALPACA = Alpaca().prompt(instruction_rows(ASKED, Fields(), "here")[0])
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ ALPACA = Alpaca().prompt(instruction_rows(ASKED, Fields(), "here")[0], None)
 )
 def test_every_published_format_is_the_same_question(raw: dict[str, Any]) -> None:
     (row,) = instruction_rows(raw, Fields(), "here")
-    assert Alpaca().prompt(row, None) == ALPACA
+    assert Alpaca().prompt(row) == ALPACA
     assert row.references == ("3",)
 
 
 def test_a_prompt_without_input_is_taken_apart_as_well() -> None:
-    prompt = Alpaca().prompt(instruction_rows({"instruction": "Sing."}, Fields(), "here")[0], None)
+    prompt = Alpaca().prompt(instruction_rows({"instruction": "Sing."}, Fields(), "here")[0])
     (row,) = instruction_rows({"prompt": prompt, "output": "La"}, Fields(), "here")
     assert (row.instruction, row.input) == ("Sing.", "")
 

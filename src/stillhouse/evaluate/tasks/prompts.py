@@ -22,6 +22,7 @@ from stillhouse.data.formats import read_row
 from stillhouse.data.load import TemplateField, encode_rows
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template
+from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import TooLong
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault
@@ -232,7 +233,7 @@ class EvalSession:
 
     def decode(self, output: Completion | Response, *, strip: bool = True) -> str:
         """The text of a completion or response, for scoring."""
-        text = str(self.context.tokenizer.decode(list(output.token_ids), skip_special_tokens=True))
+        text = response_text(self.context.tokenizer, output.token_ids)
         return text.strip() if strip else text
 
     def row(
