@@ -56,10 +56,7 @@ def test_shapes_are_understood(raw: dict[str, Any], expected: Row) -> None:
             {"prompt": "quesst"},
             "has no field 'quesst' (fields.prompt) (did you mean 'quest'?)",
         ),
-        ({"prompt": 3}, {}, "field 'prompt' should be text, got int 3"),
-        ({"prompt": "x", "response": ["a", 3]}, {}, "field 'response' should be text, got int 3"),
-        ({"messages": [{"role": "user"}]}, {}, "field 'messages[1].content' should be text"),
-        ({"messages": ["hello"]}, {}, "turn 1 of 'messages' should be {role, content}"),
+        ({"messages": ["hello"]}, {}, "turn 1 of 'messages' should be an object with role and content"),
         ({"messages": [{"role": "assistant", "content": "O"}]}, {}, "no turn before the response"),
     ],
 )

@@ -299,7 +299,7 @@ class _PromptBuilder:
             prompt_ids,
             text,
             kept_ids,
-            kept_ids == response_ids,
+            kept_ids == response_ids and row.finished,
             row.references,
             teacher_ids=teacher_ids,
             fields=row.prompt_fields(),

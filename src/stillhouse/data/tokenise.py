@@ -27,7 +27,7 @@ class EncodedRow:
     """The prompt as text."""
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...] | None = None
-    """The response with its end token; None for a row without a response."""
+    """The response, with its end token unless it was cut; None for a row without a response."""
     trained: tuple[int, ...] | None = None
     """1 for each token of the response that is trained on, 0 for context and results of tools; None: all
     are."""
@@ -145,11 +145,12 @@ class Encoder:
             return UnspellableText(f"{row.location}: {error}")
         if self.template.special_tokens and prompt[: len(self.texts.prefix)] != self.texts.prefix:
             prompt = [*self.texts.prefix, *prompt]
+        end = (self.end_id,) if row.finished else ()
         return EncodedRow(
             unguarded(found.prompt),
             tuple(prompt),
-            None if found.response is None else (*response, self.end_id),
-            None if trained is None or all(trained) else (*trained, 1),
+            None if found.response is None else (*response, *end),
+            None if trained is None or all(trained) else (*trained, *(1 for _ in end)),
             found.trained_turns,
             found.context_turns,
         )
