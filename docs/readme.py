@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from stillhouse.recipes import all_recipes
 
@@ -24,16 +25,24 @@ def methods() -> str:
 def quickstart() -> str:
     """The committed result of `benchmarks/quickstart.py`."""
     result = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text(encoding="utf-8"))
-    lines = ["| system | ROUGE-L | KL to teacher | parameters | tokens/s |", "|---|---|---|---|---|"]
+    counts = {row["prompts"] for row in result["rows"]}
+    lines = ["| system | ROUGE-L | KL to teacher | parameters |", "|---|---|---|---|"]
     for row in result["rows"]:
-        divergence = "" if row["kl_to_teacher"] is None else f"{row['kl_to_teacher']:.3f}"
-        numbers = (
-            f"{row['rouge_l']:.1f} | {divergence} | {row['parameters']:,} | {row['tokens_per_second']:,.0f}"
-        )
-        lines.append(f"| {row['system']} | {numbers} |")
-    lines.append("")
-    lines.append(f"({result['seconds']:.0f} s of work; threads: {result['threads']}; {result['date']}.)")
+        cells = [_with_interval(row, "rouge_l", 1), _with_interval(row, "kl_to_teacher", 3)]
+        lines.append(f"| {row['system']} | {' | '.join(cells)} | {row['parameters']:,} |")
+    lines += [
+        "",
+        f"{', '.join(map(str, sorted(counts)))} prompts; ±: 95 % interval by bootstrap over them ({result['date']}).",
+    ]
     return "\n".join(lines)
+
+
+def _with_interval(row: dict[str, Any], name: str, digits: int) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    spread = "" if low is None else f" ± {(high - low) / 2:.{digits}f}"
+    return f"{value:.{digits}f}{spread}"
 
 
 def filled(text: str) -> str:

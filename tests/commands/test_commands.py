@@ -93,8 +93,28 @@ def test_check_shows_where_each_value_comes_from(workshop: Workshop) -> None:
     assert rows["data.train.limit"] == ["3", "command", "line"]
     assert rows["data.train.path"] == ["train.jsonl", "run.yaml:6"]
     assert rows["objective.kind"] == ["forward_kl", "recipe", "kd"]
-    assert rows["train.epochs"] == ["1.0", "default"]
     assert rows["engine.sampling.max_tokens"] == ["8", "data.max_response"]
+    assert "train.epochs" not in rows
+    assert re.search(r"^\d+ more values are defaults; --all shows them\.$", said.out, flags=re.MULTILINE)
+    whole = workshop.stillhouse("check", "run.yaml", "--no-sizes", "--all")
+    assert re.search(r"^ *train\.epochs +1\.0 +default", whole.out, flags=re.MULTILINE)
+    assert "more values" not in whole.out
+
+
+def test_check_says_what_is_wrong_before_anything_else(workshop: Workshop) -> None:
+    said = workshop.stillhouse("check", "run.yaml", "teacher.path=nowhere")
+    assert (said.code, said.out) == (2, "")
+    assert "teacher.path" in said.err
+    # What only the sizes find out is said first, too.
+    said = workshop.stillhouse("check", "run.yaml", "data.max_response=600")
+    assert (said.code, said.out) == (2, "")
+
+
+def test_check_counts_what_is_dropped_even_if_it_is_little(workshop: Workshop) -> None:
+    rows = (workshop.folder / "train.jsonl").read_text("utf-8") + '{"prompt": "", "response": "x"}\n'
+    (workshop.folder / "train.jsonl").write_text(rows, "utf-8")
+    said = workshop.stillhouse("check", "run.yaml")
+    assert re.search(r"train: dropped, of 25 rows +1 x empty prompt", said.out), said.out
 
 
 def test_check_writes_nothing(workshop: Workshop) -> None:
@@ -151,7 +171,7 @@ def test_runs_and_compare_tell_the_same_as_the_folders(workshop: Workshop) -> No
     )
     assert lines[1]["score"]["value"] == after["metrics"]["rouge_l"]
     assert re.search(
-        r"^ *two +[\d.]+ +[\d.]+ ", workshop.stillhouse("compare", "runs").out, flags=re.MULTILINE
+        r"^ *two +[\d.]+ ± [\d.]+ +[\d.]+ ", workshop.stillhouse("compare", "runs").out, flags=re.MULTILINE
     )
     said = workshop.stillhouse("compare", "runs", "--format", "latex", "-o", "table.tex")
     assert (said.code, said.out) == (0, "")

@@ -40,7 +40,7 @@ def test_a_finished_run(three_runs):
         "e2e",
         None,
     )
-    assert cells(line)[1:] == ["done", "kd", "120", "ROUGE-L 55.2 (e2e)", "3 h ago", "1 min 01 s"]
+    assert cells(line)[1:] == ["done", "kd", "120", "ROUGE-L 55.2 (e2e, 12 prompts)", "3 h ago", "1 min 01 s"]
 
 
 def test_before_the_end_the_best_validation_counts(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -15,24 +16,38 @@ from stillhouse.commands.options import Overrides, RunFile
 def check(
     file: RunFile,
     overrides: Overrides = None,
-    values: Annotated[bool, typer.Option(help="Show every value and where it comes from.")] = True,
+    values: Annotated[bool, typer.Option(help="Show values and where each comes from.")] = True,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the values that are defaults, not only those that were set.")
+    ] = False,
     sizes: Annotated[
         bool, typer.Option(help="Read data and model configurations to count tokens, steps and memory.")
     ] = True,
 ) -> None:
-    """Validate a YAML file; show its values with their origin, and the size of the run. Trains nothing."""
+    """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing.
+
+    What is wrong is said before anything else.
+    """
     from stillhouse.runs.checks import preflight
     from stillhouse.runs.estimate import estimate
     from stillhouse.runs.resolve import resolve
 
     resolved = resolve(file, list(overrides or ()))
-    if values:
-        rows = [(path, _shown(fact["value"]), fact["origin"]) for path, fact in resolved.provenance.items()]
-        rows.sort(key=lambda row: row[2] == "default")  # what the user or the recipe set comes first
-        console.print_table(("value", "is", "from"), rows)
     preflight(resolved.config)
-    if sizes:
-        console.print_table(("quantity", "value"), list(estimate(resolved.config).items()))
+    found = estimate(resolved.config) if sizes else {}
+    if values:
+        _print_values(resolved.provenance, everything)
+    if found:
+        console.print_table(("quantity", "value"), list(found.items()))
+
+
+def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool) -> None:
+    rows = [(path, _shown(fact["value"]), str(fact["origin"])) for path, fact in provenance.items()]
+    chosen = [row for row in rows if row[2] != "default"]
+    defaults = [row for row in rows if row[2] == "default"] if everything else []
+    left_out = len(rows) - len(chosen) - len(defaults)
+    note = f"{left_out} more values are defaults; --all shows them." if left_out else ""
+    console.print_table(("value", "is", "from"), [*chosen, *defaults], note=note)
 
 
 def _shown(value: Any) -> str:

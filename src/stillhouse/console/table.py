@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import rich.table
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.text import Text
 
 from stillhouse.console.format import MISSING, number, visible
+from stillhouse.console.layout import EDGES, GAP, ColumnTexts, FittedColumn, fitted
 from stillhouse.console.text import output
 
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -64,6 +65,8 @@ class Table:
     title: str = ""
     note: str = ""
     """A sentence below it."""
+    drop_columns: bool = False
+    """What a terminal does that is too narrow: leave out columns from the right, or turn the table."""
 
     def records(self) -> list[dict[str, Any]]:
         """One mapping of column names to raw values for each row."""
@@ -118,50 +121,87 @@ class Table:
         return headings, [[cell_text(cell) for cell in row] for row in self.rows]
 
     def print(self, console: Console | None = None) -> None:
-        """Print it so that no number is ever cut or broken, by default to standard output.
+        """Print it, by default to standard output, so that no name and no number is ever cut.
 
-        Columns of numbers keep their width; text columns wrap on a narrow terminal. In a pipe the table is
-        as wide as it needs to be.
+        In a pipe the table is as wide as it needs to be. On a terminal that is too narrow, text wraps; where
+        that is not enough, columns are left out from the right and named below (`drop_columns`), or each row
+        becomes a block of lines.
         """
         console = console or output()
-        drawn = self._drawn()
-        needed = Measurement.get(console, console.options.update(width=100_000), drawn)
-        width = needed.maximum
-        if console.is_terminal:
-            width = max(needed.minimum, min(width, console.width))
-        wide = console.width
-        console.width = max(width, wide)
-        try:
-            console.print(drawn, width=width, crop=False, overflow="ignore", no_wrap=True)
-        finally:
-            console.width = wide
-        if self.note:
-            console.print(Text(visible(self.note)), soft_wrap=True)
+        texts = self._texts()
+        columns = [FittedColumn(n, c.width, c.heading) for n, c in enumerate(texts)]
+        needed = EDGES + GAP * (len(columns) - 1) + sum(column.width for column in columns)
+        room = console.width if console.is_terminal else needed
+        shown = columns if needed <= room else fitted(texts, room, drop=self.drop_columns)
+        if shown is None:
+            self._print_turned(console, texts)
+        else:
+            self._print_drawn(console, shown)
+        left_out = [column.heading for column in texts[len(shown or texts) :]]
+        notes = [self.note]
+        if left_out:
+            more = f"{len(left_out)} more column{'s' * (len(left_out) > 1)}"
+            notes.insert(0, f"{more} in a wider terminal or a pipe (| less -S): {', '.join(left_out)}.")
+        for note in filter(None, notes):
+            console.print(Text(visible(note)), soft_wrap=not console.is_terminal)
 
-    def _drawn(self) -> rich.table.Table:
+    def _texts(self) -> list[ColumnTexts]:
+        rows = [[visible(f"{cell.text} {cell.spread}".rstrip()) for cell in row] for row in self.rows]
+        return [
+            ColumnTexts(visible(column.heading), tuple(row[n] for row in rows), column.numeric)
+            for n, column in enumerate(self.columns)
+        ]
+
+    def _print_drawn(self, console: Console, columns: Sequence[FittedColumn]) -> None:
         drawn = rich.table.Table(
             title=Text(visible(self.title)) if self.title else None,
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             title_justify="left",
         )
-        for column in self.columns:
+        for column in columns:
+            numeric = self.columns[column.index].numeric
             drawn.add_column(
-                Text(visible(column.heading)),
-                justify="right" if column.numeric else "left",
-                no_wrap=column.numeric,
+                Text(column.heading),
+                justify="right" if numeric else "left",
+                width=column.width,
                 overflow="fold",
                 vertical="top",
             )
         for row in self.rows:
-            texts = [visible(f"{cell.text} {cell.spread}".rstrip()) for cell in row]
-            bold = ["bold" if cell.best else "" for cell in row]
-            drawn.add_row(*map(Text, texts, bold))
-        return drawn
+            cells = [row[column.index] for column in columns]
+            texts = [visible(f"{cell.text} {cell.spread}".rstrip()) for cell in cells]
+            drawn.add_row(*map(Text, texts, ["bold" if cell.best else "" for cell in cells]))
+        wide = console.width
+        console.width = max(wide, EDGES + GAP * len(columns) + sum(column.width for column in columns))
+        try:
+            console.print(drawn, crop=False, overflow="ignore", no_wrap=True)
+        finally:
+            console.width = wide
+
+    def _print_turned(self, console: Console, texts: Sequence[ColumnTexts]) -> None:
+        """Each row as a block: the name, and below it a line for every other column."""
+        if self.title:
+            console.print(Text(visible(self.title), "italic"))
+        headings = [column.heading for column in texts[1:]]
+        width = min(max(map(cell_len, headings), default=0) + 2, console.width // 2)
+        for n, row in enumerate(self.rows):
+            console.print(Text(texts[0].cells[n], "bold"), overflow="fold")
+            block = rich.table.Table.grid(padding=(0, 2))
+            block.add_column(width=width, overflow="fold")
+            block.add_column(overflow="fold")
+            for heading, column, cell in zip(headings, texts[1:], row[1:], strict=True):
+                block.add_row(Text(f"  {heading}"), Text(column.cells[n], "bold" if cell.best else ""))
+            console.print(block)
 
 
 def make_table(
-    headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", note: str = ""
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    note: str = "",
+    drop_columns: bool = False,
 ) -> Table:
     """A table of plain values; a column is numeric if all its cells are numbers or begin like one."""
     cells = [[TableCell(value, number(value)) for value in row] for row in rows]
@@ -169,7 +209,7 @@ def make_table(
         TableColumn(heading, heading, numeric=all(_is_numeric(row[index]) for row in cells))
         for index, heading in enumerate(headings)
     ]
-    return Table(columns, cells, title, note)
+    return Table(columns, cells, title, note, drop_columns)
 
 
 def print_table(

@@ -26,6 +26,8 @@ class Score:
     """The task of an evaluation, or "validation"."""
     step: int | None = None
     """The step of a validation; None for the finished student."""
+    prompts: int | None = None
+    """The sample size, where the evaluation says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def runs_table(lines: Sequence[RunSummary]) -> Table:
         )
         for line in lines
     ]
-    return make_table(headings, rows)
+    return make_table(headings, rows, drop_columns=True)
 
 
 def list_runs(folders: Sequence[Path], now: datetime.datetime | None = None) -> list[RunSummary]:
@@ -108,7 +110,13 @@ def best_score(run: RunRecord) -> Score | None:
         if role_of(result.system) == "after":
             main = main_metric([result.metrics])
             if main is not None:
-                return Score(main.name, float(result.metrics[main.name]), result.task or "held-out prompts")
+                count = result.settings.get("prompts")
+                return Score(
+                    main.name,
+                    float(result.metrics[main.name]),
+                    result.task or "held-out prompts",
+                    prompts=int(count) if is_number(count) and math.isfinite(count) else None,
+                )
     rows = run.metrics("valid")
     for name in ("rouge_l", "loss"):
         found = [row for row in rows if is_number(row.get(name)) and math.isfinite(row[name])]
@@ -138,4 +146,8 @@ def _score_text(score: Score | None) -> str:
         return MISSING
     known = metric_info(score.metric)
     where = f"validation, step {compact_number(score.step)}" if score.step is not None else score.on
+    if score.prompts is not None and score.on == "held-out prompts":
+        where = f"{score.prompts:,} held-out prompts"
+    elif score.prompts is not None:
+        where += f", {score.prompts:,} prompts"
     return f"{known.label} {known.show(score.value)} ({where})"

@@ -71,7 +71,9 @@ def differences_table(metric: MetricInfo, systems: Sequence[System]) -> Table | 
     ]
     together = " for all comparisons together (Bonferroni)" if len(others) > 1 else ""
     note = f"Paired bootstrap over the same prompts; told apart at 95%{together}."
-    return Table(columns, rows, f"{metric.label} against {best.label}, prompt by prompt", note)
+    return Table(
+        columns, rows, f"{metric.label} against {best.label}, prompt by prompt", note, drop_columns=True
+    )
 
 
 def _counts(metric: MetricInfo, one: System, other: System) -> list[TableCell]:

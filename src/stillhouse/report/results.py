@@ -115,14 +115,8 @@ def _table(task: str, systems: Sequence[System], metrics: list[MetricInfo], note
         *([PROMPTS] if len(counts) > 1 else []),
         *(metric.column() for metric in metrics),
     ]
-    notes = filter(
-        None,
-        (
-            note,
-            *_legend(rows),
-        ),
-    )
-    return Table(columns, rows, _title(task, systems), " ".join(notes))
+    notes = filter(None, (note, *_legend(rows)))
+    return Table(columns, rows, _title(task, systems), " ".join(notes), drop_columns=True)
 
 
 def _title(task: str, systems: Sequence[System]) -> str:

@@ -64,6 +64,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rows: dict[str, Any] = {
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
+        **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(len(p.response_ids or ()) for p in data.train),
         "optimiser steps": config.train.max_steps or math.ceil(steps_per_epoch * config.train.epochs),
@@ -80,6 +81,17 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         peak_memory(config, student, tuple(teachers.values()), length)
     )
     return rows
+
+
+def _dropped(data: Data) -> dict[str, str]:
+    """How many rows of each set take no part or were cut, and why; nothing where none was."""
+    found = {}
+    for one in data.report.get("sets", ()):
+        for what in ("dropped", "truncated"):
+            reasons = ", ".join(f"{count:,} x {why}" for why, count in one.get(what, {}).items() if count)
+            if reasons:
+                found[f"{one['name']}: {what}, of {one['rows']:,} rows"] = reasons
+    return found
 
 
 def _gigabytes(size: float) -> float:
