@@ -32,7 +32,8 @@ def quickstart() -> str:
         lines.append(f"| {row['system']} | {' | '.join(cells)} | {row['parameters']:,} |")
     lines += [
         "",
-        f"{', '.join(map(str, sorted(counts)))} prompts; ±: 95 % interval by bootstrap over them ({result['date']}).",
+        f"{', '.join(map(str, sorted(counts)))} prompts; ±: 95 % interval by bootstrap over them"
+        f" ({result['date']}).",
     ]
     return "\n".join(lines)
 

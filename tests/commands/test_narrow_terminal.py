@@ -34,7 +34,7 @@ def shown(workshop: Workshop, columns: int, *command: str) -> list[str]:
 def whole(lines: list[str], *names: str) -> None:
     """Each name stands unbroken in a line of its own."""
     for name in names:
-        found = [line for line in lines if re.search(rf"(?<!\S){re.escape(name)}(?!\S)", line)]
+        found = [line for line in lines if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", line)]
         assert found, (name, lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.core.host import Ints
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.errors import DataError
@@ -90,22 +91,20 @@ def likelihood(
                 labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
                 teacher_hidden = None if teacher is None else hidden_rows(teacher, batch)
-                sequences = torch.from_numpy(batch.row_sequences).to(labels.device)
-                by_sequence = torch.zeros(5, len(some), dtype=torch.float64, device=labels.device)
+                parts = []
                 for rows in torch.arange(len(labels)).split(CHUNK):
                     logits = head_of(student, vocab_size).logits(hidden[rows])
                     nats = -logits.log_softmax(-1).gather(1, labels[rows, None])[:, 0].double()
                     total += nats.sum().item()
-                    by_sequence[0].index_add_(0, sequences[rows], nats)
+                    values = nats[None]
                     calibration.update(logits, labels[rows])
                     if teacher is not None and teacher_hidden is not None:
                         teacher_logits = head_of(teacher, vocab_size).logits(teacher_hidden[rows])
-                        values = fidelity.update(logits, teacher_logits)
-                        by_sequence[1:].index_add_(1, sequences[rows], values.double())
+                        values = torch.cat([values, fidelity.update(logits, teacher_logits).double()])
                         teacher_calibration.update(teacher_logits, labels[rows])
+                    parts.append(values)
                 tokens += len(labels)
-                names = ("loss", *(() if teacher is None else FIDELITY))
-                _add_sums(sums, some, names, by_sequence)
+                _add_sums(sums, some, torch.cat(parts, dim=1), batch.row_sequences)
     finally:
         student.train(training)
     return Likelihood(
@@ -118,12 +117,14 @@ def likelihood(
     )
 
 
-def _add_sums(
-    sums: TokenSums, responses: Sequence[Response], names: Sequence[str], by_sequence: torch.Tensor
-) -> None:
-    for response, values in zip(responses, by_sequence.T.tolist(), strict=True):
+def _add_sums(sums: TokenSums, responses: Sequence[Response], values: torch.Tensor, sequences: Ints) -> None:
+    """Add the values of each row, [1 or 5, N], to those of the row's prompt."""
+    names = ("loss", *FIDELITY)[: len(values)]
+    whole = torch.zeros(len(values), len(responses), dtype=torch.float64, device=values.device)
+    whole.index_add_(1, torch.from_numpy(sequences).to(values.device), values)
+    for response, own_values in zip(responses, whole.T.tolist(), strict=True):
         own = sums.setdefault(response.prompt.id, {name: [0.0, 0] for name in names})
-        for name, value in zip(names, values, strict=False):
+        for name, value in zip(names, own_values, strict=True):
             own[name][0] += value
             own[name][1] += len(response.token_ids)
 
