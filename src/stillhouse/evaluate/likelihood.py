@@ -74,11 +74,7 @@ def likelihood(
     Raises:
         DataError: there are no responses.
     """
-    responses = responses if vocab_size is None else _cut_at_unknown_tokens(responses, vocab_size)
-    if not responses:
-        raise DataError(
-            "there are no responses to measure a likelihood on; evaluation needs rows with references."
-        )
+    responses = _readable(responses, vocab_size)
     training = student.training
     student.eval()
     fidelity, calibration, teacher_calibration = Fidelity(), Calibration(), Calibration()
@@ -115,6 +111,15 @@ def likelihood(
         None if teacher is None else teacher_calibration.error(),
         sums,
     )
+
+
+def _readable(responses: Sequence[Response], vocab_size: int | None) -> Sequence[Response]:
+    found = responses if vocab_size is None else _cut_at_unknown_tokens(responses, vocab_size)
+    if not found:
+        raise DataError(
+            "there are no responses to measure a likelihood on; evaluation needs rows with references."
+        )
+    return found
 
 
 def _add_sums(sums: TokenSums, responses: Sequence[Response], values: torch.Tensor, sequences: Ints) -> None:
