@@ -31,7 +31,9 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 def test_the_python_example_runs() -> None:
     (python,) = blocks("python")
     try:
-        exec(compile(python, "docs/evaluation.md", "exec", dont_inherit=True), {"__name__": "documentation"})
+        exec(
+            compile(python, "<docs/evaluation.md>", "exec", dont_inherit=True), {"__name__": "documentation"}
+        )
         assert "politeness" in REGISTRY.kinds()
     finally:
         REGISTRY._classes.pop("politeness", None)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from stillhouse.errors import EnvironmentFault
+from stillhouse.grading.expressions import MAX_CHARACTERS, equal_expressions
 
-MAX_CHARACTERS = 2000
-"""Characters at the end of a response that are searched for an expression; a longer text is no number."""
-TIMEOUT = 5
-"""Seconds for parsing, and for comparing, one expression; ordinary ones take a tenth of a second."""
+TOLERANCE = 5e-7
+"""Numbers that are equal when rounded to six decimals are equal, as for math-verify."""
 
 _NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?:\.\d+)?)?%?")
+_SPACED = re.compile(r"^[-+]?\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)")
+_MIXED = re.compile(r"^([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)$")
+_PERCENT = re.compile(r"%[\s}$*.]*$")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*\b({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_SCALE_IN_MARKUP = re.compile(rf"\\(?:text|mbox|mathrm)\{{({_SCALE.pattern}[^{{}}]*)\}}", re.IGNORECASE)
 _AFTER_MARK = re.compile(r"####[ \t]*([^\n]*)")
 _FRACTION = re.compile(r"^([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _MARKUP = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\{?\\circ\}?|\\[,;!% ]|\\\$|[$€£¥₹°{}]")
 # A letter directly after a number is a variable (2x), and so is the name of a constant or function; other
 # words after a space are a unit. Chinese, Japanese and Korean units need no space.
 _UNIT = re.compile(
-    r"\s+(?!(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod)\b)[^\W\d_]{2}[^\\]*|"
+    r"\s+(?!(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|\w+(?:redths?|sandths?|enths?))\b)[^\W\d_]{2}[^\\]*|"
     r"\s*[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\\]*"
 )
 
@@ -61,57 +64,63 @@ def last_number(text: str) -> str | None:
 def parse_number(text: str) -> Fraction | None:
     r"""The number that a text denotes; commas, currency, percent signs, units and fractions are understood.
 
-    `$1,234.50` is 1234.5, `3/4` and `\\frac{3}{4}` are 0.75, `20%` is 20, `18 dollars` is 18; None for
-    anything but a single number, such as `2x`, `12\\pi` or `3 or 4`.
+    `$1,234.50` is 1234.5, `3/4` and `\\frac{3}{4}` are 0.75, `1 1/2` is 1.5, `20%` is 20, `18 dollars` is 18,
+    `2 thousand` is 2000; None for anything but a single number, such as `2x`, `12\\pi` or `3 or 4`.
     """
+    found = _number_and_unit(text)
+    return None if found is None else found[0]
+
+
+def _number_and_unit(text: str) -> tuple[Fraction, str] | None:
+    """The number, and the words that follow it."""
     if len(text) > MAX_CHARACTERS:
         return None
     plain = text.replace("\u2212", "-").strip().strip("*_`").strip()
-    plain = _MARKUP.sub("", _FRACTION.sub(r"\1\2/\3", plain)).strip().rstrip(".,;:").strip()
+    plain = _SCALE_IN_MARKUP.sub(r" \1", _FRACTION.sub(r"\1\2/\3", plain))
+    plain = _MARKUP.sub("", plain).strip().rstrip(".,;:").strip()
+    plain = _SPACED.sub(lambda match: re.sub(r"\s", "", match[0]), plain)
+    mixed = _MIXED.match(plain)
+    if mixed:
+        sign, whole, numerator, denominator = mixed.groups()
+        value = _fraction(f"{int(whole) * int(denominator) + int(numerator)}/{denominator}")
+        return None if value is None else (-value if sign == "-" else value, "")
     match = _NUMBER.match(plain)
     if not match:
         return None
-    rest = plain[match.end() :]
-    if re.search(r"\d", rest) or (rest and not _UNIT.fullmatch(rest)):
+    value, rest = _fraction(match.group()), plain[match.end() :]
+    while value is not None and (scale := _SCALE.match(rest)):
+        value, rest = value * _SCALES[scale[1].lower()], rest[scale.end() :]
+    if value is None or re.search(r"\d", rest) or (rest and not _UNIT.fullmatch(rest)):
         return None
-    numerator, _, denominator = match.group().rstrip("%").replace(",", "").replace(" ", "").partition("/")
+    return value, rest
+
+
+def _fraction(text: str) -> Fraction | None:
+    numerator, _, denominator = text.rstrip("%").replace(",", "").replace(" ", "").partition("/")
     try:
         return Fraction(Decimal(numerator)) / (Fraction(Decimal(denominator)) if denominator else 1)
     except (InvalidOperation, ZeroDivisionError):
         return None
 
 
-def equal_numbers(answer: str | None, reference: str, tolerance: float) -> bool:
-    """Whether both are numbers with |answer - reference| <= tolerance * min(1, |reference|).
+def equal_numbers(answer: str | None, reference: str, tolerance: float = TOLERANCE) -> bool:
+    """Whether both are numbers, and no further apart than the tolerance.
 
-    Relative below 1, so that 0.0001 does not equal 0.0000672.
+    |answer - reference| <= min(tolerance, max(tolerance, 0.001) |reference|): relative for small references,
+    so that 0.0001 does not equal 0.0000672. Where one of the two has a percent sign, it may also mean
+    hundredths: 20% is 20 and 0.2.
     """
-    given, expected = parse_number(answer or ""), parse_number(reference)
+    answer = answer or ""
+    given, expected = parse_number(answer), parse_number(reference)
     if given is None or expected is None:
         return False
-    return abs(given - expected) <= Fraction(tolerance) * min(Fraction(1), abs(expected))
-
-
-def equal_expressions(answer: str, reference: str) -> bool:
-    r"""Whether two expressions in LaTeX or plain notation are equivalent, by the library math-verify.
-
-    Args:
-        answer: a whole response, or an expression; a `\\boxed{...}` in it is preferred.
-        reference: the correct expression.
-
-    Raises:
-        EnvironmentFault: math-verify is not installed.
-    """
-    try:
-        import math_verify
-    except ImportError as error:
-        raise EnvironmentFault(
-            "comparing expressions needs the package math-verify: pip install 'stillhouse[eval]'"
-        ) from error
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs everything that it cannot parse
-    expected = math_verify.parse(f"${reference}$", parsing_timeout=TIMEOUT)
-    given = math_verify.parse(answer[-MAX_CHARACTERS:], parsing_timeout=TIMEOUT)
-    return bool(math_verify.verify(expected, given, timeout_seconds=TIMEOUT))
+    pairs = [(given, expected)]
+    if _PERCENT.search(answer) and not _PERCENT.search(reference):
+        pairs.append((given / 100, expected))
+    elif _PERCENT.search(reference) and not _PERCENT.search(answer):
+        pairs.append((given, expected / 100))
+    bound = Fraction(str(tolerance))
+    return any(abs(a - b) <= min(bound, max(bound, Fraction(1, 1000)) * abs(b)) for a, b in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +135,19 @@ class Grade:
     """Correct, marked or not."""
 
 
-def grade(response: str, reference: str, tolerance: float = 1e-3) -> Grade:
-    """Compare the final answer of a response with the correct one.
+def final_answer(text: str) -> str | None:
+    """What a response marks as its final answer, by `####` or a box; None if it marks none.
+
+    A number alone after `####`, else the last box (`#### 3 Steps` is a heading in Markdown), else whatever
+    stands after `####`.
+    """
+    lines = (line.strip() for line in _AFTER_MARK.findall(text))
+    alone = (line for line in lines if (found := _number_and_unit(line)) is not None and not found[1])
+    return next(alone, None) or boxed_answer(text) or gsm8k_answer(text)
+
+
+def grade(response: str, reference: str, tolerance: float = TOLERANCE) -> Grade:
+    """Compare the final answer of a response with the correct one; any thread may.
 
     Numbers are compared within a tolerance, everything else as expressions.
 
@@ -136,9 +156,7 @@ def grade(response: str, reference: str, tolerance: float = 1e-3) -> Grade:
         reference: the correct final answer, a number or an expression in LaTeX.
         tolerance: see `equal_numbers`.
     """
-    marked = gsm8k_answer(response)
-    if marked is None or parse_number(marked) is None:  # a heading, while the answer is in a box
-        marked = boxed_answer(response) or marked
+    marked = final_answer(response)
     reference_is_number = parse_number(reference) is not None
     if marked is not None:
         correct = equal_numbers(marked, reference, tolerance) or (

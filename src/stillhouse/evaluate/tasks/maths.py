@@ -15,6 +15,7 @@ from stillhouse.errors import DataError
 from stillhouse.evaluate.tasks.base import REGISTRY
 from stillhouse.evaluate.tasks.prompts import EvalExample, FewShotTask, Scores
 from stillhouse.grading import MathsProblem, grade, problem_of
+from stillhouse.grading.maths import TOLERANCE
 
 
 class MathsTask(FewShotTask):
@@ -24,8 +25,9 @@ class MathsTask(FewShotTask):
     accepts the last number, or any expression, of a response that marks none.
     """
 
-    tolerance: Annotated[float, Field(ge=0)] = 1e-3
-    """How far apart two equal numbers may be; see `grading.maths.equal_numbers`."""
+    tolerance: Annotated[float, Field(ge=0)] = TOLERANCE
+    """How far apart two equal numbers may be, as `grading.maths.equal_numbers` says; the default is that of
+    six decimals. 0.001 accepts 0.333 for 1/3."""
     prompt_format: str = "{question}"
     """The instruction, with `{question}` for that of the row."""
     stop: ListOf[str] = ("\nQuestion:", "\nQ:")
