@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stillhouse.sandbox import Limits, ProgramTests, check_program
+from stillhouse.sandbox import Limits, ProgramTests, check_program, hides_files, supervisor
 from tests.children import end, start
 
 QUICK = Limits(timeout=4.0, cpu_seconds=1, memory=256 << 20)
@@ -105,7 +105,12 @@ ENDED = {
     ),
     "makes threads": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
-        {"failed", "memory", "timeout", "crashed"},
+        {"failed", "memory", "threads"},
+    ),
+    "makes threads with hardly any memory": (
+        "import _thread, time\n_thread.stack_size(32768)\n"
+        "while True:\n    try: _thread.start_new_thread(time.sleep, (99,))\n    except Exception: pass",
+        {"threads", "timeout"},  # the latter where the kernel refuses them
     ),
 }
 
@@ -164,6 +169,12 @@ REFUSED = {
         "import ctypes; lib = ctypes.CDLL(None, use_errno=True)\n"
         "if lib.syscall(ctypes.c_long(41), 2, 1, 0) < 0 and lib.kill(os.getppid(), 9) < 0: raise OSError"
     ),
+    "shares memory with a file": (
+        "import mmap\nfile = open('a', 'w+b')\nfile.truncate(4096)\nmmap.mmap(file.fileno(), 4096)"
+    ),
+    "keeps many deleted files open": (
+        "held = []\nfor n in range(64):\n    held.append(open('a', 'w+b'))\n    os.remove('a')"
+    ),
     "traces its parent": (
         "import ctypes; lib = ctypes.CDLL(None, use_errno=True)\n"
         "if lib.ptrace(16, os.getppid(), 0, 0) < 0: raise OSError"
@@ -189,6 +200,50 @@ def test_attempts_on_the_machine_are_refused(attempt, tmp_path: Path):
         before.st_mode, before.st_mtime, before.st_uid,
     )  # fmt: skip
     assert not Path("/tmp/stillhouse-hostile").exists()
+
+
+LOOKS = {
+    "stat": "os.stat(SECRET)",
+    "exists": "1 / os.path.exists(SECRET)",
+    "access": "1 / os.access(SECRET, os.F_OK)",
+    "a handle that opens nothing": "os.open(SECRET, os.O_PATH)",
+    "the way up": "os.stat('../../../../../../..' + SECRET)",
+    "a link": "os.readlink('/proc/self/exe')",
+    "the password file": "os.stat('/etc/passwd')",
+    "the other process's folder": "os.stat('../checker')",
+}
+
+
+@pytest.mark.parametrize("attempt", LOOKS.values(), ids=LOOKS)
+def test_nothing_outside_can_even_be_looked_at(attempt, tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the user's own")
+    program = (
+        f"import os\nHOME, SECRET = {str(Path.home())!r}, {str(secret)!r}\n"
+        f"try: {attempt}\nexcept (OSError, ZeroDivisionError): refused = True\nelse: refused = False\n"
+    )
+    # Where the kernel gives no process a root of its own, the sandbox says so and this is what is open.
+    assert check_program(program, ProgramTests("assert refused"), QUICK).passed == hides_files()
+
+
+def test_where_the_kernel_gives_no_root_of_its_own_all_else_holds(monkeypatch):
+    monkeypatch.setattr(supervisor, "hides_files", lambda: False)
+    assert check_program("def double(x): return 2 * x", TESTS, QUICK).passed
+    reads = "import os\ntry: open('/etc/passwd')\nexcept OSError: double = lambda x: 2 * x"
+    assert check_program(reads, TESTS, QUICK).passed
+    program, reasons = ENDED["makes threads with hardly any memory"]
+    assert check_program(program, TESTS, QUICK).status in reasons
+
+
+def test_a_few_threads_and_files_are_no_offence():
+    program = (
+        "import threading, tempfile, os\ndone = []\n"
+        "threads = [threading.Thread(target=done.append, args=(n,)) for n in range(8)]\n"
+        "[t.start() for t in threads]\n[t.join() for t in threads]\n"
+        "files = [open(str(n), 'w+') for n in range(6)]\nos.remove('0')\n"
+        "def double(x): return x * len(done) // 4"
+    )
+    assert check_program(program, TESTS, QUICK).passed
 
 
 def test_nothing_of_the_environment_is_inherited(monkeypatch):
@@ -239,7 +294,8 @@ def test_nothing_outlives_a_parent_that_is_killed() -> None:
 
 
 def test_a_process_whose_parent_died_before_it_was_confined_ends() -> None:
-    call = "confine('/tmp', parent=0, memory=1 << 29, cpu_seconds=1, file_size=1)"
+    limits = "memory=1 << 29, cpu_seconds=1, file_size=1, threads=1, own_root=False"
+    call = f"confine('/tmp', parent=0, {limits})"
     code = f"from stillhouse.sandbox.confine import confine\n{call}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode != 0

@@ -7,10 +7,11 @@ Austin et al. 2021), and beyond them: what is around a right program does not ma
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import textwrap
 
-from stillhouse import sandbox
+from stillhouse import console, sandbox
 from stillhouse.errors import EnvironmentFault
 from stillhouse.sandbox import ExecutionResult, Limits, ProgramTests, SandboxUnavailable
 
@@ -22,7 +23,7 @@ MAX_ENDS = 200
 
 
 def require_sandbox() -> None:
-    """Check that programs can be run on this machine.
+    """Check that programs can be run on this machine, and say once what the kernel does not allow.
 
     Raises:
         EnvironmentFault: they cannot be confined, with what is missing.
@@ -31,6 +32,16 @@ def require_sandbox() -> None:
         sandbox.ensure_available()
     except SandboxUnavailable as error:
         raise EnvironmentFault(str(error)) from None
+    _note_what_programs_see()
+
+
+@functools.cache
+def _note_what_programs_see() -> None:
+    if not sandbox.hides_files():
+        console.note(
+            "sandbox: this kernel makes no namespaces for the user, so that programs can ask whether a file "
+            "outside exists and how large it is; they can open none (docs/maths-and-code.md)"
+        )
 
 
 def run_program(program: str, tests: ProgramTests, limits: Limits | None = None) -> ExecutionResult:

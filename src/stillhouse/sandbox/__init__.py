@@ -15,6 +15,7 @@ from stillhouse.sandbox.supervisor import (
     SandboxUnavailable,
     check_program,
     ensure_available,
+    hides_files,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "SandboxUnavailable",
     "check_program",
     "ensure_available",
+    "hides_files",
 ]

@@ -1,7 +1,8 @@
 """Confines the calling process irrevocably and without privileges (Linux).
 
-In this order: resource limits; capabilities (all dropped); files (Landlock: the standard library is readable,
-one folder writable, nothing else can be opened); system calls (seccomp: those that Python needs to compute
+In this order: a root of its own, where the kernel allows that (`namespace.py`); resource limits; capabilities
+(all dropped); files (Landlock: the standard library is readable, one folder writable, nothing else can be
+opened); system calls (seccomp: those that Python needs to compute
 are allowed, all others refused, so there are no sockets, no child processes, no signals to other processes,
 no changes of owner or mode).
 """
@@ -13,6 +14,8 @@ import os
 import resource
 import sysconfig
 from pathlib import Path
+
+from stillhouse.sandbox import namespace
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -32,7 +35,7 @@ readlink readlinkat getdents getdents64 getcwd chdir fchdir dup dup2 dup3
 ftruncate ftruncate64 fsync fdatasync fadvise64 unlink unlinkat rename renameat renameat2 umask
 statfs fstatfs statfs64 fstatfs64 flock pipe pipe2 poll ppoll ppoll_time64 select _newselect pselect6
 pselect6_time64 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2
-mmap mmap2 munmap mprotect mremap madvise brk msync membarrier mincore
+munmap mprotect mremap madvise brk msync membarrier mincore
 futex futex_time64 futex_waitv set_robust_list get_robust_list rseq set_tid_address arch_prctl
 getpid getppid gettid getuid geteuid getgid getegid getuid32 geteuid32 getgid32 getegid32
 getpgrp getpgid getsid getgroups getresuid getresgid capget
@@ -51,11 +54,19 @@ _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ,
 _REQUESTS = {"fcntl": _FCNTL, "fcntl64": _FCNTL, "ioctl": _IOCTL}
 
 
+# Memory of a file that is shared with it stays when the file is deleted, where no limit on files counts it.
+_PRIVATE_MEMORY, _ANONYMOUS_MEMORY = (0x0F, 0x02), (0x2F, 0x21)  # flags of mmap: mask, and what must be set
+OPEN_FILES = 16
+"""A deleted file that is still open counts in no folder: this times the size of a file bounds them."""
+
+
 class ConfinementError(OSError):
     """The process could not be confined; the message says which step failed."""
 
 
-def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_size: int) -> None:
+def confine(
+    folder: str, *, parent: int, memory: int, cpu_seconds: int, file_size: int, threads: int, own_root: bool
+) -> None:
     """Confine the calling process.
 
     Args:
@@ -64,6 +75,9 @@ def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_siz
         memory: bytes of address space.
         cpu_seconds: CPU time; one second later the kernel kills the process.
         file_size: bytes of one file.
+        threads: most threads, where the kernel counts them for this process alone; elsewhere whoever started
+            it has to count.
+        own_root: whether the kernel lets it have a root of its own (`namespace.py`).
 
     Raises:
         ConfinementError: a step failed. The process must end then.
@@ -71,14 +85,17 @@ def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_siz
     _call("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before prctl
         raise ConfinementError("the parent has died")
+    if own_root:
+        namespace.enter(folder, readable_paths())
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for name, soft, hard in (
         (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_FSIZE, file_size, file_size),
-        (resource.RLIMIT_NOFILE, 64, 64),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
         (resource.RLIMIT_CORE, 0, 0),
+        *([(resource.RLIMIT_NPROC, threads, threads)] if own_root and _counts_by_namespace() else []),
     ):
         ceiling = resource.getrlimit(name)[1]
         if ceiling != resource.RLIM_INFINITY:
@@ -87,6 +104,19 @@ def confine(folder: str, *, parent: int, memory: int, cpu_seconds: int, file_siz
     _drop_capabilities()
     _restrict_files(folder)
     _restrict_system_calls()
+
+
+def readable_paths() -> dict[str, int]:
+    """What may be read, and how: the standard library, the C library and two devices."""
+    paths = {sysconfig.get_path(name): _READ for name in ("stdlib", "platstdlib")}
+    paths |= dict.fromkeys(("/lib", "/lib64", "/usr/lib"), _READ)
+    return paths | {"/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE}
+
+
+def _counts_by_namespace() -> bool:
+    """Whether RLIMIT_NPROC counts a user's tasks in each user namespace for itself (Linux 5.14)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (5, 14)
 
 
 def _call(function: str, *arguments: int) -> int:
@@ -139,10 +169,7 @@ def _restrict_files(folder: str) -> None:
     ruleset = _LIBC.syscall(_LANDLOCK_CREATE, ctypes.byref(rules), ctypes.c_size_t(8), ctypes.c_uint32(0))
     if ruleset < 0:
         raise ConfinementError(ctypes.get_errno(), "Landlock refuses a set of rules")
-    rights = {sysconfig.get_path(name): _READ for name in ("stdlib", "platstdlib")}
-    rights |= dict.fromkeys(("/lib", "/lib64", "/usr/lib"), _READ)
-    rights |= {"/dev/urandom": _READ_FILE, "/dev/null": _READ_FILE | _WRITE_FILE, folder: _WRITE}
-    for path, allowed in rights.items():
+    for path, allowed in (readable_paths() | {folder: _WRITE}).items():
         if Path(path).exists():
             _allow_beneath(ruleset, path, allowed & handled)
     if _LIBC.syscall(_LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)) < 0:
@@ -196,6 +223,9 @@ def _restrict_system_calls() -> None:
     for name, requests in _REQUESTS.items():
         for request in requests:
             add(name, _ALLOW, _Compare(1, _EQUAL, request, 0))
+    for mask, wanted in (_PRIVATE_MEMORY, _ANONYMOUS_MEMORY):
+        for name in ("mmap", "mmap2"):
+            add(name, _ALLOW, _Compare(3, _MASKED, mask, wanted))
     add("clone", _ALLOW, _Compare(0, _MASKED, _CLONE_THREAD, _CLONE_THREAD))
     add("clone3", _UNKNOWN)
     add("prlimit64", _ALLOW, _Compare(0, _EQUAL, 0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -18,8 +19,8 @@ from typing import Any, Literal
 IMPORT_ROOT = Path(__file__).resolve().parents[2]
 MAX_OUTCOME_BYTES = 4096
 
-Status = Literal["passed", "failed", "timeout", "memory", "disk", "crashed"]
-Exceeded = Literal["timeout", "disk"]
+Status = Literal["passed", "failed", "timeout", "memory", "disk", "threads", "crashed"]
+Exceeded = Literal["timeout", "disk", "threads"]
 
 
 class SandboxUnavailable(RuntimeError):
@@ -39,7 +40,9 @@ class Limits:
     file_size: int = 1 << 20
     """Bytes of one file; what the program prints counts as one."""
     folder_size: int = 8 << 20
-    """Bytes of all its files."""
+    """Bytes of all its files, but for deleted ones that it keeps open: `file_size` each, at most 16."""
+    threads: int = 64
+    """Threads of each of the two processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,24 @@ def ensure_available() -> None:
         raise SandboxUnavailable(f"programs written by a model run only in a sandbox, and {missing}.")
 
 
+@functools.cache
+def hides_files() -> bool:
+    """Whether this machine gives a confined process a root of its own (`namespace.py`).
+
+    If not, a program can still open nothing outside, but learn whether a file exists and its size.
+    """
+    code = (
+        f"import sys; sys.path.insert(0, {str(IMPORT_ROOT)!r})\n"
+        "from stillhouse.sandbox import confine, namespace\n"
+        "namespace.enter(sys.argv[1], confine.readable_paths())"
+    )
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as place:
+        folder = Path(place) / "worker"
+        folder.mkdir()
+        command = [sys.executable, "-I", "-S", "-c", code, str(folder)]
+        return subprocess.run(command, env={}, capture_output=True, check=False).returncode == 0
+
+
 def check_program(program: str, tests: ProgramTests, limits: Limits | None = None) -> ExecutionResult:
     """Run tests against an untrusted program.
 
@@ -120,7 +141,7 @@ def check_program(program: str, tests: ProgramTests, limits: Limits | None = Non
             with contextlib.suppress(BrokenPipeError):
                 checker.stdin.write(json.dumps(job).encode())
                 checker.stdin.close()
-            exceeded = _wait(checker, folders[0], limits)
+            exceeded = _wait(checker, worker, folders[0], limits)
             _kill(checker)
             _kill(worker)
             outcome = _read_outcome(outcome_pipe)
@@ -129,7 +150,11 @@ def check_program(program: str, tests: ProgramTests, limits: Limits | None = Non
 
 def _result(exceeded: Exceeded | None, outcome: dict[str, Any] | None, returncode: int) -> ExecutionResult:
     if exceeded is not None:
-        detail = {"timeout": "took too long", "disk": "wrote too much"}[exceeded]
+        detail = {
+            "timeout": "took too long",
+            "disk": "wrote too much",
+            "threads": "started too many threads",
+        }[exceeded]
         return ExecutionResult(False, exceeded, detail)
     if outcome is None:
         return ExecutionResult(False, "crashed", "the tests did not finish")
@@ -169,6 +194,8 @@ def _start(
         "memory": limits.memory,
         "cpu_seconds": limits.cpu_seconds,
         "file_size": limits.file_size,
+        "threads": limits.threads,
+        "own_root": hides_files(),
     }
     code = (
         f"import sys; sys.path.insert(0, {str(IMPORT_ROOT)!r})\n"
@@ -190,7 +217,9 @@ def _start(
         )
 
 
-def _wait(checker: subprocess.Popen[bytes], folder: Path, limits: Limits) -> Exceeded | None:
+def _wait(
+    checker: subprocess.Popen[bytes], worker: subprocess.Popen[bytes], folder: Path, limits: Limits
+) -> Exceeded | None:
     """Wait for the checker to end; the limit that was exceeded if it did not."""
     deadline = time.monotonic() + limits.timeout
     pause = 0.002
@@ -199,9 +228,19 @@ def _wait(checker: subprocess.Popen[bytes], folder: Path, limits: Limits) -> Exc
             return "timeout"
         if _size(folder, limits.folder_size) > limits.folder_size:
             return "disk"
+        if max(_threads(worker.pid), _threads(checker.pid)) > limits.threads:
+            return "threads"
         time.sleep(pause)
-        pause = min(0.05, pause * 1.5)
+        pause = min(0.01, pause * 1.5)  # some ten threads start in a millisecond
     return None
+
+
+def _threads(pid: int) -> int:
+    """Threads of a process; 0 where it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2  # one folder for each
+    except OSError:
+        return 0
 
 
 def _size(folder: Path, limit: int) -> int:

@@ -14,15 +14,18 @@ from pydantic import Field
 
 from stillhouse import console
 from stillhouse.config import ListOf
-from stillhouse.data import DatasetConfig, DatasetField, Encoder
+from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Custom, Plain, Template
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
-from stillhouse.evaluate.tasks.prompts import EvalExample, FewShotTask, ScoredTask, Scores
+from stillhouse.evaluate.tasks.prompts import EvalExample, EvalSet, FewShotTask, ScoredTask, Scores
 from stillhouse.grading import CodeProblem, problem_of, require_sandbox, run_program
 from stillhouse.sandbox import ExecutionResult, Limits
+
+STOPPED = frozenset({"timeout", "memory", "disk", "threads", "crashed"})
+"""How a program ended that exceeded a limit."""
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
@@ -86,6 +89,21 @@ class CodeTask(ScoredTask):
                 "samples: 1 and k: [1]."
             )
 
+    def load(
+        self,
+        encoder: Encoder,
+        limits: DataConfig,
+        held_out: DatasetConfig | None = None,
+        limit: int | None = None,
+    ) -> EvalSet:
+        """As that of all tasks, on machines that can confine programs.
+
+        Raises:
+            EnvironmentFault: this one cannot.
+        """
+        require_sandbox()
+        return super().load(encoder, limits, held_out, limit)
+
     def evaluate(self, context: EvalContext) -> TaskResult:
         """Generate programs and run their tests.
 
@@ -146,7 +164,7 @@ class CodeTask(ScoredTask):
             / len(by_problem)
             for k in self.k
         }
-        stopped = sum(row["status"] in ("timeout", "memory", "disk", "crashed") for row in rows)
+        stopped = sum(row["status"] in STOPPED for row in rows)
         return {**metrics, "stopped_by_limit": stopped / len(rows)}
 
     def score_settings(self) -> dict[str, Any]:
