@@ -138,3 +138,22 @@ def test_adapters_are_counted_apart(runs: dict[str, Path], tmp_path: Path) -> No
     assert facts["parameters"] == sum(tensor.numel() for tensor in base.values())
     card = (runs["random"] / "student" / "README.md").read_text()
     assert f"{facts['parameters']:,} parameters" in card
+
+
+def usage(card: str) -> tuple[str, str]:
+    """The code of a card, and the answer that it promises."""
+    code = card.split("```python\n", 1)[1].split("```", 1)[0]
+    answer = card.split("```text\n", 1)[1].split("\n```", 1)[0]
+    return code, answer
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_usage_on_the_card_gives_its_answer_word_for_word(
+    runs: dict[str, Path], start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(runs[start] / "student")
+    code, answer = usage(Path("README.md").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip("\n") == answer
+    assert answer

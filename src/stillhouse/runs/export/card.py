@@ -25,6 +25,7 @@ from stillhouse.report.results import task_results
 from stillhouse.report.systems import gather, role_of
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.export.licences import HUB_LICENCES, find_licences
+from stillhouse.runs.export.usage import Usage
 from stillhouse.teachers import TeacherConfig
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -33,12 +34,13 @@ HUB_METRICS = {name: name for name in ("bleu", "chrf", "exact_match", "accuracy"
 """Our metrics that the hub has a name for."""
 
 
-def model_card(config: RunConfig, run: RunRecord) -> ModelCard:
+def model_card(config: RunConfig, run: RunRecord, usage: Usage | None = None) -> ModelCard:
     """The model card, with metadata that the Hugging Face hub understands.
 
     Args:
         config: the run's configuration.
         run: what its folder holds so far; a card written before the evaluation has no results.
+        usage: how the student is called, with an answer of it.
     """
     recipe = next((one for one in recipes.all_recipes() if one.name == config.recipe), None)
     return ModelCard.from_template(
@@ -46,6 +48,8 @@ def model_card(config: RunConfig, run: RunRecord) -> ModelCard:
         template_path=str(TEMPLATE),
         name=config.name,
         opening=_opening(config, run),
+        usage=usage,
+        fence=_fence(usage),
         recipe=recipe,
         notes=list(_notes(recipe.header, ("Loss", "Rounds", "Differences"))) if recipe else [],
         objective=_flow(config.objective),
@@ -88,6 +92,12 @@ def _metadata(config: RunConfig, run: RunRecord) -> ModelCardData:
         model_name=config.name if results else None,
         eval_results=results or None,
     )
+
+
+def _fence(usage: Usage | None) -> str:
+    """Backticks that close no block in the usage too early."""
+    text = "" if usage is None else usage.code + usage.answer
+    return "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
 
 
 def _hub_name(path: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 
 from stillhouse.files import atomic, locate, os_errors_as_faults
 from stillhouse.models.load import cast_parameters
@@ -15,6 +16,7 @@ from stillhouse.models.paths import BASE_FOLDER
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
+from stillhouse.runs.export.usage import example_usage
 from stillhouse.runs.folder import RunFolder
 from stillhouse.train.checkpoints import replace_folder
 
@@ -35,7 +37,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
     with os_errors_as_faults(folder.student):
         _save_weights(parts, fresh, folder.student, dtype)
         parts.tokenizer.save_pretrained(fresh)
-        model_card(parts.config, load_run(folder.path, rows="scores")).save(fresh / "README.md")
+        _card(parts, folder).save(fresh / "README.md")
     replace_folder(fresh, folder.student)
 
 
@@ -76,4 +78,8 @@ def write_card(parts: Parts, folder: RunFolder) -> None:
     """Write the student's card anew, with what the run folder holds by now."""
     if folder.main:
         with atomic(folder.student / "README.md") as handle:
-            handle.write(model_card(parts.config, load_run(folder.path, rows="scores")).content)
+            handle.write(_card(parts, folder).content)
+
+
+def _card(parts: Parts, folder: RunFolder) -> ModelCard:
+    return model_card(parts.config, load_run(folder.path, rows="scores"), example_usage(parts))

@@ -1,0 +1,105 @@
+"""How an exported student is called from Python: code for its card, with the answer that it gives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stillhouse.core.types import Prompt
+from stillhouse.models import unwrap
+from stillhouse.runs.build import Parts
+
+_MAX_NEW_TOKENS = 64
+_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")
+{prompt}
+output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+"""
+_FROM_TURNS = """\
+turns = {turns}
+inputs = tokenizer.apply_chat_template(
+    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True{options}
+)"""
+_FROM_TEXT = """\
+prompt = {text}
+inputs = tokenizer(prompt, return_tensors="pt"{options})"""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Code that asks the student one question of its data, and what it prints.
+
+    Example: `Usage(code="from transformers import ...", answer="Fig")`
+    """
+
+    code: str
+    answer: str
+
+
+def example_usage(parts: Parts) -> Usage | None:
+    """The student asked with transformers alone, greedily; None if no prompt of the data can be written so.
+
+    The code is made for the first prompt, of the held-out ones where there are any, whose token ids it gives.
+    """
+    prompts = (*parts.data.valid, *parts.data.train)
+    for prompt in prompts[:20]:
+        asked = _as_code(prompt, parts)
+        if asked is not None:
+            dtype = str(next(parts.student.parameters()).dtype).removeprefix("torch.")
+            code = _CODE.format(dtype=dtype, prompt=asked, max_new_tokens=_MAX_NEW_TOKENS)
+            return Usage(code, _answer(prompt, parts))
+    return None
+
+
+def _as_code(prompt: Prompt, parts: Parts) -> str | None:
+    """Lines that make `inputs` with exactly the token ids of a prompt."""
+    tokenizer, ids = parts.tokenizer, list(prompt.token_ids)
+    options = getattr(parts.config.data.template, "options", {})
+    if (turns := _turns(prompt)) is not None and getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+        if tokenizer(text, add_special_tokens=False)["input_ids"] == ids:
+            more = "".join(f", {name}={value!r}" for name, value in options.items())
+            return _FROM_TURNS.format(turns=json.dumps(turns, ensure_ascii=False, indent=4), options=more)
+    for special in (True, False):
+        if tokenizer(prompt.text, add_special_tokens=special)["input_ids"] == ids:
+            more = "" if special else ", add_special_tokens=False"
+            return _FROM_TEXT.format(text=json.dumps(prompt.text, ensure_ascii=False), options=more)
+    return None
+
+
+def _turns(prompt: Prompt) -> list[Any] | None:
+    """The prompt as turns of a conversation; None if it has an input apart or tools."""
+    fields = prompt.fields
+    if not fields or fields.keys() - {"prompt"}:
+        return None
+    asked = fields["prompt"]
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+
+
+@torch.no_grad()
+def _answer(prompt: Prompt, parts: Parts) -> str:
+    """What the code prints, from the student in memory."""
+    model: Any = unwrap(parts.student)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    ids = torch.tensor([prompt.token_ids], device=device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        eos_token_id=list(parts.facts.eos_ids),
+        pad_token_id=parts.facts.pad_id,
+    )
+    model.train(training)
+    answer: str = parts.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer.strip()
