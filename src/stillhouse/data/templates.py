@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 import string
 from abc import abstractmethod
 from collections import Counter
@@ -85,6 +88,19 @@ class SingleTurn(Template):
             DataError: the row is a conversation.
         """
 
+    def chat_template(self, tokenizer: Tokenizer) -> str:
+        """The same prompt as a chat template, for a question without an input."""
+        before, _, after = self.prompt(Row("", instruction=PROBE)).partition(PROBE)
+        first, *_ = [*tokenizer("a")["input_ids"], None]
+        begin = "{{ bos_token }}" if first is not None and first == tokenizer.bos_token_id else ""
+        refused = "{{ raise_exception('The model was trained without system turns.') }}"
+        return (
+            f"{begin}{{% for message in messages %}}{{% if message['role'] == 'assistant' %}}"
+            "{{ message['content'] }}{{ eos_token }}{% elif message['role'] == 'user' %}"
+            f"{{{{ {json.dumps(before)} }}}}{{{{ message['content'] }}}}{{{{ {json.dumps(after)} }}}}"
+            f"{{% else %}}{refused}{{% endif %}}{{% endfor %}}"
+        )
+
     def renderer(self, tokenizer: Tokenizer) -> Renderer:
         """A renderer that needs no tokenizer."""
         return SingleTurnRenderer(self)
@@ -145,7 +161,8 @@ class SingleTurnRenderer:
 
 @TEMPLATES.register
 class Auto(Template):
-    """`chat` if the tokenizer has a chat template, else `alpaca`."""
+    """The template that a student was trained with, if its tokenizer is one that Stillhouse exported; else
+    `chat` if the tokenizer has a chat template, else `alpaca`."""
 
     kind: Literal["auto"] = "auto"
 
@@ -154,6 +171,8 @@ class Auto(Template):
         return self.resolved(tokenizer).renderer(tokenizer)
 
     def resolved(self, tokenizer: Tokenizer) -> Template:
+        if (recorded := recorded_template(tokenizer)) is not None:
+            return recorded
         return Chat() if getattr(tokenizer, "chat_template", None) else Alpaca()
 
 
@@ -281,3 +300,43 @@ class Chat(Template):
         if ids and (ids[0] in tokenizer.all_special_ids or ids[0] in tokenizer.added_tokens_decoder):
             return int(ids[0])
         return super().end_id(tokenizer)
+
+
+_RECORD = re.compile(r"\A\{# stillhouse: (\{.*?\}) #\}")
+
+
+def with_template(tokenizer: Tokenizer, template: Template) -> Tokenizer:
+    """A copy of a tokenizer that carries the template of a run, for the student that is exported with it.
+
+    Its chat template renders what the student was trained on, also where that is no chat template, and
+    begins with a comment that names the template and its options: `auto` reads it.
+    """
+    carrier = copy.deepcopy(tokenizer)
+    resolved = template.resolved(tokenizer)
+    facts = json.dumps(resolved.model_dump(mode="json", exclude_defaults=True) | {"kind": resolved.kind})
+    facts = facts.replace("#}", "#\\u007d")  # would end the comment
+    if isinstance(resolved, SingleTurn):
+        carrier.chat_template = f"{{# stillhouse: {facts} #}}{resolved.chat_template(tokenizer)}"
+    elif isinstance(carrier.chat_template, str):
+        carrier.chat_template = f"{{# stillhouse: {facts} #}}{_RECORD.sub('', carrier.chat_template)}"
+    return carrier
+
+
+def recorded_template(tokenizer: Tokenizer) -> Template | None:
+    """The template that `with_template` wrote into a tokenizer; None if there is none.
+
+    Raises:
+        ModelError: this version of Stillhouse cannot read it.
+    """
+    text = getattr(tokenizer, "chat_template", None)
+    found = _RECORD.match(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    try:
+        template: Template = TEMPLATES.parse(json.loads(found[1]))
+    except ValueError as error:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the template that its chat template names cannot be read ({error}); "
+            "name one by data.template"
+        ) from error
+    return template

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stillhouse.core.types import Prompt
+from stillhouse.data.templates import with_template
 from stillhouse.models import unwrap
 from stillhouse.runs.build import Parts
 
@@ -61,7 +62,8 @@ def example_usage(parts: Parts) -> Usage | None:
 
 def _as_code(prompt: Prompt, parts: Parts) -> str | None:
     """Lines that make `inputs` with exactly the token ids of a prompt."""
-    tokenizer, ids = parts.tokenizer, list(prompt.token_ids)
+    ids = list(prompt.token_ids)
+    tokenizer = with_template(parts.tokenizer, parts.config.data.template)
     options = getattr(parts.config.data.template, "options", {})
     if (turns := _turns(prompt)) is not None and getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 
+from stillhouse.data.templates import with_template
 from stillhouse.files import atomic, locate, os_errors_as_faults
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import BASE_FOLDER
@@ -36,7 +37,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     with os_errors_as_faults(folder.student):
         _save_weights(parts, fresh, folder.student, dtype)
-        parts.tokenizer.save_pretrained(fresh)
+        with_template(parts.tokenizer, parts.config.data.template).save_pretrained(fresh)
         _card(parts, folder).save(fresh / "README.md")
     replace_folder(fresh, folder.student)
 
