@@ -91,8 +91,8 @@ class SingleTurn(Template):
     def chat_template(self, tokenizer: Tokenizer) -> str:
         """The same prompt as a chat template, for a question without an input."""
         before, _, after = self.prompt(Row("", instruction=PROBE)).partition(PROBE)
-        first, *_ = [*tokenizer("a")["input_ids"], None]
-        begin = "{{ bos_token }}" if first is not None and first == tokenizer.bos_token_id else ""
+        bos = tokenizer.bos_token_id
+        begin = "{{ bos_token }}" if bos is not None and bos in tokenizer("a")["input_ids"][:1] else ""
         refused = "{{ raise_exception('The model was trained without system turns.') }}"
         return (
             f"{begin}{{% for message in messages %}}{{% if message['role'] == 'assistant' %}}"

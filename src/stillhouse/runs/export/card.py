@@ -25,7 +25,7 @@ from stillhouse.report.results import task_results
 from stillhouse.report.systems import gather, role_of
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.export.licences import HUB_LICENCES, find_licences
-from stillhouse.runs.export.usage import Usage
+from stillhouse.runs.export.usage import UsageExample
 from stillhouse.teachers import TeacherConfig
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -34,7 +34,7 @@ HUB_METRICS = {name: name for name in ("bleu", "chrf", "exact_match", "accuracy"
 """Our metrics that the hub has a name for."""
 
 
-def model_card(config: RunConfig, run: RunRecord, usage: Usage | None = None) -> ModelCard:
+def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = None) -> ModelCard:
     """The model card, with metadata that the Hugging Face hub understands.
 
     Args:
@@ -94,7 +94,7 @@ def _metadata(config: RunConfig, run: RunRecord) -> ModelCardData:
     )
 
 
-def _fence(usage: Usage | None) -> str:
+def _fence(usage: UsageExample | None) -> str:
     """Backticks that close no block in the usage too early."""
     text = "" if usage is None else usage.code + usage.answer
     return "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))

@@ -35,17 +35,17 @@ inputs = tokenizer(prompt, return_tensors="pt"{options})"""
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class UsageExample:
     """Code that asks the student one question of its data, and what it prints.
 
-    Example: `Usage(code="from transformers import ...", answer="Fig")`
+    Example: `UsageExample(code="from transformers import ...", answer="Fig")`
     """
 
     code: str
     answer: str
 
 
-def example_usage(parts: Parts) -> Usage | None:
+def example_usage(parts: Parts) -> UsageExample | None:
     """The student asked with transformers alone, greedily; None if no prompt of the data can be written so.
 
     The code is made for the first prompt, of the held-out ones where there are any, whose token ids it gives.
@@ -56,7 +56,7 @@ def example_usage(parts: Parts) -> Usage | None:
         if asked is not None:
             dtype = str(next(parts.student.parameters()).dtype).removeprefix("torch.")
             code = _CODE.format(dtype=dtype, prompt=asked, max_new_tokens=_MAX_NEW_TOKENS)
-            return Usage(code, _answer(prompt, parts))
+            return UsageExample(code, _answer(prompt, parts))
     return None
 
 
