@@ -18,11 +18,14 @@ data:
   train: rows.jsonl                            # a path is enough if its ending tells the kind
   valid: {{kind: hf, path: org/name, split: validation, fields: {{prompt: query, response: reply}}}}
   template: chat
+  bad_rows: drop                               # leave out and count what cannot be read; default: refuse
+  ignore: [category]                           # fields that are not read, and about which nothing is said
 ```
 
 ## Row formats
 
-A row is read by the first of these formats that it has. A format that is not listed is one file in
+A row is read by the first of these formats that it has, so a file may mix them. data.json in the run folder
+says how many rows had which, and by which fields that was told. A format that is not listed is one file in
 `src/stillhouse/data/formats`.
 
 {formats}
@@ -39,9 +42,42 @@ For rows in another format, `fields` names the fields:
 
 {fields}
 
+## Fields that nothing uses, rows that cannot be read
+
+A text field that nothing reads is told once with its share of rows; `data.ignore: [category]` silences that.
+A field that would change the prompt and that the format does not read (`context` beside `messages`) is
+refused unless it is named there. Ignored fields stay among the facts of a row.
+
+A row that cannot be read or rendered stops the run with its line, field and reason. `data.bad_rows: drop`
+leaves such rows out; they are counted by reason in data.json and in every place that shows the data, and the
+first of them are shown. A key twice in one object, half of a surrogate pair, numbers beyond 4,300 digits and
+more than 200 levels of nesting are such rows too. A row whose prompt is blank, or too long, is dropped and
+counted in any case.
+
 ## Files
 
 {datasets}
+
+The ending tells the kind: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt, also packed as .gz,
+.zst, .bz2 or .xz. A pattern (`shards/train-*.jsonl`) reads all files that match, in the order of their names.
+A folder is a dataset saved by `save_to_disk`, or data files, of which `split` chooses by their names. Nothing
+on disk is looked for on the hub. Text is UTF-8, with or without a byte-order mark.
+
+## Mixtures
+
+A list of datasets is read as one, in its order:
+
+```yaml
+data:
+  train:
+    - {{path: chat.jsonl, weight: 0.5}}
+    - {{path: "maths-*.parquet", weight: 2, fields: {{prompt: task, response: proof}}}}
+```
+
+`weight` says how often the rows of a dataset are in an epoch: with 2 each is there twice, with 0.5 every
+second one, with 1.5 each once and every second one twice. Row k comes floor(k w) - floor((k - 1) w) times:
+the same rows in each epoch, on every machine and after a resume. `limit`, `labelled`, `fields` and
+`each_output` belong to each dataset. data.json has rows, weight and kept prompts of each under `sources`.
 
 ## Templates
 

@@ -63,10 +63,10 @@ OVERRIDES = {
     ("data.train=nope.jsonl",): ["data.train", "no such file"],
     ("data.train=trein.jsonl",): ["did you mean 'train.jsonl'"],
     ("data.train=~nobody-of-that-name/x.jsonl",): ["data.train", "no such file"],
-    ("data.train={kind: hf, path: ./rows}",): ["data.train", "./rows: no such folder"],
+    ("data.train={kind: hf, path: ./rows}",): ["data.train", "./rows: no such file or folder"],
     ("student.path=~nobody-of-that-name",): ["student.path", "does not exist"],
     ("teacher.adapter=teacher",): ["teacher.adapter", "no adapter_config.json"],
-    ("data.train=train.csv",): ["does not end in one of .jsonl"],
+    ("data.train=train.xlsx",): ["does not end in one of .jsonl"],
     ("data.train.split=test",): ["data.train.split", "Only kind hf has it"],
     ("data.train.fields.prompt=question",): ["has no field 'question'", "its fields: prompt, outputs"],
     ("evaluate.data=nope.jsonl",): ["evaluate.data", "no such file"],
@@ -272,11 +272,11 @@ def test_a_folder_in_the_place_of_a_file(workshop: Workshop) -> None:
 
 
 def test_files_of_rows_that_curate_show_and_judge_cannot_read(workshop: Workshop) -> None:
-    curate = ("curate", "rows.csv", "-o", "kept.jsonl", "-f")
-    assert "rows.csv: rows are read from" in workshop.refused("curate", "train.jsonl", *curate[2:], "overlap",
-                                                              "--held-out", "rows.csv")  # fmt: skip
-    (workshop.folder / "rows.csv").write_text("a,b", encoding="utf-8")
-    assert "rows.csv: rows are read from" in workshop.refused(*curate, "empty")
+    curate = ("curate", "rows.xls", "-o", "kept.jsonl", "-f")
+    assert "rows.xls: rows are read from" in workshop.refused("curate", "train.jsonl", *curate[2:], "overlap",
+                                                              "--held-out", "rows.xls")  # fmt: skip
+    (workshop.folder / "rows.xls").write_text("a,b", encoding="utf-8")
+    assert "rows.xls: rows are read from" in workshop.refused(*curate, "empty")
     assert "--output: is a folder" in workshop.refused("curate", "train.jsonl", "-o", ".", "-f", "empty")
     (workshop.folder / "none.jsonl").write_text("", encoding="utf-8")
     assert "no responses are there" in workshop.refused("show", "responses", "none.jsonl")

@@ -63,11 +63,11 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path: Path) -> None:
 def test_lines_that_are_broken_are_named_or_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": "b"\n[1]\n{"prompt": "c"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:3: is not JSON .* skip_broken: true"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: is not JSON .* data.bad_rows: drop"):
         loaded(str(path))
-    data = loaded({"path": str(path), "skip_broken": True})
+    data = loaded(str(path), bad_rows="drop")
     assert [prompt.text for prompt in data.train] == ["a\n", "c\n"]
-    assert about(data)["dropped"] == {"broken line": 2}
+    assert about(data)["dropped"] == {"not JSON": 1, "not an object": 1}
     assert about(data)["rows"] == 4
 
 
@@ -77,11 +77,11 @@ def test_lines_that_are_broken_are_named_or_counted(tmp_path: Path) -> None:
         ("rows.jsonl", b"", "no row is left for data.train: 0 rows read"),
         ("rows.jsonl", b'{"prompt": "n\xe9"}\n', "rows.jsonl:1: is not UTF-8"),
         ("rows.jsonl", b'{"foo": 1}\n', "rows.jsonl:1: no prompt found in the fields foo"),
-        ("rows.jsonl", b'{"text": "words"}\n', "holds plain text, no prompt. Give the file as data.text"),
+        ("rows.jsonl", b'{"text": "words"}\n', "holds plain text, no prompt: give the file as data.text"),
         ("rows.jsonl.gz", b"not packed", "cannot be unpacked"),
-        ("rows.json", b"[1]", "item 1 is not an object"),
+        ("rows.json", b"[1]", "rows.json[1]: is not an object"),
         ("rows.json", b"[", "rows.json:1: is not JSON"),
-        ("rows.json", b'[{"prompt": "a\\ud83d"}]', "item 1 holds half of a surrogate pair"),
+        ("rows.json", b'[{"prompt": "a\\ud83d"}]', "rows.json:1: holds half of a surrogate pair"),
         ("rows.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
@@ -104,8 +104,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         loaded(str(tmp_path / "trein.jsonl"))
     with pytest.raises(DataError, match="is a folder"):
         loaded({"kind": "jsonl", "path": str(tmp_path)})
-    with pytest.raises(ValueError, match="name its kind"):
-        DataConfig.model_validate({"train": str(tmp_path / "rows.csv")})
+    with pytest.raises(ValueError, match=r"is no folder here, and does not end in one of \.jsonl"):
+        DataConfig.model_validate({"train": str(tmp_path / "rows.xyz")})
 
 
 def test_labelled_rows_are_the_first_and_the_others_keep_no_answer(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from stillhouse.config import StrictConfig
+from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.datasets import DatasetConfig, DatasetField
+from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer
 from stillhouse.data.text_tokens import UnspellableText
 from stillhouse.data.tokenise import EncodedRow, Encoder, TooLong, truncate_prompt, truncate_response
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RowError
 
 T = TypeVar("T")
 
@@ -53,10 +54,23 @@ class DataConfig(StrictConfig):
     """What happens to longer rows."""
     no_response: Literal["error", "drop"] = "error"
     """What happens to a row without a response if the method needs one."""
+    bad_rows: BadRows = "refuse"
+    """What happens to a row that cannot be read or rendered: `refuse` stops and names it, `drop` leaves it
+    out and counts it by its reason."""
+    ignore: ListOf[str] = ()
+    """Fields of rows that are read as if they were not there; nothing is said about them."""
     text: DatasetField | None = None
     """Plain text for an additional language-model loss."""
     text_block: Annotated[int, Field(ge=2)] = 512
     """Number of tokens of each block that plain text is split into."""
+
+    def reading(self) -> Reading:
+        """How datasets are read, with an account that is still empty."""
+        return Reading(
+            self.bad_rows,
+            self.ignore,
+            "Mend the row, or leave out such rows and count them: data.bad_rows: drop",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,7 @@ def load_data(
         log.warning(warning)
     text: tuple[Response, ...] = ()
     if config.text is not None:
-        text, text_report = load_text(config.text, config.text_block, encoder)
+        text, text_report = load_text(config.text, config.text_block, encoder, config.reading())
         reports.append(text_report)
     report = {"template": encoder.template.model_dump(), "sets": reports, "warnings": warnings}
     if encoder.teacher is not None:
@@ -146,33 +160,37 @@ def load_prompts(
     Raises:
         DataError: see `load_data`.
     """
-    counts: Counter[str] = Counter()
-    builder = _PromptBuilder(name, dataset, config, encoder, needs_response)
-    rows = builder.with_ids(_with_progress(dataset.rows(counts), name))
+    reading = config.reading()
+    builder = _PromptBuilder(name, dataset, config, encoder, reading=reading, needs_response=needs_response)
+    rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
     for chunk in _chunks(rows, _BATCH_ROWS):
         builder.add(chunk)
     builder.check_responses()
-    if counts["broken"]:
-        builder.dropped["broken line"] = counts["broken"]
+    builder.dropped.update(reading.dropped)
     prompts = builder.prompts
+    for number, source in enumerate(reading.sources):
+        source["kept"] = sum(builder.source_of[prompt.id] == number for prompt in prompts)
     responses = [prompt.response_ids for prompt in prompts if prompt.response_ids is not None]
     report = {
         "name": name,
-        "path": dataset.path,
+        "path": dataset.title,
         "sha256": dataset.fingerprint(),
-        "rows": counts["rows"] + counts["broken"],
+        "rows": reading.rows,
         "kept": len(prompts),
         "dropped": dict(builder.dropped),
         "truncated": dict(builder.truncated),
         "with_response": len(responses),
         "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
         "response_tokens": sum(len(ids) for ids in responses),
+        **reading.report(),
     }
     if not prompts:
         dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
+        first = "".join(f"\n- {problem}" for problem in reading.first_dropped)
         raise DataError(
-            f"{dataset.path}: no row is left for data.{name}: {report['rows']} rows read; {dropped}"
+            f"{dataset.title}: no row is left for data.{name}: {report['rows']} rows read; {dropped}{first}"
         )
+    log.info("data.%s (%s): %s", name, dataset.title, reading.format_line())
     return PromptSet(name, tuple(prompts), report)
 
 
@@ -195,21 +213,30 @@ def encode_rows(
     Returns:
         The prompts; the numbers of dropped rows by reason; the numbers of truncated prompts and responses.
     """
-    builder = _PromptBuilder("eval", dataset, config, encoder, needs_response=False)
+    reading = config.reading()
+    builder = _PromptBuilder("eval", dataset, config, encoder, reading=reading)
     for chunk in _chunks(rows, min(limit or _BATCH_ROWS, _BATCH_ROWS)):
         builder.add(chunk)
         if limit is not None and len(builder.prompts) >= limit:
             break
-    return builder.prompts[:limit], builder.dropped, builder.truncated
+    return builder.prompts[:limit], builder.dropped + reading.dropped, builder.truncated
 
 
 class _PromptBuilder:
     """Turns the rows of one dataset into prompts, and counts what it drops and truncates."""
 
     def __init__(
-        self, name: str, dataset: DatasetConfig, config: DataConfig, encoder: Encoder, needs_response: bool
+        self,
+        name: str,
+        dataset: DatasetConfig,
+        config: DataConfig,
+        encoder: Encoder,
+        *,
+        reading: Reading,
+        needs_response: bool = False,
     ) -> None:
         self.name = name
+        self.reading = reading
         self.dataset = dataset
         self.config = config
         self.encoder = encoder
@@ -219,20 +246,26 @@ class _PromptBuilder:
         self.truncated: Counter[str] = Counter()
         self.without_response: list[str] = []
         """The locations of rows without a response that need one."""
+        self.source_of: dict[str, int] = {}
+        """Of a mixture: the number of the dataset of each prompt, by its id."""
 
     def with_ids(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         """(Id of the prompt, row); with `each_output` one for each output."""
+        parts = self.dataset.parts()
         for number, row in enumerate(rows, start=1):
-            if row.text is not None and not row.has_prompt:
-                raise DataError(
-                    f"{row.location}: holds plain text, no prompt. Give the file as data.text, or name the "
-                    f"field with the prompt: data.{self.name}.fields.prompt"
+            if not row.has_prompt:
+                problem = (
+                    "holds plain text, no prompt: give the file as data.text, or name the field with the "
+                    f"prompt, data.{self.name}.fields.prompt"
                 )
-            if not self.dataset.each_output:
-                yield f"{self.name}:{number}", row
+                self.reading.drop_read(RowError(row.location, problem, ""), "plain text, no prompt")
                 continue
-            for index, one in enumerate(row.per_reference(), start=1):
-                yield f"{self.name}:{number}" + (f":{index}" if index > 1 else ""), one
+            examples = row.per_reference() if parts[row.source].each_output else (row,)
+            for index, one in enumerate(examples, start=1):
+                id = f"{self.name}:{number}" + (f":{index}" if index > 1 else "")
+                if len(parts) > 1:
+                    self.source_of[id] = row.source
+                yield id, one
 
     def add(self, chunk: Sequence[tuple[str, Row]]) -> None:
         """Tokenise some rows and keep those that can be used."""
@@ -248,9 +281,10 @@ class _PromptBuilder:
 
     def _refused(self, error: DataError) -> None:
         """Count a row that cannot be encoded, or raise."""
-        if not isinstance(error, UnspellableText):
-            raise error
-        self.dropped["text of a control token that cannot be spelled"] += 1
+        if isinstance(error, UnspellableText):
+            self.dropped["text of a control token that cannot be spelled"] += 1
+        else:
+            self.reading.drop_read(error, "the template cannot render it")
 
     def _usable(self, row: Row) -> bool:
         if row.asks_nothing:
@@ -326,7 +360,7 @@ class _PromptBuilder:
 
 
 def load_text(
-    dataset: DatasetConfig, block: int, encoder: Encoder
+    dataset: DatasetConfig, block: int, encoder: Encoder, reading: Reading
 ) -> tuple[tuple[Response, ...], dict[str, Any]]:
     """Plain text packed into blocks of exactly `block` tokens; documents are separated by the end token.
 
@@ -339,9 +373,8 @@ def load_text(
     Raises:
         DataError: the text is shorter than one block.
     """
-    counts: Counter[str] = Counter()
     stream: list[int] = []
-    for chunk in _chunks(dataset.rows(counts), 64):
+    for chunk in _chunks(dataset.rows(reading), 64):
         for row, ids in zip(chunk, encoder.text_ids([_text_of(row) for row in chunk]), strict=True):
             if not ids:
                 raise DataError(f"{row.location}: holds no text")
@@ -352,17 +385,17 @@ def load_text(
     )
     if not blocks:
         raise DataError(
-            f"{dataset.path}: {len(stream)} tokens of text are less than one block; "
+            f"{dataset.title}: {len(stream)} tokens of text are less than one block; "
             f"set data.text_block below {block} or give more text"
         )
     dropped = len(stream) - block * len(blocks)
     return blocks, {
         "name": "text",
-        "path": dataset.path,
+        "path": dataset.title,
         "sha256": dataset.fingerprint(),
-        "rows": counts["rows"] + counts["broken"],
+        "rows": reading.rows,
         "kept": len(blocks),
-        "dropped": {"tokens after the last block": dropped},
+        "dropped": {"tokens after the last block": dropped, **reading.dropped},
         "truncated": {},
         "with_response": len(blocks),
     }
@@ -418,14 +451,20 @@ def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
 
 
 def _dropped_warnings(one: PromptSet) -> list[str]:
-    """A warning if more than a tenth of the rows were dropped or truncated."""
+    """What was dropped or truncated, however few rows, and which fields nothing uses."""
     report = one.report
     lost = {key: count for key, count in report["dropped"].items() if key != "unlabelled"}
     lost |= {f"{key} cut": count for key, count in report["truncated"].items()}
-    if sum(lost.values()) * 10 <= report["rows"]:
-        return []
-    summary = ", ".join(f"{count} x {reason}" for reason, count in lost.items())
-    return [
-        f"data.{one.name} ({report['path']}): of {report['rows']} rows {summary}. "
-        "See data.max_prompt, data.max_response and data.too_long"
-    ]
+    told = []
+    if lost:
+        summary = ", ".join(f"{count} x {reason}" for reason, count in lost.items())
+        told.append(f"of {report['rows']} rows {summary}{_where_to_look(lost, report.get('bad_rows', []))}")
+    if report.get("unused"):
+        told.append(report["unused"])
+    return [f"data.{one.name} ({report['path']}): {text}" for text in told]
+
+
+def _where_to_look(lost: Iterable[str], bad_rows: Sequence[str]) -> str:
+    first = "; the first bad rows: " + "; ".join(bad_rows) if bad_rows else ""
+    by_length = any(reason.startswith(("prompt", "response")) for reason in lost)
+    return first + (". See data.max_prompt, data.max_response and data.too_long" if by_length else "")

@@ -36,7 +36,7 @@ def align_responses(config: RunConfig, number: int) -> dict[str, Any]:
     translator = translation.translator
     prompts = [prompt for prompt in data.train if prompt.response_ids is not None][:number]
     if not prompts:
-        raise DataError(f"{config.data.train.path}: has no response to align.")
+        raise DataError(f"{config.data.train.title}: has no response to align.")
     samples = [_sample(prompt, translator) for prompt in prompts]
     return {"samples": samples, "summary": _summary(samples, translator)}
 

@@ -42,11 +42,10 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
     for index, task in enumerate(config.evaluate.tasks):
         sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
     for path, source in sources.items():
-        find = getattr(source, "found", None)
-        if find is None:
+        if source is None:
             continue
         try:
-            find()
+            source.check_found()
         except DataError as error:
             yield f"{path}: {error}"
 

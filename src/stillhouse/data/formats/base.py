@@ -15,6 +15,7 @@ from stillhouse.config import nearest
 from stillhouse.data.formats.values import RawRow, is_blank
 from stillhouse.data.rows import Fields, Row
 from stillhouse.errors import RowError
+from stillhouse.files import STAGE
 
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 INPUT_FIELDS = ("input", "context")
@@ -22,6 +23,9 @@ HISTORY_FIELDS = ("history",)
 TOOLS_FIELDS = ("tools", "functions")
 PROMPT_PARTS = (*SYSTEM_FIELDS, *INPUT_FIELDS, *HISTORY_FIELDS, *TOOLS_FIELDS)
 """Fields that change the prompt: a row is refused if it has one that its format does not read."""
+
+CUT = {"finished": False}
+"""Under the key `STAGE` of a row of a stage file: its response was cut at the length limit."""
 
 OPTIONAL_ROLES = frozenset({"input", "system", "history", "tools", "reasoning", "response"})
 """Roles of `fields` that a row may lack."""
@@ -88,7 +92,9 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
         RowError: no format matches, a field that `fields` names is missing, a value has the wrong type, or a
             field that would change the prompt is not read.
     """
-    seen = {name: value for name, value in raw.items() if name not in ignore} if ignore else raw
+    cut = raw.get(STAGE) == CUT
+    hidden = {*ignore, STAGE} if cut else ignore
+    seen = {name: value for name, value in raw.items() if name not in hidden} if hidden else raw
     for role, name in fields.named().items():
         if name not in seen and role not in OPTIONAL_ROLES:
             raise RowError(
@@ -103,7 +109,12 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
     row = found.read(seen, fields, location)
     _check_prompt_parts(row, found)
     ignored = {name: raw[name] for name in ignore if name in raw}
-    return replace(row, format=found.name, extra={**row.extra, **ignored} if ignored else row.extra)
+    return replace(
+        row,
+        format=found.name,
+        extra={**row.extra, **ignored} if ignored else row.extra,
+        finished=row.finished and not cut,
+    )
 
 
 def _unknown_format(raw: RawRow, location: str) -> RowError:

@@ -20,12 +20,13 @@ from stillhouse.core.types import Completion, Prompt, Response, turn_text
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.formats import read_row
 from stillhouse.data.load import TemplateField, encode_rows
+from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template
 from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import TooLong
 from stillhouse.engines.base import Sampling, TokenizerInfo
-from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.errors import ConfigError, DataError, Fault, RowError
 from stillhouse.evaluate.generation import (
     Generations,
     generate,
@@ -135,19 +136,17 @@ class PromptTask(EvalTask):
                     hint=f"Set its data: {{kind: {self.kind}, data: FILE}}.",
                 )
             )
-        rows = _Rows(self, dataset)
+        rows = _Rows(self, dataset, limits.reading())
         most = self.limit if self.data is not None or self.limit is not None else limit
         prompts, dropped, truncated = encode_rows(rows, dataset, self._length_rules(limits), encoder, most)
         if self.too_long == "first_tokens":
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
-        for reason, name in (("broken", "broken line"), ("left out", "left out by the task")):
-            if rows.counts[reason]:
-                dropped[name] += rows.counts[reason]
+        dropped.update(rows.reading.dropped)
         if not prompts:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
-            raise DataError(f"{dataset.path}: no prompt is left for the task {self.title} ({reasons})")
+            raise DataError(f"{dataset.title}: no prompt is left for the task {self.title} ({reasons})")
         examples = tuple(EvalExample(prompt, *rows.origins[prompt.id]) for prompt in prompts)
-        return EvalSet(examples, dataset.path, dict(dropped), dict(truncated))
+        return EvalSet(examples, dataset.title, dict(dropped), dict(truncated))
 
     def _length_rules(self, limits: DataConfig) -> DataConfig:
         max_prompt = self.max_prompt or limits.max_prompt
@@ -271,19 +270,22 @@ class EvalSession:
 class _Rows:
     """The rows of a task by the id of their prompt; keeps the origin of each."""
 
-    def __init__(self, task: PromptTask, dataset: DatasetConfig) -> None:
-        self.task, self.dataset = task, dataset
-        self.counts: Counter[str] = Counter()
+    def __init__(self, task: PromptTask, dataset: DatasetConfig, reading: Reading) -> None:
+        self.task, self.dataset, self.reading = task, dataset, reading
         self.origins: dict[str, tuple[Mapping[str, Any], str]] = {}
         """The raw row and the question, by id."""
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        for number, (where, raw) in enumerate(self.dataset.raw(self.counts), start=1):
-            if self.dataset.limit is not None and number > self.dataset.limit:
-                return
-            parsed = self.task.parse_row(raw, where, self.dataset)
-            rows = [parsed] if isinstance(parsed, Row) else list(parsed)
-            self.counts["left out"] += not rows
+        for number, (part, (where, raw)) in enumerate(self.dataset.raw_by_part(self.reading), start=1):
+            seen = {name: value for name, value in raw.items() if name not in self.reading.ignore}
+            try:
+                parsed = self.task.parse_row(seen, where, part)
+                rows = [parsed] if isinstance(parsed, Row) else list(parsed)
+            except RowError as error:
+                self.reading.drop(error)
+                continue
+            if not rows:
+                self.reading.dropped["left out by the task"] += 1
             for index, row in enumerate(rows, start=1):
                 id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
                 self.origins[id] = (raw, _question(row))
@@ -326,7 +328,7 @@ class ScoredTask(PromptTask):
     def title(self) -> str:
         """The name, or that of its file, or the kind."""
         if self.name is None and self.data is not None:
-            return self.data.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+            return self.data.title.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
         return super().title
 
     @abstractmethod
@@ -429,8 +431,8 @@ class FewShotTask(ScoredTask):
         if self.few_shot_data is None or not self.few_shot:
             return []
         rows: list[Mapping[str, Any]] = []
-        for _, raw in self.few_shot_data.raw(Counter()):
+        for _, (_, raw) in self.few_shot_data.raw_by_part(Reading()):
             rows.append(raw)
             if len(rows) == self.few_shot:
                 return rows
-        raise DataError(f"{self.few_shot_data.path}: has {len(rows)} rows, but few_shot is {self.few_shot}")
+        raise DataError(f"{self.few_shot_data.title}: has {len(rows)} rows, but few_shot is {self.few_shot}")

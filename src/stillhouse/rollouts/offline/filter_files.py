@@ -11,6 +11,7 @@ from typing import Any
 from stillhouse import console
 from stillhouse.core.seeds import derived_seed
 from stillhouse.data.datasets import dataset_at
+from stillhouse.data.reading import Reading
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
 from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher, load_tokenizer
@@ -137,7 +138,7 @@ def _samples(path: Path) -> list[Sample]:
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
             return [Sample.from_row(row) for row in read_rows(path)]
     found = []
-    for number, row in enumerate(source.rows(Counter())):
+    for number, row in enumerate(source.rows(Reading())):
         if not row.has_response:
             raise DataError(f"{row.location}: has no response to filter")
         raw = {

@@ -88,7 +88,7 @@ def _metadata(config: RunConfig, run: RunRecord) -> ModelCardData:
         license=None if licence is None else licence.lower() if on_hub else "other",
         license_name=None if on_hub else licence,
         base_model=_hub_name(config.student.path),
-        datasets=_hub_name(train.path) if train.kind == "hf" else None,
+        datasets=_hub_name(train.title) if train.kind == "hf" else None,
         model_name=config.name if results else None,
         eval_results=results or None,
     )

@@ -53,10 +53,14 @@ def of_model(path: str) -> str | None:
 
 
 def of_data(dataset: DatasetConfig) -> str | None:
-    """What a saved data set says about itself, or the card beside a file."""
+    """What saved data sets say about themselves, or the cards beside files."""
+    found = {_of_path(locate(part.title)) for part in dataset.parts()} - {None}
+    return ", ".join(sorted(filter(None, found))) or None
+
+
+def _of_path(path: Path) -> str | None:
     from datasets import DatasetInfo
 
-    path = locate(dataset.path)
     if not path.exists():
         return None
     folder = path if path.is_dir() else path.parent

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,6 +12,7 @@ from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import question_of
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.formats import read_row
+from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
 from stillhouse.rollouts.offline.filters.base import REGISTRY, Drop, Filter, FilterContext
 from stillhouse.rollouts.offline.filters.ngrams import ngrams, words
@@ -84,10 +83,10 @@ def held_out_texts(datasets: Iterable[DatasetConfig]) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     for dataset in datasets:
-        for where, raw in islice(dataset.raw(Counter()), dataset.limit):
+        for part, (where, raw) in dataset.raw_by_part(Reading("drop")):
             found |= dict.fromkeys(text for text in _strings(raw) if text.strip())
             try:
-                row = read_row(raw, dataset.fields, where)
+                row = read_row(raw, part.fields, where)
             except DataError:
                 continue  # rows that only a task understands; all their strings are collected
             if row.has_prompt:

@@ -1,0 +1,151 @@
+"""Files on disk: patterns of names, compression, encodings."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import lzma
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from stillhouse.config import nearest
+from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
+from stillhouse.data.reading import Reading
+from stillhouse.errors import DataError
+from stillhouse.files import locate
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+_UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+class FileDataset(DatasetConfig):
+    """Rows in one file, or in all files that a pattern matches, in the order of their names."""
+
+    path: str
+    """A file, or a pattern such as `train-*.jsonl`, relative to the working directory;
+    `package:NAME/inner/path` looks inside an installed Python package."""
+
+    @property
+    def title(self) -> str:
+        return self.path
+
+    def files(self) -> list[Path]:
+        """The files on disk.
+
+        Raises:
+            DataError: there is no such file; the message suggests one with a similar name.
+        """
+        path = locate(self.path)
+        if path.is_dir():
+            raise DataError(
+                f"{path}: is a folder, but {self.kind} needs a file, or a pattern such as "
+                f"{path}/*; for a folder of data files, or a saved dataset: kind: hf"
+            )
+        if path.is_file():
+            return [path]
+        if glob.has_magic(str(path)):
+            found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            if files := [one for one in found if one.is_file()]:
+                return files
+            raise DataError(f"{path}: no file has a name of this pattern")
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"{path}: no such file{nearest(path.name, beside)}")
+
+    def check_found(self) -> None:
+        """See the base class."""
+        self.files()
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the file; of several files, that of all their digests."""
+        digests = []
+        for path in self.files():
+            with open(path, "rb") as handle:
+                digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def raw(self, reading: Reading) -> Iterator[LocatedRow]:
+        """The rows of all files."""
+        for path in self.files():
+            yield from self.rows_of(path, reading)
+
+    @abstractmethod
+    def rows_of(self, path: Path, reading: Reading) -> Iterator[LocatedRow]:
+        """The rows of one file."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file as bytes, decompressed as its ending says; UTF-16 is refused.
+
+    Raises:
+        DataError: it cannot be unpacked, or is no UTF-8 text from its first bytes on.
+    """
+    try:
+        with _open(path) as handle:
+            _refuse_utf16(path, handle.peek(4)[:4])
+            yield handle
+    except _UNPACKING_ERRORS as error:
+        if isinstance(error, DataError):
+            raise
+        what = "unpacked" if path.suffix in COMPRESSIONS else "read"
+        raise DataError(f"{path}: cannot be {what} ({error})") from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return io.BufferedReader(cast(io.RawIOBase, openers.get(path.suffix, open)(path, "rb")))
+
+
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if wide or (len(start) == 4 and 0 in (start[0], start[1])):
+        raise DataError(
+            f"{path}: is UTF-16 text. Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > NEW{path.suffix}"
+        )
+
+
+def decoded(line: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return line.removeprefix(b"\xef\xbb\xbf").decode()
+
+
+def wrong_encoding(error: UnicodeDecodeError) -> str:
+    """What is wrong with text that is not UTF-8, and which encoding it probably has."""
+    bad = error.object[error.start]
+    likely = "Windows-1252 (cp1252)" if 0x80 <= bad <= 0x9F or bad >= 0xA0 else "another encoding"
+    return (
+        f"is not UTF-8 text (byte 0x{bad:02x}, {error.reason}), probably {likely}. "
+        "Convert the file: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+    )
+
+
+@DATASETS.register
+class PlainText(FileDataset):
+    """A text file as one document, for the language-model loss on `data.text`."""
+
+    kind: Literal["txt"] = "txt"
+
+    def rows_of(self, path: Path, reading: Reading) -> Iterator[LocatedRow]:
+        """The whole file."""
+        with opened(path) as handle:
+            content = handle.read()
+        try:
+            yield str(path), {"text": decoded(content)}
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise DataError(f"{path}:{line}: {wrong_encoding(error)}") from error

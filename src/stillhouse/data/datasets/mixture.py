@@ -1,0 +1,72 @@
+"""Several datasets as one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.config import ListOf
+from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
+from stillhouse.data.datasets.parse import DatasetField
+from stillhouse.data.reading import Reading
+from stillhouse.data.rows import Row
+
+
+@DATASETS.register
+class Mixture(DatasetConfig):
+    """Several datasets, one after the other, each as often as its `weight` says: what a list of datasets is
+    read as."""
+
+    kind: Literal["mixture"] = "mixture"
+    sources: Annotated[ListOf[DatasetField], Field(min_length=1)]
+    """The datasets, each with its own fields, limit and weight."""
+
+    @property
+    def title(self) -> str:
+        return ", ".join(source.title for source in self.sources)
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_sources(self) -> Self:
+        given = sorted(self.model_fields_set - {"kind", "sources"})
+        if given:
+            raise ValueError(f"{given[0]} belongs to the datasets of a mixture: give it to each of them")
+        if any(isinstance(source, Mixture) for source in self.sources):
+            raise ValueError("a mixture holds datasets, not other mixtures; write one list")
+        return self
+
+    def parts(self) -> tuple[DatasetConfig, ...]:
+        """All of them."""
+        return self.sources
+
+    def check_found(self) -> None:
+        """See the base class."""
+        for source in self.sources:
+            source.check_found()
+
+    def raw(self, reading: Reading) -> Iterator[LocatedRow]:
+        """The rows of all sources, each once."""
+        for source in self.sources:
+            yield from source.raw(reading)
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        """The rows of all sources in their order, each with its source; counted by source."""
+        for number, source in enumerate(self.sources):
+            before = reading.rows
+            entry: dict[str, Any] = {
+                "path": source.title,
+                "weight": source.weight,
+                "sha256": source.fingerprint(),
+            }
+            reading.sources.append(entry)
+            for row in source.rows(reading):
+                yield replace(row, source=number)
+            entry["rows"] = reading.rows - before
+
+    def fingerprint(self) -> str:
+        """That of all sources and weights."""
+        facts = "\n".join(f"{source.fingerprint()} {source.weight}" for source in self.sources)
+        return hashlib.sha256(facts.encode()).hexdigest()
