@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.console.format import MISSING, compact_number, count, duration, is_number
+from stillhouse.console.format import MISSING, count, duration, is_number
 from stillhouse.report.record import RunRecord
 
 SOURCE_COLOURS = {
@@ -159,11 +159,20 @@ def _sums(run: RunRecord, prefix: str) -> dict[str, float]:
     return sums
 
 
+GENERATED = ("responses/teacher", "responses/student")
+"""Shares of the responses of a step that a model generated; the others are rows of the data."""
+
+
 def generated_tokens(run: RunRecord) -> str:
-    """How many tokens were generated, and how often each was trained on; empty where none was."""
+    """How many tokens were generated, and about how often each was trained on; empty where none was."""
     generated = _sums(run, "tokens/").get("generate", 0.0)
-    trained = sum(row["tokens"] for row in run.metrics("train") if is_number(row.get("tokens")))
+    trained = sum(
+        row["tokens"] * share
+        for row in run.metrics("train")
+        for share in (row.get(name) for name in GENERATED)
+        if is_number(row.get("tokens")) and is_number(share) and math.isfinite(share)
+    )
     if not generated or not trained:
         return ""
-    times = compact_number(round(trained / generated, 2))
-    return f"{count(round(generated))} tokens; each was trained on {times} times"
+    times = f"{trained / generated:.2g}"
+    return f"{count(round(generated))} tokens; trained on about {times} times each"

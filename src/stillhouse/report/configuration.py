@@ -70,6 +70,18 @@ def short_path(origin: str) -> str:
     return origin.replace("\\", "/").rsplit("/", 1)[-1] if origin != "command line" else origin
 
 
+def model_name(path: str) -> str:
+    """A model as people write it: a name on the hub or a relative path as it is, of an absolute path the last
+    part, with the folder above where that says more than the part itself (`warm-start/student`)."""
+    if path.startswith("package:"):
+        return path.removeprefix("package:").partition("/")[2] or path
+    parts = [part for part in path.replace("\\", "/").split("/") if part]
+    if not path.startswith(("/", "~")) and ":" not in path:
+        return "/".join(parts[-3:])
+    common = parts[-1:] and (parts[-1] in ("student", "model", "final") or parts[-1].startswith("checkpoint"))
+    return "/".join(parts[-2:] if common else parts[-1:])
+
+
 def environments(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Versions and machine; runs of the same environment share one list."""
     grouped: dict[str, list[RunRecord]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.console.format import compact_number, is_number, setting_text
 from stillhouse.report.record import RunRecord
+from stillhouse.report.systems import role_of
 
 EXAMPLE_FIELDS = ("source", "filter", "reason", "detail", "prompt", "response")
 
@@ -106,16 +107,42 @@ def data_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[dict[str, Any
     """The data sets with what was dropped and why; runs with the same data share one table."""
     grouped: dict[str, list[RunRecord]] = {}
     for run in runs:
-        if run.data:
-            grouped.setdefault(json.dumps(run.data, sort_keys=True, default=str), []).append(run)
+        if sets := [*run.data, *evaluation_sets(run)]:
+            grouped.setdefault(json.dumps(sets, sort_keys=True, default=str), []).append(run)
     tables = []
     for same in grouped.values():
         whole = len(same) == len(runs)
         heading = (
             ("" if len(runs) == 1 else "the same in all runs") if whole else ", ".join(r.name for r in same)
         )
-        tables.append((heading, [_data_row(entry) for entry in same[0].data]))
+        sets = [*same[0].data, *evaluation_sets(same[0])]
+        tables.append((heading, [_data_row(entry) for entry in sets]))
     return tables
+
+
+def evaluation_sets(run: RunRecord) -> list[dict[str, Any]]:
+    """The rows that each task was measured on, as the results tell of them: entries as those of `run.data`.
+
+    The file of the held-out prompts is that of the configuration where the result names none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for result in run.evaluations:
+        told = result.settings
+        if result.task in found or role_of(result.system) != "after" or "questions_digest" not in told:
+            continue
+        configured = run.config.get("evaluate.data.path") or run.config.get("data.valid.path")
+        dropped, kept = told.get("dropped"), told.get("prompts")
+        lost = sum(n for n in dropped.values() if is_number(n)) if isinstance(dropped, dict) else 0
+        found[result.task] = {
+            "name": f"evaluation: {result.task}" if result.task else "evaluation",
+            "path": told.get("data") or (configured.value if configured else ""),
+            "sha256": told.get("sha256") or told["questions_digest"],
+            "rows": told.get("rows", kept + lost if is_number(kept) else None),
+            "kept": kept,
+            "dropped": dropped,
+            "truncated": told.get("truncated"),
+        }
+    return list(found.values())
 
 
 def _data_row(entry: dict[str, Any]) -> dict[str, Any]:

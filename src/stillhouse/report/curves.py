@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stillhouse.console.format import is_number
+from stillhouse.console.format import compact_number, is_number
 from stillhouse.report.breakdown import SOURCE_COLOURS
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
 from stillhouse.report.record import Row, RunRecord
+from stillhouse.report.seeds import common_name, seed_groups
 from stillhouse.report.systems import System, run_colours
 
 
@@ -51,6 +52,19 @@ SYMBOLS = {
     "t": "t in TAID",
 }
 """What the papers call a number that often follows a schedule: by its path, or by its last name anywhere."""
+
+
+def constant_schedules(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Scheduled numbers that did not move in any run, with the value that each run had."""
+    found = []
+    for name in _keys(runs, "train", "schedule/"):
+        values = {run.name: {y for _, y in series(run.metrics("train"), name)} for run in runs}
+        if all(len(own) <= 1 for own in values.values()):
+            known = {run: compact_number(next(iter(own))) for run, own in values.items() if own}
+            same = len(set(known.values())) == 1
+            text = next(iter(known.values())) if same else ", ".join(f"{v} ({r})" for r, v in known.items())
+            found.append((name.removeprefix("schedule/"), text))
+    return found
 
 
 def schedule_plots(runs: Sequence[RunRecord]) -> list[Plot]:
@@ -121,7 +135,7 @@ def buffer_plots(runs: Sequence[RunRecord]) -> list[Plot]:
 
 def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """Learning rate, gradient norm, speed and whatever else was logged."""
-    known = {
+    known = {  # the learning rate is no noisy measurement: smoothed it would be another one
         "learning_rate": ("Learning rate", "learning rate"),
         "grad_norm": ("Gradient norm", "norm before clipping"),
         "tokens_per_second": ("Training speed", "tokens per second"),
@@ -130,7 +144,10 @@ def further_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     rest = [name for name in _keys(runs, "train", "") if "/" not in name and name not in seen]
     titled = [(name, *labels) for name, labels in known.items()]
     titled += [(name, name.replace("_", " ").capitalize(), name.replace("_", " ")) for name in rest]
-    plots = [_over_steps(runs, "train", name, title, y, smooth=True) for name, title, y in titled]
+    plots = [
+        _over_steps(runs, "train", name, title, y, smooth=name != "learning_rate")
+        for name, title, y in titled
+    ]
     return [plot for plot in plots if plot]
 
 
@@ -160,7 +177,11 @@ def _training_loss(runs: Sequence[RunRecord]) -> Plot | None:
         for name in parts
     ]
     curves = [curve for curve in curves if curve.points]
-    return line_plot("loss", "Training loss", curves, "step", "nats per token") if curves else None
+    return None if _flat(curves) else line_plot("loss", "Training loss", curves, "step", "nats per token")
+
+
+SQUEEZED = 6
+"""How many times longer than another a run may take before the axis of time is logarithmic."""
 
 
 def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
@@ -168,17 +189,20 @@ def _quality_over_time(runs: Sequence[RunRecord]) -> Plot | None:
     names = ("rouge_l", "ROUGE-L"), ("loss", "nats per token")
     for name, unit in names:
         curves = []
-        for run, colour in zip(runs, run_colours(runs), strict=True):
+        for run, label, colour in _labelled(runs):
             train = run.metrics("train")
             timed = [(elapsed(train, row["step"]), row) for row in run.metrics("valid")]
             known = [(at, row) for at, row in timed if at is not None]
             points = series([row for _, row in known], name, [at for at, _ in known])
             if len(points) > 1:
-                curves.append(Curve(run.name, colour, points, marked=True))
-        if curves:
+                curves.append(Curve(label, colour, points, marked=True))
+        if not _flat(curves):
             title = f"Validation {metric_info(name).label} over time"
             caption = "Seconds of training with everything that it takes, generating responses included."
-            return line_plot("quality-time", title, curves, "seconds of training", unit, caption)
+            ends = [curve.points[-1][0] for curve in curves]
+            squeezed = min(ends) > 0 and max(ends) > SQUEEZED * min(ends)
+            x = "seconds of training" + (", logarithmic" if squeezed else "")
+            return line_plot("quality-time", title, curves, x, unit, caption, log_x=squeezed)
     return None
 
 
@@ -194,12 +218,29 @@ def _over_steps(
     caption: str = "",
 ) -> Plot | None:
     curves = [
-        Curve(run.name, colour, points, smooth=smooth, marked=marked)
-        for run, colour in zip(runs, run_colours(runs), strict=True)
+        Curve(label, colour, points, smooth=smooth, marked=marked)
+        for run, label, colour in _labelled(runs)
         if (points := series(run.metrics(phase), key))
     ]
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{phase}-{key}")
-    return line_plot(name, title, curves, "step", y, caption) if curves else None
+    return None if _flat(curves) else line_plot(name, title, curves, "step", y, caption)
+
+
+def _flat(curves: Sequence[Curve]) -> bool:
+    """Whether there is nothing to see: no curve moves."""
+    return all(len({y for _, y in curve.points}) < 2 for curve in curves)
+
+
+def _labelled(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, str, str]]:
+    """Each run with its name in legends, which runs that differ in the seed alone share, and its colour."""
+    labels: dict[int, str] = {}
+    for members in seed_groups(runs):
+        names = [runs[index].name for index in members]
+        several = f"{common_name(names)} ({len(names)} seeds)"
+        labels |= dict.fromkeys(members, several if len(names) > 1 else names[0])
+    return [
+        (run, labels[n], colour) for n, (run, colour) in enumerate(zip(runs, run_colours(runs), strict=True))
+    ]
 
 
 def _keys(runs: Sequence[RunRecord], phase: str, prefix: str) -> list[str]:

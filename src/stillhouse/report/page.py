@@ -19,6 +19,7 @@ from stillhouse.console.format import MISSING, compact_number, is_number
 from stillhouse.report import breakdown, configuration, curation, curves, responses, results
 from stillhouse.report.headline import headline
 from stillhouse.report.metrics import metric_info
+from stillhouse.report.plots import DASHED
 from stillhouse.report.record import RunRecord, load_runs
 from stillhouse.report.systems import gather, run_colours
 
@@ -65,6 +66,8 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         single=len(runs) == 1,
         headline=headline(systems, found),
         subtitle=_subtitle(runs),
+        dashed=DASHED,
+        constant_schedules=curves.constant_schedules(runs),
         task_results=found,
         overview=results.overview(systems),
         seeds=any(system.members for system in systems),
@@ -94,7 +97,7 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
     )
 
 
-def _subtitle(runs: Sequence[RunRecord]) -> str:
+def _subtitle(runs: Sequence[RunRecord]) -> list[str]:
     """When, how long, with which version."""
     parts: list[str] = []
     started = sorted(
@@ -107,7 +110,7 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
         str(run.environment["stillhouse"]) for run in runs if run.environment.get("stillhouse")
     )
     parts += [f"Stillhouse {', '.join(versions)}"] if versions else []
-    return " · ".join(parts)
+    return parts
 
 
 def _run_card(run: RunRecord, colour: str) -> dict[str, Any]:
@@ -144,11 +147,13 @@ def _command(text: str) -> str:
 
 
 def _model(model: dict[str, Any]) -> str:
-    parts = [str(model["path"]).rstrip("/").rsplit("/", 1)[-1]] if model.get("path") else []
-    size, trainable = model.get("parameters"), model.get("trainable")
+    parts = [configuration.model_name(str(model["path"]))] if model.get("path") else []
+    size, trainable, adapter = (model.get(name) for name in ("parameters", "trainable", "adapter"))
     if is_number(size):
         parts.append(f"{metric_info('parameters').show(size)} parameters")
-    if is_number(trainable) and is_number(size) and 0 < trainable < size:
+    if is_number(adapter):
+        parts.append(f"an adapter of {metric_info('parameters').show(adapter)} trained")
+    elif is_number(trainable) and is_number(size) and 0 < trainable < size:
         parts.append(f"{metric_info('parameters').show(trainable)} of them trained")
     if is_number(model.get("bytes")):
         parts.append(metric_info("bytes").show(model["bytes"]))

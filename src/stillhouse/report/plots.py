@@ -17,6 +17,9 @@ from stillhouse.console.format import compact_number
 
 Points = Sequence[tuple[float, float]]
 
+DASHED = frozenset(f"--run-{number}" for number in range(8, 16))
+"""Colours that were used before, and are told from these by dashes."""
+
 WIDTH, HEIGHT = 400, 230
 """Of a plot, in CSS pixels at scale 1: one column of a phone, a third of a desktop."""
 MOST_POINTS = 240
@@ -58,26 +61,47 @@ class Plot:
     caption: str = ""
 
 
-def line_plot(key: str, title: str, curves: Sequence[Curve], x: str, y: str, caption: str = "") -> Plot:
-    """Curves over a common x axis; `x` and `y` name the axes with their units."""
+def line_plot(
+    key: str,
+    title: str,
+    curves: Sequence[Curve],
+    x: str,
+    y: str,
+    caption: str = "",
+    *,
+    log_x: bool = False,
+) -> Plot:
+    """Curves over a common x axis; `x` and `y` name the axes with their units.
+
+    Curves of one label and colour stand in the legend once. With `log_x` only points right of 0 are drawn.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     figure, axes = _canvas(x, y)
-    if all(float(at).is_integer() for curve in curves for at, _ in curve.points):
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    elif all(float(at).is_integer() for curve in curves for at, _ in curve.points):
         axes.xaxis.get_major_locator().set_params(integer=True)
     paints = _paints(curves)
     for curve in curves:
-        points = thinned(curve.points)
+        points = thinned([point for point in curve.points if point[0] > 0] if log_x else curve.points)
+        style = "--" if curve.colour in DASHED else "-"
         xs, ys = [point[0] for point in points], [point[1] for point in points]
         paint = paints[curve.colour]
         if curve.smooth and len(points) >= 12:
             axes.plot(xs, ys, color=paint, linewidth=0.8, alpha=0.3 if len(curves) == 1 else 0.15)
-            axes.plot(xs, running_mean(ys, max(1, len(ys) // 24)), color=paint, linewidth=1.8)
+            means = running_mean(ys, max(1, len(ys) // 24))
+            axes.plot(xs, means, color=paint, linewidth=1.8, linestyle=style)
         else:
             marker = "o" if curve.marked and len(points) <= 40 else None
-            axes.plot(xs, ys, color=paint, linewidth=1.8, marker=marker, markersize=3.5)
+            axes.plot(xs, ys, color=paint, linewidth=1.8, marker=marker, markersize=3.5, linestyle=style)
             if len(points) == 1 and marker is None:
                 axes.plot(xs, ys, color=paint, marker="o", markersize=3.5)
         _add_to_points(axes, curve, paint)
-    legend = tuple((curve.label, curve.colour) for curve in curves)
+    legend = tuple(dict.fromkeys((curve.label, curve.colour) for curve in curves))
     described = "; ".join(f"{curve.label}: {_ends(curve.points)}" for curve in curves)
     return Plot(key, title, _svg(figure, key, title, described, paints), legend, caption)
 

@@ -156,6 +156,7 @@ def _response(row: dict[str, Any], labels: dict[str, int]) -> list[Any]:
     if row.get("finished") is False:
         facts.append("cut off")
     which = [f"temperature {row['temperature']:g}"] if is_number(row.get("temperature")) else []
+    which += [_text(row["run"])] if "run" in row else []
     which += [f"seed {_text(row['seed'])}"] if "seed" in row else []
     which += [f"sample {row['sample'] + 1}"] if is_number(row.get("sample")) else []
     label = labels.setdefault(", ".join(which), len(labels))

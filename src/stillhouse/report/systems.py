@@ -84,9 +84,9 @@ def difference(
 
 
 def run_colour(group: int) -> str:
-    """The CSS variable of a run, or of runs that differ in the seed alone; eight of them, then from the
-    start."""
-    return f"--run-{group % 8}"
+    """The CSS variable of a run, or of runs that differ in the seed alone: eight colours, then the same with
+    dashed lines, then from the start."""
+    return f"--run-{group % 16}"
 
 
 def run_colours(runs: Sequence[RunRecord]) -> list[str]:
@@ -274,8 +274,8 @@ def _system(
 OF_THE_MODEL = ("template", "dtype")
 """Settings that belong to a model rather than to the measurement, such as a teacher's own template."""
 IRRELEVANT = (
-    "answers", "data", "dropped", "truncated", "dtype", "server", "requests_of_the_last_call",
-    "retries_of_the_last_call", "questions_in_one_only",
+    "answers", "data", "rows", "sha256", "dropped", "truncated", "dtype", "server",
+    "requests_of_the_last_call", "retries_of_the_last_call", "questions_in_one_only",
 )  # fmt: skip
 """Settings that may differ between results that are compared: where the rows are from (`questions_digest`
 stands for what they say), what a tokenizer made too long, what a call of a server took."""

@@ -41,6 +41,8 @@
   const task = byId("answer-task");
   const more = byId("answer-more");
   const count = byId("answer-count");
+  const first = byId("answer-first");
+  const second = byId("answer-second");
   const tasks = [...new Set(data.rows.map((row) => row.task))];
   const hidden = new Set();
   let found = [];
@@ -96,6 +98,18 @@
       .filter((value) => value !== null);
     return scores.length > 1 ? Math.max(...scores) - Math.min(...scores) : null;
   };
+  // Of two systems, each by its number among the names; a name has an index for every task.
+  const pairs = [];
+  const scoreOf = (row, which) => {
+    const index = (pairs[which] || []).find((one) => score(row, one) !== null);
+    return index === undefined ? null : score(row, index);
+  };
+  const difference = (row) => {
+    const [one, other] = [scoreOf(row, first.value), scoreOf(row, second.value)];
+    return one === null || other === null ? null : one - other;
+  };
+  const comparing = () => order.value === "above" || order.value === "below";
+  const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(Math.abs(value) < 1 ? 3 : 1)}`;
   const answers = (row, index) => (hidden.has(index) ? [] : row.responses[index]?.[2] || []);
   const longest = (row) =>
     Math.max(0, ...data.systems.flatMap((_, index) => answers(row, index).map((answer) => answer[0].length)));
@@ -106,6 +120,8 @@
     high: (row) => -mean(row, "after"),
     apart: (row) => -apart(row),
     long: (row) => -longest(row),
+    above: (row) => -difference(row),
+    below: (row) => difference(row),
   };
   const known = {
     gain,
@@ -114,6 +130,8 @@
     high: (row) => mean(row, "after"),
     apart: (row) => apart(row),
     long: () => 0,
+    above: difference,
+    below: difference,
   };
 
   const haystack = (row) => {
@@ -157,6 +175,7 @@
     article.setAttribute("aria-label", `Prompt ${row.id}`);
     const head = make("div", "head");
     head.append(make("span", "", tasks.length > 1 && !row.id.startsWith(row.task) ? `${row.task} · ${row.id}` : row.id));
+    if (comparing()) head.append(make("b", "apart", `difference ${signed(difference(row))}`));
     const pair = make("div", "pair");
     const prompt = make("div");
     prompt.append(make("div", "label", "Prompt"), marked("p", "text", row.prompt));
@@ -199,13 +218,25 @@
     return article;
   };
 
+  const compared = () => {
+    if (!comparing()) return "";
+    const apart = found.map(difference);
+    const times = (test) => apart.filter(test).length.toLocaleString("en");
+    const mean = apart.reduce((sum, value) => sum + value, 0) / apart.length;
+    const name = (select) => select.selectedOptions[0]?.textContent;
+    return (
+      `. ${name(first)} against ${name(second)}: higher on ${times((d) => d > 0)}, lower on ${times((d) => d < 0)}, ` +
+      `equal on ${times((d) => d === 0)}; mean difference ${signed(mean)}`
+    );
+  };
+
   const showMore = () => {
     list.append(...found.slice(shown, shown + PAGE).map(card));
     shown = Math.min(found.length, shown + PAGE);
     more.hidden = shown >= found.length;
     const total = data.rows.length;
     const which = found.length === total ? `${total} prompts` : `${found.length} of ${total} prompts`;
-    count.textContent = found.length ? `${which}, ${shown} shown` : "Nothing found. Try fewer letters.";
+    count.textContent = found.length ? `${which}, ${shown} shown${compared()}` : "Nothing found. Try fewer letters.";
   };
 
   const update = () => {
@@ -252,14 +283,25 @@
     dot.style.margin = "0";
     label.append(box, dot, make("bdi", "", system.label));
     byId("answer-systems").append(label);
+    for (const select of [first, second]) select.append(new Option(system.label, pairs.length));
+    pairs.push(indices);
   }
+  // The last two systems are what most readers want to compare.
+  first.value = Math.max(0, pairs.length - 1);
+  second.value = Math.max(0, pairs.length - 2);
+  for (const value of ["above", "below"]) order.querySelector(`[value=${value}]`).hidden = pairs.length < 2;
 
   let wait;
   search.addEventListener("input", () => {
     clearTimeout(wait);
     wait = setTimeout(update, 120);
   });
-  order.addEventListener("change", update);
+  order.addEventListener("change", () => {
+    for (const name of ["first", "second"]) byId(`answer-${name}-label`).hidden = !comparing();
+    update();
+  });
+  first.addEventListener("change", update);
+  second.addEventListener("change", update);
   task.addEventListener("change", update);
   more.addEventListener("click", () => {
     const first = shown;
