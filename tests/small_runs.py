@@ -90,13 +90,18 @@ def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None)
 
 def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:
     if die is not None:
-        sys.addaudithook(lambda event, args: _maybe_die(event, args, die, by))
+        announce(die, by)
     try:
         execute(resolve(tree), resume=resume)
     except BaseException:  # noqa: BLE001  (the child must end here, whatever it was)
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def announce(die: Event, by: signal.Signals) -> None:
+    """Ask `die` at each event of this process from now on, and send it the signal where it says so."""
+    sys.addaudithook(lambda event, args: _maybe_die(event, args, die, by))
 
 
 def _maybe_die(event: str, args: tuple[Any, ...], die: Event, by: signal.Signals) -> None:

@@ -101,7 +101,7 @@ def test_ctrl_c_in_other_verbs_leaves_what_is_whole(workshop: Workshop) -> None:
     said = workshop.in_child(*generate, hook=sends(("shard-0-of-1", 3)))
     assert said.code == 130
     assert "Traceback" not in said.err
-    assert said.err.strip().endswith("interrupted")
+    assert said.err.strip().endswith("interrupted\nInterrupted by Ctrl-C.")
     again = workshop.stillhouse(*generate)
     assert again.code == 0, again.err
     assert "of them were there before" in again.out

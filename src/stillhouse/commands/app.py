@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import typer.core
 
-from stillhouse import __version__, console
+from stillhouse import __version__, console, signals
 from stillhouse.errors import EnvironmentFault, StillhouseError
 
 START, RUN, RESPONSES, RESULTS = PANELS = ("Start", "Run", "Responses", "Results")
@@ -67,7 +67,8 @@ class _ConsoleHandler(logging.Handler):
 def main() -> None:
     """Run the command line. Deliberate errors become one message and an exit code, never a traceback.
 
-    Exit codes: 0 success, 2 the input must be corrected, 3 the environment failed, 130 interrupted.
+    Exit codes: 0 success, 2 the input must be corrected, 3 the environment failed, 130 interrupted by Ctrl-C,
+    143 by SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -76,13 +77,19 @@ def main() -> None:
     log.propagate = False
     log.handlers[:] = [_ConsoleHandler()]
     try:
-        app()
+        with signals.handled(signals.stop):
+            app()
     except StillhouseError as error:
         console.show_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.note("Interrupted.")
-        sys.exit(130)
+    except SystemExit as error:
+        stopped = getattr(
+            error.__context__, "__cause__", None
+        )  # typer turns every interruption into exit code 130, without a word
+        if not isinstance(stopped, KeyboardInterrupt):
+            raise
+        console.note(f"Interrupted by {signals.name_of(stopped)}.")
+        sys.exit(signals.exit_code_of(stopped))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

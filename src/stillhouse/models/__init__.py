@@ -1,7 +1,7 @@
 """Loading students, teachers and tokenizers, and reading hidden states and heads from them."""
 
 from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
-from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files
+from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
 from stillhouse.models.tokenizers import (
@@ -32,4 +32,5 @@ __all__ = [
     "tokenizer_difference",
     "unwrap",
     "vocab_digest",
+    "weights_digest",
 ]

@@ -45,9 +45,31 @@ def fingerprint(model: nn.Module) -> str:
     description = json.dumps([type(inner).__name__, config], sort_keys=True, default=str)
     digest = hashlib.blake2b(description.encode(), digest_size=16)
     for name, tensor in sorted(inner.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)
+        _add_tensor(digest, name, tensor)
     return digest.hexdigest()
+
+
+@torch.no_grad()
+def weights_digest(model: nn.Module, but: str | None = None) -> str:
+    """32 hexadecimal digits that change with any weight.
+
+    Unlike `fingerprint` it leaves out the configuration, whose fields differ between versions of
+    transformers, so that it can be compared years later.
+
+    Args:
+        model: in memory.
+        but: weights with this in their names do not count, such as those of a new adapter.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(unwrap(model).state_dict().items()):
+        if but is None or but not in name:
+            _add_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)
 
 
 def fingerprint_of_files(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.console.format import setting_text
+from stillhouse.report.history import parent_text, spans, text_of_spans
 from stillhouse.report.record import RunRecord
 
 NOT_SET = "not set"
@@ -39,7 +40,7 @@ def config_diff(runs: Sequence[RunRecord]) -> list[SettingDifference]:
     for path in paths:
         known = [run.config[path] for run in runs if path in run.config]
         follows = len(known) < len(runs) and all(setting.origin == "default" for setting in known)
-        values = [setting_text(run.config[path].value) if path in run.config else NOT_SET for run in runs]
+        values = [value_text(run, path) if path in run.config else NOT_SET for run in runs]
         if len(set(values)) > 1 and not follows and path not in ("name", "output.folder"):
             rows.append(SettingDifference(path, tuple(values)))
     return sorted(rows, key=lambda row: row.partial)
@@ -53,7 +54,7 @@ def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "rows": [
                 {
                     "path": setting.path,
-                    "value": setting_text(setting.value),
+                    "value": value_text(run, setting.path),
                     "origin": short_path(setting.origin),
                     "given": setting.origin != "default",
                 }
@@ -63,6 +64,15 @@ def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         for run in runs
         if run.config
     ]
+
+
+def value_text(run: RunRecord, path: str) -> str:
+    """A setting of a run, with the values that earlier steps had and the run that its student came from."""
+    values = spans(run.state).get(path) or ()
+    text = text_of_spans(values) if len(values) > 1 else setting_text(run.config[path].value)
+    if path == "student.path" and (parent := parent_text(run.state)):
+        return f"{text}, {parent}"
+    return text
 
 
 def short_path(origin: str) -> str:

@@ -294,7 +294,8 @@ def running_process(state: Mapping[str, Any]) -> int | None:
     try:
         if state["state"] != "running" or state["process"] == os.getpid():
             return None
-        began = datetime.datetime.fromisoformat(state["started"]).timestamp()
+        segments = state.get("segments") or [state]
+        began = datetime.datetime.fromisoformat(segments[-1]["started"]).timestamp()
         process = psutil.Process(state["process"])
         # A process id reused after a crash belongs to a process that is younger than the run.
         alive = process.create_time() <= began + 1 and process.status() != psutil.STATUS_ZOMBIE

@@ -51,6 +51,7 @@ class ResponseGenerator:
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        counted: bool = True,
     ) -> list[Response]:
         """One response for each prompt, in the order of the prompts.
 
@@ -61,11 +62,14 @@ class ResponseGenerator:
             sample_ids: see `Engine.generate`: places in a larger set of which these prompts are a part. Each
                 response is then the same as if the whole set had been generated at once.
             progress: called with the number of finished responses.
+            counted: whether `on_tokens` is told; otherwise the caller tells it.
         """
         resolved = self.resolve_sampling(sampling)
         completions = self.engine.generate(
             self._prompt_ids(prompts), resolved, seed, sample_ids=sample_ids, progress=progress
         )
+        if counted and self.on_tokens is not None:
+            self.on_tokens(sum(len(completion.token_ids) for completion in completions))
         return self._responses(prompts, completions, resolved)
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -76,8 +80,6 @@ class ResponseGenerator:
     def _responses(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], sampling: Sampling
     ) -> list[Response]:
-        if self.on_tokens is not None:
-            self.on_tokens(sum(len(completion.token_ids) for completion in completions))
         if self.translator is not None:
             completions = [self.translator.to_student(one, sampling.max_tokens) for one in completions]
         version = self.version()

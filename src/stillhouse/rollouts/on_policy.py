@@ -135,9 +135,11 @@ class BatchedPolicy:
         """As many responses as there are prompts, each to a prompt of its own."""
         count = len(prompts)
         if len(self._queue) < count:
-            chosen = [self._next_prompt() for _ in range(self._generate_batches * count - len(self._queue))]
+            needed = self._generate_batches * count - len(self._queue)
+            chosen = [self._prompt(self._prompts_used + number) for number in range(needed)]
             seed = self._generation_seed("batched-text", progress.step)
             responses = self._generator.generate(chosen, seed, self._sampling)
+            self._prompts_used += needed  # only now: what is interrupted while it generates has used none
             self._queue.extend(responses)
             for epoch in range(1, self._epochs):
                 order = random.Random(derived_seed(self._seed, "batched-again", progress.step, epoch))
@@ -157,9 +159,9 @@ class BatchedPolicy:
         self._queue = deque(unpack(state["queue"], {prompt.id: prompt for prompt in self._prompts}))
         self._prompts_used = state["prompts_used"]
 
-    def _next_prompt(self) -> Prompt:
-        number, place = divmod(self._prompts_used, len(self._prompts))
-        self._prompts_used += 1
+    def _prompt(self, used: int) -> Prompt:
+        """The prompt that follows when so many have been used."""
+        number, place = divmod(used, len(self._prompts))
         if number != self._pass:
             self._order = list(range(len(self._prompts)))
             random.Random(derived_seed(self._seed, "batched-order", number)).shuffle(self._order)

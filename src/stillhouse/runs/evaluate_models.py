@@ -35,7 +35,8 @@ from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import HELD_OUT_TASK, evaluate_prompts, evaluate_system, held_out_prompts
-from stillhouse.runs.folder import RunFolder, environment, recorded
+from stillhouse.runs.folder import RunFolder, environment
+from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved, resolve
 
 logger = logging.getLogger("stillhouse")

@@ -7,28 +7,36 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
 
-from stillhouse import console
+from stillhouse import console, signals
+from stillhouse.console.format import setting_text
 from stillhouse.core.requirements import MAIN
-from stillhouse.core.types import Progress
+from stillhouse.core.types import Progress, Prompt
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
+from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
+from stillhouse.runs import history
 from stillhouse.runs.build import Parts, assemble, make_step
 from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
 from stillhouse.runs.export.weights import export, write_card
-from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment, recorded
+from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment
+from stillhouse.runs.inputs import FILE as INPUTS
+from stillhouse.runs.inputs import check_inputs, input_digests, parent_of
+from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved, resolve
 from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import Interrupt, MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
 
@@ -44,17 +52,26 @@ class Result:
 
     folder: Path
     state: str
-    """"done", or "interrupted" after Ctrl-C."""
+    """"done", or "interrupted" after Ctrl-C or another signal."""
     metrics: dict[str, float]
     """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
+    signal: Signals | None = None
+    """What has interrupted it."""
 
 
-def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overrides: Any) -> Result:
+def run(
+    source: str | Path | Mapping[str, Any],
+    *,
+    resume: bool = False,
+    start_from: str | Path | None = None,
+    **overrides: Any,
+) -> Result:
     """Distil as a YAML file or a dictionary says.
 
     Args:
         source: a YAML file, or the same as a dictionary.
         resume: continue the run in the folder from its newest complete checkpoint.
+        start_from: a finished run whose student this new one starts from.
         **overrides: values that lie over those of the source: `train={"lr": 1e-4}`, or with a dotted name
             `**{"train.lr": 1e-4}`.
 
@@ -68,64 +85,78 @@ def run(source: str | Path | Mapping[str, Any], *, resume: bool = False, **overr
         >>> result = stillhouse.run("run.yaml", train={"epochs": 2.0})
         >>> result.metrics["rouge_l"]
     """
-    return execute(resolve(source, overrides), resume=resume)
+    return execute(resolve(source, overrides, start_from=start_from), resume=resume)
 
 
 def execute(resolved: Resolved, resume: bool = False) -> Result:
     """Run a configuration that has been checked."""
     config = resolved.config
     folder = RunFolder(default_folder(config))
-    folder.check(resume)
-    preflight(config)
-    with console.phase("Loading models and data"):
-        parts = assemble(config)
-        questions = held_out_prompts(config, parts.data, parts.tokenizer)
-        check_tasks(config, parts.tokenizer)
-    check_context_lengths(config, parts.data.train, questions, parts.contexts)
-    facts = parts.model_facts()
-    check_space(folder.path, _bytes_needed(config, facts) - folder.size())
-    changes = _changes(folder, resolved) if resume else []
-    # Nothing has been written so far: what is refused above leaves no folder behind.
-    with recorded(folder, config) as interrupt:
-        folder.record_changes(changes)
-        folder.write_text("resolved.yaml", resolved.yaml)
-        folder.write("provenance.json", resolved.provenance)
-        folder.write("environment.json", environment())
-        folder.write("data.json", parts.data.report)
-        folder.write("models.json", facts)
-        if config.evaluate.before:
-            evaluate_system(parts, questions, folder, "student before", parts.student)
-        if config.evaluate.teacher and parts.teacher is not None:
-            evaluate_system(parts, questions, folder, "teacher", parts.teacher)
-        finished = train(parts, folder, interrupt, resume)
-        if rounds := curation_totals(folder.responses):
-            folder.write("data.json", {**parts.data.report, "curation": rounds})
-        if finished:
-            if folder.main:
-                with console.phase("Saving the student", quiet=True):
-                    export(parts, folder)
-            evaluate_system(parts, questions, folder, "student after", parts.student)
-            write_card(parts, folder)
-        folder.end("done" if finished else "interrupted")
-    if config.output.report and folder.main:
-        _write_report(folder)
-    return Result(folder.path, "done" if finished else "interrupted", _headline(folder))
+    with folder.alone("--resume" if resume else "output.folder"):
+        folder.check(resume)
+        changes = _changes(folder, resolved) if resume else {}
+        preflight(config)
+        with console.phase("Loading models and data"):
+            parts = assemble(config)
+            questions = held_out_prompts(config, parts.data, parts.tokenizer)
+            check_tasks(config, parts.tokenizer)
+        check_context_lengths(config, parts.data.train, questions, parts.contexts)
+        found = _inputs(parts, folder, changes, resume)
+        checkpoint = checkpoints.newest_whole(folder.checkpoints) if resume else None
+        reached = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+        steps = steps_in_all(_arguments(parts, folder), len(parts.data.train))
+        history.check_length(folder.path, reached, steps)
+        check_space(folder.path, _bytes_needed(config, parts.model_facts()) - folder.size())
+        # Nothing has been written so far: what is refused above leaves no folder behind.
+        with recorded(folder, config, reached, changes) as interrupt:
+            _write_facts(parts, folder, resolved, found)
+            finished = _train_and_evaluate(parts, questions, folder, interrupt, checkpoint)
+            folder.end("done" if finished else "interrupted", None if finished else _stopped(interrupt))
+        if config.output.report and folder.main:
+            _write_report(folder)
+    by = None if interrupt.by is None or finished else interrupt.by.signal
+    return Result(folder.path, "done" if finished else "interrupted", _headline(folder), by)
 
 
-def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -> bool:
+def _train_and_evaluate(
+    parts: Parts,
+    questions: tuple[Prompt, ...],
+    folder: RunFolder,
+    interrupt: Interrupt,
+    checkpoint: Path | None,
+) -> bool:
+    """Everything between the first and the last word of a run; whether it came to its end."""
+    config = parts.config
+    if config.evaluate.before:
+        evaluate_system(parts, questions, folder, "student before", parts.student)
+    if config.evaluate.teacher and parts.teacher is not None:
+        evaluate_system(parts, questions, folder, "teacher", parts.teacher)
+    finished = train(parts, folder, interrupt, checkpoint)
+    if rounds := curation_totals(folder.responses):
+        folder.write("data.json", {**parts.data.report, "curation": rounds})
+    if finished:
+        if folder.main:
+            with console.phase("Saving the student", quiet=True):
+                export(parts, folder)
+        evaluate_system(parts, questions, folder, "student after", parts.student)
+        write_card(parts, folder)
+    return finished
+
+
+def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Path | None) -> bool:
     """Train the student in place.
 
     Args:
         parts: the loaded run.
         folder: where everything goes.
         interrupt: requests a stop after a step.
-        resume: continue from the newest complete checkpoint.
+        checkpoint: continue from there; None: from the beginning.
 
     Returns:
-        Whether it came to the end; False after Ctrl-C.
+        Whether it came to the end; False after a signal.
     """
     config, prompts = parts.config, len(parts.data.train)
-    arguments = training_arguments(config, folder.checkpoints)
+    arguments = _arguments(parts, folder)
     per_epoch, in_all = steps_in_epoch(arguments, prompts), steps_in_all(arguments, prompts)
     step = make_step(parts, folder, Ranks(arguments.world_size, arguments.device))
     log = MetricsLog(folder.metrics, step)
@@ -134,7 +165,6 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     bar = ProgressBar(f"Training {config.name}", step)
     callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
     trainer = make_trainer(parts, step, arguments, callbacks)
-    checkpoint = checkpoints.newest_whole(folder.checkpoints) if resume else None
     if checkpoint is not None:
         saved = checkpoints.load_state(checkpoint)
         step.load_state_dict(saved["step"])
@@ -144,14 +174,15 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
     if folder.main:
         checkpoints.drop_after(folder.checkpoints, reached)
         log.cut(after=reached)
+    folder.note(max_steps=in_all)
     if checkpoint is not None and reached >= in_all:
         trainer._load_from_checkpoint(str(checkpoint))  # train() would do one step more
         return True
-    folder.note(max_steps=in_all)
     if checkpoint is None and validation is not None:
         validation.now(Progress(0, in_all, 0.0, in_all / per_epoch), folder.main)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with interrupt.waits_for(step):
+            _train_until_stopped(trainer, interrupt, checkpoint)
     finally:
         bar.close()
         for line in step.close():
@@ -159,6 +190,20 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, resume: bool) -
                 console.note(line)
         report_server_usage(parts.connected_engine, step.teachers.get(MAIN), folder)
     return not interrupt.requested or trainer.state.global_step >= trainer.state.max_steps
+
+
+def _train_until_stopped(trainer: DistilTrainer, interrupt: Interrupt, checkpoint: Path | None) -> None:
+    """Train; if a signal breaks a step off, save the one before, unless there is none to save."""
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except signals.Stopped:
+        if not interrupt.give_up_step():
+            raise
+        trainer.save_given_up_step()
+
+
+def _arguments(parts: Parts, folder: RunFolder) -> Any:
+    return training_arguments(parts.config, folder.checkpoints)
 
 
 def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> DistilTrainer:
@@ -215,12 +260,53 @@ def _validation(
     return Validation(config.train, step, log, measure, keep_best, steps_per_epoch)
 
 
-def _changes(folder: RunFolder, resolved: Resolved) -> list[str]:
-    """The values that differ from those that the run was started with, with a warning."""
-    changes = folder.changes({path: fact["value"] for path, fact in resolved.provenance.items()})
+def _changes(folder: RunFolder, resolved: Resolved) -> history.Changes:
+    """The values that differ from those that the run went on with last, with a warning.
+
+    Raises:
+        ConfigError: a run in its state does not take them over.
+    """
+    changes = history.changed_values(folder.read("provenance.json"), resolved.provenance)
+    history.check_changes(changes, folder.path, folder.saved_state().get("state") == "done")
     if changes:
-        logger.warning("resumed with other values than the run was started with: %s", ", ".join(changes))
-    return changes
+        told = ", ".join(
+            f"{path} ({setting_text(old)} -> {setting_text(new)})" for path, (old, new) in changes.items()
+        )
+        logger.warning("resumed with other values than before: %s", told)
+    before, now = folder.read("environment.json"), environment()
+    return changes | {
+        f"environment.{name}": [before.get(name), value]
+        for name, value in now.items()
+        if before and before.get(name) != value
+    }
+
+
+def _inputs(parts: Parts, folder: RunFolder, changes: history.Changes, resume: bool) -> dict[str, Any]:
+    """What the run is made of, by digest; on a resumption compared with what it was started with."""
+    if not folder.main:
+        return {}
+    found = input_digests(parts)
+    if resume:
+        check_inputs(folder.read(INPUTS), found, folder.path, changes)
+    return found
+
+
+def _write_facts(parts: Parts, folder: RunFolder, resolved: Resolved, found: dict[str, Any]) -> None:
+    """What the run is, as it starts or goes on."""
+    state = folder.saved_state()
+    if "parent" not in state:
+        student = found.get("student", {})
+        folder.note(parent=parent_of(student.get("path"), student.get("digest")))
+    folder.write_text("resolved.yaml", with_history(resolved.yaml, folder.saved_state()))
+    folder.write("provenance.json", resolved.provenance)
+    folder.write("environment.json", environment())
+    folder.write("data.json", parts.data.report)
+    folder.write("models.json", parts.model_facts())
+    folder.write(INPUTS, found)
+
+
+def _stopped(interrupt: Interrupt) -> str:
+    return f"stopped by {signals.name_of(interrupt.by or KeyboardInterrupt())}"
 
 
 def _write_report(folder: RunFolder) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
 import json
 import os
 import platform
@@ -17,27 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stillhouse import __version__
-from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
+from stillhouse import __version__, locks
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
+from stillhouse.locks import only_one
 from stillhouse.report.record import running_process
-from stillhouse.runs.config import RunConfig
-from stillhouse.train.callbacks import Interrupt
+from stillhouse.runs import history
 from stillhouse.train.checkpoints import MANIFEST, numbered
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "rouge-score")
 """Packages whose versions can change a result."""
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-DISK_FULL_MESSAGES = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "PytorchStreamWriter",
-    "file write failed",
-    "unexpected pos",
-)
-"""Parts of the messages of torch and safetensors, which raise no OSError when the disk is full."""
+NO_RUN_YET = frozenset({locks.FILE, "responses"})
+"""What may lie in the folder of a run that has not started: `cache build` leaves the teacher's responses."""
 
 
 class RunFolder:
@@ -56,18 +45,34 @@ class RunFolder:
         self._state: dict[str, Any] = {}
         self._start = time.monotonic()
 
+    @contextlib.contextmanager
+    def alone(self, option: str = "output.folder") -> Iterator[None]:
+        """Keep every other process that works on the folder out of it, from the first look to the end.
+
+        Raises:
+            ConfigError: it is a file, or another process is at work in it.
+            EnvironmentFault: it is not writable.
+        """
+        if not self.main:
+            yield
+            return
+        if self.path.is_file():
+            raise ConfigError(Fault(option, "is a file, not a folder", got=str(self.path)))
+        check_writable(option, self.path)
+        hint = "Wait for its end, or choose another folder: name=..."
+        with only_one(self.path / locks.FILE, option, self.path, hint):
+            yield
+
     def check(self, resume: bool) -> None:
         """Make sure that the folder can be used; writes nothing.
 
         Raises:
-            ConfigError: it contains a run that is not to be resumed, or none that could be.
-            EnvironmentFault: it is not writable.
+            ConfigError: it contains a run that is not to be resumed, none that could be, or other files.
         """
         if not self.main:
             return
-        if self.path.is_file():
-            raise ConfigError(Fault("output.folder", "is a file, not a folder", got=str(self.path)))
-        if (self.path / "state.json").exists() and not resume:
+        is_run = (self.path / "state.json").exists()
+        if is_run and not resume:
             raise ConfigError(
                 Fault(
                     "output.folder",
@@ -75,46 +80,45 @@ class RunFolder:
                     hint="Resume it (--resume), choose another name (name=...), or delete the folder.",
                 )
             )
-        if resume and not (self.path / "state.json").exists():
+        if resume and not is_run:
             raise ConfigError(Fault("--resume", f"there is no run in {self.path} to resume"))
-        if resume and (process := self.running()):
+        if is_run and (process := self.running()):
             raise ConfigError(Fault("--resume", f"process {process} is still running in {self.path}"))
-        check_writable("output.folder", self.path)
+        inside = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if not is_run and (foreign := sorted(inside - NO_RUN_YET)):
+            raise ConfigError(
+                Fault(
+                    "output.folder",
+                    f"{self.path} has files of no run ({', '.join(foreign[:3])})",
+                    hint="Choose a new or empty folder: name=..., or output.folder=...",
+                )
+            )
 
     def running(self) -> int | None:
         """The id of the process that runs it now, on this machine; None if there is none."""
-        return running_process(self._saved_state())
+        return running_process(self.saved_state())
 
-    def _saved_state(self) -> dict[str, Any]:
+    def saved_state(self) -> dict[str, Any]:
         """The content of state.json; empty if it cannot be read."""
+        return self.read("state.json")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder; empty if there is none that can be read."""
         try:
-            state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return state if isinstance(state, dict) else {}
+        return found if isinstance(found, dict) else {}
 
-    def start(self, name: str, recipe: str | None) -> None:
-        """Record that the run has started; the changes of earlier resumptions are kept."""
-        changed = self._saved_state().get("changed", [])
-        self._state = {
-            "state": "running",
-            "name": name,
-            "recipe": recipe,
-            "started": _now(),
-            "ended": None,
-            "seconds": None,
-            "command": " ".join(sys.argv),
-            "process": os.getpid(),
-            "host": platform.node(),
-            "message": None,
-            "changed": changed,
-        }
+    def start(
+        self, name: str, recipe: str | None, from_step: int = 0, changes: history.Changes | None = None
+    ) -> None:
+        """Record that the run has started, or goes on from a step with some changed values."""
+        facts = {"name": name, "recipe": recipe, "command": " ".join(sys.argv)}
+        signs = (self.metrics, self.path / "state.json")
+        last_sign = max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
+        self._state = history.begun(self.saved_state(), facts, from_step, changes or {}, last_sign)
         self.write("state.json", self._state)
-
-    def record_changes(self, changes: list[str]) -> None:
-        """Record the values that the run is resumed with, if they are others than before."""
-        if changes:
-            self.note(changed=[*self._state["changed"], {"at": _now(), "values": changes}])
 
     def note(self, **facts: Any) -> None:
         """Add facts to the state of the run."""
@@ -123,8 +127,7 @@ class RunFolder:
 
     def end(self, state: str, message: str | None = None) -> None:
         """Record how the run has ended: "done", "interrupted" or "failed"."""
-        seconds = round(time.monotonic() - self._start, 3)
-        self._state.update(state=state, ended=_now(), seconds=seconds, message=message)
+        self._state = history.ended(self._state, state, message, time.monotonic() - self._start)
         self.write("state.json", self._state)
 
     def end_in_place(self) -> None:
@@ -138,20 +141,6 @@ class RunFolder:
         """Bytes of the checkpoints and the student."""
         files = [path for place in (self.checkpoints, self.best, self.student) for path in place.rglob("*")]
         return sum(path.stat().st_size for path in files if path.is_file())
-
-    def changes(self, values: dict[str, Any]) -> list[str]:
-        """The values that differ from those that the run was started with, as `path (old -> new)`."""
-        try:
-            original = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return []
-        before = {path: fact["value"] for path, fact in original.items()}
-        now = json.loads(json.dumps(values, default=str))
-        return [
-            f"{path} ({before.get(path)} -> {now.get(path)})"
-            for path in dict.fromkeys((*before, *now))
-            if before.get(path) != now.get(path)
-        ]
 
     def tidy(self) -> None:
         """Delete what is incomplete: checkpoints without a manifest, folders not yet in place."""
@@ -209,54 +198,6 @@ class RunFolder:
             return False
 
 
-@contextlib.contextmanager
-def recorded(folder: RunFolder, config: RunConfig) -> Iterator[Interrupt]:
-    """Record in state.json that a run has started and, if it fails, how. Handles Ctrl-C inside the block.
-
-    Raises:
-        EnvironmentFault: in place of any error that means that the disk is full or not writable.
-    """
-    folder.start(config.name, config.recipe)
-    interrupt = Interrupt()
-    try:
-        with interrupt:
-            yield interrupt
-    except KeyboardInterrupt:
-        _end(folder, "interrupted", "stopped by Ctrl-C")
-        raise
-    except StillhouseError as error:
-        _end(folder, "failed", str(error))
-        raise
-    except Exception as error:
-        fault = _disk_fault(error, folder)
-        _end(folder, "failed", str(fault or f"{type(error).__name__}: {error}"))
-        if fault is None:
-            raise
-        raise fault from error
-
-
-def _disk_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
-    """The message for an error of a disk that is full or not writable; None for other errors."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in DISK_FULL or (number is None and any(text in str(error) for text in DISK_FULL_MESSAGES)):
-        return EnvironmentFault(
-            f"{folder.path}: the disk is full. Free some space, then continue with --resume; "
-            "files written earlier are intact."
-        )
-    if number in NOT_WRITABLE:
-        return EnvironmentFault(f"{getattr(error, 'filename', None) or folder.path}: is not writable.")
-    return None
-
-
-def _end(folder: RunFolder, state: str, message: str) -> None:
-    folder.tidy()
-    try:
-        folder.end(state, message)
-    except EnvironmentFault:  # the error itself is on its way; the old file can still be overwritten
-        with contextlib.suppress(OSError):
-            folder.end_in_place()
-
-
 def environment() -> dict[str, Any]:
     """Versions and hardware that can change a result."""
     import torch
@@ -292,10 +233,6 @@ def check_space(folder: Path, size: int) -> None:
             f"need at least {size / 1e6:,.1f} MB. Free some space, choose another folder or lower "
             "train.keep_checkpoints."
         )
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _git_revision() -> str | None:

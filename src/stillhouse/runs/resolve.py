@@ -12,7 +12,9 @@ from stillhouse.config import Layer, Layered, flatten, to_yaml, validate, walk
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.core.types import SOURCES
 from stillhouse.engines import Sampling
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.errors import ConfigError, Fault, ModelError
+from stillhouse.files import locate
+from stillhouse.models.paths import is_run, resolve_path
 from stillhouse.runs.config import RunConfig
 
 ROWS: frozenset[KeyPath] = frozenset(
@@ -20,6 +22,8 @@ ROWS: frozenset[KeyPath] = frozenset(
 )
 """Where a bare text is the path of a set of rows; elsewhere it is the kind of a part."""
 OBJECTIVE: KeyPath = ("objective",)
+STARTS = ("path", "gguf_file", "tokenizer", "from_teacher", "from_config")
+"""What a configuration may say about where the student starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,17 @@ class Resolved:
 
 
 def resolve(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    start_from: str | Path | None = None,
 ) -> Resolved:
     """Put the layers on top of each other and check the result: default < recipe < file < overrides.
 
     Args:
         source: a YAML file, or its content as a dictionary.
         overrides: `a.b=value` texts of the command line, or keyword values of a Python call.
+        start_from: a finished run whose student this one starts from, whatever the layers say of the start.
 
     Raises:
         ConfigError: everything that is wrong, at once.
@@ -59,11 +67,29 @@ def resolve(
         recipe = recipes.find(name)
         layered = _stacked([Layer.read(recipe.path, f"recipe {recipe.name}"), given, *upper])
     _name_default_kinds(layered)
+    if start_from is not None:
+        _start_from(str(start_from), layered)
     config, origins = validate(RunConfig, layered)
     config = _with_limits(config, origins)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
     return Resolved(config, provenance, to_yaml(config))
+
+
+def _start_from(run: str, layered: Layered) -> None:
+    """The student of a run in place of whatever the layers start from."""
+    try:
+        finished = is_run(locate(run)) and resolve_path(run)
+    except ModelError as error:
+        raise ConfigError(Fault("--from", str(error))) from error
+    if not finished:
+        raise ConfigError(
+            Fault("--from", "is not the folder of a run", got=run, hint="Give a folder such as runs/kd.")
+        )
+    student = _mapping(layered.values.get("student"))
+    kept = {name: value for name, value in student.items() if name not in STARTS}
+    layered.values["student"] = {**kept, "path": run}
+    layered.origins[("student", "path")] = "--from"
 
 
 def _name_default_kinds(layered: Layered) -> None:

@@ -1,4 +1,4 @@
-"""Trainer callbacks: the metrics log, validation, checkpoints, progress, Ctrl-C.
+"""Trainer callbacks: the metrics log, validation, checkpoints, progress.
 
 One callback each. They read the step, which `StepDriver` alone drives; only validation feeds back into it
 (`observe`).
@@ -7,7 +7,6 @@ One callback each. They read the step, which `StepDriver` alone drives; only val
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
 from stillhouse.train.driver import progress_of
+from stillhouse.train.metrics import over_processes
 from stillhouse.train.step import Step
 
 Validate = Callable[[], dict[str, float]]
@@ -59,14 +59,26 @@ class MetricsLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Add the step's metrics to the trainer's log row, also for TensorBoard and others, and write it."""
-        if logs is None or "learning_rate" not in logs or not state.is_world_process_zero:
+        if logs is None or "learning_rate" not in logs:
+            return
+        row = self._row()
+        if not state.is_world_process_zero:
             return
         seconds = time.perf_counter() - self._last
         self._last = time.perf_counter()
-        logs.update(self._step.metrics.row())
+        logs.update(row)
         logs["seconds"] = seconds
         logs["tokens_per_second"] = logs.get("tokens", 0.0) / max(seconds, 1e-9)
         self.write("train", state.global_step, logs)
+
+    def _row(self) -> dict[str, float]:
+        """What all processes have measured since the last row; every one of them has to ask."""
+        metrics, world = self._step.metrics, self._step.world
+        if world.size == 1:
+            return metrics.row()
+        whole = over_processes(world.gather(metrics.state_dict()))
+        metrics.clear()
+        return whole.row()
 
     def write(self, phase: str, step: int, values: dict[str, Any]) -> None:
         """Append one row."""
@@ -185,42 +197,6 @@ class ProgressBar(TrainerCallback):
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = self._bar = None
-
-
-class Interrupt(TrainerCallback):
-    """The first Ctrl-C in training finishes the step, saves and stops; any other stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._training = False
-        self._before: Any = None
-
-    def __enter__(self) -> Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _request(self, *_: object) -> None:
-        if self.requested or not self._training:
-            raise KeyboardInterrupt
-        self.requested = True
-        console.note("Stopping after this step; press Ctrl-C again to stop at once.")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From here on Ctrl-C waits for the step."""
-        self._training = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From here on Ctrl-C stops at once."""
-        self._training = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop if requested."""
-        if self.requested:
-            control.should_save = True
-            control.should_training_stop = True
 
 
 def last_row(path: Path) -> dict[str, Any]:

@@ -6,17 +6,21 @@ is written last and atomically. A kill during a save therefore leaves the one be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stillhouse.errors import StillhouseError, TrainingError
 from stillhouse.files import atomic, os_errors_as_faults, write_json
+from stillhouse.train.metrics import MetricAccumulator, over_processes
 
 MANIFEST = "complete.json"
 STATE = "stillhouse.pt"
@@ -35,15 +39,63 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read back what `save_state` wrote; a process that was not there then takes the main one's."""
+    """Read back what `save_state` wrote.
+
+    A process that was not there then takes the main one's, but for what has been measured; what processes
+    have measured that are no longer there is added to the main one's.
+
+    Raises:
+        TrainingError: a file cannot be read.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     own = folder / _name_of_state()
-    state: dict[str, Any] = torch.load(own if own.is_file() else folder / STATE, weights_only=True)
+    state = _read_state(own if own.is_file() else folder / STATE)
+    if not own.is_file():
+        state["step"] = {**state["step"], "metrics": MetricAccumulator().state_dict()}
+    gone = sorted(folder.glob("stillhouse-*.pt"), key=_rank_of) if rank == 0 else []
+    left = [_read_state(path)["step"]["metrics"] for path in gone if _rank_of(path) >= size]
+    if left:
+        whole = over_processes([state["step"]["metrics"], *left])
+        state["step"] = {**state["step"], "metrics": whole.state_dict()}
     return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    with reading(path.parent, path.name):
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        if not isinstance(state["step"], dict) or "best" not in state:
+            raise ValueError("it holds something else")
+        return state
 
 
 def _name_of_state() -> str:
     rank = os.environ.get("RANK", "0")
     return STATE if rank == "0" else f"stillhouse-{rank}.pt"
+
+
+def _rank_of(path: Path) -> int:
+    number = path.stem.removeprefix("stillhouse-")
+    return int(number) if number.isdigit() else 0
+
+
+@contextlib.contextmanager
+def reading(folder: Path, name: str) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is read into a message that names it.
+
+    Raises:
+        TrainingError: the file is damaged, of another student, or holds what must not be loaded.
+    """
+    try:
+        yield
+    except (StillhouseError, MemoryError):
+        raise
+    except Exception as error:
+        told = str(error).strip() or type(error).__name__
+        raise TrainingError(
+            f"{folder}: {name} cannot be used: it is damaged, or of another student or another version of "
+            f"torch ({told.splitlines()[0][:200]}). Delete this checkpoint to go on from the one before it, "
+            "or start a new run."
+        ) from error
 
 
 def seal(folder: Path) -> None:

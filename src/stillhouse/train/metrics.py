@@ -1,5 +1,8 @@
 """What is measured between two rows of the metrics log; saved, so that a resumed log continues exactly.
 
+A row counts what all processes have done: sums and means over units go over all of them; seconds, which pass
+for all at once, are those of the slowest.
+
 Values stay tensors on their device until a row is written: reading one earlier would make the program wait
 for the device in every micro-batch.
 """
@@ -7,12 +10,14 @@ for the device in every micro-batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+SECONDS = "seconds/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class MetricAccumulator:
         try:
             yield
         finally:
-            self.add(f"seconds/{name}", time.perf_counter() - start)
+            self.add(f"{SECONDS}{name}", time.perf_counter() - start)
 
     def row(self) -> dict[str, float]:
         """Everything since the last row, which is emptied. Means over nothing are left out."""
@@ -69,8 +74,26 @@ class MetricAccumulator:
                 row[name] = float(total)
             elif self._weights[name]:
                 row[name] = float(total) / self._weights[name]
-        self._sums, self._weights = {}, {}
+        self.clear()
         return row
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums, self._weights = {}, {}
+
+    def copy(self) -> MetricAccumulator:
+        """What has been added so far, whatever is added later."""
+        copied = MetricAccumulator()
+        copied.replace(self)
+        return copied
+
+    def replace(self, other: MetricAccumulator) -> None:
+        """Hold what the other one holds."""
+        self._sums, self._weights = dict(other._sums), dict(other._weights)
+
+    def total(self, name: str) -> float:
+        """The sum of a metric so far."""
+        return float(self._sums.get(name, 0.0))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The sums so far, and the weights of those that are means."""
@@ -82,3 +105,17 @@ class MetricAccumulator:
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Put back what `state_dict` gave."""
         self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
+
+
+def over_processes(states: Sequence[Mapping[str, Mapping[str, float]]]) -> MetricAccumulator:
+    """What all processes have measured together, from the `state_dict` of each."""
+    whole = MetricAccumulator()
+    for state in states:
+        for name, total in state["sums"].items():
+            if name in state["weights"]:
+                whole.add_mean(name, total, state["weights"][name])
+            elif name.startswith(SECONDS):
+                whole.add(name, max(0.0, total - whole.total(name)))
+            else:
+                whole.add(name, total)
+    return whole

@@ -65,6 +65,10 @@ class World(Protocol):
         """All-reduce by sum."""
         ...
 
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        ...
+
 
 class SingleProcess:
     """A world of one."""
@@ -74,6 +78,10 @@ class SingleProcess:
     def add(self, counts: Tensor) -> Tensor:
         """The counts themselves."""
         return counts
+
+    def gather(self, value: Any) -> list[Any]:
+        """The one value."""
+        return [value]
 
 
 @dataclass
@@ -120,6 +128,9 @@ class Step:
         """Of the last finished step, over all processes; nats."""
         self.tokens = 0
         """Response tokens that this process has trained on."""
+        self.generating = False
+        """Whether responses are drawn just now: giving the step up changes nothing but its metrics."""
+        self._metrics_before: MetricAccumulator | None = None
 
     def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> PreparedStep:
         """Once for each optimiser step: responses, micro-batches and the weight of every token.
@@ -132,8 +143,10 @@ class Step:
         self.clock.step = progress.step
         now = self.schedules.resolve(self.method.tree, progress)
         objective: Objective = each_objective(now["objective"], lambda one: one.at(progress))
+        self._metrics_before, self.generating = self.metrics.copy(), True
         with self.metrics.seconds("generate"):
             drawn = self.policy.draw(now["responses"], prompts, progress)
+        self.generating = False
         groups = drawn if self._paired else [[response] for group in drawn for response in group]
         if self.text is not None:
             groups = [*groups, *([block] for block in self.text(progress.step, len(prompts)))]
@@ -228,6 +241,12 @@ class Step:
     def close(self) -> list[str]:
         """Once at the end: close the teachers' files and connections; returns their closing remarks."""
         return [line for teacher in self.teachers.values() if (line := teacher.close()) is not None]
+
+    def give_up(self) -> None:
+        """Go back to before the step whose responses are being drawn."""
+        assert self._metrics_before is not None
+        self.generating = False
+        self.metrics.replace(self._metrics_before)
 
     def observe(self, name: str, value: float, progress: Progress) -> None:
         """Pass a measurement to the schedules: "dev_loss", "train_loss", "teacher_gap", "student_gap"."""

@@ -1,4 +1,7 @@
-"""The thinnest adapter over Hugging Face's Trainer: it rents the loop and overrides two methods.
+"""The thinnest adapter over Hugging Face's Trainer: it rents the loop and overrides two methods of it.
+
+It also wraps how a checkpoint is loaded, so that the settings of the configuration outlive those of the
+checkpoint, and a damaged file is an error that names it.
 
 Responses are drawn in `get_batch_samples`, the one hook that runs once for each optimiser step before its
 first forward pass; drawn in a dataset or collator, the first micro-batch would be a step stale, because
@@ -9,14 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerControl
 
 from stillhouse.core.types import Prompt
+from stillhouse.train.checkpoints import reading
 from stillhouse.train.driver import StepDriver, progress_of
 from stillhouse.train.micro_batch import MicroBatch
 from stillhouse.train.step import Step
@@ -42,6 +48,44 @@ class DistilTrainer(Trainer):
         progress = progress_of(self.state, steps_in_epoch(self.args, len(self.train_dataset)))
         autocast = self.compute_loss_context_manager()
         return self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast), None
+
+    def save_given_up_step(self) -> None:
+        """Write the checkpoint of the last finished step, after a signal has broken off the one behind it."""
+        self.model.zero_grad()
+        self._save_checkpoint(self.model, trial=None)
+        self.callback_handler.on_save(self.args, self.state, TrainerControl())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The weights; a checkpoint of another student is an error that names it."""
+        with reading(Path(resume_from_checkpoint), "weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random states; the file has one for each device."""
+        with reading(Path(checkpoint or ""), "rng_state*.pth"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state of both, with the values of this run's configuration, which may be others than before.
+
+        A checkpoint holds the learning rate, its peak, the weight decay and so on; loaded as they are, they
+        would silently outlive whatever a resumed run sets.
+        """
+        fresh = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in getattr(self.optimizer, "param_groups", [])
+        ]
+        peaks = list(getattr(self.lr_scheduler, "base_lrs", []))
+        with reading(Path(checkpoint or ""), "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):
+            return
+        groups, done = self.optimizer.param_groups, self.lr_scheduler.last_epoch
+        self.lr_scheduler.base_lrs = peaks
+        now = [peak * rate(done) for peak, rate in zip(peaks, self.lr_scheduler.lr_lambdas, strict=True)]
+        for group, values, rate in zip(groups, fresh, now, strict=True):
+            group.update(values, lr=rate)
+        self.lr_scheduler._last_lr = now
 
     def compute_loss(
         self,
@@ -81,3 +125,10 @@ class Ranks:
         moved = counts.to(self._device)
         dist.all_reduce(moved)
         return moved.cpu()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank; it is pickled on its way."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found

@@ -213,6 +213,7 @@ class _ShardGeneration:
             if request.sample_ids is None
             else [request.sample_ids[place] for place in places],
             progress=progress,
+            counted=False,
         )
         decode = self._options.decode or (lambda ids: "")
         return [
@@ -277,6 +278,7 @@ class RoundGenerator:
         self._weights: dict[str, Any] = {}
         """Round, digest and version of the weights that generate the newest round."""
         self._resumed = False
+        self._counted: set[str] = set()
 
     @property
     def every_step(self) -> bool:
@@ -350,7 +352,28 @@ class RoundGenerator:
             header = self._header(request, number)
         samples = generate_stage(path, request, self._options, header, title)
         assert samples is not None
+        if not interrupted and name not in self._counted:
+            self._counted.add(name)
+            self._count(samples)
         return samples
+
+    def _count(self, samples: Sequence[Sample]) -> None:
+        """Tell how many tokens a round has that no checkpoint has counted yet.
+
+        They are counted when the round is first used and not when they are generated, so that the log of a
+        run does not depend on interruptions.
+        """
+        generator = self._generator
+        if generator is None or generator.on_tokens is None or self._options.rank != 0:
+            return
+        places = len(self._given) or 1
+        generator.on_tokens(
+            sum(
+                len(sample.response.token_ids)
+                for sample in samples
+                if not (self._given and self._given[sample.number % places] is not None)
+            )
+        )
 
     def _header(self, request: GenerationRequest, number: int) -> dict[str, Any]:
         scores = tuple(self._options.scorers)

@@ -19,6 +19,8 @@ from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import compact_number, duration, is_number, setting_text
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.files import locate
+from stillhouse.report.configuration import value_text
+from stillhouse.report.history import history_lines, parent_text
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
 from stillhouse.report.results import task_results
@@ -58,6 +60,7 @@ def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = N
         results=task_results(gather([run])),
         training=_training(config, run),
         settings=_settings(run, shipped=recipe is not None),
+        history=history_lines(run.state),
         licences=find_licences(config),
         versions=_versions(run),
     )
@@ -111,6 +114,8 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     if not config.all_teachers:
         return f"A language model{size}, fine-tuned with Stillhouse."
     start = _short(config.student.path) if config.student.path else None
+    if parent := parent_text(run.state):
+        start = f"{start}`, the student of `{parent}"
     begun = f"started from `{start}`" if start else (
         "started from layers of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
@@ -191,7 +196,7 @@ def _training(config: RunConfig, run: RunRecord) -> dict[str, str]:
         "response tokens": compact_number(tokens),
         "time": duration(seconds, tenths=True),
         "batch size": compact_number(train.batch_size),
-        "learning rate": f"{train.lr:g}",
+        "learning rate": value_text(run, "train.lr") if "train.lr" in run.config else f"{train.lr:g}",
         "dtype": str(run.models.get("student", {}).get("dtype", config.student.dtype)),
         "seed": str(train.seed),
         "device": str(run.environment.get("device", "unknown")),

@@ -1,0 +1,128 @@
+"""One process at a time in a folder: a lock that the kernel takes back from whoever dies with it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault
+from stillhouse.files import existing_ancestor
+
+FILE = ".lock"
+"""The file that is locked in a folder; whoever holds it writes there who it is."""
+_NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS})
+_held: set[int] = set()
+
+logger = logging.getLogger("stillhouse")
+
+
+@contextlib.contextmanager
+def only_one(file: Path, option: str, place: Path, hint: str) -> Iterator[None]:
+    """Let one process at a time into the block; another is refused at once, and has changed nothing.
+
+    The lock file is deleted afterwards, and folders that were made for it are if nothing else is in them.
+    What a killed process leaves of it is no lock: the kernel's lock is on the open file.
+
+    Args:
+        file: the file to lock; the folders above it are made.
+        option: what the user gave, for the message, such as "output.folder".
+        place: what is locked, for the message.
+        hint: the way out, for the message.
+
+    Raises:
+        ConfigError: another process is in the block; the message has its id and machine.
+        EnvironmentFault: the file cannot be written.
+    """
+    made = _folders_to_make(file.parent)
+    try:
+        handle = _locked(file, place)
+    except OSError as error:
+        problem = f"{option}: {place} cannot be written ({error.strerror or error}). Choose another folder."
+        raise EnvironmentFault(problem) from error
+    if handle is None:
+        raise ConfigError(Fault(option, _told(file, place), hint=hint))
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(_myself()).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on a disk that has become read-only it stays, unlocked
+            file.unlink(missing_ok=True)
+        _close(handle)
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _locked(file: Path, place: Path) -> int | None:
+    """The locked file, open; None if another process has it."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process has just tidied the folder away
+            continue
+        _held.add(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _close(handle)
+            return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                _close(handle)
+                raise
+            logger.warning(
+                "%s: its file system has no locks (%s), so two processes that start there at the same moment "
+                "would not notice each other. Start one at a time.",
+                place,
+                error.strerror,
+            )
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle
+        _close(handle)  # the holder before has deleted this file: another one counts by now
+
+
+def _close(handle: int) -> None:
+    _held.discard(handle)
+    os.close(handle)
+
+
+def _forget_in_child() -> None:
+    """A forked child that outlives a killed parent must not keep its lock."""
+    for handle in tuple(_held):
+        with contextlib.suppress(OSError):
+            _close(handle)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _folders_to_make(folder: Path) -> list[Path]:
+    """The folders that do not exist, the innermost first."""
+    above = existing_ancestor(folder)
+    return [one for one in (folder, *folder.parents) if one != above and above in one.parents]
+
+
+def _myself() -> dict[str, Any]:
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"process": os.getpid(), "host": platform.node(), "since": since}
+
+
+def _told(file: Path, place: Path) -> str:
+    """Who holds the lock, as it has said; it may not have said it yet."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {found['process']} is still running in {place} (on {found['host']})"
+    return f"another process is still running in {place}"
