@@ -248,3 +248,16 @@ def test_a_draft_that_slows_the_teacher_down_is_told_in_words(tmp_path):
     assert words in page([folder], tmp_path / "page.html")[1].text
     assert words in comparison_tables(load_runs([folder]))[1].note
     assert "student after makes" not in comparison_tables(load_runs([folder]))[1].note
+
+
+def test_systems_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    base = some_scores(20)
+    for number in (0, 1):
+        systems(tmp_path / str(number), base)
+        state = tmp_path / str(number) / "run-0/state.json"
+        (tmp_path / str(number) / "run-0").rename(tmp_path / str(number) / f"kd-again-{number}")
+        assert not state.exists()
+        path = tmp_path / str(number) / f"kd-again-{number}" / "provenance.json"
+        path.write_text(json.dumps({"train.lr": {"value": number, "origin": "default"}}))
+    labels = [one.label for one in gather(load_runs([tmp_path / "0", tmp_path / "1"]))]
+    assert labels == ["kd-0 · kd-again-0", "kd-0 · kd-again-1"]

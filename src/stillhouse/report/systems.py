@@ -113,7 +113,7 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
                 if result.task == task and role_of(result.system) == role
             ]
             here += _shared(found, role) or _grouped(found, role, runs, groups)
-        systems += _with_intervals(here)
+        systems += _with_intervals(_told_apart_by_folder(here, runs))
     return systems
 
 
@@ -215,6 +215,17 @@ def _means(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
             points = [point for point in zip(*values, strict=True) if all(isinstance(p, dict) for p in point)]
             metrics[name] = [_means(point) for point in points]
     return metrics
+
+
+def _told_apart_by_folder(systems: Sequence[System], runs: Sequence[RunRecord]) -> list[System]:
+    """The systems of one task, those of one label with the folder of their run behind it."""
+    labels = [system.label for system in systems]
+    return [
+        replace(system, label=f"{system.label} · {runs[system.run].folder.name}")
+        if labels.count(system.label) > 1 and system.run is not None
+        else system
+        for system in systems
+    ]
 
 
 def _with_intervals(systems: Sequence[System]) -> list[System]:

@@ -71,6 +71,10 @@ def test_scores_equal_the_libraries_called_by_hand(tmp_path: Path) -> None:
     for name, values in zip(("rouge_l", "bleu", "chrf"), by_hand(result.rows), strict=True):
         assert result.metrics[name] == pytest.approx(fmean(values), abs=1e-4), name
         assert result.metrics[f"{name}_std"] == pytest.approx(stdev(values), abs=1e-4), name
+    for name in ("bleu", "chrf"):  # sacrebleu's bootstrap lies around the mean over seeds
+        low, high = result.metrics[f"{name}_low"], result.metrics[f"{name}_high"]
+        assert low < result.metrics[name] < high
+        assert (low + high) / 2 == pytest.approx(result.metrics[name])
         assert result.metrics[name] > 5
     assert result.metrics["kl_to_teacher"] > 0
     assert result.metrics["kl_to_teacher_on_own_text"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Literal
 
 from stillhouse.errors import DataError, EnvironmentFault
 
@@ -75,7 +75,7 @@ def corpus_bleu(responses: Sequence[str], references: Sequence[Sequence[str]]) -
         DataError: no responses, or a response without a reference.
         EnvironmentFault: sacrebleu is not installed.
     """
-    return _sacrebleu("BLEU", responses, references)
+    return float(_sacrebleu("BLEU", responses, references).score)
 
 
 def corpus_chrf(responses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -83,10 +83,21 @@ def corpus_chrf(responses: Sequence[str], references: Sequence[Sequence[str]]) -
 
     Source: Popović (2015) as sacrebleu computes it. Arguments and errors as `corpus_bleu`.
     """
-    return _sacrebleu("CHRF", responses, references)
+    return float(_sacrebleu("CHRF", responses, references).score)
 
 
-def _sacrebleu(name: str, responses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def corpus_interval(
+    name: Literal["bleu", "chrf"], responses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, float]:
+    """The 95 % interval of corpus BLEU or chrF: sacrebleu's bootstrap over responses, 1,000 draws with its
+    own seed."""
+    score = _sacrebleu(name.upper(), responses, references, draws=1000)
+    return score.score - score._ci, score.score + score._ci
+
+
+def _sacrebleu(
+    name: str, responses: Sequence[str], references: Sequence[Sequence[str]], draws: int = 1
+) -> Any:
     try:
         from sacrebleu import metrics
     except ImportError as error:
@@ -99,7 +110,7 @@ def _sacrebleu(name: str, responses: Sequence[str], references: Sequence[Sequenc
     count = max(len(texts) for texts in references)
     # One list with the first reference of each response, one with the second, ...; None where there is none.
     columns = [[texts[i] if i < len(texts) else None for texts in references] for i in range(count)]
-    return float(metric.corpus_score(list(responses), columns).score)
+    return metric.corpus_score(list(responses), columns, n_bootstrap=draws)
 
 
 def distinct_n(responses: Sequence[Sequence[Hashable]], n: int = 2) -> float:

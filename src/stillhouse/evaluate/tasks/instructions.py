@@ -14,8 +14,9 @@ Rows of the published instruction sets are read as their files have them:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,7 +28,12 @@ from stillhouse.data.formats import read_row
 from stillhouse.data.rows import Fields, Row
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import DataError
-from stillhouse.evaluate.metrics.text import corpus_bleu, corpus_chrf, rouge_l_if_referenced
+from stillhouse.evaluate.metrics.text import (
+    corpus_bleu,
+    corpus_chrf,
+    corpus_interval,
+    rouge_l_if_referenced,
+)
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask
 from stillhouse.evaluate.tasks.exact_match import normalized
 from stillhouse.evaluate.tasks.prompts import EvalExample, EvalSet, ScoredTask, Scores, mean_over_seeds
@@ -36,7 +42,10 @@ if TYPE_CHECKING:
     from stillhouse.evaluate.likelihood import TokenSums
 
 Metric = Literal["rouge_l", "bleu", "chrf", "exact_match"]
-CORPUS_METRICS = {"bleu": corpus_bleu, "chrf": corpus_chrf}
+CORPUS_METRICS: dict[Literal["bleu", "chrf"], Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    "bleu": corpus_bleu,
+    "chrf": corpus_chrf,
+}
 
 ALPACA_PROMPT = re.compile(
     r"\ABelow is an instruction that describes a task.*?### Instruction:\n(?P<instruction>.*?)"
@@ -136,9 +145,10 @@ class FreeTextTask(ScoredTask):
         return self.score_all([example], [response])[0]
 
     def aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Scores averaged over responses, BLEU and chrF over all responses of a seed; then mean and
-        standard deviation over seeds."""
-        wanted: list[str] = [name for name in CORPUS_METRICS if name in self.metrics]
+        """Scores averaged over responses, BLEU and chrF over all responses of a seed with their intervals;
+        then mean and standard deviation over seeds."""
+        wanted = [name for name in CORPUS_METRICS if name in self.metrics]
+        ends: dict[str, list[float]] = {}
         per_seed: list[dict[str, Any]] = []
         for seed in dict.fromkeys(row["seed"] for row in rows):
             referenced = [row for row in rows if row["seed"] == seed and row["references"]]
@@ -146,8 +156,12 @@ class FreeTextTask(ScoredTask):
             values: dict[str, float] = {
                 name: CORPUS_METRICS[name](texts, references) for name in wanted if referenced
             }
+            for name in wanted if len(referenced) > 1 else ():
+                for end, value in zip(("low", "high"), corpus_interval(name, texts, references), strict=True):
+                    ends.setdefault(f"{name}_{end}", []).append(value)
             per_seed.append({"seed": seed, **values})
-        return {**super().aggregate(rows), **mean_over_seeds(per_seed, wanted)}
+        means = {name: fmean(values) for name, values in ends.items()}
+        return {**super().aggregate(rows), **mean_over_seeds(per_seed, wanted), **means}
 
     def extra_metrics(
         self, context: EvalContext, examples: Sequence[EvalExample], responses: Sequence[Response]
