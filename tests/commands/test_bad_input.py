@@ -59,7 +59,6 @@ OVERRIDES = {
         "teacher=null",
     ): ["needs generated text from teacher", "no teacher"],
     ("student.from_config={model_type: llama}",): ["exactly one of path, from_teacher", "others to null"],
-    ("teacher=live",): ["teacher.path", "is missing. Folder or hub name"],
     ("data.train=nope.jsonl",): ["data.train", "no such file"],
     ("data.train=trein.jsonl",): ["did you mean 'train.jsonl'"],
     ("data.train=~nobody-of-that-name/x.jsonl",): ["data.train", "no such file"],

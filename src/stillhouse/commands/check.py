@@ -34,6 +34,8 @@ def check(
 
     resolved = resolve(file, list(overrides or ()))
     preflight(resolved.config)
+    for note in resolved.notes:
+        console.note(note)
     found = estimate(resolved.config) if sizes else {}
     if values:
         _print_values(resolved.provenance, everything)

@@ -1,6 +1,6 @@
 """Strict configs and registries, layered YAML with the origin of every value, errors with field paths."""
 
-from stillhouse.config.layers import Layer, Layered
+from stillhouse.config.layers import Dropped, Layer, Layered
 from stillhouse.config.loading import validate
 from stillhouse.config.sizes import Bytes
 from stillhouse.config.strict import (
@@ -12,20 +12,24 @@ from stillhouse.config.strict import (
     nearest,
     walk,
 )
-from stillhouse.config.trees import flatten
+from stillhouse.config.trees import class_at, dotted, flatten, kind_of
 from stillhouse.config.writing import commented_yaml, to_yaml
 
 __all__ = [
     "Bytes",
+    "Dropped",
     "FilePath",
     "Layer",
     "Layered",
     "ListOf",
     "Registry",
     "StrictConfig",
+    "class_at",
     "commented_yaml",
+    "dotted",
     "flatten",
     "import_submodules",
+    "kind_of",
     "nearest",
     "to_yaml",
     "validate",

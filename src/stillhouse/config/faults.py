@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stillhouse.config.layers import Layered
 from stillhouse.config.strict import StrictConfig, nearest
 from stillhouse.config.strict_yaml import KeyPath
-from stillhouse.config.trees import class_at, dotted, kind_of, paths_of_field
+from stillhouse.config.trees import class_at, dotted, kind_of, paths_of_field, variants
 from stillhouse.errors import Fault
 
 _TYPES = {
@@ -126,8 +126,7 @@ def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault
         only = f"Only kind {kind_of(owner)} has it."
         return Fault(dotted(path), "does not fit the kind", hint=only, origin=layered.origin(path))
     near = nearest(name, allowed)
-    elsewhere = [] if near else paths_of_field(tree, name)[:3]
-    hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else None
+    hint = None if near else _meant(name, owner, tree)
     return Fault(
         dotted(path),
         f"unknown key{near}",
@@ -135,6 +134,21 @@ def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault
         hint=hint,
         origin=layered.origin(path),
     )
+
+
+def _meant(name: str, owner: type[StrictConfig] | None, tree: type[StrictConfig]) -> str | None:
+    """Where an unknown key may belong: in a value, in another kind of the same part, or elsewhere."""
+    key, colon, value = name.partition(":")
+    if colon:
+        return f"A space is missing after the colon: {key}: {value or '...'}"
+    if owner is not None and kind_of(owner) is not None:
+        family = next(cls for cls in reversed(owner.__mro__[: owner.__mro__.index(StrictConfig)]))
+        kinds = [str(kind_of(cls)) for cls in variants(family) if name in cls.model_fields and kind_of(cls)]
+        return (
+            f"Of kind {kind_of(owner)} there is none; these have it: {', '.join(kinds)}." if kinds else None
+        )
+    elsewhere = paths_of_field(tree, name)[:3]
+    return f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else None
 
 
 def user_path(loc: tuple[str | int, ...], values: Any, *, keep_last: bool) -> KeyPath:

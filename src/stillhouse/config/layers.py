@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -62,18 +62,47 @@ class Layer:
     @classmethod
     def keywords(cls, values: Mapping[str, Any]) -> Self:
         """Keyword arguments of a Python call; a name may be dotted: `{"train.lr": 1e-4}`."""
-        layered = Layered()
-        for name, value in values.items():
-            layered.add(Layer.of(_nested(name.split("."), value), CALL))
+        return cls.joined([Layer.of(_nested(name.split("."), value), CALL) for name, value in values.items()])
+
+    @classmethod
+    def joined(cls, layers: Sequence[Layer]) -> Self:
+        """Several layers of one source as one: a `kind` and its options belong together in any order."""
+        layered = Layered(fits=lambda *_: True)
+        for layer in layers:
+            layered.add(layer)
         return cls(layered.values, layered.origins)
+
+
+Fits = Callable[[KeyPath, Mapping[str, Any], Mapping[str, Any], str], bool]
+"""Whether an option of the mapping at a path means the same after its kind has changed: the path, the mapping
+below, the mapping above, the name of the option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A value that a later layer took away without naming it: its kind has no such option.
+
+    Example: `Dropped(("objective", "alpha"), 0.1, "recipe skl", "skew_kl", "jsd", "command line")`
+    """
+
+    path: KeyPath
+    value: Any
+    origin: str
+    """Of the value."""
+    kind: str
+    """The kind that it was an option of."""
+    by: str
+    """What took its place."""
+    because: str
+    """The origin of that."""
 
 
 @dataclass(slots=True)
 class Layered:
     """The merged layers. A later layer overrides an earlier one.
 
-    Mappings are merged key by key, except that a mapping with another `kind` than the one below replaces it
-    as a whole, so that no option of the old kind remains. Lists and scalars are replaced.
+    Mappings are merged key by key. Of a mapping with another `kind` than the one below only the options stay
+    that `fits` says both kinds have; the others are in `dropped`. Lists and scalars are replaced.
 
     Example:
         >>> Layered.merged(Layer.read("run.yaml"), Layer.override("train.lr=1e-4"))
@@ -81,6 +110,8 @@ class Layered:
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    fits: Fits = lambda *_: False
+    dropped: list[Dropped] = field(default_factory=list)
 
     @classmethod
     def merged(cls, *layers: Layer) -> Self:
@@ -101,16 +132,39 @@ class Layered:
         for key, value in above.items():
             here = (*path, key)
             old = below.get(key)
-            if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
+            if isinstance(old, dict) and isinstance(value, dict):
+                if _another_kind(old, value):
+                    old = self._kept(old, value, here, layer)
                 result[key] = self._merge(old, value, here, layer)
-                if layer.origins[here] not in (COMMAND_LINE, CALL):  # a missing key is reported at the file
-                    self.origins[here] = layer.origins[here]
+                if here not in self.origins or layer.origins[here] not in (COMMAND_LINE, CALL):
+                    self.origins[here] = layer.origins[here]  # else a missing key is reported at the file
                 continue
+            self._forget(here)
             depth = len(here)
-            self.origins = {at: origin for at, origin in self.origins.items() if at[:depth] != here}
             self.origins |= {at: origin for at, origin in layer.origins.items() if at[:depth] == here}
             result[key] = value
         return result
+
+    def _kept(
+        self, below: dict[str, Any], above: dict[str, Any], path: KeyPath, layer: Layer
+    ) -> dict[str, Any]:
+        """The options of `below` that stay under the kind of `above`; what no layer says again is noted."""
+        kept: dict[str, Any] = {}
+        for name, value in below.items():
+            if name != "kind" and self.fits(path, below, above, name):
+                kept[name] = value
+                continue
+            here = (*path, name)
+            if name != "kind" and name not in above:
+                kinds = str(below.get("kind", "")), str(above["kind"])
+                because = layer.origins[(*path, "kind")]
+                self.dropped.append(Dropped(here, value, self.origin(here) or "", *kinds, because))
+            self._forget(here)
+        return kept
+
+    def _forget(self, path: KeyPath) -> None:
+        depth = len(path)
+        self.origins = {at: origin for at, origin in self.origins.items() if at[:depth] != path}
 
     def origin(self, path: KeyPath) -> str | None:
         """The origin of the value at `path`, else of the innermost mapping around it; None at the root."""

@@ -137,6 +137,13 @@ class EngineConfig(StrictConfig):
     def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a model. Each call of `generate` uses the model's current weights."""
 
+    def check_installed(self) -> None:
+        """Make sure that what it is made of is there, before anything loads.
+
+        Raises:
+            EnvironmentFault: a package or a device is missing.
+        """
+
     def for_student(self) -> EngineConfig:
         """The engine for a model that is trained here; `self` unless it cannot follow its weights."""
         return self

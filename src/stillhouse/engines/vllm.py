@@ -68,6 +68,15 @@ class VllmConfig(EngineConfig):
         Raises:
             EnvironmentFault: vLLM is not installed, or there is no GPU.
         """
+        self.check_installed()
+        return VllmEngine(model, tokenizer_info, self)
+
+    def check_installed(self) -> None:
+        """vLLM and a GPU.
+
+        Raises:
+            EnvironmentFault: vLLM is not installed, or there is no GPU.
+        """
         import torch
 
         require_vllm()
@@ -76,7 +85,6 @@ class VllmConfig(EngineConfig):
                 "engine: kind vllm needs a CUDA GPU, and torch sees none. Use engine: {kind: "
                 "transformers}, or engine: {kind: server} with a server elsewhere."
             )
-        return VllmEngine(model, tokenizer_info, self)
 
     def arguments(self, folder: Path) -> dict[str, Any]:
         """The keyword arguments of `vllm.LLM` for a model saved in `folder`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stillhouse.core.requirements import teacher_path
@@ -23,13 +24,30 @@ def preflight(config: RunConfig) -> None:
         EnvironmentFault: a package that a path or a logger needs is not installed.
     """
     faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
+    if faults:
+        faults[-1] = f"{faults[-1]} (Relative paths start at the working directory, {Path.cwd()}.)"
     try:
         training_arguments(config, default_folder(config))
     except ConfigError as error:
         faults += error.faults
+    faults += _unfit_dtypes(config)
     if faults:
         raise ConfigError(*faults)
+    config.engine.check_installed()
     check_loggers(config.train.report_to)
+
+
+def _unfit_dtypes(config: RunConfig) -> Iterator[Fault]:
+    """float16 in training without a GPU: AdamW's epsilon is 0 in it, and the weights are NaN within steps."""
+    import torch
+
+    if config.student.dtype == "float16" and not torch.cuda.is_available():
+        yield Fault(
+            "student.dtype",
+            "float16 cannot be trained on a CPU: the weights become NaN",
+            got="float16",
+            allowed="float32, bfloat16",
+        )
 
 
 def _missing_data(config: RunConfig) -> Iterator[str]:

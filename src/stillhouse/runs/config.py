@@ -74,7 +74,8 @@ class RunConfig(StrictConfig):
     responses: ResponsesField = DEFAULT_RESPONSES
     """Whose responses the student is trained on."""
     objective: ObjectiveField
-    """What is compared, for all responses or by source; a recipe sets it."""
+    """What is compared, for all responses or by source. A `recipe` (a name of `stillhouse methods`) sets
+    it."""
     train: TrainConfig = TrainConfig()
     """How the student is optimised."""
     evaluate: EvaluateConfig = EvaluateConfig()

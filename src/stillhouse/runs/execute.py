@@ -96,6 +96,8 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         folder.check(resume)
         changes = _changes(folder, resolved) if resume else {}
         preflight(config)
+        for note in resolved.notes:
+            logger.warning(note)
         with console.phase("Loading models and data"):
             parts = assemble(config)
             questions = held_out_prompts(config, parts.data, parts.tokenizer)

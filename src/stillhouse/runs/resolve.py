@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stillhouse import recipes
-from stillhouse.config import Layer, Layered, flatten, to_yaml, validate, walk
+from stillhouse.config import (
+    Dropped,
+    Layer,
+    Layered,
+    class_at,
+    dotted,
+    flatten,
+    kind_of,
+    to_yaml,
+    validate,
+    walk,
+)
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.core.types import SOURCES
 from stillhouse.engines import Sampling
@@ -24,6 +36,9 @@ ROWS: frozenset[KeyPath] = frozenset(
 OBJECTIVE: KeyPath = ("objective",)
 STARTS = ("path", "gguf_file", "tokenizer", "from_teacher", "from_config")
 """What a configuration may say about where the student starts."""
+SAMPLING: KeyPath = ("engine", "sampling")
+RECIPE = "recipe "
+"""How the origin of a recipe's values begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,8 @@ class Resolved:
     config: RunConfig
     provenance: dict[str, dict[str, Any]]
     yaml: str
+    notes: tuple[str, ...] = ()
+    """What a user should know of the values: those that a change of kind dropped, those without effect."""
 
 
 def resolve(
@@ -56,16 +73,17 @@ def resolve(
     """
     given = Layer.of(source, "dictionary") if isinstance(source, Mapping) else Layer.read(source)
     if isinstance(overrides, Mapping):
-        upper = [Layer.keywords(overrides)]
+        upper = Layer.keywords(overrides)
     else:
-        upper = [Layer.override(text) for text in overrides]
-    layered = _stacked([given, *upper])
+        upper = Layer.joined([Layer.override(text) for text in overrides])
+    layered = _stacked([given, upper])
     name = layered.values.get("recipe")
     if name is not None:
         if not isinstance(name, str):
             raise ConfigError(Fault("recipe", "must be the name of a method", got=repr(name)))
         recipe = recipes.find(name)
-        layered = _stacked([Layer.read(recipe.path, f"recipe {recipe.name}"), given, *upper])
+        layered = _stacked([Layer.read(recipe.path, f"{RECIPE}{recipe.name}"), given, upper])
+    _prefer_the_users_sampling(layered)
     _name_default_kinds(layered)
     if start_from is not None:
         _start_from(str(start_from), layered)
@@ -73,7 +91,64 @@ def resolve(
     config = _with_limits(config, origins)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
-    return Resolved(config, provenance, to_yaml(config))
+    return Resolved(config, provenance, to_yaml(config), tuple(map(_told, layered.dropped)))
+
+
+def _told(dropped: Dropped) -> str:
+    was = f"{dotted(dropped.path)}={dropped.value} ({dropped.origin})"
+    owner = f"kind {dropped.kind}" if dropped.kind else "another form of it"
+    return f"{was} is dropped: it belongs to {owner}, and {dropped.because} says {dropped.by}"
+
+
+def _prefer_the_users_sampling(layered: Layered) -> None:
+    """`engine.sampling` is the default of every sampling of the responses: the user's values there beat
+    a recipe's values here."""
+    engine = _mapping(_mapping(layered.values.get("engine")).get("sampling"))
+    own = {key: origin for key in engine if not _of_recipe(origin := layered.origin((*SAMPLING, key)) or "")}
+
+    def visit(value: Any, path: KeyPath) -> Any:
+        if isinstance(value, list):
+            return [visit(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        result = {key: visit(item, (*path, key)) for key, item in value.items()}
+        origins = {key: layered.origin((*path, key)) or "" for key in result}
+        if not str(path[-1]).endswith("sampling") or not any(map(_of_recipe, origins.values())):
+            return result
+        for key, origin in own.items():
+            follows = key not in result and key != "max_tokens"  # a length limit follows it anyway
+            if follows or _of_recipe(origins.get(key, "")):
+                result[key] = engine[key]
+                layered.origins[(*path, key)] = origin
+        return result
+
+    if own and "responses" in layered.values:
+        layered.values["responses"] = visit(layered.values["responses"], ("responses",))
+
+
+def _of_recipe(origin: str) -> bool:
+    return origin.startswith(RECIPE)
+
+
+def _same_option(
+    values: Layered, path: KeyPath, below: Mapping[str, Any], above: Mapping[str, Any], name: str
+) -> bool:
+    """Whether both kinds have an option of this name with the same type and range."""
+    old = class_at(RunConfig, path, _with(values.values, path, below))
+    new = class_at(RunConfig, path, _with(values.values, path, above))
+    if old is None or new is None:
+        return False
+    one, other = old.model_fields.get(name), new.model_fields.get(name)
+    if one is None or other is None:
+        return False
+    return one.annotation == other.annotation and one.metadata == other.metadata
+
+
+def _with(values: Any, path: KeyPath, inner: Any) -> Any:
+    """`values` with what is at `path` replaced."""
+    if not path:
+        return inner
+    return {**_mapping(values), path[0]: _with(_mapping(values).get(str(path[0])), path[1:], inner)}
 
 
 def _start_from(run: str, layered: Layered) -> None:
@@ -121,10 +196,30 @@ def _with_limits(config: RunConfig, origins: dict[str, str]) -> RunConfig:
 def _stacked(layers: Sequence[Layer]) -> Layered:
     """All layers merged; a short form (`train: rows.jsonl`, `objective: jsd`) takes options from above."""
     layered = Layered()
-    for layer in layers:
+    layered.fits = partial(_same_option, layered)
+    for layer in map(partial(_kinds_named, layered), layers):
         layered.values = _spelled_out(layered.values, layer.values, (), layered.origins)
         layered.add(layer)
     return layered
+
+
+def _kinds_named(below: Layered, layer: Layer) -> Layer:
+    """The layer with a bare kind (`responses: on_policy`) as a mapping where there is one below it."""
+    origins = dict(layer.origins)
+
+    def visit(value: Any, path: KeyPath, lower: Any) -> Any:
+        if isinstance(value, dict):
+            inner = _mapping(lower)
+            return {key: visit(item, (*path, key), inner.get(key)) for key, item in value.items()}
+        if not isinstance(value, str) or "kind" not in _mapping(lower) or path in ROWS:
+            return value
+        named = class_at(RunConfig, path, _with(below.values, path, {"kind": value}))
+        if named is None or kind_of(named) != value:
+            return value
+        origins[(*path, "kind")] = origins[path]
+        return {"kind": value}
+
+    return Layer(visit(layer.values, (), below.values), origins)
 
 
 def _spelled_out(

@@ -21,24 +21,65 @@ CONTROLLED_BY = {
     "per_device_train_batch_size": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.batch_size",
     "learning_rate": "train.lr",
+    "lr_scheduler_type": "train.schedule",
+    "warmup_steps": "train.warmup",
     "weight_decay": "train.weight_decay",
     "max_grad_norm": "train.clip",
     "seed": "train.seed",
     "data_seed": "train.seed",
     "bf16": "train.precision",
+    "fp16": "train.precision",
+    "bf16_full_eval": "student.dtype",
+    "fp16_full_eval": "student.dtype",
     "gradient_checkpointing": "student.gradient_checkpointing",
+    "activation_checkpointing": "student.gradient_checkpointing",
     "logging_steps": "train.log_every",
+    "logging_strategy": "train.log_every",
     "save_strategy": "train.save_every",
     "save_steps": "train.save_every",
     "save_total_limit": "train.keep_checkpoints",
     "eval_strategy": "train.validate_every",
+    "eval_steps": "train.validate_every",
+    "per_device_eval_batch_size": "evaluate.batch_size",
     "load_best_model_at_end": "train.keep",
+    "metric_for_best_model": "train.best_by",
+    "greater_is_better": "train.best_by",
     "report_to": "train.report_to",
     "run_name": "name",
+    "use_liger_kernel": "train.fused",
+    "liger_kernel_config": "train.fused",
 }
 """Field of TrainingArguments -> the option of a run that sets it."""
-FIXED = ("logging_nan_inf_filter", "remove_unused_columns", "label_names")
-"""Fields of TrainingArguments that must keep their values."""
+FIXED = frozenset(
+    {"logging_nan_inf_filter", "remove_unused_columns", "label_names", "dataloader_drop_last", "disable_tqdm"}
+    | {"auto_find_batch_size", "average_tokens_across_devices", "ignore_data_skip", "local_rank", "use_cpu"}
+    | {"train_sampling_strategy", "save_only_model", "restore_callback_states_from_checkpoint"}
+    | {"enable_jit_checkpoint", "include_num_input_tokens_seen"}
+)
+"""Fields of TrainingArguments that must keep their values: step, plan or resumption rely on them."""
+WITHOUT_EFFECT = frozenset(
+    {"label_smoothing_factor", "do_train", "do_eval", "do_predict", "eval_delay", "eval_on_start"}
+    | {"prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"}
+    | {"include_for_metrics", "batch_eval_metrics", "length_column_name", "resume_from_checkpoint"}
+    | {"push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"}
+    | {"hub_revision", "use_cache", "log_on_each_node"}
+)
+"""Fields of TrainingArguments for what a run does itself or not at all."""
+PASSED_ON = frozenset(
+    {"lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2"}
+    | {"adam_epsilon", "tf32", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"}
+    | {"torch_compile", "torch_compile_backend", "torch_compile_mode", "neftune_noise_alpha"}
+    | {"torch_empty_cache_steps", "logging_first_step", "log_level", "log_level_replica"}
+    | {"project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "save_on_each_node"}
+    | {"full_determinism", "accelerator_config", "parallelism_config", "dataloader_num_workers"}
+    | {"dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"}
+    | {"dataloader_multiprocessing_context", "dataloader_in_order", "ddp_find_unused_parameters"}
+    | {"ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout"}
+    | {"fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics"}
+)
+"""Fields of TrainingArguments that act in a run as transformers documents them."""
+SCHEDULES = {"constant": "constant_with_warmup"}
+"""Names of `train.schedule` that transformers has under another name: its `constant` has no warm-up."""
 
 
 def training_arguments(config: RunConfig, folder: Path) -> Any:
@@ -73,7 +114,7 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         "per_device_train_batch_size": train.micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // smallest_batch,
         "learning_rate": train.lr,
-        "lr_scheduler_type": train.schedule,
+        "lr_scheduler_type": SCHEDULES.get(train.schedule, train.schedule),
         "warmup_steps": train.warmup,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.clip,
@@ -111,6 +152,10 @@ def _invalid_fields(given: dict[str, Any], arguments: type) -> Iterator[Fault]:
             yield Fault(path, "is set by another option", got=str(value), hint=f"Set {CONTROLLED_BY[name]}.")
         elif name in FIXED:
             yield Fault(path, "cannot be changed: the step relies on it", got=str(value), hint="Remove it.")
+        elif name in WITHOUT_EFFECT:
+            yield Fault(
+                path, "has no effect: a run does that itself or not at all", got=str(value), hint="Remove it."
+            )
         elif name not in names:
             problem = f"is not a field of transformers.TrainingArguments{nearest(name, names)}"
             yield Fault(path, problem, got=str(value))

@@ -1,0 +1,80 @@
+"""Every field of TrainingArguments is passed on, set by an option of ours, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from transformers.optimization import get_scheduler
+
+from stillhouse.errors import ConfigError, EnvironmentFault
+from stillhouse.runs.checks import preflight
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.training_arguments import (
+    CONTROLLED_BY,
+    FIXED,
+    PASSED_ON,
+    WITHOUT_EFFECT,
+    training_arguments,
+)
+
+
+def tree(**train: Any) -> dict[str, Any]:
+    return {
+        "student": {"path": "student"},
+        "data": {"train": "train.jsonl"},
+        "objective": "cross_entropy",
+        "train": train,
+    }
+
+
+def arguments(folder: Path, **train: Any) -> Any:
+    return training_arguments(resolve(tree(**train)).config, folder)
+
+
+def test_every_field_is_in_one_of_the_lists() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    lists = [set(CONTROLLED_BY), set(FIXED), set(WITHOUT_EFFECT), set(PASSED_ON)]
+    assert sorted(fields - set().union(*lists)) == []
+    assert sum(map(len, lists)) == len(set().union(*lists)), "a field is in two lists"
+
+
+@pytest.mark.parametrize("name", sorted({*CONTROLLED_BY, *FIXED, *WITHOUT_EFFECT}))
+def test_what_a_run_sets_or_does_itself_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.hf\.{name}") as caught:
+        arguments(tmp_path, hf={name: 1})
+    if name in CONTROLLED_BY:
+        assert f"Set {CONTROLLED_BY[name]}." in str(caught.value)
+
+
+def test_a_constant_learning_rate_has_its_warm_up(tmp_path: Path) -> None:
+    made = arguments(tmp_path, schedule="constant", warmup=0.5, max_steps=8)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        made.lr_scheduler_type, optimiser, num_warmup_steps=made.get_warmup_steps(8), num_training_steps=8
+    )
+    rates = []
+    for _ in range(8):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_what_this_machine_cannot_do_is_refused_before_anything_loads(
+    tmp_path: Path,
+) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"prompt": "a", "response": "b"}\n')
+    real = tree() | {"student": {"path": "package:stillhouse/demo/teacher"}, "data": {"train": str(rows)}}
+    assert not torch.cuda.is_available(), "this test is for machines without a GPU"
+    with pytest.raises(ConfigError, match="float16 cannot be trained on a CPU"):
+        preflight(resolve(real, ["student.dtype=float16"]).config)
+    with pytest.raises(EnvironmentFault, match="kind vllm needs"):
+        preflight(resolve(real, ["engine.kind=vllm"]).config)
+    with pytest.raises(ConfigError, match="Relative paths start at the working directory"):
+        preflight(resolve(real, ["data.train=absent.jsonl"]).config)
