@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.runs.estimate import ModelSize, estimate, model_size, peak_memory
+from stillhouse.runs.estimate import estimate, model_size
 from stillhouse.runs.execute import execute
+from stillhouse.runs.memory import ModelSize, peak_memory
 from stillhouse.runs.resolve import resolve
 from tests.workshop import Workshop
 
@@ -46,10 +47,14 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     def peak(**overrides: Any) -> float:
         student = ModelSize(10**8, layers=12, hidden_size=768, vocab=32_000, dtype_bytes=4, context=2048)
         teacher = replace(student, parameters=10**9, dtype_bytes=2)
-        config = resolve(
-            "run.yaml", {name.replace("__", "."): value for name, value in overrides.items()}
-        ).config
-        return peak_memory(config, student, (teacher,), length=64)
+        values = {
+            name.replace("__", "."): value for name, value in overrides.items() if name != "generated_rows"
+        }
+        config = resolve("run.yaml", values).config
+        if config.student.lora is not None:
+            student = replace(student, trainable=10**6, adapter=10**6)
+        rows = overrides.get("generated_rows", 16)
+        return peak_memory(config, student, (teacher,), length=64, generated_rows=rows)
 
     plain = peak(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
     weights_and_adam = 4 * 4 * 10**8 + 2 * 10**9
@@ -59,7 +64,7 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
     assert peak(train__micro_batch_size=4, train__precision="bfloat16") < plain
     assert peak(train__micro_batch_size=4, train__fused={"memory_budget": "1MB"}) < plain
-    writing = peak(train__micro_batch_size=4, engine__batch_size=4096)
+    writing = peak(train__micro_batch_size=4, generated_rows=4096)
     assert writing > plain
 
 
@@ -82,3 +87,39 @@ def test_model_size_reads_no_weights(workshop: Workshop) -> None:
     model = resolve("run.yaml", {"teacher.path": "bare"}).config.teacher.model_to_load()
     size = model_size(model)
     assert (size.layers, size.hidden_size, size.vocab, size.context) == (2, 32, 1024, 512)
+
+
+def test_adapters_are_counted_as_trainable(workshop: Workshop) -> None:
+    overrides = {"student.lora": {"rank": 4}, "train.max_steps": 1}
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    resolved = resolve(tree, overrides)
+    said = estimate(resolved.config)
+    result = execute(resolved)
+    facts = json.loads((result.folder / "models.json").read_text(encoding="utf-8"))["student"]
+    assert said["trainable parameters"] == facts["trainable"] == facts["adapter"]
+    assert said["student parameters"] == facts["parameters"]
+
+
+@pytest.mark.parametrize("recipe", ["kd", "imitkd", "gkd", "seqkd", "distillm2"])
+def test_no_more_responses_are_generated_than_said(workshop: Workshop, recipe: str) -> None:
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    tree.pop("objective", None)
+    tree.pop("responses", None)
+    overrides = {"recipe": recipe, "train.max_steps": 3, "train.log_every": 1, "data.max_response": 4}
+    resolved = resolve(tree, overrides)
+    said = sum(count for name, count in estimate(resolved.config).items() if "to generate" in name)
+    result = execute(resolved)
+    rows = map(json.loads, (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    tokens = sum(row.get("tokens/generate", 0) for row in rows)
+    assert tokens <= said * 4
+    assert (tokens > 0) == (said > 0)
+
+
+def test_two_steps_aside_are_measured(workshop: Workshop) -> None:
+    from stillhouse.runs.measure import measure
+
+    before = sorted(path.name for path in workshop.folder.iterdir())
+    taken = measure(resolve("run.yaml"))
+    assert 1e8 < taken.peak_memory < 4e9
+    assert taken.seconds_per_step > 0
+    assert sorted(path.name for path in workshop.folder.iterdir()) == before

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
+
+if TYPE_CHECKING:
+    from stillhouse.runs.resolve import Resolved
 
 
 @app.command("check", rich_help_panel=RUN)
@@ -23,8 +26,12 @@ def check(
     sizes: Annotated[
         bool, typer.Option(help="Read data and model configurations to count tokens, steps and memory.")
     ] = True,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also train two steps aside: the memory and time they take.")
+    ] = False,
 ) -> None:
-    """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing.
+    """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing, unless
+    two steps in a temporary folder are asked for by --measure.
 
     What is wrong is said before anything else.
     """
@@ -37,10 +44,25 @@ def check(
     for note in resolved.notes:
         console.note(note)
     found = estimate(resolved.config) if sizes else {}
+    if measure:
+        found |= _measured(resolved, found)
     if values:
         _print_values(resolved.provenance, everything)
     if found:
         console.print_table(("quantity", "value"), list(found.items()))
+
+
+def _measured(resolved: Resolved, found: Mapping[str, Any]) -> dict[str, Any]:
+    from stillhouse.console.format import duration
+    from stillhouse.runs.measure import measure
+
+    with console.phase("Training two steps aside"):
+        taken = measure(resolved)
+    rows: dict[str, Any] = {"peak memory, measured (GB)": round(taken.peak_memory / 1e9, 2)}
+    rows["seconds a step, measured"] = float(f"{taken.seconds_per_step:.3g}")
+    if steps := found.get("optimiser steps"):
+        rows["training at that pace"] = duration(steps * taken.seconds_per_step)
+    return rows
 
 
 def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool) -> None:

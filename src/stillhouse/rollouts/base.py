@@ -165,6 +165,13 @@ class ResponsesConfig(StrictConfig):
         """How many sequences one prompt gives."""
         return 1
 
+    def generated_responses(self, prompts: int, steps: int, batch_size: int) -> dict[str, int]:
+        """At most how many responses each model generates in a run, by "teacher" and "student".
+
+        By default the student one to each prompt of each step, if its text is trained on.
+        """
+        return {"student": steps * batch_size} if "student" in self.sources() else {}
+
     @abstractmethod
     def sources(self) -> frozenset[str]:
         """The sources of the responses that it provides; each needs an objective."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -46,6 +47,13 @@ class StudentShareConfig(ResponsesConfig):
     def sources(self) -> frozenset[str]:
         """The student's and those of `base`."""
         return frozenset({"student"}) | self.base.sources()
+
+    def generated_responses(self, prompts: int, steps: int, batch_size: int) -> dict[str, int]:
+        """The student's in its share of the steps, in all where that is a schedule; and those of `base`."""
+        share = getattr(self, "student_share", 1.0)
+        own = math.ceil(steps * share) if isinstance(share, int | float) else steps
+        base: dict[str, int] = self.base.generated_responses(prompts, steps, batch_size)
+        return base | ({"student": own * batch_size} if own else {})
 
     def sequences_per_prompt(self) -> int:
         """As many as `base`, if that is more than one."""

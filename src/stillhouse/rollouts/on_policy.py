@@ -110,6 +110,11 @@ class BatchedConfig(StudentRolloutsConfig):
     epochs: Annotated[int, Field(ge=1)] = 1
     """How often these responses are trained on, in another order each time; PPO's epochs (4 in MiniLLM)."""
 
+    def generated_responses(self, prompts: int, steps: int, batch_size: int) -> dict[str, int]:
+        """The student's, each of which is trained on in `epochs` steps."""
+        per_round = self.generate_batches * batch_size
+        return {"student": -(-steps // (self.generate_batches * self.epochs)) * per_round}
+
     def build(self, context: RolloutContext) -> BatchedPolicy:
         """The running policy."""
         return BatchedPolicy(self, context)

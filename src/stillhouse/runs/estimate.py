@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from stillhouse.core.requirements import teacher_path
 from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
+from stillhouse.models.adapters import add_lora
 from stillhouse.models.config import StudentConfig, TeacherModel
-from stillhouse.models.load import config_from_options, pruned_config
+from stillhouse.models.load import config_from_options, parameter_counts, pruned_config
 from stillhouse.models.paths import model_files
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
+from stillhouse.runs.memory import ModelSize, peak_memory
 from stillhouse.runs.tokenizers import describe, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a model's configuration says about its size.
-
-    Example: `ModelSize(134_515_008, layers=30, hidden_size=576, vocab=49_152, dtype_bytes=2, context=8192)`
-    """
-
-    parameters: int
-    layers: int
-    hidden_size: int
-    vocab: int
-    dtype_bytes: int
-    context: int | None
-    """The most tokens that it takes; None if its configuration does not say."""
+PEAK_MEMORY = "peak memory, estimated (GB)"
+"""The estimate's row with the memory of the process, or of the GPU where there is one."""
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
@@ -61,26 +51,44 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     check_context_lengths(config, data.train, prompts, contexts)
     steps_per_epoch = -(-len(data.train) // config.train.batch_size)
     length = longest_sequence(config, data.train)
+    steps = config.train.max_steps or math.ceil(steps_per_epoch * config.train.epochs)
+    generated = config.responses.generated_responses(len(data.train), steps, config.train.batch_size)
     rows: dict[str, Any] = {
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(len(p.response_ids or ()) for p in data.train),
-        "optimiser steps": config.train.max_steps or math.ceil(steps_per_epoch * config.train.epochs),
+        "optimiser steps": steps,
         "optimiser steps in an epoch": steps_per_epoch,
+        **{f"responses to generate by the {model}, at most": count for model, count in generated.items()},
         "student parameters": student.parameters,
     }
+    if student.trainable is not None:
+        rows["trainable parameters"] = student.trainable
     rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
     if teacher is not None:
         rows["tokenizers"] = describe(found, config, data)
     if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
         rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length
-    rows["peak memory, estimated (GB)"] = _gigabytes(
-        peak_memory(config, student, tuple(teachers.values()), length)
+    rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    memory = peak_memory(
+        config,
+        student,
+        tuple(teachers.values()),
+        length,
+        _generated_at_once(config, generated, len(data.train), len(prompts)),
+        on_gpu=torch.cuda.is_available(),
     )
+    rows[PEAK_MEMORY] = _gigabytes(memory)
     return rows
+
+
+def _generated_at_once(config: RunConfig, generated: dict[str, int], prompts: int, held_out: int) -> int:
+    """How many responses an engine in this process has in work at the same time, at most."""
+    asked = max(min(max(generated.values(), default=0), prompts), held_out * len(config.evaluate.seeds))
+    return min(asked, getattr(config.engine, "batch_size", 1))
 
 
 def _dropped(data: Data) -> dict[str, str]:
@@ -116,46 +124,42 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> in
     )
 
 
-def peak_memory(config: RunConfig, student: ModelSize, teachers: Sequence[ModelSize], length: int) -> float:
-    """An estimate of a run's peak memory in bytes, without the Python libraries.
-
-    Weights, gradients and Adam's two moments, plus the larger of a training step and of generation. A step
-    keeps about 28 numbers of the hidden size for each token and layer, or 2 and one layer's 56 with gradient
-    checkpointing, and a chunk of logits; generation keeps keys and values. Measured on a CPU for Llamas of
-    7M to 52M parameters, the estimate was 0.8 to 1.1 times the truth.
-
-    Args:
-        config: the run.
-        student: its size.
-        teachers: the size of each teacher that is loaded in this process.
-        length: tokens of the longest sequence.
-    """
-    lora = config.student.lora
-    trained = student.parameters if lora is None else 14 * student.layers * student.hidden_size * lora.rank
-    static = (student.parameters + 3 * trained) * student.dtype_bytes
-    activation_bytes = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
-    tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
-    kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
-    step = tokens * student.hidden_size * kept * activation_bytes
-    step += min(config.train.fused.memory_budget, tokens * student.vocab * 4 * 4)
-    for teacher in teachers:
-        static += teacher.parameters * teacher.dtype_bytes
-        step += tokens * teacher.hidden_size * 28 * teacher.dtype_bytes
-    key_values = max(
-        model.layers * 2 * model.hidden_size * model.dtype_bytes for model in (student, *teachers)
-    )
-    generation = getattr(config.engine, "batch_size", 1) * (length * key_values + student.vocab * 12)
-    return static + max(step, generation)
-
-
 def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:
     """The size of a model, or of a model of some of its layers, from its configuration alone.
 
     Raises:
         ModelError: there is no causal language model.
     """
+    return _size_of(_without_weights(model, layers), model.dtype)
+
+
+def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> ModelSize:
+    """The size of the student, however it is initialised, with its adapters."""
+    empty, dtype = _empty_student(student, teacher, vocab)
+    size = _size_of(empty, dtype)
+    if student.lora is None:
+        return size
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        counts = parameter_counts(add_lora(empty, student.lora))
+    return replace(size, trainable=counts["trainable"], adapter=counts["adapter"])
+
+
+def _empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> tuple[Any, str]:
+    """The student without weights, and the dtype that it is trained in."""
+    if student.path is not None:
+        return _without_weights(student), student.dtype
+    if student.from_teacher is not None:
+        if teacher is None:
+            raise ModelError("student.from_teacher: there is no teacher model to start from.")
+        dtype = teacher.dtype if student.dtype == "auto" else student.dtype
+        return _without_weights(teacher, student.from_teacher.layers), dtype
+    return _empty(config_from_options(student.from_config or {}, vocab)), student.dtype
+
+
+def _without_weights(model: Any, layers: Sequence[int] | None = None) -> Any:
+    from transformers import AutoConfig
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
     folder = model_files(model.path).model
@@ -163,39 +167,31 @@ def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
         if layers is not None:
             found = pruned_config(found, layers)
-        with init_empty_weights(include_buffers=False):
-            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
+        return _empty(found, trust_remote_code=model.trust_remote_code)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{model.path}: no causal language model could be read from there. ({error})"
         ) from error
-    return _size_of(empty, found, model.dtype)
 
 
-def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> ModelSize:
-    """The size of the student, however it is initialised."""
-    if student.path is not None:
-        return model_size(student)
-    if student.from_teacher is not None:
-        if teacher is None:
-            raise ModelError("student.from_teacher: there is no teacher model to start from.")
-        kept = model_size(teacher, student.from_teacher.layers)
-        return replace(kept, dtype_bytes=BYTES.get(student.dtype, kept.dtype_bytes))
+def _empty(config: Any, **options: Any) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    found = config_from_options(student.from_config or {}, vocab)
     with init_empty_weights(include_buffers=False):
-        empty = AutoModelForCausalLM.from_config(found)
-    return _size_of(empty, found, student.dtype)
-
-
-def _size_of(model: Any, config: Any, dtype: str) -> ModelSize:
+        model = AutoModelForCausalLM.from_config(config, **options)
     model.tie_weights()  # init_empty_weights has untied them
+    return model
+
+
+def _size_of(model: Any, dtype: str) -> ModelSize:
+    config = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    heads = getattr(text, "num_attention_heads", None)
+    width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else text.hidden_size)
     return ModelSize(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=text.num_hidden_layers,
@@ -203,4 +199,5 @@ def _size_of(model: Any, config: Any, dtype: str) -> ModelSize:
         vocab=text.vocab_size,
         dtype_bytes=BYTES.get(stored if dtype == "auto" else dtype, 4),
         context=context_length(config),
+        key_value_size=width * (getattr(text, "num_key_value_heads", None) or heads or 1),
     )

@@ -119,6 +119,11 @@ class PairsConfig(RoundsConfig):
         """Two."""
         return 2
 
+    def generated_responses(self, prompts: int, steps: int, batch_size: int) -> dict[str, int]:
+        """The teacher's once, unless all are given; the student's at each `refresh`."""
+        own = {"student": self.round_responses(self.refresh, prompts, steps, batch_size)}
+        return {"teacher": prompts, **own} if "teacher" in self._names else own
+
     def sampling_of(self, source: str) -> Sampling | None:
         """`teacher_sampling` or `student_sampling`."""
         return {"teacher": self.teacher_sampling, "student": self.student_sampling}[source]

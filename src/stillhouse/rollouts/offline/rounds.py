@@ -45,6 +45,13 @@ class RoundsConfig(ResponsesConfig):
         needs = requirements_of(self.filters)
         return needs | TEACHER_LOGPROB if "teacher" in self.scores else needs
 
+    def round_responses(self, refresh: Refresh, prompts: int, steps: int, batch_size: int) -> int:
+        """At most how many responses one model generates, without those that replace dropped ones."""
+        if refresh == "step":
+            return steps * batch_size
+        rounds = 1 if refresh == "never" else -(-steps * batch_size // prompts)
+        return prompts * rounds
+
     def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
         """The teacher's responses, the same in every round; None if it generates none or new ones."""
         return None
@@ -163,6 +170,10 @@ class GeneratedConfig(RoundsConfig):
     def sources(self) -> frozenset[str]:
         """The model that generates."""
         return frozenset({self.by})
+
+    def generated_responses(self, prompts: int, steps: int, batch_size: int) -> dict[str, int]:
+        """Those of the model that generates."""
+        return {self.by: self.round_responses(self.refresh, prompts, steps, batch_size)}
 
     def sampling_of(self, source: str) -> Sampling | None:
         """`sampling`, for the model that generates."""

@@ -1,0 +1,127 @@
+"""What `stillhouse check` estimates and what runs then take: peak memory at several sizes and methods.
+
+Each case is a run of two steps in a process of its own, with validation, export and evaluation; its truth is
+the largest resident memory of that process. Random weights: memory does not depend on them.
+
+    python benchmarks/estimates.py            # minutes; one thread
+    python benchmarks/estimates.py --small    # the smallest case; writes nothing
+
+Writes benchmarks/results/estimates.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stillhouse.files import write_json
+from stillhouse.models import StudentConfig, load_tokenizer
+from stillhouse.runs.estimate import PEAK_MEMORY, estimate
+from stillhouse.runs.measure import measure
+from stillhouse.runs.resolve import resolve
+
+TOKENIZER = "package:stillhouse/demo/teacher"
+RESULT = Path(__file__).parent / "results" / "estimates.json"
+
+
+def llama(width: int, layers: int, vocab: int) -> dict[str, Any]:
+    """A Llama configuration."""
+    heads = width // 64
+    return {
+        "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers, "vocab_size": vocab,
+        "num_attention_heads": heads, "num_key_value_heads": heads, "intermediate_size": width * 11 // 4,
+        "max_position_embeddings": 1024,
+    }  # fmt: skip
+
+
+SMALL = llama(256, 6, 8192), llama(512, 8, 8192)
+MIDDLE = llama(384, 8, 32000), llama(512, 12, 32000)
+LARGE = llama(768, 8, 49152), llama(1024, 10, 49152)
+CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
+    "kd, 9M": (SMALL, {"recipe": "kd"}),
+    "kd, 39M": (MIDDLE, {"recipe": "kd"}),
+    "kd, 133M": (LARGE, {"recipe": "kd"}),
+    "gkd, 39M": (MIDDLE, {"recipe": "gkd"}),
+    "distillm2, 39M": (MIDDLE, {"recipe": "distillm2"}),
+    "kd, 133M, LoRA": (LARGE, {"recipe": "kd", "student": {"lora": {"rank": 16}}}),
+    "kd, 133M, checkpointed": (LARGE, {"recipe": "kd", "student": {"gradient_checkpointing": True}}),
+    "sft, 133M": (LARGE, {"recipe": "sft", "teacher": None}),
+}
+
+
+def main() -> None:
+    """Measure every case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="the smallest case only; writes nothing")
+    small = parser.parse_args().small
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_data(folder)
+        for name, (models, changes) in list(CASES.items())[: 1 if small else None]:
+            rows.append(case(folder, name, models, changes))
+            print(json.dumps(rows[-1]), flush=True)
+    if not small:
+        versions = {one: metadata.version(one) for one in ("torch", "transformers", "accelerate", "peft")}
+        facts = {"command": "python benchmarks/estimates.py", "date": str(date.today())}
+        write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+
+
+def write_data(folder: Path) -> None:
+    """32 rows whose prompt and response reach their limits."""
+    row = {"prompt": "Describe the restaurant by the river. " * 12, "response": "It serves good food. " * 60}
+    text = (json.dumps(row) + "\n") * 32
+    for name in ("train", "valid"):
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def case(
+    folder: Path, name: str, models: tuple[dict[str, Any], dict[str, Any]], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Estimate and truth of one run."""
+    student, teacher = models
+    tree: dict[str, Any] = {
+        "recipe": changes["recipe"],
+        "student": {"from_config": student, "tokenizer": TOKENIZER, **changes.get("student", {})},
+        "data": {
+            "train": str(folder / "train.jsonl"), "valid": {"path": str(folder / "valid.jsonl"), "limit": 4},
+            "template": {"kind": "plain"}, "max_prompt": 128, "max_response": 128,
+            "too_long": {"prompt": "truncate_right"},
+        },
+        "train": {"max_steps": 2, "batch_size": 8, "micro_batch_size": 4, "validate_rouge": False},
+        "evaluate": {"before": False, "teacher": False},
+    }  # fmt: skip
+    if "teacher" not in changes:
+        tree["teacher"] = {"kind": "live", "path": str(saved(folder, teacher))}
+    resolved = resolve(tree)
+    found, taken = estimate(resolved.config), measure(resolved)
+    said, truth = found[PEAK_MEMORY], taken.peak_memory / 1e9
+    return {
+        "case": name, "student parameters": found["student parameters"],
+        "estimated GB": said, "measured GB": round(truth, 2), "ratio": round(said / truth, 2),
+    }  # fmt: skip
+
+
+def saved(folder: Path, config: dict[str, Any]) -> Path:
+    """A folder with a random model of this configuration and the tokenizer."""
+    path = folder / f"teacher-{config['hidden_size']}"
+    if not path.exists():
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(path)
+        load_tokenizer(StudentConfig(path=TOKENIZER)).save_pretrained(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

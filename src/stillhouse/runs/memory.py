@@ -1,0 +1,78 @@
+"""The peak memory of a run, from the sizes of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.runs.config import RunConfig
+
+PROCESS = 0.6e9
+"""Resident bytes of Python with torch, transformers, datasets and the trainer but no model, on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What a model's configuration says about its size.
+
+    Example: `ModelSize(134_515_008, layers=30, hidden_size=576, vocab=49_152, dtype_bytes=2, context=8192)`
+    """
+
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab: int
+    dtype_bytes: int
+    context: int | None
+    """The most tokens that it takes; None if its configuration does not say."""
+    key_value_size: int | None = None
+    """Numbers in the keys of one token and layer; None: as many as `hidden_size`."""
+    trainable: int | None = None
+    """How many parameters are trained, those of adapters included; None: all."""
+    adapter: int = 0
+    """Parameters of LoRA adapters, which `parameters` leaves out."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights."""
+        return (self.parameters + self.adapter) * self.dtype_bytes
+
+
+def peak_memory(
+    config: RunConfig,
+    student: ModelSize,
+    teachers: Sequence[ModelSize],
+    length: int,
+    generated_rows: int,
+    on_gpu: bool = False,
+) -> float:
+    """An estimate of a run's peak memory in bytes: of the whole process on a CPU, of the device on a GPU.
+
+    The process, weights, gradients and Adam's two moments, plus the largest of a training step, generation
+    and the merged copy of a student with adapters at export. A step keeps about 28 numbers of the hidden size
+    for each token and layer, or 2 and one layer's 56 with gradient checkpointing, and a chunk of logits;
+    generation keeps keys and values. docs/estimates.md compares it with measured runs.
+
+    Args:
+        config: the run.
+        student: its size.
+        teachers: the size of each teacher that is loaded in this process.
+        length: tokens of the longest sequence.
+        generated_rows: responses that are generated at the same time, at most.
+        on_gpu: whether models are on a GPU, whose memory the process does not take.
+    """
+    trained = student.parameters if student.trainable is None else student.trainable
+    static = student.bytes + 3 * trained * student.dtype_bytes + sum(teacher.bytes for teacher in teachers)
+    activation_bytes = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
+    tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
+    kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
+    step = tokens * student.hidden_size * kept * activation_bytes
+    step += min(config.train.fused.memory_budget, tokens * student.vocab * 4 * 4)
+    step += sum(tokens * teacher.hidden_size * 28 * teacher.dtype_bytes for teacher in teachers)
+    key_values = max(
+        model.layers * 2 * (model.key_value_size or model.hidden_size) * model.dtype_bytes
+        for model in (student, *teachers)
+    )
+    generation = generated_rows * (length * key_values + student.vocab * 12)
+    merged = student.bytes if student.adapter else 0
+    return (0 if on_gpu else PROCESS) + static + max(step, generation, merged)
