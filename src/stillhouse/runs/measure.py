@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stillhouse.errors import TrainingError
 from stillhouse.runs.resolve import Resolved
@@ -27,10 +28,10 @@ print("measured", device, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredCost:
     """What two steps took.
 
-    Example: `Measured(peak_memory=1.21e9, seconds_per_step=0.84)`
+    Example: `MeasuredCost(peak_memory=1.21e9, seconds_per_step=0.84)`
     """
 
     peak_memory: float
@@ -39,7 +40,7 @@ class Measured:
     """Of the second step; the first one also pays for what is set up once."""
 
 
-def measure(resolved: Resolved) -> Measured:
+def measure(resolved: Resolved) -> MeasuredCost:
     """Run the configuration for two optimiser steps in a new process, with export and evaluation.
 
     Tasks are left out, and at most as many held-out prompts are evaluated as one batch of the engine takes.
@@ -53,7 +54,7 @@ def measure(resolved: Resolved) -> Measured:
     with tempfile.TemporaryDirectory(prefix="stillhouse-measure-") as folder:
         file = Path(folder) / "run.yaml"
         file.write_text(resolved.yaml, encoding="utf-8")
-        changes = {
+        changes: dict[str, Any] = {
             "output.folder": str(Path(folder) / "run"),
             "output.report": False,
             "train.max_steps": STEPS,
@@ -70,4 +71,4 @@ def measure(resolved: Resolved) -> Measured:
             raise TrainingError(f"--measure: the two steps failed. {said}")
         rows = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         seconds = [row["seconds"] for row in map(json.loads, rows) if "seconds" in row and "loss" in row]
-        return Measured(float(marked[-1].split()[1]), float(seconds[-1]))
+        return MeasuredCost(float(marked[-1].split()[1]), float(seconds[-1]))
