@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from stillhouse import objectives
+    from stillhouse.core.head import ModelHead
+    from stillhouse.core.rows import Rows
     from stillhouse.fused.api import fused_loss
     from stillhouse.runs.execute import Result, run
 
@@ -21,10 +24,17 @@ _LAZY = {
     "run": ("stillhouse.runs.execute", "run"),
     "Result": ("stillhouse.runs.execute", "Result"),
     "fused_loss": ("stillhouse.fused.api", "fused_loss"),
+    "ModelHead": ("stillhouse.core.head", "ModelHead"),
+    "Rows": ("stillhouse.core.rows", "Rows"),
     "objectives": ("stillhouse.objectives", None),
 }
 
-__all__ = ["Result", "__version__", "fused_loss", "run"]
+__all__ = ["ModelHead", "Result", "Rows", "__version__", "fused_loss", "objectives", "run"]
+
+
+def __dir__() -> list[str]:
+    """The public names; without this, also what this file imports for itself."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

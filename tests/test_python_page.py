@@ -1,0 +1,27 @@
+"""What docs/python.md shows runs, and it names exactly what is public."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import stillhouse
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(compile(block, "python.md", "exec"), names)
+    assert (tmp_path / "runs" / "small" / "student" / "config.json").exists()
+
+
+def test_every_public_name_is_on_the_page_and_nothing_else_is_public() -> None:
+    named = set(re.findall(r"^\| `stillhouse\.(\w+)", PAGE, flags=re.MULTILINE))
+    assert named == set(dir(stillhouse)) - {"__version__"}
+    assert all(getattr(stillhouse, name) is not None for name in named)
