@@ -183,7 +183,7 @@ def test_bad_cells_and_rows_that_the_template_refuses_are_dropped_too(tmp_path: 
         loaded(path)
     (report,) = loaded(path, bad_rows="drop").report["sets"]
     assert (report["rows"], report["kept"]) == (5, 4)
-    assert report["dropped"] == {"the template cannot render it": 1}
+    assert report["dropped"] == {"refused by the template": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from tests.data.toy_tokenizers import byte_tokenizer
 
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Chat, Custom, Plain
-from stillhouse.data.text_tokens import GUARD, TextTokenizer, UnspellableText, is_control, response_text
+from stillhouse.data.text_tokens import GUARD, TextTokenizer, is_control, response_text
 from stillhouse.data.tokenise import EncodedRow, Encoder
+from stillhouse.errors import RowError
 from stillhouse.models import TeacherModel, load_tokenizer
 
 CHATML = (
@@ -162,7 +163,7 @@ def test_what_cannot_be_spelled_is_said() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["§"]})
     encoder = Encoder(Plain(), tokenizer)
     found = encoder.encode([Row("rows.jsonl:7", instruction="a § b"), Row("rows.jsonl:8", instruction="ab")])
-    assert isinstance(found[0], UnspellableText)
+    assert isinstance(found[0], RowError)
     assert str(found[0]) == "rows.jsonl:7: holds '§', which is a control token of the tokenizer"
     assert isinstance(found[1], EncodedRow)
-    assert isinstance(encoder.encode([Row("x", instruction=GUARD)])[0], UnspellableText)
+    assert isinstance(encoder.encode([Row("x", instruction=GUARD)])[0], RowError)

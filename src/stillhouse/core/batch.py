@@ -25,6 +25,7 @@ class TokenBatch:
 
     A prompt of L tokens and a response of R tokens (end of sequence included where it was generated) give R
     marked positions, L-1 to L+R-2: the hidden state at each of them predicts the response token that follows.
+    Tokens of a response that are not trained on, such as what a tool said, are marked at no position.
     N is the number of marked positions; "rows" below are those N positions, sequence after sequence.
 
     Example:
@@ -47,6 +48,8 @@ class TokenBatch:
     """Host. [B] the sequences without padding."""
     prompt_lengths: tuple[int, ...]
     """Host. [B] how many tokens of each are its prompt."""
+    trained: tuple[tuple[int, ...] | None, ...]
+    """Host. [B] 1 for each token of the response that is trained on and so has a row; None: all are."""
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class TokenBatch:
         prompt_lengths: Sequence[int],
         pad_id: int,
         length: int | None = None,
+        trained: Sequence[tuple[int, ...] | None] | None = None,
     ) -> TokenBatch:
         """Sequences side by side.
 
@@ -63,19 +67,25 @@ class TokenBatch:
             prompt_lengths: at least 1 each; a sequence that is all prompt has no rows.
             pad_id: what fills the right side; never attended to and never a label.
             length: pad to at least this many tokens; by default to the longest sequence.
+            trained: for each sequence 1 or 0 for each token of its response, or None: all have rows.
         """
+        trained = trained or [None] * len(token_ids)
         width = max(length or 0, *map(len, token_ids))
         shape = (len(token_ids), width)
         input_ids = torch.full(shape, pad_id, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.int64)
         response_mask = torch.zeros(shape, dtype=torch.bool)
         labels = torch.full(shape, IGNORED, dtype=torch.int64)
-        for index, (ids, start) in enumerate(zip(token_ids, prompt_lengths, strict=True)):
+        sequences = zip(token_ids, prompt_lengths, trained, strict=True)
+        for index, (ids, start, kept) in enumerate(sequences):
             known, end = torch.tensor(ids, dtype=torch.int64), len(ids)
             input_ids[index, :end] = known
             attention_mask[index, :end] = 1
-            response_mask[index, start - 1 : end - 1] = True
+            mask = True if kept is None else torch.tensor(kept, dtype=torch.bool)
+            response_mask[index, start - 1 : end - 1] = mask
             labels[index, start - 1 : end - 1] = known[start:]
+            if kept is not None:
+                labels[index].masked_fill_(~response_mask[index], IGNORED)
         return TokenBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -84,6 +94,7 @@ class TokenBatch:
             labels=labels,
             token_ids=tuple(tuple(ids) for ids in token_ids),
             prompt_lengths=tuple(prompt_lengths),
+            trained=tuple(trained),
         )
 
     def __len__(self) -> int:
@@ -91,9 +102,9 @@ class TokenBatch:
 
     @property
     def row_counts(self) -> tuple[int, ...]:
-        """Host. [B] the response tokens of each sequence."""
-        pairs = zip(self.token_ids, self.prompt_lengths, strict=True)
-        return tuple(len(ids) - start for ids, start in pairs)
+        """Host. [B] the response tokens of each sequence that are trained on."""
+        sequences = zip(self.token_ids, self.prompt_lengths, self.trained, strict=True)
+        return tuple(len(ids) - start if kept is None else sum(kept) for ids, start, kept in sequences)
 
     @property
     def num_rows(self) -> int:
@@ -123,6 +134,7 @@ class TokenBatch:
             [self.token_ids[row] for row in sequences],
             [self.prompt_lengths[row] for row in sequences],
             pad_id=0,
+            trained=[self.trained[row] for row in sequences],
         )
         return part.to(device)
 

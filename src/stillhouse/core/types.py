@@ -43,6 +43,9 @@ class Prompt:
     """The reference response, end-of-sequence token included; None where the row has no response."""
     response_finished: bool = True
     """False if the reference was cut at the length limit, so that it does not teach where to stop."""
+    response_trained: tuple[int, ...] | None = None
+    """1 for each token of the reference that is trained on, 0 for context between the answers of a
+    conversation; None: all are."""
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
     teacher_ids: tuple[int, ...] | None = None
@@ -56,6 +59,18 @@ class Prompt:
     def question(self) -> str:
         """The prompt as one text without the template; `text` where `fields` is empty."""
         return question_of(self.fields) if self.fields else self.text
+
+    @property
+    def num_trained(self) -> int:
+        """How many tokens of the reference are trained on; 0 without one."""
+        return len(self.response_ids or ()) if self.response_trained is None else sum(self.response_trained)
+
+    def reference_response(self, source: Source = "fixed") -> Response | None:
+        """The reference as a response in the role of `source`; None where the data set has none."""
+        if self.response_ids is None:
+            return None
+        finished, trained = self.response_finished, self.response_trained
+        return Response(self, self.response_ids, source, finished, trained=trained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +89,8 @@ class Response:
     """The optimiser step whose weights wrote it; None unless `source` is "student"."""
     logprobs: tuple[float, ...] | None = None
     """Log-probabilities (nats) under the distribution it was sampled from, where the engine gave them."""
+    trained: tuple[int, ...] | None = None
+    """1 for each token that is trained on, 0 for the others; None: all are."""
 
 
 @dataclass(frozen=True, slots=True)

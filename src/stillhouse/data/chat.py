@@ -26,7 +26,7 @@ from stillhouse.data.conversation import (
 from stillhouse.data.rendering import REASONING_MARKERS, Part, Rendered
 from stillhouse.data.rows import Message, Row
 from stillhouse.data.text_tokens import unguarded
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RowError
 
 TrainOn = Literal["last", "all"]
 
@@ -107,6 +107,8 @@ class ChatRenderer:
                 weight 0.
         """
         turns, completion = self._turns(row), self._completion(row)
+        if self.header:
+            self.notes["the chat template has no generation prompt: the prompt opens the answer"] += 1
         if not completion:
             prompt = self.prompt(turns, row)
             return Rendered(self._closed(prompt) if self.options.empty_reasoning == "prompt" else prompt)
@@ -118,7 +120,7 @@ class ChatRenderer:
         first = len(turns) if train_on == "last" else 0
         trained = [at for at in answers if at >= first and weight_of(conversation[at])]
         if not trained:
-            raise DataError(f"{row.location}: no turn is trained on, for each has weight 0")
+            raise RowError(row.location, "no turn is trained on: each has weight 0", "no turn to train on")
         conversation = conversation[: trained[-1] + 1]
         prompts = {at: self.prompt(conversation[:at], row) for at in trained}
         if prefill is not None and len(turns) in prompts:
@@ -129,7 +131,9 @@ class ChatRenderer:
         else:
             prompt, parts = self._several(conversation, prompts, row)
         context = sum(at <= trained[-1] for at in answers) - len(trained)
-        return Rendered(prompt, parts, len(trained), context)
+        only_last = trained == [answers[-1]]
+        answer = None if only_last else str(conversation[trained[0]].get("content") or "")
+        return Rendered(prompt, parts, len(trained), context, answer)
 
     @property
     def adds_empty_reasoning(self) -> bool:
@@ -155,9 +159,11 @@ class ChatRenderer:
         elif not answer.get("tool_calls"):
             response = content.removeprefix(prefill)
         elif response is None:
-            raise DataError(
-                f"{row.location}: the chat template writes the conversation in another way once the answer, "
-                "a tool call, is there, so that prompt and response cannot be told apart"
+            raise RowError(
+                row.location,
+                "the chat template writes the conversation in another way once the answer, a tool call, is "
+                "there, so that prompt and response cannot be told apart",
+                "a turn that its template rewrites",
             )
         if reasoning.strip():
             return prompt, (Part(self._with_reasoning(prompt, response, reasoning, row)),)
@@ -179,10 +185,12 @@ class ChatRenderer:
         if shown:
             return response
         if not opening:
-            raise DataError(
-                f"{row.location}: has reasoning, which the chat template leaves out, and the tokenizer has "
+            raise RowError(
+                row.location,
+                "has reasoning, which the chat template leaves out, and the tokenizer has "
                 "no <think>. Set data.template: {kind: chat, reasoning: inline}, which writes it between "
-                "<think> and </think>, or reasoning: drop, which trains on the answers alone"
+                "<think> and </think>, or reasoning: drop, which trains on the answers alone",
+                "reasoning that its template leaves out",
             )
         self.notes[
             "the chat template leaves reasoning out: written between " + opening + " and " + closing
@@ -210,9 +218,11 @@ class ChatRenderer:
             last = at == len(conversation) - 1
             begin = _start_in(whole, opening)
             if begin is None or begin < done or (not last and not turn_end):
-                raise DataError(
-                    f"{row.location}: the chat template writes turn {at + 1} in another way once others "
-                    "follow it, so that it cannot be trained on with them; use data.train_on: last"
+                raise RowError(
+                    row.location,
+                    f"the chat template writes turn {at + 1} in another way once others follow it, so it "
+                    "cannot be trained on with them; use data.train_on: last",
+                    "a turn that its template rewrites",
                 )
             reasoning, _ = reasoning_of(conversation[at])
             before = whole[done:begin]
@@ -374,7 +384,7 @@ def _after(whole: str, prompt: str) -> str | None:
     return None if begin is None else whole[begin:]
 
 
-def _refused(row: Row, turns: Sequence[Message], problem: str) -> DataError:
+def _refused(row: Row, turns: Sequence[Message], problem: str) -> RowError:
     """That the template refuses a conversation, in its words, with a way out where there is one."""
     roles = [turn["role"] for turn in turns]
     ways = ["data.bad_rows: drop"]
@@ -382,6 +392,8 @@ def _refused(row: Row, turns: Sequence[Message], problem: str) -> DataError:
         ways.insert(0, "data.template: {kind: chat, equal_roles: merge}")
     if any(role in SYSTEM_ROLES for role in roles):
         ways.insert(0, "data.template: {kind: chat, system_turns: merge}")
-    return DataError(
-        f"{row.location}: {unguarded(problem)} (roles: {', '.join(roles)}). Set {' or '.join(ways)}"
+    return RowError(
+        row.location,
+        f"{unguarded(problem)} (roles: {', '.join(roles)}). Set {' or '.join(ways)}",
+        "refused by the chat template",
     )

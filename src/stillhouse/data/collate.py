@@ -31,6 +31,7 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
         [len(response.prompt.token_ids) for response in responses],
         pad_id,
         length,
+        [response.trained for response in responses],
     )
     logprobs = None
     if any(response.logprobs is not None for response in responses):
@@ -49,6 +50,10 @@ def _check(response: Response) -> None:
         raise ValueError(f"prompt {name}: has no tokens, so nothing predicts the first response token")
     if not response.token_ids:
         raise ValueError(f"prompt {name}: its {response.source} response has no tokens")
+    if response.trained is not None and (
+        len(response.trained) != len(response.token_ids) or not any(response.trained)
+    ):
+        raise ValueError(f"prompt {name}: its mask {response.trained} trains on none of its tokens")
     if response.logprobs is not None and len(response.logprobs) != len(response.token_ids):
         raise ValueError(
             f"prompt {name}: {len(response.logprobs)} log-probabilities for {len(response.token_ids)} tokens"

@@ -13,12 +13,19 @@ from pydantic import Field
 
 from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.types import Prompt, Response
+from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.rows import Row
-from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer
-from stillhouse.data.text_tokens import UnspellableText
-from stillhouse.data.tokenise import EncodedRow, Encoder, TooLong, truncate_prompt, truncate_response
+from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer, settled_template
+from stillhouse.data.tokenise import (
+    UNSPELLABLE,
+    EncodedRow,
+    Encoder,
+    TooLong,
+    truncate_prompt,
+    truncate_response,
+)
 from stillhouse.errors import DataError, RowError
 
 T = TypeVar("T")
@@ -46,6 +53,10 @@ class DataConfig(StrictConfig):
     """Renders a row as a prompt: auto, alpaca, chat, plain or custom."""
     teacher_template: TemplateField | None = None  # type: ignore[valid-type]
     """The template of a teacher with another tokenizer; default: `template` with the teacher's tokenizer."""
+    train_on: TrainOn = "last"
+    """Which turns of the assistant are trained on: the last of a conversation, or all. With `all` the prompt
+    ends before the first of them, also where responses are generated; what users and tools say between them
+    is read and not trained on. A turn of `weight` 0 is never trained on."""
     max_prompt: PositiveInt = 512
     """Maximum number of tokens of a prompt, template included."""
     max_response: PositiveInt = 512
@@ -122,14 +133,19 @@ def load_data(
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or no row is left.
     """
-    encoder = Encoder(config.template, tokenizer, _teacher_encoder(config, teacher_tokenizer))
+    encoder = _encoder(config, tokenizer, teacher_tokenizer)
     train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
     sets = [train]
     if config.valid is not None:
         sets.append(load_prompts("valid", config.valid, config, encoder, needs_response=True))
     valid = sets[1].prompts if config.valid is not None else ()
     reports = [one.report for one in sets]
-    warnings = [warning for one in sets for warning in _dropped_warnings(one)]
+    warnings = [warning for one in sets for warning in (*_dropped_warnings(one), *_notes(one))]
+    if config.train_on == "all":
+        warnings.append(
+            "data.train_on: all: a prompt ends before the first answer that is trained on; responses that a "
+            "model generates answer there"
+        )
     if config.valid is not None:
         warnings += _overlap_warnings(train.prompts, sets[1])
     for warning in warnings:
@@ -183,6 +199,8 @@ def load_prompts(
         "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
         "response_tokens": sum(len(ids) for ids in responses),
         **reading.report(),
+        "turns": dict(builder.turns),
+        "notes": dict(encoder.take_notes()),
     }
     if not prompts:
         dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
@@ -244,6 +262,8 @@ class _PromptBuilder:
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
+        self.turns: Counter[str] = Counter()
+        """Turns of the assistant in kept rows: trained on, and only read as context."""
         self.without_response: list[str] = []
         """The locations of rows without a response that need one."""
         self.source_of: dict[str, int] = {}
@@ -272,19 +292,22 @@ class _PromptBuilder:
         usable = [(id, row) for id, row in chunk if self._usable(row)]
         encoded = self.encoder.encode([row for _, row in usable])
         for (id, row), found in zip(usable, encoded, strict=True):
-            if isinstance(found, DataError):
+            if isinstance(found, RowError):
                 self._refused(found)
                 continue
             prompt = self._to_prompt(id, row, found)
             if prompt is not None:
                 self.prompts.append(prompt)
+                if prompt.response_ids is not None:
+                    self.turns["trained on"] += found.trained_turns
+                    self.turns["context"] += found.context_turns
 
-    def _refused(self, error: DataError) -> None:
+    def _refused(self, error: RowError) -> None:
         """Count a row that cannot be encoded, or raise."""
-        if isinstance(error, UnspellableText):
-            self.dropped["text of a control token that cannot be spelled"] += 1
+        if error.reason == UNSPELLABLE:
+            self.dropped[error.reason] += 1
         else:
-            self.reading.drop_read(error, "the template cannot render it")
+            self.reading.drop_read(error, error.reason)
 
     def _usable(self, row: Row) -> bool:
         if row.asks_nothing:
@@ -308,23 +331,22 @@ class _PromptBuilder:
             return None
         if len(prompt_ids) > config.max_prompt:
             rule = config.too_long.prompt
-            truncated = (
-                None if rule == "drop" else truncate_prompt(row, self.encoder, config.max_prompt, rule)
-            )
+            truncated = None
+            if rule != "drop" and found.answer is None:  # else the last turn is no part of the prompt
+                truncated = truncate_prompt(row, self.encoder, config.max_prompt, rule)
             if truncated is None:
                 self.dropped["prompt too long"] += 1
                 return None
             self.truncated["prompt"] += 1
             row, text, prompt_ids = truncated
-        kept_ids = response_ids
-        if response_ids is not None:
-            kept_ids = truncate_response(
-                response_ids, config.max_response, config.too_long.response, self.truncated
-            )
-            if kept_ids is None:
-                self.dropped["response too long"] += 1
-                return None
-        teacher_ids = self.encoder.teacher_ids(row)
+        kept_ids = self._kept_response(found)
+        if kept_ids is None and response_ids is not None:
+            return None
+        try:
+            teacher_ids = self._teacher_ids(row, found)
+        except RowError as error:
+            self._refused(error)
+            return None
         if teacher_ids is not None and not teacher_ids:
             self.dropped["empty prompt"] += 1
             return None
@@ -334,11 +356,36 @@ class _PromptBuilder:
             text,
             kept_ids,
             kept_ids == response_ids and row.finished,
-            row.references,
+            None if kept_ids is None or found.trained is None else found.trained[: len(kept_ids)],
+            row.references if found.answer is None else (found.answer,),
             teacher_ids=teacher_ids,
             fields=row.prompt_fields(),
             facts=row.extra,
         )
+
+    def _kept_response(self, found: EncodedRow) -> tuple[int, ...] | None:
+        """The response within the length limit; None if there is none, or it is dropped and counted."""
+        if found.response_ids is None:
+            return None
+        limit, rule = self.config.max_response, self.config.too_long.response
+        kept = truncate_response(found.response_ids, limit, rule, self.truncated)
+        if kept is None:
+            self.dropped["response too long"] += 1
+        elif found.trained is not None and not any(found.trained[: len(kept)]):
+            self.dropped["no token to train on within the length limit"] += 1
+            return None
+        return kept
+
+    def _teacher_ids(self, row: Row, found: EncodedRow) -> tuple[int, ...] | None:
+        """The prompt in the teacher's tokens.
+
+        Raises:
+            RowError: the teacher's template refuses the row, or cannot read its response.
+        """
+        if self.encoder.teacher is not None and found.trained is not None:
+            problem = "a response of several turns needs a teacher with the student's tokenizer"
+            raise RowError(row.location, problem, "several turns for a teacher with another tokenizer")
+        return self.encoder.teacher_ids(row)
 
     def check_responses(self) -> None:
         """Raise if rows lack a response that they need.
@@ -412,6 +459,21 @@ def _text_of(row: Row) -> str:
     raise DataError(f"{row.location}: has no field text; name it: data.text.fields: {{text: ...}}")
 
 
+def _encoder(config: DataConfig, tokenizer: Tokenizer, teacher: Tokenizer | None) -> Encoder:
+    """The student's encoder, with the teacher's where that has another tokenizer.
+
+    Raises:
+        DataError: several answers are to be trained on, which a teacher with another tokenizer cannot read.
+    """
+    if config.train_on == "all" and teacher is not None:
+        raise DataError(
+            "data.train_on: all needs a teacher with the student's tokenizer, because the turns between the "
+            "answers are written with the student's control tokens; use data.train_on: last"
+        )
+    template = settled_template(config.template, tokenizer, lambda: config.train.rows(config.reading()))
+    return Encoder(template, tokenizer, _teacher_encoder(config, teacher), config.train_on)
+
+
 def _teacher_encoder(config: DataConfig, tokenizer: Tokenizer | None) -> Encoder | None:
     """The encoder of a teacher with another tokenizer; None if it has the student's."""
     return None if tokenizer is None else Encoder(config.teacher_template or config.template, tokenizer)
@@ -447,6 +509,14 @@ def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
     return [
         f"{both} of {len(other.prompts)} prompts of data.{other.name} ({other.report['path']}) are also in "
         "data.train: what is measured on them says little about new prompts"
+    ]
+
+
+def _notes(one: PromptSet) -> list[str]:
+    """What happened to rows on their way to the tokenizer, once for each kind."""
+    return [
+        f"data.{one.name} ({one.report['path']}): in {count} of {one.report['rows']} rows {note}"
+        for note, count in one.report["notes"].items()
     ]
 
 

@@ -40,6 +40,8 @@ class Rendered:
     """Turns of the assistant that are trained on."""
     context_turns: int = 0
     """Turns of the assistant that the model only reads."""
+    answer: str | None = None
+    """The text of the first turn that is trained on, where others follow it; None: the row's own response."""
 
 
 def guarded(row: Row, texts: TextTokenizer) -> Row:

@@ -8,6 +8,7 @@ import re
 import string
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator
@@ -15,10 +16,10 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.data.chat import PROBE, ChatOptions, ChatRenderer, TrainOn, render_turns
-from stillhouse.data.conversation import weight_of, with_reasoning, with_system_merged
+from stillhouse.data.conversation import reasoning_of, weight_of, with_reasoning, with_system_merged
 from stillhouse.data.rendering import Part, Rendered
 from stillhouse.data.rows import Message, Row
-from stillhouse.errors import DataError, ModelError
+from stillhouse.errors import ModelError, RowError
 
 Tokenizer = Any
 """A `transformers` tokenizer."""
@@ -34,7 +35,7 @@ class Renderer(Protocol):
         """The row as the text of its prompt and of its response.
 
         Raises:
-            DataError: the template cannot render the row.
+            RowError: the template cannot render the row.
         """
 
 
@@ -85,7 +86,7 @@ class SingleTurn(Template):
         """The prompt, up to where the response begins.
 
         Raises:
-            DataError: the row is a conversation.
+            RowError: the row is a conversation.
         """
 
     def chat_template(self, tokenizer: Tokenizer) -> str:
@@ -109,13 +110,14 @@ class SingleTurn(Template):
         """The instruction and input of a row; of a conversation, its only user turn.
 
         Raises:
-            DataError: the conversation has other turns, or tools.
+            RowError: the conversation has other turns, or tools.
         """
         turns = [turn for turn in row.messages if turn["content"] or turn["role"] != "system"]
         if self.system_turns == "merge":
             turns = with_system_merged(turns)
         if row.tools:
-            raise DataError(f"{row.location}: the template {self.kind} has no tools; use template: chat")
+            problem = f"the template {self.kind} has no tools; use template: chat"
+            raise RowError(row.location, problem, "refused by the template")
         if not row.messages:
             return row.instruction, row.input
         if len(turns) == 1 and turns[0]["role"] == "user":
@@ -124,9 +126,8 @@ class SingleTurn(Template):
         way_out = "use template: chat"
         if {turn["role"] for turn in turns} == {"system", "user"}:
             way_out += f", or data.template: {{kind: {self.kind}, system_turns: merge}}"
-        raise DataError(
-            f"{row.location}: the template {self.kind} takes one question, got the turns {roles}; {way_out}"
-        )
+        problem = f"the template {self.kind} takes one question, got the turns {roles}; {way_out}"
+        raise RowError(row.location, problem, "refused by the template")
 
 
 class SingleTurnRenderer:
@@ -143,7 +144,7 @@ class SingleTurnRenderer:
         """The row as the text of its prompt and of its response.
 
         Raises:
-            DataError: the row is a conversation, or its response has tool calls.
+            RowError: the row is a conversation, or its response has tool calls.
         """
         prompt = self.template.prompt(row)
         if not row.completion:
@@ -151,11 +152,10 @@ class SingleTurnRenderer:
         *context, answer = row.completion
         if context or answer.get("tool_calls"):
             what = "a response of several turns" if context else "tool calls"
-            raise DataError(
-                f"{row.location}: the template {self.template.kind} has no {what}; use template: chat"
-            )
+            problem = f"the template {self.template.kind} cannot render {what}; use template: chat"
+            raise RowError(row.location, problem, "refused by the template")
         if not weight_of(answer):
-            raise DataError(f"{row.location}: no turn is trained on, for each has weight 0")
+            raise RowError(row.location, "no turn is trained on: each has weight 0", "no turn to train on")
         return Rendered(prompt, (Part(with_reasoning(answer, "inline")["content"]),))
 
 
@@ -244,7 +244,8 @@ class Custom(SingleTurn):
         if not given:
             return self.without_input.format(instruction=instruction)
         if self.with_input is None:
-            raise DataError(f"{row.location}: has an input, but template.with_input is not set")
+            problem = "has an input, but template.with_input is not set"
+            raise RowError(row.location, problem, "refused by the template")
         return self.with_input.format(instruction=instruction, input=given)
 
 
@@ -340,3 +341,33 @@ def recorded_template(tokenizer: Tokenizer) -> Template | None:
             "name one by data.template"
         ) from error
     return template
+
+
+def settled_template(template: Template, tokenizer: Tokenizer, rows: Callable[[], Iterable[Row]]) -> Template:
+    """The template for a tokenizer and for the rows that are trained on: see `Chat.empty_reasoning`.
+
+    Args:
+        template: the configured one.
+        tokenizer: the student's.
+        rows: reads the training rows; called only where they decide.
+    """
+    resolved = template.resolved(tokenizer)
+    if not isinstance(resolved, Chat) or resolved.empty_reasoning != "auto":
+        return resolved
+    thinks = any(resolved.options.get(name) for name in ("enable_thinking", "thinking"))
+    if thinks or not resolved.renderer(tokenizer).adds_empty_reasoning:
+        return resolved
+    how = "prompt" if _answers_without_reasoning(rows()) else "omit"
+    settled: Template = resolved.model_copy(update={"empty_reasoning": how})
+    return settled
+
+
+def _answers_without_reasoning(rows: Iterable[Row]) -> bool:
+    """Whether rows have responses and none of them has reasoning."""
+    answered = False
+    for row in rows:
+        answers: tuple[Message, ...] = row.completion or ({"role": "assistant", "content": row.response},)
+        if any(reasoning_of(turn)[0].strip() for turn in answers):
+            return False
+        answered = answered or row.has_response
+    return answered

@@ -13,7 +13,7 @@ from stillhouse.data.rendering import Rendered, guarded
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template, Tokenizer
 from stillhouse.data.text_tokens import GUARD, TextTokenizer, UnspellableText, unguarded
-from stillhouse.errors import DataError
+from stillhouse.errors import RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class EncodedRow:
     """Turns of the assistant that are trained on."""
     context_turns: int = 0
     """Turns of the assistant that are only read."""
+    answer: str | None = None
+    """The text that answers the prompt, where it is not the row's response but an earlier turn."""
 
 
 class Encoder:
@@ -73,12 +75,12 @@ class Encoder:
         self.texts = TextTokenizer(tokenizer)
         self.renderer = self.template.renderer(tokenizer)
 
-    def encode(self, rows: Sequence[Row]) -> list[EncodedRow | DataError]:
+    def encode(self, rows: Sequence[Row]) -> list[EncodedRow | RowError]:
         """For each row its ids, or why it has none: the template refuses it, or a text cannot be spelled."""
         rendered = [self._rendered(row) for row in rows]
         known = self._together([found for found in rendered if isinstance(found, Rendered)])
         return [
-            found if isinstance(found, DataError) else self._encoded(found, row, known.get(id(found)))
+            found if isinstance(found, RowError) else self._encoded(found, row, known.get(id(found)))
             for found, row in zip(rendered, rows, strict=True)
         ]
 
@@ -86,10 +88,10 @@ class Encoder:
         """The prompt of a row as text and as ids, as a model is given it.
 
         Raises:
-            DataError: the template refuses the row, or a text cannot be spelled.
+            RowError: the template refuses the row, or a text cannot be spelled.
         """
         found = self.encode([row])[0]
-        if isinstance(found, DataError):
+        if isinstance(found, RowError):
             raise found
         return found.text, found.prompt_ids
 
@@ -97,7 +99,7 @@ class Encoder:
         """The prompt of a row in the teacher's template and ids; None if they are the student's.
 
         Raises:
-            DataError: the teacher's template refuses the row.
+            RowError: the teacher's template refuses the row.
         """
         return None if self.teacher is None else self.teacher.prompt(row)[1]
 
@@ -109,15 +111,27 @@ class Encoder:
         """
         return self.texts.ids([self.texts.guard(text) for text in texts])
 
-    def _rendered(self, row: Row) -> Rendered | DataError:
+    def answering_last(self) -> Encoder:
+        """The same encoder where prompts end before the last answer, as the evaluation asks."""
+        if self.train_on == "last":
+            return self
+        return Encoder(self.template, self.tokenizer, self.teacher)
+
+    def take_notes(self) -> Counter[str]:
+        """What happened to rows since the last call that their user should know, with the numbers of rows."""
+        notes = Counter(self.renderer.notes)
+        self.renderer.notes.clear()
+        return notes
+
+    def _rendered(self, row: Row) -> Rendered | RowError:
         try:
             safe = guarded(row, self.texts)
             if safe is not row:
                 self.renderer.notes[SPELLED] += 1
             return self.renderer.render(safe, self.train_on)
         except UnspellableText as error:
-            return UnspellableText(f"{row.location}: {error}")
-        except DataError as error:
+            return RowError(row.location, str(error), UNSPELLABLE)
+        except RowError as error:
             return error
 
     def _together(self, rendered: Sequence[Rendered]) -> dict[int, tuple[list[int], list[int]]]:
@@ -138,11 +152,11 @@ class Encoder:
 
     def _encoded(
         self, found: Rendered, row: Row, known: tuple[list[int], list[int]] | None
-    ) -> EncodedRow | DataError:
+    ) -> EncodedRow | RowError:
         try:
             prompt, response, trained = self._parts(found) if known is None else (*known, None)
         except UnspellableText as error:
-            return UnspellableText(f"{row.location}: {error}")
+            return RowError(row.location, str(error), UNSPELLABLE)
         if self.template.special_tokens and prompt[: len(self.texts.prefix)] != self.texts.prefix:
             prompt = [*self.texts.prefix, *prompt]
         end = (self.end_id,) if row.finished else ()
@@ -153,6 +167,7 @@ class Encoder:
             None if trained is None or all(trained) else (*trained, *(1 for _ in end)),
             found.trained_turns,
             found.context_turns,
+            None if found.answer is None else unguarded(found.answer),
         )
 
     def _parts(self, found: Rendered) -> tuple[list[int], list[int], list[int]]:
@@ -168,6 +183,9 @@ class Encoder:
             before += part.text
         return prompt, response, trained
 
+
+UNSPELLABLE = "text of a control token that cannot be spelled"
+"""The reason of rows that are always dropped, since nobody can write them in ordinary tokens."""
 
 SPELLED = "a text spells a control token: it is read in ordinary tokens"
 """The note of rows whose texts had to be guarded."""

@@ -131,7 +131,7 @@ def _add_sums(sums: TokenSums, responses: Sequence[Response], values: torch.Tens
         own = sums.setdefault(response.prompt.id, {name: [0.0, 0] for name in names})
         for name, value in zip(names, own_values, strict=True):
             own[name][0] += value
-            own[name][1] += len(response.token_ids)
+            own[name][1] += len(response.token_ids) if response.trained is None else sum(response.trained)
 
 
 def _cut_at_unknown_tokens(responses: Sequence[Response], vocab_size: int) -> list[Response]:
@@ -144,7 +144,10 @@ def _cut_at_unknown_tokens(responses: Sequence[Response], vocab_size: int) -> li
         if end is None:
             kept.append(response)
         elif end:
-            kept.append(replace(response, token_ids=response.token_ids[:end], finished=False))
+            trained = None if response.trained is None else response.trained[:end]
+            if trained is None or any(trained):
+                ids = response.token_ids[:end]
+                kept.append(replace(response, token_ids=ids, finished=False, trained=trained))
     if cut:
         logger.warning(
             "%d of %d responses hold token ids from %d on, which the tokenizer does not have; likelihoods "
@@ -200,11 +203,8 @@ def merge_sums(sums: TokenSums, more: TokenSums, ending: str = "") -> None:
 
 def references_of(prompts: Iterable[Prompt]) -> list[Response]:
     """The data set's own responses; prompts without one are left out."""
-    return [
-        Response(prompt, prompt.response_ids, "fixed", prompt.response_finished)
-        for prompt in prompts
-        if prompt.response_ids is not None
-    ]
+    found = (prompt.reference_response() for prompt in prompts)
+    return [response for response in found if response is not None]
 
 
 def _batches(responses: Sequence[Response], size: int) -> Iterable[list[Response]]:

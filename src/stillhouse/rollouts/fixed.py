@@ -39,5 +39,6 @@ class FixedPolicy(StatelessPolicy):
 
 def reference_response(prompt: Prompt) -> Response:
     """The data set's response to a prompt, which must have one."""
-    assert prompt.response_ids is not None
-    return Response(prompt, prompt.response_ids, "fixed", finished=prompt.response_finished)
+    response = prompt.reference_response()
+    assert response is not None
+    return response

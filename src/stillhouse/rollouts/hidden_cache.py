@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 NO_SLOT = -1
 
+Content = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
+"""The token ids of prompt and response, and which of the response's are trained on."""
+
 
 class TeacherHiddenCache:
     """The teacher's last hidden states of retained responses, keyed by content.
@@ -25,7 +28,7 @@ class TeacherHiddenCache:
     """
 
     def __init__(self) -> None:
-        self._slots: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        self._slots: dict[Content, int] = {}
         self._references: dict[int, int] = {}
         self._hidden: dict[int, Tensor] = {}
         self._next = 0
@@ -64,5 +67,5 @@ class TeacherHiddenCache:
         return self._hidden.get(slot)
 
 
-def _content(response: Response) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return response.prompt.token_ids, response.token_ids
+def _content(response: Response) -> Content:
+    return response.prompt.token_ids, response.token_ids, response.trained

@@ -155,6 +155,7 @@ def assemble(config: RunConfig) -> Parts:
         needs_response="responses" in config.responses.requirements().data,
         teacher_tokenizer=found.teacher,
     )
+    config = _with_resolved_template(config, data)
     asked = config.objective.requirements().model_names
     for name, teacher in config.all_teachers.items():
         if name in asked:
@@ -184,6 +185,14 @@ def assemble(config: RunConfig) -> Parts:
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
+
+
+def _with_resolved_template(config: RunConfig, data: Data) -> RunConfig:
+    """The run with the template that its data were rendered with, so that everything else renders alike."""
+    if data.encoder is None or data.encoder.template.kind != "chat":
+        return config
+    update = {"template": data.encoder.template}
+    return config.model_copy(update={"data": config.data.model_copy(update=update)})
 
 
 def _check_named_teachers(config: RunConfig, data: Data) -> None:

@@ -58,7 +58,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "held-out prompts": len(prompts),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
-        "response tokens": sum(len(p.response_ids or ()) for p in data.train),
+        "response tokens": sum(prompt.num_trained for prompt in data.train),
+        **_turns(data),
         "optimiser steps": steps,
         "optimiser steps in an epoch": steps_per_epoch,
         **{f"responses to generate by the {model}, at most": count for model, count in generated.items()},
@@ -102,6 +103,14 @@ def _dropped(data: Data) -> dict[str, str]:
     return found
 
 
+def _turns(data: Data) -> dict[str, int]:
+    """How many turns of the assistant are trained on and how many only read, where there are such."""
+    turns = data.report["sets"][0]["turns"]
+    if not turns.get("context") and turns.get("trained on", 0) <= len(data.train):
+        return {}
+    return {f"assistant turns, {name}": turns.get(name, 0) for name in ("trained on", "context")}
+
+
 def _gigabytes(size: float) -> float:
     """To two digits."""
     return float(f"{size / 1e9:.2g}")
@@ -115,7 +124,7 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> in
     tokens = 0
     for source in config.responses.sources():
         if source == "fixed":
-            tokens += sum(len(prompt.response_ids or ()) for prompt in data.train)
+            tokens += sum(prompt.num_trained for prompt in data.train)
         else:
             tokens += len(data.train) * config.data.max_response
     assert config.teacher is not None

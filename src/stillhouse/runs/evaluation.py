@@ -29,10 +29,15 @@ HELD_OUT_TASK = "held-out prompts"
 
 def held_out_prompts(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...]:
     """The prompts of evaluate.data, or else of data.valid."""
-    if config.evaluate.data is None:
+    if config.evaluate.data is None and config.data.train_on == "last":
         return data.valid[: config.evaluate.limit]
-    encoder = data.encoder or Encoder(config.data.template, tokenizer)
-    loaded = load_prompts("eval", config.evaluate.data, config.data, encoder, needs_response=True)
+    encoder = (data.encoder or Encoder(config.data.template, tokenizer)).answering_last()
+    dataset, name = config.evaluate.data, "eval"
+    if dataset is None:
+        if config.data.valid is None:
+            return ()
+        dataset, name = config.data.valid, "valid"
+    loaded = load_prompts(name, dataset, config.data, encoder, needs_response=True)
     return loaded.prompts[: config.evaluate.limit]
 
 

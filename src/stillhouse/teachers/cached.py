@@ -286,14 +286,16 @@ def require_cache(config: TeacherConfig | None) -> CacheTeacherConfig:
 
 def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
     """For each sequence of a batch 32 hexadecimal digits that change with its token ids, with where the
-    response begins and, for a teacher in this process, with the dtype of autocast, but not with padding,
-    order or step."""
+    response begins and which of its tokens have rows and, for a teacher in this process, with the dtype of
+    autocast, but not with padding, order or step."""
     device = batch.input_ids.device.type
     autocast = in_process and torch.is_autocast_enabled(device)
     dtype = str(torch.get_autocast_dtype(device)) if autocast else ""
     keys = []
-    for ids, start in zip(batch.token_ids, batch.prompt_lengths, strict=True):
+    for ids, start, kept in zip(batch.token_ids, batch.prompt_lengths, batch.trained, strict=True):
         content = f"{start} {dtype}\n".encode() + np.array(ids, dtype="<i8").tobytes()
+        if kept is not None:
+            content += bytes(kept)
         keys.append(hashlib.blake2b(content, digest_size=16).hexdigest())
     return keys
 
@@ -499,6 +501,7 @@ def concatenated(batches: Sequence[TokenBatch]) -> TokenBatch:
         [ids for batch in batches for ids in batch.token_ids],
         [length for batch in batches for length in batch.prompt_lengths],
         pad_id=0,
+        trained=[kept for batch in batches for kept in batch.trained],
     )
     return whole.to(batches[0].input_ids.device)
 

@@ -179,7 +179,9 @@ class ServerTeacher:
         bodies = [self._body(sequence) for sequence in different]
         for index, logprobs in self.served.client.exchange("completions", bodies, self._read):
             for row in rows[different[index]]:
-                wanted = range(batch.prompt_lengths[row], len(batch.token_ids[row]))
+                start, kept = batch.prompt_lengths[row], batch.trained[row]
+                response = range(start, len(batch.token_ids[row]))
+                wanted = [position for position in response if kept is None or kept[position - start]]
                 yield row, topk_rows(logprobs, different[index], wanted, self.k)
 
     def pop_metrics(self) -> MetricSums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -92,9 +93,9 @@ class PairsConfig(RoundsConfig):
                 continue
             prompts = load_prompts(one.name, one.data, data, encoder, needs_response=True).prompts
             found[one.name] = {
-                prompt.token_ids: Response(prompt, prompt.response_ids, "teacher", prompt.response_finished)
+                prompt.token_ids: response
                 for prompt in reversed(prompts)  # of several responses to a prompt the first counts
-                if prompt.response_ids is not None
+                if (response := prompt.reference_response("teacher")) is not None
             }
         return found
 
@@ -158,11 +159,10 @@ class PairsConfig(RoundsConfig):
         """The response in the teacher's role that exists already; None if the teacher has to generate it."""
         for name in self._names:
             if name == "fixed":
-                ids, finished = prompt.response_ids, prompt.response_finished
+                found = prompt.reference_response("teacher")
             else:
                 found = context.external_responses.get(name, {}).get(prompt.token_ids)
-                ids, finished = (None, True) if found is None else (found.token_ids, found.finished)
-            if ids is not None:
-                text = context.decode(ids) if context.decode is not None else ""
-                return Sample(number, Response(prompt, ids, "teacher", finished), text, name)
+            if found is not None:
+                text = context.decode(found.token_ids) if context.decode is not None else ""
+                return Sample(number, replace(found, prompt=prompt), text, name)
         return None

@@ -54,6 +54,7 @@ class Sample:
         optional = {
             "sample": self.index,
             "logprobs": response.logprobs,
+            "trained": response.trained,
             "scores": dict(self.scores),
             "references": list(prompt.references),
             "facts": dict(prompt.facts),
@@ -97,6 +98,7 @@ class Sample:
             row.get("finished", True),
             row.get("student_version"),
             tuple(logprobs) if logprobs else None,
+            tuple(row["trained"]) if row.get("trained") else None,
         )
         return cls(
             row.get("number", 0),

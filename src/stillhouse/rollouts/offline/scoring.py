@@ -51,7 +51,7 @@ def mean_logprobs(
         sums = torch.zeros(len(places), dtype=torch.float64, device=device)
         sums.index_add_(0, to_device(batch.row_sequences, device), torch.cat(tokens).double())
         for place, total in zip(places, sums.tolist(), strict=True):
-            found[place] = total / len(responses[place].token_ids)
+            found[place] = total / batch.row_counts[places.index(place)]
     model.train(training)
     return found
 
