@@ -143,6 +143,11 @@ def test_run_eval_and_report_on_a_whole_run(workshop: Workshop) -> None:
     assert said.code == 0, said.err
     found = json.loads((workshop.folder / "found.json").read_text(encoding="utf-8"))
     assert found["settings"]["seeds"] == [3, 4]
+    low, high = found["intervals"]["kl_to_teacher"]
+    assert low < found["metrics"]["kl_to_teacher"] < high
+    assert re.search(r"^ *kl_to_teacher +[\d.]+ +[\d.]+ to [\d.]+ *$", said.out, flags=re.MULTILINE), said.out
+    assert "4 prompts" in said.out
+    assert "tokens_per_second" not in said.out
     assert found["settings"]["sampling"]["max_tokens"] == 8
     own = json.loads((workshop.folder / "runs/one/evaluation/student-after.json").read_text(encoding="utf-8"))
     for name in ("rouge_l", "kl_to_teacher", "top1_agreement", "mean_length"):

@@ -144,7 +144,7 @@ def test_a_little_more_is_not_best_alone(tmp_path):
     rouge = metric_info("rouge_l")
     assert {one.label for one in best_students(rouge, found)} == {"kd-0", "kd-1"}
     told = page([tmp_path / "runs"], tmp_path / "page.html")[1].text
-    assert "kd-1 is first by ROUGE-L, but cannot be told apart on 300 prompts from kd-0" in told
+    assert "kd-1 is first by ROUGE-L on 300 prompts, but cannot be told apart from kd-0" in told
     (table,) = comparison_tables(load_runs([tmp_path / "runs"]))
     assert [row[1].best for row in table.rows] == [True, True, False]
     assert table.title == "e2e (300 prompts)"

@@ -82,16 +82,30 @@ def _evaluate_one(
     output: Path | None,
 ) -> None:
     from stillhouse.files import check_output_file, write_json, write_jsonl
+    from stillhouse.report.metrics import MEASURED_BY
+    from stillhouse.report.scores import intervals
     from stillhouse.runs.evaluate_models import evaluate_model
 
     if output is not None:
         check_output_file("--output", output, ".json")
     with faults_as_options(OPTIONS):
         result, rows = evaluate_model(model, data, teacher=teacher, template=template, **settings)
+    metrics = result["metrics"]
+    sure = intervals(metrics, rows)
     if output is not None:
         write_jsonl(output.with_suffix(".jsonl"), rows)
-        write_json(output, result)
-    console.print_table(("metric", "value"), list(result["metrics"].items()), title=model)
+        write_json(output, {**result, "intervals": sure})
+    lines = [
+        (
+            name,
+            value,
+            f"{console.number(sure[name][0])} to {console.number(sure[name][1])}" if name in sure else None,
+        )
+        for name, value in metrics.items()
+        if name not in MEASURED_BY  # how fast it was says little: nobody measured that for its own sake
+    ]
+    title = f"{model} ({result['settings']['prompts']:,} prompts)"
+    console.print_table(("metric", "value", "95% interval"), lines, title=title)
 
 
 def _evaluate_several(

@@ -42,14 +42,14 @@ def headline(systems: Sequence[System], results: Sequence[TaskResults]) -> Headl
 def _remark(main: MetricInfo, best: System, students: Sequence[System]) -> str:
     if len(students) == 1:
         return ""
+    count = f" on {best.prompts:,} prompts" if best.prompts else ""
+    by = f" by {main.label if main.better == 'higher' else f'the lowest {main.label}'}{count}"
     tied = [system.label for system in best_students(main, students) if system is not best]
     if not tied:
         known = bool(best_students(main, students))
-        return "is best" if known else "is highest; how sure that is cannot be told"
-    level = main.label if main.better == "higher" else f"the lowest {main.label}"
-    count = f" on {best.prompts:,} prompts" if best.prompts else ""
+        return f"is best{by}" if known else f"is first{by}; how sure that is cannot be told"
     names = ", ".join(tied[:3]) + (f" and {len(tied) - 3} more" if len(tied) > 3 else "")
-    return f"is first by {level}, but cannot be told apart{count} from {names}"
+    return f"is first{by}, but cannot be told apart from {names}"
 
 
 def _figures(main: MetricInfo, best: System, here: Sequence[System]) -> list[tuple[str, str, str]]:

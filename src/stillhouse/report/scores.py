@@ -148,6 +148,15 @@ def confidence_interval(
     return value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds)
 
 
+def intervals(
+    metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each measure of one system that the rows account for."""
+    (scores,) = resample_all([prompt_sums(metrics, rows)])
+    found = {name: confidence_interval(metrics, scores, name) for name in metrics}
+    return {name: ends for name, ends in found.items() if ends is not None}
+
+
 def _given_interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     """What the task itself says: an interval, or a standard error over its questions."""
     if _finite(metrics.get(f"{name}_low")) and _finite(metrics.get(f"{name}_high")):

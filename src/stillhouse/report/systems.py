@@ -219,10 +219,10 @@ def _means(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _told_apart_by_folder(systems: Sequence[System], runs: Sequence[RunRecord]) -> list[System]:
     """The systems of one task, those of one label with the folder of their run behind it."""
-    labels = [system.label for system in systems]
+    names = [(system.role, system.label) for system in systems]
     return [
         replace(system, label=f"{system.label} · {runs[system.run].folder.name}")
-        if labels.count(system.label) > 1 and system.run is not None
+        if names.count((system.role, system.label)) > 1 and system.run is not None
         else system
         for system in systems
     ]
