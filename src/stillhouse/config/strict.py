@@ -27,6 +27,18 @@ class StrictConfig(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def options_without_effect(self) -> dict[str, str]:
+        """Its options that change nothing beside its other values, each with the reason; none by default.
+
+        A user who has set one is told (`runs.inert`).
+        """
+        return {}
+
+
+def because(reason: str, *names: str) -> dict[str, str]:
+    """Several options with one reason, for `options_without_effect`."""
+    return dict.fromkeys(names, reason)
+
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 T = TypeVar("T")

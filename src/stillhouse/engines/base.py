@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from stillhouse.config import Registry, StrictConfig
+from stillhouse.config import Registry, StrictConfig, because
 from stillhouse.core.types import Completion
 
 ProgressCallback = Callable[[int, int], None]
@@ -47,6 +47,12 @@ class Sampling(StrictConfig):
 
     With temperature 0 that is the model's own distribution after repetition_penalty and bans.
     """
+
+    def options_without_effect(self) -> dict[str, str]:
+        if self.temperature == 0:
+            return because("temperature 0 takes the most likely token", "top_k", "top_p", "min_p")
+        one = self.top_k == 1
+        return because("top_k 1 leaves one token", "temperature", "top_p", "min_p") if one else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stillhouse.config import Bytes, StrictConfig
+from stillhouse.config import Bytes, StrictConfig, because
 
 
 class FusedConfig(StrictConfig):
@@ -28,6 +28,9 @@ class FusedConfig(StrictConfig):
     compile: bool = False
     """Run the definition of the objective through `torch.compile` instead of its closed form. On the CPUs
     tried the closed forms were faster."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return {} if self.chunk_rows is None else because("chunk_rows decides", "memory_budget")
 
     def chunk_size(self, count: int, bytes_per_row: int) -> int:
         """How many of `count` rows make a chunk: the fewest chunks that fit the budget, of even size."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from stillhouse.config import because
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import EXCLUDED, Objective, register
 from stillhouse.objectives.divergences import ValueAndGradient, dot
@@ -65,6 +66,15 @@ class CSD(Objective):
     """Share of the teacher in the weights called mix; the student has the rest."""
     factor: Literal["released", "paper"] = "released"
     """The paper's value and gradient are twice those of the released code."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        used = {self.w1, self.w2}
+        found: dict[str, str] = {}
+        if "mix" not in used:
+            found |= because("neither weight is mix", "teacher_share")
+        if used == {"uniform"}:
+            found |= because("both weights are uniform", "temperature")
+        return found
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert teacher is not None

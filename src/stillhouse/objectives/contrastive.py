@@ -9,6 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from stillhouse.config import because
 from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.rows import Rows
@@ -73,6 +74,13 @@ class Contrastive(Objective):
     """Weight of student-written rows, beside the share."""
     detach_mixture: bool = True
     """Treat the student inside the mixture of skew reverse KL as a constant, as the released code does."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        if self.alpha_rule == "gap":
+            return {}
+        mixture = because("alpha 0 mixes nothing", "detach_mixture") if self.alpha == 0 else {}
+        rule = ("alpha_least", "alpha_most", "rule_after", "teacher_gap", "student_gap")
+        return mixture | because("alpha_rule is fixed", *rule)
 
     def source_weights(self) -> dict[str, float]:
         """How much the rows of each source count."""

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stillhouse.config import because
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, register
@@ -384,6 +385,9 @@ class SkewRKL(Objective):
     detach_mixture: bool = False
     """Treat the student inside the mixture as a constant, as the DistiLLM-2 code (commit fe4cf9b) does. Same
     value and same zero, but another direction: the two gradients can even point apart."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("alpha 0 mixes nothing", "detach_mixture") if self.alpha == 0 else {}
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stillhouse.config import because
 from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows
@@ -90,6 +91,9 @@ class PolicyGradient(Objective):
     would give that of forward KL."""
 
     has_sequence_part: ClassVar[bool] = True
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("single_step reports the exact value", "estimator") if self.single_step else {}
 
     def requirements(self) -> Requirements:
         # Without the exact part only the labels' log-probabilities count, which every form has.

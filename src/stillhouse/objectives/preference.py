@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from stillhouse.config import because
 from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import REFERENCE, Requirements
 from stillhouse.core.rows import Rows, sequence_means
@@ -45,6 +46,9 @@ class DPKD(Objective):
     """Compare whole responses, or the two favourite tokens at each position."""
     length_normalised: bool = True
     """Average log-probabilities over a response instead of adding them (sequence level)."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("level is token", "length_normalised") if self.level == "token" else {}
 
     def requirements(self) -> Requirements:
         if self.level == "token":

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from stillhouse.config import because
 from stillhouse.core.alignment import Members, VocabularyMatch
 from stillhouse.core.host import to_device
 from stillhouse.core.requirements import Requirements
@@ -49,6 +50,9 @@ class Span(Objective):
     """Weight of the tokens that both have; default: their share of the teacher's vocabulary."""
     rest_weight: NonNegative | None = None
     """Weight of the other tokens; default: 1 minus that share."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return {} if self.compare == "jsd" else because("compare is not jsd", "teacher_weight")
 
     def requirements(self) -> Requirements:
         needs = self.compared_with("distribution", same_tokenizer=False)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stillhouse.config import ListOf
+from stillhouse.config import ListOf, because
 from stillhouse.core.alignment import Members, TokenAlignment
 from stillhouse.core.host import RowIndex, known, to_device
 from stillhouse.core.requirements import Requirements
@@ -61,6 +61,9 @@ class Transport(Objective):
     """Layers whose hidden states are compared too, as shares of the depth: 0 is the embedding, 1 the last."""
     layer_weight: NonNegative = 1.0
     """Weight of the layers, of which the mean is taken."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return {} if self.layers else because("no layers are compared", "layer_weight")
 
     def requirements(self) -> Requirements:
         layers = Requirements.of(self.teacher_model, "layers") if self.layers else Requirements()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillhouse.config import because
 from stillhouse.core.requirements import RunFacts
 from stillhouse.core.seeds import derived_seed, derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
@@ -51,6 +52,15 @@ class AdaptiveConfig(StudentShareConfig):
     cache_teacher_hidden: bool = False
     """Cache the teacher's hidden states of each response in the buffer, so that replaying it costs no teacher
     forward pass; takes memory and checkpoint space: capacity x tokens x the teacher's width."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        if self.student_share == 1:
+            return because("student_share is 1", "base")
+        if self.student_share != 0:
+            return {}
+        of_the_student = ("sampling", "fresh_share", "capacity", "minimum_fill", "train_on_fresh")
+        of_replay = ("skip_first_token", "generate_batches", "cache_teacher_hidden")
+        return because("student_share is 0", *of_the_student, *of_replay)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

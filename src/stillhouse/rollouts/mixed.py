@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from stillhouse.config import because
 from stillhouse.core.requirements import STUDENT, Requirements, RunFacts
 from stillhouse.core.seeds import derived_uniform
 from stillhouse.core.types import Progress, Prompt, Response
@@ -67,6 +68,11 @@ class MixedConfig(StudentShareConfig):
     kind: Literal["mixed"] = "mixed"
     student_share: Share = 0.5
     """Probability that a step is on-policy (lambda in GKD; 1 is fully on-policy)."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        if self.student_share == 1:
+            return because("student_share is 1", "base")
+        return because("student_share is 0", "sampling") if self.student_share == 0 else {}
 
     def sources(self) -> frozenset[str]:
         """The student's, and those of `base` unless it is never used."""

@@ -170,6 +170,14 @@ class RunConfig(StrictConfig):
                 hint="Set data.valid and train.validate_every, or keep: last.",
             )
 
+        if self.train.keep == "best" and self.train.best_by == "rouge_l" and not self.train.validate_rouge:
+            yield Fault(
+                "train.best_by",
+                "rouge_l is not measured with train.validate_rouge: false",
+                got="rouge_l",
+                hint="Set train.best_by: loss, or train.validate_rouge: true.",
+            )
+
     def evaluation_sets(self) -> tuple[DatasetConfig, ...]:
         """Every set of rows that a student of this run is evaluated on."""
         tasks = [source for task in self.evaluate.expanded_tasks() for source in task.datasets().values()]

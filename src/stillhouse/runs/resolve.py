@@ -27,6 +27,7 @@ from stillhouse.engines import Sampling
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.files import locate
 from stillhouse.models.paths import is_run, resolve_path
+from stillhouse.runs import inert
 from stillhouse.runs.config import RunConfig
 
 ROWS: frozenset[KeyPath] = frozenset(
@@ -91,7 +92,8 @@ def resolve(
     config = _with_limits(config, origins)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
-    return Resolved(config, provenance, to_yaml(config), tuple(map(_told, layered.dropped)))
+    told = (*map(_told, layered.dropped), *inert.notes(config, provenance, RECIPE))
+    return Resolved(config, provenance, to_yaml(config), told)
 
 
 def _told(dropped: Dropped) -> str:

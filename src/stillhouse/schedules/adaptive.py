@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stillhouse.config import because
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import Progress
 from stillhouse.schedules.base import REGISTRY, Schedule, State
@@ -40,6 +41,12 @@ class DevLoss(Schedule):
 
     def requirements(self) -> Requirements:
         return Requirements(measured=frozenset({"dev_loss"}))
+
+    def options_without_effect(self) -> dict[str, str]:
+        still = ("step", "tolerance", "against")
+        if self.start == 1:
+            return because("start is 1", "maximum", *still)
+        return because("start is the maximum", *still) if self.maximum <= self.start else {}
 
     def initial(self) -> State:
         return {"value": self.start}
@@ -89,6 +96,11 @@ class Momentum(Schedule):
 
     def requirements(self) -> Requirements:
         return Requirements(measured=frozenset({"train_loss"}))
+
+    def options_without_effect(self) -> dict[str, str]:
+        if self.start >= self.end:
+            return because("start is not below end", "rate", "momentum")
+        return because("rate is 0", "momentum") if self.rate == 0 else {}
 
     def observe(self, state: State, name: str, value: float, progress: Progress) -> State:
         if name != "train_loss":

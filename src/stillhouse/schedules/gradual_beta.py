@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stillhouse.config import because
 from stillhouse.core.types import Progress
 from stillhouse.schedules.base import REGISTRY, Schedule, State
 
@@ -40,6 +41,9 @@ class GradualBeta(Schedule):
             return max(self.start, progress.fraction)
         done = math.floor(progress.epoch)
         return min(1.0, max(self.start, (done + 1) / progress.epochs + progress.epoch - done))
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("start is 1", "rule") if self.start == 1 else {}
 
     def bounds(self) -> tuple[float, float]:
         return self.start, min(1.0, 1.5 * self.start) if self.rule == "released" else 1.0

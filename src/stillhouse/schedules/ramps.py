@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from stillhouse.config import because
 from stillhouse.core.types import Progress
 from stillhouse.schedules.base import REGISTRY, Schedule, State
 
@@ -31,6 +32,9 @@ class _Ramp(Schedule):
     """The value from `until` on."""
     until: float = 1.0
     """Fraction of the training after which `end` is reached."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("start is end", "until") if self.start == self.end else {}
 
     def bounds(self) -> tuple[float, float]:
         return min(self.start, self.end), max(self.start, self.end)

@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
-from stillhouse.config import Bytes, FilePath
+from stillhouse.config import Bytes, FilePath, because
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
@@ -98,6 +98,9 @@ class CacheTeacherConfig(TeacherConfig):
     """Size of the store, such as 20GB, beyond which nothing more is stored."""
 
     caches = True
+
+    def options_without_effect(self) -> dict[str, str]:
+        return because("on_miss: error stores nothing", "limit") if self.on_miss == "error" else {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

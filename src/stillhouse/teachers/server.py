@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stillhouse.config import FilePath
+from stillhouse.config import FilePath, because
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, concat_sparse
 from stillhouse.errors import RequestRejected, TeacherError
@@ -57,6 +57,9 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
     def provides(self) -> frozenset[str]:  # type: ignore[override]
         """Text; and the most probable tokens, unless token ids are not the student's."""
         return frozenset({"text"}) if self.retokenise else frozenset({"text", "topk"})
+
+    def options_without_effect(self) -> dict[str, str]:
+        return {} if self.cache is not None else because("cache is null", "identity")
 
     def server(self) -> ServerConnection:
         """Itself."""

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import ListOf, StrictConfig
+from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.fused import FusedConfig
 
 Every = Literal["epoch", "never"] | int
@@ -61,6 +61,18 @@ class TrainConfig(StrictConfig):
     """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
     hf: dict[str, Any] = Field(default_factory=dict)
     """Further fields of transformers.TrainingArguments, passed through as they are."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if self.max_steps is not None:
+            found |= because("train.max_steps decides", "epochs")
+        if self.keep == "last":
+            found |= because("train.keep is last", "best_by")
+        if self.validate_every == "never":
+            found |= because("train.validate_every is never", "validate_rouge")
+        if self.save_every == "never":
+            found |= because("train.save_every is never", "keep_checkpoints")
+        return found
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from stillhouse.config import ListOf, StrictConfig
+from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import DataConfig, load_prompts
@@ -78,6 +78,11 @@ class PairsConfig(RoundsConfig):
     """Where the teacher's responses come from: the teacher, the data set ("fixed"), or another generator
     ({name: NAME, data: FILE}). Of a list, the first that has a response to the prompt; each response is
     labelled with its origin. The paper found the teacher's own responses best (figure 2b)."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        found: dict[str, str] = super().options_without_effect()
+        own = "teacher" in self._names
+        return found if own else found | because("the teacher generates nothing", "teacher_sampling")
 
     @property
     def _names(self) -> list[str]:

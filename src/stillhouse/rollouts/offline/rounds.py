@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import ListOf
+from stillhouse.config import ListOf, because
 from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
@@ -39,6 +39,10 @@ class RoundsConfig(ResponsesConfig):
         if self.refresh == "step" and (self.filters or self.scores):
             raise ValueError("filters and scores need whole rounds: set refresh to epoch or never, not step")
         return self
+
+    def options_without_effect(self) -> dict[str, str]:
+        found = {} if self.filters else because("there are no filters", "resample")
+        return found | because("refresh is step", "chunk_size") if self.refresh == "step" else found
 
     def requirements(self) -> Requirements:
         """What the filters and `scores` need."""
