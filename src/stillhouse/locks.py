@@ -63,6 +63,22 @@ def only_one(file: Path, option: str, place: Path, hint: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def only_one_writes(output: Path, share: str = "") -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time write the file of `--output`; see `only_one`.
+
+    Args:
+        output: the file.
+        share: of several processes that write it together, which one this is.
+    """
+    hint = "Wait for its end, or choose another file."
+    return only_one(output.with_name(f".{output.name}{share}{FILE}"), "--output", output, hint)
+
+
+def only_one_in(folder: Path, option: str) -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time work in a folder; see `only_one`."""
+    return only_one(folder / FILE, option, folder, "Wait for its end, or choose another folder.")
+
+
 def _locked(file: Path, place: Path) -> int | None:
     """The locked file, open; None if another process has it."""
     while True:

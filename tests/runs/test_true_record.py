@@ -457,3 +457,25 @@ def test_outcome_is_the_same_for_a_resumed_longer_run(tmp_path: Path) -> None:
     wanted, found = outcome(tmp_path / "long"), outcome(tmp_path / "short")
     assert differences(wanted["weights"], found["weights"]) == []
     assert differences(wanted["optimizer"], found["optimizer"]) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (("generate", "run.yaml", "-o", "out.jsonl"), ".out.jsonl.lock"),
+        (("curate", "train.jsonl", "-o", "out.jsonl", "-f", "empty"), ".out.jsonl.lock"),
+        (
+            ("eval", "student", "--data", "valid.jsonl", "--template", "plain", "-o", "out.json"),
+            ".out.json.lock",
+        ),
+        (("eval", "student", "teacher", "--data", "valid.jsonl", "-o", "out"), "out/.lock"),
+        (("quickstart", "--folder", "out"), "out/.lock"),
+    ],
+    ids=["generate", "curate", "eval", "eval of several", "quickstart"],
+)
+def test_what_other_commands_write_is_locked_too(
+    workshop: Workshop, command: tuple[str, ...], file: str
+) -> None:
+    place = workshop.folder / file
+    with only_one(place, "--output", place.parent, "Wait."):
+        assert f"process {os.getpid()} is still running in out" in workshop.refused(*command)

@@ -58,18 +58,20 @@ def curate(
     Interrupted while a teacher scores responses, the same command resumes from the saved scores.
     """
     from stillhouse.files import check_output_file
+    from stillhouse.locks import only_one_writes
     from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.runs.resolve import resolve
 
     check_output_file("--output", output, ".jsonl")
     config = resolve(like).config if like is not None else None
-    result = filter_files(
-        files,
-        _filters(filters or (), config),
-        output,
-        held_out=_held_out(held_out or (), config),
-        teacher=_teacher(teacher, config),
-    )
+    with only_one_writes(output):
+        result = filter_files(
+            files,
+            _filters(filters or (), config),
+            output,
+            held_out=_held_out(held_out or (), config),
+            teacher=_teacher(teacher, config),
+        )
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"

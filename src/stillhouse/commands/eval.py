@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,19 +83,20 @@ def _evaluate_one(
     output: Path | None,
 ) -> None:
     from stillhouse.files import check_output_file, write_json, write_jsonl
+    from stillhouse.locks import only_one_writes
     from stillhouse.report.metrics import MEASURED_BY
     from stillhouse.report.scores import intervals
     from stillhouse.runs.evaluate_models import evaluate_model
 
     if output is not None:
         check_output_file("--output", output, ".json")
-    with faults_as_options(OPTIONS):
+    with faults_as_options(OPTIONS), only_one_writes(output) if output is not None else nullcontext():
         result, rows = evaluate_model(model, data, teacher=teacher, template=template, **settings)
-    metrics = result["metrics"]
-    sure = intervals(metrics, rows)
-    if output is not None:
-        write_jsonl(output.with_suffix(".jsonl"), rows)
-        write_json(output, {**result, "intervals": sure})
+        metrics = result["metrics"]
+        sure = intervals(metrics, rows)
+        if output is not None:
+            write_jsonl(output.with_suffix(".jsonl"), rows)
+            write_json(output, {**result, "intervals": sure})
     lines = [
         (
             name,
@@ -116,16 +118,20 @@ def _evaluate_several(
     evaluate: dict[str, Any],
     output: Path | None,
 ) -> None:
+    from stillhouse.files import check_writable
+    from stillhouse.locks import only_one_in
     from stillhouse.report import load_runs, print_comparison, write_report
     from stillhouse.runs.evaluate_models import evaluate_models
 
     folder = output or Path("runs/comparison")
-    with faults_as_options(OPTIONS):
-        folders = evaluate_models(
-            models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate
-        )
-    print_comparison(load_runs(folders))
-    console.say(str(write_report(folders, folder / "report.html")))
+    check_writable("--output", folder)
+    with only_one_in(folder, "--output"):
+        with faults_as_options(OPTIONS):
+            folders = evaluate_models(
+                models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate
+            )
+        print_comparison(load_runs(folders))
+        console.say(str(write_report(folders, folder / "report.html")))
 
 
 def _seeds(text: str) -> list[int]:

@@ -58,6 +58,7 @@ def generate(
     Models and data are those of RUN.YAML, or --model and --data.
     """
     from stillhouse.files import check_output_file
+    from stillhouse.locks import only_one_writes
     from stillhouse.runs.generate import GenerateArguments
     from stillhouse.runs.generate import generate as generate_responses
 
@@ -72,7 +73,8 @@ def generate(
     with faults_as_options(OPTIONS) if file is None else contextlib.nullcontext():
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         config = _config(file, overrides, model, data, template, max_prompt, sampling)
-        result = generate_responses(config, arguments)
+        with only_one_writes(output, f".{rank}-of-{world}" if world > 1 else ""):
+            result = generate_responses(config, arguments)
     _print_summary(output, result, rank, world)
 
 

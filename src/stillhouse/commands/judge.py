@@ -59,20 +59,22 @@ def judge(
     from stillhouse.evaluate.judge import Rubric
     from stillhouse.evaluate.judge_files import TokenPrice, default_output, find_answers, judge_files
     from stillhouse.files import check_output_file
+    from stillhouse.locks import only_one_writes
 
     server = _server(url, model, key_env, concurrency)
     ours, theirs = find_answers(first, task, "A"), find_answers(second, task, "B")
     target = output or default_output(ours, theirs)
     check_output_file("--output", target, ".json")
-    result = judge_files(
-        ours,
-        theirs,
-        server,
-        Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature),
-        target,
-        limit=limit,
-        price=TokenPrice(price_in, price_out),
-    )
+    with only_one_writes(target):
+        result = judge_files(
+            ours,
+            theirs,
+            server,
+            Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature),
+            target,
+            limit=limit,
+            price=TokenPrice(price_in, price_out),
+        )
     title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"
     console.print_table(("measure", "value"), list(result["metrics"].items()), title=title)
     console.say(str(target))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import stillhouse
-from stillhouse import console
+from stillhouse import console, locks, signals
 from stillhouse.commands.app import START, app
 from stillhouse.errors import ConfigError, Fault
 
@@ -45,6 +45,15 @@ def quickstart(folder: Path, overrides: Mapping[str, Any] | None = None) -> Path
     Raises:
         ConfigError: the folder contains something other than a quickstart.
     """
+    from stillhouse.files import check_writable
+
+    check_writable("--folder", folder)
+    with locks.only_one_in(folder, "--folder"):
+        _clear(folder)
+        return _stages(folder, overrides or {})
+
+
+def _stages(folder: Path, overrides: Mapping[str, Any]) -> Path:
     import torch
 
     from stillhouse.report import load_runs, print_comparison, write_report
@@ -52,15 +61,16 @@ def quickstart(folder: Path, overrides: Mapping[str, Any] | None = None) -> Path
     from stillhouse.runs.resolve import resolve
 
     torch.set_num_threads(1)  # models this small gain little from more, and lose much on a busy machine
-    _clear(folder)
     start = time.perf_counter()
     demo = Path(stillhouse.__file__).parent / "demo"
     for number, stage in enumerate(STAGES, start=1):
         console.note(f"{number} of {len(STAGES)}: {stage}")
-        values = {"output.folder": str(folder / stage), "output.report": False, **(overrides or {})}
+        values = {"output.folder": str(folder / stage), "output.report": False, **overrides}
         if stage != "warm-start":
             values["student.path"] = str(folder / "warm-start" / "student")
-        execute(resolve(demo / f"{stage}.yaml", values))
+        result = execute(resolve(demo / f"{stage}.yaml", values))
+        if result.signal is not None:
+            raise signals.Stopped(result.signal)
     methods = [folder / stage for stage in ("kd", "distillm2")]
     page = write_report(methods, folder / "report.html", "Quickstart: KD and DistiLLM-2 on E2E NLG")
     print_comparison(load_runs(methods))
@@ -70,10 +80,8 @@ def quickstart(folder: Path, overrides: Mapping[str, Any] | None = None) -> Path
 
 def _clear(folder: Path) -> None:
     """Delete an earlier quickstart, and nothing else."""
-    from stillhouse.files import check_writable
     from stillhouse.runs.folder import RunFolder
 
-    check_writable("--folder", folder)
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     foreign = [path.name for path in inside if not _is_quickstart(path)]
     if foreign:
@@ -82,13 +90,17 @@ def _clear(folder: Path) -> None:
     for stage in STAGES:
         if (process := RunFolder(folder / stage).running()) is not None:
             raise ConfigError(Fault("--folder", f"process {process} is still running in {folder / stage}"))
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in inside:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != locks.FILE:
+            path.unlink()
 
 
 def _is_quickstart(path: Path) -> bool:
     """Whether this is the page, or a stage: its folder and its name differ from those of a user's run."""
     if path.name not in STAGES:
-        return path.name == "report.html"
+        return path.name in ("report.html", locks.FILE)
     try:
         name = json.loads((path / "state.json").read_text(encoding="utf-8"))["name"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -81,8 +81,10 @@ def _known_responses(parts: Parts) -> Iterator[Response]:
             reference_response(prompt) for prompt in parts.data.train if prompt.response_ids is not None
         )
     if "teacher" in sources:
-        context = make_context(parts, RunFolder(default_folder(config)))
-        yield from config.responses.static_teacher_responses(context)
+        folder = RunFolder(default_folder(config))
+        with folder.alone():  # a run in it may be writing the same responses
+            found = config.responses.static_teacher_responses(make_context(parts, folder))
+        yield from found
     if "text" in needed and parts.data.text:
         yield from parts.data.text
 
