@@ -64,9 +64,7 @@ def test_a_kind_and_its_options_come_in_any_order(overrides: list[str]) -> None:
     assert resolve({**TREE, "recipe": "gkd"}, keywords).config.objective.alpha == 0.2
 
 
-@pytest.mark.parametrize(
-    "recipe", ["gkd", "imitkd", "minillm", "csd_on_policy", "gold", "skd", "distillm", "seqkd"]
-)
+@pytest.mark.parametrize("recipe", ["gkd", "imitkd", "csd_on_policy", "gold", "skd", "distillm", "seqkd"])
 def test_the_sampling_of_the_user_beats_that_of_the_recipe(recipe: str) -> None:
     found = resolved(recipe, "engine.sampling.min_tokens=3", engine={"sampling": {"temperature": 0.9}})
     sampling = found.config.responses.sampling

@@ -35,7 +35,7 @@ def check(
 
     What is wrong is said before anything else.
     """
-    from stillhouse.runs.checks import preflight
+    from stillhouse.runs.checks import check_length, preflight
     from stillhouse.runs.estimate import estimate
     from stillhouse.runs.resolve import resolve
 
@@ -44,6 +44,8 @@ def check(
     for note in resolved.notes:
         console.note(note)
     found = estimate(resolved.config) if sizes else {}
+    for note in check_length(resolved.config, found["prompts"]) if found else ():
+        console.note(note)
     if measure:
         found |= _measured(resolved, found)
     if values:

@@ -126,6 +126,8 @@ def _unknown(path: KeyPath, tree: type[StrictConfig], layered: Layered) -> Fault
         only = f"Only kind {kind_of(owner)} has it."
         return Fault(dotted(path), "does not fit the kind", hint=only, origin=layered.origin(path))
     near = nearest(name, allowed)
+    if ":" in name:
+        near = ""
     hint = None if near else _meant(name, owner, tree)
     return Fault(
         dotted(path),

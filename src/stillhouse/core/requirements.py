@@ -169,3 +169,5 @@ class RunFacts:
     max_steps: int | None = None
     sampling_teacher_share: float = 0.0
     """The teacher's share in the distribution that the student's text is sampled from."""
+    altered_sampling: str = ""
+    """The settings by which the student's text is drawn from another distribution than its own, in words."""

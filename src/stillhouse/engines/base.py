@@ -48,6 +48,14 @@ class Sampling(StrictConfig):
     With temperature 0 that is the model's own distribution after repetition_penalty and bans.
     """
 
+    @property
+    def altered(self) -> str:
+        """The settings with which tokens are not drawn from the model's own distribution, in words."""
+        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+        plain |= {"min_tokens": 0, "no_repeat_ngram_size": 0}
+        changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
+        return ", ".join(f"{name} {value:g}" for name, value in changed.items())
+
     def options_without_effect(self) -> dict[str, str]:
         if self.temperature == 0:
             return because("temperature 0 takes the most likely token", "top_k", "top_p", "min_p")

@@ -118,6 +118,13 @@ class Sum(_Holder):
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
         for number, term in enumerate(self.terms):
             yield from term.check_in_run(f"{path}.terms[{number}]", facts)
+            if term.sources is not None:
+                yield Fault(
+                    f"{path}.terms[{number}]",
+                    f"{term.name} takes a mean for each source of text, a sum one over all of it",
+                    hint="Write one sum for each source: objective: {teacher: {kind: sum, terms: [...]}, "
+                    "student: {kind: sum, terms: [...]}}.",
+                )
 
 
 class _Routed(_Holder):

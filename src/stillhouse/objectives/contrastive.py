@@ -129,7 +129,7 @@ class Contrastive(Objective):
             yield Fault(
                 f"{path}.rule_after",
                 "alpha_rule: gap would begin after the end of the training",
-                got=f"{self.rule_after:g}, with train.epochs={facts.epochs:g}",
+                got=f"{self.rule_after:g}, in a training of {facts.epochs:.3g} epochs",
                 allowed=f"less than {facts.epochs:g}",
                 hint=f"Train for more epochs, or set {path}.alpha_rule: fixed.",
             )

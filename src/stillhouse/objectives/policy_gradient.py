@@ -112,6 +112,13 @@ class PolicyGradient(Objective):
                 allowed=f"{facts.sampling_teacher_share:g}, as responses.kind={facts.responses} writes",
                 hint="Set both to the same number (on_policy and batched responses have teacher_share).",
             )
+        if facts.altered_sampling:
+            yield Fault(
+                path,
+                "policy_gradient is for text from the student's own distribution; on other text it is biased",
+                got=f"sampling with {facts.altered_sampling}",
+                hint="Set responses.sampling: {temperature: 1.0}, without cuts, limits or penalties.",
+            )
         others = facts.sources - {"student"}
         if others:
             yield Fault(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stillhouse.config import walk
 from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
@@ -14,6 +17,8 @@ from stillhouse.models.paths import model_files, resolve_adapter
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import default_folder
 from stillhouse.runs.training_arguments import check_loggers, training_arguments
+from stillhouse.schedules import Schedule
+from stillhouse.train.config import interval
 
 
 def preflight(config: RunConfig) -> None:
@@ -24,8 +29,8 @@ def preflight(config: RunConfig) -> None:
         EnvironmentFault: a package that a path or a logger needs is not installed.
     """
     faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
-    if faults:
-        faults[-1] = f"{faults[-1]} (Relative paths start at the working directory, {Path.cwd()}.)"
+    start = f" (Relative paths start at the working directory, {Path.cwd()}.)"
+    faults = [f"{fault}{start}" for fault in faults]
     try:
         training_arguments(config, default_folder(config))
     except ConfigError as error:
@@ -133,6 +138,46 @@ def longest_sequence(config: RunConfig, train: Sequence[Prompt]) -> int:
     if not any("text" in need.signals for need in needs.models):
         return dataset
     return max(dataset, generated) if "responses" in needs.data else generated
+
+
+def check_length(config: RunConfig, prompts: int) -> list[str]:
+    """What does not fit the length of the training, once the number of prompts is known.
+
+    Returns:
+        What is no mistake for sure, but should be known.
+
+    Raises:
+        ConfigError: a part would begin after the end of the training.
+    """
+    train = config.train
+    per_epoch = max(1, -(-prompts // train.batch_size))
+    steps = train.max_steps or math.ceil(train.epochs * per_epoch)
+    facts = replace(config.facts, epochs=steps / per_epoch, max_steps=None)
+    faults = [
+        *config.objective.check_in_run("objective", facts),
+        *config.responses.check_in_run("responses", facts),
+    ]
+    if faults:
+        raise ConfigError(*faults)
+    follows = any("dev_loss" in schedule.requirements().measured for schedule in _schedules(config))
+    if not follows or train.validate_every == "never" or interval(train.validate_every, per_epoch) < steps:
+        return []
+    return [
+        f"train.validate_every={train.validate_every}: the first validation after the start ends the "
+        f"{steps:,} steps, so what follows the validation loss never moves. Take a share of an epoch: 0.1"
+    ]
+
+
+def _schedules(config: RunConfig) -> list[Schedule]:
+    found: list[Schedule] = []
+
+    def visit(path: str, value: Any) -> Any:
+        if isinstance(value, Schedule):
+            found.append(value)
+        return value
+
+    walk(config, visit)
+    return found
 
 
 def context_length(model_config: Any) -> int | None:

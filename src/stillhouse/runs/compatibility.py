@@ -85,6 +85,14 @@ def unfit_sources(objective: Objective, sources: frozenset[str], responses: str)
         responses: the kind of the response policy.
     """
     told_apart = objective.sources or ()
+    if objective.sources is None and "text" in sources and objective.requirements().model_names:
+        yield Fault(
+            "objective",
+            "would compare data.text with the teacher too, in one mean with the responses",
+            hint="Give one for each source, such as objective: {"
+            + ", ".join(f"{one}: {{...}}" for one in sorted(sources - {"text"}))
+            + ", text: {kind: cross_entropy}}.",
+        )
     for source in sorted(sources):
         if objective.for_source(source) is None:
             yield Fault(

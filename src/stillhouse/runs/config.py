@@ -150,6 +150,7 @@ class RunConfig(StrictConfig):
             batch_size=self.train.batch_size,
             max_steps=self.train.max_steps,
             sampling_teacher_share=self.responses.sampling_teacher_share(),
+            altered_sampling=(getattr(self.responses, "sampling", None) or self.engine.sampling).altered,
         )
 
     def _incompatible(self) -> Iterator[Fault]:

@@ -23,7 +23,7 @@ from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs import history
 from stillhouse.runs.build import Parts, assemble, make_step
-from stillhouse.runs.checks import check_context_lengths, preflight
+from stillhouse.runs.checks import check_context_lengths, check_length, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
 from stillhouse.runs.export.weights import export, write_card
@@ -103,6 +103,8 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             questions = held_out_prompts(config, parts.data, parts.tokenizer)
             check_tasks(config, parts.tokenizer)
         check_context_lengths(config, parts.data.train, questions, parts.contexts)
+        for note in check_length(config, len(parts.data.train)):
+            logger.warning(note)
         found = _inputs(parts, folder, changes, resume)
         checkpoint = checkpoints.newest_whole(folder.checkpoints) if resume else None
         reached = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
@@ -191,7 +193,18 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
             if folder.main:
                 console.note(line)
         report_server_usage(parts.connected_engine, step.teachers.get(MAIN), folder)
-    return not interrupt.requested or trainer.state.global_step >= trainer.state.max_steps
+    finished = not interrupt.requested or trainer.state.global_step >= trainer.state.max_steps
+    if finished and folder.main:
+        _tell_unmoved(step, folder)
+    return finished
+
+
+def _tell_unmoved(step: Step, folder: RunFolder) -> None:
+    """Say which schedules never left their start, and keep it in the record."""
+    unmoved = step.schedules.unmoved()
+    folder.note(unmoved=unmoved)
+    for path, value in unmoved.items():
+        logger.warning("%s stayed at its start, %g: what it follows never asked for more", path, value)
 
 
 def _train_until_stopped(trainer: DistilTrainer, interrupt: Interrupt, checkpoint: Path | None) -> None:

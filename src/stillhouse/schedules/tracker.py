@@ -46,6 +46,14 @@ class ScheduleTracker:
         """The value of every schedule at this step by its path, for the metrics log."""
         return {path: s.value(progress, self._states[path]) for path, s in self._schedules.items()}
 
+    def unmoved(self) -> dict[str, float]:
+        """The schedules that follow a measurement and are where they began, by path, with their value."""
+        return {
+            path: state["value"]
+            for path, state in self._states.items()
+            if state.get("value") is not None and state == {**state, **self._schedules[path].initial()}
+        }
+
     def observe(self, name: str, value: float, progress: Progress) -> None:
         """Update every schedule with a measured metric; see `Schedule.observe`."""
         for path, schedule in self._schedules.items():

@@ -11,6 +11,8 @@ from stillhouse.fused import FusedConfig
 
 Every = Literal["epoch", "never"] | int
 """At the end of each epoch, never, or every so many optimiser steps."""
+EveryShare = Every | float
+"""As `Every`; a number with a point below 1 is a share of an epoch: 0.1 is ten times an epoch."""
 
 
 class TrainConfig(StrictConfig):
@@ -43,8 +45,9 @@ class TrainConfig(StrictConfig):
     each one's tokens."""
     log_every: int = Field(10, ge=1)
     """Optimiser steps between two rows of metrics.jsonl."""
-    validate_every: Every = "epoch"
-    """When to measure loss and ROUGE-L on data.valid."""
+    validate_every: EveryShare = "epoch"
+    """When to measure loss and ROUGE-L on data.valid: epoch, never, every so many optimiser steps, or a share
+    of an epoch below 1 (0.1: ten times an epoch)."""
     save_every: Every = "epoch"
     """When to write a checkpoint to resume from."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -85,12 +88,18 @@ class TrainConfig(StrictConfig):
             every = getattr(self, name)
             if isinstance(every, int) and every < 1:
                 raise ValueError(f"{name} must be at least 1, or epoch, or never")
+            if isinstance(every, float) and not 0 < every < 1:
+                raise ValueError(f"{name}: a share of an epoch lies between 0 and 1, got {every:g}")
         return self
 
 
-def due(every: Every, step: int, steps_per_epoch: int, last: bool) -> bool:
+def due(every: EveryShare, step: int, steps_per_epoch: int, last: bool) -> bool:
     """Whether something is due after step `step`; what happens at all also happens after the last one."""
-    if every == "never":
-        return False
-    interval = steps_per_epoch if every == "epoch" else every
-    return last or step % max(1, interval) == 0
+    return every != "never" and (last or step % interval(every, steps_per_epoch) == 0)
+
+
+def interval(every: EveryShare, steps_per_epoch: int) -> int:
+    """The optimiser steps from one time to the next, for anything but "never"."""
+    if isinstance(every, str):
+        return max(1, steps_per_epoch)
+    return max(1, round(every * steps_per_epoch) if isinstance(every, float) else every)
