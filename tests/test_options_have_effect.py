@@ -63,6 +63,8 @@ def others(part: StrictConfig, name: str) -> Iterator[StrictConfig]:
     candidates: list[Any] = [0.3, 0.9, 0.02, 2.0, 3, 1, 0.0, 1.0, 7]
     if isinstance(value, bool):
         candidates = [not value]
+    elif isinstance(value, tuple) or "tuple[" in annotation:
+        candidates = [(0.3, 0.9), (0.8, 0.1)]
     elif "Literal" in annotation:
         candidates = [*literals(type(part).model_fields[name].annotation), 0.2]
     for candidate in candidates:

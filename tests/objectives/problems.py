@@ -73,6 +73,8 @@ VARIANTS: list[dict[str, Any]] = [
         "terms": [{"kind": "policy_gradient"}, {"kind": "reverse_kl"}, {"kind": "cross_entropy"}],
     },
     {"kind": "by_source", "teacher": {"kind": "cross_entropy"}, "student": {"kind": "policy_gradient"}},
+    {"kind": "adaptive_kl", "crossing_token": False},
+    {"kind": "alpha_mixture", "alpha": 0.5, "teacher_share": 0.5, "ab": (0.7, 0.2)},
     {"kind": "span", "compare": "forward_kl", "order": "bayesian"},
     {"kind": "span", "compare": "reverse_kl"},
     {"kind": "transport", "blur": 0.3, "place_weight": 1.0},

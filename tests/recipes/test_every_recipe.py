@@ -16,6 +16,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     # So short a run does not over-fit, and the share of student text starts at zero.
     "distillm": {"responses": {"student_share": 0.5}},
     "distillm_released": {"responses": {"student_share": 0.5, "capacity": 64, "minimum_fill": 64}},
+    "amid_released": {"responses": {"student_share": 0.5, "capacity": 64, "minimum_fill": 64}},
     # Policy gradients are noisy: less of the future, a smaller step, a student that has begun to learn.
     "minillm": {"objective": {"discount": 0.5}, "train": {"lr": 3e-3}},
     "skd": {"train": {"max_steps": 12}},
