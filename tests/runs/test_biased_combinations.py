@@ -46,6 +46,12 @@ def test_plain_text_that_would_be_compared_with_the_teacher() -> None:
     assert resolve({**TREE, "recipe": "skl", "data": data, "objective": objective}).config.data.text
 
 
+def test_a_student_that_is_its_own_teacher_is_told() -> None:
+    (note,) = resolve({**TREE, "recipe": "kd", "student": {"path": "./teacher"}}).notes
+    assert "student and teacher are the same model" in note
+    assert resolve({**TREE, "recipe": "kd"}).notes == ()
+
+
 def test_messages_lead_somewhere() -> None:
     assert "A space is missing after the colon: rank: 8" in refusal("student.lora={rank:8}", recipe="kd")
     message = refusal("objective.alpha=0.2", recipe="kd")

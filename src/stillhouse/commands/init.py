@@ -13,7 +13,12 @@ from stillhouse.errors import ConfigError
 
 MODELS_AND_DATA = {
     "student": {"path": "path/or/hub-name/of/the/student"},
-    "data": {"train": "train.jsonl", "valid": "valid.jsonl", "max_prompt": 256, "max_response": 256},
+    "data": {
+        "train": {"kind": "jsonl", "path": "train.jsonl"},
+        "valid": "valid.jsonl",
+        "max_prompt": 256,
+        "max_response": 256,
+    },
 }
 TEACHER = {"kind": "live", "path": "path/or/hub-name/of/the/teacher"}
 USAGE = """# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.

@@ -7,7 +7,9 @@ from typing import Any
 
 from stillhouse.config import StrictConfig, because, dotted, walk
 from stillhouse.config.trees import leaves, plain
+from stillhouse.core.requirements import teacher_path
 from stillhouse.engines import Sampling
+from stillhouse.files import locate
 from stillhouse.runs.config import RunConfig
 
 DERIVED = ("default", "engine.sampling.max_tokens", "data.max_response")
@@ -46,6 +48,20 @@ def notes(config: RunConfig, provenance: Mapping[str, Mapping[str, Any]], recipe
         set_by_user = origin not in DERIVED and not origin.startswith(recipe)
         if reason is not None and set_by_user and defaults.get(path, _NONE) != fact["value"]:
             yield f"{path}={fact['value']} ({origin}) has no effect: {reason}"
+
+
+def same_models(config: RunConfig) -> Iterator[str]:
+    """A teacher that is the student's own start: a loss of zero, unless the two read different prompts."""
+    if config.student.path is None:
+        return
+    start = locate(config.student.path).resolve()
+    for name, teacher in config.all_teachers.items():
+        model = teacher.model_to_load()
+        if model is not None and model.adapter is None and locate(model.path).resolve() == start:
+            yield (
+                f"student and {teacher_path(name)} are the same model, {config.student.path}: where both "
+                "read the same prompt there is nothing to learn"
+            )
 
 
 _NONE = object()

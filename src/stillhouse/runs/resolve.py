@@ -92,7 +92,11 @@ def resolve(
     config = _with_limits(config, origins)
     values = flatten(config)
     provenance = {path: {"value": values[path], "origin": origin} for path, origin in origins.items()}
-    told = (*map(_told, layered.dropped), *inert.notes(config, provenance, RECIPE))
+    told = (
+        *map(_told, layered.dropped),
+        *inert.notes(config, provenance, RECIPE),
+        *inert.same_models(config),
+    )
     return Resolved(config, provenance, to_yaml(config), told)
 
 
