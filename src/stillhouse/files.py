@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -197,6 +198,39 @@ STAGE = "stillhouse"
 """The one key of the first line of a stage file, whose value says how the rows came to be."""
 
 PACKAGE = "package:"
+MAX_NAME, MAX_PATH = 255, 4095
+"""Bytes of one name and of a whole path, on every common file system."""
+
+
+def name_problem(path: str) -> str | None:
+    """Why no file can have this path: null bytes, half characters, or too long; None if one can."""
+    if "\0" in path:
+        return "holds a null byte, which no path can"
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "holds half a character, which no path can"
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > MAX_NAME or len(encoded) > MAX_PATH:
+        return (
+            f"is too long for a path: {len(encoded):,} bytes, the longest name {longest:,}; allowed: "
+            f"{MAX_PATH:,} and {MAX_NAME}"
+        )
+    return None
+
+
+def require_regular(path: Path) -> None:
+    """Refuse devices, pipes and sockets, whose reading may never end; what is not there passes.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+            kind = kinds.get(stat.S_IFMT(mode), "a device")
+            raise ConfigError(f"{path}: is {kind}, not a file. Write its content to a file and name that.")
 
 
 def locate(path: str | Path) -> Path:
@@ -206,15 +240,23 @@ def locate(path: str | Path) -> Path:
     anything else is relative to the working directory.
 
     Raises:
+        ConfigError: no file can have this name, or it leads out of the package.
         EnvironmentFault: the package is not installed.
     """
     text = str(path)
+    if (problem := name_problem(text)) is not None:
+        raise ConfigError(f"{text[:60]!r}: {problem}")
     if not text.startswith(PACKAGE):
         try:
             return Path(text).expanduser()
         except RuntimeError:  # ~NAME where nobody is called so
             return Path(text)
     name, _, inner = text.removeprefix(PACKAGE).partition("/")
+    if inner.startswith("/") or ".." in inner.split("/"):
+        raise ConfigError(
+            f"{text}: leads out of the package. A path after package:{name}/ stays inside; write other paths "
+            "without package:."
+        )
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # of a.b where there is no a; of no name

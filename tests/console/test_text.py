@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+from stillhouse import console
 from stillhouse.console import note, say, show_error, warn
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 
@@ -22,3 +26,12 @@ def test_lines_obey_no_control_characters_either(capsys):
     captured = capsys.readouterr()
     assert captured.out == "a␛[2Jb\n"
     assert captured.err == "a␛[2Jb\nwarning: a␛[2Jb\nerror: bad␛]0;title␇.jsonl\n"
+
+
+def test_json_for_a_terminal_is_the_same_value_without_a_control_character() -> None:
+    value = {"text": "a\x9b31m\x1b[2J\x7f\u202eb\u2028 ü 北 👋 \t\n", "n": [1, None, True]}
+    for indent in (None, 2):
+        text = console.json_text(value, indent=indent)
+        assert json.loads(text) == value
+        assert "ü 北 👋" in text
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e]", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -28,7 +27,7 @@ def align(
     preflight(config)
     found = align_responses(config, number)
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        typer.echo(console.json_text(found, indent=2))
         return
     for sample in found["samples"]:
         if sample["dropped"] is not None:

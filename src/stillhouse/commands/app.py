@@ -64,6 +64,15 @@ class _ConsoleHandler(logging.Handler):
             console.note(record.getMessage())
 
 
+TOLD = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+        errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR, errno.ESTALE,
+    }
+)  # fmt: skip
+"""Errors of the operating system whose words say enough; others are ours, and show where."""
+
+
 def main() -> None:
     """Run the command line. Deliberate errors become one message and an exit code, never a traceback.
 
@@ -94,7 +103,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in TOLD:
             raise
         fault = EnvironmentFault(
             f"{error.filename or 'writing'}: {error.strerror}. Files written earlier are intact."

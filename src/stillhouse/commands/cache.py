@@ -112,8 +112,12 @@ def verify(
     folder: Folder = DEFAULT,
     repair: Annotated[bool, typer.Option(help="Rewrite damaged shards with their sound records.")] = False,
 ) -> None:
-    """Read every byte and check it against its checksum; exit code 3 if something is damaged."""
+    """Read every byte and check it against its checksum; exit code 3 if something is damaged.
+
+    The weights of teachers are hashed anew too, where the folder remembers their hashes.
+    """
     from stillhouse.errors import TeacherError
+    from stillhouse.models.fingerprint import verify_remembered
     from stillhouse.teachers.store import maintenance
 
     sound, damaged = 0, []
@@ -127,6 +131,11 @@ def verify(
         elif faults:
             damaged.append(path)
     console.say(f"{sound:,} sound records in {folder}")
+    hashes, changed = verify_remembered(folder)
+    for fault in changed:
+        console.warn(fault)
+    if hashes or changed:
+        console.say(f"{hashes:,} files of teachers are what they were when they were hashed")
     if damaged:
         raise TeacherError(
             f"{len(damaged)} damaged: {', '.join(map(str, damaged))}. What is damaged is never used; remove "

@@ -52,7 +52,7 @@ def compare(
                 console.note(f"{table.title}: {table.note}")
     text = comparison_text(records, "markdown" if form == "table" else form, everything=all_measures)
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(console.visible(text.replace("\r\n", "\n")), nl=False)
         return
     with atomic(output) as handle:
         handle.write(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ def runs(
 
     lines = list_runs(folders or [Path("runs")])
     if as_json:
-        typer.echo(json.dumps([line.as_json() for line in lines], indent=2))
+        typer.echo(console.json_text([line.as_json() for line in lines], indent=2))
         return
     runs_table(lines).print()
     for line in lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,7 +58,7 @@ def show(
     shown = select(asked, number=number, seed=seed, id=id, dropped=dropped)
     if as_json:
         for one in shown:
-            typer.echo(json.dumps(one.as_json(), ensure_ascii=False))
+            typer.echo(console.json_text(one.as_json()))
         return
     terminal = console.output().is_terminal
     for one in shown:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 from pydantic_core import PydanticCustomError
+
+from stillhouse.files import name_problem
 
 
 class StrictConfig(BaseModel):
@@ -43,7 +45,16 @@ def because(reason: str, *names: str) -> dict[str, str]:
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 T = TypeVar("T")
 
-FilePath = Annotated[Path, Field(strict=False)]
+
+def _possible(path: Path) -> Path:
+    if (problem := name_problem(str(path))) is not None:
+        raise PydanticCustomError(
+            "path", "{problem} (got {path})", {"problem": problem, "path": repr(str(path)[:60])}
+        )
+    return path
+
+
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
 """A path, given as a string."""
 
 ListOf = Annotated[tuple[T, ...], Field(strict=False)]

@@ -15,6 +15,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from stillhouse.config.strict import nearest
 from stillhouse.errors import ConfigError
+from stillhouse.files import name_problem, require_regular
+
+MAX_BYTES = 1 << 19
+"""Of a file: a configuration of every setting has some ten thousand."""
+MAX_VALUES, MAX_DEPTH = 50_000, 40
+"""Of what a file stands for: an alias (`*name`) counts as what it repeats."""
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -76,12 +82,20 @@ def parse_value(text: str) -> Any:
 
 
 def _text(path: Path) -> str:
+    if (problem := name_problem(str(path))) is not None:
+        raise ConfigError(f"{str(path)[:60]!r}: {problem}")
+    require_regular(path)
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.yaml"))
         raise ConfigError(
             f"{path}: is a folder, not a YAML file" + (f"; in it: {', '.join(inside)}" if inside else "")
         )
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(
+                f"{path}: has {size:,} bytes; a configuration has at most {MAX_BYTES:,}. Rows of data go "
+                "into files of their own, which data.train names."
+            )
         content = path.read_bytes()
     except FileNotFoundError as error:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -120,10 +134,18 @@ class _Builder:
             raise ConfigError(
                 f"{where}: a character that YAML does not allow ({error.character:#x})"
             ) from error
-        except (yaml.YAMLError, RecursionError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"{self.name}: is not YAML that is read: it is nested too deeply") from error
+        except yaml.YAMLError as error:
             raise ConfigError(f"{self.name}: is not YAML: {error}") from error
 
     def build(self, node: Node, path: KeyPath) -> Any:
+        if len(path) > MAX_DEPTH:
+            raise self.fault(node, f"is nested more than {MAX_DEPTH} deep")
+        if len(self.origins) >= MAX_VALUES:
+            raise self.fault(
+                node, f"brings the configuration to more than {MAX_VALUES:,} values, with what aliases repeat"
+            )
         self.origins[path] = f"{self.name}:{node.start_mark.line + 1}"
         if any(node is outer for outer in self._open):
             raise self.fault(node, "contains itself")

@@ -4,7 +4,7 @@ as plain lines.
 Results go to standard output, so that they can be piped; progress, notes and errors go to standard error.
 """
 
-from stillhouse.console.format import duration, number, visible
+from stillhouse.console.format import duration, json_text, number, visible
 from stillhouse.console.live import LiveValue, ProgressMeter, phase, progress
 from stillhouse.console.table import Table, TableCell, TableColumn, make_table, print_table
 from stillhouse.console.text import messages, note, output, say, show_error, warn
@@ -16,6 +16,7 @@ __all__ = [
     "TableCell",
     "TableColumn",
     "duration",
+    "json_text",
     "make_table",
     "messages",
     "note",

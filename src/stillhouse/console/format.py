@@ -5,6 +5,7 @@ A function takes whatever a JSON file may hold: None becomes a dash, what is no 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any, TypeGuard
@@ -112,6 +113,12 @@ def visible(text: str) -> str:
     tabs and line breaks stay.
     """
     return _HIDDEN.sub(_shown, text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for standard output: text as it is, but for what `visible` would change, in escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _shown(found: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ from torch import nn
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import LoraConfig
-from stillhouse.models.paths import error_summary, resolve_adapter
+from stillhouse.models.paths import error_summary, foreign_files, resolve_adapter
 
 
 def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
@@ -38,13 +38,8 @@ def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
         ModelError: there is no adapter at the path, or it does not fit the model.
     """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     folder = resolve_adapter(adapter)
-    try:
+    with foreign_files(f"{adapter}: cannot be merged into the model as an adapter"):
         merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{adapter}: cannot be merged into the model as an adapter. {error_summary(error)}"
-        ) from error
     return merged

@@ -77,8 +77,8 @@ def fingerprint_of_files(
 ) -> str:
     """16 hexadecimal digits that change with a model's weights, config, adapter or dtype.
 
-    Hashing gigabytes of weights takes seconds, so hashes are cached by the path, size and modification time
-    of a file.
+    Hashing gigabytes of weights takes seconds, so hashes are remembered by the path, size, times and inode of
+    a file: a file that was changed in place has another change time, whatever its other times were set to.
 
     Args:
         model: where the files are and how they are loaded.
@@ -129,18 +129,43 @@ def _files(folder: Path) -> list[Path]:
 
 def _hash(file: Path, known: dict[str, Any]) -> str:
     stat = file.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns]
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     name = str(file.resolve())
-    if (entry := known.get(name)) is not None and entry[:2] == stamp:
-        return str(entry[2])
+    entry = known.get(name)
+    if isinstance(entry, list) and entry[:-1] == stamp:
+        return str(entry[-1])
     with open(file, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     known[name] = [*stamp, digest]
     return digest
 
 
+def verify_remembered(cache_dir: Path) -> tuple[int, list[str]]:
+    """Hash every file again whose hash a cache folder remembers; a hash that was wrong is forgotten.
+
+    Returns:
+        How many hashes were right, and a sentence for each that was not.
+    """
+    remembered = _read_cache(cache_dir / HASH_CACHE)
+    right: dict[str, Any] = {}
+    faults = []
+    for name, entry in remembered.items():
+        try:
+            found: dict[str, Any] = {}
+            whole = entry[-1] == _hash(Path(name), found)
+        except (OSError, TypeError, LookupError):
+            continue  # gone: nobody takes its hash for that of another file
+        if whole:
+            right |= found
+        else:
+            faults.append(f"{name}: is not what it was when it was hashed; what is cached is of the former")
+    if right != remembered and remembered:
+        write_json(cache_dir / HASH_CACHE, right)
+    return len(right), faults
+
+
 def _read_cache(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     return {}

@@ -17,7 +17,7 @@ from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.hidden import check_head, unwrap
-from stillhouse.models.paths import error_summary, missing_folder_hint, model_files
+from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
 
 SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
 """Config fields that a randomly initialised student takes from its tokenizer."""
@@ -187,7 +187,6 @@ def _load(config: ModelConfig, path: str, dtype: Dtype) -> nn.Module:
 
 
 def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
@@ -199,13 +198,9 @@ def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{path}: is not a model folder: it has no config.json.")
     model: nn.Module
-    try:
+    problem = f"{path}: no causal language model could be loaded from there"
+    with foreign_files(problem, missing_folder_hint(path)):
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{path}: no causal language model could be loaded from there. "
-            f"{error_summary(error)}{missing_folder_hint(path)}"
-        ) from error
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
         raise ModelError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.config import nearest
-from stillhouse.errors import ModelError
-from stillhouse.files import PACKAGE, locate
+from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.files import locate
 
+FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".yaml")
 ADAPTER_FILE = "adapter_config.json"
 BASE_FOLDER = "base"
 """Where an exported adapter has the model that it belongs to, in its own folder."""
@@ -31,14 +35,37 @@ def resolve_path(path: str) -> str:
         return str(student)
     if folder.is_dir():
         return str(folder)
-    looks_local = path.startswith((PACKAGE, "/", ".", "~")) or path.count("/") != 1 or folder.exists()
-    if looks_local:
+    if _looks_local(path, folder):
         problem = "is a file, not a folder" if folder.is_file() else f"does not exist{_similar(folder)}"
         raise ModelError(
             f"{path}: {problem}. A model path is a folder with config.json and weights, or a hub name "
             "like org/name."
         )
     return path
+
+
+def _looks_local(path: str, folder: Path) -> bool:
+    """Whether a path that is no folder is meant as one: then no hub is asked for it."""
+    name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path)
+    return name is None or folder.exists() or folder.suffix in FILE_ENDINGS or folder.parent.is_dir()
+
+
+@contextlib.contextmanager
+def foreign_files(problem: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever another library raises while it reads files of a model into a `ModelError`.
+
+    Damaged or poisoned files fail wherever a library stumbles over them, by no common type.
+
+    Args:
+        problem: the path, and what could not be done with it.
+        hint: follows the library's own message.
+    """
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{problem}. {error_summary(error)}{hint}") from error
 
 
 def is_run(folder: Path) -> bool:

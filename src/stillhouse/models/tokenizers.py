@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import ModelConfig
-from stillhouse.models.paths import error_summary, missing_folder_hint, model_files
+from stillhouse.models.paths import foreign_files, missing_folder_hint, model_files
 
 
 def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> Any:
@@ -33,13 +33,8 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     if owner.gguf_file and not config.tokenizer:
         options["gguf_file"] = owner.gguf_file
     folder = _tokenizer_folder(path)
-    try:
+    with foreign_files(f"{path}: no tokenizer could be loaded from there", missing_folder_hint(path)):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path}: no tokenizer could be loaded from there. "
-            f"{error_summary(error)}{missing_folder_hint(path)}"
-        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could end.")
     if tokenizer.pad_token_id is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stillhouse.config import nearest
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import name_problem, require_regular
 
 FOLDER = Path(__file__).parent
 
@@ -49,14 +50,17 @@ def find(name: str) -> Recipe:
     Raises:
         ConfigError: there is none; the nearest names are in the message.
     """
+    if (problem := name_problem(name)) is not None:
+        raise ConfigError(Fault("recipe", problem, got=f"{name[:60]!r}"))
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
+        require_regular(path)
         if not path.is_file():
             raise ConfigError(Fault("recipe", "there is no such file", got=name))
         return _read(path)
     path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        names = [recipe.name for recipe in all_recipes()]
+    names = [recipe.name for recipe in all_recipes()]
+    if name not in names:
         raise ConfigError(
             Fault("recipe", f"no method is called {name!r}{nearest(name, names)}", allowed=", ".join(names))
         )

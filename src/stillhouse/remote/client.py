@@ -43,6 +43,11 @@ MAX_RETRY_AFTER = 900.0
 """Seconds; a server that asks to wait longer than this is not waited for."""
 LOGGED_WAIT = 10.0
 """Seconds of backoff from which on a retry is logged, and the least between two such lines."""
+FIRST_CONTACT = 5.0
+"""Seconds within which a server must have answered anything at all, if only that it is busy; an outage later
+is waited for as the connection's `retries` say."""
+UNREACHABLE_STATUSES = frozenset({502, 504, 521, 522, 523})
+"""A proxy answers, and says that nobody is behind it."""
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Rate limits, restarts and overload, also those of common proxies: statuses that a retry may change."""
 
@@ -121,6 +126,7 @@ class Client:
         self._request_numbers = itertools.count()
         self._rate_limited_until = 0.0
         self._logged_at = -LOGGED_WAIT
+        self._reached = False
 
     def request(
         self, path: str, body: RequestBody | None = None, parse: Callable[[Any], T] | None = None
@@ -172,6 +178,18 @@ class Client:
             return self.request(path, body, parse)
         except RequestRejected:
             return None
+
+    def reach(self) -> None:
+        """See whether there is a server; whatever it says will do.
+
+        Raises:
+            ServerError: it does not answer within some seconds.
+        """
+        try:
+            self.request_if_supported("models")
+        except ServerError:
+            if not self._reached:
+                raise
 
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
@@ -239,6 +257,7 @@ class Client:
             await asyncio.sleep(rest)
         self.usage.requests += 1
         response = await self._send(url, body)
+        self._reached |= response.status_code not in UNREACHABLE_STATUSES
         if response.status_code != 200:
             raise self._status_error(url, response)
         try:
@@ -261,9 +280,11 @@ class Client:
         return result
 
     def _gives_up(self, state: RetryCallState) -> bool:
+        failure, waited = _failure(state), (state.seconds_since_start or 0.0) + state.upcoming_sleep
         return (
             state.attempt_number > self._server.retries
-            or (_failure(state).retry_after or 0.0) > MAX_RETRY_AFTER
+            or (failure.retry_after or 0.0) > MAX_RETRY_AFTER
+            or (not self._reached and failure.unreachable and waited > FIRST_CONTACT)
         )
 
     def _before_retry(self, url: str, state: RetryCallState) -> None:
@@ -279,8 +300,11 @@ class Client:
     async def _send(self, url: str, body: RequestBody | None) -> httpx.Response:
         if self._http is None:
             self._http = self._connect()
+        timeout = self._server.timeout
+        if body is None and not self._reached:
+            timeout = min(timeout, FIRST_CONTACT)
         try:
-            async with asyncio.timeout(self._server.timeout):  # that of httpx restarts with every byte
+            async with asyncio.timeout(timeout):  # that of httpx restarts with every byte
                 method = "GET" if body is None else "POST"
                 async with self._http.stream(method, url, json=body) as response:
                     return await _received(response, answer_limit(body))
@@ -289,19 +313,21 @@ class Client:
                 f"{url}: a prompt with half a character cannot be sent ({error.reason})."
             ) from None
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise TransientError(f"no answer within {self._server.timeout:g} s") from error
+            raise TransientError(f"no answer within {timeout:g} s", unreachable=True) from error
         except httpx.ConnectError as error:
-            raise TransientError("no connection", str(error)) from error
+            raise TransientError("no connection", str(error), unreachable=True) from error
         except httpx.InvalidURL as error:
             raise RequestRejected(f"{url}: is no URL ({error}).") from error
         except httpx.HTTPError as error:
-            raise TransientError("a broken connection", f"{type(error).__name__} {error}".strip()) from error
+            detail = f"{type(error).__name__} {error}".strip()
+            raise TransientError("a broken connection", detail, unreachable=True) from error
 
     def _status_error(self, url: str, response: httpx.Response) -> Exception:
         status = f"status {response.status_code} {response.reason_phrase}".strip()
         message = self._redact(_error_message(response))
         if response.status_code in RETRIED_STATUSES:
-            return TransientError(status, message, parse_retry_after(response.headers))
+            gone = response.status_code in UNREACHABLE_STATUSES
+            return TransientError(status, message, parse_retry_after(response.headers), unreachable=gone)
         advice = {
             401: " The key is missing or wrong: key_env must name a variable that holds it.",
             403: " The key may not do this: key_env must name a variable that holds one that may.",
@@ -316,7 +342,7 @@ class Client:
         authorization = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         return httpx.AsyncClient(
             headers={"Accept": "application/json", "Accept-Encoding": ", ".join(ENCODINGS), **authorization},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 15.0), pool=None),
+            timeout=httpx.Timeout(timeout, connect=min(timeout, FIRST_CONTACT), pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             trust_env=not is_loopback(self.root),  # a proxy cannot reach this machine's own loopback
         )
@@ -332,7 +358,9 @@ class TransientError(Exception):
     Example: `TransientError("status 429", retry_after=2.0)`
     """
 
-    def __init__(self, kind: str, detail: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, kind: str, detail: str = "", retry_after: float | None = None, *, unreachable: bool = False
+    ) -> None:
         super().__init__(kind)
         self.kind = kind
         """Failures of one kind are counted together."""
@@ -340,6 +368,8 @@ class TransientError(Exception):
         """What else is known, such as the server's own message."""
         self.retry_after = retry_after
         """Seconds that the server asked to wait; None: it did not say."""
+        self.unreachable = unreachable
+        """Nothing shows that there is a server at all."""
 
 
 class Backoff(wait_base):

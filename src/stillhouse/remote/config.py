@@ -31,7 +31,8 @@ class ServerConnection(StrictConfig):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Most requests in flight at a time."""
     retries: Annotated[int, Field(ge=0)] = 8
-    """Most retries of a request that was rate-limited, timed out or broke off, with exponential backoff."""
+    """Most retries of a request that was rate-limited, timed out or broke off, with exponential backoff. A
+    server that has never answered is given up after a few seconds."""
     timeout: Annotated[float, Field(gt=0)] = 300.0
     """Seconds to wait for a whole response; a long text on a busy server takes its time."""
     backoff: Annotated[float, Field(gt=0)] = 0.5
@@ -108,6 +109,7 @@ class ServerConnection(StrictConfig):
             ServerError: the server does not answer, or lists no model or several.
         """
         if self.model is not None:
+            client.reach()  # a dead server is told of now, and not when a long first answer fails to come
             return self.model
         names = client.request("models", parse=lambda reply: [str(model["id"]) for model in reply["data"]])
         if len(names) != 1:

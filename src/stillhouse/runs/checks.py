@@ -69,7 +69,7 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
             continue
         try:
             source.check_found()
-        except DataError as error:
+        except (DataError, ConfigError) as error:
             yield f"{path}: {error}"
 
 
@@ -82,7 +82,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
                 continue
             try:
                 (resolve_adapter if field == "adapter" else model_files)(path)
-            except ModelError as error:
+            except (ModelError, ConfigError) as error:
                 yield f"{name}.{field}: {error}"
 
 

@@ -19,7 +19,7 @@ from stillhouse.config import nearest
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
-from stillhouse.files import locate
+from stillhouse.files import locate, require_regular
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -43,6 +43,7 @@ class FileDataset(DatasetConfig):
             DataError: there is no such file; the message suggests one with a similar name.
         """
         path = locate(self.path)
+        require_regular(path)
         if path.is_dir():
             raise DataError(
                 f"{path}: is a folder, but {self.kind} needs a file, or a pattern such as "
