@@ -1,0 +1,18 @@
+"""docs/estimates.md shows the committed measurements, and they are as near as the page says."""
+
+from __future__ import annotations
+
+import json
+
+from tests.conftest import ROOT, script
+
+
+def test_the_table_is_that_of_the_result() -> None:
+    (page,) = script(ROOT / "docs" / "build_estimates.py").pages().values()
+    assert page == (ROOT / "docs" / "estimates.md").read_text(encoding="utf-8"), "run: make docs"
+
+
+def test_the_estimates_are_within_15_percent_of_the_truth() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "estimates.json").read_text())["rows"]
+    assert len({row["student parameters"] for row in rows}) >= 3
+    assert all(0.85 <= row["ratio"] <= 1.15 for row in rows), rows
