@@ -72,7 +72,7 @@ def test_policy_gradient_is_for_the_students_text_alone() -> None:
 
 
 def test_a_rule_that_would_begin_after_the_end_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"objective.rule_after.*begin after the end.*epochs=1"):
+    with pytest.raises(ConfigError, match=r"objective.rule_after.*begin after the end.*of 1 epochs"):
         resolve(tree(recipe="distillm2", train={"epochs": 1.0}))
     resolve(tree(recipe="distillm2", train={"epochs": 1.0}, objective={"alpha_rule": "fixed"}))
     resolve(tree(recipe="distillm2", train={"max_steps": 5}))
