@@ -18,6 +18,7 @@ from stillhouse.data import Encoder
 from stillhouse.data.formats import read_row
 from stillhouse.data.rows import Fields
 from stillhouse.data.templates import Chat
+from stillhouse.data.tokenise import EncodedRow
 from stillhouse.files import write_jsonl
 from stillhouse.models import TeacherModel, load_tokenizer
 
@@ -33,8 +34,11 @@ def fitting(rows: list[dict[str, Any]], encoder: Encoder) -> list[dict[str, Any]
     encoded = encoder.encode([read_row(row, Fields(), str(number)) for number, row in enumerate(rows)])
     short = [
         {name: row[name] for name in KEPT}
-        for row, (_, prompt, response) in zip(rows, encoded, strict=True)
-        if response is not None and len(prompt) <= MAX_PROMPT and len(response) <= MAX_RESPONSE
+        for row, found in zip(rows, encoded, strict=True)
+        if isinstance(found, EncodedRow)
+        and found.response_ids is not None
+        and len(found.prompt_ids) <= MAX_PROMPT
+        and len(found.response_ids) <= MAX_RESPONSE
     ]
     return sorted(
         short, key=lambda row: hashlib.sha256((row["instruction"] + row["input"]).encode()).digest()

@@ -15,6 +15,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.data import Encoder
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Auto
+from stillhouse.data.tokenise import EncodedRow
 from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.errors import ModelError
 from stillhouse.models import (
@@ -55,7 +56,10 @@ def test_the_chat_template_ends_responses_where_generation_stops(tokenizer: Any)
     encoder = Encoder(Auto(), tokenizer)
     assert (encoder.template.kind, encoder.end_id) == ("chat", END)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (END, END)
-    [(text, prompt, response)] = encoder.encode([QUESTION])
+    text, prompt = encoder.prompt(QUESTION)
+    [found] = encoder.encode([QUESTION])
+    assert isinstance(found, EncodedRow)
+    response = found.response_ids
     assert text.endswith(
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -74,7 +78,7 @@ def test_the_teacher_is_dequantised_frozen_and_exact_in_its_positions(teacher: n
 
 def test_it_answers_and_stops(teacher: nn.Module, tokenizer: Any) -> None:
     encoder = Encoder(Auto(), tokenizer)
-    [(_, prompt, _)] = encoder.encode([QUESTION])
+    _, prompt = encoder.prompt(QUESTION)
     engine = TransformersConfig().build(teacher, TokenizerInfo((encoder.end_id,), tokenizer.pad_token_id))
     [answer] = engine.generate([prompt], Sampling(temperature=0.0, max_tokens=24), seed=0)
     assert answer.finished
