@@ -14,6 +14,7 @@ from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.models import TeacherModel
+    from stillhouse.rollouts.offline.filter_files import FilterResult
     from stillhouse.rollouts.offline.filters import Filter
     from stillhouse.runs.config import RunConfig
 
@@ -72,6 +73,10 @@ def curate(
             held_out=_held_out(held_out or (), config),
             teacher=_teacher(teacher, config),
         )
+    _print_result(output, result)
+
+
+def _print_result(output: Path, result: FilterResult) -> None:
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,7 +76,11 @@ def judge(
             limit=limit,
             price=TokenPrice(price_in, price_out),
         )
-    title = f"{ours.label} against {theirs.label}, by {result['settings']['judge']}"
+    _print_result(f"{ours.label} against {theirs.label}", result, target)
+
+
+def _print_result(systems: str, result: Mapping[str, Any], target: Path) -> None:
+    title = f"{systems}, by {result['settings']['judge']}"
     console.print_table(("measure", "value"), list(result["metrics"].items()), title=title)
     console.say(str(target))
 
