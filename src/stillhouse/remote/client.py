@@ -508,13 +508,19 @@ def is_loopback(url: str) -> bool:
 
 
 def _token_usage(reply: Any) -> tuple[int, int]:
-    """Tokens of prompt and completion, as OpenAI's API or llama.cpp's own reports them; 0 where neither."""
+    """Tokens of prompt and completion, as OpenAI's API or llama.cpp's own reports them; 0 where neither, or
+    where what is said is no number of tokens: they are only counted."""
     if not isinstance(reply, dict):
         return 0, 0
-    usage = reply.get("usage") or {}
-    prompt = usage.get("prompt_tokens") or reply.get("tokens_evaluated") or 0
-    completion = usage.get("completion_tokens") or reply.get("tokens_predicted") or 0
-    return int(prompt), int(completion)
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    prompt = usage.get("prompt_tokens") or reply.get("tokens_evaluated")
+    completion = usage.get("completion_tokens") or reply.get("tokens_predicted")
+    return _count_of(prompt), _count_of(completion)
+
+
+def _count_of(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 53 else 0
 
 
 def _error_message(response: httpx.Response) -> str:
