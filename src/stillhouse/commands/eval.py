@@ -10,8 +10,10 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESULTS, app
-from stillhouse.commands.options import faults_as_options
+from stillhouse.commands.options import TemplateOption, faults_as_options, template_choice
 from stillhouse.errors import ConfigError, Fault
+
+OWN = "Default: that of the run which made the model, else"
 
 
 @app.command("eval", rich_help_panel=RESULTS)
@@ -38,15 +40,26 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    template: Annotated[str, typer.Option(help="Prompt template: auto, alpaca, chat or plain.")] = "auto",
-    temperature: Annotated[float, typer.Option(help="0 is greedy; the papers use 1.")] = 0.0,
+    template: TemplateOption = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help=f"0 is greedy; the papers use 1. {OWN}, 0.", show_default=False),
+    ] = None,
     seeds: Annotated[
-        str, typer.Option(help="Sampling seeds, separated by commas; one pass for each.")
-    ] = "10",
-    max_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 256,
+        str | None,
+        typer.Option(
+            help=f"Sampling seeds, separated by commas; one pass for each. {OWN}, 10.", show_default=False
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help=f"Length limit of an answer. {OWN}, 256.", show_default=False)
+    ] = None,
     no_repeat_ngram: Annotated[
-        int, typer.Option(help="Never repeat an n-gram of this size; the papers use 6, 0 is off.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            help=f"Never repeat an n-gram of this size; the papers use 6. {OWN}, 0 (off).", show_default=False
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many prompts of --data.")] = None,
     output: Annotated[
         Path | None,
@@ -60,38 +73,54 @@ def evaluate(
 ) -> None:
     """Evaluate models on held-out prompts and tasks; with --teacher also KL and agreement.
 
+    A run folder, or its student's, is asked as its run did (template, lengths, sampling, seeds), unless an
+    option says otherwise.
+
     Several models, or --tasks, give a folder of results with a page, report.html; the same command resumes
     after an interruption.
     """
-    sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
-    settings: dict[str, Any] = {"sampling": sampling, "seeds": _seeds(seeds), "limit": limit}
     if data is None and not tasks:
         raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
+    settings = _settings(tasks or [], sampling, seeds, limit)
+    chosen = template_choice(template)
     if len(models) > 1 or tasks:
-        _evaluate_several(models, data, teacher, template, {**settings, **_tasks(tasks or [])}, output)
+        _evaluate_several(models, data, teacher, chosen, settings, output)
         return
     assert data is not None
-    _evaluate_one(models[0], data, teacher, template, settings, output)
+    _evaluate_one(models[0], data, teacher, chosen, settings, output)
+
+
+def _settings(
+    tasks: list[str], sampling: dict[str, Any], seeds: str | None, limit: int | None
+) -> dict[str, Any]:
+    """The `evaluate` section that the options make; what none of them says is left out."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    settings = _tasks(tasks)
+    settings["sampling"] = {**(settings.get("sampling") or {}), **given}
+    settings |= {} if seeds is None else {"seeds": _seeds(seeds)}
+    return settings | ({} if limit is None else {"limit": limit})
 
 
 def _evaluate_one(
     model: str,
     data: Path,
     teacher: str | None,
-    template: str,
+    template: str | dict[str, Any] | None,
     settings: dict[str, Any],
     output: Path | None,
 ) -> None:
     from stillhouse.files import check_output_file, write_json, write_jsonl
     from stillhouse.locks import only_one_writes
     from stillhouse.report.metrics import MEASURED_BY
+    from stillhouse.report.results import rows_left_out
     from stillhouse.report.scores import intervals
     from stillhouse.runs.evaluate_models import evaluate_model
 
     if output is not None:
         check_output_file("--output", output, ".json")
     with faults_as_options(OPTIONS), only_one_writes(output) if output is not None else nullcontext():
-        result, rows = evaluate_model(model, data, teacher=teacher, template=template, **settings)
+        result, rows = evaluate_model(model, data, teacher=teacher, template=template, evaluate=settings)
         metrics = result["metrics"]
         sure = intervals(metrics, rows)
         if output is not None:
@@ -106,7 +135,8 @@ def _evaluate_one(
         for name, value in metrics.items()
         if name not in MEASURED_BY  # how fast it was says little: nobody measured that for its own sake
     ]
-    title = f"{model} ({result['settings']['prompts']:,} prompts)"
+    left_out = rows_left_out(result["settings"])
+    title = f"{model} ({result['settings']['prompts']:,} prompts{'; ' + left_out if left_out else ''})"
     console.print_table(("metric", "value", "95% interval"), lines, title=title)
 
 
@@ -114,7 +144,7 @@ def _evaluate_several(
     models: list[str],
     data: Path | None,
     teacher: str | None,
-    template: str,
+    template: str | dict[str, Any] | None,
     evaluate: dict[str, Any],
     output: Path | None,
 ) -> None:
@@ -148,7 +178,7 @@ def _tasks(given: list[str]) -> dict[str, Any]:
     """`tasks` from YAML files and names, with whatever else of a run's `evaluate` section the files set."""
     from stillhouse.config.strict_yaml import read
 
-    values: dict[str, Any] = {"tasks": []}
+    values: dict[str, Any] = {"tasks": []} if given else {}
     for text in given:
         if not text.endswith((".yaml", ".yml")):
             values["tasks"] += [name.strip() for name in text.split(",")]
@@ -167,6 +197,8 @@ OPTIONS = {
     "data.train": "--data",
     "data.template": "--template",
     "data.template.kind": "--template",
+    "data.template.without_input": "--template",
+    "data.template.with_input": "--template",
     "data.max_response": "--max-tokens",
     "evaluate.sampling.temperature": "--temperature",
     "evaluate.sampling.max_tokens": "--max-tokens",

@@ -11,7 +11,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
-from stillhouse.commands.options import Overrides, faults_as_options
+from stillhouse.commands.options import Overrides, TemplateOption, faults_as_options, template_choice
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def generate(
     ] = "teacher",
     model: Annotated[str | None, typer.Option(help="Without a YAML file: folder or hub name.")] = None,
     data: Annotated[Path | None, typer.Option(help="Without a YAML file: rows with prompts.")] = None,
-    template: Annotated[str, typer.Option(help="With --model: auto, alpaca, chat or plain.")] = "auto",
+    template: TemplateOption = None,
     temperature: Annotated[float, typer.Option(help="With --model: 0 is greedy.", min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="With --model: 1 is all tokens.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="With --model: length limit of a response.", min=1)] = 256,
@@ -113,12 +113,13 @@ def _config(
     overrides: list[str] | None,
     model: str | None,
     data: Path | None,
-    template: str,
+    template: str | None,
     max_prompt: int,
     sampling: dict[str, Any],
 ) -> RunConfig:
     """The configuration of the YAML file, or one in which --model is both student and teacher."""
     from stillhouse.runs.checks import preflight
+    from stillhouse.runs.own_settings import own_settings
     from stillhouse.runs.resolve import resolve
 
     if file is not None:
@@ -132,7 +133,7 @@ def _config(
             "teacher": {"kind": "live", "path": model, "dtype": "auto"},
             "data": {
                 "train": str(data),
-                "template": template,
+                "template": template_choice(template) or own_settings(model).data.get("template", "auto"),
                 "max_prompt": max_prompt,
                 "max_response": sampling["max_tokens"],
             },
@@ -150,6 +151,8 @@ OPTIONS = {
     "data.train": "--data",
     "data.template": "--template",
     "data.template.kind": "--template",
+    "data.template.without_input": "--template",
+    "data.template.with_input": "--template",
     "data.max_prompt": "--max-prompt",
     "data.max_response": "--max-tokens",
     "engine.sampling.max_tokens": "--max-tokens",

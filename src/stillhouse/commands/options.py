@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,15 @@ RunFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Values that override the file, such as train.lr=1e-4.", metavar="NAME=VALUE"),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompt template: auto, alpaca, chat, plain, or a template with options as YAML, such as "
+        "'{kind: custom, without_input: \"Q: {instruction}\"}', or a YAML file of that. Default: that of the "
+        "run which made the model, else auto.",
+        show_default=False,
+    ),
 ]
 RunFolders = Annotated[
     list[Path],
@@ -55,3 +64,25 @@ def _as_option(fault: Fault | str, options: Mapping[str, str]) -> Fault | str:
     if field in options:
         return f"{options[field]}: {rest}"
     return fault.replace("evaluate.tasks", "--tasks")
+
+
+def template_choice(text: str | None) -> str | dict[str, Any] | None:
+    """The value of --template: a name, or a template with its options, written out or in a file.
+
+    Raises:
+        ConfigError: it is not YAML, or the file cannot be read.
+    """
+    from stillhouse.config.strict_yaml import parse_value, read
+
+    if text is None:
+        return None
+    if text.endswith((".yaml", ".yml")):
+        found, _ = read(text)
+        return found.get("template", found) if set(found) == {"template"} else found
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value: dict[str, Any] = parse_value(text)
+    except ConfigError as error:
+        raise ConfigError(Fault("--template", f"is not YAML ({error})", got=text)) from error
+    return value

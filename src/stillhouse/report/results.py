@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import MISSING, compact_number, is_number, setting_text
@@ -76,6 +77,8 @@ class TaskResults:
     """In what the systems were not measured alike."""
     slow_drafts: tuple[str, ...] = ()
     """Which students make the teacher slower as its draft model, in words."""
+    left_out: tuple[str, ...] = ()
+    """How many rows of the set were not used, or cut, in words."""
 
 
 def task_results(systems: Sequence[System]) -> list[TaskResults]:
@@ -87,13 +90,14 @@ def task_results(systems: Sequence[System]) -> list[TaskResults]:
         different = tuple(measured_differently(here))
         slow = tuple(_slow_drafts(here))
         unlike = f"Not measured alike: {'; '.join(different)}." if different else ""
-        note = " ".join(filter(None, (unlike, *slow)))
+        left_out = tuple(_left_out(here))
+        note = " ".join(filter(None, (*left_out, unlike, *slow)))
         table = _table(task, here, [metric for metric in metrics if metric.main], note)
         further = [metric for metric in metrics if not metric.main]
         more = _table(task, here, further) if further else None
         main = main_metric(system.metrics for system in here)
         apart = differences_table(main, here) if main is not None else None
-        found.append(TaskResults(task, table, more, apart, _settings(here), different, slow))
+        found.append(TaskResults(task, table, more, apart, _settings(here), different, slow, left_out))
     return found
 
 
@@ -128,6 +132,33 @@ def _title(task: str, systems: Sequence[System]) -> str:
     each = next(iter(responses)) if len(responses) == 1 else 1
     size = f"{next(iter(counts)):,} prompts" + (f", {each} responses each" if each > 1 else "")
     return f"{task} ({size})" if task else size
+
+
+def _left_out(systems: Sequence[System]) -> list[str]:
+    """How many rows of the set could not be used or were cut; by system where that differs."""
+    found = {system.label: rows_left_out(system.settings) for system in systems}
+    if len(set(found.values())) == 1:
+        return [f"{text}." for text in dict.fromkeys(found.values()) if text]
+    return [f"{label}: {text}." for label, text in found.items() if text]
+
+
+def rows_left_out(settings: Mapping[str, Any]) -> str:
+    """In words, how many rows of the set of a result were left out or cut; empty if all were taken whole.
+
+    Example: "11 of 20 rows left out (11 prompt too long)"
+    """
+    dropped, cut = (
+        {str(k): int(v) for k, v in (settings.get(name) or {}).items() if v}
+        for name in ("dropped", "truncated")
+    )
+    parts = []
+    if dropped:
+        rows = settings.get("rows")
+        of = f" of {rows:,}" if is_number(rows) and rows else ""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        parts.append(f"{sum(dropped.values()):,}{of} rows left out ({reasons})")
+    parts += [f"{count:,} cut ({reason} too long)" for reason, count in cut.items()]
+    return ", ".join(parts)
 
 
 def _responses_each(system: System) -> int:

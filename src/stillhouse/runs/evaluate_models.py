@@ -31,16 +31,21 @@ from stillhouse.models import (
     load_tokenizer,
     local_device,
 )
+from stillhouse.models.paths import ADAPTER_FILE
 from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import HELD_OUT_TASK, evaluate_prompts, evaluate_system, held_out_prompts
 from stillhouse.runs.folder import RunFolder, environment
+from stillhouse.runs.own_settings import OwnSettings, own_settings
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved, resolve
 
 logger = logging.getLogger("stillhouse")
 
+TemplateChoice = str | Mapping[str, Any] | None
+DEFAULT_SAMPLING: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}
+"""Of models that come from no run."""
 RUN_FILES = (
     "state.json", "resolved.yaml", "provenance.json", "environment.json", "data.json", "models.json",
     "metrics.jsonl",
@@ -66,12 +71,17 @@ def evaluate_model(
     data: Path,
     *,
     teacher: str | None,
-    template: str,
-    sampling: dict[str, Any],
-    seeds: Sequence[int],
-    limit: int | None,
+    template: TemplateChoice,
+    evaluate: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Evaluate one model.
+
+    Args:
+        model: a model folder, a hub name, a run folder or its student's folder.
+        data: held-out rows with references.
+        teacher: compared with, where it has the same tokenizer.
+        template: see `evaluate_models`.
+        evaluate: see `evaluate_models`, without tasks.
 
     Returns:
         System, settings and metrics as in a run folder, and one row for each response.
@@ -79,7 +89,6 @@ def evaluate_model(
     Raises:
         StillhouseError: the model, the teacher or the data cannot be used.
     """
-    evaluate = {"sampling": sampling, "seeds": list(seeds), "limit": limit}
     config = resolve(_tree(model, teacher, template, str(data), evaluate)).config
     preflight(config)
     parts = assemble(config)
@@ -88,13 +97,11 @@ def evaluate_model(
             f"--teacher: {teacher} has another tokenizer than {model}. KL and agreement compare token with "
             "token; evaluate the two separately, or choose a teacher with the same tokenizer."
         )
-    prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[:limit]
-    dropped = parts.data.report["sets"][0]["dropped"]
-    if dropped:
-        counts = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
-        logger.warning("%s: rows dropped: %s", data, counts)
+    prompts = tuple(prompt for prompt in parts.data.train if prompt.references)[: config.evaluate.limit]
     check_context_lengths(config, prompts, prompts, parts.contexts)
-    metrics, settings, rows = evaluate_prompts(parts, parts.student, prompts, title=f"Evaluating {model}")
+    metrics, settings, rows = evaluate_prompts(
+        parts, parts.student, prompts, title=f"Evaluating {model}", rows_of="train"
+    )
     facts = {
         "system": model,
         "task": HELD_OUT_TASK,
@@ -106,15 +113,26 @@ def evaluate_model(
 
 
 def _tree(
-    model: str, teacher: str | None, template: str, rows: str, evaluate: Mapping[str, Any]
+    model: str,
+    teacher: str | None,
+    template: TemplateChoice,
+    rows: str,
+    evaluate: Mapping[str, Any],
+    shared: OwnSettings | None = None,
 ) -> dict[str, Any]:
-    """The configuration of a run that only evaluates."""
-    limit = evaluate.get("sampling", {}).get("max_tokens", 256)
+    """The configuration of a run that only evaluates: what is asked for, else as the model's own run did."""
+    own = own_settings(model)
+    own = own if own.data or shared is None else shared
+    asked = evaluate.get("sampling") or {}
+    sampling = {**DEFAULT_SAMPLING, **own.evaluate.get("sampling", {}), **asked}
+    limit = sampling["max_tokens"] if "max_tokens" in asked else own.data.get("max_response", 256)
+    data = {**own.data, "train": rows, "max_response": limit, "no_response": "drop"}
+    data["template"] = template or own.data.get("template", "auto")
     tree: dict[str, Any] = {
         "student": {"path": model, "dtype": "auto"},
-        "data": {"train": rows, "template": template, "max_response": limit, "no_response": "drop"},
+        "data": data,
         "objective": "cross_entropy",
-        "evaluate": dict(evaluate),
+        "evaluate": {**own.evaluate, **evaluate, "sampling": sampling},
     }
     if teacher is not None:
         tree["teacher"] = {"kind": "live", "path": teacher}
@@ -126,7 +144,7 @@ def evaluate_models(
     folder: Path,
     *,
     teacher: str | None,
-    template: str,
+    template: TemplateChoice,
     data: Path | None,
     evaluate: Mapping[str, Any],
 ) -> list[Path]:
@@ -136,9 +154,11 @@ def evaluate_models(
         models: students: model folders, hub names, or run folders with an exported student.
         folder: for the results, with a run folder for each student.
         teacher: also evaluated, and compared with the students' distributions.
-        template: "auto", "alpaca", "chat" or "plain", for tasks without a template of their own.
+        template: a name, or a template with its options, for tasks without one of their own. None: that of
+            the run that made the model (a teacher gets what all students share), "auto" for other models.
         data: held-out rows with references, for the standard metrics and for tasks without rows of their own.
-        evaluate: as the `evaluate` section of a run: tasks, sampling, seeds, limit.
+        evaluate: as the `evaluate` section of a run: tasks, sampling, seeds, limit. What it does not set is
+            as in the run that made the model; of others, sampling is greedy.
 
     Returns:
         The run folders.
@@ -162,9 +182,8 @@ def evaluate_models(
         preflight(one.config)
     if teacher is not None:
         teacher_folder = RunFolder(folder / ".teacher")  # reports skip folders whose name starts with a dot
-        teacher_only = resolve(
-            {**_tree(teacher, None, template, rows, _teacher_tasks(settings)), "name": "teacher"}
-        )
+        tree = _tree(teacher, None, template, rows, _teacher_tasks(settings), _shared(students))
+        teacher_only = resolve({**tree, "name": "teacher"})
         parts = _load(teacher_only.config)
         parts.teachers = {MAIN: parts.student}
         evaluate_system(parts, _held_out(parts), teacher_folder, "teacher", parts.student)
@@ -175,6 +194,12 @@ def evaluate_models(
             _copy(teacher_folder.path / "evaluation", target.path / "evaluation", "teacher*.json*")
         _evaluate(student, resolved[student.label], target)
     return [folder / student.label for student in students]
+
+
+def _shared(students: Sequence[NamedModel]) -> OwnSettings:
+    """The settings that the runs of all students have in common; none where they differ."""
+    found = [own_settings(student.model) for student in students]
+    return found[0] if all(one == found[0] for one in found) else OwnSettings()
 
 
 def _teacher_tasks(evaluate: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +312,8 @@ def name_models(models: Sequence[str], reserved: Collection[str] = ()) -> list[N
         place = locate(model)
         run = place if (place / "state.json").is_file() else place.parent
         is_run = (run / "state.json").is_file() and (run == place or place.name == "student")
-        if is_run and not (run / "student" / "config.json").is_file() and run == place:
+        exported = any((run / "student" / name).is_file() for name in ("config.json", ADAPTER_FILE))
+        if is_run and not exported and run == place:
             raise ConfigError(
                 Fault("MODEL", f"{model} is a run without a finished student", hint="Finish it: --resume.")
             )

@@ -23,6 +23,12 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.tokenizers import Translation
 
+EVALUATED = "eval"
+"""The name of the rows of evaluate.data among the sets of a run."""
+SET_FACTS = {
+    "path": "data", "sha256": "sha256", "rows": "rows", "dropped": "dropped", "truncated": "truncated",
+}  # fmt: skip
+"""Field of the report on a set -> setting of a result."""
 HELD_OUT_TASK = "held-out prompts"
 """The name of the evaluation on held-out prompts among the tasks of a report."""
 
@@ -32,13 +38,22 @@ def held_out_prompts(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Pro
     if config.evaluate.data is None and config.data.train_on == "last":
         return data.valid[: config.evaluate.limit]
     encoder = (data.encoder or Encoder(config.data.template, tokenizer)).answering_last()
-    dataset, name = config.evaluate.data, "eval"
+    dataset, name = config.evaluate.data, EVALUATED
     if dataset is None:
         if config.data.valid is None:
             return ()
         dataset, name = config.data.valid, "valid"
     loaded = load_prompts(name, dataset, config.data, encoder, needs_response=True)
+    if name == EVALUATED:
+        data.report[EVALUATED] = loaded.report
     return loaded.prompts[: config.evaluate.limit]
+
+
+def set_facts(data: Data, name: str) -> dict[str, Any]:
+    """Where the rows of a set are from, their number and digest, how many were not used and how many cut."""
+    sets = (*data.report.get("sets", ()), data.report.get(EVALUATED) or {})
+    found = next((report for report in sets if report.get("name") == name), None)
+    return {} if found is None else {SET_FACTS[key]: found[key] for key in SET_FACTS}
 
 
 def check_tasks(config: RunConfig, tokenizer: Any) -> None:
@@ -165,6 +180,7 @@ def evaluate_prompts(
     prompts: tuple[Prompt, ...],
     title: str | None,
     journal: Journal | None = None,
+    rows_of: str | None = None,
 ) -> tuple[dict[str, float], dict[str, Any], list[dict[str, Any]]]:
     """Evaluate a model on prompts with references.
 
@@ -174,6 +190,7 @@ def evaluate_prompts(
         prompts: those without references are left out.
         title: show progress under this title.
         journal: what an interrupted evaluation has generated.
+        rows_of: the name of the set that the prompts are from; default: that of `held_out_prompts`.
 
     Returns:
         Metrics, the settings they depend on, and one row for each response.
@@ -202,6 +219,7 @@ def evaluate_prompts(
         "seeds": list(config.seeds),
         "prompts": len(prompts),
         "questions_digest": questions_digest(prompts),
+        **set_facts(parts.data, rows_of or ("valid" if config.data is None else EVALUATED)),
         "rouge": "rouge-score rougeL F, stemmer, best over references",
         "loss": "nats per reference token",
         "fidelity": "on references; _on_own_text: on the student's own responses of the first seed",

@@ -70,6 +70,10 @@ class EvalSet:
     """The file that they are from."""
     dropped: Mapping[str, int]
     truncated: Mapping[str, int]
+    rows: int = 0
+    """How many were read, those included."""
+    sha256: str = ""
+    """Of the file, as far as it was read."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -146,7 +150,9 @@ class PromptTask(EvalTask):
             reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
             raise DataError(f"{dataset.title}: no prompt is left for the task {self.title} ({reasons})")
         examples = tuple(EvalExample(prompt, *rows.origins[prompt.id]) for prompt in prompts)
-        return EvalSet(examples, dataset.title, dict(dropped), dict(truncated))
+        return EvalSet(
+            examples, dataset.title, dict(dropped), dict(truncated), rows.num_rows, dataset.fingerprint()
+        )
 
     def _length_rules(self, limits: DataConfig) -> DataConfig:
         max_prompt = self.max_prompt or limits.max_prompt
@@ -240,8 +246,8 @@ class EvalSession:
     ) -> dict[str, Any]:
         """The row of one response that the run folder keeps; scores are added to it."""
         prompt = example.prompt
-        # A judge reads the question in place of the prompt with its chat template.
-        question = {"question": example.question} if self.encoder.template.kind == "chat" else {}
+        # A judge reads the question in place of the prompt with its template.
+        question = {"question": example.question} if example.question != prompt.text.strip() else {}
         return {
             "id": prompt.id,
             "seed": seed,
@@ -262,6 +268,8 @@ class EvalSession:
             "questions_digest": questions_digest(self.eval_set.prompts),
             "template": self.encoder.template.kind,
             "data": self.eval_set.path,
+            "sha256": self.eval_set.sha256,
+            "rows": self.eval_set.rows,
             "dropped": dict(self.eval_set.dropped),
             "truncated": dict(self.eval_set.truncated),
         }
@@ -274,18 +282,27 @@ class _Rows:
         self.task, self.dataset, self.reading = task, dataset, reading
         self.origins: dict[str, tuple[Mapping[str, Any], str]] = {}
         """The raw row and the question, by id."""
+        self._given, self._dropped_here = 0, 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were read so far, those that were dropped included."""
+        return self._given + sum(self.reading.dropped.values()) - self._dropped_here
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for number, (part, (where, raw)) in enumerate(self.dataset.raw_by_part(self.reading), start=1):
+            self._given = number
             seen = {name: value for name, value in raw.items() if name not in self.reading.ignore}
             try:
                 parsed = self.task.parse_row(seen, where, part)
                 rows = [parsed] if isinstance(parsed, Row) else list(parsed)
             except RowError as error:
                 self.reading.drop(error)
+                self._dropped_here += 1
                 continue
             if not rows:
                 self.reading.dropped["left out by the task"] += 1
+                self._dropped_here += 1
             for index, row in enumerate(rows, start=1):
                 id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
                 self.origins[id] = (raw, _question(row))

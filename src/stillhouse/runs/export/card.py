@@ -20,6 +20,7 @@ from stillhouse.console.format import compact_number, duration, is_number, setti
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.files import locate
 from stillhouse.report.configuration import value_text
+from stillhouse.report.curation import evaluation_sets
 from stillhouse.report.history import history_lines, parent_text
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.record import RunRecord
@@ -156,7 +157,8 @@ def _notes(header: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _data_table(run: RunRecord) -> str:
-    if not run.data:
+    sets = [*run.data, *evaluation_sets(run)]
+    if not sets:
         return ""
     columns = [
         *(TableColumn(name) for name in ("set", "path")),
@@ -173,7 +175,7 @@ def _data_table(run: RunRecord) -> str:
             _counts(entry.get("truncated")),
             str(entry.get("sha256") or "")[:16],
         )
-        for entry in run.data
+        for entry in sets
     ]
     cells = [[TableCell(value, compact_number(value)) for value in row] for row in rows]
     return Table(columns, cells).markdown().rstrip()

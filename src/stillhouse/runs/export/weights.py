@@ -19,6 +19,7 @@ from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
 from stillhouse.runs.export.usage import example_usage
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.own_settings import write_own_settings
 from stillhouse.train.checkpoints import replace_folder
 
 
@@ -39,6 +40,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
         _save_weights(parts, fresh, folder.student, dtype)
         with_template(parts.tokenizer, parts.config.data.template).save_pretrained(fresh)
         _card(parts, folder).save(fresh / "README.md")
+        write_own_settings(parts.config, fresh)
     replace_folder(fresh, folder.student)
 
 
