@@ -16,6 +16,23 @@ from stillhouse.errors import ConfigError, Fault
 OWN = "Default: that of the run which made the model, else"
 
 
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A YAML file with `tasks: [...]`, or names of tasks; may be repeated.", show_default=False
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="One model: the result (JSON; answers as JSONL next to it). Several models, or tasks: a folder; "
+        "default: runs/comparison.",
+    ),
+]
+
+
 @app.command("eval", rich_help_panel=RESULTS)
 def evaluate(
     models: Annotated[
@@ -33,13 +50,7 @@ def evaluate(
     teacher: Annotated[
         str | None, typer.Option(help="Also measure KL and agreement with this model.")
     ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A YAML file with `tasks: [...]`, or names of tasks; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    tasks: TasksOption = None,
     template: TemplateOption = None,
     temperature: Annotated[
         float | None,
@@ -61,15 +72,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many prompts of --data.")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="One model: the result (JSON; answers as JSONL next to it). Several models, or tasks: a "
-            "folder; default: runs/comparison.",
-        ),
-    ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Evaluate models on held-out prompts and tasks; with --teacher also KL and agreement.
 
@@ -83,12 +86,10 @@ def evaluate(
         raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
     settings = _settings(tasks or [], sampling, seeds, limit)
-    chosen = template_choice(template)
     if len(models) > 1 or tasks:
-        _evaluate_several(models, data, teacher, chosen, settings, output)
-        return
-    assert data is not None
-    _evaluate_one(models[0], data, teacher, chosen, settings, output)
+        _evaluate_several(models, data, teacher, template_choice(template), settings, output)
+    elif data is not None:
+        _evaluate_one(models[0], data, teacher, template_choice(template), settings, output)
 
 
 def _settings(
