@@ -1,4 +1,4 @@
-"""stillhouse show: responses and why they were kept or dropped."""
+"""stillhouse show: rows as the models read them; responses and why they were kept or dropped."""
 
 from __future__ import annotations
 
@@ -12,35 +12,56 @@ from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from stillhouse.rollouts.offline.reading import PromptResponses
+    from stillhouse.runs.row_views import RowView, TextPiece
 
 
 @app.command("show", rich_help_panel=RESPONSES)
 def show(
     what: Annotated[
-        Literal["pairs", "responses"],
-        typer.Argument(help="pairs: prompts with both responses; responses: all.", show_default=False),
+        Literal["rows", "pairs", "responses"],
+        typer.Argument(
+            help="rows: a run's data as the models read it; pairs: prompts with both responses; "
+            "responses: all.",
+            show_default=False,
+        ),
     ],
     targets: Annotated[
         list[Path],
         typer.Argument(
-            help="A run folder, or files of `generate` or `curate`.",
+            help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with "
+            "values that override it.",
             metavar="RUN|FILE...",
             show_default=False,
         ),
     ],
-    number: Annotated[int, typer.Option("--number", "-n", help="How many prompts.", min=1)] = 5,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "--number", "-n", min=1, help="How many; default: 5, of rows with --json all."
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Sample prompts at random with this seed; default: the first ones.")
     ] = None,
-    id: Annotated[str | None, typer.Option("--id", help="Only the prompt with this id.")] = None,
+    id: Annotated[
+        str | None, typer.Option("--row", "--id", help="Only the row or prompt with this id.")
+    ] = None,
     round: Annotated[
         int | None, typer.Option("--round", help="Which round of a run, from 0; default: the newest.")
     ] = None,
-    dropped: Annotated[bool, typer.Option("--dropped", help="Only what filters dropped.")] = False,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Only what was dropped.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="For rows: the token ids too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """Show prompts with teacher's and student's responses, likelihoods, and why filters dropped some."""
+    """Show rows as the models read them, or prompts with responses, likelihoods and why some are dropped."""
+    if what == "rows":
+        _refuse_options(seed=seed, round=round)
+        _show_rows(targets, number or (None if as_json else 5), id, dropped, ids, as_json)
+        return
+    _refuse_options(ids=ids or None)
     from stillhouse.errors import DataError
     from stillhouse.rollouts.offline.reading import PAIR_SOURCES, read_round, read_stage_files, select
 
@@ -55,7 +76,7 @@ def show(
                 f"{', '.join(map(str, targets))}: no prompt has both a teacher's and a student's response. "
                 "Name the files of both, or: stillhouse show responses"
             )
-    shown = select(asked, number=number, seed=seed, id=id, dropped=dropped)
+    shown = select(asked, number=number or 5, seed=seed, id=id, dropped=dropped)
     if as_json:
         for one in shown:
             typer.echo(console.json_text(one.as_json()))
@@ -65,6 +86,88 @@ def show(
         _print_table(one) if terminal else _print_lines(one)
     total = sum(bool(one.dropped) for one in asked)
     console.note(f"{len(shown)} of {len(asked)} {what} shown; {total} dropped")
+
+
+def _refuse_options(**given: Any) -> None:
+    """Refuse options that have no effect on what is shown."""
+    from stillhouse.errors import ConfigError, Fault
+
+    faults = [
+        Fault(f"--{name}", "has no effect on what is shown here")
+        for name, value in given.items()
+        if value is not None
+    ]
+    if faults:
+        raise ConfigError(*faults)
+
+
+def _show_rows(
+    targets: Sequence[Path], limit: int | None, id: str | None, dropped: bool, ids: bool, as_json: bool
+) -> None:
+    """Print the rows of a run as its student and teacher read them."""
+    from itertools import islice
+
+    from stillhouse.errors import DataError
+    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.row_views import row_views
+
+    file, *overrides = targets
+    config = resolve(file / "resolved.yaml" if file.is_dir() else file, list(map(str, overrides))).config
+    wanted = f"train:{id}" if id is not None and id.isdecimal() else id
+    views = row_views(config, "valid" if (wanted or "").startswith("valid:") else "train")
+    chosen = (one for one in views if wanted in (None, one.id) and (one.dropped or not dropped))
+    shown = 0
+    for view in islice(chosen, limit):
+        shown += 1
+        if as_json:
+            typer.echo(console.json_text(view.as_json()))
+        else:
+            _print_row(view, ids)
+    if wanted is not None and not shown:
+        raise DataError(f"--row {id}: no row has this id; ids are train:1, valid:1 and so on")
+
+
+def _print_row(view: RowView, ids: bool) -> None:
+    """A row: what is trained on in green, control tokens reversed, and without colours in brackets."""
+    from rich.text import Text
+
+    output = console.output()
+    format = f"  {view.format}" if view.format else ""
+    output.print(Text.assemble((console.visible(view.id), "bold"), (format, "dim")), soft_wrap=True)
+    if view.dropped is not None:
+        _print_text("dropped", Text(console.visible(view.dropped), "red"))
+    if view.prompt:
+        _print_text("prompt", _coloured(view.prompt_pieces, "", ""), view.prompt_ids if ids else ())
+    if view.teacher_prompt is not None and view.teacher_prompt != view.prompt:
+        _print_text("teacher", Text(console.visible(view.teacher_prompt), "magenta"))
+    if view.response is not None:
+        known = view.response_ids or ()
+        _print_text("response", _coloured(view.response_pieces, "green", "dim"), known if ids else ())
+    output.print("")
+
+
+def _coloured(pieces: Sequence[TextPiece], trained: str, other: str) -> Text:
+    """Pieces of a prompt or response; without colours, text that a response is not trained on in brackets."""
+    from rich.text import Text
+
+    plain = console.output().color_system is None
+    text = Text()
+    for piece in pieces:
+        style = f"{trained if piece.trained else other} {'reverse' if piece.control else ''}".strip()
+        shown = console.visible(piece.text)
+        text.append(f"⟦{shown}⟧" if plain and other and not piece.trained else shown, style)
+    return text
+
+
+def _print_text(name: str, text: Text, ids: Sequence[int] = ()) -> None:
+    """Text under a name in the margin, and token ids below it."""
+    from rich.text import Text
+
+    output = console.output()
+    for index, line in enumerate(text.split("\n", allow_blank=True)):
+        output.print(Text(f"  {name if index == 0 else '':<10}", style="cyan") + line, soft_wrap=True)
+    if ids:
+        output.print(Text(f"  {'ids':<10}{' '.join(map(str, ids))}", style="dim"), soft_wrap=True)
 
 
 def _print_lines(one: PromptResponses) -> None:

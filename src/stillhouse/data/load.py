@@ -133,7 +133,7 @@ def load_data(
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or no row is left.
     """
-    encoder = _encoder(config, tokenizer, teacher_tokenizer)
+    encoder = encoder_of(config, tokenizer, teacher_tokenizer)
     train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
     sets = [train]
     if config.valid is not None:
@@ -177,7 +177,7 @@ def load_prompts(
         DataError: see `load_data`.
     """
     reading = config.reading()
-    builder = _PromptBuilder(name, dataset, config, encoder, reading=reading, needs_response=needs_response)
+    builder = PromptBuilder(name, dataset, config, encoder, reading=reading, needs_response=needs_response)
     rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
     for chunk in _chunks(rows, _BATCH_ROWS):
         builder.add(chunk)
@@ -232,7 +232,7 @@ def encode_rows(
         The prompts; the numbers of dropped rows by reason; the numbers of truncated prompts and responses.
     """
     reading = config.reading()
-    builder = _PromptBuilder("eval", dataset, config, encoder, reading=reading)
+    builder = PromptBuilder("eval", dataset, config, encoder, reading=reading)
     for chunk in _chunks(rows, min(limit or _BATCH_ROWS, _BATCH_ROWS)):
         builder.add(chunk)
         if limit is not None and len(builder.prompts) >= limit:
@@ -240,7 +240,7 @@ def encode_rows(
     return builder.prompts[:limit], builder.dropped + reading.dropped, builder.truncated
 
 
-class _PromptBuilder:
+class PromptBuilder:
     """Turns the rows of one dataset into prompts, and counts what it drops and truncates."""
 
     def __init__(
@@ -459,7 +459,7 @@ def _text_of(row: Row) -> str:
     raise DataError(f"{row.location}: has no field text; name it: data.text.fields: {{text: ...}}")
 
 
-def _encoder(config: DataConfig, tokenizer: Tokenizer, teacher: Tokenizer | None) -> Encoder:
+def encoder_of(config: DataConfig, tokenizer: Tokenizer, teacher: Tokenizer | None) -> Encoder:
     """The student's encoder, with the teacher's where that has another tokenizer.
 
     Raises:
