@@ -17,10 +17,10 @@ from stillhouse.files import locate
 
 IMAGES = Path(__file__).resolve().parent / "images"
 CHATML = (
-    "{% if tools %}<|im_start|>system\\n{% for tool in tools %}{{ tool | tojson }}\\n{% endfor %}"
-    "<|im_end|>\\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}"
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TOOL = {
     "type": "function",

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from stillhouse.runs.row_views import RowView, TextPiece
 
 
+Targets = Annotated[
+    list[Path],
+    typer.Argument(
+        help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with values "
+        "that override it.",
+        metavar="RUN|FILE...",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", "--number", "-n", min=1, help="How many; default: 5, of rows with --json all."),
+]
+
+
 @app.command("show", rich_help_panel=RESPONSES)
 def show(
     what: Annotated[
@@ -28,21 +43,8 @@ def show(
             show_default=False,
         ),
     ],
-    targets: Annotated[
-        list[Path],
-        typer.Argument(
-            help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with "
-            "values that override it.",
-            metavar="RUN|FILE...",
-            show_default=False,
-        ),
-    ],
-    number: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", "--number", "-n", min=1, help="How many; default: 5, of rows with --json all."
-        ),
-    ] = None,
+    targets: Targets,
+    number: Limit = None,
     seed: Annotated[
         int | None, typer.Option(help="Sample prompts at random with this seed; default: the first ones.")
     ] = None,
@@ -165,7 +167,8 @@ def _print_text(name: str, text: Text, ids: Sequence[int] = ()) -> None:
 
     output = console.output()
     for index, line in enumerate(text.split("\n", allow_blank=True)):
-        output.print(Text(f"  {name if index == 0 else '':<10}", style="cyan") + line, soft_wrap=True)
+        margin = f"  {name if index == 0 else '':<10}"
+        output.print(Text.assemble((margin, "cyan"), line), soft_wrap=True)
     if ids:
         output.print(Text(f"  {'ids':<10}{' '.join(map(str, ids))}", style="dim"), soft_wrap=True)
 
