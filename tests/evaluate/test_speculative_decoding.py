@@ -53,7 +53,7 @@ def test_texts_have_the_teachers_distribution(gamma: int) -> None:
     teacher, student = models()
     exact = texts_of_teacher(teacher, 2)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
-    decoder = SpeculativeDecoder(gamma, max_tokens=2, eos_id=END, vocab_size=VOCAB, seed=gamma)
+    decoder = SpeculativeDecoder(gamma, max_tokens=2, eos_ids=(END,), vocab_size=VOCAB, seed=gamma)
     result = decoder.generate(teacher, student, [PROMPT] * 500)
     seen: dict[Any, int] = {}
     for text in result.responses:
@@ -90,7 +90,7 @@ def test_one_draw_by_the_rule_has_the_teachers_distribution() -> None:
 
 def test_a_student_that_is_the_teacher_is_never_refused() -> None:
     teacher, _ = models()
-    decoder = SpeculativeDecoder(4, max_tokens=20, eos_id=VOCAB + 1, vocab_size=VOCAB)
+    decoder = SpeculativeDecoder(4, max_tokens=20, eos_ids=(VOCAB + 1,), vocab_size=VOCAB)
     result = decoder.generate(teacher, teacher, [PROMPT] * 5)
     assert result.acceptance_rate == 1.0
     assert result.block_efficiency == 5.0
@@ -100,7 +100,7 @@ def test_a_student_that_is_the_teacher_is_never_refused() -> None:
 @pytest.mark.parametrize("gamma", [1, 2, 5])
 def test_greedy_text_is_the_teachers(gamma: int) -> None:
     teacher, student = models()
-    decoder = SpeculativeDecoder(gamma, max_tokens=12, eos_id=END, vocab_size=VOCAB, temperature=0.0)
+    decoder = SpeculativeDecoder(gamma, max_tokens=12, eos_ids=(END,), vocab_size=VOCAB, temperature=0.0)
     result = decoder.generate(teacher, student, [PROMPT, [2, 2]])
     for prompt, text in zip([PROMPT, [2, 2]], result.responses, strict=True):
         ids = list(prompt)

@@ -4,6 +4,7 @@ from stillhouse.core.batch import IGNORED, Batch
 from stillhouse.data.collate import collate, split
 from stillhouse.data.datasets import DATASETS, DatasetConfig, DatasetField
 from stillhouse.data.load import Data, DataConfig, PromptSet, load_data, load_prompts
+from stillhouse.data.teacher_prompts import TeacherReads
 from stillhouse.data.templates import TEMPLATES, Template
 from stillhouse.data.tokenise import Encoder
 
@@ -18,6 +19,7 @@ __all__ = [
     "DatasetField",
     "Encoder",
     "PromptSet",
+    "TeacherReads",
     "Template",
     "collate",
     "load_data",

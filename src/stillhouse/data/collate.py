@@ -44,6 +44,22 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
     return Batch(**parts, responses=tuple(responses), logprobs=logprobs)
 
 
+def read_by_teacher(batch: Batch, pad_id: int) -> TokenBatch:
+    """What a teacher with the student's token ids reads: its own prompts, the same responses.
+
+    Row for row its response tokens are those of `batch`; it is `batch` where no prompt is its own.
+    """
+    if all(response.prompt.teacher_ids is None for response in batch.responses):
+        return batch
+    prompts = [response.prompt.teacher_ids or response.prompt.token_ids for response in batch.responses]
+    read = TokenBatch.of(
+        [(*prompt, *one.token_ids) for prompt, one in zip(prompts, batch.responses, strict=True)],
+        [len(prompt) for prompt in prompts],
+        pad_id,
+    )
+    return read.to(batch.input_ids.device)
+
+
 def _check(response: Response) -> None:
     name = response.prompt.id
     if not response.prompt.token_ids:

@@ -17,6 +17,7 @@ from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.rows import Row
+from stillhouse.data.teacher_prompts import TeacherReads, teacher_encoder
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer, settled_template
 from stillhouse.data.tokenise import (
     UNSPELLABLE,
@@ -52,7 +53,9 @@ class DataConfig(StrictConfig):
     template: TemplateField = Auto()  # type: ignore[valid-type]
     """Renders a row as a prompt: auto, alpaca, chat, plain or custom."""
     teacher_template: TemplateField | None = None  # type: ignore[valid-type]
-    """The template of a teacher with another tokenizer; default: `template` with the teacher's tokenizer."""
+    """The template of the teacher's prompts. Default: with `template: auto` or `chat` the chat template of
+    the teacher's own tokenizer, where it has one; otherwise the student's prompts. A teacher with another
+    vocabulary reads `template` with its own tokenizer."""
     train_on: TrainOn = "last"
     """Which turns of the assistant are trained on: the last of a conversation, or all. With `all` the prompt
     ends before the first of them, also where responses are generated; what users and tools say between them
@@ -120,7 +123,7 @@ def load_data(
     tokenizer: Tokenizer,
     *,
     needs_response: bool = False,
-    teacher_tokenizer: Tokenizer | None = None,
+    teacher: TeacherReads | None = None,
 ) -> Data:
     """Read and tokenise every dataset in `config`.
 
@@ -128,16 +131,20 @@ def load_data(
         config: the `data` section of a run.
         tokenizer: the student's tokenizer.
         needs_response: whether each training prompt must have a response.
-        teacher_tokenizer: the teacher's tokenizer, if it is another one; prompts then have its ids too.
+        teacher: what the teacher's own prompts depend on; None: there is no teacher.
 
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or no row is left.
     """
-    encoder = encoder_of(config, tokenizer, teacher_tokenizer)
-    train = load_prompts("train", config.train, config, encoder, needs_response=needs_response)
+    encoder = encoder_of(config, tokenizer, teacher)
+    train = load_prompts(
+        "train", config.train, config, encoder, needs_response=needs_response, teacher=teacher
+    )
     sets = [train]
     if config.valid is not None:
-        sets.append(load_prompts("valid", config.valid, config, encoder, needs_response=True))
+        sets.append(
+            load_prompts("valid", config.valid, config, encoder, needs_response=True, teacher=teacher)
+        )
     valid = sets[1].prompts if config.valid is not None else ()
     reports = [one.report for one in sets]
     warnings = [warning for one in sets for warning in (*_dropped_warnings(one), *_notes(one))]
@@ -161,7 +168,13 @@ def load_data(
 
 
 def load_prompts(
-    name: str, dataset: DatasetConfig, config: DataConfig, encoder: Encoder, *, needs_response: bool = False
+    name: str,
+    dataset: DatasetConfig,
+    config: DataConfig,
+    encoder: Encoder,
+    *,
+    needs_response: bool = False,
+    teacher: TeacherReads | None = None,
 ) -> PromptSet:
     """Read and tokenise one dataset with the length rules of `config`.
 
@@ -172,12 +185,15 @@ def load_prompts(
         config: `too_long`, `max_prompt`, `max_response` and `no_response` apply.
         encoder: template and tokenizer.
         needs_response: treat rows without a response as `no_response` says.
+        teacher: rows that it cannot read are dropped; None: there is none.
 
     Raises:
         DataError: see `load_data`.
     """
     reading = config.reading()
-    builder = PromptBuilder(name, dataset, config, encoder, reading=reading, needs_response=needs_response)
+    builder = PromptBuilder(
+        name, dataset, config, encoder, reading=reading, needs_response=needs_response, teacher=teacher
+    )
     rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
     for chunk in _chunks(rows, _BATCH_ROWS):
         builder.add(chunk)
@@ -252,6 +268,7 @@ class PromptBuilder:
         *,
         reading: Reading,
         needs_response: bool = False,
+        teacher: TeacherReads | None = None,
     ) -> None:
         self.name = name
         self.reading = reading
@@ -259,6 +276,7 @@ class PromptBuilder:
         self.config = config
         self.encoder = encoder
         self.needs_response = needs_response
+        self.teacher = teacher or TeacherReads()
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
@@ -349,6 +367,11 @@ class PromptBuilder:
             return None
         if teacher_ids is not None and not teacher_ids:
             self.dropped["empty prompt"] += 1
+            return None
+        fixed = self.needs_response and kept_ids is not None
+        room = len(kept_ids or ()) if fixed else config.max_response
+        if reason := self.teacher.cannot_read(prompt_ids, kept_ids, teacher_ids, room):
+            self.dropped[reason] += 1
             return None
         return Prompt(
             id,
@@ -459,24 +482,20 @@ def _text_of(row: Row) -> str:
     raise DataError(f"{row.location}: has no field text; name it: data.text.fields: {{text: ...}}")
 
 
-def encoder_of(config: DataConfig, tokenizer: Tokenizer, teacher: Tokenizer | None) -> Encoder:
-    """The student's encoder, with the teacher's where that has another tokenizer.
+def encoder_of(config: DataConfig, tokenizer: Tokenizer, teacher: TeacherReads | None) -> Encoder:
+    """The student's encoder, with the teacher's where that reads prompts of its own.
 
     Raises:
         DataError: several answers are to be trained on, which a teacher with another tokenizer cannot read.
     """
-    if config.train_on == "all" and teacher is not None:
+    if config.train_on == "all" and teacher is not None and teacher.other_vocabulary:
         raise DataError(
             "data.train_on: all needs a teacher with the student's tokenizer, because the turns between the "
             "answers are written with the student's control tokens; use data.train_on: last"
         )
     template = settled_template(config.template, tokenizer, lambda: config.train.rows(config.reading()))
-    return Encoder(template, tokenizer, _teacher_encoder(config, teacher), config.train_on)
-
-
-def _teacher_encoder(config: DataConfig, tokenizer: Tokenizer | None) -> Encoder | None:
-    """The encoder of a teacher with another tokenizer; None if it has the student's."""
-    return None if tokenizer is None else Encoder(config.teacher_template or config.template, tokenizer)
+    theirs = teacher_encoder(template, config.teacher_template, tokenizer, teacher, config.template)
+    return Encoder(template, tokenizer, theirs, config.train_on)
 
 
 def _with_progress(rows: Iterable[Row], name: str) -> Iterator[Row]:

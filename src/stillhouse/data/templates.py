@@ -45,6 +45,8 @@ class Template(StrictConfig):
     kind: str
     special_tokens: ClassVar[bool] = True
     """Whether the tokenizer adds its special tokens (beginning of sequence) to the prompt."""
+    from_tokenizer: ClassVar[bool] = False
+    """Whether it is another one with another tokenizer of the same vocabulary: its chat template."""
 
     @abstractmethod
     def renderer(self, tokenizer: Tokenizer) -> Renderer:
@@ -165,6 +167,7 @@ class Auto(Template):
     `chat` if the tokenizer has a chat template, else `alpaca`."""
 
     kind: Literal["auto"] = "auto"
+    from_tokenizer: ClassVar[bool] = True
 
     def renderer(self, tokenizer: Tokenizer) -> Renderer:
         """The renderer of the template that it stands for."""
@@ -259,6 +262,7 @@ class Chat(Template):
     """
 
     kind: Literal["chat"] = "chat"
+    from_tokenizer: ClassVar[bool] = True
     special_tokens: ClassVar[bool] = False
     system: str | None = None
     """System message for rows without one."""

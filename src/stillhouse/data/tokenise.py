@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from stillhouse.config import StrictConfig
 from stillhouse.data.chat import TrainOn
 from stillhouse.data.rendering import Rendered, guarded
 from stillhouse.data.rows import Row
-from stillhouse.data.templates import Template, Tokenizer
+from stillhouse.data.templates import Chat, Template, Tokenizer
 from stillhouse.data.text_tokens import GUARD, TextTokenizer, UnspellableText, unguarded
-from stillhouse.errors import RowError
+from stillhouse.errors import DataError, ModelError, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Encoder:
         Args:
             template: renders rows; resolved for the tokenizer.
             tokenizer: the student's.
-            teacher: the teacher's encoder, if its tokenizer is another one.
+            teacher: the teacher's encoder, if it reads prompts of its own.
             train_on: the turns of the assistant that responses train on.
         """
         self.template = template.resolved(tokenizer)
@@ -74,6 +76,17 @@ class Encoder:
         self.end_id = self.template.end_id(tokenizer)
         self.texts = TextTokenizer(tokenizer)
         self.renderer = self.template.renderer(tokenizer)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text: the end of a response first, then the tokenizer's end of sequence and
+        the end of a turn in its chat template."""
+        eos = self.tokenizer.eos_token_id
+        found = [self.end_id, *(() if eos is None else (int(eos),))]
+        if getattr(self.tokenizer, "chat_template", None):
+            with contextlib.suppress(DataError, ModelError):  # a chat template that nobody chats with
+                found.append(Chat().end_id(self.tokenizer))
+        return tuple(dict.fromkeys(found))
 
     def encode(self, rows: Sequence[Row]) -> list[EncodedRow | RowError]:
         """For each row its ids, or why it has none: the template refuses it, or a text cannot be spelled."""

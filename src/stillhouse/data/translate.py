@@ -79,8 +79,8 @@ class Translator:
     def translate(self, response: Response) -> TranslatedResponse | str:
         """The response in the teacher's tokens, or the reason why it cannot be translated."""
         ids, finished = list(response.token_ids), response.finished
-        if finished and ids[-1] == self.end_ids[0]:
-            ids.pop()
+        if finished and (ids[-1] == self.end_ids[0] or not self.student.pieces(ids[-1:])[0]):
+            ids.pop()  # whichever of the student's end tokens it is
         else:
             finished = False
         pieces = self.student.pieces(ids)
@@ -169,7 +169,7 @@ class Translator:
         Bytes that the student's tokenizer cannot represent, such as half a character at the end, are dropped.
         """
         ids = list(completion.token_ids)
-        if completion.finished and ids and ids[-1] == self.end_ids[1]:
+        if completion.finished and ids:  # by whichever of the teacher's end tokens
             ids.pop()
         text = b"".join(self.teacher.pieces(ids))
         student_ids = (

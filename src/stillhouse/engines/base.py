@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field
@@ -71,16 +71,23 @@ class TokenizerInfo:
     """
 
     eos_ids: tuple[int, ...]
-    """Tokens that end a response."""
+    """Tokens that end a response; the first is the one that is trained and that stands for the others."""
     pad_id: int
     """Left padding of shorter prompts; it is masked, so any valid id does."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
     """The tokenizer itself, for engines that exchange text with a server and for `vocab_size`."""
 
+    shared: int | None = None
+    """How many ids, from the first, may be sampled, where these are not all of the tokenizer's."""
+
     @property
     def vocab_size(self) -> int | None:
         """Number of token ids. Rows of the head beyond it are padding and never sampled; None: no padding."""
-        return None if self.tokenizer is None else len(self.tokenizer)
+        return self.shared if self.shared is not None or self.tokenizer is None else len(self.tokenizer)
+
+    def ended_by(self, ends: Iterable[int]) -> TokenizerInfo:
+        """The same with these end tokens before those that there are."""
+        return replace(self, eos_ids=tuple(dict.fromkeys((*ends, *self.eos_ids))))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> TokenizerInfo:

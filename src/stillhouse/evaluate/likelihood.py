@@ -12,7 +12,7 @@ from torch import nn
 
 from stillhouse.core.host import Ints
 from stillhouse.core.types import Prompt, Response
-from stillhouse.data.collate import collate
+from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.distributions import Calibration, Fidelity, FidelityScores
 from stillhouse.models import head_of, hidden_rows
@@ -86,7 +86,8 @@ def likelihood(
                 batch = collate(some, pad_id).to(next(student.parameters()).device)
                 labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
-                teacher_hidden = None if teacher is None else hidden_rows(teacher, batch)
+                read = read_by_teacher(batch, pad_id)
+                teacher_hidden = None if teacher is None else hidden_rows(teacher, read)
                 parts = []
                 for rows in torch.arange(len(labels)).split(CHUNK):
                     logits = head_of(student, vocab_size).logits(hidden[rows])

@@ -15,7 +15,7 @@ from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.data.text_tokens import response_text
-from stillhouse.engines.base import Engine, Sampling, TokenizerInfo
+from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.evaluate.tasks.base import EvalContext
 from stillhouse.models import head_of, hidden_rows
@@ -109,7 +109,7 @@ class HarnessModel(TemplateLM):
         batch = collate(responses, self._context.tokenizer_info.pad_id).to(self._device)
         hidden = hidden_rows(self._context.model, batch)
         labels = batch.row_labels()
-        head = head_of(self._context.model)
+        head = head_of(self._context.model, self._context.vocab_size)
         values: list[tuple[float, bool]] = []
         for rows in torch.arange(len(labels)).split([len(response.token_ids) for response in responses]):
             logits = head.logits(hidden[rows])
@@ -159,7 +159,7 @@ class HarnessModel(TemplateLM):
         if piece is None:
             room = self._context_length - sampling.max_tokens
             ids = [self.tok_encode(context)[-room:] for context in contexts]
-            facts = TokenizerInfo((self.eot_token_id,), self._context.tokenizer_info.pad_id)
+            facts = self._context.tokenizer_info.ended_by([self.eot_token_id])
             engine: Engine = self._context.engine.build(self._context.model, facts)
             completions = engine.generate(ids, sampling, self._context.seeds[0])
             piece = [response_text(self.tokenizer, one.token_ids) for one in completions]

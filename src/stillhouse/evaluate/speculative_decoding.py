@@ -158,14 +158,15 @@ class CachedModel:
 class SpeculativeDecoder:
     """Settings of speculative decoding.
 
-    Example: `SpeculativeDecoder(gamma=4, max_tokens=64, eos_id=2, vocab_size=49152)`
+    Example: `SpeculativeDecoder(gamma=4, max_tokens=64, eos_ids=(2,), vocab_size=49152)`
     """
 
     gamma: int
     """Tokens that the draft model proposes per block."""
     max_tokens: int
     """Length limit of a response."""
-    eos_id: int
+    eos_ids: tuple[int, ...]
+    """Tokens that end a response."""
     vocab_size: int
     """Number of token ids that both models share."""
     temperature: float = 1.0
@@ -216,13 +217,13 @@ class SpeculativeDecoder:
         result: SpeculativeResult,
     ) -> list[int]:
         start, end = len(ids), len(ids) + self.max_tokens
-        while len(ids) < end and self.eos_id not in ids[start:]:
+        while len(ids) < end and not self._ended(ids[start:]):
             prefix = len(ids)
             draft_probabilities: list[Tensor] = []
             for _ in range(min(self.gamma, end - prefix)):
                 draft_probabilities.append(draft.forward(ids[draft.length :])[-1])
                 ids.append(int(torch.multinomial(draft_probabilities[-1].cpu(), 1, generator=generator)))
-                if ids[-1] == self.eos_id:
+                if ids[-1] in self.eos_ids:
                     break
             q = torch.stack(draft_probabilities)
             proposed = torch.tensor(ids[prefix:], device=q.device)
@@ -235,7 +236,7 @@ class SpeculativeDecoder:
             result.accepted += accepted
             result.expected_accepted += float(torch.minimum(p[:tested], q[:tested]).sum())
             ids = ids[: prefix + accepted]
-            if self.eos_id not in ids[start:] and len(ids) < end:
+            if not self._ended(ids[start:]) and len(ids) < end:
                 ids.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
             generated = torch.tensor(ids[prefix:], device=p.device)
             result.distribution.update(p[: len(generated)], generated)
@@ -243,3 +244,6 @@ class SpeculativeDecoder:
             for model in (target, draft):
                 model.roll_back(len(ids) - 1)
         return ids[start:]
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return not set(self.eos_ids).isdisjoint(ids)

@@ -6,7 +6,9 @@ from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
 from stillhouse.models.tokenizers import (
     check_same_tokenizer,
+    generation_ends,
     load_tokenizer,
+    shared_ids,
     tokenizer_difference,
     vocab_digest,
 )
@@ -21,6 +23,7 @@ __all__ = [
     "check_same_tokenizer",
     "fingerprint",
     "fingerprint_of_files",
+    "generation_ends",
     "head_of",
     "hidden_rows",
     "layer_rows",
@@ -29,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "local_device",
     "parameter_counts",
+    "shared_ids",
     "tokenizer_difference",
     "unwrap",
     "vocab_digest",

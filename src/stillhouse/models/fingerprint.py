@@ -75,7 +75,7 @@ def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
 def fingerprint_of_files(
     model: TeacherModel, cache_dir: Path | None = None, batch_invariant: bool = False
 ) -> str:
-    """16 hexadecimal digits that change with a model's weights, config, adapter or dtype.
+    """16 hexadecimal digits that change with a model's weights, config, adapter, dtype or attention.
 
     Hashing gigabytes of weights takes seconds, so hashes are remembered by the path, size, times and inode of
     a file: a file that was changed in place has another change time, whatever its other times were set to.
@@ -90,7 +90,9 @@ def fingerprint_of_files(
     """
     known = {} if cache_dir is None else _read_cache(cache_dir / HASH_CACHE)
     before = dict(known)
-    options = [model.dtype, model.gguf_file, batch_invariant]
+    options: list[Any] = [model.dtype, model.gguf_file, batch_invariant]
+    if model.attention != "auto":  # implementations of attention round differently
+        options.append(model.attention)
     whole = hashlib.sha256(json.dumps(options).encode())
     named = model_files(model.path)
     adapters = [named.adapter] if named.adapter is not None else []

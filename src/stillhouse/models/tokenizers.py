@@ -42,6 +42,49 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     return tokenizer
 
 
+def generation_ends(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """The end tokens that a model's generation config names; reads no weights.
+
+    Ids of ordinary tokens are left out: the defaults of an architecture's config, which a tokenizer of
+    another size never meant.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    if config.path is None or config.gguf_file is not None:
+        return ()
+    folder = model_files(config.path).model
+    try:
+        found = GenerationConfig.from_pretrained(folder).eos_token_id
+    except (OSError, ValueError):
+        try:
+            found = getattr(
+                AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code),
+                "eos_token_id",
+                None,
+            )
+        except (OSError, ValueError, KeyError):  # told where the model is loaded
+            found = None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return tuple(int(one) for one in ids if one in control)
+
+
+def shared_ids(student: Any, teacher: Any) -> int | None:
+    """How many ids, from the first, are the same tokens in both vocabularies.
+
+    None unless one vocabulary is the other plus added tokens behind all of its ids, so that both cut a text
+    into the same tokens.
+    """
+    smaller, larger = sorted((student, teacher), key=len)
+    few, many = smaller.get_vocab(), larger.get_vocab()
+    more = many.keys() - few.keys()
+    if any(many.get(token) != index for token, index in few.items()):
+        return None
+    count = len(smaller)
+    added = larger.get_added_vocab()
+    return count if all(token in added and many[token] >= count for token in more) else None
+
+
 def _tokenizer_folder(path: str) -> str:
     """Where the tokenizer of a model is: with an adapter, or else with the model that it belongs to."""
     files = model_files(path)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stillhouse.core.types import Completion, Prompt, Response
 from stillhouse.data.translate import Translator
 from stillhouse.engines.base import Engine, ProgressCallback, Sampling
+
+logger = logging.getLogger("stillhouse")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class ResponseGenerator:
     """Called with the number of tokens that each call has generated."""
     translator: Translator | None = None
     """For a teacher with another tokenizer, which reads and generates its own tokens."""
+    end_id: int | None = None
+    """The student's end of a response, which takes the place of the teacher's own; None: nothing does."""
+    vocab: int | None = None
+    """Number of the student's token ids; tokens beyond, of a teacher that has more, are left out."""
 
     @property
     def name(self) -> str:
@@ -73,7 +80,7 @@ class ResponseGenerator:
         return self._responses(prompts, completions, resolved)
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-        if self.translator is None:
+        if self.source != "teacher":
             return [prompt.token_ids for prompt in prompts]
         return [prompt.teacher_ids or prompt.token_ids for prompt in prompts]
 
@@ -82,8 +89,27 @@ class ResponseGenerator:
     ) -> list[Response]:
         if self.translator is not None:
             completions = [self.translator.to_student(one, sampling.max_tokens) for one in completions]
+        completions = [self._as_the_student_ends(one) for one in completions]
         version = self.version()
         return [
             Response(prompt, one.token_ids, self.source, one.finished, version, one.logprobs)
             for prompt, one in zip(prompts, completions, strict=True)
         ]
+
+    def _as_the_student_ends(self, completion: Completion) -> Completion:
+        """A completion of the teacher with the student's end token, and without tokens that it lacks."""
+        ids, logprobs = completion.token_ids, completion.logprobs
+        if completion.finished and self.end_id is not None:
+            ids = (*ids[:-1], self.end_id)
+        if self.vocab is not None and max(ids) >= self.vocab:
+            kept = [place for place, token in enumerate(ids) if token < self.vocab]
+            logger.warning(
+                "Text of the %s: %d tokens that the student does not have are left out.",
+                self.name,
+                len(ids) - len(kept),
+            )
+            if not kept:
+                return Completion((self.end_id,) if self.end_id is not None else ids, True)
+            ids = tuple(ids[place] for place in kept)
+            logprobs = None if logprobs is None else tuple(logprobs[place] for place in kept)
+        return replace(completion, token_ids=ids, logprobs=logprobs)

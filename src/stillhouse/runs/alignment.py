@@ -28,11 +28,12 @@ def align_responses(config: RunConfig, number: int) -> dict[str, Any]:
         DataError: there are no responses.
     """
     found = tokenizers(config)
-    if found.teacher is None:
+    if found.same_ids:
         raise ModelError("student and teacher have the same tokenizer: their tokens are aligned one to one.")
-    data = load_data(config.data, found.student, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, found.student, teacher=found.reads)
     translation = Translation.of(found, data, None)
     assert translation is not None
+    assert translation.translator is not None
     translator = translation.translator
     prompts = [prompt for prompt in data.train if prompt.response_ids is not None][:number]
     if not prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
-from stillhouse.runs.tokenizers import Translation, tokenizers
+from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher
 from stillhouse.train.metrics import MetricAccumulator
 from stillhouse.train.step import Method, SingleProcess, Step, TrainingClock, World
+
+logger = logging.getLogger("stillhouse")
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Parts:
     vocab: int
     data: Data
     translation: Translation | None = None
-    """Between the two tokenizers, where the teacher has another one."""
+    """The teacher's prompts and ends, and what goes between two vocabularies."""
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -93,7 +96,7 @@ class Parts:
     @property
     def comparable(self) -> nn.Module | None:
         """The teacher, where its distributions can be compared with the student's token by token."""
-        return self.teacher if self.translation is None else None
+        return self.teacher if self.translator is None else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens of a response as text."""
@@ -153,9 +156,13 @@ def assemble(config: RunConfig) -> Parts:
         config.data,
         tokenizer,
         needs_response="responses" in config.responses.requirements().data,
-        teacher_tokenizer=found.teacher,
+        teacher=found.reads,
     )
     config = _with_resolved_template(config, data)
+    encoder = data.encoder
+    assert encoder is not None
+    for note in format_notes(found, data).values():
+        logger.warning("teacher: %s", note)
     asked = config.objective.requirements().model_names
     for name, teacher in config.all_teachers.items():
         if name in asked:
@@ -175,10 +182,10 @@ def assemble(config: RunConfig) -> Parts:
     parts = Parts(
         config,
         tokenizer,
-        TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer),
+        found.student_facts(encoder),
         student.to(device),
         {name: None if model is None else model.to(device) for name, model in teachers.items()},
-        len(tokenizer),
+        found.ids,
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
     )
@@ -285,6 +292,8 @@ def _teacher_generator(
         engine.fingerprint if isinstance(engine, ServerEngine) else cache(digest),
         on_tokens=on_tokens,
         translator=parts.translator,
+        end_id=parts.data.end_id if parts.translator is None else None,
+        vocab=parts.vocab if parts.translator is None else None,
     )
 
 

@@ -13,6 +13,7 @@ from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
+from stillhouse.models import ModelConfig
 from stillhouse.models.paths import model_files, resolve_adapter
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import default_folder
@@ -178,6 +179,22 @@ def _schedules(config: RunConfig) -> list[Schedule]:
 
     walk(config, visit)
     return found
+
+
+def context_of_files(model: ModelConfig) -> int | None:
+    """The most tokens that a model takes, by the configuration in its files; None if it does not say."""
+    from transformers import AutoConfig
+
+    if model.path is None or model.gguf_file is not None:
+        return None
+    try:
+        return context_length(
+            AutoConfig.from_pretrained(
+                model_files(model.path).model, trust_remote_code=model.trust_remote_code
+            )
+        )
+    except (OSError, ValueError, KeyError):  # told where the model is loaded
+        return None
 
 
 def context_length(model_config: Any) -> int | None:

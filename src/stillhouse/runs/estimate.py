@@ -20,7 +20,7 @@ from stillhouse.runs.checks import check_context_lengths, context_length, longes
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import ModelSize, peak_memory
-from stillhouse.runs.tokenizers import describe, tokenizers
+from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_MEMORY = "peak memory, estimated (GB)"
@@ -37,7 +37,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     found = tokenizers(config)
     tokenizer = found.student
     needs_response = "responses" in config.responses.requirements().data
-    data = load_data(config.data, tokenizer, needs_response=needs_response, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, tokenizer, needs_response=needs_response, teacher=found.reads)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
     student = student_size(config.student, teacher_model, len(tokenizer))
@@ -70,6 +70,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
     if teacher is not None:
         rows["tokenizers"] = describe(found, config, data)
+    rows |= format_notes(found, data)
     if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
         rows["teacher cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length

@@ -26,6 +26,7 @@ from stillhouse.files import atomic, check_writable, locate
 from stillhouse.models import (
     check_same_tokenizer,
     fingerprint,
+    generation_ends,
     load_student,
     load_teacher,
     load_tokenizer,
@@ -266,15 +267,16 @@ def _load(config: RunConfig) -> Parts:
         except ModelError as error:
             logger.warning("%s: not compared with the teacher's distribution. %s", config.student.path, error)
     device = local_device()
-    end = Encoder(config.data.template, tokenizer).end_id
+    encoder = Encoder(config.data.template, tokenizer)
+    ends = generation_ends(config.student, tokenizer)
     return Parts(
         config,
         tokenizer,
-        TokenizerInfo(eos_ids=(end,), pad_id=tokenizer.pad_token_id),
+        TokenizerInfo(ends, tokenizer.pad_token_id, tokenizer).ended_by(encoder.ends),
         student.to(device),
         {} if teacher is None else {MAIN: teacher.to(device)},
         vocab,
-        Data((), (), (), end),
+        Data((), (), (), encoder.end_id),
     )
 
 

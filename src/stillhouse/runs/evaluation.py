@@ -11,6 +11,7 @@ from torch import nn
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
+from stillhouse.data.templates import Template
 from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import generate_and_score
 from stillhouse.evaluate.generation import questions_digest, token_ids_digest, with_sums
@@ -95,9 +96,19 @@ def evaluate_system(
 
 
 def _with_tokenizer_of_teacher(parts: Parts, translation: Translation) -> Parts:
-    tokenizer = translation.encoder.tokenizer
+    tokenizer, template = translation.encoder.tokenizer, translation.encoder.template
+    config = parts.config
+    students: Template = config.data.template
+    if template != students.resolved(tokenizer):
+        data = config.data.model_copy(update={"template": template, "teacher_template": None})
+        config = config.model_copy(update={"data": data})
     return replace(
-        parts, tokenizer=tokenizer, facts=translation.facts, vocab=len(tokenizer), translation=None
+        parts,
+        config=config,
+        tokenizer=tokenizer,
+        facts=translation.facts,
+        vocab=len(tokenizer),
+        translation=None,
     )
 
 

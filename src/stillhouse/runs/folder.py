@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__, locks
+from stillhouse.core.versions import installed_version
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
 from stillhouse.locks import only_one
@@ -202,7 +202,7 @@ def environment() -> dict[str, Any]:
     """Versions and hardware that can change a result."""
     import torch
 
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions = {name: installed_version(name) for name in PACKAGES}
     return {
         "stillhouse": __version__,
         "python": platform.python_version(),

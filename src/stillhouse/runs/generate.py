@@ -11,6 +11,7 @@ from typing import Any, Literal
 from stillhouse.core.seeds import derived_seed
 from stillhouse.data import load_data
 from stillhouse.data.text_tokens import response_text
+from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import fingerprint, load_student, load_teacher, local_device
@@ -95,15 +96,16 @@ def _request(
     """What to generate, the header of its file, and how this process does its share."""
     found = tokenizers(config)
     tokenizer = found.student
-    data = load_data(config.data, tokenizer, teacher_tokenizer=found.teacher)
+    data = load_data(config.data, tokenizer, teacher=found.reads)
     by_teacher = arguments.by == "teacher"
     server = teacher_text_server(config) if by_teacher else None
     translation = Translation.of(found, data, None) if by_teacher else None
+    translator = None if translation is None else translation.translator
+    converted = by_teacher and translator is None
     if arguments.score:
-        _check_score(server, translation)
-    info = TokenizerInfo((data.end_id,), tokenizer.pad_token_id, tokenizer)
-    if translation is not None:
-        info = translation.facts
+        _check_score(server, translator)
+    assert data.encoder is not None
+    info = found.student_facts(data.encoder) if translation is None else translation.facts
     model: Any = None if server is not None else _model(config, arguments.by, tokenizer)
     engine, weights = _engine(config, server, model, info, arguments.output)
     generator = ResponseGenerator(
@@ -113,7 +115,9 @@ def _request(
         lambda: None,
         weights,
         arguments.label,
-        translator=None if translation is None else translation.translator,
+        translator=translator,
+        end_id=data.end_id if converted else None,
+        vocab=found.ids if converted else None,
     )
     seed = config.train.seed if arguments.seed is None else arguments.seed
     request = GenerationRequest(
@@ -125,7 +129,7 @@ def _request(
         samples_per_prompt=arguments.samples,
         facts={"by": generator.name, "run_seed": seed},
     )
-    score = partial(mean_logprobs, model, pad_id=info.pad_id, vocab=len(tokenizer))
+    score = partial(mean_logprobs, model, pad_id=info.pad_id, vocab=found.ids, as_teacher=by_teacher)
     options = GenerationOptions(
         arguments.rank,
         arguments.world,
@@ -137,12 +141,12 @@ def _request(
     return request, request.header(generator.fingerprint(), None, tuple(options.scorers)), options
 
 
-def _check_score(server: ServerConfig | None, translation: Translation | None) -> None:
+def _check_score(server: ServerConfig | None, translator: Translator | None) -> None:
     if server is not None:
         raise ConfigError(
             Fault("--score", "needs the model's weights in this process", got="a teacher on a server")
         )
-    if translation is not None:
+    if translator is not None:
         raise ConfigError(
             Fault("--score", "a teacher with another tokenizer cannot score the student's tokens")
         )

@@ -93,11 +93,11 @@ def row_views(config: RunConfig, name: str = "train") -> Iterator[RowView]:
     if dataset is None:
         raise DataError(f"data.{name}: the run has none")
     found = tokenizers(config)
-    encoder = encoder_of(config.data, found.student, found.teacher)
+    encoder = encoder_of(config.data, found.student, found.reads)
     data: DataConfig = config.data.model_copy(update={"bad_rows": "drop", "no_response": "drop"})
     reading = _Witness(config.data.ignore)
     needs_response = name == "valid" or "responses" in config.responses.requirements().data
-    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, needs_response=needs_response)
+    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, needs_response=needs_response, teacher=found.reads)
     for id, row in builder.with_ids(dataset.rows(reading)):
         yield from reading.taken()
         before = builder.dropped.copy()

@@ -15,7 +15,7 @@ from stillhouse import console
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import SOURCES, Progress, Response
-from stillhouse.data.collate import collate
+from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import local_device
 from stillhouse.rollouts.fixed import reference_response
@@ -62,9 +62,12 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     size = batch_size or config.train.micro_batch_size
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
-            batch: TokenBatch = collate(mine[start : start + size], parts.facts.pad_id)
-            rows = batch.num_rows
-            if translator is not None:
+            known = collate(mine[start : start + size], parts.facts.pad_id)
+            batch: TokenBatch
+            rows = known.num_rows
+            if translator is None:
+                batch = read_by_teacher(known, parts.facts.pad_id)
+            else:
                 batch, _ = translator.teacher_batch(mine[start : start + size])
             _query(teacher, batch.to(device))
             bar.advance(rows)

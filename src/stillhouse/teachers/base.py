@@ -111,6 +111,10 @@ class TeacherConfig(StrictConfig):
         """The model that has to be loaded for it; None if there is none."""
         return None
 
+    def model_that_reads(self) -> TeacherModel | None:
+        """The model whose tokenizer says how its prompts are read, whether or not it is loaded here."""
+        return self.model_to_load()
+
     @property
     def signals(self) -> frozenset[str]:
         """Of `core.requirements.SIGNALS`: what it `provides`, and its weights where they are loaded."""

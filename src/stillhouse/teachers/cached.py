@@ -130,6 +130,10 @@ class CacheTeacherConfig(TeacherConfig):
         """The teacher behind it; None where a cache miss is an error."""
         return self.of.model_to_load() if self.on_miss == "fill" else None
 
+    def model_that_reads(self) -> TeacherModel | None:
+        """The teacher behind it."""
+        return self.of.model_that_reads()
+
     def codec(self, vocab: int, dtype: str | None = None) -> Codec:
         """How records are encoded.
 

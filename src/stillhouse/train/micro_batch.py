@@ -32,7 +32,8 @@ class MicroBatch:
     token_weight: Tensor
     """[N] fp32: the weight of each in the loss of the step, every normalisation included."""
     teacher_batch: TokenBatch
-    """What the main teacher reads: `batch` itself, or the same text under the teacher's tokenizer."""
+    """What the main teacher reads: `batch` itself, the same responses after its own prompts, or the same text
+    under its own tokenizer."""
     cache_slots: tuple[int, ...] = ()
     """For each sequence its slot in the cache of the teacher's hidden states; empty if nothing is cached."""
 
@@ -50,7 +51,7 @@ class MicroBatch:
         return self.batch.input_ids
 
     def read_by(self, teacher: str) -> TokenBatch:
-        """What the teacher of this name reads; only the main one may have another tokenizer."""
+        """What the teacher of this name reads; only the main one may read prompts of its own."""
         return self.teacher_batch if teacher == MAIN else self.batch
 
     def to(self, device: torch.device) -> MicroBatch:

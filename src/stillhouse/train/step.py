@@ -22,7 +22,7 @@ from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES, Progress, Prompt, Response
-from stillhouse.data.collate import collate, split
+from stillhouse.data.collate import collate, read_by_teacher, split
 from stillhouse.data.translate import Translator
 from stillhouse.errors import TrainingError
 from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
@@ -285,7 +285,8 @@ class Step:
         if self.hidden_cache:
             slots = tuple(self.hidden_cache.slot(response) for response in batch.responses)
         if self.translator is None:
-            return MicroBatch(objective, batch, rows, token_weight, batch, slots)
+            read = read_by_teacher(batch, self.pad_id)
+            return MicroBatch(objective, batch, rows, token_weight, read, slots)
         teacher_batch, alignment = self.translator.teacher_batch(batch.responses)
         rows = replace(rows, alignment=alignment)
         return MicroBatch(objective, batch, rows, token_weight, teacher_batch, slots)

@@ -226,15 +226,19 @@ class EvalSession:
             "sampling": sampling.model_dump(mode="json"),
             "weights": self.context.fingerprint(model),
         }
-        facts = TokenizerInfo((self.encoder.end_id,), self.context.tokenizer_info.pad_id)
         return generate(
-            self.context.engine.build(model, facts),
+            self.context.engine.build(model, self.facts),
             prompts,
             sampling,
             self.seeds,
             journal=self.context.open_journal(header, name),
             title=self.context.title and " ".join(filter(None, (self.context.title, name))),
         )
+
+    @property
+    def facts(self) -> TokenizerInfo:
+        """What ends a response here: the end of the task's template, or whatever ends the system's text."""
+        return self.context.tokenizer_info.ended_by(self.encoder.ends)
 
     def decode(self, output: Completion | Response, *, strip: bool = True) -> str:
         """The text of a completion or response, for scoring."""

@@ -92,7 +92,7 @@ class DraftModelQuality(PromptTask):
                 bar.advance(1, acceptance=point["acceptance_rate"])
                 if gamma == self.gamma:
                     responses = [
-                        Response(prompt, tuple(ids), "teacher", ids[-1] == session.encoder.end_id)
+                        Response(prompt, tuple(ids), "teacher", ids[-1] in session.facts.eos_ids)
                         for prompt, ids in zip(session.eval_set.prompts, result.responses, strict=True)
                     ]
                     prompts = session.eval_set.prompts
@@ -137,7 +137,7 @@ class DraftModelQuality(PromptTask):
         decoder = SpeculativeDecoder(
             gamma=gamma,
             max_tokens=session.sampling.max_tokens,
-            eos_id=session.encoder.end_id,
+            eos_ids=session.facts.eos_ids,
             vocab_size=context.vocab_size,
             temperature=session.sampling.temperature,
             seed=session.seeds[0],
@@ -169,7 +169,7 @@ class DraftModelQuality(PromptTask):
         options: dict[str, Any] = {
             "do_sample": temperature > 0,
             "max_new_tokens": session.sampling.max_tokens,
-            "eos_token_id": session.encoder.end_id,
+            "eos_token_id": list(session.facts.eos_ids),
             "pad_token_id": context.tokenizer_info.pad_id,
         }
         if temperature > 0:

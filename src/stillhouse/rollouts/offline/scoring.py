@@ -11,7 +11,7 @@ from torch import nn
 
 from stillhouse.core.host import to_device
 from stillhouse.core.types import Response
-from stillhouse.data.collate import collate
+from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.models import head_of, hidden_rows
 
 _ROWS = 1024
@@ -25,6 +25,7 @@ def mean_logprobs(
     pad_id: int,
     vocab: int | None = None,
     batch_size: int = 32,
+    as_teacher: bool = False,
 ) -> list[float]:
     """For each response 1/T sum_t log p(y_t | x, y_<t), in nats per token, T its tokens with the end token.
 
@@ -34,6 +35,7 @@ def mean_logprobs(
         pad_id: fills the right of shorter sequences.
         vocab: number of token ids that student and teacher share.
         batch_size: sequences in one forward pass.
+        as_teacher: whether the model reads the teacher's prompts, where it has its own.
     """
     training = model.training
     model.eval()
@@ -43,7 +45,8 @@ def mean_logprobs(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = collate([responses[place] for place in places], pad_id).to(device)
-        hidden, labels, head = hidden_rows(model, batch), batch.row_labels(), head_of(model, vocab)
+        read = read_by_teacher(batch, pad_id) if as_teacher else batch
+        hidden, labels, head = hidden_rows(model, read), batch.row_labels(), head_of(model, vocab)
         tokens = []
         for rows in torch.arange(len(labels)).split(_ROWS):
             logits = head.logits(hidden[rows]).float()
@@ -66,5 +69,7 @@ def scorers(
     """`mean_logprobs` of each model, by its name; a model that is None is left out."""
     options: dict[str, Any] = {"pad_id": pad_id, "vocab": vocab, "batch_size": batch_size}
     return {
-        name: partial(mean_logprobs, model, **options) for name, model in models.items() if model is not None
+        name: partial(mean_logprobs, model, **options, as_teacher=name == "teacher")
+        for name, model in models.items()
+        if model is not None
     }

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stillhouse.config import flatten
+from stillhouse.core.versions import installed_version
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, append_jsonl, whole_lines, write_jsonl
 
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 def stage_header(stage: str, **facts: Any) -> dict[str, Any]:
     """A header: the kind of stage, the format, package versions, and whatever the rows depend on."""
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: installed_version(name) for name in _PACKAGES}
     made = {"stage": stage, "format": FORMAT, **facts, "versions": versions}
     plain: dict[str, Any] = json.loads(json.dumps(made, default=str))
     return plain

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from stillhouse.data.templates import with_template
 from stillhouse.files import atomic, locate, os_errors_as_faults
+from stillhouse.models import unwrap
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import BASE_FOLDER
 from stillhouse.report import load_run
@@ -34,6 +35,7 @@ def export(parts: Parts, folder: RunFolder) -> None:
     dtype = _export_dtype(parts)
     for parameter in parts.student.parameters():
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    _name_ends(parts)
     fresh = folder.path / ".student.new"
     shutil.rmtree(fresh, ignore_errors=True)
     with os_errors_as_faults(folder.student):
@@ -42,6 +44,13 @@ def export(parts: Parts, folder: RunFolder) -> None:
         _card(parts, folder).save(fresh / "README.md")
         write_own_settings(parts.config, fresh)
     replace_folder(fresh, folder.student)
+
+
+def _name_ends(parts: Parts) -> None:
+    """Have the generation config name every token that ended the student's text here."""
+    ends, config = list(parts.facts.eos_ids), getattr(unwrap(parts.student), "generation_config", None)
+    if config is not None:
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -> None:

@@ -1,0 +1,17 @@
+"""The versions of installed packages, for records that say what made a result."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from stillhouse import __version__
+
+
+def installed_version(package: str) -> str:
+    """The version of a package; "unknown" where it has no metadata, as a source tree on the path has not."""
+    if package == "stillhouse":
+        return __version__
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

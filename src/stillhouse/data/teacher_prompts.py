@@ -1,0 +1,79 @@
+"""The prompts of a teacher that does not read the student's: another template, another tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.data.templates import Template, Tokenizer
+from stillhouse.data.tokenise import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherReads:
+    """What the prompts of a teacher depend on.
+
+    Example: `TeacherReads(tokenizer, context=4096)`
+    """
+
+    tokenizer: Tokenizer | None = None
+    """The teacher's; None: the teacher reads the student's prompts."""
+    other_vocabulary: bool = False
+    """Whether its ids are not the student's."""
+    vocab: int | None = None
+    """How many of the student's ids it can read, where these are not all."""
+    context: int | None = None
+    """The most tokens that it takes; None: unknown."""
+    mixed: bool = False
+    """Whether student and teacher write a text together, and so read one prompt."""
+
+    def cannot_read(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int] | None,
+        teacher_ids: Sequence[int] | None,
+        room: int,
+    ) -> str | None:
+        """Why the teacher cannot read a row; None if it can. Its prompt is never cut.
+
+        Args:
+            prompt_ids: the student's.
+            response_ids: of the data set, if it has one.
+            teacher_ids: the teacher's prompt; None where it reads the student's.
+            room: tokens that the response may take.
+        """
+        read = (*(teacher_ids or prompt_ids), *(response_ids or ()))
+        if self.vocab is not None and max(read) >= self.vocab:
+            return "a token that the teacher does not have"
+        if teacher_ids is None or self.context is None or len(teacher_ids) + room <= self.context:
+            return None
+        return "prompt too long for the teacher"
+
+
+def teacher_encoder(
+    template: Template, own: Template | None, tokenizer: Tokenizer, teacher: TeacherReads | None
+) -> Encoder | None:
+    """The encoder of a teacher that reads prompts of its own; None if it reads the student's.
+
+    With the student's vocabulary it has its own prompts by `own`, or where `template` is the chat template of
+    a tokenizer and its tokenizer has another one than the student's.
+
+    Args:
+        template: of the student's prompts.
+        own: of the teacher's, where it is given.
+        tokenizer: the student's.
+        teacher: what the teacher's prompts depend on; None: nothing is known of it.
+    """
+    if teacher is None or teacher.tokenizer is None:
+        return None
+    theirs = teacher.tokenizer
+    if teacher.other_vocabulary:
+        return Encoder(own or template, theirs)
+    chats = template.from_tokenizer and getattr(theirs, "chat_template", None)
+    if own is None and (teacher.mixed or not chats):
+        return None
+    found = (own or template).resolved(theirs)
+    if found != template.resolved(tokenizer):
+        return Encoder(found, theirs)
+    alike = not found.from_tokenizer or theirs.chat_template == tokenizer.chat_template
+    return None if alike else Encoder(found, theirs)
