@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from stillhouse import __version__
-
 
 def installed_version(package: str) -> str:
     """The version of a package; "unknown" where it has no metadata, as a source tree on the path has not."""
-    if package == "stillhouse":
-        return __version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

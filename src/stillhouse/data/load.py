@@ -17,7 +17,7 @@ from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.rows import Row
-from stillhouse.data.teacher_prompts import TeacherReads, teacher_encoder
+from stillhouse.data.teacher_prompts import TeacherReads, TemplatePair, teacher_encoder
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer, settled_template
 from stillhouse.data.tokenise import (
     UNSPELLABLE,
@@ -494,7 +494,8 @@ def encoder_of(config: DataConfig, tokenizer: Tokenizer, teacher: TeacherReads |
             "answers are written with the student's control tokens; use data.train_on: last"
         )
     template = settled_template(config.template, tokenizer, lambda: config.train.rows(config.reading()))
-    theirs = teacher_encoder(template, config.teacher_template, tokenizer, teacher, config.template)
+    pair = TemplatePair(config.template, config.teacher_template)
+    theirs = teacher_encoder(template, pair, tokenizer, teacher)
     return Encoder(template, tokenizer, theirs, config.train_on)
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stillhouse.data.templates import Template, Tokenizer
 from stillhouse.data.tokenise import Encoder
+
+
+class TemplatePair(NamedTuple):
+    """`data.template` and `data.teacher_template`. Example: `TemplatePair(Auto(), teacher=None)`"""
+
+    student: Template
+    teacher: Template | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +59,29 @@ class TeacherReads:
 
 
 def teacher_encoder(
-    template: Template, own: Template | None, tokenizer: Tokenizer, teacher: TeacherReads | None
+    settled: Template, config: TemplatePair, tokenizer: Tokenizer, teacher: TeacherReads | None
 ) -> Encoder | None:
     """The encoder of a teacher that reads prompts of its own; None if it reads the student's.
 
-    With the student's vocabulary it has its own prompts by `own`, or where `template` is the chat template of
-    a tokenizer and its tokenizer has another one than the student's.
+    With the student's vocabulary it has its own prompts by `data.teacher_template`, or where `data.template`
+    is the chat template of a tokenizer and its tokenizer has another one than the student's.
 
     Args:
-        template: of the student's prompts.
-        own: of the teacher's, where it is given.
+        settled: the template of the student's prompts.
+        config: the templates of the configuration.
         tokenizer: the student's.
         teacher: what the teacher's prompts depend on; None: nothing is known of it.
     """
     if teacher is None or teacher.tokenizer is None:
         return None
-    theirs = teacher.tokenizer
+    theirs, own = teacher.tokenizer, config.teacher
     if teacher.other_vocabulary:
-        return Encoder(own or template, theirs)
-    chats = template.from_tokenizer and getattr(theirs, "chat_template", None)
+        return Encoder(own or config.student, theirs)
+    chats = config.student.from_tokenizer and getattr(theirs, "chat_template", None)
     if own is None and (teacher.mixed or not chats):
         return None
-    found = (own or template).resolved(theirs)
-    if found != template.resolved(tokenizer):
+    found = (own or config.student).resolved(theirs)
+    if found != config.student.resolved(tokenizer):
         return Encoder(found, theirs)
     alike = not found.from_tokenizer or theirs.chat_template == tokenizer.chat_template
-    return None if alike else Encoder(found, theirs)
+    return None if alike else Encoder(settled, theirs)

@@ -97,7 +97,9 @@ def row_views(config: RunConfig, name: str = "train") -> Iterator[RowView]:
     data: DataConfig = config.data.model_copy(update={"bad_rows": "drop", "no_response": "drop"})
     reading = _Witness(config.data.ignore)
     needs_response = name == "valid" or "responses" in config.responses.requirements().data
-    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, needs_response=needs_response, teacher=found.reads)
+    builder = PromptBuilder(
+        name, dataset, data, encoder, reading=reading, needs_response=needs_response, teacher=found.reads
+    )
     for id, row in builder.with_ids(dataset.rows(reading)):
         yield from reading.taken()
         before = builder.dropped.copy()
