@@ -358,3 +358,17 @@ def test_generated_is_filtered_too(tmp_path: Path) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairsConfig.model_validate({"kind": "pairs", **options})
+
+
+def test_shards_that_a_kill_left_beside_the_finished_file_go(tmp_path: Path) -> None:
+    where = around(tmp_path)
+    options = GenerationOptions(decode=words)
+    path = tmp_path / "whole.jsonl"
+    before = generate_stage(path, request(where), options, HEAD, "")
+    stage = StageFile(path, HEAD)
+    stage.append(stage.rows() or [])  # as it was before the shard was deleted
+    other = StageFile(path, {**HEAD, "seed": -1}, rank=7, world_size=8)
+    other.append([])
+    assert len(stage.shards()) == 2
+    assert generate_stage(path, request(where), options, HEAD, "") == before
+    assert stage.shards() == [other.shard], "a shard of another generation is not ours to delete"

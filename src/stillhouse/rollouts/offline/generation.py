@@ -122,6 +122,8 @@ def generate_stage(
                 raise DataError(f"{path}: shards are missing; all processes must see the same folder.")
             barrier(options.world_size)
         rows = stage.rows()
+    elif options.rank == 0:
+        stage.remove_shards()
     return None if rows is None else _samples(path, rows, request)
 
 

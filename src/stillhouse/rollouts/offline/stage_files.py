@@ -102,9 +102,17 @@ class StageFile:
         if len(rows) < total:
             return False
         write_jsonl(self.path, [{STAGE: self.header}, *(rows[number] for number in sorted(rows))])
-        for shard in self.shards():
-            shard.unlink(missing_ok=True)
+        self.remove_shards()
         return True
+
+    def remove_shards(self) -> None:
+        """Delete the shards whose rows are in the finished file.
+
+        A process that was killed between the two writes of `merge` leaves them behind.
+        """
+        for shard in self.shards():
+            if not header_differences(self.header, read_header(shard) or self.header):
+                shard.unlink(missing_ok=True)
 
     def rename_stale(self) -> list[tuple[Path, list[str]]]:
         """Rename the file and the shards whose header differs, so that they are neither used nor lost.
