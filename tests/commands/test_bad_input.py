@@ -144,14 +144,30 @@ def test_rows_that_cannot_be_used(workshop: Workshop, rows: str) -> None:
 
 def test_tokenizers_that_differ(workshop: Workshop) -> None:
     folder = copied(workshop.folder, "student")
+    facts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = facts["model"]["vocab"]
+    first, second = list(vocab)[300:302]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
+    message = workshop.refused("run", "run.yaml", f"student.path={folder}")
+    assert "2 of the student's 1,024 tokens have another id" in message
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_a_vocabulary_that_has_a_few_tokens_more_is_compared_over_the_shared_ones(
+    workshop: Workshop, larger: str
+) -> None:
+    folder = copied(workshop.folder, larger)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
-    message = workshop.refused("run", "run.yaml", f"student.path={folder}")
-    assert "1 of the student's 1,025 tokens" in message
-    assert "'<new>' is 1024 for the student, None for the teacher" in message
-    message = workshop.refused("run", "run.yaml", f"teacher.path={folder}")
-    assert "1 of the teacher's 1,025 tokens are none of the student's" in message
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(1025, mean_resizing=False)
+    model.save_pretrained(folder)
+    said = workshop.stillhouse("run", "run.yaml", f"{larger}.path={folder}", "train.max_steps=1")
+    assert said.code == 0, said.err
+    checked = workshop.stillhouse("check", "run.yaml", f"{larger}.path={folder}")
+    assert "1,024" in checked.out, checked.out
 
 
 def test_a_folder_that_is_no_model(workshop: Workshop) -> None:

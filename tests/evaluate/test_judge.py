@@ -240,7 +240,7 @@ def test_the_words_of_alpaca_are_not_shown_to_the_judge(tmp_path: Path) -> None:
     from stillhouse.data.rows import Row
     from stillhouse.data.templates import Alpaca
 
-    prompt = Alpaca().prompt(Row("", instruction="Add.", input="1 2"), None)
+    prompt = Alpaca().prompt(Row("", instruction="Add.", input="1 2"))
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": prompt, "response": "3"}) + "\n")
     (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Add.\n\n1 2", "response": "4"}) + "\n")
     (pair,) = pair_answers(
