@@ -219,6 +219,10 @@ def test_a_large_row_is_a_row(tmp_path: Path) -> None:
     assert read(write(tmp_path / "rows.jsonl", json.dumps({"prompt": text}))) == [(text, None)]
 
 
+def about_sources(data: Data) -> list[tuple[float, int, int]]:
+    return [(one["weight"], one["rows"], one["kept"]) for one in data.report["sets"][0]["sources"]]
+
+
 def test_a_mixture_repeats_each_source_by_its_weight_and_reports_it(tmp_path: Path) -> None:
     web = write(tmp_path / "web.jsonl", LINES)
     maths = write(tmp_path / "maths.csv", "question,answer\n1+1,2\n2+2,4\n")
@@ -230,11 +234,9 @@ def test_a_mixture_repeats_each_source_by_its_weight_and_reports_it(tmp_path: Pa
     assert data.train == loaded([{"path": web, "weight": 0.5}, {"path": maths, "weight": 2.5}]).train
     (report,) = data.report["sets"]
     assert report["path"] == f"{web}, {maths}"
-    assert [(one["weight"], one["rows"], one["kept"]) for one in report["sources"]] == [
-        (0.5, 2, 2),
-        (2.5, 5, 5),
-    ]
+    assert about_sources(data) == [(0.5, 2, 2), (2.5, 5, 5)]
     assert report["rows"] == 7
+    assert about_sources(loaded([web])) == [(1.0, 4, 4)]
     one = loaded({"path": web, "weight": 2})
     assert [prompt.text for prompt in one.train[:2]] == ["say 0\n", "say 0\n"]
     each = loaded([{"path": web, "limit": 1}, {"path": maths, "labelled": 1}])

@@ -34,6 +34,19 @@ def test_an_option_extends_a_bare_path_and_a_bare_kind() -> None:
     assert origin(found, "objective.kind") == "dictionary"
 
 
+def test_a_list_of_datasets_is_a_mixture_whose_values_have_their_origins() -> None:
+    sources = ["a.jsonl", {"path": "b.csv", "weight": 2}]
+    found = resolve({**TREE, "data": {"train": sources}}, ["data.bad_rows=drop"])
+    assert [(one.title, one.weight) for one in found.config.data.train.parts()] == [
+        ("a.jsonl", 1),
+        ("b.csv", 2),
+    ]
+    assert origin(found, "data.train.sources[0].path") == "dictionary"
+    assert origin(found, "data.train.sources[1].weight") == "dictionary"
+    assert origin(found, "data.train.sources[1].limit") == "default"
+    assert origin(found, "data.train.each_output") == "default"
+
+
 def test_a_file_extends_the_recipes_short_form_and_is_extended_itself() -> None:
     tree = {**TREE, "recipe": "csd_pairs", "evaluate": {"data": "eval.jsonl"}}
     del tree["objective"]

@@ -45,12 +45,20 @@ def provenance(config: StrictConfig, layered: Layered) -> dict[str, str]:
 def _origin(config: StrictConfig, path: KeyPath, layered: Layered) -> str:
     values: Any = layered.values
     value: Any = config
-    for depth, key in enumerate(path):
+    written: KeyPath = ()
+    """`path` as the layers have it: a part that is a list there has that list in one of its fields."""
+    for key in path:
+        if isinstance(values, list) and not isinstance(key, int):
+            if getattr(value, "model_fields_set", set()) >= {key} and isinstance(getattr(value, key), tuple):
+                value = getattr(value, key)
+                continue
+            return DEFAULT
         given = key in values if isinstance(values, Mapping) else isinstance(values, list)
         if not given:
             # Not in any layer: a default, or derived from a shorthand such as `train: rows.jsonl`.
             derived = isinstance(value, StrictConfig) and key in value.model_fields_set
-            return layered.origin(path[:depth]) or DEFAULT if derived else DEFAULT
+            return layered.origin(written) or DEFAULT if derived else DEFAULT
         values = values[key]
+        written = (*written, key)
         value = getattr(value, str(key)) if isinstance(value, StrictConfig) else value[key]
-    return layered.origin(path) or DEFAULT
+    return layered.origin(written) or DEFAULT

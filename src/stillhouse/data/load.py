@@ -285,7 +285,7 @@ class PromptBuilder:
         self.without_response: list[str] = []
         """The locations of rows without a response that need one."""
         self.source_of: dict[str, int] = {}
-        """Of a mixture: the number of the dataset of each prompt, by its id."""
+        """Which dataset of a mixture each prompt is from, by its id."""
 
     def with_ids(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         """(Id of the prompt, row); with `each_output` one for each output."""
@@ -301,8 +301,7 @@ class PromptBuilder:
             examples = row.per_reference() if parts[row.source].each_output else (row,)
             for index, one in enumerate(examples, start=1):
                 id = f"{self.name}:{number}" + (f":{index}" if index > 1 else "")
-                if len(parts) > 1:
-                    self.source_of[id] = row.source
+                self.source_of[id] = row.source
                 yield id, one
 
     def add(self, chunk: Sequence[tuple[str, Row]]) -> None:

@@ -56,6 +56,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rows: dict[str, Any] = {
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
+        **_formats(data),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
@@ -91,6 +92,18 @@ def _generated_at_once(config: RunConfig, generated: dict[str, int], prompts: in
     """How many responses an engine in this process has in work at the same time, at most."""
     asked = max(min(max(generated.values(), default=0), prompts), held_out * len(config.evaluate.seeds))
     return min(asked, getattr(config.engine, "batch_size", 1))
+
+
+def _formats(data: Data) -> dict[str, str]:
+    """What the rows of each set are read as, and by which fields that was told."""
+    return {
+        f"{one['name']}: rows read as": ", ".join(
+            f"{name} ({found['rows']:,}, by {', '.join(found['fields'])})"
+            for name, found in one["formats"].items()
+        )
+        for one in data.report.get("sets", ())
+        if one.get("formats")
+    }
 
 
 def _dropped(data: Data) -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from stillhouse.config import ListOf
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
@@ -22,7 +22,7 @@ class Mixture(DatasetConfig):
     read as."""
 
     kind: Literal["mixture"] = "mixture"
-    sources: Annotated[ListOf[DatasetField], Field(min_length=1)]
+    sources: ListOf[DatasetField]
     """The datasets, each with its own fields, limit and weight."""
 
     @property
@@ -31,6 +31,8 @@ class Mixture(DatasetConfig):
 
     @model_validator(mode="after")
     def _options_belong_to_the_sources(self) -> Self:
+        if not self.sources:
+            raise ValueError("a list of datasets needs at least one")
         given = sorted(self.model_fields_set - {"kind", "sources"})
         if given:
             raise ValueError(f"{given[0]} belongs to the datasets of a mixture: give it to each of them")
