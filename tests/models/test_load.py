@@ -57,6 +57,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "cohere": {**WIDE, "logit_scale": 0.25},
     "granite": {**WIDE, "logits_scaling": 4.0},
+    "hyperclovax": {**WIDE, "logits_scaling": 4.0},
     "phi": WIDE,
     "mixtral": {**WIDE, "num_local_experts": 2},
     "gpt2": GPT,

@@ -128,6 +128,17 @@ def test_exported_weights_have_the_dtype_asked_for(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], exact[name].bfloat16()) for name in exact)
 
 
+def test_padding_rows_of_a_random_head_are_cut_at_export(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tall = {"tokenizer": TEACHER, "from_config": {**STUDENT, "vocab_size": 1500}}
+    folder = distil(tmp_path, "tall", tall)
+    exported = AutoModelForCausalLM.from_pretrained(folder / "student").eval()
+    assert logits(exported).shape[-1] == exported.config.vocab_size == 1024
+    checkpoint = AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / "checkpoint-2").eval()
+    assert torch.equal(logits(exported), logits(checkpoint)[..., :1024])
+
+
 def test_adapters_are_counted_apart(runs: dict[str, Path], tmp_path: Path) -> None:
     import json
 

@@ -61,6 +61,8 @@ def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -
     lora, student = parts.config.student.lora, parts.student
     if lora is None or lora.merge:
         whole = student if lora is None else copy.deepcopy(student).merge_and_unload()  # type: ignore[operator]
+        if parts.config.student.from_config is not None:
+            whole = _without_padding_rows(whole, len(parts.tokenizer))
         _in_dtype(whole, dtype).save_pretrained(fresh)
         return
     adapter = _in_dtype(student, dtype)
@@ -71,6 +73,19 @@ def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -
     for options in adapter.peft_config.values():
         options.base_model_name_or_path = start
     adapter.save_pretrained(fresh, save_embedding_layers=False)  # no embedding is ever resized
+
+
+def _without_padding_rows(model: Any, vocab: int) -> Any:
+    """The model without rows of head and embedding beyond the tokenizer's ids; a copy if there are some.
+
+    No loss ever reaches them: of a student that started from random weights they would keep a share of the
+    mass wherever others sample from all rows.
+    """
+    if model.get_output_embeddings().weight.shape[0] <= vocab:
+        return model
+    cut = copy.deepcopy(model)
+    cut.resize_token_embeddings(vocab, mean_resizing=False)
+    return cut
 
 
 def _export_dtype(parts: Parts) -> torch.dtype:
