@@ -25,7 +25,7 @@ from stillhouse.evaluate.judge import (
     wilson_interval,
     win_rate_metrics,
 )
-from stillhouse.evaluate.judge_files import default_output, find_answers, pair_answers
+from stillhouse.evaluate.judge_files import JudgedSystem, default_output, find_answers, pair_answers
 from stillhouse.report.record import load_run
 
 
@@ -271,3 +271,22 @@ def test_a_real_judge_on_llama_cpp(workshop: Workshop, llama_server: str) -> Non
     else:
         assert said.code == 0
         assert json.loads((workshop.folder / "judged.json").read_text("utf-8"))["metrics"]["pairs"] == 1
+
+
+def test_answers_are_paired_by_question_and_not_by_id(tmp_path: Path) -> None:
+    def system(name: str, *rows: dict[str, str]) -> JudgedSystem:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return JudgedSystem(name, path, None)
+
+    capital, haiku = "What is the capital of France?", "Write a haiku."
+    first = system("a", {"id": "1", "question": capital, "response": "Paris"})
+    second = system(
+        "b",
+        {"id": "1", "question": haiku, "response": "An old pond"},
+        {"id": "2", "question": capital, "response": "Rome"},
+    )
+    (pair,) = pair_answers(first, second, None)
+    assert (pair.question, pair.first, pair.second) == (capital, "Paris", "Rome")
+    with pytest.raises(DataError, match="no question in common"):
+        pair_answers(first, system("c", {"id": "1", "question": haiku, "response": "Frog"}), None)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse import console
 from stillhouse.config import nearest
@@ -89,8 +89,8 @@ def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
 def pair_answers(first: JudgedSystem, second: JudgedSystem, limit: int | None) -> list[AnswerPair]:
     """The questions that both systems have answered, in the order of the first file.
 
-    Rows are matched by `id`, or by their question where they have none; of several answers to one question
-    (seeds, samples) the first counts.
+    Rows are matched by their question, whatever their ids are: the same id may be another question in another
+    file. Of several answers to one question (seeds, samples) the first counts.
 
     Raises:
         ConfigError: both are the same file.
@@ -105,11 +105,21 @@ def pair_answers(first: JudgedSystem, second: JudgedSystem, limit: int | None) -
         raise DataError(f"{first.path} and {second.path} have no question in common.")
     if unpaired:
         logger.warning("%d questions are in one of the two files only and are not judged", unpaired)
-    return [AnswerPair(key, ours[key][0], ours[key][1], theirs[key][1]) for key in common[:limit]]
+    return [
+        AnswerPair(ours[key].id, ours[key].question, ours[key].response, theirs[key].response)
+        for key in common[:limit]
+    ]
 
 
-def _answers(path: Path) -> dict[str, tuple[str, str]]:
-    found: dict[str, tuple[str, str]] = {}
+class _Answer(NamedTuple):
+    id: str
+    question: str
+    response: str
+
+
+def _answers(path: Path) -> dict[str, _Answer]:
+    """The first answer to each question, by the question without differences of white space."""
+    found: dict[str, _Answer] = {}
     try:
         lines = path.read_text("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -128,7 +138,8 @@ def _answers(path: Path) -> dict[str, tuple[str, str]]:
                 "`response`, and `prompt`, `question` or `instruction`"
             ) from error
         question = _question(row, f"{path}:{number}")
-        found.setdefault(str(row.get("id", question)), (question, str(response)))
+        answer = _Answer(str(row.get("id", question)), question, str(response))
+        found.setdefault(" ".join(question.split()), answer)
     return found
 
 
