@@ -93,7 +93,7 @@ def evaluate_model(
     config = resolve(_tree(model, teacher, template, str(data), evaluate)).config
     preflight(config)
     parts = assemble(config)
-    if parts.translation is not None:
+    if parts.translator is not None:
         raise ModelError(
             f"--teacher: {teacher} has another tokenizer than {model}. KL and agreement compare token with "
             "token; evaluate the two separately, or choose a teacher with the same tokenizer."
