@@ -208,6 +208,7 @@ def test_the_engine_may_be_a_server_beside_a_live_teacher(service: Service, fold
         folder,
         "pairs",
         recipe="distillm2",
+        objective={"alpha_rule": "fixed"},  # two steps are less than the rule's first epoch
         engine={**server(service), "sampling": {"max_tokens": 6}, "student": {"batch_size": 8}},
         train={"max_steps": 2},
     )

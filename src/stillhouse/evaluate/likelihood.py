@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from stillhouse.core.batch import Batch
 from stillhouse.core.host import Ints
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate, read_by_teacher
@@ -86,8 +87,7 @@ def likelihood(
                 batch = collate(some, pad_id).to(next(student.parameters()).device)
                 labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
-                read = read_by_teacher(batch, pad_id)
-                teacher_hidden = None if teacher is None else hidden_rows(teacher, read)
+                teacher_hidden = _teacher_hidden(teacher, batch, pad_id)
                 parts = []
                 for rows in torch.arange(len(labels)).split(CHUNK):
                     logits = head_of(student, vocab_size).logits(hidden[rows])
@@ -112,6 +112,10 @@ def likelihood(
         None if teacher is None else teacher_calibration.error(),
         sums,
     )
+
+
+def _teacher_hidden(teacher: nn.Module | None, batch: Batch, pad_id: int) -> Tensor | None:
+    return None if teacher is None else hidden_rows(teacher, read_by_teacher(batch, pad_id))
 
 
 def _readable(responses: Sequence[Response], vocab_size: int | None) -> Sequence[Response]:
