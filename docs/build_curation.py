@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from tables import with_table
 
 from stillhouse.rollouts.offline.filters import REGISTRY
 
@@ -27,11 +28,7 @@ def table() -> str:
 
 def pages() -> dict[str, str]:
     """The page with the table as it is now."""
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = r"(<!-- filters table -->\n).*?(<!-- end of table -->)"
-    return {
-        PAGE.name: re.sub(pattern, lambda found: f"{found[1]}{table()}\n{found[2]}", text, flags=re.DOTALL)
-    }
+    return {PAGE.name: with_table(PAGE.read_text(encoding="utf-8"), "filters", table())}
 
 
 def _shown(value: object) -> str:

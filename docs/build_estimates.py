@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+
+from tables import with_table
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "estimates.md"
@@ -26,11 +27,4 @@ def table() -> str:
 
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
-    text = PAGE.read_text(encoding="utf-8")
-    filled = re.sub(
-        r"(<!-- estimates -->\n).*?(<!-- end of estimates -->)",
-        lambda match: f"{match[1]}{table()}\n{match[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-    return {PAGE.name: filled}
+    return {PAGE.name: with_table(PAGE.read_text(encoding="utf-8"), "estimates", table())}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
+
+from tables import with_table
 
 from stillhouse.evaluate.tasks import REGISTRY
 
@@ -22,11 +23,4 @@ def table() -> str:
 
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
-    text = PAGE.read_text(encoding="utf-8")
-    filled = re.sub(
-        r"(<!-- tasks -->\n).*?(<!-- end of tasks -->)",
-        lambda match: f"{match[1]}{table()}\n{match[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-    return {PAGE.name: filled}
+    return {PAGE.name: with_table(PAGE.read_text(encoding="utf-8"), "tasks", table())}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+
+from tables import with_table
 
 PAGE = Path(__file__).resolve().parent / "reliability.md"
 RESULT = PAGE.parent.parent / "benchmarks" / "results" / "reliability.json"
@@ -21,8 +22,4 @@ def table() -> str:
 
 def pages() -> dict[str, str]:
     """The page with the table as it is now."""
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = r"(<!-- trials table -->\n).*?(<!-- end of table -->)"
-    return {
-        PAGE.name: re.sub(pattern, lambda found: f"{found[1]}{table()}\n{found[2]}", text, flags=re.DOTALL)
-    }
+    return {PAGE.name: with_table(PAGE.read_text(encoding="utf-8"), "trials", table())}

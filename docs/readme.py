@@ -6,9 +6,10 @@ python docs/readme.py
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from tables import with_table
 
 from stillhouse.recipes import all_recipes
 
@@ -49,10 +50,7 @@ def _with_interval(row: dict[str, Any], name: str, digits: int) -> str:
 def filled(text: str) -> str:
     """README.md with both tables as they are now."""
     for name, table in (("quickstart", quickstart()), ("methods", methods())):
-        pattern = rf"(<!-- {name} table -->\n).*?(<!-- end of table -->)"
-        text = re.sub(
-            pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
-        )
+        text = with_table(text, name, table)
     return text
 
 

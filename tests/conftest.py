@@ -30,7 +30,9 @@ def script(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # as for `python FILE`: it may import its neighbours
+        spec.loader.exec_module(module)
     return module
 
 

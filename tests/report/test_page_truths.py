@@ -34,7 +34,7 @@ def log(folder: Path, rows: list[dict[str, Any]]) -> None:
     ("path", "name"),
     [
         ("runs/warm-start/student", "runs/warm-start/student"),
-        ("/home/me/work/runs/warm-start/student", "warm-start/student"),
+        ("/home/me/runs/warm-start/student", "warm-start/student"),
         ("/data/models/smollm2-135m", "smollm2-135m"),
         ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
         ("package:stillhouse/demo/teacher", "demo/teacher"),

@@ -27,12 +27,11 @@ def resolve_path(path: str) -> str:
     """
     folder = locate(path)
     if is_run(folder):
-        student = folder / "student"
-        if not any((student / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        if not has_student(folder):
             raise ModelError(
                 f"{path}: is a run that has not exported its student. Finish it: stillhouse run ... --resume"
             )
-        return str(student)
+        return str(folder / "student")
     if folder.is_dir():
         return str(folder)
     if _looks_local(path, folder):
@@ -71,6 +70,11 @@ def foreign_files(problem: str, hint: str = "") -> Iterator[None]:
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
     return (folder / "state.json").is_file() and (folder / "resolved.yaml").is_file()
+
+
+def has_student(run: Path) -> bool:
+    """Whether a run folder has an exported student: a whole model or an adapter."""
+    return any((run / "student" / name).is_file() for name in ("config.json", ADAPTER_FILE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from stillhouse.models import (
     load_tokenizer,
     local_device,
 )
-from stillhouse.models.paths import ADAPTER_FILE
+from stillhouse.models.paths import has_student
 from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
@@ -314,8 +314,7 @@ def name_models(models: Sequence[str], reserved: Collection[str] = ()) -> list[N
         place = locate(model)
         run = place if (place / "state.json").is_file() else place.parent
         is_run = (run / "state.json").is_file() and (run == place or place.name == "student")
-        exported = any((run / "student" / name).is_file() for name in ("config.json", ADAPTER_FILE))
-        if is_run and not exported and run == place:
+        if is_run and run == place and not has_student(run):
             raise ConfigError(
                 Fault("MODEL", f"{model} is a run without a finished student", hint="Finish it: --resume.")
             )

@@ -138,13 +138,16 @@ def _train_and_evaluate(
     finished = train(parts, folder, interrupt, checkpoint)
     if rounds := curation_totals(folder.responses):
         folder.write("data.json", {**parts.data.report, "curation": rounds})
-    if finished:
-        if folder.main:
-            with console.phase("Saving the student", quiet=True):
-                export(parts, folder)
-        evaluate_system(parts, questions, folder, "student after", parts.student)
-        write_card(parts, folder)
-    return finished
+    if not finished:
+        return False
+    usage = None
+    if folder.main:
+        with console.phase("Saving the student", quiet=True):
+            usage = export(parts, folder)
+    evaluate_system(parts, questions, folder, "student after", parts.student)
+    if folder.main:
+        write_card(parts, folder, usage)
+    return True
 
 
 def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Path | None) -> bool:

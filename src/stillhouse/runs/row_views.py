@@ -11,6 +11,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.data.load import DataConfig, PromptBuilder, encoder_of
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
+from stillhouse.data.text_tokens import TextTokenizer
 from stillhouse.data.tokenise import Encoder
 from stillhouse.errors import DataError, RowError
 from stillhouse.runs.config import RunConfig
@@ -132,8 +133,8 @@ def _view(prompt: Prompt, row: Row, encoder: Encoder, has_teacher: bool) -> RowV
         ids,
         trained,
         teacher,
-        prompt_pieces=_pieces(encoder.tokenizer, prompt.token_ids),
-        response_pieces=_pieces(encoder.tokenizer, ids or (), trained),
+        prompt_pieces=_pieces(encoder.texts, prompt.token_ids),
+        response_pieces=_pieces(encoder.texts, ids or (), trained),
     )
 
 
@@ -143,7 +144,7 @@ def _dropped(id: str, row: Row, encoder: Encoder, reason: str) -> RowView:
     if isinstance(found, RowError):
         return RowView(id, row.format, dropped=_told(found, reason))
     prompt = shown_text(encoder.tokenizer, found.prompt_ids)
-    pieces = _pieces(encoder.tokenizer, found.prompt_ids)
+    pieces = _pieces(encoder.texts, found.prompt_ids)
     return RowView(id, row.format, prompt, prompt_ids=found.prompt_ids, dropped=reason, prompt_pieces=pieces)
 
 
@@ -158,18 +159,16 @@ def shown_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _pieces(
-    tokenizer: Any, ids: Sequence[int], trained: Sequence[int] | None = None
+    texts: TextTokenizer, ids: Sequence[int], trained: Sequence[int] | None = None
 ) -> tuple[TextPiece, ...]:
     """Tokens as text in pieces of one kind each."""
-    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    kinds = [
-        (bool(mark), token in control) for token, mark in zip(ids, trained or (0,) * len(ids), strict=True)
-    ]
+    marks = trained or (0,) * len(ids)
+    kinds = [(bool(mark), token in texts.control_ids) for token, mark in zip(ids, marks, strict=True)]
     pieces: list[TextPiece] = []
     done, before = 0, ""
     for (mark, special), some in groupby(kinds):
         done += len(list(some))
-        text = shown_text(tokenizer, ids[:done])
+        text = shown_text(texts.tokenizer, ids[:done])
         pieces.append(TextPiece(text[len(before) :], mark, special))
         before = text
     return tuple(pieces)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stillhouse.core.types import Prompt
-from stillhouse.data.templates import with_template
+from stillhouse.data.templates import Template
 from stillhouse.models import unwrap
 from stillhouse.runs.build import Parts
 
@@ -45,14 +45,18 @@ class UsageExample:
     answer: str
 
 
-def example_usage(parts: Parts) -> UsageExample | None:
+def example_usage(parts: Parts, tokenizer: Any) -> UsageExample | None:
     """The student asked with transformers alone, greedily; None if no prompt of the data can be written so.
 
     The code is made for the first prompt, of the held-out ones where there are any, whose token ids it gives.
+
+    Args:
+        parts: the run, with the student as it is exported.
+        tokenizer: the one that is exported with it.
     """
     prompts = (*parts.data.valid, *parts.data.train)
     for prompt in prompts[:20]:
-        asked = _as_code(prompt, parts)
+        asked = _as_code(prompt, tokenizer, parts.config.data.template)
         if asked is not None:
             dtype = str(next(parts.student.parameters()).dtype).removeprefix("torch.")
             code = _CODE.format(dtype=dtype, prompt=asked, max_new_tokens=_MAX_NEW_TOKENS)
@@ -60,11 +64,10 @@ def example_usage(parts: Parts) -> UsageExample | None:
     return None
 
 
-def _as_code(prompt: Prompt, parts: Parts) -> str | None:
+def _as_code(prompt: Prompt, tokenizer: Any, template: Template) -> str | None:
     """Lines that make `inputs` with exactly the token ids of a prompt."""
     ids = list(prompt.token_ids)
-    tokenizer = with_template(parts.tokenizer, parts.config.data.template)
-    options = getattr(parts.config.data.template, "options", {})
+    options = getattr(template, "options", {})
     if (turns := _turns(prompt)) is not None and getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
         if tokenizer(text, add_special_tokens=False)["input_ids"] == ids:

@@ -18,17 +18,20 @@ from stillhouse.models.paths import BASE_FOLDER
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
-from stillhouse.runs.export.usage import example_usage
+from stillhouse.runs.export.usage import UsageExample, example_usage
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.own_settings import write_own_settings
 from stillhouse.train.checkpoints import replace_folder
 
 
-def export(parts: Parts, folder: RunFolder) -> None:
+def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     """Write the student into the run folder; adapters are merged unless the configuration keeps them apart.
 
     With `train.keep: best` the best weights are put into the student first, and with `output.dtype` the
     student's weights are rounded to what is exported, so that what is evaluated after is what others load.
+
+    Returns:
+        How the student is called, for `write_card`.
     """
     if parts.config.train.keep == "best" and (folder.best / "weights.pt").exists():
         parts.student.load_state_dict(torch.load(folder.best / "weights.pt", weights_only=True))
@@ -36,14 +39,17 @@ def export(parts: Parts, folder: RunFolder) -> None:
     for parameter in parts.student.parameters():
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
     _name_ends(parts)
+    tokenizer = with_template(parts.tokenizer, parts.config.data.template)
+    usage = example_usage(parts, tokenizer)
     fresh = folder.path / ".student.new"
     shutil.rmtree(fresh, ignore_errors=True)
     with os_errors_as_faults(folder.student):
         _save_weights(parts, fresh, folder.student, dtype)
-        with_template(parts.tokenizer, parts.config.data.template).save_pretrained(fresh)
-        _card(parts, folder).save(fresh / "README.md")
+        tokenizer.save_pretrained(fresh)
+        _card(parts, folder, usage).save(fresh / "README.md")
         write_own_settings(parts.config, fresh)
     replace_folder(fresh, folder.student)
+    return usage
 
 
 def _name_ends(parts: Parts) -> None:
@@ -101,12 +107,11 @@ def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return cast_parameters(copy.deepcopy(model), dtype)
 
 
-def write_card(parts: Parts, folder: RunFolder) -> None:
+def write_card(parts: Parts, folder: RunFolder, usage: UsageExample | None) -> None:
     """Write the student's card anew, with what the run folder holds by now."""
-    if folder.main:
-        with atomic(folder.student / "README.md") as handle:
-            handle.write(_card(parts, folder).content)
+    with atomic(folder.student / "README.md") as handle:
+        handle.write(_card(parts, folder, usage).content)
 
 
-def _card(parts: Parts, folder: RunFolder) -> ModelCard:
-    return model_card(parts.config, load_run(folder.path, rows="scores"), example_usage(parts))
+def _card(parts: Parts, folder: RunFolder, usage: UsageExample | None) -> ModelCard:
+    return model_card(parts.config, load_run(folder.path, rows="scores"), usage)
