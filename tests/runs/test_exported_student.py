@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,18 @@ def test_padding_rows_of_a_random_head_are_cut_at_export(tmp_path: Path) -> None
     assert torch.equal(logits(exported), logits(checkpoint)[..., :1024])
 
 
-def test_adapters_are_counted_apart(runs: dict[str, Path], tmp_path: Path) -> None:
-    import json
+def test_padding_rows_take_no_part_in_the_validation_loss(tmp_path: Path) -> None:
+    write_data(tmp_path, rows=4, valid=2)
+    config = tree(tmp_path, "tall", train={"max_steps": 3, "log_every": 1}) | {"recipe": "kd"}
+    config["student"] = {"tokenizer": TEACHER, "from_config": {**STUDENT, "vocab_size": 1500}}
+    folder = stillhouse.run(config).folder
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    last = [row["loss"] for row in rows if row["phase"] == "valid" and row["step"] == 3]
+    found = json.loads((folder / "evaluation" / "student-after.json").read_text(encoding="utf-8"))
+    assert last == [pytest.approx(found["metrics"]["loss"], abs=1e-5)]
 
+
+def test_adapters_are_counted_apart(runs: dict[str, Path], tmp_path: Path) -> None:
     facts = json.loads((runs["random"] / "models.json").read_text())["student"]
     saved = load_file(runs["random"] / "student" / "adapter_model.safetensors")
     base = load_file(runs["random"] / "student" / "base" / "model.safetensors")

@@ -405,8 +405,11 @@ class PromptBuilder:
             RowError: the teacher's template refuses the row, or cannot read its response.
         """
         if self.encoder.teacher is not None and found.trained is not None:
-            problem = "a response of several turns needs a teacher with the student's tokenizer"
-            raise RowError(row.location, problem, "several turns for a teacher with another tokenizer")
+            problem = (
+                "a response of several turns needs a teacher that reads the student's prompts: with its "
+                "tokenizer and its chat template"
+            )
+            raise RowError(row.location, problem, "several turns for a teacher with prompts of its own")
         return self.encoder.teacher_ids(row)
 
     def check_responses(self) -> None:

@@ -255,7 +255,11 @@ def _validation(
         references = references_of(held_out)
         values = {
             "loss": likelihood(
-                parts.student, references, parts.facts.pad_id, batch_size=config.evaluate.batch_size
+                parts.student,
+                references,
+                parts.facts.pad_id,
+                vocab_size=parts.vocab,
+                batch_size=config.evaluate.batch_size,
             ).loss
         }
         if config.train.validate_rouge:
