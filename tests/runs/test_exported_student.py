@@ -79,6 +79,16 @@ def test_run_and_student_folders_are_models(runs: dict[str, Path], place: str) -
     assert len(tokenizer) == len(load_tokenizer(StudentConfig(path=TEACHER)))
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_run_starts_from_an_adapter_and_trains(
+    runs: dict[str, Path], tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    start = load_teacher(TeacherModel(path=str(runs["pruned"]), dtype="float32"))
+    folder = distil(tmp_path, "next", {"path": str(runs["pruned"]), "lora": lora})
+    found = load_teacher(TeacherModel(path=str(folder), dtype="float32"))
+    assert not torch.allclose(logits(found), logits(start), atol=1e-3)
+
+
 def test_a_moved_adapter_finds_its_base(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["random"] / "student", tmp_path / "moved")
     here, there = (

@@ -32,7 +32,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
 
 
 def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
-    """The model with a saved adapter merged into its weights.
+    """The model with a saved adapter merged into its weights, all of which can be trained on.
 
     Raises:
         ModelError: there is no adapter at the path, or it does not fit the model.
@@ -42,4 +42,4 @@ def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
     folder = resolve_adapter(adapter)
     with foreign_files(f"{adapter}: cannot be merged into the model as an adapter"):
         merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged
+    return merged.requires_grad_(True)  # peft has frozen what the adapter was trained on
