@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -57,7 +58,14 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Kills:
+class TrialPart:
+    """One kind of trial."""
+
+    def close(self) -> None:
+        """Stop what it has started."""
+
+
+class Kills(TrialPart):
     """Runs of every recipe and other commands, killed at random file events and resumed, to equal ends."""
 
     def __init__(self, folder: Path) -> None:
@@ -213,7 +221,7 @@ def _quiet() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
-class Starts:
+class Starts(TrialPart):
     """Several processes that start the same run at the same moment: one goes on, the others are refused."""
 
     def __init__(self, folder: Path) -> None:
@@ -250,7 +258,7 @@ JUNK: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-class Fuzz:
+class Fuzz(TrialPart):
     """Configurations and rows with junk in them: used, or refused in words; never a traceback."""
 
     def __init__(self, folder: Path) -> None:
@@ -313,16 +321,20 @@ def _spoil(made: dict[str, Any], chance: random.Random, section: str) -> None:
         here[chance.choice(keys)] = copy.deepcopy(chance.choice(JUNK))
 
 
-class Lies:
+class Lies(TrialPart):
     """A server whose answers have junk at random places: an error, or an answer within what was asked."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(TeacherModel(path="package:stillhouse/demo/teacher"))
         self.liar = Liar(self.tokenizer)
-        self.serving = serving(self.liar)
-        self.service = self.serving.__enter__()
-        config = ServerConfig(url=self.service.url, backoff=0.001, retries=1)
+        self.open = contextlib.ExitStack()
+        service = self.open.enter_context(serving(self.liar))
+        config = ServerConfig(url=service.url, backoff=0.001, retries=1)
         self.engine = config.build(None, TokenizerInfo.from_tokenizer(self.tokenizer))
+
+    def close(self) -> None:
+        """Stop the server; left to the end of the program, it would wait for a thread that is gone."""
+        self.open.close()
 
     def trial(self, number: int) -> Trial:
         """One request."""
@@ -359,7 +371,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(below)
 
 
-class Programs:
+class Programs(TrialPart):
     """Hostile programs, each with some lines in front that change nothing: none passes, and each ends."""
 
     def __init__(self, folder: Path) -> None:

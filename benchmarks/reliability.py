@@ -11,6 +11,7 @@ is kept in a journal, and the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
@@ -33,7 +34,7 @@ import stillhouse  # noqa: E402
 from stillhouse.files import append_jsonl, read_jsonl_leniently  # noqa: E402
 
 TRIALS = {"kills": 320, "starts": 40, "fuzz": 2000, "lies": 1000, "programs": 120}
-SMALL = {"kills": 7, "starts": 1, "fuzz": 60, "lies": 40, "programs": 2}
+SMALL = {"kills": 3, "starts": 1, "fuzz": 60, "lies": 40, "programs": 2}
 TOLD = {
     "kills": "runs of every recipe, other commands: killed (SIGKILL, SIGTERM) at random file events, resumed",
     "starts": "two or three processes that start one run at the same moment",
@@ -62,15 +63,17 @@ def attempt(folder: Path, counts: dict[str, int], first: int) -> dict[tuple[str,
     known = done(journal)
     for part, count in counts.items():
         left = [number for number in range(first, first + count) if (part, number) not in known]
-        made = PARTS[part](folder) if left else None
-        for number in left:
-            began = time.perf_counter()
-            row = {"part": part, "number": number, **made.trial(number)}
-            row["seconds"] = round(time.perf_counter() - began, 2)
-            append_jsonl(journal, row)
-            known[part, number] = row
-            if row["failure"]:
-                print(f"{part} {number} ({row['what']}): {row['failure']}", flush=True)
+        if not left:
+            continue
+        with contextlib.closing(PARTS[part](folder)) as made:
+            for number in left:
+                began = time.perf_counter()
+                row = {"part": part, "number": number, **made.trial(number)}
+                row["seconds"] = round(time.perf_counter() - began, 2)
+                append_jsonl(journal, row)
+                known[part, number] = row
+                if row["failure"]:
+                    print(f"{part} {number} ({row['what']}): {row['failure']}", flush=True)
     return known
 
 
