@@ -18,6 +18,7 @@ from stillhouse import locks
 from stillhouse.errors import ConfigError
 from stillhouse.locks import only_one
 from stillhouse.runs.execute import execute
+from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import resolve
 from stillhouse.train import checkpoints, interrupt
 from tests import small_runs
@@ -479,3 +480,20 @@ def test_what_other_commands_write_is_locked_too(
     place = workshop.folder / file
     with only_one(place, "--output", place.parent, "Wait."):
         assert f"process {os.getpid()} is still running in out" in workshop.refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("argv", "recorded"),
+    [
+        (["/opt/site-packages/stillhouse/__main__.py", "run", "a.yaml"], "python -m stillhouse run a.yaml"),
+        (["/opt/bin/stillhouse", "run", "a.yaml"], "/opt/bin/stillhouse run a.yaml"),
+    ],
+)
+def test_the_recorded_command_can_be_typed_again(
+    argv: list[str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.start("run", None)
+    assert folder.saved_state()["command"] == recorded

@@ -114,7 +114,7 @@ class RunFolder:
         self, name: str, recipe: str | None, from_step: int = 0, changes: history.Changes | None = None
     ) -> None:
         """Record that the run has started, or goes on from a step with some changed values."""
-        facts = {"name": name, "recipe": recipe, "command": " ".join(sys.argv)}
+        facts = {"name": name, "recipe": recipe, "command": _command_line()}
         signs = (self.metrics, self.path / "state.json")
         last_sign = max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
         self._state = history.begun(self.saved_state(), facts, from_step, changes or {}, last_sign)
@@ -243,3 +243,11 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def _command_line() -> str:
+    """The command that this process was started with; a package run by `-m` by its name, not its file."""
+    program, *arguments = sys.argv
+    if Path(program).name == "__main__.py":
+        program = f"python -m {Path(program).parent.name}"
+    return " ".join((program, *arguments))
