@@ -58,9 +58,10 @@ E_w[c] the mean of c under weights w. Every number except names and switches may
 **What the numbers mean.** Values are true values: a divergence is zero where the models agree, and the
 teacher's entropy is not left in. A value may differ from what a paper's code logs; the gradient is the
 same. Entries whose logit is -inf in one model are left out of both. bf16 operands: all arithmetic after the
-matrix product is fp32. On a GPU the product itself stays in fp32; a CPU has no such product, so each logit
-is rounded to bf16 once, as the model's own head would do. `FusedConfig(fp32_logits=True)` avoids that at the
-price of fp32 products. The gradient of the head is summed in fp32 over chunks.
+matrix product is fp32. On a GPU the product itself stays in fp32 (`FusedConfig(fp32_logits=False)` rounds
+it); a CPU has no such product, so each logit is rounded to bf16 once, as the model's own head would do.
+`FusedConfig(fp32_logits=True)` avoids that at the price of fp32 products. The gradient of the head is summed
+in fp32 over chunks.
 
 **The plots** show a teacher (grey) and a student (blue) with long tails over 60 tokens, on a logarithmic
 scale, and below them the force -dL/dz on each logit, scaled to the largest: up raises a token. The student

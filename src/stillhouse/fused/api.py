@@ -24,7 +24,8 @@ from stillhouse.core.rows import Rows, Signal
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.fused.config import FusedConfig
 from stillhouse.fused.cross_tokenizer import CrossTokenizerHeadLoss
-from stillhouse.fused.kernel import FusedHeadLoss, Gradients, ModelOutput, RowBlock, operand_dtype
+from stillhouse.fused.kernel import FusedHeadLoss, Gradients, RowBlock
+from stillhouse.fused.products import ModelOutput, operand_dtype
 from stillhouse.objectives.base import Objective, check_aligned
 
 DEFAULT = FusedConfig()
@@ -225,7 +226,7 @@ class _Call:
         teachers, shared = self.teachers, self.objective.requirements().same_tokenizer
         compared = [student, *(one for name, one in teachers.items() if name in shared)]
         if len(compared) > 1:
-            height = min(one.weight.shape[0] for one in compared)
+            height = min(one.height for one in compared)
             student = student.cut(height)
             teachers = {name: one.cut(height) if name in shared else one for name, one in teachers.items()}
         exact, count = torch.promote_types(self.operand, torch.float32), student.hidden.shape[0]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.host import Ints, RowIndex
-from stillhouse.fused.kernel import FusedHeadLoss, GradAccumulator, RowBlock
+from stillhouse.fused.kernel import FusedHeadLoss, RowBlock
+from stillhouse.fused.products import GradAccumulator
 from stillhouse.objectives.base import Objective
 
 
@@ -23,7 +24,7 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
         """The loss, the values of all rows, and the gradients that are wanted."""
         values = self._sequence_values()  # only with one tokenizer: row n of both models is the same label
         block, count = self.block, values.shape[0]
-        grads = GradAccumulator(block.student, self.needs_grad, self.exact, chunks=2)
+        grads = GradAccumulator(block.student, self.needs_grad, 2, self.products)
         for weight, objective, index in block.objective.split(block.rows):
             part = block.under(objective, weight)
             rows = np.arange(count) if index is None else index
@@ -58,17 +59,15 @@ class CrossTokenizerHeadLoss(FusedHeadLoss):
     def _aligned_chunk(self, part: RowBlock, chunk: Ints, where: RowIndex, grads: GradAccumulator) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `grads`."""
         student = part.student.at(where)
-        product, gradient = self._student_product(student)
+        logits = self._student_logits(student)
         at, values = 0, []
         for rows in self._pieces(part.objective, chunk, self.block_rows):
             block, inside = part.at(RowIndex.of(rows)), slice(at, at + len(rows))
-            logits = {
-                name: one.logits(one.product(self.config.fp32_logits)) for name, one in block.teachers.items()
-            }
-            out = None if gradient is None else gradient[inside]
-            values.append(self._block(block, product[inside], logits, out, grads))
+            theirs = {name: one.logits(self._product(one)) for name, one in block.teachers.items()}
+            out = None if logits.gradient is None else logits.gradient[inside]
+            values.append(self._block(block, logits.product[inside], theirs, out, grads))
             at += len(rows)
         assert at == len(chunk), "units without weight are left out before"
-        if gradient is not None:
-            grads.add(gradient, student, where.on(product.device))
+        if logits.filled is not None:
+            grads.add(logits.filled, student, where.on(logits.filled.device))
         return torch.cat(values)

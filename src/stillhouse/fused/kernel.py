@@ -10,114 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.core.head import ModelHead, gathered
 from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.rows import Rows, TeacherRows, with_gaps
 from stillhouse.fused.config import FusedConfig
+from stillhouse.fused.products import (
+    ChunkLogits,
+    DeviceProducts,
+    GradAccumulator,
+    ModelOutput,
+    free_memory,
+)
 from stillhouse.objectives.base import Objective, differentiated, label_logprobs, without_excluded
 
-HALF = (torch.float16, torch.bfloat16)
 BLOCK_ENTRIES_CPU = 2**19
 """Logits of one block on a CPU: so few that the temporaries of the arithmetic stay in its cache."""
 BLOCK_ENTRIES = 2**26
 """Elsewhere blocks are large, so that starting kernels costs nothing."""
 SLAB_ROWS_CPU, SLAB_ROWS = 128, 1024
 """Rows for which a teacher's logits are there at a time; the student's are kept until the chunk ends."""
-TILE = 8192
-"""Head rows of which the gradient is summed at a time where the sum is kept in fp32."""
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """For hidden states, head weight and head bias."""
 Arithmetic = Callable[[Tensor, Rows], tuple[Tensor, Tensor]]
 """The student's logits and what the teachers say -> values, and the gradient of their sum."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOutput:
-    """One model of a call: hidden states, and the head over the ids that are compared, ready to multiply."""
-
-    hidden: Tensor
-    head: ModelHead
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, hidden: Tensor, head: ModelHead, operand: torch.dtype | None = None) -> ModelOutput:
-        """Detached and gathered, in the given precision or that of its own operands."""
-        weight = gathered(head.weight).detach()
-        bias = None if head.bias is None else gathered(head.bias).detach()[: head.height]
-        operand = operand or operand_dtype(hidden, weight)
-        return cls(hidden.detach().to(operand), head, weight[: head.height].to(operand), bias)
-
-    def cut(self, height: int) -> ModelOutput:
-        """Over the first `height` ids only: softmax over them renormalises the mass."""
-        bias = None if self.bias is None else self.bias[:height]
-        return replace(self, weight=self.weight[:height], bias=bias)
-
-    def at(self, index: RowIndex) -> ModelOutput:
-        """For some of the rows."""
-        return replace(self, hidden=index.pick(self.hidden))
-
-    def product(self, fp32: bool) -> Tensor:
-        """hidden weight^T, [n, V], in fp32 where the device can or `fp32` insists, else as the operands."""
-        if self.weight.dtype in HALF:
-            if self.hidden.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
-                return torch.mm(self.hidden, self.weight.t(), out_dtype=torch.float32)
-            if fp32:
-                return torch.mm(self.hidden.float(), self.weight.t().float())
-        return torch.mm(self.hidden, self.weight.t())
-
-    def logits(self, product: Tensor) -> Tensor:
-        """Logits in fp32 or fp64 from some rows of `product`."""
-        return self.head.finish(product, self.bias)
-
-
-def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The precision of the matrix products: that of autocast where it is on, else the wider of the two."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return torch.promote_types(hidden.dtype, weight.dtype)
-
-
-class GradAccumulator:
-    """The gradients of a call while they grow, over the ids that are compared."""
-
-    def __init__(
-        self, student: ModelOutput, needs_grad: tuple[bool, bool, bool], exact: torch.dtype, chunks: int
-    ) -> None:
-        weight = student.weight
-        # One chunk is one product, rounded once; several are summed in fp32 so that late ones are not lost.
-        dtype = exact if chunks > 1 and weight.dtype in HALF else weight.dtype
-        self.hidden = torch.zeros_like(student.hidden) if needs_grad[0] else None
-        # Not filled with zeros: the first chunk writes, the others add.
-        self.weight = torch.empty_like(weight, dtype=dtype) if needs_grad[1] else None
-        self.bias = weight.new_zeros(weight.shape[0], dtype=exact) if needs_grad[2] else None
-        self._empty = True
-
-    def add(self, gradient: Tensor, student: ModelOutput, rows: Tensor | slice) -> None:
-        """Add a chunk: its gradient for the products [n, V], and the rows of the call that it covers."""
-        if self.hidden is not None:
-            self.hidden[rows] = torch.mm(gradient, student.weight)
-        if self.weight is None:
-            return
-        if self.weight.dtype == gradient.dtype:
-            if self._empty:
-                torch.mm(gradient.t(), student.hidden, out=self.weight)
-            else:
-                self.weight.addmm_(gradient.t(), student.hidden)
-        else:
-            if self._empty:
-                self.weight.zero_()
-            for start in range(0, gradient.shape[1], TILE):
-                tile = slice(start, start + TILE)
-                self.weight[tile] += torch.mm(gradient[:, tile].t(), student.hidden)
-        self._empty = False
-
-    def finish(self) -> None:
-        """Make sure that a gradient to which no chunk came is zero."""
-        if self._empty and self.weight is not None:
-            self.weight.zero_()
 
 
 @functools.cache
@@ -166,6 +81,11 @@ class RowBlock:
             None if self.label_slope is None else index.pick(self.label_slope),
         )
 
+    def aligned(self, multiple: int) -> RowBlock:
+        """With heads filled up to a multiple of so many rows."""
+        teachers = {name: one.aligned(multiple) for name, one in self.teachers.items()}
+        return replace(self, student=self.student.aligned(multiple), teachers=teachers)
+
     def under(self, objective: Objective, loss_weight: float) -> RowBlock:
         """The same rows under one of the objectives that its own holds, with the teachers that it asks."""
         asked = objective.requirements().model_names if objective.has_token_part else frozenset()
@@ -191,7 +111,12 @@ class FusedHeadLoss:
     """One call. `run` returns the loss, the values of all rows, and the gradients that are wanted."""
 
     def __init__(
-        self, block: RowBlock, config: FusedConfig, needs_grad: tuple[bool, bool, bool], exclude: bool
+        self,
+        block: RowBlock,
+        config: FusedConfig,
+        needs_grad: tuple[bool, bool, bool],
+        exclude: bool,
+        products: DeviceProducts | None = None,
     ) -> None:
         """Prepare a call.
 
@@ -200,20 +125,23 @@ class FusedHeadLoss:
             config: memory budget and precision.
             needs_grad: whether hidden states, head weight and head bias of the student need a gradient.
             exclude: whether a head may take entries out by -inf.
+            products: the matrix products of the device; None: those that are found there.
         """
-        device, weight = block.token_weight.device, block.student.weight
+        device = block.token_weight.device
         if device.type == "cpu":
             _let_the_heap_keep_what_is_freed()
+        self.products = products or DeviceProducts.of(device)
+        block = block.aligned(self.products.multiple)
         self.block = block
         self.config = config
         self.needs_grad = needs_grad
         self.exclude = exclude
-        self.exact = torch.promote_types(weight.dtype, torch.float32)
+        self.fp32 = self.products.fp32_results if config.fp32_logits is None else config.fp32_logits
         self.chunk_rows = config.chunk_size(
-            block.token_weight.shape[0], weight.shape[0] * weight.dtype.itemsize
+            block.token_weight.shape[0], self._bytes_per_row(), free_memory(device)
         )
         entries = BLOCK_ENTRIES_CPU if device.type == "cpu" else BLOCK_ENTRIES
-        self.block_rows = max(1, entries // weight.shape[0])
+        self.block_rows = max(1, entries // block.student.height)
         self.slab_rows = SLAB_ROWS_CPU if device.type == "cpu" else SLAB_ROWS
 
     def run(self) -> tuple[Tensor, Tensor, GradAccumulator]:
@@ -222,9 +150,8 @@ class FusedHeadLoss:
         spans, order = self._spans()
         ordered = self.block.at(order)
         active = spans[-1].rows.stop if spans else 0
-        grads = GradAccumulator(
-            self.block.student, self.needs_grad, self.exact, -(-active // self.chunk_rows)
-        )
+        chunks = -(-active // self.chunk_rows)
+        grads = GradAccumulator(self.block.student, self.needs_grad, chunks, self.products)
         for chunk in _cut(0, active, self.chunk_rows):
             where = order[chunk].on(values.device)
             inside = [span.within(chunk) for span in spans]
@@ -246,29 +173,34 @@ class FusedHeadLoss:
         self, chunk: RowBlock, spans: list[RowSpan], grads: GradAccumulator, where: Tensor | slice
     ) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `grads`."""
-        fp32, product, gradient = self.config.fp32_logits, *self._student_product(chunk.student)
-        values = []
+        student, values = self._student_logits(chunk.student), []
         for span in spans:
             part = chunk.under(span.objective, span.loss_weight)
             for slab in _cut(span.rows.start, span.rows.stop, self.slab_rows):
                 here = RowIndex(slab)
-                products = {name: one.at(here).product(fp32) for name, one in part.teachers.items()}
+                products = {name: self._product(one.at(here)) for name, one in part.teachers.items()}
                 for rows in _cut(slab.start, slab.stop, self.block_rows):
                     inside = slice(rows.start - slab.start, rows.stop - slab.start)
                     logits = {name: part.teachers[name].logits(raw[inside]) for name, raw in products.items()}
-                    out = None if gradient is None else gradient[rows]
-                    values.append(self._block(part.at(rows), product[rows], logits, out, grads))
-        if gradient is not None:
-            grads.add(gradient, chunk.student, where)
+                    out = None if student.gradient is None else student.gradient[rows]
+                    values.append(self._block(part.at(rows), student.product[rows], logits, out, grads))
+        if student.filled is not None:
+            grads.add(student.filled, chunk.student, where)
         return torch.cat(values)
 
-    def _student_product(self, student: ModelOutput) -> tuple[Tensor, Tensor | None]:
-        """The product of a chunk, and where its gradient is written: over it if the dtypes are the same."""
-        product = student.product(self.config.fp32_logits)
-        if not any(self.needs_grad):
-            return product, None
-        operand = student.weight.dtype
-        return product, product if product.dtype == operand else torch.empty_like(product, dtype=operand)
+    def _student_logits(self, student: ModelOutput) -> ChunkLogits:
+        return ChunkLogits.of(student, self.products, self.fp32, any(self.needs_grad))
+
+    def _product(self, output: ModelOutput) -> Tensor:
+        return output.product(self.products, self.fp32)
+
+    def _bytes_per_row(self) -> int:
+        """Of the student's logits, and of their gradient where it is not written over them."""
+        weight = self.block.student.weight
+        operand = weight.dtype.itemsize
+        logits = max(operand, 4) if self.fp32 else operand
+        apart = operand if any(self.needs_grad) and logits != operand else 0
+        return weight.shape[0] * (logits + apart)
 
     def _block(
         self,
@@ -353,7 +285,7 @@ class FusedHeadLoss:
         assert labels is not None
         found = []
         for chunk in _cut(0, labels.shape[0], self.chunk_rows):
-            product = output.at(RowIndex(chunk)).product(self.config.fp32_logits)
+            product = self._product(output.at(RowIndex(chunk)))
             for rows in _cut(0, product.shape[0], max(1, BLOCK_ENTRIES_CPU // product.shape[1])):
                 found.append(label_logprobs(output.logits(product[rows]), labels[chunk][rows]))
         return torch.cat(found)

@@ -67,7 +67,7 @@ def peak_memory(
     tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step = tokens * student.hidden_size * kept * activation_bytes
-    step += min(config.train.fused.memory_budget, tokens * student.vocab * 4 * 4)
+    step += min(config.train.fused.budget(), tokens * student.vocab * 4 * 4)
     step += sum(tokens * teacher.hidden_size * 28 * teacher.dtype_bytes for teacher in teachers)
     key_values = max(
         model.layers * 2 * (model.key_value_size or model.hidden_size) * model.dtype_bytes
