@@ -20,6 +20,8 @@ from stillhouse.objectives.base import parse_objective
 
 COUNT, VOCAB = 8, 11
 CASES = cases()
+RATIOS = {"student_logprobs": 7, "sequence_ratios": 8}
+"""Facts that a sequence-level objective finds filled in, and the seed with which they are drawn."""
 
 
 def those(holds: Callable[[Objective], bool]) -> pytest.MarkDecorator:
@@ -69,7 +71,8 @@ def test_closed_form_gradient_is_that_of_the_definition(objective: Objective) ->
             name: replace(facts, sequence_gaps=gaps[0], mean_gaps=gaps[1])
             for name, facts in rows.teachers.items()
         }
-        rows = replace(rows, teachers={"main": TeacherRows(None, None, *gaps), **known})
+        drawn = {name: logits(COUNT, 1, seed)[:, 0] for name, seed in RATIOS.items()}
+        rows = replace(rows, teachers={"main": TeacherRows(None, None, *gaps), **known}, **drawn)
     rows = rows.with_signals({"main": teacher})
     leaf = student.clone().requires_grad_()
     value = objective.token_values(leaf, rows)

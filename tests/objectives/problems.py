@@ -53,6 +53,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"kind": "dpkd", "level": "token"},
     {"kind": "dpkd", "length_normalised": False, "scale": 0.5},
     {"kind": "aligned_teacher", "weight_rule": "fixed", "extrapolation": 0.5},
+    {"kind": "aligned_teacher", "weight_rule": "fixed", "extrapolation": 0.5, "start": "reference"},
+    {"kind": "advantage", "importance": "token"},
+    {"kind": "advantage", "importance": "sequence", "teacher_model": "code"},
     {
         "kind": "policy_gradient",
         "single_step": True,

@@ -12,6 +12,7 @@ from tests.objectives.problems import drawn_rows, gradient, logits
 from torch import Tensor
 
 from stillhouse.core.rows import Rows, TeacherRows, with_gaps
+from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, topk_of
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import build
 from stillhouse.objectives.base import with_logprobs
@@ -346,3 +347,71 @@ def test_aligned_teacher_extrapolates_beyond_the_teacher() -> None:
     objective = build("aligned_teacher", weight_rule="fixed", extrapolation=0.5, scale=1.0)
     assert objective(1.5 * teacher - 0.5 * reference, teacher, rows).abs().max() < 1e-12
     assert objective(teacher, teacher, rows).min() > 1e-4
+
+
+def reference_rows(reference: Any, **more: Any) -> Rows:
+    return Rows(teachers={"reference": TeacherRows(reference)}, **more)
+
+
+def test_a_stored_advantage_is_over_the_teachers_tokens_with_the_papers_rules() -> None:
+    """By hand: a token that the reference lacks has the teacher's least stored value; 1e-7 is the floor."""
+    student = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
+    tail = torch.zeros(1, dtype=torch.float64)
+    teacher = SparseLogprobs(
+        torch.tensor([[2, 0, 3, -1]]), torch.tensor([[-0.5, -1.5, -40.0, EXCLUDED]]).double(), tail
+    )
+    reference = SparseLogprobs(torch.tensor([[1, 2, 3]]), torch.tensor([[-0.1, -2.0, -30.0]]).double(), tail)
+    floor = np.log(1e-7)
+    wanted = -(0.3 * (-0.5 - -2.0) + 0.1 * (-1.5 - floor) + 0.4 * 0.0)
+    objective = build("advantage")
+    assert objective(student, teacher, reference_rows(reference)).item() == pytest.approx(wanted)
+    higher = SparseLogprobs(teacher.ids[:, :2], teacher.logprobs[:, :2], tail)
+    wanted = -(0.3 * (-0.5 - -2.0) + 0.1 * (-1.5 - -1.5))
+    assert objective(student, higher, reference_rows(reference)).item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("few", [("main",), ("reference",), ("main", "reference")])
+def test_a_stored_advantage_of_all_tokens_is_the_whole_one(few: tuple[str, ...]) -> None:
+    student, whole = (
+        logits(6, 9, 0),
+        {name: logits(6, 9, seed) for name, seed in (("main", 1), ("reference", 2))},
+    )
+    stored = {name: topk_of(one.log_softmax(-1), 9) if name in few else one for name, one in whole.items()}
+    objective = build("advantage")
+    torch.testing.assert_close(objective(student, stored), objective(student, whole))
+    kept = {**stored, few[0]: topk_of(whole[few[0]].log_softmax(-1), 4)}
+    assert not torch.allclose(objective(student, kept), objective(student, whole), rtol=1e-3)
+
+
+@pytest.mark.parametrize("importance", ["token", "sequence"])
+def test_an_advantage_is_weighted_by_how_much_likelier_the_text_has_become(importance: str) -> None:
+    student, teacher, rows = logits(8, 6, 1), logits(8, 6, 2), drawn_rows(8, 6)
+    assert rows.labels is not None
+    ours = student.log_softmax(-1).gather(-1, rows.labels[:, None])[:, 0]
+    difference = ours - rows.sampled_logprobs
+    ratio = difference.clone()
+    if importance == "sequence":
+        for number in np.unique(rows.sequence_ids):
+            mine = torch.from_numpy(rows.sequence_ids == number)
+            ratio[mine] = difference[mine].sum()
+    plain, force = gradient(build("advantage"), student, teacher, rows)
+    weighed, weighed_force = gradient(build("advantage", importance=importance), student, teacher, rows)
+    torch.testing.assert_close(weighed, ratio.exp() * plain)
+    torch.testing.assert_close(weighed_force, ratio.exp()[:, None] * force)
+
+
+def test_aligned_teacher_from_the_reference_is_the_optimum_of_rlhf() -> None:
+    """Theorem 1: with the reward s log p / p_ref and the KL weight s / w it is p_ref (p / p_ref)^w."""
+    teacher, reference, w = logits(3, 5, 1), logits(3, 5, 2), 0.3
+    rows = reference_rows(reference)
+    optimum = (1 - w) * reference.log_softmax(-1) + w * teacher.log_softmax(-1)
+    options = {"weight_rule": "fixed", "extrapolation": w, "start": "reference"}
+    assert build("aligned_teacher", **options)(optimum, teacher, rows).abs().max() < 1e-12
+    student, scale = logits(3, 5, 4), 0.1
+    q = student.log_softmax(-1)
+    reward = scale * (teacher.log_softmax(-1) - reference.log_softmax(-1))
+    rlhf = (q.exp() * (reward - scale / w * (q - reference.log_softmax(-1)))).sum(-1)
+    best = scale / w * optimum.logsumexp(-1)
+    torch.testing.assert_close(
+        build("aligned_teacher", scale=scale, **options)(student, teacher, rows), best - rlhf
+    )

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.errors import DataError
+from stillhouse.errors import ConfigError, DataError
 from stillhouse.runs.build import assemble
+from stillhouse.runs.estimate import estimate
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.teacher_cache import fill_cache
+from stillhouse.teachers.store.maintenance import list_stores
 from tests.small_runs import differences, in_child, nth, outcome, rows_of, tree, write_data
 
 LENGTH = {"max_steps": 24, "batch_size": 6, "micro_batch_size": 3, "lr": 5e-3, "log_every": 4}
@@ -138,3 +141,42 @@ def test_a_second_teacher_may_say_something_about_a_few_tokens_only(folder: Path
     assert in_child(sparse) == 0
     losses = train_losses(folder / "sparse")
     assert losses == pytest.approx(train_losses(folder / "dense"), rel=1e-2)
+
+
+def test_caches_of_two_teachers_are_built_over_text_that_the_student_writes_once(folder: Path) -> None:
+    """As ADPA's authors work: write, store what both teachers say, then train without either of them."""
+    objective = {"teacher": "cross_entropy", "student": {"kind": "advantage"}}
+    config = config_of(folder, "stored", objective, "reference")
+    config["responses"] = {"kind": "pairs", "teacher_responses": "fixed", "refresh": "never"}
+    store = {"kind": "cache", "store": "topk", "k": 16, "folder": str(folder / "both")}
+    config["teacher"] = {**store, "of": config["teacher"]}
+    config["teachers"]["reference"] = {**store, "of": config["teachers"]["reference"]}
+    resolved = resolve(config).config
+    told = fill_cache(resolved).splitlines()
+    assert [line.startswith("teachers.reference: ") for line in told] == [False, True]
+    assert [store.records for store in list_stores(folder / "both")] == [24, 24]
+    assert {"teacher cache, expected (GB)", "teachers.reference cache, expected (GB)"} <= set(
+        estimate(resolved)
+    )
+    for teacher in (config["teacher"], config["teachers"]["reference"]):
+        teacher["on_miss"] = "error"
+    assert in_child(config) == 0
+    rows = [row for row in rows_of(folder / "stored") if row["phase"] == "train"]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {row["cache/hits"] for row in rows} == {1.0}
+    with pytest.raises(ConfigError, match=r"^teacher\.on_miss: a cache is built where the teacher is"):
+        fill_cache(resolve(config).config)
+
+
+def test_importance_asks_for_text_of_the_student_and_how_likely_it_was(folder: Path) -> None:
+    weighed = {"kind": "advantage", "importance": "sequence"}
+    config = config_of(folder, "weighed", weighed, "reference")
+    with pytest.raises(ConfigError, match=r"objective\.importance.*compares with the student that wrote"):
+        resolve(config)
+    config["responses"] = {"kind": "generated", "by": "student", "refresh": "never"}
+    with pytest.raises(ConfigError, match=r"responses.sampling.logprobs: true"):
+        resolve(config)
+    config["responses"]["sampling"] = {"temperature": 1.0, "logprobs": True}
+    config["train"]["max_steps"] = 4
+    assert in_child(config) == 0
+    assert len(train_losses(folder / "weighed")) > 0

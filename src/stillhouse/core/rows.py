@@ -86,6 +86,9 @@ class Rows:
     student_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the student; computed where an objective needs whole
     sequences."""
+    sequence_ratios: Tensor | None = None
+    """log q - log q when sampled (nats) of the row's whole sequence; computed with `student_logprobs` where
+    `sampled_logprobs` are there."""
     teacher_names: NDArray[np.str_] | None = None
     """Host. The name of the teacher that the row of the data set names; empty where it names none."""
     teachers: Mapping[str, TeacherRows] = field(default_factory=dict)
@@ -185,8 +188,16 @@ class Rows:
 
 
 def with_gaps(rows: Rows) -> Rows:
-    """The rows with the gaps of each teacher filled in where what they are made of is there."""
-    if rows.student_logprobs is None or rows.sequence_ids is None or rows.sources is None:
+    """The rows with the gaps of each teacher and the ratios of sequences filled in where what they are made
+    of is there."""
+    if rows.student_logprobs is None or rows.sequence_ids is None:
+        return rows
+    if rows.sampled_logprobs is not None:
+        ratio = rows.student_logprobs.detach() - rows.sampled_logprobs
+        sequences = to_device(rows.sequence_ids, ratio.device)
+        sums = ratio.new_zeros(int(rows.sequence_ids.max(initial=-1)) + 1).index_add(0, sequences, ratio)
+        rows = replace(rows, sequence_ratios=sums[sequences])
+    if rows.sources is None or rows.sequence_ids is None:
         return rows
     teachers = dict(rows.teachers)
     for name, teacher in rows.teachers.items():

@@ -192,6 +192,21 @@ def sampled_entries(student: Tensor, sparse: SparseLogprobs) -> tuple[Tensor, Te
     )
 
 
+def gathered_at(logprobs: Tensor, ids: Tensor) -> Tensor:
+    """The entries [n, K] of `logprobs` [n, V] at these ids; of an id that is none of them `EXCLUDED`."""
+    there = (ids >= 0) & (ids < logprobs.shape[-1])
+    return logprobs.gather(-1, ids.clamp(0, logprobs.shape[-1] - 1)).masked_fill(~there, EXCLUDED)
+
+
+def looked_up(sparse: SparseLogprobs, ids: Tensor, vocab: int, missing: Tensor) -> Tensor:
+    """What `sparse` says about each of `ids` [n, K], and `missing` [n, 1] where it says nothing."""
+    there = (sparse.ids >= 0) & (sparse.ids < vocab)
+    table = missing.expand(-1, vocab + 1).scatter(
+        -1, torch.where(there, sparse.ids, vocab), sparse.logprobs.to(missing.dtype)
+    )
+    return table.gather(-1, ids.clamp(0, vocab - 1))
+
+
 def _padded(student: Tensor, sparse: SparseLogprobs) -> tuple[Tensor, Tensor]:
     """The student's logits with one excluded entry more, [n, V + 1], and where each id is in it."""
     vocab = student.shape[-1]

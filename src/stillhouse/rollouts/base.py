@@ -157,9 +157,15 @@ class ResponsesConfig(StrictConfig):
         """
         return {}
 
-    def static_teacher_responses(self, context: RolloutContext) -> list[Response]:
-        """The teacher's responses that do not depend on the student, with which a cache can be filled."""
-        return []
+    def known_responses(self, context: RolloutContext) -> list[Response]:
+        """The responses that do not depend on the training, with which caches of teachers can be filled.
+
+        By default those of the data set, if they are trained on.
+        """
+        if "fixed" not in self.sources():
+            return []
+        found = [prompt.reference_response() for prompt in context.prompts]
+        return [response for response in found if response is not None]
 
     def sequences_per_prompt(self) -> int:
         """How many sequences one prompt gives."""

@@ -21,6 +21,7 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import ModelSize, peak_memory
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
+from stillhouse.teachers import TeacherConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_MEMORY = "peak memory, estimated (GB)"
@@ -72,8 +73,10 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     if teacher is not None:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
-    if teacher is not None and (cached := teacher_cache_bytes(config, data, teacher)) is not None:
-        rows["teacher cache, expected (GB)"] = _gigabytes(cached)
+    for name, one in config.all_teachers.items():
+        size = teachers.get(teacher_path(name))
+        if size is not None and (cached := teacher_cache_bytes(config, data, one, size)) is not None:
+            rows[f"{teacher_path(name)} cache, expected (GB)"] = _gigabytes(cached)
     rows["longest sequence (tokens)"] = length
     rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     memory = peak_memory(
@@ -130,8 +133,10 @@ def _gigabytes(size: float) -> float:
     return float(f"{size / 1e9:.2g}")
 
 
-def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> int | None:
-    """Bytes of the teacher's cache for the responses that are known, at their length or its limit.
+def teacher_cache_bytes(
+    config: RunConfig, data: Data, teacher: TeacherConfig, model: ModelSize
+) -> int | None:
+    """Bytes of a teacher's cache for the responses that are known, at their length or its limit.
 
     None if the teacher has no cache. Responses that the student generates anew at each step come on top.
     """
@@ -141,10 +146,7 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize) -> in
             tokens += sum(prompt.num_trained for prompt in data.train)
         else:
             tokens += len(data.train) * config.data.max_response
-    assert config.teacher is not None
-    return config.teacher.cache_bytes(
-        tokens, len(data.train), teacher.vocab, teacher.hidden_size, teacher.dtype_bytes
-    )
+    return teacher.cache_bytes(tokens, len(data.train), model.vocab, model.hidden_size, model.dtype_bytes)
 
 
 def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:

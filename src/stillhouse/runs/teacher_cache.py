@@ -1,10 +1,10 @@
-"""Fills a run's teacher cache before training; measures how each codec biases loss and gradient."""
+"""Fills the caches of a run's teachers before training; measures how each codec biases loss and gradient."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,25 +13,25 @@ from torch import Tensor
 
 from stillhouse import console
 from stillhouse.core.batch import TokenBatch
-from stillhouse.core.requirements import MAIN
-from stillhouse.core.types import SOURCES, Progress, Response
+from stillhouse.core.requirements import MAIN, teacher_path
+from stillhouse.core.types import Progress, Response
 from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import local_device
-from stillhouse.rollouts.fixed import reference_response
+from stillhouse.objectives import Objective
 from stillhouse.runs.build import Parts, assemble, make_context, make_step
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
 from stillhouse.teachers import AnyTeacher, SparseTeacher
 from stillhouse.teachers.bias import CodecBias, compare_codecs, live_teacher_of
-from stillhouse.teachers.cached import require_cache
+from stillhouse.teachers.cached import CacheTeacherConfig, require_cache
 from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step
 
 
 def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
-    """Compute the teacher's signal for every text that is known before training: responses of the data set,
-    those that the teacher generates once, and plain text, as far as the objective needs it.
+    """Compute what every cached teacher says about each text that is known before training: responses of the
+    data set, those that a model writes once, and plain text, as far as the objective needs it.
 
     Cache hits are passed over, so an interrupted build continues. Of several processes (RANK,
     WORLD_SIZE) each takes a share.
@@ -41,55 +41,72 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
         batch_size: sequences in one forward pass; default: train.micro_batch_size.
 
     Returns:
-        A line on what was done.
+        A line for each teacher on what was done.
 
     Raises:
         StillhouseError: no teacher is available, or model or data cannot be used.
     """
-    teacher_config = require_cache(config.teacher)
-    if teacher_config.on_miss == "error":
-        raise ConfigError(
-            Fault("teacher.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
-        )
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = local_device()
+    configs = _to_fill(config)
     parts = assemble(config)
-    responses = list(_known_responses(parts))
-    responses.sort(key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))
-    mine = responses[rank::ranks]
-    translator = parts.translator
-    teacher = teacher_config.build(parts.teacher, len(translator.teacher) if translator else parts.vocab)
-    size = batch_size or config.train.micro_batch_size
+    responses = _known_responses(parts)
+    return "\n".join(
+        ("" if name == MAIN else f"{teacher_path(name)}: ")
+        + _fill_one(parts, name, one, responses, batch_size or config.train.micro_batch_size)
+        for name, one in configs.items()
+    )
+
+
+def _to_fill(config: RunConfig) -> dict[str, CacheTeacherConfig]:
+    """The caches of the run that a teacher can fill, by the teacher's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cached = {
+        name: one for name, one in config.all_teachers.items() if isinstance(one, CacheTeacherConfig)
+    } or {MAIN: require_cache(config.teacher)}
+    filled = {name: one for name, one in cached.items() if one.on_miss == "fill"}
+    if not filled:
+        path = f"{teacher_path(next(iter(cached)))}.on_miss"
+        raise ConfigError(Fault(path, "a cache is built where the teacher is", got="error", allowed="fill"))
+    return filled
+
+
+def _fill_one(
+    parts: Parts, name: str, config: CacheTeacherConfig, responses: Sequence[Response], size: int
+) -> str:
+    """Fill the cache of one teacher with this process's share of the responses that it is needed for."""
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    objective: Objective = parts.config.objective
+    needed = [
+        response
+        for response in responses
+        if name in objective.teachers_of(response.source, response.prompt.facts.get("teacher"))
+    ]
+    mine = sorted(needed, key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))[rank::ranks]
+    translator = parts.translator if name == MAIN else None
+    teacher = config.build(parts.teachers[name], len(translator.teacher) if translator else parts.vocab)
     with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             known = collate(mine[start : start + size], parts.facts.pad_id)
-            batch: TokenBatch
-            rows = known.num_rows
-            if translator is None:
-                batch = read_by_teacher(known, parts.facts.pad_id)
-            else:
+            batch: TokenBatch = known
+            if translator is not None:
                 batch, _ = translator.teacher_batch(mine[start : start + size])
-            _query(teacher, batch.to(device))
-            bar.advance(rows)
+            elif name == MAIN:
+                batch = read_by_teacher(known, parts.facts.pad_id)
+            _query(teacher, batch.to(local_device()))
+            bar.advance(known.num_rows)
     return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."
 
 
-def _known_responses(parts: Parts) -> Iterator[Response]:
-    """The responses that do not depend on the student, as far as the objective needs the teacher for them."""
+def _known_responses(parts: Parts) -> list[Response]:
+    """The responses that do not depend on the training."""
     config = parts.config
-    needed = {source for source in SOURCES if MAIN in config.objective.teachers_of(source)}
-    sources = config.responses.sources() & needed
-    if "fixed" in sources:
-        yield from (
-            reference_response(prompt) for prompt in parts.data.train if prompt.response_ids is not None
-        )
-    if "teacher" in sources:
-        folder = RunFolder(default_folder(config))
-        with folder.alone():  # a run in it may be writing the same responses
-            found = config.responses.static_teacher_responses(make_context(parts, folder))
-        yield from found
-    if "text" in needed and parts.data.text:
-        yield from parts.data.text
+    folder = RunFolder(default_folder(config))
+    with folder.alone():  # a run in it may be writing the same responses
+        # Version 0: what the student writes before its first step.
+        found = config.responses.known_responses(make_context(parts, folder, lambda: 0))
+    return [*found, *(parts.data.text or ())]
 
 
 def _query(teacher: AnyTeacher, batch: TokenBatch) -> None:

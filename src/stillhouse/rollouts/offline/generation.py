@@ -287,6 +287,11 @@ class RoundGenerator:
         """Whether there are no rounds, because new responses are generated at each step."""
         return self._refresh == "step"
 
+    @property
+    def written_once(self) -> bool:
+        """Whether its first round is its only one."""
+        return self._refresh == "never"
+
     def can_regenerate(self, place: int) -> bool:
         """Whether the response at a place can be generated again."""
         return self._generator is not None and not (self._given and self._given[place] is not None)

@@ -18,7 +18,7 @@ from stillhouse.data.tokenise import Encoder
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, RolloutContext
 from stillhouse.rollouts.offline.generation import Refresh, RoundGenerator
-from stillhouse.rollouts.offline.rounds import RoundsConfig, RoundsPolicy
+from stillhouse.rollouts.offline.rounds import RoundsConfig
 from stillhouse.rollouts.offline.samples import MISSING, Sample
 
 _RESERVED = frozenset({"teacher", "student", "fixed", MISSING})
@@ -134,23 +134,10 @@ class PairsConfig(RoundsConfig):
         """`teacher_sampling` or `student_sampling`."""
         return {"teacher": self.teacher_sampling, "student": self.student_sampling}[source]
 
-    def build(self, context: RolloutContext) -> RoundsPolicy:
-        """The running policy."""
-        assert context.student is not None
-        student = RoundGenerator(
-            context,
-            "student",
-            context.student,
-            self.refresh,
-            self.student_sampling,
-            self.options(context, "student"),
-        )
-        return RoundsPolicy(self, context, {"teacher": self.teacher_rounds(context), "student": student})
-
-    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator:
-        """The teacher's responses, generated once or given."""
+    def rounds(self, context: RolloutContext) -> dict[str, RoundGenerator]:
+        """The teacher's responses, written once or given, and the student's."""
         given = [self._given(number, prompt, context) for number, prompt in enumerate(context.prompts)]
-        return RoundGenerator(
+        teacher = RoundGenerator(
             context,
             "teacher",
             context.teacher if "teacher" in self._names else None,
@@ -159,6 +146,15 @@ class PairsConfig(RoundsConfig):
             self.options(context, "teacher"),
             given if any(given) else (),
         )
+        student = RoundGenerator(
+            context,
+            "student",
+            context.student,
+            self.refresh,
+            self.student_sampling,
+            self.options(context, "student"),
+        )
+        return {"teacher": teacher, "student": student}
 
     def _given(self, number: int, prompt: Prompt, context: RolloutContext) -> Sample | None:
         """The response in the teacher's role that exists already; None if the teacher has to generate it."""

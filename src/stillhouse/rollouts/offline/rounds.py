@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -56,14 +57,19 @@ class RoundsConfig(ResponsesConfig):
         rounds = 1 if refresh == "never" else -(-steps * batch_size // prompts)
         return prompts * rounds
 
-    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
-        """The teacher's responses, the same in every round; None if it generates none or new ones."""
-        return None
+    @abstractmethod
+    def rounds(self, context: RolloutContext) -> dict[str, RoundGenerator]:
+        """The rounds of each source, by its name."""
 
-    def static_teacher_responses(self, context: RolloutContext) -> list[Response]:
-        """Those of `teacher_rounds`."""
-        rounds = self.teacher_rounds(context)
-        samples = rounds.samples(0) if rounds is not None else []
+    def build(self, context: RolloutContext) -> RoundsPolicy:
+        """The running policy."""
+        return RoundsPolicy(self, context, self.rounds(context))
+
+    def known_responses(self, context: RolloutContext) -> list[Response]:
+        """Those that are written once for all prompts; a cache needs no room for those that follow."""
+        samples = [
+            sample for one in self.rounds(context).values() if one.written_once for sample in one.samples(0)
+        ]
         return [sample.response for sample in samples if not sample.missing]
 
     def options(self, context: RolloutContext, source: Literal["teacher", "student"]) -> GenerationOptions:
@@ -183,16 +189,9 @@ class GeneratedConfig(RoundsConfig):
         """`sampling`, for the model that generates."""
         return self.sampling if source == self.by else None
 
-    def build(self, context: RolloutContext) -> RoundsPolicy:
-        """The running policy."""
-        return RoundsPolicy(self, context, {self.by: self._rounds(context)})
-
-    def teacher_rounds(self, context: RolloutContext) -> RoundGenerator | None:
-        """Its only source, if that is the teacher and does not change."""
-        return self._rounds(context) if self.by == "teacher" and self.refresh == "never" else None
-
-    def _rounds(self, context: RolloutContext) -> RoundGenerator:
+    def rounds(self, context: RolloutContext) -> dict[str, RoundGenerator]:
+        """Those of its only source."""
         generator = context.student if self.by == "student" else context.teacher
         assert generator is not None
         options = self.options(context, self.by)
-        return RoundGenerator(context, self.by, generator, self.refresh, self.sampling, options)
+        return {self.by: RoundGenerator(context, self.by, generator, self.refresh, self.sampling, options)}
