@@ -57,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
             "kind": "adaptive", "capacity": 8, "cache_teacher_hidden": True,
             "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
         },
-        "train": {"keep": "best", "best_by": "loss"},
+        "train": {"keep": "best", "best_by": "loss", "packing": "on"},
     },
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import TrainingError
+from stillhouse.models import choose_packing
 from stillhouse.objectives import Objective, build
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts.base import StatelessPolicy
@@ -76,7 +77,9 @@ def groups_of(paired: bool) -> list[list[Response]]:
 
 @pytest.mark.parametrize("normalise", ["token", "sequence"])
 @pytest.mark.parametrize("paired", [False, True])
-def test_the_gradient_does_not_depend_on_micro_batches_or_padding(normalise: str, paired: bool) -> None:
+def test_the_gradient_does_not_depend_on_micro_batches_padding_or_packing(
+    normalise: str, paired: bool
+) -> None:
     objective = parse_objective(PAIRED) if paired else build("forward_kl")
     student = tiny.model(1, dtype=torch.float64)
     step = step_of(objective, groups_of(paired), normalise, dtype=torch.float64)
@@ -87,6 +90,14 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_padding(normalise: str
             other_value, other = gradient(step, student, num_micro, padding)
             assert other_value == pytest.approx(value, rel=1e-6)
             assert (other - whole).norm() <= 1e-6 * whole.norm()
+    [teacher] = step.teachers.values()
+    assert isinstance(teacher, LiveTeacher)
+    for model in (student, teacher.model):
+        assert choose_packing(model, "on") is None
+    for num_micro in splits:
+        other_value, other = gradient(step, student, num_micro)
+        assert other_value == pytest.approx(value, rel=1e-6)
+        assert (other - whole).norm() <= 1e-6 * whole.norm()
 
 
 @pytest.mark.parametrize("num_micro", [1, 2, 5])

@@ -21,6 +21,7 @@ from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Sampling
 from stillhouse.files import locate
+from stillhouse.models import choose_packing
 from stillhouse.objectives import Objective
 from stillhouse.objectives.base import parse_objective
 from stillhouse.rollouts.fixed import FixedConfig
@@ -97,7 +98,7 @@ def gradient(step: Step, model: nn.Module, num_micro: int, padding: int = 0) -> 
 
 
 @pytest.mark.parametrize("normalise", ["token", "sequence"])
-def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(normalise: str) -> None:
+def test_the_gradient_does_not_depend_on_micro_batches_padding_order_or_packing(normalise: str) -> None:
     model, given = student(torch.float64), responses()
     options: dict[str, Any] = {"normalise": normalise, "dtype": torch.float64}
     loss, slope = gradient(step_of(MIXED, given, **options), model, 1)
@@ -106,6 +107,14 @@ def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(normalis
         other, other_slope = gradient(step_of(MIXED, one, **options), model, micro, padding)
         assert other == pytest.approx(loss, rel=1e-6)
         torch.testing.assert_close(other_slope, slope, rtol=1e-4, atol=1e-7)
+    step = step_of(MIXED, given, **options)
+    [teacher] = step.teachers.values()
+    assert isinstance(teacher, LiveTeacher)
+    for one_model in (model, teacher.model):
+        assert choose_packing(one_model, "on") is None
+    other, other_slope = gradient(step, model, 2)
+    assert other == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(other_slope, slope, rtol=1e-4, atol=1e-7)
 
 
 def test_with_the_same_tokenizer_span_is_the_token_level_step() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Self
 
 import numpy as np
@@ -44,6 +45,10 @@ class TokenBatch:
     the batch, because finding them on a GPU would make the program wait for it."""
     labels: Tensor
     """[B, T] int64: the next token where `response_mask` is True, else -100. Already shifted."""
+    token_positions: Tensor
+    """[S] int64: where in the flattened [B T] the S tokens stand that are no padding."""
+    boundaries: Tensor
+    """[B+1] int32: 0 and the running sum of the lengths: where each sequence begins among the S tokens."""
     token_ids: tuple[tuple[int, ...], ...]
     """Host. [B] the sequences without padding."""
     prompt_lengths: tuple[int, ...]
@@ -92,6 +97,8 @@ class TokenBatch:
             response_mask=response_mask,
             row_positions=response_mask.flatten().nonzero().squeeze(-1),
             labels=labels,
+            token_positions=attention_mask.flatten().nonzero().squeeze(-1),
+            boundaries=torch.tensor([0, *accumulate(map(len, token_ids))], dtype=torch.int32),
             token_ids=tuple(tuple(ids) for ids in token_ids),
             prompt_lengths=tuple(prompt_lengths),
             trained=tuple(trained),
@@ -125,6 +132,24 @@ class TokenBatch:
         """[N] int64: the response token that each row predicts."""
         return self.labels.flatten()[self.row_positions]
 
+    @property
+    def padded(self) -> bool:
+        """Whether a sequence is shorter than the others, so that there is padding."""
+        return self.num_tokens < self.input_ids.numel()
+
+    def packed(self) -> PackedTokens:
+        """The same sequences one after the other, without padding; nothing waits for the device."""
+        width = self.input_ids.shape[1]
+        rows = self.row_positions
+        return PackedTokens(
+            input_ids=self.input_ids.flatten()[self.token_positions][None],
+            position_ids=(self.token_positions % width)[None],
+            sequence_ids=(self.token_positions // width)[None],
+            boundaries=self.boundaries,
+            row_positions=rows % width + self.boundaries[rows // width],
+            lengths=tuple(map(len, self.token_ids)),
+        )
+
     def select(self, sequences: Sequence[int]) -> TokenBatch:
         """Some of the sequences, cut to the longest of them."""
         if len(sequences) == len(self):
@@ -146,6 +171,27 @@ class TokenBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTokens:
+    """The S tokens of B sequences in one row without padding; the N rows are those of the `TokenBatch`.
+
+    Example: `TokenBatch.of([(5, 9, 0), (7, 0)], [1, 1], pad_id=0).packed().input_ids  # [[5, 9, 0, 7, 0]]`
+    """
+
+    input_ids: Tensor
+    """[1, S] int64."""
+    position_ids: Tensor
+    """[1, S] int64: from 0 on in each sequence."""
+    sequence_ids: Tensor
+    """[1, S] int64: which sequence each token belongs to, 0 to B-1."""
+    boundaries: Tensor
+    """[B+1] int32: where each sequence begins, and S."""
+    row_positions: Tensor
+    """[N] int64: where among the S tokens the rows stand."""
+    lengths: tuple[int, ...]
+    """Host. [B] tokens of each sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Loading students, teachers and tokenizers, and reading hidden states and heads from them."""
 
+from stillhouse.models.choose_packing import PackingMode, choose_packing
 from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
@@ -17,10 +18,12 @@ __all__ = [
     "Dtype",
     "LoraConfig",
     "ModelConfig",
+    "PackingMode",
     "Prune",
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",
+    "choose_packing",
     "fingerprint",
     "fingerprint_of_files",
     "generation_ends",

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.batch import TokenBatch
+from stillhouse.core.batch import PackedTokens, TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.errors import ModelError
+from stillhouse.models.packing import arguments, packed_for, sequence_ids
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -38,7 +39,7 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
     states are captured by a hook on the decoder, and the head runs for one position only. No attention mask
     is passed: causal attention never reaches the padding on the right, and attention without a mask is
-    faster.
+    faster. A model that packs (`choose_packing`) reads the sequences one after the other without padding.
 
     Args:
         model: a causal language model, possibly wrapped.
@@ -55,27 +56,30 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     call: dict[str, Any] = {"use_cache": False, **options}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         call["logits_to_keep"] = 1
+    packed = packed_for(inner, batch)
+    if packed is not None:
+        call |= arguments(inner, packed)
     try:
-        with _without_host_syncs():
-            model(input_ids=batch.input_ids, **call)
+        with _without_host_syncs(sequence_ids(inner, packed)):
+            model(input_ids=batch.input_ids if packed is None else packed.input_ids, **call)
     finally:
         handle.remove()
-    return _rows(captured[-1], batch)
+    return _rows(captured[-1], batch if packed is None else packed)
 
 
-def _rows(states: Tensor, batch: TokenBatch) -> Tensor:
-    """[N, D] of [B, T, D]: the rows of a batch."""
+def _rows(states: Tensor, batch: TokenBatch | PackedTokens) -> Tensor:
+    """[N, D] of [B, T, D], or of [1, S, D] of the same packed: the rows of a batch."""
     return states.flatten(0, 1).index_select(0, batch.row_positions)
 
 
 @contextmanager
-def _without_host_syncs() -> Iterator[None]:
+def _without_host_syncs(packed_ids: Tensor | None = None) -> Iterator[None]:
     """Patch out two host syncs of a transformers forward pass without an attention mask: the detection of
-    packed sequences (these batches never pack) and the warning about padding."""
+    packed sequences, which is answered from what is known, and the warning about padding."""
     from transformers import PreTrainedModel, masking_utils
 
     patches = (
-        (masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+        (masking_utils, "find_packed_sequence_indices", lambda position_ids: packed_ids),
         (PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda model, ids, mask: None),
     )
     with ExitStack() as restore:
@@ -104,7 +108,8 @@ def layer_rows(
     finally:
         handle.remove()
     states = outputs[-1].hidden_states
-    return last, {depth: _rows(states[round(depth * (len(states) - 1))], batch) for depth in depths}
+    read = packed_for(unwrap(model), batch) or batch
+    return last, {depth: _rows(states[round(depth * (len(states) - 1))], read) for depth in depths}
 
 
 def decoder_of(inner: nn.Module) -> nn.Module:

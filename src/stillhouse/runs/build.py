@@ -22,6 +22,7 @@ from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
 from stillhouse.errors import DataError, ModelError
 from stillhouse.models import (
+    choose_packing,
     fingerprint,
     load_student,
     load_teacher,
@@ -189,6 +190,7 @@ def assemble(config: RunConfig) -> Parts:
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
     )
+    pack_where_possible(parts)
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
@@ -213,6 +215,16 @@ def _check_named_teachers(config: RunConfig, data: Data) -> None:
             f"data.train: its rows name the teacher {unknown[0]!r} in their column teacher; there are "
             f"{', '.join(config.all_teachers)}. Name one of these in every row, or add teachers.{unknown[0]}."
         )
+
+
+def pack_where_possible(parts: Parts) -> None:
+    """Let the models read packed sequences where they can, and say where they cannot."""
+    train = parts.config.train
+    dtype = torch.bfloat16 if train.precision == "bfloat16" else None
+    models = {"student": parts.student, **{teacher_path(name): one for name, one in parts.teachers.items()}}
+    for name, model in models.items():
+        if model is not None and (note := choose_packing(model, train.packing, dtype)) is not None:
+            logger.warning("train.packing: %s: %s", name, note)
 
 
 def _finite(name: str, model: nn.Module) -> None:

@@ -33,7 +33,7 @@ from stillhouse.models import (
     local_device,
 )
 from stillhouse.models.paths import has_student
-from stillhouse.runs.build import Parts, assemble
+from stillhouse.runs.build import Parts, assemble, pack_where_possible
 from stillhouse.runs.checks import check_context_lengths, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import HELD_OUT_TASK, evaluate_prompts, evaluate_system, held_out_prompts
@@ -269,7 +269,7 @@ def _load(config: RunConfig) -> Parts:
     device = local_device()
     encoder = Encoder(config.data.template, tokenizer)
     ends = generation_ends(config.student, tokenizer)
-    return Parts(
+    parts = Parts(
         config,
         tokenizer,
         TokenizerInfo(ends, tokenizer.pad_token_id, tokenizer).ended_by(encoder.ends),
@@ -278,6 +278,8 @@ def _load(config: RunConfig) -> Parts:
         vocab,
         Data((), (), (), encoder.end_id),
     )
+    pack_where_possible(parts)
+    return parts
 
 
 def _held_out(parts: Parts) -> tuple[Prompt, ...]:

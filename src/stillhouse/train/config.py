@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.fused import FusedConfig
+from stillhouse.models import PackingMode
 
 Every = Literal["epoch", "never"] | int
 """At the end of each epoch, never, or every so many optimiser steps."""
@@ -26,6 +27,10 @@ class TrainConfig(StrictConfig):
     """Prompts in one optimiser step, over all processes."""
     micro_batch_size: int = Field(8, ge=1)
     """Prompts in one forward pass on one process; changes memory and speed, not the gradient."""
+    packing: PackingMode = "auto"
+    """Whether models read sequences one after the other instead of padded to the longest: auto (where a
+    variable-length attention kernel runs: on a GPU, in bfloat16), on (wherever a model has the same hidden
+    states then) or off. Changes speed and rounding, not the loss."""
     lr: float = Field(5e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

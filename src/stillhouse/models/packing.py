@@ -1,0 +1,196 @@
+"""Sequences one after the other in one row, without padding, each of which attends to itself alone.
+
+There are two ways. Variable length: attention knows where sequences begin, in a kernel made for it (that of
+flash-attention, or torch's own behind "sdpa") or, where none runs, in one call for each sequence.
+Block-diagonal: a mask over all pairs of tokens, for any attention, whose cost grows with the square of all
+tokens. Positions begin anew in each sequence in both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.core.batch import PackedTokens, TokenBatch
+from stillhouse.errors import ModelError
+
+Way = Literal["variable-length", "block-diagonal"]
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a model reads packed sequences.
+
+    Example: `Packing("variable-length", only_by_kernel=True)`
+    """
+
+    way: Way
+    only_by_kernel: bool
+    """Pack only where a variable-length kernel runs, which takes float16 and bfloat16 on a GPU."""
+
+
+_PACKINGS: WeakKeyDictionary[nn.Module, Packing] = WeakKeyDictionary()
+
+
+def set_packing(inner: nn.Module, packing: Packing | None) -> None:
+    """Say how a transformers model reads batches with padding from now on; None: as they are."""
+    if packing is None:
+        _PACKINGS.pop(inner, None)
+        return
+    if packing.way == "variable-length" and attention_of(inner) == "sdpa":
+        _register()
+    _PACKINGS[inner] = packing
+
+
+def attention_of(inner: Any) -> str:
+    """The name of a model's attention implementation."""
+    return str(getattr(inner.config, "_attn_implementation", None) or "eager")
+
+
+def packs(inner: nn.Module) -> bool:
+    """Whether the model packs here and now: on its device, in its mode, under this autocast."""
+    packing = _PACKINGS.get(inner)
+    return packing is not None and (not packing.only_by_kernel or _has_kernel(inner))
+
+
+def arguments(inner: nn.Module, packed: PackedTokens) -> dict[str, Any]:
+    """What a model that packs is called with besides the token ids."""
+    found: dict[str, Any] = {"position_ids": packed.position_ids}
+    if _PACKINGS[inner].way == "block-diagonal":
+        return found
+    longest = max(packed.lengths)
+    found |= {"cu_seq_lens_q": packed.boundaries, "cu_seq_lens_k": packed.boundaries}
+    found |= {"max_length_q": longest, "max_length_k": longest}
+    if attention_of(inner) == "sdpa":
+        # transformers passes a mask through that is 4D already; otherwise it may make one of S x S.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
+        found |= {"sequence_lengths": packed.lengths, "attention_mask": mask}
+    return found
+
+
+def packed_for(inner: nn.Module, batch: TokenBatch) -> PackedTokens | None:
+    """The batch as a model that packs reads it; None where it reads the padded one."""
+    return batch.packed() if batch.padded and packs(inner) else None
+
+
+def sequence_ids(inner: nn.Module, packed: PackedTokens | None) -> Tensor | None:
+    """[1, S] what transformers is to make a mask from; None where it makes none."""
+    if packed is None or _PACKINGS[inner].way == "variable-length":
+        return None
+    return packed.sequence_ids
+
+
+def _has_kernel(inner: nn.Module) -> bool:
+    weight = next(inner.parameters())
+    if weight.device.type != "cuda" or _compute_dtype(weight) not in HALF:
+        return False
+    if attention_of(inner) != "sdpa":
+        return True
+    return torch_kernel() is not None and not (inner.training and _attention_dropout(inner))
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of matrix products with it: that of autocast, if there is one."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def _attention_dropout(inner: Any) -> float:
+    names = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+    return max(float(getattr(inner.config, name, None) or 0.0) for name in names)
+
+
+@cache
+def torch_kernel() -> Callable[..., Any] | None:
+    """torch's variable-length attention, where this version has one that does all that is needed."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before 2.10
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= known.keys() else None
+
+
+@cache
+def _register() -> None:
+    """Let "sdpa" know what to do with packed sequences; without `sequence_lengths` it is as it was."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("sdpa", packed_sdpa)
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sequence_lengths: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each of several sequences to itself; of transformers without `sequence_lengths`.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, S, D], the sequences one after the other.
+        key: [1, H_kv, S, D]
+        value: [1, H_kv, S, D']
+        attention_mask: not used: there is nothing to mask but what is later or in another sequence.
+        sequence_lengths: tokens of each sequence, S in all.
+        **options: of transformers' attention: `cu_seq_lens_q`, `dropout`, `scaling`, `sliding_window`, ...
+
+    Returns:
+        [1, S, H, D'], and no weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if sequence_lengths is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return found
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if not causal or any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
+        raise ModelError(f"{type(module).__name__} does more than causal attention, which is not packed.")
+    window, dropout = options.get("sliding_window"), options.get("dropout") or 0.0
+    dtype, kernel = _compute_dtype(query), torch_kernel()
+    if kernel is not None and not dropout and query.is_cuda and dtype in HALF and _fits(query, value):
+        q, k, v = (one[0].transpose(0, 1).to(dtype) for one in (query, key, value))
+        ends, longest = options["cu_seq_lens_q"], max(sequence_lengths)
+        left = -1 if window is None else window - 1
+        scale = {"scale": options.get("scaling"), "window_size": (left, 0), "enable_gqa": True}
+        whole: Tensor = kernel(q, k, v, ends, ends, longest, longest, **scale)
+        return whole[None], None
+    parts = [
+        sdpa_attention_forward(
+            module, *one, _window_mask(one[0], window), dropout=dropout, scaling=options.get("scaling")
+        )[0]
+        for one in zip(*(whole.split(sequence_lengths, dim=2) for whole in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+def _fits(query: Tensor, value: Tensor) -> bool:
+    """Whether flash attention has a kernel for this width of the heads."""
+    width = query.shape[-1]
+    return width == value.shape[-1] and width <= 256 and width % 8 == 0
+
+
+def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """[1, 1, L, L] for a sequence that is longer than the window; causal attention alone needs none."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length, device=query.device)
+    back = places[:, None] - places
+    return ((back >= 0) & (back < window))[None, None]
