@@ -14,7 +14,7 @@ from stillhouse.errors import ConfigError, DataError
 from stillhouse.runs.build import assemble
 from stillhouse.runs.estimate import estimate
 from stillhouse.runs.resolve import resolve
-from stillhouse.runs.teacher_cache import fill_cache
+from stillhouse.runs.teacher_cache import fill_cache, measure_bias
 from stillhouse.teachers.store.maintenance import list_stores
 from tests.small_runs import differences, in_child, nth, outcome, rows_of, tree, write_data
 
@@ -180,3 +180,62 @@ def test_importance_asks_for_text_of_the_student_and_how_likely_it_was(folder: P
     config["train"]["max_steps"] = 4
     assert in_child(config) == 0
     assert len(train_losses(folder / "weighed")) > 0
+
+
+def by_row_over_caches(folder: Path, name: str, **options: Any) -> dict[str, Any]:
+    """Both teachers cached, and each asked about the rows that name it."""
+    config = config_of(folder, name, BY_ROW, "second", train={"max_steps": 4, "validate_every": "never"})
+    for place, key in ((config, "teacher"), (config["teachers"], "second")):
+        live = {**place[key], "batch_invariant": True}
+        place[key] = {"kind": "cache", "of": live, "folder": str(folder / "by-rows"), **options}
+    return config
+
+
+def test_the_caches_of_all_teachers_are_built_each_with_its_own_rows(folder: Path) -> None:
+    live = config_of(folder, "live-rows", BY_ROW, "second", train={"max_steps": 4, "validate_every": "never"})
+    for teacher in (live["teacher"], live["teachers"]["second"]):
+        teacher["batch_invariant"] = True
+    assert in_child(live) == 0
+    config = resolve(by_row_over_caches(folder, "rows")).config
+    expected = estimate(config)
+    line = fill_cache(config, only="second")
+    assert line.startswith("teachers.second: Teacher cache: 0.0% of 12 sequences")
+    both = fill_cache(config).splitlines()
+    assert [line[: line.index(" of ")] for line in both] == [
+        "Teacher cache: 0.0%",
+        "teachers.second: Teacher cache: 100.0%",
+    ]
+    stores = list_stores(folder / "by-rows")
+    assert [store.records for store in stores] == [12, 12]
+    for store in stores:
+        main = store.manifest.teacher["path"] == live["teacher"]["path"]
+        size = expected[f"{'teacher' if main else 'teachers.second'} cache, expected (GB)"]
+        assert 0.5 < store.bytes / (size * 1e9) < 1.5
+    assert in_child(by_row_over_caches(folder, "from-caches", on_miss="error")) == 0
+    assert train_losses(folder / "from-caches") == train_losses(folder / "live-rows")
+    row = rows_of(folder / "from-caches")[-1]
+    assert row["cache/hits"] == row["cache/hits/second"] == 1.0
+
+
+def test_a_cache_that_cannot_be_built_says_which(folder: Path) -> None:
+    config = by_row_over_caches(folder, "rows")
+    with pytest.raises(ConfigError, match=r"--teacher: no teacher is called 'secnd' \(did you mean 'second'"):
+        fill_cache(resolve(config).config, only="secnd")
+    config["teachers"]["second"]["on_miss"] = "error"
+    with pytest.raises(ConfigError, match=r"teachers.second.on_miss: a cache is built where the teacher is"):
+        fill_cache(resolve(config).config, only="second")
+    config["teachers"]["second"] = config["teachers"]["second"]["of"]
+    with pytest.raises(ConfigError, match=r"teachers.second: is not cached"):
+        fill_cache(resolve(config).config, only="second")
+
+
+def test_bias_of_the_store_of_a_second_teacher(folder: Path) -> None:
+    terms = ["forward_kl", {"kind": "reverse_kl", "teacher_model": "second"}]
+    config = config_of(folder, "bias", {"kind": "sum", "terms": terms}, "second")
+    second = config["teachers"]["second"]
+    config["teachers"]["second"] = {"kind": "cache", "of": second, "folder": str(folder / "biased")}
+    _, rows, refused = measure_bias(resolve(config).config, prompts=4, name="second")
+    found = {row.name: row for row in rows}
+    assert found["hidden-float32"].gradient_error == 0.0
+    assert found["hidden-int8"].gradient_error > 0.0
+    assert any(name.startswith("sampled") for name in refused), "reverse KL needs the most probable tokens"

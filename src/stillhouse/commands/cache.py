@@ -45,8 +45,12 @@ def build(
         int | None,
         typer.Option(min=1, help="Sequences in one forward pass of the teacher.", show_default=False),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Only the teacher of this name; main: the one under teacher.", show_default=False),
+    ] = None,
 ) -> None:
-    """Fill the cache of a run before training; an interrupted build resumes.
+    """Fill the caches of a run's teachers before training; an interrupted build resumes.
 
     Under torchrun, or with RANK and WORLD_SIZE set, each process fills a share.
     """
@@ -55,7 +59,7 @@ def build(
     config = resolve(file, list(overrides or ())).config
     from stillhouse.runs.teacher_cache import fill_cache
 
-    console.say(fill_cache(config, batch_size))
+    console.say(fill_cache(config, batch_size, teacher))
 
 
 @cache.command("bias")
@@ -63,6 +67,7 @@ def bias(
     file: RunFile,
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=1, help="Training prompts to measure on.")] = 32,
+    teacher: Annotated[str, typer.Option(help="The name of the cached teacher.")] = "main",
 ) -> None:
     """Compare loss and gradient over each codec with those of the live teacher, on a sample."""
     from stillhouse.runs.resolve import resolve
@@ -71,7 +76,7 @@ def bias(
     from stillhouse.runs.teacher_cache import measure_bias
     from stillhouse.teachers.bias import REPEATS
 
-    loss, rows, refused = measure_bias(config, prompts)
+    loss, rows, refused = measure_bias(config, prompts, teacher)
     columns = (
         "codec", "bytes/token", "loss", "error of loss", "noise of loss",
         "gradient: cosine", "error", f"error, mean of {REPEATS}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import ModelSize, peak_memory
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
-from stillhouse.teachers import TeacherConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_MEMORY = "peak memory, estimated (GB)"
@@ -73,10 +72,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     if teacher is not None:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
-    for name, one in config.all_teachers.items():
-        size = teachers.get(teacher_path(name))
-        if size is not None and (cached := teacher_cache_bytes(config, data, one, size)) is not None:
-            rows[f"{teacher_path(name)} cache, expected (GB)"] = _gigabytes(cached)
+    rows |= _teacher_caches(config, data, teachers)
     rows["longest sequence (tokens)"] = length
     rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     memory = peak_memory(
@@ -133,20 +129,33 @@ def _gigabytes(size: float) -> float:
     return float(f"{size / 1e9:.2g}")
 
 
-def teacher_cache_bytes(
-    config: RunConfig, data: Data, teacher: TeacherConfig, model: ModelSize
-) -> int | None:
+def _teacher_caches(config: RunConfig, data: Data, teachers: Mapping[str, ModelSize]) -> dict[str, float]:
+    """The expected size of each teacher's cache, of those that have one."""
+    found = {}
+    for name in config.all_teachers:
+        size = teachers.get(teacher_path(name))
+        if size is not None and (cached := teacher_cache_bytes(config, data, size, name)) is not None:
+            found[f"{teacher_path(name)} cache, expected (GB)"] = _gigabytes(cached)
+    return found
+
+
+def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize, name: str) -> int | None:
     """Bytes of a teacher's cache for the responses that are known, at their length or its limit.
 
     None if the teacher has no cache. Responses that the student generates anew at each step come on top.
     """
-    tokens = 0
-    for source in config.responses.sources():
-        if source == "fixed":
-            tokens += sum(prompt.num_trained for prompt in data.train)
-        else:
-            tokens += len(data.train) * config.data.max_response
-    return teacher.cache_bytes(tokens, len(data.train), model.vocab, model.hidden_size, model.dtype_bytes)
+    tokens, sequences = 0, 0
+    for prompt in data.train:
+        needed = [
+            source
+            for source in config.responses.sources()
+            if name in config.objective.teachers_of(source, prompt.facts.get("teacher"))
+        ]
+        tokens += sum(prompt.num_trained if one == "fixed" else config.data.max_response for one in needed)
+        sequences += bool(needed)
+    return config.all_teachers[name].cache_bytes(
+        tokens, sequences, teacher.vocab, teacher.hidden_size, teacher.dtype_bytes
+    )
 
 
 def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stillhouse import console
+from stillhouse.config import nearest
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.types import Progress, Response
@@ -24,12 +25,12 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
 from stillhouse.teachers import AnyTeacher, SparseTeacher
 from stillhouse.teachers.bias import CodecBias, compare_codecs, live_teacher_of
-from stillhouse.teachers.cached import CacheTeacherConfig, require_cache
+from stillhouse.teachers.cached import require_cache
 from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step
 
 
-def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
+def fill_cache(config: RunConfig, batch_size: int | None = None, only: str | None = None) -> str:
     """Compute what every cached teacher says about each text that is known before training: responses of the
     data set, those that a model writes once, and plain text, as far as the objective needs it.
 
@@ -39,42 +40,46 @@ def fill_cache(config: RunConfig, batch_size: int | None = None) -> str:
     Args:
         config: the run.
         batch_size: sequences in one forward pass; default: train.micro_batch_size.
+        only: the name of the one teacher to fill the cache of; None: all that are cached.
 
     Returns:
         A line for each teacher on what was done.
 
     Raises:
-        StillhouseError: no teacher is available, or model or data cannot be used.
+        StillhouseError: no teacher is cached or available, or model or data cannot be used.
     """
-    configs = _to_fill(config)
+    names = _filled_caches(config, only)
     parts = assemble(config)
     responses = _known_responses(parts)
+    size = batch_size or config.train.micro_batch_size
     return "\n".join(
-        ("" if name == MAIN else f"{teacher_path(name)}: ")
-        + _fill_one(parts, name, one, responses, batch_size or config.train.micro_batch_size)
-        for name, one in configs.items()
+        ("" if name == MAIN else f"{teacher_path(name)}: ") + _fill(parts, name, responses, size)
+        for name in names
     )
 
 
-def _to_fill(config: RunConfig) -> dict[str, CacheTeacherConfig]:
-    """The caches of the run that a teacher can fill, by the teacher's name.
+def _filled_caches(config: RunConfig, only: str | None) -> list[str]:
+    """The names of the teachers whose caches a run fills: all, or `only` this one.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it may not be filled.
     """
-    cached = {
-        name: one for name, one in config.all_teachers.items() if isinstance(one, CacheTeacherConfig)
-    } or {MAIN: require_cache(config.teacher)}
-    filled = {name: one for name, one in cached.items() if one.on_miss == "fill"}
-    if not filled:
-        path = f"{teacher_path(next(iter(cached)))}.on_miss"
-        raise ConfigError(Fault(path, "a cache is built where the teacher is", got="error", allowed="fill"))
-    return filled
+    known = config.all_teachers
+    if only is not None and only not in known:
+        problem = f"no teacher is called {only!r}{nearest(only, tuple(known))}"
+        raise ConfigError(Fault("--teacher", problem, allowed=", ".join(known) or "none"))
+    names = [name for name in known if known[name].fills_cache and only in (None, name)]
+    if not names:
+        name = only or next((one for one in known if known[one].caches), MAIN)
+        where = teacher_path(name)
+        require_cache(known.get(name), where)
+        raise ConfigError(
+            Fault(f"{where}.on_miss", "a cache is built where the teacher is", got="error", allowed="fill")
+        )
+    return names
 
 
-def _fill_one(
-    parts: Parts, name: str, config: CacheTeacherConfig, responses: Sequence[Response], size: int
-) -> str:
+def _fill(parts: Parts, name: str, responses: Sequence[Response], size: int) -> str:
     """Fill the cache of one teacher with this process's share of the responses that it is needed for."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     objective: Objective = parts.config.objective
@@ -85,8 +90,10 @@ def _fill_one(
     ]
     mine = sorted(needed, key=lambda r: len(r.prompt.token_ids) + len(r.token_ids))[rank::ranks]
     translator = parts.translator if name == MAIN else None
-    teacher = config.build(parts.teachers[name], len(translator.teacher) if translator else parts.vocab)
-    with console.progress("Filling the teacher cache", total=sum(len(r.token_ids) for r in mine)) as bar:
+    vocab = len(translator.teacher) if translator else parts.vocab
+    teacher = parts.config.all_teachers[name].build(parts.teachers[name], vocab)
+    title = f"Filling the cache of {teacher_path(name)}"
+    with console.progress(title, total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             known = collate(mine[start : start + size], parts.facts.pad_id)
             batch: TokenBatch = known
@@ -96,7 +103,7 @@ def _fill_one(
                 batch = read_by_teacher(known, parts.facts.pad_id)
             _query(teacher, batch.to(local_device()))
             bar.advance(known.num_rows)
-    return teacher.close() or "There is nothing to build: the objective needs the teacher for no known text."
+    return teacher.close() or "There is nothing to build: the objective needs it for no known text."
 
 
 def _known_responses(parts: Parts) -> list[Response]:
@@ -116,12 +123,15 @@ def _query(teacher: AnyTeacher, batch: TokenBatch) -> None:
         teacher.hidden(batch)
 
 
-def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[CodecBias], list[str]]:
+def measure_bias(
+    config: RunConfig, prompts: int = 32, name: str = MAIN
+) -> tuple[float, list[CodecBias], list[str]]:
     """Loss and gradient of the student as it starts, over each codec, against the live teacher.
 
     Args:
         config: the run; its responses and its objective are used, at step 0.
         prompts: how many prompts are drawn from the training data.
+        name: of the cached teacher.
 
     Returns:
         The live loss, a row for each codec, and the names of codecs that the objective cannot be computed
@@ -130,8 +140,10 @@ def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Code
     Raises:
         StillhouseError: no teacher is available, or model or data cannot be used.
     """
-    live_config = live_teacher_of(config.teacher)
-    parts = assemble(config.model_copy(update={"teacher": live_config}))
+    cached = config.all_teachers.get(name)
+    live = live_teacher_of(cached, teacher_path(name))
+    changed = {"teacher": live} if name == MAIN else {"teachers": {**config.teachers, name: live}}
+    parts = assemble(config.model_copy(update=changed))
     parts.student.eval()
     parts = replace(parts, data=replace(parts.data, train=parts.data.train[:prompts]))
     with tempfile.TemporaryDirectory() as place:
@@ -139,19 +151,19 @@ def measure_bias(config: RunConfig, prompts: int = 32) -> tuple[float, list[Code
         count = -(-len(parts.data.train) // config.train.micro_batch_size)
         prepared = step.prepare(list(parts.data.train), Progress(0, 1, 0.0, 1.0), count)
         return compare_codecs(
-            config.teacher,
-            step.teachers[MAIN],
+            cached,
+            step.teachers[name],
             parts.vocab,
-            config.objective.forms,
-            lambda teacher: _gradient(_with_main_teacher(step, teacher), parts, prepared),
+            config.objective.requirements().accepted(name),
+            lambda teacher: _gradient(_with_teacher(step, name, teacher), parts, prepared),
             sum(micro.batch.num_rows for micro in prepared.micro_batches),
             Path(place),
         )
 
 
-def _with_main_teacher(step: Step, teacher: AnyTeacher) -> Step:
-    """The same step with another main teacher."""
-    return replace(step, teachers={**step.teachers, MAIN: teacher})
+def _with_teacher(step: Step, name: str, teacher: AnyTeacher) -> Step:
+    """The same step with another teacher of this name."""
+    return replace(step, teachers={**step.teachers, name: teacher})
 
 
 def _gradient(step: Step, parts: Parts, prepared: PreparedStep) -> tuple[float, Tensor]:

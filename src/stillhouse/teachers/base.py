@@ -107,6 +107,11 @@ class TeacherConfig(StrictConfig):
     caches: ClassVar[bool] = False
     """True if it caches its signal by itself, so that replay need not."""
 
+    @property
+    def fills_cache(self) -> bool:
+        """Whether it stores what it computes on disk, so that `stillhouse cache build` can fill its cache."""
+        return False
+
     def model_to_load(self) -> TeacherModel | None:
         """The model that has to be loaded for it; None if there is none."""
         return None

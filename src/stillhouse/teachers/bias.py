@@ -57,15 +57,19 @@ def codecs_to_compare(config: CacheTeacherConfig, vocab: int, dtype: str) -> lis
     return list({codec.name: codec for codec in (own, *others)}.values())
 
 
-def live_teacher_of(config: TeacherConfig | None) -> TeacherConfig:
+def live_teacher_of(config: TeacherConfig | None, path: str = "teacher") -> TeacherConfig:
     """The live teacher behind a cached one.
+
+    Args:
+        config: of a teacher.
+        path: where it stands in the configuration of the run.
 
     Raises:
         ConfigError: the teacher is not cached, or not live.
     """
-    cached = require_cache(config)
+    cached = require_cache(config, path)
     if not isinstance(cached.of, LiveTeacherConfig):
-        raise ConfigError(Fault("teacher.of", "only a live teacher can be compared with", got=cached.of.kind))
+        raise ConfigError(Fault(f"{path}.of", "only a live teacher can be compared with", got=cached.of.kind))
     return cached.of
 
 

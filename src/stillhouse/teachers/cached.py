@@ -99,6 +99,11 @@ class CacheTeacherConfig(TeacherConfig):
 
     caches = True
 
+    @property
+    def fills_cache(self) -> bool:
+        """Whether it may compute what is missing."""
+        return self.on_miss == "fill"
+
     def options_without_effect(self) -> dict[str, str]:
         return because("on_miss: error stores nothing", "limit") if self.on_miss == "error" else {}
 
@@ -277,8 +282,12 @@ def _read_head(folder: Path, vocab: int) -> ModelHead:
     return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
 
 
-def require_cache(config: TeacherConfig | None) -> CacheTeacherConfig:
+def require_cache(config: TeacherConfig | None, path: str = "teacher") -> CacheTeacherConfig:
     """The configuration of a cached teacher.
+
+    Args:
+        config: of a teacher.
+        path: where it stands in the configuration of the run.
 
     Raises:
         ConfigError: it is of another kind.
@@ -286,9 +295,7 @@ def require_cache(config: TeacherConfig | None) -> CacheTeacherConfig:
     if isinstance(config, CacheTeacherConfig):
         return config
     got = "no teacher" if config is None else f"kind {config.kind}"
-    raise ConfigError(
-        Fault("teacher", "is not cached", got=got, hint="Set teacher: {kind: cache, of: FOLDER}.")
-    )
+    raise ConfigError(Fault(path, "is not cached", got=got, hint=f"Set {path}: {{kind: cache, of: FOLDER}}."))
 
 
 def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
@@ -357,9 +364,9 @@ class ReadThroughCache:
         if self._compute is None:
             raise TeacherError(
                 f"{self.store.folder}: {len(rows)} of the {len(batch)} sequences of a batch are "
-                f"not in the teacher cache, which holds {len(self.store):,}, and teacher.on_miss is error. "
+                f"not in the teacher cache, which holds {len(self.store):,}, and its on_miss is error. "
                 "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
-                "data, template and limits; or set teacher.on_miss: fill."
+                "data, template and limits; or set its on_miss: fill."
             )
         part = batch.select(rows)
         computed = self._compute(part, keys)

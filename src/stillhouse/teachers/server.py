@@ -58,6 +58,11 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
         """Text; and the most probable tokens, unless token ids are not the student's."""
         return frozenset({"text"}) if self.retokenise else frozenset({"text", "topk"})
 
+    @property
+    def fills_cache(self) -> bool:
+        """Whether it has a store."""
+        return self.cache is not None
+
     def options_without_effect(self) -> dict[str, str]:
         return {} if self.cache is not None else because("cache is null", "identity")
 

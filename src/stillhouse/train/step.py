@@ -240,7 +240,10 @@ class Step:
 
     def close(self) -> list[str]:
         """Once at the end: close the teachers' files and connections; returns their closing remarks."""
-        return [line for teacher in self.teachers.values() if (line := teacher.close()) is not None]
+        lines = [(name, teacher.close()) for name, teacher in self.teachers.items()]
+        return [
+            line if name == MAIN else f"teachers.{name}: {line}" for name, line in lines if line is not None
+        ]
 
     def give_up(self) -> None:
         """Go back to before the step whose responses are being drawn."""
@@ -309,7 +312,7 @@ class Step:
                     signal = teacher_signal(teacher, batch, needed, self.hidden_cache, slots)
             signals[name] = ModelSignal(signal, teacher.head if isinstance(teacher, Teacher) else None)
             for metric, (total, count) in teacher.pop_metrics().items():
-                self.metrics.add_mean(metric, total, count)
+                self.metrics.add_mean(metric if name == MAIN else f"{metric}/{name}", total, count)
             if tokens := getattr(teacher, "tokens", 0) - before:
                 self.metrics.add("tokens/teacher", float(tokens))
         return signals, layers
