@@ -12,7 +12,7 @@ from tiny_models import ARCHITECTURES, TOKENIZER_INFO, VOCAB, some_prompts, tiny
 from transformers import GenerationConfig
 
 from stillhouse.engines import REGISTRY, Sampling, TokenizerInfo, TransformersConfig
-from stillhouse.engines.decode import MIN_PREFILL_TOKENS, group_by_length
+from stillhouse.engines.prefill import MIN_PREFILL_TOKENS, group_by_length
 from stillhouse.engines.sampling import Sampler, uniforms
 from stillhouse.engines.transformers import bfloat16_copy
 from stillhouse.errors import ConfigError, EngineError

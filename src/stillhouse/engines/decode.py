@@ -6,10 +6,8 @@ in order of decreasing length, so a new prompt always fits to the left of the cu
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +15,8 @@ from torch import Tensor, nn
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.kv_cache import PreallocatedCache
+from stillhouse.engines.prefill import NextTokenLogits, Prefilled, group_by_length, prefill
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
-
-MIN_PREFILL_TOKENS = 256
-"""Minimum tokens, padding included, of a prefill batch before shorter prompts start a batch of their own."""
 
 REFILL_FRACTION, COMPACT_FRACTION = 1 / 8, 1 / 4
 """Fractions of the rows that must be free before they are refilled, or removed when no prompt is waiting.
@@ -49,18 +45,14 @@ class Decoder:
         seed: int,
         num_layers: int,
     ) -> None:
-        self.model = model
         self.tokenizer_info = tokenizer_info
         self.sampling = sampling
         self.seed = seed
         self.num_layers = num_layers
-        self.vocab_size = tokenizer_info.vocab_size
-        self.device = next(model.parameters()).device
+        self.next_logits = NextTokenLogits(model, tokenizer_info.vocab_size)
+        self.device = self.next_logits.device
         self.eos = torch.tensor(tokenizer_info.eos_ids, dtype=torch.long, device=self.device)
         self.sampler = Sampler(sampling, self.eos)
-        accepted = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def run(
         self,
@@ -102,29 +94,9 @@ class Decoder:
         """Rows of the batch, free ones included."""
         return len(self.prompt_index)
 
-    def _prefill(self, indices: list[int]) -> tuple[PreallocatedCache, Tensor, Tensor, Tensor | None]:
-        """Run prompts and sample their first tokens: (cache, history [B, L], tokens [B], logprobs [B])."""
-        width = max(len(self.prompts[index]) for index in indices)
-        history = torch.tensor(
-            [[PAD] * (width - len(self.prompts[index])) + list(self.prompts[index]) for index in indices],
-            device=self.device,
-        )
-        mask = history != PAD
-        cache = PreallocatedCache(self.num_layers, width)
-        ids = history.masked_fill(~mask, self.tokenizer_info.pad_id)
-        logits = self._logits(ids, mask, (mask.cumsum(1) - 1).clamp_(min=0), cache)
-        generated = torch.zeros(len(indices), dtype=torch.long, device=self.device)
-        tokens, logprobs = self.sampler.sample(logits, history, generated, self._uniforms(indices)[:, 0])
-        return cache, history, tokens, logprobs
-
-    def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: PreallocatedCache) -> Tensor:
-        """The logits [B, V] of the last position."""
-        inputs: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
-        output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs, **self.extra
-        )
-        logits: Tensor = output.logits[:, -1, : self.vocab_size].float()
-        return logits
+    def _prefill(self, indices: list[int]) -> Prefilled:
+        prompts, uniform = [self.prompts[index] for index in indices], self._uniforms(indices)[:, 0]
+        return prefill(self.next_logits, self.sampler, prompts, uniform, self.num_layers, self.tokenizer_info)
 
     def _uniforms(self, indices: list[int]) -> Tensor:
         # One more than max_tokens: a finished row keeps sampling until it is refilled.
@@ -136,7 +108,7 @@ class Decoder:
         column = self.column
         ids = self.history[:, column, None]
         mask = self.attention_mask[:, : column + 1]
-        logits = self._logits(ids, mask, self.position[:, None], self.cache)
+        logits = self.next_logits(ids, mask, self.position[:, None], self.cache)
         self.column = column + 1
         uniform = self.uniform.gather(1, self.generated[:, None]).squeeze(1)
         tokens, logprobs = self.sampler.sample(
@@ -205,15 +177,15 @@ class Decoder:
         """Prefill new prompts, in order of decreasing length, into free rows."""
         for group in group_by_length(indices, self.prompts):
             chosen = (~self.active).nonzero().squeeze(1)[: len(group)]
-            cache, history, first, logprobs = self._prefill(group)
-            self.cache.write_rows(chosen, cache)
-            start = self.column - history.shape[1]
+            done = self._prefill(group)
+            self.cache.write_rows(chosen, done.cache)
+            start = self.column - done.history.shape[1]
             self.history[chosen, :start] = PAD
-            self.history[chosen, start : self.column] = history
-            self.history[chosen, self.column] = first
+            self.history[chosen, start : self.column] = done.history
+            self.history[chosen, self.column] = done.tokens
             self.attention_mask[chosen, : self.column] = self.history[chosen, : self.column] != PAD
-            if logprobs is not None:
-                self.logprobs[chosen, self.column] = logprobs
+            if done.logprobs is not None:
+                self.logprobs[chosen, self.column] = done.logprobs
             lengths = [len(self.prompts[index]) for index in group]
             self.position[chosen] = torch.tensor(lengths, device=self.device)
             self.generated[chosen] = 1
@@ -224,19 +196,3 @@ class Decoder:
                 self.start_column[row] = self.column - length
             self.num_active += len(group)
         self._release_finished(self.history[:, self.column])
-
-
-def group_by_length(indices: list[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Split prompts of decreasing length into prefill batches with little padding.
-
-    A batch ends before a prompt shorter than 3/4 of its longest, once it holds `MIN_PREFILL_TOKENS`.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for index in indices:
-        length = len(prompts[index])
-        if not groups or (length < longest * 3 / 4 and len(groups[-1]) * longest >= MIN_PREFILL_TOKENS):
-            groups.append([])
-            longest = length
-        groups[-1].append(index)
-    return groups

@@ -34,6 +34,16 @@ def uniforms(seed: int, sample_ids: Sequence[int], length: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
+class NothingToSample(EngineError):
+    """A row of logits has a NaN or no finite entry."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a row of logits is not finite or leaves no token to sample. Either the model's weights have "
+            "diverged, or min_tokens and no_repeat_ngram_size together ban every token."
+        )
+
+
 class Sampler:
     """Samples the next token for a batch of rows.
 
@@ -42,9 +52,11 @@ class Sampler:
         >>> tokens, logprobs = sampler.sample(logits, history, generated, uniform)
     """
 
-    def __init__(self, sampling: Sampling, eos_ids: Tensor) -> None:
+    def __init__(self, sampling: Sampling, eos_ids: Tensor, *, static: bool = False) -> None:
+        """A sampler that, if `static`, never waits for the device: every shape is known to the host."""
         self.sampling = sampling
         self.eos_ids = eos_ids
+        self.static = static
 
     def sample(
         self, logits: Tensor, history: Tensor, generated: Tensor, uniform: Tensor
@@ -60,29 +72,44 @@ class Sampler:
         Raises:
             EngineError: a row has a NaN or no finite logit: the model diverged or every token is banned.
         """
-        logits = self.process_logits(logits, history, generated)
+        tokens, logprobs, valid = self.draw(logits, history, generated, uniform)
+        if not bool(valid.all()):
+            raise NothingToSample
+        return tokens, logprobs
+
+    def draw(
+        self,
+        logits: Tensor,
+        history: Tensor,
+        generated: Tensor,
+        uniform: Tensor,
+        last: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As `sample`, and [B] whether a row has a token to sample; where it has none its token is arbitrary.
+
+        `last` [B] is the column of each row's last token, for a history that is padded on the right.
+        """
+        logits = self.process_logits(logits, history, generated, last)
         top, tokens = logits.max(-1)
-        if not bool(top.isfinite().all()):
-            raise EngineError(
-                "a row of logits is not finite or leaves no token to sample. Either the model's weights have "
-                "diverged, or min_tokens and no_repeat_ngram_size together ban every token."
-            )
+        valid = top.isfinite()
         if self.sampling.temperature == 0:
-            return tokens, _logprob(logits, tokens) if self.sampling.logprobs else None
+            return tokens, _logprob(logits, tokens) if self.sampling.logprobs else None, valid
         weights = logits.sub_(top[:, None]).exp_()
         tokens = inverse_cdf(weights, uniform)
         if not self.sampling.logprobs:
-            return tokens, None
+            return tokens, None, valid
         chosen = weights.gather(1, tokens[:, None]).squeeze(1)
-        return tokens, torch.log(chosen) - torch.log(weights.sum(-1))
+        return tokens, torch.log(chosen) - torch.log(weights.sum(-1)), valid
 
-    def process_logits(self, logits: Tensor, history: Tensor, generated: Tensor) -> Tensor:
-        """The logits [B, V] of the sampling distribution; -inf for excluded tokens."""
+    def process_logits(
+        self, logits: Tensor, history: Tensor, generated: Tensor, last: Tensor | None = None
+    ) -> Tensor:
+        """The logits [B, V] of the sampling distribution; -inf for excluded tokens. `last` as in `draw`."""
         s = self.sampling
         if s.repetition_penalty != 1.0:
             logits = apply_repetition_penalty(logits, history, s.repetition_penalty)
         if s.no_repeat_ngram_size:
-            logits = ban_repeated_ngrams(logits, history, s.no_repeat_ngram_size)
+            logits = ban_repeated_ngrams(logits, history, s.no_repeat_ngram_size, last)
         if s.min_tokens and len(self.eos_ids):
             early = (generated < s.min_tokens)[:, None]
             logits[:, self.eos_ids] = logits[:, self.eos_ids].masked_fill(early, -torch.inf)
@@ -94,7 +121,7 @@ class Sampler:
             threshold = torch.topk(logits, s.top_k).values[:, -1:]
             logits = logits.masked_fill_(logits < threshold, -torch.inf)
         if s.top_p < 1.0:
-            logits = apply_top_p(logits, s.top_p)
+            logits = apply_top_p(logits, s.top_p, whole=self.static)
         if s.min_p > 0.0:
             threshold = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(s.min_p))
             logits = logits.masked_fill_(logits < threshold, -torch.inf)
@@ -136,14 +163,17 @@ def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
 
 
-def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
+def apply_top_p(logits: Tensor, top_p: float, *, whole: bool = False) -> Tensor:
     """Nucleus sampling: -inf for every token above which there is at least `top_p` of probability.
 
-    The whole vocabulary is sorted only for rows whose nucleus is larger than a short prefix.
+    The whole vocabulary is sorted with `whole`; else only for rows whose nucleus is larger than a short
+    prefix, which has to be asked of the device.
     """
-    kept, whole = _nucleus(logits, top_p, min(_PREFIX, logits.shape[1]))
-    if not bool(whole.all()):
-        rows = (~whole).nonzero().squeeze(1)
+    if whole:
+        return _nucleus(logits, top_p, logits.shape[1])[0]
+    kept, complete = _nucleus(logits, top_p, min(_PREFIX, logits.shape[1]))
+    if not bool(complete.all()):
+        rows = (~complete).nonzero().squeeze(1)
         kept[rows], _ = _nucleus(logits[rows], top_p, logits.shape[1])
     return kept
 
@@ -172,13 +202,23 @@ def apply_repetition_penalty(logits: Tensor, history: Tensor, penalty: float) ->
     return torch.where(seen[:, :vocab], penalised, logits)
 
 
-def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
-    """-inf for every token that would complete an n-gram that is already in the history."""
-    if history.shape[1] < size:
+def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int, last: Tensor | None = None) -> Tensor:
+    """-inf for every token that would complete an n-gram that is already in the history.
+
+    `last` [B] is the column of each row's last token; by default all rows end at the last column.
+    """
+    length = history.shape[1]
+    if length < size:
         return logits
     grams = history.unfold(1, size, 1)
-    last = history[:, history.shape[1] - size + 1 :]
-    repeats = (grams[:, :, :-1] == last[:, None, :]).all(-1) & (grams[:, :, 0] != PAD)
-    row, position = repeats.nonzero(as_tuple=True)
-    logits[row, grams[row, position, -1]] = -torch.inf
-    return logits
+    if last is None:
+        ending = history[:, length - size + 1 :]
+    else:
+        back = torch.arange(2 - size, 1, device=history.device)
+        ending = history.gather(1, (last[:, None] + back).clamp(min=0))
+    within = (grams[:, :, 0] != PAD) & (grams[:, :, -1] != PAD)
+    repeats = (grams[:, :, :-1] == ending[:, None, :]).all(-1) & within
+    rows, vocab = logits.shape
+    banned = torch.zeros(rows, vocab + 1, dtype=torch.bool, device=logits.device)
+    banned.scatter_(1, torch.where(repeats, grams[:, :, -1], vocab), True)
+    return logits.masked_fill_(banned[:, :vocab], -torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,10 @@ from stillhouse.errors import ConfigError, EngineError, Fault
 if TYPE_CHECKING:
     from torch import nn
 
+    from stillhouse.engines.static_decode import StaticDecoder
+
+logger = logging.getLogger("stillhouse")
+
 
 @REGISTRY.register
 class TransformersConfig(EngineConfig):
@@ -43,10 +48,16 @@ class TransformersConfig(EngineConfig):
     twice as fast for fp32 models of 30M parameters and more, for half their memory on top. The text and
     `logprobs` are then those of the rounded model."""
 
+    kv_cache: Literal["auto", "growing", "static"] = "auto"
+    """`growing`: keys and values of as many columns as there are tokens. `static`: buffers of a fixed shape,
+    so that a decoding step can be replayed as a CUDA graph instead of being launched kernel by kernel; on a
+    CPU it is only slower. `auto`: static on CUDA where the architecture allows it, else growing. The text is
+    the same up to rounding."""
+
     def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
         return TransformersEngine(
-            model, tokenizer_info, self.batch_size, self.batch_tokens, self.dtype == "bfloat16"
+            model, tokenizer_info, self.batch_size, self.batch_tokens, self.dtype == "bfloat16", self.kv_cache
         )
 
 
@@ -68,12 +79,17 @@ class TransformersEngine:
         batch_size: int = 64,
         batch_tokens: int | None = None,
         bfloat16: bool = False,
+        kv_cache: Literal["auto", "growing", "static"] = "auto",
     ) -> None:
         self.model = model
         self.tokenizer_info = tokenizer_info
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.bfloat16 = bfloat16
+        self.kv_cache = kv_cache
+        self._static: StaticDecoder | None = None
+        self._refused = False
+        self._copy: nn.Module | None = None
 
     def generate(
         self,
@@ -100,15 +116,53 @@ class TransformersEngine:
         completions = CompletionCollector(len(prompts), progress)
         rows = self._batch_size(max(map(len, prompts)) + sampling.max_tokens)
         num_layers = num_attention_layers(model.config)
-        model = bfloat16_copy(model) if self.bfloat16 else model
+        model = self._rounded(model) if self.bfloat16 else model
         info = self.tokenizer_info
         with evaluating(model):
-            if num_layers is None:
+            if (static := self._static_decoder(model, num_layers, prompts)) is not None:
+                static.run(prompts, sampling, seed, rows, completions, sample_ids)
+            elif num_layers is None:
                 run_generate(model, info, sampling, seed, prompts, rows, completions, sample_ids)
             else:
                 decoder = Decoder(model, info, sampling, seed, num_layers)
                 decoder.run(prompts, rows, completions, sample_ids)
         return completions.in_order()
+
+    def _static_decoder(
+        self, model: Any, num_layers: int | None, prompts: Sequence[Sequence[int]]
+    ) -> StaticDecoder | None:
+        """The decoder over buffers of fixed shape, kept between calls; None where it is not to be used."""
+        if self._refused or not self._wants_static(model):
+            return None
+        if self._static is None or self._static.model is not model:
+            from stillhouse.engines.static_decode import StaticDecoder
+
+            reason: str | None = "its layers are not all attention"
+            if num_layers is not None:
+                self._static = StaticDecoder(model, self.tokenizer_info, num_layers)
+                reason = self._static.why_not(max(prompts, key=len))
+            if reason is not None:
+                self._static, self._refused = None, True
+                logger.warning(
+                    "engine: %s decodes with a growing cache, without CUDA graphs: %s",
+                    type(model).__name__,
+                    reason,
+                )
+        return self._static
+
+    def _wants_static(self, model: nn.Module) -> bool:
+        on_cuda = next(model.parameters()).device.type == "cuda"
+        return self.kv_cache == "static" or (self.kv_cache == "auto" and on_cuda)
+
+    def _rounded(self, model: nn.Module) -> nn.Module:
+        """A copy in bfloat16 with the weights of now; in the same storage as before where graphs read it."""
+        if self._refused or not self._wants_static(model):
+            return bfloat16_copy(model)
+        if self._copy is None:
+            self._copy = bfloat16_copy(model)
+        else:
+            refresh_copy(self._copy, model)
+        return self._copy
 
     def _batch_size(self, length: int) -> int:
         if self.batch_tokens is None:
@@ -126,6 +180,14 @@ def bfloat16_copy(model: nn.Module) -> nn.Module:
         for parameter in model.parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def refresh_copy(copied: nn.Module, model: nn.Module) -> None:
+    """Bring a `bfloat16_copy` up to date, in place."""
+    import torch
+
+    with torch.no_grad():
+        torch._foreach_copy_(list(copied.parameters()), list(model.parameters()))
 
 
 @contextlib.contextmanager
