@@ -24,8 +24,8 @@ TALK = [
     {"role": "assistant", "content": "second"},
 ]
 FIELDS = [
-    "id", "format", "prompt", "response", "prompt_ids", "response_ids", "trained", "teacher_prompt",
-    "dropped",
+    "id", "format", "prompt", "response", "prompt_ids", "response_ids", "trained", "rejected",
+    "rejected_ids", "rejected_trained", "teacher_prompt", "dropped",
 ]  # fmt: skip
 
 

@@ -71,7 +71,10 @@ def _restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_restored")
 def test_a_new_format_is_one_class() -> None:
-    with pytest.raises(DataError, match=r"understood are messages, .*question/answer, .* and text\. Name"):
+    with pytest.raises(
+        DataError,
+        match=r"understood are prompt/responses/scores, .*messages, .*question/answer, .* and text\. Name",
+    ):
         read_row({"dialogue": "hi"}, Fields(), "here")
 
     @register

@@ -171,32 +171,6 @@ def test_completions_of_several_turns() -> None:
         read({"prompt": "hi", "completion": completion[:2]})
 
 
-def test_preference_pairs_are_prompts_with_the_chosen_response() -> None:
-    pair = {
-        "prompt": "q",
-        "chosen": [turn("user", "q"), turn("assistant", "good")],
-        "rejected": [turn("user", "q"), turn("assistant", "bad")],
-        "score_chosen": 8.0,
-    }
-    row = read(pair)
-    assert (row.messages, row.response) == ((turn("user", "q"),), "good")
-    assert set(row.extra) == {"rejected", "score_chosen"}
-    bare = read({name: pair[name] for name in ("chosen", "rejected")})
-    assert (bare.messages, bare.response) == ((turn("user", "q"),), "good")
-    trl = read({"prompt": [turn("user", "q")], "chosen": [turn("assistant", "good")], "rejected": []})
-    assert (trl.messages, trl.response) == ((turn("user", "q"),), "good")
-    orca = read({"system": "Be brief.", "question": "q", "chosen": "good", "rejected": "bad"})
-    assert orca.messages == (turn("system", "Be brief."), turn("user", "q"))
-    hh = "\n\nHuman: q\n\nAssistant: a\n\nHuman: and?\n\nAssistant: "
-    row = read({"chosen": hh + "good", "rejected": hh + "bad"})
-    assert row.messages == (turn("user", "q"), turn("assistant", "a"), turn("user", "and?"))
-    assert row.response == "good"
-    with pytest.raises(RowError, match="the prompt is not among the turns of 'chosen'"):
-        read({**pair, "prompt": "something else"})
-    with pytest.raises(RowError, match="has no prompt, and 'chosen' is no dialogue"):
-        read({"chosen": "good", "rejected": "bad"})
-
-
 def test_mathematics_with_solutions_and_numbers() -> None:
     row = read({"problem": "2+2?", "solution": "So \\boxed{4}", "answer": 4})
     assert (row.instruction, row.response, row.extra) == ("2+2?", "So \\boxed{4}", {"answer": 4})

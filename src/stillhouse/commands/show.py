@@ -144,7 +144,11 @@ def _print_row(view: RowView, ids: bool) -> None:
         _print_text("teacher", Text(console.visible(view.teacher_prompt), "magenta"))
     if view.response is not None:
         known = view.response_ids or ()
-        _print_text("response", _coloured(view.response_pieces, "green", "dim"), known if ids else ())
+        name = "response" if view.rejected is None else "chosen"
+        _print_text(name, _coloured(view.response_pieces, "green", "dim"), known if ids else ())
+    if view.rejected is not None:
+        known = view.rejected_ids or ()
+        _print_text("rejected", _coloured(view.rejected_pieces, "green", "dim"), known if ids else ())
     output.print("")
 
 

@@ -68,7 +68,8 @@ class Requirements:
     of the data set name), and label_logprobs (of the label under each model, which the fused path computes
     before the loss)."""
     data: frozenset[str] = frozenset()
-    """What the data set or its settings must have: responses (of the data set), evaluation_texts."""
+    """What the data set or its settings must have: responses (of the data set), rejected (the other response
+    of preference pairs), evaluation_texts."""
     layers: frozenset[float] = frozenset()
     """Depths (0 to 1) at which hidden states of student and teacher are compared."""
     granularity: Granularity = "token"
@@ -161,7 +162,7 @@ class RunFacts:
     """
 
     sources: frozenset[str]
-    """Who writes the text that the part is applied to: fixed, teacher, student, text."""
+    """Who writes the text that the part is applied to: fixed, teacher, student, text, chosen, rejected."""
     responses: str
     """The kind of the response policy."""
     epochs: float

@@ -76,8 +76,8 @@ class Rows:
     sequence_ids: Ints | None = None
     """Host. Which sequence of the batch the row belongs to: 0 to S - 1."""
     pair_ids: Ints | None = None
-    """Host. Which prompt: the same number for a teacher-written and a student-written response that belong
-    together."""
+    """Host. Which prompt: the same number for two responses that belong together, one written by the teacher
+    and one by the student, or the chosen and the rejected one."""
     loss_mask: NDArray[np.bool_] | None = None
     """Host. False for rows whose token weight is 0, which then reach no head. None: nobody has said, so the
     fused path reads the weights, for which a GPU is waited for."""

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Source = Literal["fixed", "teacher", "student", "text"]
-"""Who wrote a response: the data set, the teacher, the student, or nobody (plain text)."""
+Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected"]
+"""Who wrote a response: the data set, the teacher, the student, or nobody (plain text). Of a preference pair
+of the data set: the chosen response or the rejected one."""
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
@@ -54,6 +55,13 @@ class Prompt:
     """The prompt without the template, as the fields of a row: `prompt` (text or turns) and `input`."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The row's other fields, such as the tests of a programming task."""
+    rejected_ids: tuple[int, ...] | None = None
+    """The rejected response of a preference pair, whose chosen one is `response_ids`; None where the row is
+    no pair, or nothing asks for it."""
+    rejected_finished: bool = True
+    """False if the rejected response was cut."""
+    rejected_trained: tuple[int, ...] | None = None
+    """As `response_trained`, for the rejected response."""
 
     @property
     def question(self) -> str:
@@ -71,6 +79,14 @@ class Prompt:
             return None
         finished, trained = self.response_finished, self.response_trained
         return Response(self, self.response_ids, source, finished, trained=trained)
+
+    def preference_pair(self) -> tuple[Response, Response] | None:
+        """The chosen and the rejected response; None where the row is no pair."""
+        chosen = self.reference_response("chosen")
+        if chosen is None or self.rejected_ids is None:
+            return None
+        finished, trained = self.rejected_finished, self.rejected_trained
+        return chosen, Response(self, self.rejected_ids, "rejected", finished, trained=trained)
 
 
 @dataclass(frozen=True, slots=True)

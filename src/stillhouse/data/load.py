@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -67,7 +68,8 @@ class DataConfig(StrictConfig):
     too_long: TooLong = TooLong()
     """What happens to longer rows."""
     no_response: Literal["error", "drop"] = "error"
-    """What happens to a row without a response if the method needs one."""
+    """What happens to a row without a response if the method needs one, or one that is no preference pair if
+    the method needs pairs."""
     bad_rows: BadRows = "refuse"
     """What happens to a row that cannot be read or rendered: `refuse` stops and names it, `drop` leaves it
     out and counts it by its reason."""
@@ -123,6 +125,7 @@ def load_data(
     tokenizer: Tokenizer,
     *,
     needs_response: bool = False,
+    needs_rejected: bool = False,
     teacher: TeacherReads | None = None,
 ) -> Data:
     """Read and tokenise every dataset in `config`.
@@ -131,23 +134,23 @@ def load_data(
         config: the `data` section of a run.
         tokenizer: the student's tokenizer.
         needs_response: whether each training prompt must have a response.
+        needs_rejected: whether each must be a preference pair.
         teacher: what the teacher's own prompts depend on; None: there is no teacher.
 
     Raises:
         DataError: a file is missing or broken, a row cannot be used, or no row is left.
     """
     encoder = encoder_of(config, tokenizer, teacher)
-    train = load_prompts(
-        "train", config.train, config, encoder, needs_response=needs_response, teacher=teacher
-    )
+    load = partial(load_prompts, config=config, encoder=encoder, teacher=teacher)
+    train = load("train", config.train, needs_response=needs_response, needs_rejected=needs_rejected)
     sets = [train]
     if config.valid is not None:
-        sets.append(
-            load_prompts("valid", config.valid, config, encoder, needs_response=True, teacher=teacher)
-        )
+        sets.append(load("valid", config.valid, needs_response=True))
     valid = sets[1].prompts if config.valid is not None else ()
     reports = [one.report for one in sets]
     warnings = [warning for one in sets for warning in (*_dropped_warnings(one), *_notes(one))]
+    if train.report.get("pairs") and not needs_rejected:
+        warnings.append(_unused_pairs(train.report))
     if config.train_on == "all":
         warnings.append(
             "data.train_on: all: a prompt ends before the first answer that is trained on; responses that a "
@@ -174,6 +177,7 @@ def load_prompts(
     encoder: Encoder,
     *,
     needs_response: bool = False,
+    needs_rejected: bool = False,
     teacher: TeacherReads | None = None,
 ) -> PromptSet:
     """Read and tokenise one dataset with the length rules of `config`.
@@ -185,6 +189,7 @@ def load_prompts(
         config: `too_long`, `max_prompt`, `max_response` and `no_response` apply.
         encoder: template and tokenizer.
         needs_response: treat rows without a response as `no_response` says.
+        needs_rejected: the same for rows that are no preference pairs, and tokenise the rejected response.
         teacher: rows that it cannot read are dropped; None: there is none.
 
     Raises:
@@ -192,7 +197,14 @@ def load_prompts(
     """
     reading = config.reading()
     builder = PromptBuilder(
-        name, dataset, config, encoder, reading=reading, needs_response=needs_response, teacher=teacher
+        name,
+        dataset,
+        config,
+        encoder,
+        reading=reading,
+        needs_response=needs_response,
+        needs_rejected=needs_rejected,
+        teacher=teacher,
     )
     rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
     for chunk in _chunks(rows, _BATCH_ROWS):
@@ -200,32 +212,52 @@ def load_prompts(
     builder.check_responses()
     builder.dropped.update(reading.dropped)
     prompts = builder.prompts
+    if not prompts:
+        raise _nothing_left(builder)
     for number, source in enumerate(reading.sources):
         source["kept"] = sum(builder.source_of[prompt.id] == number for prompt in prompts)
-    responses = [prompt.response_ids for prompt in prompts if prompt.response_ids is not None]
-    report = {
-        "name": name,
+    log.info("data.%s (%s): %s", name, dataset.title, reading.format_line())
+    return PromptSet(name, tuple(prompts), _report(builder))
+
+
+def _report(builder: PromptBuilder) -> dict[str, Any]:
+    """What became of the rows of a dataset, for data.json."""
+    reading, dataset = builder.reading, builder.dataset
+    return {
+        "name": builder.name,
         "path": dataset.title,
         "sha256": dataset.fingerprint(),
         "rows": reading.rows,
-        "kept": len(prompts),
+        "kept": len(builder.prompts),
         "dropped": dict(builder.dropped),
         "truncated": dict(builder.truncated),
-        "with_response": len(responses),
-        "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
-        "response_tokens": sum(len(ids) for ids in responses),
+        **_sizes(builder),
         **reading.report(),
         "turns": dict(builder.turns),
-        "notes": dict(encoder.take_notes()),
+        "notes": dict(builder.encoder.take_notes()),
     }
-    if not prompts:
-        dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
-        first = "".join(f"\n- {problem}" for problem in reading.first_dropped)
-        raise DataError(
-            f"{dataset.title}: no row is left for data.{name}: {report['rows']} rows read; {dropped}{first}"
-        )
-    log.info("data.%s (%s): %s", name, dataset.title, reading.format_line())
-    return PromptSet(name, tuple(prompts), report)
+
+
+def _nothing_left(builder: PromptBuilder) -> DataError:
+    reading = builder.reading
+    dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
+    first = "".join(f"\n- {problem}" for problem in reading.first_dropped)
+    where = f"{builder.dataset.title}: no row is left for data.{builder.name}"
+    return DataError(f"{where}: {reading.rows} rows read; {dropped}{first}")
+
+
+def _sizes(builder: PromptBuilder) -> dict[str, int]:
+    """How many prompts have a response, and how many tokens there are; of pairs where there are some."""
+    prompts = builder.prompts
+    responses = [prompt.response_ids for prompt in prompts if prompt.response_ids is not None]
+    rejected = [prompt.rejected_ids for prompt in prompts if prompt.rejected_ids is not None]
+    return {
+        "with_response": len(responses),
+        "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
+        "response_tokens": sum(map(len, responses)),
+        **({"pairs": builder.pairs} if builder.pairs else {}),
+        **({"rejected_tokens": sum(map(len, rejected))} if rejected else {}),
+    }
 
 
 def encode_rows(
@@ -268,6 +300,7 @@ class PromptBuilder:
         *,
         reading: Reading,
         needs_response: bool = False,
+        needs_rejected: bool = False,
         teacher: TeacherReads | None = None,
     ) -> None:
         self.name = name
@@ -276,14 +309,17 @@ class PromptBuilder:
         self.config = config
         self.encoder = encoder
         self.needs_response = needs_response
+        self.needs_rejected = needs_rejected
         self.teacher = teacher or TeacherReads()
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
         """Turns of the assistant in kept rows: trained on, and only read as context."""
+        self.pairs = 0
+        """Kept rows that are preference pairs, whether the rejected response is used or not."""
         self.without_response: list[str] = []
-        """The locations of rows without a response that need one."""
+        """The locations of rows without a response, or without a rejected one, that need it."""
         self.source_of: dict[str, int] = {}
         """Which dataset of a mixture each prompt is from, by its id."""
 
@@ -308,13 +344,19 @@ class PromptBuilder:
         """Tokenise some rows and keep those that can be used."""
         usable = [(id, row) for id, row in chunk if self._usable(row)]
         encoded = self.encoder.encode([row for _, row in usable])
-        for (id, row), found in zip(usable, encoded, strict=True):
-            if isinstance(found, RowError):
-                self._refused(found)
+        rejected = self._encoded_rejected([row for _, row in usable])
+        for (id, row), found, other in zip(usable, encoded, rejected, strict=True):
+            refused = next((one for one in (found, other) if isinstance(one, RowError)), None)
+            if refused is not None:
+                self._refused(refused)
                 continue
+            assert isinstance(found, EncodedRow)
             prompt = self._to_prompt(id, row, found)
+            if prompt is not None and isinstance(other, EncodedRow):
+                prompt = self._with_rejected(prompt, row, found, other)
             if prompt is not None:
                 self.prompts.append(prompt)
+                self.pairs += row.is_pair
                 if prompt.response_ids is not None:
                     self.turns["trained on"] += found.trained_turns
                     self.turns["context"] += found.context_turns
@@ -330,15 +372,50 @@ class PromptBuilder:
         if row.asks_nothing:
             self.dropped["empty prompt"] += 1
             return False
-        if row.has_response or not self.needs_response:
+        if self._has_what_is_needed(row):
             return True
         if row.unlabelled:
             self.dropped["unlabelled"] += 1
         elif self.config.no_response == "drop":
-            self.dropped["no response"] += 1
+            self.dropped["no preference pair" if row.has_response else "no response"] += 1
         else:
             self.without_response.append(row.location)
         return False
+
+    def _has_what_is_needed(self, row: Row) -> bool:
+        if self.needs_rejected and not row.is_pair:
+            return False
+        return row.has_response or not self.needs_response
+
+    def _encoded_rejected(self, rows: Sequence[Row]) -> list[EncodedRow | RowError | None]:
+        """The rejected responses, each rendered and tokenised as the chosen one is; None where not needed."""
+        if not self.needs_rejected:
+            return [None] * len(rows)
+        return [*self.encoder.encode([row.rejected_row() for row in rows])]
+
+    def _with_rejected(
+        self, prompt: Prompt, row: Row, chosen: EncodedRow, rejected: EncodedRow
+    ) -> Prompt | None:
+        """The prompt with its rejected response under the same length rules; None if it is dropped."""
+        if rejected.prompt_ids != chosen.prompt_ids:
+            problem = "as the template renders them, chosen and rejected response follow different prompts"
+            self._refused(RowError(row.location, problem, "chosen and rejected of two prompts"))
+            return None
+        kept = self._kept_response(rejected, "rejected response")
+        if kept is None:
+            return None
+        if kept == prompt.response_ids:
+            self.dropped["chosen and rejected are the same tokens"] += 1
+            return None
+        if reason := self.teacher.cannot_read(prompt.token_ids, kept, prompt.teacher_ids, len(kept)):
+            self.dropped[reason] += 1
+            return None
+        return replace(
+            prompt,
+            rejected_ids=kept,
+            rejected_finished=kept == rejected.response_ids and row.rejected_finished,
+            rejected_trained=None if rejected.trained is None else rejected.trained[: len(kept)],
+        )
 
     def _to_prompt(self, id: str, row: Row, found: EncodedRow) -> Prompt | None:
         config = self.config
@@ -385,14 +462,14 @@ class PromptBuilder:
             facts=row.extra,
         )
 
-    def _kept_response(self, found: EncodedRow) -> tuple[int, ...] | None:
+    def _kept_response(self, found: EncodedRow, name: str = "response") -> tuple[int, ...] | None:
         """The response within the length limit; None if there is none, or it is dropped and counted."""
         if found.response_ids is None:
             return None
         limit, rule = self.config.max_response, self.config.too_long.response
-        kept = truncate_response(found.response_ids, limit, rule, self.truncated)
+        kept = truncate_response(found.response_ids, limit, rule, self.truncated, name)
         if kept is None:
-            self.dropped["response too long"] += 1
+            self.dropped[f"{name} too long"] += 1
         elif found.trained is not None and not any(found.trained[: len(kept)]):
             self.dropped["no token to train on within the length limit"] += 1
             return None
@@ -425,8 +502,10 @@ class PromptBuilder:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         path = "evaluate.data" if self.name == "eval" else f"data.{self.name}"
         way_out = ", or choose a method whose responses are generated" if self.name == "train" else ""
+        lacks = "no response" + (" or no rejected one" if self.needs_rejected else "")
+        needs = "a preference pair" if self.needs_rejected else "one"
         raise DataError(
-            f"{first}{more}: no response, but {path} needs one in each row here. "
+            f"{first}{more}: {lacks}, but {path} needs {needs} in each row here. "
             f"Add them, or set data.no_response: drop{way_out}"
         )
 
@@ -532,6 +611,15 @@ def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
         f"{both} of {len(other.prompts)} prompts of data.{other.name} ({other.report['path']}) are also in "
         "data.train: what is measured on them says little about new prompts"
     ]
+
+
+def _unused_pairs(report: dict[str, Any]) -> str:
+    """What is read of preference pairs where a run does not ask for them."""
+    return (
+        f"data.{report['name']} ({report['path']}): {report['pairs']} of {report['kept']} rows are "
+        "preference pairs; the chosen response is the row's response, the rejected one is not used. Both are "
+        "with responses: {kind: preference_pairs}"
+    )
 
 
 def _notes(one: PromptSet) -> list[str]:

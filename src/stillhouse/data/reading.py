@@ -17,7 +17,7 @@ SHOWN_BAD_ROWS = 3
 """Dropped rows that are shown, of all."""
 
 USED_FACTS = frozenset({
-    "answer", "solution", "rejected", "teacher", "accept",
+    "answer", "solution", "teacher", "accept",
     "entry_point", "test", "test_list", "test_setup_code", "code", "canonical_solution",
 })  # fmt: skip
 """Facts of rows that grading, filters, tasks or objectives use."""

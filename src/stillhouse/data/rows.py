@@ -30,6 +30,9 @@ class Fields(StrictConfig):
     """The field with the reasoning before the response."""
     response: str | None = None
     """The field with the response: a text, a list of texts (references), or a list of turns."""
+    rejected: str | None = None
+    """The field with the rejected response of a preference pair, whose chosen one is under `response`: a text
+    or a list of turns."""
     messages: str | None = None
     """The field with a conversation: a list of turns, each `{role, content}` or `{from, value}`."""
     text: str | None = None
@@ -59,6 +62,11 @@ class Row:
     completion: tuple[Message, ...] = ()
     """The turns after `messages` where they are more than one assistant turn of plain text: with reasoning,
     with tool calls, or several with tool results between. The last one is the assistant's."""
+    rejected: str | None = None
+    """The rejected response of a preference pair, whose chosen one is `response`; as that, of several turns
+    the content of the last."""
+    rejected_completion: tuple[Message, ...] = ()
+    """The turns of the rejected response, where `completion` would have them."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """The tools that the row offers, as JSON schemas, for the chat template."""
     references: tuple[str, ...] = ()
@@ -68,6 +76,8 @@ class Row:
     """The fields that the format does not use."""
     finished: bool = True
     """False if the response was cut where it stands, so that it must not teach to end there."""
+    rejected_finished: bool = True
+    """False if the rejected response was cut."""
     format: str = field(default="", compare=False)
     """The name of the format that the row was read as."""
     unlabelled: bool = field(default=False, compare=False)
@@ -94,6 +104,23 @@ class Row:
         return self.response is not None or bool(self.completion)
 
     @property
+    def is_pair(self) -> bool:
+        """Whether it has a chosen and a rejected response."""
+        return self.rejected is not None or bool(self.rejected_completion)
+
+    def rejected_row(self) -> Row:
+        """The same prompt with the rejected response as the response."""
+        return replace(
+            self,
+            response=self.rejected,
+            completion=self.rejected_completion,
+            finished=self.rejected_finished,
+            references=(),
+            rejected=None,
+            rejected_completion=(),
+        )
+
+    @property
     def user_text(self) -> str:
         """The part of the prompt that may be truncated: the last message, the input, or the instruction."""
         if self.messages:
@@ -118,7 +145,16 @@ class Row:
         """The same prompt without a response and without facts that tell it."""
         facts = {name: self.extra[name] for name in ("teacher",) if name in self.extra}
         return replace(
-            self, response=None, completion=(), references=(), finished=True, extra=facts, unlabelled=True
+            self,
+            response=None,
+            completion=(),
+            references=(),
+            rejected=None,
+            rejected_completion=(),
+            finished=True,
+            rejected_finished=True,
+            extra=facts,
+            unlabelled=True,
         )
 
     def per_reference(self) -> Iterator[Row]:

@@ -248,12 +248,16 @@ def truncate_prompt(
 
 
 def truncate_response(
-    ids: tuple[int, ...], limit: int, rule: Literal["drop", "truncate"], counts: Counter[str]
+    ids: tuple[int, ...],
+    limit: int,
+    rule: Literal["drop", "truncate"],
+    counts: Counter[str],
+    name: str = "response",
 ) -> tuple[int, ...] | None:
-    """A response of at most `limit` tokens, or None to drop it; counts "response" if it truncates."""
+    """A response of at most `limit` tokens, or None to drop it; counts `name` if it truncates."""
     if len(ids) <= limit:
         return ids
     if rule == "drop":
         return None
-    counts["response"] += 1
+    counts[name] += 1
     return ids[:limit]

@@ -180,6 +180,10 @@ class BySource(_Routed):
     """For responses that the student wrote."""
     text: ObjectiveField | None = None
     """For plain text."""
+    chosen: ObjectiveField | None = None
+    """For the chosen responses of preference pairs."""
+    rejected: ObjectiveField | None = None
+    """For the rejected responses of preference pairs."""
 
     def mapped(self) -> dict[str, Objective]:
         """The objectives that are there, by source."""

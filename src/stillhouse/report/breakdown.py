@@ -14,6 +14,8 @@ SOURCE_COLOURS = {
     "teacher": "--teacher",
     "student": "--part-1",
     "text": "--before",
+    "chosen": "--part-2",
+    "rejected": "--part-5",
 }
 PHASE_COLOURS = {
     "generate": "--part-2",

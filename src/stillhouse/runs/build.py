@@ -153,12 +153,7 @@ def assemble(config: RunConfig) -> Parts:
     set_seed(config.train.seed)
     found = tokenizers(config)
     tokenizer = found.student
-    data = load_data(
-        config.data,
-        tokenizer,
-        needs_response="responses" in config.responses.requirements().data,
-        teacher=found.reads,
-    )
+    data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
     config = _with_resolved_template(config, data)
     encoder = data.encoder
     assert encoder is not None

@@ -133,7 +133,7 @@ def check_context_lengths(
 
 def longest_sequence(config: RunConfig, train: Sequence[Prompt]) -> int:
     """The most tokens that a prompt and a response of the training can take together."""
-    dataset = max(len(p.token_ids) + len(p.response_ids or ()) for p in train)
+    dataset = max(len(p.token_ids) + max(len(p.response_ids or ()), len(p.rejected_ids or ())) for p in train)
     generated = max(len(p.token_ids) for p in train) + config.data.max_response
     needs = config.responses.requirements()
     if not any("text" in need.signals for need in needs.models):

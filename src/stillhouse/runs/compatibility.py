@@ -29,8 +29,8 @@ MEASURED = {
 """What a schedule may follow, in words, and what makes it measured."""
 ROWS = {
     "pairs": (
-        "a teacher-written and a student-written response of each prompt",
-        "Take responses.kind: pairs.",
+        "two responses to each prompt to compare",
+        "Take responses.kind: pairs (of the teacher and the student) or preference_pairs (of the data).",
     ),
     "sampled_logprobs": (
         "the log-probabilities of the tokens when sampled",

@@ -135,9 +135,14 @@ class RunConfig(StrictConfig):
                 **{name: teacher.signals for name, teacher in self.all_teachers.items()},
             },
             rows=EVERY_ROW | self.responses.row_facts(self.engine.sampling),
-            data=frozenset({"responses", "evaluation_texts"}),  # found out when rows are read
+            data=frozenset({"responses", "rejected", "evaluation_texts"}),  # found out when rows are read
             measured=frozenset(measured),
         )
+
+    def needed_of_rows(self) -> dict[str, bool]:
+        """What each row of `data.train` must have, as arguments of `load_data`."""
+        needed = self.responses.requirements().data
+        return {"needs_response": "responses" in needed, "needs_rejected": "rejected" in needed}
 
     @property
     def facts(self) -> RunFacts:

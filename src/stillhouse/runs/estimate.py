@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stillhouse.core.requirements import teacher_path
+from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
 from stillhouse.models.adapters import add_lora
@@ -36,8 +37,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
-    needs_response = "responses" in config.responses.requirements().data
-    data = load_data(config.data, tokenizer, needs_response=needs_response, teacher=found.reads)
+    data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
     student = student_size(config.student, teacher_model, len(tokenizer))
@@ -57,6 +57,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
         **_formats(data),
+        **_pairs(data),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
@@ -105,6 +106,17 @@ def _formats(data: Data) -> dict[str, str]:
     }
 
 
+def _pairs(data: Data) -> dict[str, str]:
+    """Of preference pairs: which of their responses the training uses."""
+    train = data.report["sets"][0]
+    if not train.get("pairs"):
+        return {}
+    used = (
+        "the chosen and the rejected response" if "rejected_tokens" in train else "the chosen response only"
+    )
+    return {"train: preference pairs": f"{train['pairs']:,} of {train['kept']:,} rows; used: {used}"}
+
+
 def _dropped(data: Data) -> dict[str, str]:
     """How many rows of each set take no part or were cut, and why; nothing where none was."""
     found = {}
@@ -151,11 +163,18 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize, name:
             for source in config.responses.sources()
             if name in config.objective.teachers_of(source, prompt.facts.get("teacher"))
         ]
-        tokens += sum(prompt.num_trained if one == "fixed" else config.data.max_response for one in needed)
+        tokens += sum(_response_tokens(prompt, one, config.data.max_response) for one in needed)
         sequences += bool(needed)
     return config.all_teachers[name].cache_bytes(
         tokens, sequences, teacher.vocab, teacher.hidden_size, teacher.dtype_bytes
     )
+
+
+def _response_tokens(prompt: Prompt, source: str, limit: int) -> int:
+    """How many tokens of a response the cache holds: of the data set's as they are, else at most."""
+    if source in ("fixed", "chosen"):
+        return prompt.num_trained
+    return len(prompt.rejected_ids or ()) if source == "rejected" else limit
 
 
 def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:

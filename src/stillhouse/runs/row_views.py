@@ -44,12 +44,17 @@ class RowView:
     response_ids: tuple[int, ...] | None = None
     trained: tuple[int, ...] | None = None
     """For each token of the response 1 if it is trained on, else 0."""
+    rejected: str | None = None
+    """The rejected response of a preference pair; None if there is none, or the run does not use it."""
+    rejected_ids: tuple[int, ...] | None = None
+    rejected_trained: tuple[int, ...] | None = None
     teacher_prompt: str | None = None
     """What the teacher reads in place of the prompt; None without a teacher."""
     dropped: str | None = None
     """Why the row is left out."""
     prompt_pieces: tuple[TextPiece, ...] = ()
     response_pieces: tuple[TextPiece, ...] = ()
+    rejected_pieces: tuple[TextPiece, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The fields without the pieces, which follow from them."""
@@ -97,10 +102,10 @@ def row_views(config: RunConfig, name: str = "train") -> Iterator[RowView]:
     encoder = encoder_of(config.data, found.student, found.reads)
     data: DataConfig = config.data.model_copy(update={"bad_rows": "drop", "no_response": "drop"})
     reading = _Witness(config.data.ignore)
-    needs_response = name == "valid" or "responses" in config.responses.requirements().data
-    builder = PromptBuilder(
-        name, dataset, data, encoder, reading=reading, needs_response=needs_response, teacher=found.reads
-    )
+    needed = config.needed_of_rows()
+    if name == "valid":
+        needed = {"needs_response": True}
+    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, teacher=found.reads, **needed)
     for id, row in builder.with_ids(dataset.rows(reading)):
         yield from reading.taken()
         before = builder.dropped.copy()
@@ -122,8 +127,9 @@ def _view(prompt: Prompt, row: Row, encoder: Encoder, has_teacher: bool) -> RowV
     if has_teacher and prompt.teacher_ids is not None:
         reader = encoder if encoder.teacher is None else encoder.teacher
         teacher = shown_text(reader.tokenizer, prompt.teacher_ids)
-    ids = prompt.response_ids
+    ids, rejected = prompt.response_ids, prompt.rejected_ids
     trained = None if ids is None else prompt.response_trained or (1,) * len(ids)
+    rejected_trained = None if rejected is None else prompt.rejected_trained or (1,) * len(rejected)
     return RowView(
         prompt.id,
         row.format,
@@ -132,9 +138,13 @@ def _view(prompt: Prompt, row: Row, encoder: Encoder, has_teacher: bool) -> RowV
         prompt.token_ids,
         ids,
         trained,
+        None if rejected is None else shown_text(encoder.tokenizer, rejected),
+        rejected,
+        rejected_trained,
         teacher,
         prompt_pieces=_pieces(encoder.texts, prompt.token_ids),
         response_pieces=_pieces(encoder.texts, ids or (), trained),
+        rejected_pieces=_pieces(encoder.texts, rejected or (), rejected_trained),
     )
 
 

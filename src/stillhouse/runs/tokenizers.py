@@ -306,7 +306,7 @@ class Translation:
             answer = None if isinstance(found, str) else found.token_ids
         elif answer is not None and prompt.response_finished:
             answer = (*answer[:-1], self.encoder.end_id)
-        return replace(prompt, token_ids=ids, response_ids=answer, teacher_ids=None)
+        return replace(prompt, token_ids=ids, response_ids=answer, rejected_ids=None, teacher_ids=None)
 
 
 def describe(found: Tokenizers, config: RunConfig, data: Data) -> str:

@@ -19,7 +19,7 @@ from stillhouse.files import STAGE
 MAX_DEPTH = 200
 """Lists and objects inside of one another in one row."""
 
-_STAGE_FIELDS = ("prompt", "input", "tools", "response")
+_STAGE_FIELDS = ("prompt", "input", "tools", "response", "chosen", "rejected", "margin")
 
 
 @DATASETS.register
@@ -215,5 +215,6 @@ def _is_json(line: bytes) -> bool:
 
 def _row_of_stage(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a stage file as a dataset row: without token ids and scores."""
-    cut = {STAGE: CUT} if row.get("finished") is False else {}
-    return {name: row[name] for name in _STAGE_FIELDS if name in row} | dict(row.get("facts", {})) | cut
+    cut = {name: False for name in CUT if row.get(name) is False}
+    facts = {**dict(row.get("facts", {})), **({STAGE: cut} if cut else {})}
+    return {name: row[name] for name in _STAGE_FIELDS if name in row} | facts

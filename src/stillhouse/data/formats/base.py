@@ -7,7 +7,7 @@ error message that lists the formats, the table in docs/data.md and the test of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
@@ -24,8 +24,9 @@ TOOLS_FIELDS = ("tools", "functions")
 PROMPT_PARTS = (*SYSTEM_FIELDS, *INPUT_FIELDS, *HISTORY_FIELDS, *TOOLS_FIELDS)
 """Fields that change the prompt: a row is refused if it has one that its format does not read."""
 
-CUT = {"finished": False}
-"""Under the key `STAGE` of a row of a stage file: its response was cut at the length limit."""
+CUT = ("finished", "rejected_finished")
+"""Under the key `STAGE` of a row of a stage file these are false where its response, or the rejected one, was
+cut at the length limit."""
 
 OPTIONAL_ROLES = frozenset({"input", "system", "history", "tools", "reasoning", "response"})
 """Roles of `fields` that a row may lack."""
@@ -92,7 +93,8 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
         RowError: no format matches, a field that `fields` names is missing, a value has the wrong type, or a
             field that would change the prompt is not read.
     """
-    cut = raw.get(STAGE) == CUT
+    mark = raw.get(STAGE)
+    cut = {name for name in CUT if isinstance(mark, Mapping) and mark.get(name) is False}
     hidden = {*ignore, STAGE} if cut else ignore
     seen = {name: value for name, value in raw.items() if name not in hidden} if hidden else raw
     for role, name in fields.named().items():
@@ -113,7 +115,8 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
         row,
         format=found.name,
         extra={**row.extra, **ignored} if ignored else row.extra,
-        finished=row.finished and not cut,
+        finished=row.finished and "finished" not in cut,
+        rejected_finished=row.rejected_finished and "rejected_finished" not in cut,
     )
 
 
