@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Self
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.core.host import Ints
+from stillhouse.core.host import Ints, carried
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Response
 
@@ -163,14 +163,23 @@ class TokenBatch:
         )
         return part.to(device)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`; a GPU is not waited for."""
+        tensors = self.tensors()
+        return self.with_tensors(dict(zip(tensors, carried(list(tensors.values()), device), strict=True)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the name of their field."""
+        return {
+            field.name: value
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+
+    def with_tensors(self, changed: Mapping[str, Tensor]) -> Self:
+        """With other tensors in some of its fields."""
+        values: dict[str, Any] = dict(changed)
+        return replace(self, **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,10 +27,66 @@ def as_host(values: Tensor | NDArray[Any] | Sequence[Any]) -> NDArray[Any]:
 
 def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     """A host array as a tensor on `device`, without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return carried([torch.from_numpy(np.ascontiguousarray(values))], device)[0]
+
+
+def carried(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Tensors of the host on `device`: to a GPU by one copy from pinned memory, for which nothing waits.
+
+    A copy from ordinary memory would wait until all that is queued on the GPU has run.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or any(tensor.device.type != "cpu" for tensor in tensors):
+        return [tensor.to(device) for tensor in tensors]
+    staging = Staging.of(tensors)
+    buffer = torch.empty(staging.size, dtype=torch.uint8, pin_memory=True)
+    staging.fill(buffer, tensors)
+    return staging.views(buffer.to(device, non_blocking=True))
+
+
+def brought_back(tensor: Tensor) -> Tensor:
+    """A copy on the host that a GPU fills when it gets there; what is queued on its stream later may read it.
+
+    The host may read it only after it has waited for the GPU.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.detach().cpu().clone()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor.detach(), non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Where tensors lie in one block of bytes.
+
+    Example: `Staging.of([ids, mask]).views(buffer)`
+    """
+
+    places: tuple[tuple[int, torch.dtype, torch.Size], ...]
+    """Of each tensor: its first byte, a multiple of 16, its dtype and its shape."""
+    size: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Staging:
+        """For these, one after the other."""
+        places, end = [], 0
+        for tensor in tensors:
+            places.append((end, tensor.dtype, tensor.shape))
+            end += -(-tensor.numel() * tensor.element_size() // 16) * 16
+        return cls(tuple(places), end)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The tensors within a buffer of `size` bytes."""
+        found = []
+        for start, dtype, shape in self.places:
+            part = buffer[start : start + shape.numel() * dtype.itemsize]
+            found.append(part.view(dtype).view(shape))
+        return found
+
+    def fill(self, buffer: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Write the tensors into the buffer."""
+        for view, tensor in zip(self.views(buffer), tensors, strict=True):
+            view.copy_(tensor)
 
 
 def known(flag: Tensor) -> bool | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.core.alignment import TokenAlignment
-from stillhouse.core.host import Ints, RowIndex, as_host, to_device
+from stillhouse.core.host import Ints, RowIndex, as_host, carried, to_device
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES, Source
@@ -172,15 +172,20 @@ class Rows:
         """How many rows; None if no field is set."""
         return next((value.shape[0] for value in self._facts().values()), None)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Rows:
-        """The same rows with their tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in self._facts().items()
-            if isinstance(value, Tensor)
-        }
-        moved["teachers"] = {name: teacher.to(device) for name, teacher in self.teachers.items()}
-        return replace(self, **moved)
+    def to(self, device: torch.device | str) -> Rows:
+        """The same rows with their tensors on `device`; a GPU is not waited for."""
+        tensors = self.tensors()
+        moved = self.with_tensors(dict(zip(tensors, carried(list(tensors.values()), device), strict=True)))
+        return replace(moved, teachers={name: one.to(device) for name, one in self.teachers.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its own tensors, without those of teachers, by the name of their field."""
+        return {name: value for name, value in self._facts().items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, changed: Mapping[str, Tensor]) -> Rows:
+        """With other tensors in some of its fields."""
+        values: dict[str, Any] = dict(changed)
+        return replace(self, **values)
 
     def _facts(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

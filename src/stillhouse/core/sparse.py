@@ -14,12 +14,14 @@ Two forms, and how objectives are computed from them:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from stillhouse.core.host import carried
 
 Form = Literal["distribution", "topk", "sampled"]
 """What a teacher gives for a row: all log-probabilities, the most probable ones, or weighted samples."""
@@ -70,7 +72,16 @@ class SparseLogprobs:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SparseLogprobs:
         """The same on a device, with log-probabilities and weights in a dtype."""
-        return self.each(lambda t: t.to(device, dtype if t.is_floating_point() else None))
+        tensors = self.tensors()
+        moved: dict[str, Any] = dict(zip(tensors, carried(list(tensors.values()), device), strict=True))
+        if dtype is not None:
+            moved = {name: one.to(dtype) if one.is_floating_point() else one for name, one in moved.items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the name of their field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: one for name, one in values.items() if one is not None}
 
     def each(self, change: Callable[[Tensor], Tensor]) -> SparseLogprobs:
         """With every tensor changed alike."""

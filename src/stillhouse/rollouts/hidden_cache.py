@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stillhouse.core.host import brought_back
 from stillhouse.core.types import Response
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ class TeacherHiddenCache:
     """The teacher's last hidden states of retained responses, keyed by content.
 
     With the teacher's head they are its exact distribution. They are kept on the CPU as the teacher computed
-    them: [R, Dt] for a response of R tokens and a teacher of width Dt.
+    them: [R, Dt] for a response of R tokens and a teacher of width Dt. A GPU copies them to pinned memory and
+    back without being waited for.
 
     Example:
         >>> cache.retain(response)
@@ -60,7 +62,7 @@ class TeacherHiddenCache:
     def put(self, slot: int, hidden: Tensor) -> None:
         """Store the hidden states [R, Dt] of a retained response; nothing happens for -1."""
         if slot in self._references and slot not in self._hidden:
-            self._hidden[slot] = hidden.detach().cpu().clone()
+            self._hidden[slot] = brought_back(hidden)
 
     def get(self, slot: int) -> Tensor | None:
         """The hidden states [R, Dt]; None on a cache miss."""

@@ -331,7 +331,17 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         metrics=metrics,
         clock=clock,
         fused=config.train.fused,
+        head_dtype=head_dtype(config.train.precision, local_device()),
     )
+
+
+def head_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the head's products are computed in; None: the precision of its weights.
+
+    In mixed precision a GPU multiplies in bfloat16 and keeps the logits in fp32. A CPU would round them, so
+    there the head stays in the precision of its weights.
+    """
+    return torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else None
 
 
 def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:

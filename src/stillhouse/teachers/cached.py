@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillhouse.config import Bytes, FilePath, because
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
+from stillhouse.core.host import carried
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ConfigError, Fault, ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
@@ -408,7 +409,7 @@ class CachedTeacher:
     def hidden(self, batch: TokenBatch) -> Tensor:
         """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""
         parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return torch.cat(parts).to(batch.input_ids.device)
+        return carried([torch.cat(parts)], batch.input_ids.device)[0]
 
     def _compute(self, batch: TokenBatch, _keys: Sequence[str]) -> list[Record]:
         assert self.teacher is not None

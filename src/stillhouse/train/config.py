@@ -44,7 +44,8 @@ class TrainConfig(StrictConfig):
     seed: int = Field(42, ge=0)
     """Decides random weights, order of prompts, dropout, every draw and every sampled text."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs matrix products under autocast; weights keep their own dtype."""
+    """bfloat16 runs matrix products under autocast; weights keep their own dtype. The head's take part on a
+    GPU, which keeps their results in fp32; a CPU would round the logits, so there they stay as they are."""
     normalise: Literal["token", "sequence"] = "token"
     """The mean that the loss is: over all response tokens of the step, or over sequences of the mean over
     each one's tokens."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -23,8 +24,17 @@ class StepDriver(TrainerCallback):
     Python goes ahead, the border between two phases is where somebody waits for a number.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, keep_casts: bool = True) -> None:
+        """Around a step.
+
+        Args:
+            step: what it drives.
+            keep_casts: whether weights that mixed precision casts for the first micro-batch of a step are
+                kept for the others; not for sharded weights, which would then be whole all the time.
+        """
         self.step = step
+        self._keep_casts = keep_casts
+        self._casts = ExitStack()
         self._prepared: PreparedStep | None = None
         self._losses: list[StepLoss] = []
         self._forward_ended = self._optimiser_began = 0.0
@@ -38,6 +48,7 @@ class StepDriver(TrainerCallback):
         autocast: AbstractContextManager[Any],
     ) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step; statistics of the whole step under `autocast`."""
+        self._casts.close()
         prepared = self.step.prepare(prompts, progress, num_micro)
         with autocast:
             self._prepared = self.step.with_batch_statistics(model, prepared)
@@ -46,7 +57,10 @@ class StepDriver(TrainerCallback):
 
     def loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
         """The loss of one of them, to call `backward` on."""
-        found = self.step.loss(model, micro)
+        assert self._prepared is not None
+        later = self._prepared.micro_batches[len(self._losses) + 1 :]
+        self._open_casts(next(model.parameters()).device.type)
+        found = self.step.loss(model, micro, later[0] if later else None)
         self._losses.append(found)
         self._forward_ended = time.perf_counter()
         return found.loss
@@ -58,6 +72,7 @@ class StepDriver(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The last micro-batch has, and gradients are clipped; the weights have not changed yet."""
         self._backward_ended()
+        self._casts.close()
         assert self._prepared is not None
         self.step.check_finite(self._prepared, self._losses)
         self._optimiser_began = time.perf_counter()
@@ -71,6 +86,15 @@ class StepDriver(TrainerCallback):
         assert self._prepared is not None
         self.step.finish(self._prepared, self._losses)
         self._prepared, self._losses = None, []
+
+    def _open_casts(self, device: str) -> None:
+        """Hold open an autocast that does nothing, until the weights change.
+
+        Mixed precision enters its autocast at each call of the student and forgets its casts of the weights
+        when it leaves the outermost one, which this is. Backward passes run in no other autocast than before.
+        """
+        if self._keep_casts and not self._losses:
+            self._casts.enter_context(torch.autocast(device, enabled=False))
 
     def _backward_ended(self) -> None:
         self.step.metrics.add("seconds/backward", time.perf_counter() - self._forward_ended)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.host import carried
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import Progress
@@ -55,16 +57,21 @@ class MicroBatch:
         return self.teacher_batch if teacher == MAIN else self.batch
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same with its tensors on `device`; host-side facts stay where they are."""
+        """The same with its tensors on `device`, by one copy; host-side facts stay where they are."""
+        moved = iter(carried(self.tensors(), device))
+
+        def of(part: TokenBatch | Rows) -> Any:
+            return part.with_tensors({name: next(moved) for name in part.tensors()})
+
+        weight, batch, rows = next(moved), of(self.batch), of(self.rows)
+        theirs = batch if self.teacher_batch is self.batch else of(self.teacher_batch)
+        return replace(self, batch=batch, rows=rows, token_weight=weight, teacher_batch=theirs)
+
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, each once."""
         same = self.teacher_batch is self.batch
-        batch = self.batch.to(device, non_blocking=True)
-        return replace(
-            self,
-            batch=batch,
-            rows=self.rows.to(device, non_blocking=True),
-            token_weight=self.token_weight.to(device, non_blocking=True),
-            teacher_batch=batch if same else self.teacher_batch.to(device, non_blocking=True),
-        )
+        parts: list[TokenBatch | Rows] = [self.batch, self.rows, *([] if same else [self.teacher_batch])]
+        return [self.token_weight, *(one for part in parts for one in part.tensors().values())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ takes them together. Two things flow back, both here: the student's weights to w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,7 +21,6 @@ from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
-from stillhouse.core.sparse import SparseLogprobs
 from stillhouse.core.types import SOURCES, Progress, Prompt, Response
 from stillhouse.data.collate import collate, read_by_teacher, split
 from stillhouse.data.translate import Translator
@@ -31,15 +31,13 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers, each_objective
 from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCache
 from stillhouse.schedules import ScheduleTracker
-from stillhouse.teachers import AnyTeacher, Teacher
-from stillhouse.teachers.base import LayerTeacher
+from stillhouse.teachers import AnyTeacher
 from stillhouse.train.gaps import SequenceGaps, gap_means, gap_teacher
 from stillhouse.train.metrics import Metric, MetricAccumulator
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
-from stillhouse.train.teacher_signals import prefetch, sequences_needing, teacher_signal
-
-Signal = Tensor | SparseLogprobs
+from stillhouse.train.side_stream import Pending, SideStream
+from stillhouse.train.teacher_signals import TeacherOutputs, TeacherSignals, prefetch
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ class Step:
     """Set in `prepare`; what generates with the student's weights reads their version from it."""
     fused: FusedConfig = field(default_factory=FusedConfig)
     """Memory budget and precision of the loss over the language-model head."""
+    head_dtype: torch.dtype | None = None
+    """What the products of the head are computed in; None: the precision of its weights and the states."""
 
     def __post_init__(self) -> None:
         self.schedules = ScheduleTracker(self.method.tree)
@@ -131,6 +131,10 @@ class Step:
         self.generating = False
         """Whether responses are drawn just now: giving the step up changes nothing but its metrics."""
         self._metrics_before: MetricAccumulator | None = None
+        self._signals = TeacherSignals(self.teachers, self.hidden_cache, self.metrics)
+        self._beside = SideStream()
+        self._ahead: tuple[MicroBatch, Pending[TeacherOutputs]] | None = None
+        """A micro-batch about which the teachers are asked already."""
 
     def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> PreparedStep:
         """Once for each optimiser step: responses, micro-batches and the weight of every token.
@@ -140,7 +144,7 @@ class Step:
             progress: steps done before this one.
             num_micro: so many micro-batches are made; fewer if there are fewer sequences.
         """
-        self.clock.step = progress.step
+        self.clock.step, self._ahead = progress.step, None
         now = self.schedules.resolve(self.method.tree, progress)
         objective: Objective = each_objective(now["objective"], lambda one: one.at(progress))
         self._metrics_before, self.generating = self.metrics.copy(), True
@@ -171,11 +175,15 @@ class Step:
         model.eval()
         with torch.no_grad():
             for one in prepared.micro_batches:
-                micro = one.to(_device_of(model))
-                signals, _ = self._signals(micro)
+                device = _device_of(model)
+                found = self._asked(one, device).taken()
+                micro = found.micro
                 with self.metrics.seconds("batch_statistics"):  # the teacher's seconds count as its own
-                    models, _ = self._compared(model, micro, signals)
-                    facts = fused_label_facts(micro.objective, *models, rows=micro.rows, config=self.fused)
+                    models, _ = self._compared(model, found)
+                    with self._head_precision(device):
+                        facts = fused_label_facts(
+                            micro.objective, *models, rows=micro.rows, config=self.fused
+                        )
                     gaps.append(SequenceGaps.of(facts, gap_teacher(micro.objective)))
         model.train(training)
         means = gap_means(gaps, self.world.add)
@@ -183,27 +191,33 @@ class Step:
             each_objective(prepared.objective, lambda objective: objective.with_batch_statistics(means))
         )
 
-    def loss(self, model: nn.Module, micro: MicroBatch) -> StepLoss:
+    def loss(self, model: nn.Module, micro: MicroBatch, following: MicroBatch | None = None) -> StepLoss:
         """Once for each micro-batch: its part of the step's loss, without waiting for the device.
 
         The sum over micro-batches and ranks is the loss; it is multiplied by the number of ranks, because
         data-parallel training averages gradients over them.
+
+        Args:
+            model: the student.
+            micro: one of the step's.
+            following: the one that comes next, about which the teachers are asked beside the student's pass.
         """
-        micro = micro.to(_device_of(model))
-        objective, gaps = micro.objective, None
-        signals, teacher_layers = self._signals(micro)
+        device = _device_of(model)
+        found = self._answer(micro, following, device)
+        micro, objective, gaps = found.micro, micro.objective, None
         with self.metrics.seconds("student"):
-            models, student_layers = self._compared(model, micro, signals)
+            models, student_layers = self._compared(model, found)
             rows = micro.rows
-            if self._records_gaps:
-                rows = fused_label_facts(objective, *models, rows=rows, config=self.fused)
-                gaps = SequenceGaps.of(rows, gap_teacher(objective))
-            loss, values = fused_rows(
-                objective, *models, token_weight=micro.token_weight, rows=rows, config=self.fused
-            )
+            with self._head_precision(device):
+                if self._records_gaps:
+                    rows = fused_label_facts(objective, *models, rows=rows, config=self.fused)
+                    gaps = SequenceGaps.of(rows, gap_teacher(objective))
+                loss, values = fused_rows(
+                    objective, *models, token_weight=micro.token_weight, rows=rows, config=self.fused
+                )
             if objective.depths:
                 with torch.autocast(loss.device.type, enabled=False):
-                    more = objective.per_layers(student_layers, teacher_layers, rows)
+                    more = objective.per_layers(student_layers, found.layers, rows)
                 loss = loss + (more * micro.token_weight).sum()
                 values = values + more.detach()
         self.metrics.add("tokens/student", float(micro.batch.num_tokens))
@@ -294,40 +308,38 @@ class Step:
         rows = replace(rows, alignment=alignment)
         return MicroBatch(objective, batch, rows, token_weight, teacher_batch, slots)
 
-    def _signals(self, micro: MicroBatch) -> tuple[dict[str, ModelSignal], Layers]:
-        """Each teacher's signal for a micro-batch, and the main teacher's states at the compared layers."""
-        signals: dict[str, ModelSignal] = {}
-        layers: Layers = {}
-        signal: Signal
-        for name, teacher in self.teachers.items():
-            before = getattr(teacher, "tokens", 0)
-            batch = micro.read_by(name)
-            with self.metrics.seconds("teacher"):
-                if name == MAIN and micro.objective.depths:
-                    assert isinstance(teacher, LayerTeacher)
-                    signal, layers = teacher.layers(batch, micro.objective.depths)
-                else:
-                    needed = sequences_needing(micro.objective, micro.batch, name)
-                    slots = micro.cache_slots if name == MAIN else ()
-                    signal = teacher_signal(teacher, batch, needed, self.hidden_cache, slots)
-            signals[name] = ModelSignal(signal, teacher.head if isinstance(teacher, Teacher) else None)
-            for metric, (total, count) in teacher.pop_metrics().items():
-                self.metrics.add_mean(metric if name == MAIN else f"{metric}/{name}", total, count)
-            if tokens := getattr(teacher, "tokens", 0) - before:
-                self.metrics.add("tokens/teacher", float(tokens))
-        return signals, layers
+    def _asked(self, micro: MicroBatch, device: torch.device) -> Pending[TeacherOutputs]:
+        """What the teachers say about a micro-batch, on its way beside the student's pass."""
+        return self._beside.run(lambda: self._signals.of(micro.to(device)), device)
+
+    def _answer(
+        self, micro: MicroBatch, following: MicroBatch | None, device: torch.device
+    ) -> TeacherOutputs:
+        """What the teachers say about a micro-batch; they go on to the following one."""
+        ahead, self._ahead = self._ahead, None
+        pending = ahead[1] if ahead is not None and ahead[0] is micro else self._asked(micro, device)
+        found = pending.taken()
+        if following is not None:
+            self._ahead = following, self._asked(following, device)
+        return found
+
+    def _head_precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """What the products of the head are computed in."""
+        if self.head_dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.head_dtype)
 
     def _compared(
-        self, model: nn.Module, micro: MicroBatch, signals: Mapping[str, ModelSignal]
+        self, model: nn.Module, found: TeacherOutputs
     ) -> tuple[tuple[Tensor, ModelHead, Mapping[str, ModelSignal]], Layers]:
         """Hidden states and head of the student, and what its teachers say; and the student's layers."""
-        depths = micro.objective.depths
+        micro = found.micro
         layers: Layers = {}
-        if depths:
-            hidden, layers = layer_rows(model, micro.batch, depths)
+        if micro.objective.depths:
+            hidden, layers = layer_rows(model, micro.batch, micro.objective.depths)
         else:
             hidden = hidden_rows(model, micro.batch)
-        return (hidden, head_of(model, self.vocab), signals), layers
+        return (hidden, head_of(model, self.vocab), found.signals), layers
 
     def _count(self, batches: Sequence[Batch], progress: Progress) -> None:
         """What the metrics log shows of the step's responses, schedules and tokens."""

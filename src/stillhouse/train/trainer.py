@@ -33,7 +33,8 @@ class DistilTrainer(Trainer):
 
     def __init__(self, *, step: Step, **options: Any) -> None:
         super().__init__(data_collator=list, **options)
-        self.driver = StepDriver(step)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.driver = StepDriver(step, keep_casts=not sharded)
         self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
         self.loss_is_scaled_for_ga = True
 
