@@ -7,6 +7,7 @@ The stand-ins below have the fields of vLLM 0.33's classes of these names (`vllm
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class SamplingParams:
 
 @dataclass
 class LLM:
-    """Writes with a transformers model that it loads from the folder, as vLLM does."""
+    """Writes with a transformers model that it loads from the folder or is given, and sleeps as vLLM does."""
 
     model: str
     options: dict[str, Any]
@@ -76,6 +77,7 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self.options, self.calls = options, []
+        self.asleep: set[str] = set()
         self.collective_rpc("reload_weights", kwargs={"weights_path": model})
         MADE.append(self)
 
@@ -83,9 +85,28 @@ class LLM:
         from transformers import AutoModelForCausalLM
 
         assert method == "reload_weights"
-        assert (Path(kwargs["weights_path"]) / "model.safetensors").exists()
-        self.weights = AutoModelForCausalLM.from_pretrained(kwargs["weights_path"])
+        assert "weights" not in self.asleep
+        if "weights_path" in kwargs:
+            assert (Path(kwargs["weights_path"]) / "model.safetensors").exists()
+            self.weights = AutoModelForCausalLM.from_pretrained(kwargs["weights_path"])
+        else:
+            assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+            self.weights.load_state_dict(dict(kwargs["weights_iterator"]))  # all of them, by their names
         self.calls.append(method)
+
+    def sleep(self, level: int = 1) -> None:
+        assert self.options["enable_sleep_mode"]
+        assert level == 2
+        with torch.no_grad():
+            for weight in self.weights.parameters():
+                weight.fill_(float("nan"))
+        self.asleep = {"weights", "kv_cache"}
+        self.calls.append("sleep")
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert self.asleep.issuperset(tags)
+        self.asleep.difference_update(tags)
+        self.calls.append(f"wake_up {tags[0]}")
 
     def reset_prefix_cache(self) -> None:
         self.calls.append("reset_prefix_cache")
@@ -93,6 +114,7 @@ class LLM:
     def generate(
         self, prompts: list[dict[str, Any]], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
+        assert not self.asleep
         engine = TransformersConfig().build(self.weights, TOKENIZER_INFO)
         outputs = []
         for prompt, one in zip(prompts, params, strict=True):
@@ -119,6 +141,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams, module.TokensPrompt = LLM, SamplingParams, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     MADE.clear()
 
 
@@ -149,6 +172,51 @@ def test_text_follows_the_weights_as_training_changes_them(vllm: None) -> None:
     assert llm.options["gpu_memory_utilization"] == 0.3
     assert llm.options["enforce_eager"] is True
     assert not list(Path(llm.options.get("model", "/nowhere")).glob("*"))
+
+
+@pytest.mark.parametrize("sleep", [True, False])
+def test_colocated_weights_are_handed_over_in_memory_and_vllm_sleeps_between(vllm: None, sleep: bool) -> None:
+    model: Any = tiny.model(0)
+    engine = VllmEngine(model, TOKENIZER_INFO, VllmConfig(mode="colocate", sleep=sleep))
+    prompts, sampling = [[5, 9, 12], [7]], Sampling(max_tokens=8)
+    for _ in range(3):
+        own = TransformersConfig().build(model, TOKENIZER_INFO)
+        wanted = [own.generate([p], sampling, request_seed(3, n))[0] for n, p in enumerate(prompts)]
+        assert engine.generate(prompts, sampling, seed=3) == wanted
+        with torch.no_grad():
+            model.get_output_embeddings().weight.neg_()
+    (llm,) = MADE
+    handed_over = ["reload_weights", "reset_prefix_cache"]
+    woken = ["wake_up weights", *handed_over, "wake_up kv_cache", "sleep"]
+    assert llm.calls[0] == "reload_weights"  # at its start, from a saved copy
+    assert llm.calls[1:] == (["sleep", *woken, *woken] if sleep else [*handed_over, *handed_over])
+
+
+@pytest.mark.parametrize("mode", ["saved", "colocate"])
+def test_the_weights_handed_over_have_the_adapters_in_them(vllm: None, mode: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    model: Any = get_peft_model(tiny.model(0), adapters)
+    frozen = {name: weight.clone() for name, weight in model.state_dict().items() if "lora_A" not in name}
+    engine = VllmEngine(model, TOKENIZER_INFO, VllmConfig(mode=mode))
+    sampling, texts = Sampling(max_tokens=8, temperature=0.0), []
+    for _ in range(2):
+        wanted = TransformersConfig().build(model, TOKENIZER_INFO).generate([[5, 9, 12]], sampling, 0)
+        texts.append(engine.generate([[5, 9, 12]], sampling, 0))
+        assert texts[-1] == wanted
+        with torch.no_grad():
+            model.base_model.model.model.layers[0].mlp.down_proj.lora_A["default"].weight.mul_(-5.0)
+    assert texts[0] != texts[1]
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in frozen.items())
+
+
+def test_colocated_weights_stay_in_one_process() -> None:
+    with pytest.raises(ValueError, match="tensor_parallel_size must be 1"):
+        VllmConfig(mode="colocate", tensor_parallel_size=2)
+    assert VllmConfig(mode="colocate").arguments(Path("folder"))["enable_sleep_mode"] is True
+    assert "enable_sleep_mode" not in VllmConfig().arguments(Path("folder"))
+    assert list(VllmConfig(sleep=False).options_without_effect()) == ["sleep"]
 
 
 def test_part_of_a_larger_set_is_written_as_in_the_whole(vllm: None) -> None:

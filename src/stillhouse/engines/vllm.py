@@ -1,19 +1,22 @@
 """Generation with vLLM in the training process, for GPUs.
 
-Written against the offline API of vLLM 0.33; not yet run on a GPU by us.
+Written against the offline API of vLLM 0.33: `LLM`, its sleep mode, `reload_weights`. Not yet run on a GPU
+by us.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stillhouse.config import because
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
@@ -29,6 +32,9 @@ from stillhouse.engines.transformers import check_prompts
 from stillhouse.errors import ConfigError, EnvironmentFault
 from stillhouse.remote import CompletionChoice
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 OPTION_NAMES = {
     "top_k": "top_k",
     "min_p": "min_p",
@@ -42,16 +48,20 @@ OPTION_NAMES = {
 class VllmConfig(EngineConfig):
     """vLLM in the training process, on the same GPU or on others. Linux with CUDA; needs the extra [vllm].
 
-    vLLM loads the weights from a saved copy, and reloads them (`reload_weights`) before generating whenever
-    training has changed them. That is cheap for a round of thousands of responses and expensive for a few at
-    each step, for which kind: transformers is better.
+    Before it generates, vLLM gets the weights of now (`reload_weights`), unless they are those that it has.
 
-    Example: `engine: {kind: vllm, gpu_memory_utilization: 0.4, sampling: {temperature: 0.8, top_p: 0.95}}`
+    Example: `engine: {kind: vllm, mode: colocate, gpu_memory_utilization: 0.4}`
     """
 
     kind: Literal["vllm"] = "vllm"
+    mode: Literal["saved", "colocate"] = "saved"
+    """How vLLM gets the weights. `saved`: through a saved copy, cheap for a round of thousands of responses
+    and expensive for a few at each step. `colocate`: in memory, on the GPU that trains; between calls vLLM
+    sleeps."""
+    sleep: bool = True
+    """Between calls give vLLM's memory, of weights and KV cache, to training; with `mode: colocate`."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    """Fraction of a GPU's memory for vLLM; the rest is left to training."""
+    """Fraction of a GPU's memory for vLLM; the rest is left to training, and while vLLM sleeps all of it."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """Number of GPUs that the model is sharded over."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
@@ -61,6 +71,18 @@ class VllmConfig(EngineConfig):
     in float32."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of `vllm.LLM`, such as {enforce_eager: true}."""
+
+    @model_validator(mode="after")
+    def _one_gpu_if_colocated(self) -> VllmConfig:
+        if self.mode == "colocate" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                "mode: colocate hands weights over within one process, so tensor_parallel_size must be 1; "
+                "with more GPUs use mode: saved"
+            )
+        return self
+
+    def options_without_effect(self) -> dict[str, str]:
+        return {} if self.mode == "colocate" else because("mode: saved keeps vLLM awake", "sleep")
 
     def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a model in this process; vLLM starts at the first call of `generate`.
@@ -98,6 +120,13 @@ class VllmConfig(EngineConfig):
         }
         if self.max_model_len is not None:
             arguments["max_model_len"] = self.max_model_len
+        if self.mode == "colocate":
+            import torch
+
+            arguments["enable_sleep_mode"] = self.sleep
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # One vLLM for each process of the launcher, within the groups that there are.
+                arguments["distributed_executor_backend"] = "external_launcher"
         return {**arguments, **self.options}
 
 
@@ -115,6 +144,7 @@ class VllmEngine:
         self.config = config
         self._llm: Any = None
         self._version: tuple[Any, ...] = ()
+        self._asleep = False
 
     def generate(
         self,
@@ -141,31 +171,60 @@ class VllmEngine:
         arguments = sampling_arguments(sampling, self.tokenizer_info, head_size)
         seeds = [request_seed(seed, sample_id) for sample_id in sample_ids or range(len(prompts))]
         llm = self._up_to_date()
-        outputs = llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-            [SamplingParams(seed=one, **arguments) for one in seeds],
-            use_tqdm=False,
-        )
+        try:
+            outputs = llm.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                [SamplingParams(seed=one, **arguments) for one in seeds],
+                use_tqdm=False,
+            )
+        finally:
+            self._fall_asleep()
         completions = CompletionCollector(len(prompts), progress)
         for index, output in enumerate(outputs):
             completions(index, to_completion(output, sampling, self.tokenizer_info))
         return completions.in_order()
 
     def _up_to_date(self) -> Any:
-        """vLLM with the model's current weights."""
+        """vLLM, awake, with the model's current weights."""
         version = weights_version(self.model)
-        if self._llm is not None and version == self._version:
-            return self._llm
-        with saved_model(self.model) as folder:
-            if self._llm is None:
-                from vllm import LLM
+        if self._llm is None:
+            self._llm = self._start()
+        elif self._asleep:
+            import torch
 
-                self._llm = LLM(**self.config.arguments(folder))
-            else:
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-                self._llm.reset_prefix_cache()  # it has keys and values of the old weights
+            # Asleep it has no weights; its KV cache comes last, so that both never need room at once.
+            torch.cuda.empty_cache()
+            self._llm.wake_up(tags=["weights"])
+            self._hand_over()
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        elif version != self._version:
+            self._hand_over()
         self._version = version
         return self._llm
+
+    def _start(self) -> Any:
+        if self.config.mode == "colocate":
+            # Its engine then runs in this process, where it can be given weights by reference.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        with saved_model(self.model) as folder:
+            return LLM(**self.config.arguments(folder))
+
+    def _hand_over(self) -> None:
+        if self.config.mode == "colocate":
+            weights = checkpoint_weights(self.model)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        else:
+            with saved_model(self.model) as folder:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.reset_prefix_cache()  # it has keys and values of the old weights
+
+    def _fall_asleep(self) -> None:
+        if self.config.mode == "colocate" and self.config.sleep:
+            self._llm.sleep(level=2)  # nothing is kept: the next call brings other weights
+            self._asleep = True
 
 
 def weights_version(model: Any) -> tuple[Any, ...]:
@@ -173,19 +232,26 @@ def weights_version(model: Any) -> tuple[Any, ...]:
     return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
+def checkpoint_weights(model: Any) -> dict[str, Tensor]:
+    """The weights under the names that they have in a checkpoint, adapters merged."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from stillhouse.models.adapters import merged_weights
+    from stillhouse.models.hidden import unwrap
+
+    weights: dict[str, Tensor] = revert_weight_conversion(unwrap(model), dict(merged_weights(model)))
+    return weights
+
+
 @contextlib.contextmanager
 def saved_model(model: Any) -> Iterator[Path]:
     """A temporary folder with the saved model, adapters merged; deleted on exit."""
+    from stillhouse.models.adapters import merged_weights
     from stillhouse.models.hidden import unwrap
 
     folder = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-"))
     try:
-        whole = unwrap(model)
-        if hasattr(whole, "merge_and_unload"):
-            import copy
-
-            whole = copy.deepcopy(whole).merge_and_unload()
-        whole.save_pretrained(folder)
+        unwrap(model).save_pretrained(folder, state_dict=dict(merged_weights(model)))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

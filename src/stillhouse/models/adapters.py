@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import LoraConfig
+from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import error_summary, foreign_files, resolve_adapter
 
 
@@ -43,3 +47,25 @@ def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
     with foreign_files(f"{adapter}: cannot be merged into the model as an adapter"):
         merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged.requires_grad_(True)  # peft has frozen what the adapter was trained on
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint holds, by name, adapters merged into their layers and tied weights once.
+
+    The model itself stays as it is: one layer at a time is copied and merged.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = unwrap(model)
+    adapted = {name: layer for name, layer in base.named_modules() if isinstance(layer, BaseTunerLayer)}
+    saved = base.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in base.named_buffers() if name in saved)
+    for name, parameter in base.named_parameters():
+        owner = next((path for path in adapted if name.startswith(f"{path}.")), None)
+        if owner is None:
+            yield name, parameter.detach()
+        elif name.startswith(f"{owner}.base_layer."):
+            layer = copy.deepcopy(adapted[owner])
+            layer.merge()
+            part = name.removeprefix(f"{owner}.base_layer.")
+            yield f"{owner}.{part}", layer.get_base_layer().get_parameter(part).detach()
