@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stillhouse.core.batch import IGNORED
 from stillhouse.core.types import SOURCES, Prompt, Response
-from stillhouse.data.collate import collate, split
+from stillhouse.data.collate import collate, split, split_by_tokens
 
 PAD = 0
 tokens = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)
@@ -109,6 +109,28 @@ def test_a_division_loses_and_doubles_nothing(
     if not keep:
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(response_lists(), st.integers(1, 60), st.booleans(), st.integers(1, 4))
+def test_a_budget_of_tokens_is_kept_with_as_few_parts_as_it_takes(
+    responses: list[Response], budget: int, packed: bool, size: int
+) -> None:
+    groups = [responses[start : start + size] for start in range(0, len(responses), size)]
+    parts = split_by_tokens(groups, budget, packed=packed)
+    assert sorted((r for part in parts for r in part), key=id) == sorted(responses, key=id)
+    for part in parts:
+        batch = collate(part, PAD)
+        tokens = batch.num_tokens if packed else batch.input_ids.numel()
+        assert tokens <= budget or part in groups
+    total = sum(len(r.prompt.token_ids) + len(r.token_ids) for r in responses)
+    assert len(parts) >= total / budget or any(part in groups for part in parts)
+    assert len(split_by_tokens(groups, 10**6, packed=packed)) == 1
+    for wanted in (1, 3, 9):  # what all ranks agree on, whatever is needed here
+        agreed = split_by_tokens(groups, budget, packed=packed, agree=lambda needed, own, n=wanted: n)
+        assert len(agreed) == min(wanted, len(groups))
+        assert all(agreed)
+        assert sorted((r for part in agreed for r in part), key=id) == sorted(responses, key=id)
 
 
 def test_what_cannot_be_predicted_is_refused() -> None:

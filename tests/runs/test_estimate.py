@@ -64,6 +64,8 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
     assert peak(train__micro_batch_size=4, train__precision="bfloat16") < plain
     assert peak(train__micro_batch_size=4, train__fused={"memory_budget": "1MB"}) < plain
+    assert peak(train__micro_batch_tokens=4 * 64) == plain
+    assert peak(train__micro_batch_tokens=64) == peak(train__micro_batch_tokens=1) < plain
     writing = peak(train__micro_batch_size=4, generated_rows=4096)
     assert writing > plain
 

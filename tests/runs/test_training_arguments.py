@@ -51,6 +51,13 @@ def test_what_a_run_sets_or_does_itself_is_refused_by_name(name: str, tmp_path: 
         assert f"Set {CONTROLLED_BY[name]}." in str(caught.value)
 
 
+def test_a_budget_of_tokens_stands_for_the_number_of_prompts(tmp_path: Path) -> None:
+    made = arguments(tmp_path, batch_size=6, micro_batch_tokens=4096)
+    assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (6, 1)
+    told = resolve(tree(batch_size=6, micro_batch_size=2, micro_batch_tokens=4096)).notes
+    assert [line for line in told if "micro_batch_size=2" in line and "micro_batch_tokens decides" in line]
+
+
 def test_a_constant_learning_rate_has_its_warm_up(tmp_path: Path) -> None:
     made = arguments(tmp_path, schedule="constant", warmup=0.5, max_steps=8)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -17,7 +17,8 @@ from stillhouse.train import checkpoints
 SKEW = {"kind": "skew_rkl"}
 METHODS: dict[str, dict[str, Any]] = {
     "fixed": {"objective": {"kind": "taid", "t": {"kind": "momentum", "rate": 0.05}}, "responses": "fixed"},
-    "mixed": {"objective": "reverse_kl", "responses": {"kind": "mixed", "student_share": 0.5}},
+    "mixed": {"objective": "reverse_kl", "responses": {"kind": "mixed", "student_share": 0.5},
+              "train": {"micro_batch_tokens": 90}},
     "pairs": {
         "objective": {"teacher": "skew_kl", "student": SKEW},
         "responses": {"kind": "pairs", "refresh": "epoch"},

@@ -19,9 +19,9 @@ from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import DistilTrainer
 
 
-def test_the_adapter_shadows_two_methods_of_the_loop_and_three_that_load_a_checkpoint() -> None:
+def test_the_adapter_shadows_three_methods_of_the_loop_and_three_that_load_a_checkpoint() -> None:
     ours = {name for name in vars(DistilTrainer) if not name.startswith("__")}
-    loop = {"get_batch_samples", "compute_loss"}
+    loop = {"get_batch_samples", "training_step", "compute_loss"}
     loading = {"_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"}
     assert ours & set(dir(Trainer)) == loop | loading
 
@@ -70,8 +70,10 @@ class Remembering(FixedPolicy):
         return super().draw(now, prompts, progress)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_the_library_matches_the_plain_loop_loss_by_loss(tmp_path: Path, accumulation: int) -> None:
+@pytest.mark.parametrize(("accumulation", "tokens"), [(1, None), (4, None), (1, 40)])
+def test_the_library_matches_the_plain_loop_loss_by_loss(
+    tmp_path: Path, accumulation: int, tokens: int | None
+) -> None:
     prompts = tiny.prompts(40)
     student, teacher = tiny.model(1), tiny.model(7, width=24)
     ours = copy.deepcopy(student)
@@ -82,6 +84,7 @@ def test_the_library_matches_the_plain_loop_loss_by_loss(tmp_path: Path, accumul
         {"main": LiveTeacher(teacher, tiny.VOCAB)},
         0,
         tiny.VOCAB,
+        micro_batch_tokens=tokens,
     )
     arguments = TrainingArguments(
         output_dir=str(tmp_path),

@@ -25,9 +25,9 @@ from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import DistilTrainer, Ranks
 
-folder, accumulation = Path(sys.argv[1]), int(sys.argv[2])
+folder, accumulation, tokens = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 arguments = TrainingArguments(
-    output_dir=str(folder), max_steps=4, per_device_train_batch_size=3,
+    output_dir=str(folder), max_steps=4, per_device_train_batch_size=6 if tokens else 3,
     gradient_accumulation_steps=accumulation,
     learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.5, use_cpu=True, report_to=[],
     save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=5, optim="sgd",
@@ -37,6 +37,7 @@ step = Step(
     Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(),
     {"main": LiveTeacher(teacher, tiny.VOCAB)},
     0, tiny.VOCAB, world=Ranks(arguments.world_size, arguments.device),
+    micro_batch_tokens=tokens or None,
 )
 trainer = DistilTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))
 trainer.train()
@@ -45,7 +46,7 @@ if arguments.process_index == 0:
 """
 
 
-def launch(folder: Path, ranks: int, accumulation: int) -> dict[str, torch.Tensor]:
+def launch(folder: Path, ranks: int, accumulation: int, tokens: int = 0) -> dict[str, torch.Tensor]:
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -68,7 +69,7 @@ def launch(folder: Path, ranks: int, accumulation: int) -> dict[str, torch.Tenso
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
         }
-        command = [sys.executable, str(script), str(folder), str(accumulation)]
+        command = [sys.executable, str(script), str(folder), str(accumulation), str(tokens)]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=180)[1] for process in running]
     assert all(process.returncode == 0 for process in running), errors[0][-3000:]
@@ -79,10 +80,12 @@ def launch(folder: Path, ranks: int, accumulation: int) -> dict[str, torch.Tenso
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     alone = launch(tmp_path / "one", ranks=1, accumulation=4)
     together = launch(tmp_path / "two", ranks=2, accumulation=2)
+    by_tokens = launch(tmp_path / "tokens", ranks=2, accumulation=1, tokens=30)
     moved = max((alone[name] - start).abs().max().item() for name, start in _start().items())
     assert moved > 1e-3
     for name, expected in alone.items():
         torch.testing.assert_close(together[name], expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(by_tokens[name], expected, rtol=1e-9, atol=1e-11)
 
 
 def _start() -> dict[str, torch.Tensor]:

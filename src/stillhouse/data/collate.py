@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
@@ -91,9 +91,7 @@ def split(
     """
     if num_micro < 1:
         raise ValueError(f"num_micro must be at least 1, got {num_micro}")
-    ordered = list(groups)
-    if by_length:
-        ordered.sort(key=lambda group: max(len(r.prompt.token_ids) + len(r.token_ids) for r in group))
+    ordered = sorted(groups, key=_longest) if by_length else list(groups)
     num_micro = min(num_micro, len(ordered))
     size, larger = divmod(len(ordered), max(1, num_micro))
     micro: list[list[Response]] = []
@@ -103,3 +101,65 @@ def split(
         micro.append([response for group in ordered[start:end] for response in group])
         start = end
     return micro
+
+
+Groups = list[Sequence[Response]]
+
+
+def split_by_tokens(
+    groups: Sequence[Sequence[Response]],
+    budget: int,
+    *,
+    packed: bool,
+    agree: Callable[[int, int], int] = lambda needed, groups: needed,
+) -> list[list[Response]]:
+    """Split the responses of an optimiser step into the fewest micro-batches within a budget of tokens.
+
+    Groups of similar length share a micro-batch, and the largest micro-batch is as small as their number
+    allows. A group that is larger than the budget is a micro-batch of its own.
+
+    Args:
+        groups: all responses of the step; a group is never split.
+        budget: tokens that one micro-batch may have, padding included.
+        packed: whether there is no padding.
+        agree: (micro-batches needed here, groups here) -> how many there are to be, where ranks must have the
+            same number.
+    """
+    ordered = sorted(groups, key=_longest)
+    wanted = min(len(ordered), agree(len(_filled(ordered, budget, packed)), len(ordered)))
+    low, high = 1, max(budget, _tokens(ordered, packed))
+    while low < high:
+        middle = (low + high) // 2
+        fits = len(_filled(ordered, middle, packed)) <= wanted
+        low, high = (low, middle) if fits else (middle + 1, high)
+    parts = _filled(ordered, low, packed)
+    while len(parts) < wanted:
+        index = max(range(len(parts)), key=lambda one: len(parts[one]))
+        half = len(parts[index]) // 2
+        parts[index : index + 1] = [parts[index][:half], parts[index][half:]]
+    return [[response for group in part for response in group] for part in parts]
+
+
+def _filled(ordered: Sequence[Sequence[Response]], limit: int, packed: bool) -> list[Groups]:
+    """Each part takes groups in order until the next would go beyond the limit."""
+    parts: list[Groups] = []
+    for group in ordered:
+        if parts and _tokens([*parts[-1], group], packed) <= limit:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return parts
+
+
+def _tokens(groups: Sequence[Sequence[Response]], packed: bool) -> int:
+    """Of one micro-batch of these groups, padding included."""
+    lengths = [_length(response) for group in groups for response in group]
+    return sum(lengths) if packed else max(lengths, default=0) * len(lengths)
+
+
+def _longest(group: Sequence[Response]) -> int:
+    return max(map(_length, group))
+
+
+def _length(response: Response) -> int:
+    return len(response.prompt.token_ids) + len(response.token_ids)

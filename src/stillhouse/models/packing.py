@@ -29,10 +29,12 @@ HALF = (torch.float16, torch.bfloat16)
 class Packing:
     """How a model reads packed sequences.
 
-    Example: `Packing("variable-length", only_by_kernel=True)`
+    Example: `Packing("variable-length", torch.bfloat16, only_by_kernel=True)`
     """
 
     way: Way
+    dtype: torch.dtype
+    """Of its matrix products; its calls enter their autocast themselves, if there is one."""
     only_by_kernel: bool
     """Pack only where a variable-length kernel runs, which takes float16 and bfloat16 on a GPU."""
 
@@ -56,9 +58,9 @@ def attention_of(inner: Any) -> str:
 
 
 def packs(inner: nn.Module) -> bool:
-    """Whether the model packs here and now: on its device, in its mode, under this autocast."""
+    """Whether the model packs here and now, on its device and in training or not."""
     packing = _PACKINGS.get(inner)
-    return packing is not None and (not packing.only_by_kernel or _has_kernel(inner))
+    return packing is not None and (not packing.only_by_kernel or _has_kernel(inner, packing.dtype))
 
 
 def arguments(inner: nn.Module, packed: PackedTokens) -> dict[str, Any]:
@@ -88,9 +90,8 @@ def sequence_ids(inner: nn.Module, packed: PackedTokens | None) -> Tensor | None
     return packed.sequence_ids
 
 
-def _has_kernel(inner: nn.Module) -> bool:
-    weight = next(inner.parameters())
-    if weight.device.type != "cuda" or _compute_dtype(weight) not in HALF:
+def _has_kernel(inner: nn.Module, dtype: torch.dtype) -> bool:
+    if next(inner.parameters()).device.type != "cuda" or dtype not in HALF:
         return False
     if attention_of(inner) != "sdpa":
         return True
@@ -144,12 +145,15 @@ def packed_sdpa(
         query: [1, H, S, D], the sequences one after the other.
         key: [1, H_kv, S, D]
         value: [1, H_kv, S, D']
-        attention_mask: not used: there is nothing to mask but what is later or in another sequence.
+        attention_mask: that of `arguments`, or None: what is later or in another sequence is not seen anyway.
         sequence_lengths: tokens of each sequence, S in all.
         **options: of transformers' attention: `cu_seq_lens_q`, `dropout`, `scaling`, `sliding_window`, ...
 
     Returns:
         [1, S, H, D'], and no weights.
+
+    Raises:
+        ModelError: the layer does more than causal attention, such as with a mask of its own.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -160,7 +164,9 @@ def packed_sdpa(
         return found
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    if not causal or any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
+    own_mask = attention_mask is not None and attention_mask.numel() > 1  # not the one of `arguments`
+    biases = any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
+    if not causal or own_mask or biases:
         raise ModelError(f"{type(module).__name__} does more than causal attention, which is not packed.")
     window, dropout = options.get("sliding_window"), options.get("dropout") or 0.0
     dtype, kernel = _compute_dtype(query), torch_kernel()

@@ -30,6 +30,7 @@ from stillhouse.models import (
     parameter_counts,
     unwrap,
 )
+from stillhouse.models.packing import packs
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
@@ -215,9 +216,10 @@ def _check_named_teachers(config: RunConfig, data: Data) -> None:
 def pack_where_possible(parts: Parts) -> None:
     """Let the models read packed sequences where they can, and say where they cannot."""
     train = parts.config.train
-    dtype = torch.bfloat16 if train.precision == "bfloat16" else None
+    autocast = torch.bfloat16 if train.precision == "bfloat16" else None
     models = {"student": parts.student, **{teacher_path(name): one for name, one in parts.teachers.items()}}
     for name, model in models.items():
+        dtype = autocast if model is parts.student else None
         if model is not None and (note := choose_packing(model, train.packing, dtype)) is not None:
             logger.warning("train.packing: %s: %s", name, note)
 
@@ -332,6 +334,8 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         clock=clock,
         fused=config.train.fused,
         head_dtype=head_dtype(config.train.precision, local_device()),
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        packed=_trains_packed(parts),
     )
 
 
@@ -342,6 +346,15 @@ def head_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     there the head stays in the precision of its weights.
     """
     return torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else None
+
+
+def _trains_packed(parts: Parts) -> bool:
+    """Whether the student reads packed sequences as it is trained."""
+    training = parts.student.training
+    parts.student.train()  # with dropout attention may have no kernel
+    found = packs(unwrap(parts.student))
+    parts.student.train(training)
+    return found
 
 
 def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:

@@ -64,7 +64,7 @@ def peak_memory(
     trained = student.parameters if student.trainable is None else student.trainable
     static = student.bytes + 3 * trained * student.dtype_bytes + sum(teacher.bytes for teacher in teachers)
     activation_bytes = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
-    tokens = length * config.train.micro_batch_size * config.responses.sequences_per_prompt()
+    tokens = _tokens_in_a_micro_batch(config, length)
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step = tokens * student.hidden_size * kept * activation_bytes
     step += min(config.train.fused.budget(), tokens * student.vocab * 4 * 4)
@@ -76,3 +76,13 @@ def peak_memory(
     generation = generated_rows * (length * key_values + student.vocab * 12)
     merged = student.bytes if student.adapter else 0
     return (0 if on_gpu else PROCESS) + static + max(step, generation, merged)
+
+
+def _tokens_in_a_micro_batch(config: RunConfig, length: int) -> int:
+    """At most, with padding; sequences that an objective compares are never split by a budget of tokens."""
+    together: int = config.responses.sequences_per_prompt()
+    budget = config.train.micro_batch_tokens
+    if budget is None:
+        return length * config.train.micro_batch_size * together
+    paired = "pairs" in config.objective.requirements().rows
+    return max(budget, length * (together if paired else 1))

@@ -95,24 +95,16 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
     from transformers import TrainingArguments
 
     train = config.train
-    smallest_batch = train.micro_batch_size * max(1, int(os.environ.get("WORLD_SIZE") or 1))
-    if train.batch_size % smallest_batch:
-        raise ConfigError(
-            Fault(
-                "train.batch_size",
-                "must be a multiple of train.micro_batch_size times the number of processes",
-                got=str(train.batch_size),
-                allowed=f"multiples of {smallest_batch}",
-            )
-        )
+    ranks = max(1, int(os.environ.get("WORLD_SIZE") or 1))
+    micro_batch_size = _prompts_in_a_micro_batch(config, ranks)
     if faults := list(_invalid_fields(train.hf, TrainingArguments)):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // smallest_batch,
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": train.batch_size // (micro_batch_size * ranks),
         "learning_rate": train.lr,
         "lr_scheduler_type": SCHEDULES.get(train.schedule, train.schedule),
         "warmup_steps": train.warmup,
@@ -142,6 +134,24 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
     # With several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _prompts_in_a_micro_batch(config: RunConfig, ranks: int) -> int:
+    """`train.micro_batch_size`; all prompts of the step on this rank where a budget of tokens splits them."""
+    train = config.train
+    by_tokens = train.micro_batch_tokens is not None
+    smallest = ranks if by_tokens else train.micro_batch_size * ranks
+    if train.batch_size % smallest:
+        times = "" if by_tokens else "train.micro_batch_size times "
+        raise ConfigError(
+            Fault(
+                "train.batch_size",
+                f"must be a multiple of {times}the number of processes",
+                got=str(train.batch_size),
+                allowed=f"multiples of {smallest}",
+            )
+        )
+    return train.batch_size // ranks if by_tokens else train.micro_batch_size
 
 
 def _invalid_fields(given: dict[str, Any], arguments: type) -> Iterator[Fault]:

@@ -27,6 +27,9 @@ class TrainConfig(StrictConfig):
     """Prompts in one optimiser step, over all processes."""
     micro_batch_size: int = Field(8, ge=1)
     """Prompts in one forward pass on one process; changes memory and speed, not the gradient."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Instead of `micro_batch_size`: tokens in one forward pass on one process, with prompts and padding, in
+    as many passes as that takes; a longer sequence goes alone. Changes memory and speed, not the gradient."""
     packing: PackingMode = "auto"
     """Whether models read sequences one after the other instead of padded to the longest: auto (where a
     variable-length attention kernel runs: on a GPU, in bfloat16), on (wherever a model has the same hidden
@@ -75,6 +78,8 @@ class TrainConfig(StrictConfig):
         found: dict[str, str] = {}
         if self.max_steps is not None:
             found |= because("train.max_steps decides", "epochs")
+        if self.micro_batch_tokens is not None:
+            found |= because("train.micro_batch_tokens decides", "micro_batch_size")
         if self.keep == "last":
             found |= because("train.keep is last", "best_by")
         if self.validate_every == "never":
@@ -85,7 +90,7 @@ class TrainConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
+        if self.micro_batch_tokens is None and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"

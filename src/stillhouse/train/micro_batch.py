@@ -75,6 +75,21 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class MicroBatches:
+    """All of a step at once, for the trainer that does not know how many there will be."""
+
+    parts: tuple[MicroBatch, ...]
+
+    def __contains__(self, name: object) -> bool:
+        """As `MicroBatch`."""
+        return name == "input_ids"
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The `input_ids` of all, one after the other."""
+        return torch.cat([part[name].flatten() for part in self.parts])
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedStep:
     """One optimiser step before its first forward pass."""
 

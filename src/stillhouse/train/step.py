@@ -22,7 +22,7 @@ from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress, Prompt, Response
-from stillhouse.data.collate import collate, read_by_teacher, split
+from stillhouse.data.collate import collate, read_by_teacher, split, split_by_tokens
 from stillhouse.data.translate import Translator
 from stillhouse.errors import TrainingError
 from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
@@ -118,6 +118,10 @@ class Step:
     """Memory budget and precision of the loss over the language-model head."""
     head_dtype: torch.dtype | None = None
     """What the products of the head are computed in; None: the precision of its weights and the states."""
+    micro_batch_tokens: int | None = None
+    """Tokens that one micro-batch may have; None: the trainer says how many micro-batches there are."""
+    packed: bool = False
+    """Whether the student reads its sequences without padding, which the budget of tokens then leaves out."""
 
     def __post_init__(self) -> None:
         self.schedules = ScheduleTracker(self.method.tree)
@@ -142,7 +146,8 @@ class Step:
         Args:
             prompts: this rank's prompts of the step.
             progress: steps done before this one.
-            num_micro: so many micro-batches are made; fewer if there are fewer sequences.
+            num_micro: so many micro-batches are made; fewer if there are fewer sequences. A budget of tokens
+                makes as many as it needs instead.
         """
         self.clock.step, self._ahead = progress.step, None
         now = self.schedules.resolve(self.method.tree, progress)
@@ -154,7 +159,7 @@ class Step:
         groups = drawn if self._paired else [[response] for group in drawn for response in group]
         if self.text is not None:
             groups = [*groups, *([block] for block in self.text(progress.step, len(prompts)))]
-        batches = [collate(part, self.pad_id) for part in split(groups, num_micro, by_length=True)]
+        batches = [collate(part, self.pad_id) for part in self._split(groups, num_micro)]
         weights = token_weights(batches, groups_of(objective), self.method.normalise, self.world.add)
         micro = [self._micro_batch(objective, *one) for one in zip(batches, weights, strict=True)]
         self._count(batches, progress)
@@ -293,6 +298,16 @@ class Step:
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
         self.metrics.load_state_dict(state["metrics"])
+
+    def _split(self, groups: Sequence[Sequence[Response]], num_micro: int) -> list[list[Response]]:
+        if self.micro_batch_tokens is None:
+            return split(groups, num_micro, by_length=True)
+        return split_by_tokens(groups, self.micro_batch_tokens, packed=self.packed, agree=self._agreed)
+
+    def _agreed(self, needed: int, groups: int) -> int:
+        """The same number of micro-batches on all ranks: sharded models speak to each other in every pass."""
+        found = self.world.gather((needed, groups))
+        return min(max(most for most, _ in found), *(least for _, least in found))
 
     def _micro_batch(self, objective: Objective, batch: Batch, weight: Tensor) -> MicroBatch:
         """A batch with the weight of each position, and what the main teacher reads."""

@@ -1,4 +1,4 @@
-"""The thinnest adapter over Hugging Face's Trainer: it rents the loop and overrides two methods of it.
+"""The thinnest adapter over Hugging Face's Trainer: it rents the loop and overrides three methods of it.
 
 It also wraps how a checkpoint is loaded, so that the settings of the configuration outlive those of the
 checkpoint, and a damaged file is an error that names it.
@@ -24,12 +24,14 @@ from transformers import Trainer, TrainerControl
 from stillhouse.core.types import Prompt
 from stillhouse.train.checkpoints import reading
 from stillhouse.train.driver import StepDriver, progress_of
-from stillhouse.train.micro_batch import MicroBatch
+from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.step import Step
 
 
 class DistilTrainer(Trainer):
     """Hugging Face's Trainer over prompts, with the loss of a `Step`."""
+
+    control: TrainerControl
 
     def __init__(self, *, step: Step, **options: Any) -> None:
         super().__init__(data_collator=list, **options)
@@ -48,7 +50,29 @@ class DistilTrainer(Trainer):
         flat = [prompt for batch in prompts for prompt in batch]
         progress = progress_of(self.state, steps_in_epoch(self.args, len(self.train_dataset)))
         autocast = self.compute_loss_context_manager()
-        return self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast), None
+        micro = self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast)
+        by_tokens = self.driver.step.micro_batch_tokens is not None
+        return [MicroBatches(tuple(micro))] if by_tokens else micro, None
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: MicroBatch | MicroBatches,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Forward and backward of one micro-batch, or of all of a step that a budget of tokens has split."""
+        if isinstance(inputs, MicroBatch):
+            return super().training_step(model, inputs, num_items_in_batch)
+        *before, last = inputs.parts
+        losses = []
+        for micro in before:
+            self.accelerator.gradient_state._set_sync_gradients(False)
+            with self.accelerator.no_sync(model=model):
+                losses.append(super().training_step(model, micro, num_items_in_batch))
+            self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        self.accelerator.gradient_state._set_sync_gradients(True)
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def save_given_up_step(self) -> None:
         """Write the checkpoint of the last finished step, after a signal has broken off the one behind it."""
