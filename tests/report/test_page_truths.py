@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.report import load_run, load_runs, write_report
 from stillhouse.report import page as page_module
-from stillhouse.report.breakdown import generated_tokens
+from stillhouse.report.breakdown import device_memory_told, generated_tokens
 from stillhouse.report.configuration import model_name
 from stillhouse.report.curves import constant_schedules, further_plots, main_plots, schedule_plots
 from stillhouse.report.systems import run_colour
@@ -204,3 +204,12 @@ def test_in_a_browser(tmp_path):
             .filter(box => box.left < 0 || box.right > 390 || !box.width).length"""
         assert tab.do(outside) == 0
         assert tab.do("document.documentElement.scrollWidth") == 390
+
+
+def test_the_memory_of_a_gpu_is_told_where_it_was_logged(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert device_memory_told(load_run(folder)) == ""
+    row = {"phase": "train", "loss": 1.0, "memory/allocated": 1.5e9, "memory/reserved": 2.5e9}
+    log(folder, [{**row, "step": step, "memory/peak": 2e9 + 1e7 * step} for step in range(1, 4)])
+    text = page([folder], tmp_path / "page.html")[1].text.replace("\u00a0", " ")
+    assert "2.03 GB at most, 1.5 GB between steps, 2.5 GB held by torch" in text

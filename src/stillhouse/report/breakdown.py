@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.console.format import MISSING, count, duration, is_number
+from stillhouse.console.format import MISSING, byte_size, count, duration, is_number
 from stillhouse.report.record import RunRecord
 
 SOURCE_COLOURS = {
@@ -159,6 +159,20 @@ def _sums(run: RunRecord, prefix: str) -> dict[str, float]:
                 name = key.removeprefix(prefix)
                 sums[name] = sums.get(name, 0.0) + value
     return sums
+
+
+MEMORY = {"peak": "at most", "allocated": "between steps", "reserved": "held by torch"}
+"""What a log says about the memory of a GPU -> how it is told."""
+
+
+def device_memory_told(run: RunRecord) -> str:
+    """How much of the GPU's memory training took; empty on a CPU."""
+    rows = run.metrics("train")
+    largest = {
+        name: max((row[key] for row in rows if is_number(row.get(key := f"memory/{name}"))), default=0.0)
+        for name in MEMORY
+    }
+    return ", ".join(f"{byte_size(size)} {MEMORY[name]}" for name, size in largest.items() if size)
 
 
 GENERATED = ("responses/teacher", "responses/student")

@@ -112,7 +112,7 @@ BUFFER_PLOTS = {
     "curation/kept": ("Curation: prompts kept in the round", "share"),
     "curation/resampled": ("Curation: responses resampled", "responses"),
 }
-DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/")
+DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/", "memory/")
 
 
 def buffer_plots(runs: Sequence[RunRecord]) -> list[Plot]:

@@ -128,6 +128,7 @@ def _run_card(run: RunRecord, colour: str) -> dict[str, Any]:
         if tokens:
             facts.append(("Tokens", metric_info("parameters").show(sum(tokens))))
         facts.append(("Generated", breakdown.generated_tokens(run)))
+        facts.append(("Memory of the GPU", breakdown.device_memory_told(run)))
     facts.append(("Took", duration(run.state.get("seconds"), tenths=True)))
     return {
         "name": run.name,

@@ -41,6 +41,7 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher
+from stillhouse.train.device import phase_clock
 from stillhouse.train.metrics import MetricAccumulator
 from stillhouse.train.step import Method, SingleProcess, Step, TrainingClock, World
 
@@ -314,7 +315,7 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         folder: where rounds of responses are kept.
         world: the other processes; None: there are none.
     """
-    config, clock, metrics = parts.config, TrainingClock(), MetricAccumulator()
+    config, clock, metrics = parts.config, TrainingClock(), MetricAccumulator(phase_clock(local_device()))
     context = make_context(
         parts, folder, lambda: clock.step, lambda tokens: metrics.add("tokens/generate", tokens)
     )

@@ -20,6 +20,7 @@ from stillhouse.core.types import Progress
 from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
+from stillhouse.train.device import device_memory
 from stillhouse.train.driver import progress_of
 from stillhouse.train.metrics import over_processes
 from stillhouse.train.step import Step
@@ -66,7 +67,7 @@ class MetricsLog(TrainerCallback):
             return
         seconds = time.perf_counter() - self._last
         self._last = time.perf_counter()
-        logs.update(row)
+        logs.update(row | device_memory(args.device))
         logs["seconds"] = seconds
         logs["tokens_per_second"] = logs.get("tokens", 0.0) / max(seconds, 1e-9)
         self.write("train", state.global_step, logs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -20,8 +19,7 @@ class StepDriver(TrainerCallback):
     """Holds the step that is under way: prepared, its losses so far, its end.
 
     The first of all callbacks, so that the others see a finished step. Besides the phases that the step times
-    itself it adds the seconds of backward passes and of the optimiser. On a GPU, which computes on while
-    Python goes ahead, the border between two phases is where somebody waits for a number.
+    itself it adds the seconds of backward passes and of the optimiser.
     """
 
     def __init__(self, step: Step, keep_casts: bool = True) -> None:
@@ -37,7 +35,7 @@ class StepDriver(TrainerCallback):
         self._casts = ExitStack()
         self._prepared: PreparedStep | None = None
         self._losses: list[StepLoss] = []
-        self._forward_ended = self._optimiser_began = 0.0
+        self._forward_ended = self._optimiser_began = step.metrics.mark()
 
     def begin(
         self,
@@ -62,7 +60,7 @@ class StepDriver(TrainerCallback):
         self._open_casts(next(model.parameters()).device.type)
         found = self.step.loss(model, micro, later[0] if later else None)
         self._losses.append(found)
-        self._forward_ended = time.perf_counter()
+        self._forward_ended = self.step.metrics.mark()
         return found.loss
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -75,11 +73,11 @@ class StepDriver(TrainerCallback):
         self._casts.close()
         assert self._prepared is not None
         self.step.check_finite(self._prepared, self._losses)
-        self._optimiser_began = time.perf_counter()
+        self._optimiser_began = self.step.metrics.mark()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The weights have changed."""
-        self.step.metrics.add("seconds/optimiser", time.perf_counter() - self._optimiser_began)
+        self.step.metrics.since("optimiser", self._optimiser_began)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finish the step before any other callback reads its loss or saves it."""
@@ -97,7 +95,7 @@ class StepDriver(TrainerCallback):
             self._casts.enter_context(torch.autocast(device, enabled=False))
 
     def _backward_ended(self) -> None:
-        self.step.metrics.add("seconds/backward", time.perf_counter() - self._forward_ended)
+        self.step.metrics.since("backward", self._forward_ended)
 
 
 def progress_of(state: Any, steps_per_epoch: int) -> Progress:

@@ -3,19 +3,20 @@
 A row counts what all processes have done: sums and means over units go over all of them; seconds, which pass
 for all at once, are those of the slowest.
 
-Values stay tensors on their device until a row is written: reading one earlier would make the program wait
-for the device in every micro-batch.
+Values stay tensors on their device until a row is written, and times marks in its queue: reading one earlier
+would make the program wait for the device in every micro-batch.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
+
+from stillhouse.train.device import HostClock, PhaseClock
 
 SECONDS = "seconds/"
 
@@ -37,9 +38,17 @@ class Metric:
 class MetricAccumulator:
     """Adds up metrics; `row` gives sums and means, and empties it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: PhaseClock | None = None) -> None:
+        """Empty.
+
+        Args:
+            clock: that of the device that does what is timed; default: the program's.
+        """
+        self._clock = clock or HostClock()
         self._sums: dict[str, Tensor | float] = {}
         self._weights: dict[str, float] = {}
+        self._spans: list[tuple[str, Any, Any]] = []
+        """Times that have not been read: name, first mark, last mark."""
 
     def add(self, name: str, total: Tensor | float) -> None:
         """Add to a sum."""
@@ -59,15 +68,32 @@ class MetricAccumulator:
 
     @contextmanager
     def seconds(self, name: str) -> Iterator[None]:
-        """Add the wall-clock time of the block to `seconds/NAME`."""
-        start = time.perf_counter()
+        """Add the time that the device takes for the block to `seconds/NAME`."""
+        start = self.mark()
         try:
             yield
         finally:
-            self.add(f"{SECONDS}{name}", time.perf_counter() - start)
+            self.since(name, start)
+
+    def mark(self) -> Any:
+        """This moment in the device's queue."""
+        return self._clock.mark()
+
+    def since(self, name: str, start: Any) -> None:
+        """Add the time from a mark until now to `seconds/NAME`."""
+        self._spans.append((name, start, self._clock.mark()))
+        if self._clock.ready:
+            self._read_clock()
+
+    def _read_clock(self) -> None:
+        """Turn marks into seconds."""
+        for name, start, end in self._spans:
+            self.add(f"{SECONDS}{name}", self._clock.between(start, end))
+        self._spans = []
 
     def row(self) -> dict[str, float]:
         """Everything since the last row, which is emptied. Means over nothing are left out."""
+        self._read_clock()
         row = {}
         for name, total in self._sums.items():
             if name not in self._weights:
@@ -79,24 +105,27 @@ class MetricAccumulator:
 
     def clear(self) -> None:
         """Begin anew."""
-        self._sums, self._weights = {}, {}
+        self._sums, self._weights, self._spans = {}, {}, []
 
     def copy(self) -> MetricAccumulator:
         """What has been added so far, whatever is added later."""
-        copied = MetricAccumulator()
+        copied = MetricAccumulator(self._clock)
         copied.replace(self)
         return copied
 
     def replace(self, other: MetricAccumulator) -> None:
         """Hold what the other one holds."""
         self._sums, self._weights = dict(other._sums), dict(other._weights)
+        self._spans = list(other._spans)
 
     def total(self, name: str) -> float:
         """The sum of a metric so far."""
+        self._read_clock()
         return float(self._sums.get(name, 0.0))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The sums so far, and the weights of those that are means."""
+        self._read_clock()
         return {
             "sums": {name: float(total) for name, total in self._sums.items()},
             "weights": dict(self._weights),
@@ -105,6 +134,7 @@ class MetricAccumulator:
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Put back what `state_dict` gave."""
         self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
+        self._spans = []
 
 
 def over_processes(states: Sequence[Mapping[str, Mapping[str, float]]]) -> MetricAccumulator:
