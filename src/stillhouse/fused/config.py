@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stillhouse.config import Bytes, StrictConfig, because
+from stillhouse.fused.backend import Backend, check_available
 
 SMALLEST_BUDGET, LARGEST_BUDGET = 192 * 2**20, 2 * 2**30
 """Bytes of the default memory budget: that of a CPU, which holds on a GPU at least, and the most there."""
@@ -31,12 +32,23 @@ class FusedConfig(StrictConfig):
     operands, as the model's own head does. On a GPU false is faster and smaller, and the gradient is off by 2
     to 4% (of tvd 10 to 15%) instead of 0.3%. Default: true where the product gives fp32 at no cost, which is
     a GPU; a CPU has to multiply fp32 copies."""
-    compile: bool = False
-    """Run the definition of the objective through `torch.compile` instead of its closed form. On the CPUs
-    tried the closed forms were faster."""
+    backend: Backend = "auto"
+    """What computes values and gradients from the logits. triton: one kernel in two to four passes, for the
+    objectives that have a kernel form (docs/performance.md lists them), the closed forms for the others; on a
+    GPU only. closed_form: eager torch, which suits the caches of a CPU. compile: the definition of the
+    objective through `torch.compile`; on the CPUs tried the closed forms were faster. auto: triton on a GPU
+    where it is installed, else closed_form."""
 
     def options_without_effect(self) -> dict[str, str]:
         return {} if self.chunk_rows is None else because("chunk_rows decides", "memory_budget")
+
+    def check_installed(self) -> None:
+        """What the backend needs.
+
+        Raises:
+            EnvironmentFault: Triton is asked for and not installed, or there is no GPU.
+        """
+        check_available(self.backend)
 
     def budget(self, free: int | None = None) -> int:
         """Bytes for one chunk, with so many free on a GPU; None: on a CPU."""

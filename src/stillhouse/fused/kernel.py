@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.rows import Rows, TeacherRows, with_gaps
+from stillhouse.fused.backend import uses_triton
 from stillhouse.fused.config import FusedConfig
 from stillhouse.fused.products import (
     ChunkLogits,
@@ -21,6 +22,7 @@ from stillhouse.fused.products import (
     free_memory,
 )
 from stillhouse.objectives.base import Objective, differentiated, label_logprobs, without_excluded
+from stillhouse.objectives.kernels import KernelTerm
 
 BLOCK_ENTRIES_CPU = 2**19
 """Logits of one block on a CPU: so few that the temporaries of the arithmetic stay in its cache."""
@@ -136,6 +138,7 @@ class FusedHeadLoss:
         self.config = config
         self.needs_grad = needs_grad
         self.exclude = exclude
+        self.triton = uses_triton(config.backend, device)
         self.fp32 = self.products.fp32_results if config.fp32_logits is None else config.fp32_logits
         self.chunk_rows = config.chunk_size(
             block.token_weight.shape[0], self._bytes_per_row(), free_memory(device)
@@ -173,20 +176,66 @@ class FusedHeadLoss:
         self, chunk: RowBlock, spans: list[RowSpan], grads: GradAccumulator, where: Tensor | slice
     ) -> Tensor:
         """Values of the rows of one chunk; its gradients go into `grads`."""
-        student, values = self._student_logits(chunk.student), []
+        student, values = self._student_logits(chunk.student), list[Tensor]()
         for span in spans:
             part = chunk.under(span.objective, span.loss_weight)
             for slab in _cut(span.rows.start, span.rows.stop, self.slab_rows):
-                here = RowIndex(slab)
-                products = {name: self._product(one.at(here)) for name, one in part.teachers.items()}
-                for rows in _cut(slab.start, slab.stop, self.block_rows):
-                    inside = slice(rows.start - slab.start, rows.stop - slab.start)
-                    logits = {name: part.teachers[name].logits(raw[inside]) for name, raw in products.items()}
-                    out = None if student.gradient is None else student.gradient[rows]
-                    values.append(self._block(part.at(rows), student.product[rows], logits, out, grads))
+                values += self._slab(part, student, slab, grads)
         if student.filled is not None:
             grads.add(student.filled, chunk.student, where)
         return torch.cat(values)
+
+    def _slab(
+        self, part: RowBlock, student: ChunkLogits, slab: slice, grads: GradAccumulator
+    ) -> list[Tensor]:
+        """Values of so many rows of a chunk that the teachers' logits are held for at a time."""
+        whole, values = part.at(slab), []
+        products = {name: self._product(one) for name, one in whole.teachers.items()}
+        terms = self._kernel_terms(whole)
+        if terms is not None:
+            out = None if student.gradient is None else student.gradient[slab]
+            return [self._by_kernel(terms, whole, student.product[slab], products, out, grads)]
+        for rows in _cut(slab.start, slab.stop, self.block_rows):
+            inside = slice(rows.start - slab.start, rows.stop - slab.start)
+            logits = {name: part.teachers[name].logits(raw[inside]) for name, raw in products.items()}
+            out = None if student.gradient is None else student.gradient[rows]
+            values.append(self._block(part.at(rows), student.product[rows], logits, out, grads))
+        return values
+
+    def _kernel_terms(self, block: RowBlock) -> tuple[KernelTerm, ...] | None:
+        """What the Triton template computes for these rows; None: it does not."""
+        if not self.triton or block.rows.alignment is not None:
+            return None
+        terms = block.objective.kernel_terms(block.rows)
+        if terms is None or any(t.teacher_model not in {None, *block.teachers} for t in terms):
+            return None  # what a teacher says about a few tokens has no row of logits
+        return terms
+
+    def _by_kernel(
+        self,
+        terms: tuple[KernelTerm, ...],
+        block: RowBlock,
+        product: Tensor,
+        products: dict[str, Tensor],
+        out: Tensor | None,
+        grads: GradAccumulator,
+    ) -> Tensor:
+        """As `_block`, by the Triton template, from the bare products of all models."""
+        from stillhouse.fused.triton.launch import HeadProduct, RowWeights, values_and_gradient
+
+        values = values_and_gradient(
+            terms,
+            HeadProduct(product, block.student.head, block.student.bias),
+            {
+                name: HeadProduct(raw, block.teachers[name].head, block.teachers[name].bias)
+                for name, raw in products.items()
+            },
+            RowWeights(block.token_weight, block.loss_weight, block.rows.labels, block.label_slope),
+            out,
+        )
+        if out is not None and grads.bias is not None:
+            grads.bias += out.sum(0, dtype=grads.bias.dtype)
+        return values
 
     def _student_logits(self, student: ModelOutput) -> ChunkLogits:
         return ChunkLogits.of(student, self.products, self.fp32, any(self.needs_grad))
@@ -240,7 +289,9 @@ class FusedHeadLoss:
         if objective.mixes_rows and rows.alignment is not None:
             values, gradient = _weighted_gradient(block, student, rows)
         else:
-            arithmetic = _compiled(objective) if self.config.compile else objective.token_values_and_gradient
+            arithmetic: Arithmetic = objective.token_values_and_gradient
+            if self.config.backend == "compile":
+                arithmetic = _compiled(objective)
             values, gradient = arithmetic(student, rows)
             values = block.loss_weight * values
             gradient.mul_((block.loss_weight * block.token_weight)[:, None])

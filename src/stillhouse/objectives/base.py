@@ -19,6 +19,7 @@ from stillhouse.core.rows import Rows, Signal, TeacherRows, with_gaps
 from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, buckets, sampled_entries
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.schedules import NonNegative
 
 Split = tuple[float, "Objective", Ints | None]
@@ -188,6 +189,10 @@ class Objective(StrictConfig):
         """`per_token`, and the gradient of its sum [n, V]. Both logits are scratch: they may be
         overwritten."""
         return differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        """What the Triton template adds up in the place of `per_token` for these rows; None if it cannot."""
+        return None if self.has_token_part else ()
 
     def split(self, rows: Rows) -> list[Split]:
         """Which objective is for which rows; itself for all of them unless it is a map from source to

@@ -19,6 +19,7 @@ from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, differentiated, register
+from stillhouse.objectives.kernels import KernelTerm
 
 
 class _Holder(Objective):
@@ -89,6 +90,15 @@ class Sum(_Holder):
     def token_values(self, student: Tensor, rows: Rows) -> Tensor:
         parts = [term.loss_weight * term.token_values(student, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        found: list[KernelTerm] = []
+        for term in self.terms:
+            parts = term.kernel_terms(rows)
+            if parts is None:
+                return None
+            found += [part.times(float(term.loss_weight)) for part in parts]
+        return tuple(found)
 
     def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         value, gradient = student.new_zeros(student.shape[0]), None

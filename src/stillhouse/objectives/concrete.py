@@ -14,6 +14,7 @@ from stillhouse.config import because
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import EXCLUDED, Objective, register
 from stillhouse.objectives.divergences import ValueAndGradient, dot
+from stillhouse.objectives.kernels import KernelTerm, Mean
 from stillhouse.objectives.ranges import Temperature
 from stillhouse.schedules import Share
 
@@ -35,6 +36,18 @@ def weights(
         if which == "teacher":
             return torch.softmax(teacher, -1)
         return torch.lerp(torch.softmax(student, -1), torch.softmax(teacher, -1), teacher_share)
+
+
+def _shares(which: Weight, teacher_share: float) -> tuple[float, float, float]:
+    """A weight as shares of the student's, the teacher's and the uniform distribution."""
+    if which == "mix":
+        return 1 - teacher_share, teacher_share, 0.0
+    return float(which == "student"), float(which == "teacher"), float(which == "uniform")
+
+
+def _means(which: Weight) -> frozenset[Mean]:
+    """The distributions in a weight."""
+    return frozenset(("student", "teacher")) if which == "mix" else frozenset((which,))
 
 
 @register
@@ -86,6 +99,20 @@ class CSD(Objective):
         mean1, mean2 = (w1 * first).sum(-1), (w2 * first).sum(-1)
         spread = (w1 * first.square()).sum(-1) + (w2 * first.square()).sum(-1)
         return (0.25 if self.factor == "released" else 0.5) * (spread - 2 * mean1 * mean2)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        factor = 0.25 if self.factor == "released" else 0.5
+        share = float(self.teacher_share)
+        return (
+            KernelTerm(
+                "concrete.csd",
+                (*_shares(self.w1, share), *_shares(self.w2, share)),
+                means=_means(self.w1) | _means(self.w2),
+                temperature=float(self.temperature),
+                weight=factor,
+                teacher_model=self.teacher_model,
+            ),
+        )
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -140,6 +167,11 @@ class DLD(Objective):
         if self.center:
             r = r - (weights("uniform", student, teacher) * r).sum(-1, keepdim=True)
         return 0.25 * (weights(self.weight, student, teacher) * r.square()).sum(-1)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        means = _means(self.weight) | (_means("uniform") if self.center else frozenset())
+        numbers = (*_shares(self.weight, 0.0), 1.0 if self.center else 0.0)
+        return (KernelTerm("concrete.dld", numbers, means=means, teacher_model=self.teacher_model),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

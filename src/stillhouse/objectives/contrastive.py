@@ -16,7 +16,16 @@ from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, Split, register
-from stillhouse.objectives.divergences import both, closed_skew_kl, closed_skew_rkl, kl, mixture
+from stillhouse.objectives.divergences import (
+    both,
+    closed_skew_kl,
+    closed_skew_rkl,
+    kl,
+    mixture,
+    skew_kl_kernel,
+    skew_rkl_kernel,
+)
+from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.objectives.ranges import Skew
 from stillhouse.schedules import NonNegative, Share
 
@@ -170,6 +179,20 @@ class Contrastive(Objective):
             index = RowIndex.of(positions)
             value[index.on(value.device)] = part(index.pick(student), index.pick(teacher), rows[index])
         return value
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        teacher_rows, student_rows = self._written_by(rows)
+        if self.alpha_least == 0.0 or (len(teacher_rows) and len(student_rows)):
+            return None
+        written_by = STUDENT if len(student_rows) else TEACHER
+        alpha = self.alphas(rows, written_by)
+        alpha = alpha.squeeze(-1) if isinstance(alpha, Tensor) else alpha
+        if written_by == TEACHER:
+            term, weight = skew_kl_kernel(self.teacher_model, alpha), self.source_weights()["teacher"]
+        else:
+            term = skew_rkl_kernel(self.teacher_model, alpha, self.detach_mixture)
+            weight = self.source_weights()["student"]
+        return (term.times(weight),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

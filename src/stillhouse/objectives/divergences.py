@@ -21,6 +21,7 @@ from stillhouse.config import because
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.kernels import KernelTerm, Mean
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
 from stillhouse.schedules import Share
 
@@ -130,6 +131,30 @@ def closed_skew_rkl(
     return value, force.sub_(value[:, None]).mul_(q)
 
 
+def kl_kernel(teacher: str, forward: float, reverse: float, temperature: float = 1.0) -> KernelTerm:
+    """forward KL(p || q) + reverse KL(q || p) at a temperature."""
+    means = frozenset[Mean]({"student"} if reverse else ())
+    numbers = (forward, reverse, 1 / temperature)
+    return KernelTerm(
+        "divergences.weighted_kl", numbers, means=means, temperature=temperature, teacher_model=teacher
+    )
+
+
+def skew_kl_kernel(teacher: str, alpha: float | Tensor) -> KernelTerm:
+    """KL(p || m), m = a p + (1 - a) q; a is a number or [n] that are not zero."""
+    if not isinstance(alpha, Tensor) and alpha == 0.0:
+        return kl_kernel(teacher, 1.0, 0.0)
+    return KernelTerm("divergences.skew_kl", (alpha,), sums=1, teacher_model=teacher)
+
+
+def skew_rkl_kernel(teacher: str, alpha: float | Tensor, detach_mixture: bool) -> KernelTerm:
+    """KL(q || m), m = (1 - a) p + a q; a is a number or [n] that are not zero."""
+    if not isinstance(alpha, Tensor) and alpha == 0.0:
+        return kl_kernel(teacher, 0.0, 1.0)
+    numbers = (alpha, 0.0 if detach_mixture else 1.0)
+    return KernelTerm("divergences.skew_rkl", numbers, sums=1, teacher_model=teacher)
+
+
 @register
 class ForwardKL(Objective):
     """Forward KL divergence KL(p || q): the plain distillation loss.
@@ -157,6 +182,9 @@ class ForwardKL(Objective):
 
     def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_p - log_q
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (kl_kernel(self.teacher_model, 1.0, 0.0, float(self.temperature)),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -192,6 +220,9 @@ class ReverseKL(Objective):
         log_p, log_q = both(student / self.temperature, teacher / self.temperature)
         return kl(log_q, log_p)
 
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (kl_kernel(self.teacher_model, 0.0, 1.0, float(self.temperature)),)
+
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
@@ -225,6 +256,10 @@ class SymmetricKL(Objective):
         w = self.reverse_weight
         return (((1 - w) * log_p.exp() - w * log_q.exp()) * (log_p - log_q)).sum(-1)
 
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        weight = float(self.reverse_weight)
+        return (kl_kernel(self.teacher_model, 1 - weight, weight),)
+
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
@@ -252,6 +287,9 @@ class Jeffreys(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         log_p, log_q = both(student, teacher)
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (kl_kernel(self.teacher_model, 1.0, 1.0),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -286,6 +324,10 @@ class JSD(Objective):
         w = self.teacher_weight
         log_m = mixture(log_p, log_q, w)
         return w * kl(log_p, log_m) + (1 - w) * kl(log_q, log_m)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        numbers = (float(self.teacher_weight),)
+        return (KernelTerm("divergences.jsd", numbers, sums=1, teacher_model=self.teacher_model),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -323,6 +365,9 @@ class TVD(Objective):
         assert teacher is not None
         return 0.5 * (torch.softmax(teacher, -1) - torch.softmax(student, -1)).abs().sum(-1)
 
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (KernelTerm("divergences.tvd", sums=1, teacher_model=self.teacher_model),)
+
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
@@ -358,6 +403,9 @@ class SkewKL(Objective):
 
     def per_sample(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_p - mixture(log_p, log_q, self.alpha)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (skew_kl_kernel(self.teacher_model, float(self.alpha)),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
@@ -400,6 +448,9 @@ class SkewRKL(Objective):
         log_p, log_q = both(student, teacher)
         inside = log_q.detach() if self.detach_mixture else log_q
         return kl(log_q, mixture(log_p, inside, 1 - self.alpha))
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (skew_rkl_kernel(self.teacher_model, float(self.alpha), self.detach_mixture),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

@@ -27,6 +27,7 @@ from stillhouse.objectives.divergences import (
     log_softmax,
     mixture,
 )
+from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
 from stillhouse.schedules import Share
 
@@ -303,6 +304,13 @@ class TAID(Objective):
         assert teacher is not None
         target = torch.lerp(student.detach(), teacher, float(self.t))
         return kl(log_softmax(target), log_softmax(student))
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        numbers = (1.0, 0.0, 1.0, float(self.t))
+        target = "mixtures.taid_target"
+        return (
+            KernelTerm("divergences.weighted_kl", numbers, target=target, teacher_model=self.teacher_model),
+        )
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

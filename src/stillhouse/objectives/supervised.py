@@ -11,6 +11,7 @@ from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
 from stillhouse.objectives.base import Objective, label_logprobs, register
 from stillhouse.objectives.divergences import log_normaliser
+from stillhouse.objectives.kernels import KernelTerm
 
 
 @register
@@ -34,6 +35,9 @@ class CrossEntropy(Objective):
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
         assert rows.labels is not None
         return -label_logprobs(student, rows.labels)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        return (KernelTerm(label_weight=1.0, teacher_model=None),)
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

@@ -27,7 +27,7 @@ def preflight(config: RunConfig) -> None:
 
     Raises:
         ConfigError: with everything that is missing or unknown, at once.
-        EnvironmentFault: a package that a path or a logger needs is not installed.
+        EnvironmentFault: a package that a path, a logger or a backend needs is not installed.
     """
     faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
     start = f" (Relative paths start at the working directory, {Path.cwd()}.)"
@@ -40,6 +40,7 @@ def preflight(config: RunConfig) -> None:
     if faults:
         raise ConfigError(*faults)
     config.engine.check_installed()
+    config.train.fused.check_installed()
     check_loggers(config.train.report_to)
 
 

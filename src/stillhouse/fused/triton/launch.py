@@ -1,0 +1,173 @@
+"""Values and gradients of some rows by the Triton template: from what an objective states to its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stillhouse.core.head import ModelHead
+from stillhouse.fused.triton.template import LabelRows, LogitRows, template
+from stillhouse.objectives.kernels import KernelTerm, function
+
+BLOCK, WARPS = 2048, 8
+"""Entries of a row that a program has at a time, and its warps: the registers of every form suffice."""
+NUMBERS = 6
+MEANS = {"student": 1, "teacher": 2, "uniform": 4}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadProduct:
+    """The bare products of some rows with a model's head, [n, V], and what makes logits of them."""
+
+    product: Tensor
+    head: ModelHead
+    bias: Tensor | None
+
+    def rows(self) -> LogitRows:
+        """As the template takes them."""
+        cap = self.head.softcap
+        scale = float(self.head.scale)
+        return LogitRows(
+            self.product, self.product.stride(0), self.bias, scale, None if cap is None else float(cap)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowWeights:
+    """How much each row counts, and its label."""
+
+    token_weight: Tensor
+    """[n], for the gradient."""
+    loss_weight: float = 1.0
+    """That of the objective in the one that holds it, for value and gradient."""
+    labels: Tensor | None = None
+    """[n]; None where nothing asks for labels."""
+    label_slope: Tensor | None = None
+    """[n]: the gradient of the loss for the log-probability of each label, from its part over sequences."""
+
+
+def values_and_gradient(
+    terms: Sequence[KernelTerm],
+    student: HeadProduct,
+    teachers: Mapping[str, HeadProduct],
+    weights: RowWeights,
+    out: Tensor | None,
+    block: int = BLOCK,
+) -> Tensor:
+    """The values [n] of a sum of terms; the gradient of the weighted loss is written to `out`.
+
+    Args:
+        terms: what the objective states.
+        student: its products; `out` may lie on them.
+        teachers: by name, those that terms ask.
+        weights: of the rows.
+        out: [n, V] for the gradient for the student's products; None: not wanted. Where rows of all these are
+            filled up (their stride is larger than V), up to 15 entries beyond V are written with zeros.
+        block: entries of a row at a time.
+    """
+    product = student.product
+    exact = torch.float64 if product.dtype == torch.float64 else torch.float32
+    values = torch.zeros(product.shape[0], dtype=exact, device=product.device)
+    launches = _launches(terms, weights)
+    overlaps = out is not None and out.untyped_storage().data_ptr() == product.untyped_storage().data_ptr()
+    target = torch.empty_like(out) if out is not None and overlaps and len(launches) > 1 else out
+    if not len(values):
+        return values
+    height = product.shape[1]
+    width = _width(
+        [product, *(one.product for one in teachers.values()), *([] if target is None else [target])]
+    )
+    if not launches and out is not None:
+        out.zero_()
+    for number, (term, labels) in enumerate(launches):
+        teacher = None if term.teacher_model is None else teachers[term.teacher_model].rows()
+        arguments = _arguments(term, labels, weights, height, width)
+        forms = _forms(term, tl.float64 if exact == torch.float64 else tl.float32, block, height)
+        template[(len(values),)](
+            student.rows(),
+            teacher,
+            target,
+            0 if target is None else target.stride(0),
+            values,
+            **arguments,
+            **forms,
+            ADD=number > 0,
+            OVERWRITE=overlaps and target is out and out is not None and out.dtype != product.dtype,
+            num_warps=WARPS,
+        )
+    if out is not None and target is not None and target is not out:
+        out.copy_(target)
+    return values
+
+
+def _width(rows: Sequence[Tensor]) -> int:
+    """How many entries of each row may be read and written: a multiple of 16, which wide transfers need,
+    where all rows are filled up so far."""
+    height = rows[0].shape[1]
+    wide = -(-height // 16) * 16
+    for one in rows:
+        end = one.storage_offset() + (one.shape[0] - 1) * one.stride(0) + wide
+        if one.stride(0) < wide or end * one.itemsize > one.untyped_storage().nbytes():
+            return height
+    return wide
+
+
+Labels = tuple[Tensor, Tensor, float]
+"""Ids, slope, weight of the value."""
+
+
+def _launches(terms: Sequence[KernelTerm], weights: RowWeights) -> list[tuple[KernelTerm, Labels | None]]:
+    """One for each term with a function; labels go with the first at temperature 1, or alone."""
+    found: list[tuple[KernelTerm, Labels | None]] = [
+        (term, None) for term in terms if term.function is not None
+    ]
+    label_weight = sum(term.weight * term.label_weight for term in terms)
+    if weights.label_slope is None and label_weight == 0.0:
+        return found
+    assert weights.labels is not None
+    slope = weights.token_weight * (-label_weight * weights.loss_weight)
+    if weights.label_slope is not None:
+        slope = slope + weights.label_slope
+    labels = weights.labels, slope, float(label_weight * weights.loss_weight)
+    for number, (term, _) in enumerate(found):
+        if term.temperature == 1.0:
+            found[number] = term, labels
+            return found
+    return [*found, (KernelTerm(teacher_model=None), labels)]
+
+
+def _arguments(
+    term: KernelTerm, labels: Labels | None, weights: RowWeights, height: int, width: int
+) -> dict[str, Any]:
+    first, numbers = None, [float(n) for n in term.numbers if not isinstance(n, Tensor)]
+    if term.numbers and isinstance(term.numbers[0], Tensor):
+        first, numbers = term.numbers[0].contiguous(), [0.0, *numbers]
+    return {
+        "token_weight": weights.token_weight.contiguous(),
+        "loss_weight": float(term.weight * weights.loss_weight),
+        "labels": None if labels is None else LabelRows(*labels),
+        "height": height,
+        "width": width,
+        "inverse": 1.0 / float(term.temperature),
+        "numbers": (*numbers, *[0.0] * (NUMBERS - len(numbers))),
+        "first_number": first,
+    }
+
+
+def _forms(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str, Any]:
+    """The constants of a specialisation."""
+    named = {"TARGET": term.target, "MIXTURE": term.mixture, "TERMS": term.function}
+    named["SUMS"] = f"{term.function}_sums" if term.sums else None
+    return {
+        **{key: None if name is None else function(name) for key, name in named.items()},
+        "COUNT": term.sums,
+        "MEANS": sum(MEANS[mean] for mean in term.means),
+        "BLOCK": min(block, triton.next_power_of_2(height)),
+        "E": dtype,
+    }
