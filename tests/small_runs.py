@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import stillhouse
+from stillhouse import recipes
 from stillhouse.files import write_jsonl
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
@@ -39,8 +41,25 @@ def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
     for name, count, file in (("train", rows, "train.jsonl"), ("valid", valid, "dev.jsonl")):
         lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if name == "train":
+            write_jsonl(folder / "pairs.jsonl", _pairs([json.loads(line) for line in lines]))
     rows = [{"text": json.loads(line)["outputs"][0]} for line in lines]
     write_jsonl(folder / "text.jsonl", rows)
+
+
+def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row's first reference is preferred to that of another row."""
+    answers = [row["outputs"][0] for row in rows]
+    return [
+        {"prompt": row["prompt"], "chosen": answers[place], "rejected": answers[place - 5]}
+        for place, row in enumerate(rows)
+    ]
+
+
+def _of_pairs(recipe: str | None) -> bool:
+    """Whether a recipe trains on the preference pairs of the data set."""
+    values = {} if recipe is None else yaml.safe_load(recipes.find(recipe).path.read_text(encoding="utf-8"))
+    return bool(values.get("responses", {}).get("kind") == "preference_pairs")
 
 
 def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -54,7 +73,7 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "student": {"tokenizer": TEACHER, "from_config": STUDENT},
         "teacher": {"kind": "live", "path": TEACHER},
         "data": {
-            "train": str(folder / "train.jsonl"),
+            "train": str(folder / ("pairs.jsonl" if _of_pairs(changes.get("recipe")) else "train.jsonl")),
             "valid": str(folder / "valid.jsonl"),
             "template": {"kind": "plain"},
             "max_prompt": 96,

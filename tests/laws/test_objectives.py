@@ -265,7 +265,7 @@ def test_every_objective_of_the_specification_is_there() -> None:
     wanted = (
         "cross_entropy forward_kl reverse_kl symmetric_kl jeffreys jsd tvd skew_kl skew_rkl adaptive_kl ab "
         "alpha_mixture taid csd dld contrastive dpkd policy_gradient uld advantage aligned_teacher sum "
-        "by_source"
+        "by_source simper"
     )
     assert set(wanted.split()) <= set(REGISTRY.kinds())
     assert build("skew_kl", alpha=0.1).model_dump()["alpha"] == 0.1

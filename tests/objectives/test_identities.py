@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,36 @@ def test_dpkd_is_the_sigmoid_of_the_pairs_gap() -> None:
         torch.testing.assert_close(got[mine], -torch.nn.functional.logsigmoid(0.3 * gap).expand(mine.sum()))
     with pytest.raises(ValueError, match="exactly one teacher-written"):
         build("dpkd")(student[:2], teacher[:2], rows[:2])
+    torch.testing.assert_close(
+        build("dpkd", scale=0.3, length_normalised=False)(student, teacher, of_pairs(rows)), got
+    )
+
+
+def of_pairs(rows: Rows) -> Rows:
+    """The same with the chosen and the rejected response of pairs for those of teacher and student."""
+    teacher_written = rows.sources == SOURCES.index("teacher")
+    return replace(
+        rows, sources=np.where(teacher_written, SOURCES.index("chosen"), SOURCES.index("rejected"))
+    )
+
+
+def test_simper_is_the_difference_of_inverse_perplexities() -> None:
+    student, rows = logits(8, 6, 1).double().requires_grad_(), of_pairs(drawn_rows(8, 6))
+    logprobs = student.log_softmax(-1).gather(-1, rows.labels[:, None])[:, 0]
+    wanted, weights = torch.zeros((), dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    for sequence in np.unique(rows.sequence_ids):
+        mine = torch.from_numpy(rows.sequence_ids == sequence)
+        chosen = rows.sources[rows.sequence_ids == sequence][0] == SOURCES.index("chosen")
+        wanted = wanted + (-1 if chosen else 1) * logprobs[mine].mean().exp()
+        weights[mine] = 1 / (len(np.unique(rows.sequence_ids)) * mine.sum())
+    pairs = len(np.unique(rows.pair_ids))
+    got = (build("simper")(student, rows=rows) * weights).sum()
+    torch.testing.assert_close(got, wanted / pairs)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(one, student, retain_graph=True)[0] for one in (got, wanted / pairs))
+    )
+    with pytest.raises(ValueError, match="simper is for responses of chosen"):
+        build("simper")(student, rows=replace(rows, sources=np.full(8, SOURCES.index("fixed"))))
 
 
 def test_contrastive_alpha_follows_the_gap_and_stays_in_its_bounds() -> None:

@@ -20,9 +20,14 @@ EXTRA: dict[str, dict[str, Any]] = {
     # Policy gradients are noisy: less of the future, a smaller step, a student that has begun to learn.
     "minillm": {"objective": {"discount": 0.5}, "train": {"lr": 3e-3}},
     "skd": {"train": {"max_steps": 12}},
+    "simper": {"train": {"lr": 3e-3}},
 }
-WARM = {"minillm": 10, "skd": 40}
+WARM = {"minillm": 10, "skd": 40, "simper": 80}
 """Steps of fine-tuning before: enough for text worth training on, few enough to leave something to learn."""
+
+
+MARGINS = {"simper": 0.003}
+"""By how much the training loss of a preference method falls."""
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +63,13 @@ def test_loss_falls(folder: Path, warm: Any, name: str) -> None:
     config = tree(folder, name, recipe=name, **{**extra, "train": {**LENGTH, **extra.get("train", {})}})
     if name in WARM:
         config["student"] = {"path": str(warm(WARM[name]))}
-    if name == "sft":
+    if name in ("sft", "simper"):
         del config["teacher"]
     assert in_child(config) == 0
     rows = rows_of(folder / name)
-    losses = [row["loss"] for row in rows if row["phase"] == "valid"]
-    assert losses[-1] < losses[0] - 0.02, losses
+    of_pairs = name in MARGINS  # no text becomes likelier by them: the loss they train is what falls
+    losses = [row["loss"] for row in rows if row["phase"] == ("train" if of_pairs else "valid")]
+    assert losses[-1] < losses[0] - MARGINS.get(name, 0.02), losses
 
 
 @pytest.mark.parametrize("name", NAMES)

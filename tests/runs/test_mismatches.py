@@ -110,11 +110,11 @@ def test_a_teacher_that_nothing_asks_for_is_refused() -> None:
 
 
 def test_pairs_are_asked_of_the_responses() -> None:
-    with pytest.raises(
-        ConfigError, match=r"kind dpkd needs a teacher-written and a student-written response"
-    ):
+    with pytest.raises(ConfigError, match=r"kind dpkd needs two responses to each prompt to compare"):
         resolve(tree(objective="dpkd", responses={"kind": "on_policy"}))
     resolve(tree(objective="dpkd", responses={"kind": "pairs"}))
+    with pytest.raises(ConfigError, match=r"kind simper does not know whether fixed text is preferred"):
+        resolve(tree(objective="simper", responses={"kind": "fixed"}))
 
 
 def test_a_draft_model_needs_a_teacher_in_this_process() -> None:

@@ -19,11 +19,15 @@ from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import REFERENCE, Requirements, RunFacts
 from stillhouse.core.rows import Rows, sequence_means
 from stillhouse.core.sparse import SparseLogprobs, gathered_at, looked_up
+from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, differentiated, register
-from stillhouse.objectives.contrastive import STUDENT, TEACHER
 from stillhouse.objectives.divergences import both, closed_reverse_kl, dot, kl, log_softmax
+from stillhouse.objectives.simper import PREFERRED
 from stillhouse.schedules import NonNegative
+
+_SIDES = [[SOURCES.index(source) for source, sign in PREFERRED.items() if sign == one] for one in (1.0, -1.0)]
+"""The sources of preferred responses, and of the others."""
 
 LEAST_STORED = math.log(1e-7)
 """The least log-probability (nats) that counts where only a few tokens of a teacher are stored."""
@@ -34,13 +38,12 @@ LARGEST_LOG = 80.0
 @register
 class DPKD(Objective):
     """Direct preference knowledge distillation: prefer the teacher's choice over the student's, relative to
-    the
-    teacher.
+    the teacher.
 
     Equation: -log sigma(b D), D = [log q(y_c) - log q(y_r)] - [log p(y_c) - log p(y_r)], b = `scale`. At the
-        level of sequences y_c is the teacher-written and y_r the student-written response of a prompt; at
-        the level of tokens they are the most probable tokens of teacher and student. Every row of a pair has
-        the pair's value.
+        level of sequences y_c is the teacher-written and y_r the student-written response of a prompt, or the
+        chosen and the rejected one of a preference pair; at the level of tokens they are the most probable
+        tokens of teacher and student. Every row of a pair has the pair's value.
     Gradient: -b sigma(-b D) (grad log q(y_c) - grad log q(y_r)).
     Character: seeking; nothing stops q(y_r) from going to zero, and that hurts.
     When: as a baseline for `contrastive`.
@@ -93,8 +96,8 @@ class DPKD(Objective):
         sequences, first = np.unique(ids, return_index=True)
         prompts, pair = np.unique(pairs[first], return_inverse=True)
         chosen, rejected = (
-            _one_of_each_pair(sequences, pair, sources[first] == code, len(prompts))
-            for code in (TEACHER, STUDENT)
+            _one_of_each_pair(sequences, pair, np.isin(sources[first], codes), len(prompts))
+            for codes in _SIDES
         )
         gap = ratio[to_device(chosen, ratio.device)] - ratio[to_device(rejected, ratio.device)]
         of_row = pair[np.searchsorted(sequences, ids)]
@@ -106,8 +109,8 @@ def _one_of_each_pair(sequences: Ints, pair: Ints, written: NDArray[np.bool_], c
     index = pair[written]
     if len(index) != count or len(np.unique(index)) != count:
         raise ValueError(
-            "dpkd needs exactly one teacher-written and one student-written response of each "
-            "pair in the batch; use responses.kind: pairs"
+            "dpkd needs exactly one teacher-written (or chosen) and one student-written (or rejected) "
+            "response of each pair in the batch; use responses.kind: pairs or preference_pairs"
         )
     return sequences[written][np.argsort(index)]
 
