@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -32,15 +32,15 @@ def mixed() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def casts_of_weights(model: Any, run: Callable[[], Any]) -> tuple[int, Any]:
-    """How often a weight of the first projection is cast while something runs, and what comes of it."""
-    weight = model.model.layers[0].mlp.up_proj.weight
+def casts_of(weights: Iterable[torch.Tensor], run: Callable[[], Any]) -> tuple[int, Any]:
+    """How often one of some weights is cast while something runs, and what comes of it."""
+    addresses = {weight.data_ptr() for weight in weights}
     casts = 0
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal casts
-            casts += func is torch.ops.aten._to_copy.default and args[0].data_ptr() == weight.data_ptr()
+            casts += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in addresses
             return func(*args, **(kwargs or {}))
 
     with Count():
@@ -64,8 +64,9 @@ def test_mixed_precision_casts_weights_once_for_a_whole_text(mixed: Accelerator)
         ]
         return [tuple(text[0, one.shape[1] :].tolist()) for text, one in zip(texts, ids, strict=True)]
 
-    many, wanted = casts_of_weights(model, step_by_step)
-    once, got = casts_of_weights(model, lambda: engine(model).generate(prompts, GREEDY, 0))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    many, wanted = casts_of([weight], step_by_step)
+    once, got = casts_of([weight], lambda: engine(model).generate(prompts, GREEDY, 0))
     assert (many > 20, once) == (True, 1)
     assert [c.token_ids for c in got] == wanted
 
@@ -77,3 +78,26 @@ def test_text_written_within_autocast_leaves_no_weight_without_gradient(mixed: A
         engine(model).generate(some_prompts(2), GREEDY, 0)
         model(input_ids=batch, labels=batch).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_static_step_computes_with_lasting_casts_of_the_weights_of_now(
+    mixed: Accelerator, kind: str
+) -> None:
+    """A graph may neither cast weights at each step nor read casts that autocast has dropped."""
+    model: Any = mixed.prepare_model(tiny(kind))
+    prompts = some_prompts(6)
+    made = TransformersConfig(kv_cache="static").build(model, TOKENIZER_INFO)
+    texts = []
+    for _ in range(3):
+        grown = TransformersConfig(kv_cache="growing").build(model, TOKENIZER_INFO)
+        casts, got = casts_of(model.parameters(), lambda: made.generate(prompts, GREEDY, 0))
+        assert got == grown.generate(prompts, GREEDY, 0)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        texts.append((got, casts))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+    assert texts[0][0] != texts[1][0]
+    assert [casts for _, casts in texts[1:]] == [0, 0]
+    assert texts[0][1] > 0

@@ -13,10 +13,11 @@ from tiny_models import ARCHITECTURES, TOKENIZER_INFO, VOCAB, some_prompts, tiny
 
 from stillhouse.engines import Sampling, TransformersConfig
 from stillhouse.engines.kv_cache import PreallocatedCache
+from stillhouse.engines.mixture import MixtureEngine, MixtureModel
 from stillhouse.engines.prefill import NextTokenLogits, Prefilled
 from stillhouse.engines.sampling import Sampler
 from stillhouse.engines.slot_cache import SlotMasks
-from stillhouse.engines.static_decode import StaticDecoder
+from stillhouse.engines.static_decode import StaticDecoder, StaticDecoding
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
 from stillhouse.errors import EngineError
 
@@ -88,9 +89,37 @@ def test_a_step_kept_from_an_earlier_call_writes_the_text_of_the_weights_of_now(
             assert texts(got[index] for index in range(count)) == texts(wanted)
     assert {key[0] for key in replay.steps} == {80, 40, 16, 4}  # type: ignore[index]
     assert replay.forgotten == 0
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     decoder.run(some_prompts(2), Sampling(max_tokens=200), 0, 4, lambda *_: None)
-    assert replay.forgotten == 2  # the weights have moved, and then the buffers were too small
+    assert replay.forgotten == 1  # the buffers were too small
+
+
+def test_weights_that_have_moved_are_found() -> None:
+    model: Any = tiny().requires_grad_(False)
+    made, static = engine(model, "static"), StaticDecoding(TOKENIZER_INFO, "static")
+    prompts, sampling = some_prompts(4), Sampling(max_tokens=12)
+    with torch.no_grad():
+        before = static.decoder(model, 2, prompts)
+    assert before is not None
+    assert static.decoder(model, 2, prompts) is before
+    for weight in (model.lm_head.weight.neg(), model.lm_head.weight.roll(1, 0)):
+        model.lm_head.weight = torch.nn.Parameter(weight)
+        wanted = engine(model, "growing").generate(prompts, sampling, 0)
+        assert texts(made.generate(prompts, sampling, 0)) == texts(wanted)
+        with torch.no_grad():
+            assert static.decoder(model, 2, prompts) is not before
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
+def test_a_mixture_of_models_with_other_masks_writes_the_text_of_the_growing_cache(
+    options: dict[str, Any],
+) -> None:
+    mixture = MixtureModel(tiny("llama"), tiny("gemma3_text", seed=1), 0.4, VOCAB)
+    prompts, sampling = some_prompts(9), Sampling(max_tokens=24, **options)
+    fixed, grown = (MixtureEngine(mixture, TOKENIZER_INFO, 5, kind) for kind in ("static", "growing"))
+    assert fixed.static.decoder(mixture, sum(mixture.num_layers), prompts) is not None
+    wanted = grown.generate(prompts, sampling, 3)
+    assert texts(fixed.generate(prompts, sampling, 3)) == texts(wanted)
+    assert fixed.generate([], sampling, 3) == []
 
 
 @pytest.mark.parametrize("kind", STATIC)

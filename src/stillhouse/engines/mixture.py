@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from stillhouse.core.types import Completion
 from stillhouse.engines.base import CompletionCollector, ProgressCallback, Sampling, TokenizerInfo
 from stillhouse.engines.decode import Decoder
 from stillhouse.engines.kv_cache import num_attention_layers
-from stillhouse.engines.transformers import check_prompts, evaluating
+from stillhouse.engines.slot_cache import SlotMask, SlotMasks
+from stillhouse.engines.static_decode import StaticDecoding
+from stillhouse.engines.transformers import KvCache, check_prompts, evaluating
 from stillhouse.errors import EngineError
 from stillhouse.models.hidden import unwrap
 
@@ -43,23 +45,34 @@ class MixtureModel(nn.Module):
                 "attention; set responses.teacher_share: 0."
             )
         self.num_layers: list[int] = [count for count in layers if count is not None]
+        device = next(self.models[0].parameters()).device
+        self.log_shares: Tensor
+        self.register_buffer("log_shares", torch.tensor([1 - share, share], device=device).log())
+
+    def slot_masks(self) -> Callable[[Tensor, int], list[SlotMask]]:
+        """As `SlotMasks`, a mask for each model."""
+        return lambda slots, capacity: [SlotMasks.of(model)(slots, capacity) for model in self.models]
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | list[SlotMask],
         past_key_values: Cache,
         position_ids: Tensor,
         use_cache: bool = True,
     ) -> CausalLMOutputWithPast:
-        """The log-probabilities of the mixture as logits [B, 1, vocab_size]."""
+        """The log-probabilities of the mixture as logits [B, 1, vocab_size].
+
+        `attention_mask` is for both models, or a list of one for each.
+        """
         first = self.num_layers[0]
         layers = (past_key_values.layers[:first], past_key_values.layers[first:])
+        masks = attention_mask if isinstance(attention_mask, list) else [attention_mask] * 2
         with torch.autocast(input_ids.device.type, enabled=False):  # each model enters its own, if it has one
             log_probs = [
                 model(
                     input_ids=input_ids,
-                    attention_mask=attention_mask,
+                    attention_mask=mask,
                     position_ids=position_ids,
                     past_key_values=Cache(layers=part),
                     use_cache=use_cache,
@@ -68,10 +81,9 @@ class MixtureModel(nn.Module):
                 .logits[..., : self.vocab_size]
                 .float()
                 .log_softmax(-1)
-                for model, part in zip(self.models, layers, strict=True)
+                for model, part, mask in zip(self.models, layers, masks, strict=True)
             ]
-        shares = torch.tensor([1 - self.share, self.share], device=input_ids.device).log()
-        mixed = torch.logaddexp(log_probs[0] + shares[0], log_probs[1] + shares[1])
+        mixed = torch.logaddexp(log_probs[0] + self.log_shares[0], log_probs[1] + self.log_shares[1])
         return CausalLMOutputWithPast(logits=mixed)
 
 
@@ -84,10 +96,17 @@ class MixtureEngine:
         >>> engine.generate([[5, 9, 12]], Sampling(max_tokens=20), seed=0)
     """
 
-    def __init__(self, mixture: MixtureModel, tokenizer_info: TokenizerInfo, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        mixture: MixtureModel,
+        tokenizer_info: TokenizerInfo,
+        batch_size: int = 64,
+        kv_cache: KvCache = "auto",
+    ) -> None:
         self.mixture = mixture
         self.tokenizer_info = tokenizer_info
         self.batch_size = batch_size
+        self.static = StaticDecoding(tokenizer_info, kv_cache)
 
     def generate(
         self,
@@ -101,9 +120,14 @@ class MixtureEngine:
         """One completion for each prompt; see `Engine.generate`. `sampling` applies to the mixture."""
         for model in self.mixture.models:
             check_prompts(prompts, sampling, model.config)
+        if not prompts:
+            return []
         completions = CompletionCollector(len(prompts), progress)
+        num_layers = sum(self.mixture.num_layers)
         with evaluating(self.mixture):
-            num_layers = sum(self.mixture.num_layers)
-            decoder = Decoder(self.mixture, self.tokenizer_info, sampling, seed, num_layers)
-            decoder.run(prompts, self.batch_size, completions, sample_ids)
+            if (static := self.static.decoder(self.mixture, num_layers, prompts)) is not None:
+                static.run(prompts, sampling, seed, self.batch_size, completions, sample_ids)
+            else:
+                decoder = Decoder(self.mixture, self.tokenizer_info, sampling, seed, num_layers)
+                decoder.run(prompts, self.batch_size, completions, sample_ids)
         return completions.in_order()

@@ -36,9 +36,7 @@ class NextTokenLogits:
         self.takes_positions = "position_ids" in accepted
         self.extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
-    def __call__(
-        self, ids: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor, cache: Cache
-    ) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Any, positions: Tensor, cache: Cache) -> Tensor:
         """The logits after the last of the token ids [B, t], which are appended to the cache.
 
         Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from stillhouse.engines.kv_cache import PreallocatedCache, PreallocatedLayer
@@ -96,12 +97,25 @@ def _filled(cache: PreallocatedCache) -> list[PreallocatedLayer]:
     return [layer for layer in cache.layers if isinstance(layer, PreallocatedLayer)]
 
 
+SlotMask = Tensor | dict[str, Tensor]
+"""What a model takes as the mask [B, 1, 1, capacity] of its layers, or of each kind of layers."""
+
+
 class SlotMasks:
     """Which slots a row attends to: those up to its own, within the layer's window where it has one.
 
     Every attention implementation takes a mask of its own form; models with several kinds of layers take one
     for each kind.
     """
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Callable[[Tensor, int], Any]:
+        """Those of a model, which may have a way of its own (`slot_masks`)."""
+        own = getattr(model, "slot_masks", None)
+        if own is not None:
+            made: Callable[[Tensor, int], Any] = own()
+            return made
+        return cls(model.config, next(model.parameters()).dtype)
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
         """For a model of this configuration, whose embeddings are of `dtype`."""
@@ -113,7 +127,7 @@ class SlotMasks:
         self.windows = dict(zip(types or windows, windows, strict=False))
         """The window of each kind of layer; None: it attends to all slots before its own."""
 
-    def __call__(self, slots: Tensor, capacity: int) -> Tensor | dict[str, Tensor]:
+    def __call__(self, slots: Tensor, capacity: int) -> SlotMask:
         """The mask [B, 1, 1, capacity] for rows that write at `slots` [B], or one for each kind of layer."""
         masks = {kind: self._mask(slots, capacity, window) for kind, window in self.windows.items()}
         return next(iter(masks.values())) if self.one_for_all else masks

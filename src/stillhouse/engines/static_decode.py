@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from stillhouse.engines.sampling import NothingToSample, Sampler, uniforms
 from stillhouse.engines.slot_cache import SlotMasks
 from stillhouse.engines.static_probe import why_not_static
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
+
+logger = logging.getLogger("stillhouse")
 
 CHECK_EVERY = 8
 """Steps between two looks at which rows are finished: a look waits for the device, a step does not."""
@@ -53,7 +56,7 @@ class StaticDecoder:
         self.replay: Replay = CudaGraphs(self.device) if self.device.type == "cuda" else EagerSteps()
         self.cast_weights = CastWeights(model)
         self.addresses = addresses(model)
-        self.masks = SlotMasks(model.config, next(model.parameters()).dtype)
+        self.masks = SlotMasks.of(model)
         self.eos = torch.tensor(tokenizer_info.eos_ids, dtype=torch.long, device=self.device)
         self.buffers: DecodeBuffers | None = None
 
@@ -82,9 +85,6 @@ class StaticDecoder:
             self.eos,
             sampling.max_tokens,
         )
-        if self.addresses != (now := addresses(self.model)):
-            self.addresses = now
-            self.replay.forget()
         self.cast_weights.refresh()
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
         self.capacity = _round_up(len(prompts[waiting[0]]) + sampling.max_tokens, SLOTS)
@@ -189,6 +189,49 @@ class StaticDecoder:
             scores = tuple(logprobs[place][response]) if self.sampling.logprobs else None
             self.on_completion(index, Completion(tokens, tokens[-1] in self.tokenizer_info.eos_ids, scores))
             self.running[row] = None
+
+
+class StaticDecoding:
+    """The static decoder of a model, kept between calls, where it is wanted and there is one.
+
+    Example:
+        >>> static = StaticDecoding(tokenizer_info, "auto")
+        >>> if (decoder := static.decoder(model, num_layers=12, prompts=[[5, 9]])) is not None:
+        ...     decoder.run([[5, 9]], Sampling(), 0, 1, on_completion)
+    """
+
+    def __init__(self, tokenizer_info: TokenizerInfo, kv_cache: Literal["auto", "growing", "static"]) -> None:
+        self.tokenizer_info = tokenizer_info
+        self.kv_cache = kv_cache
+        self.refused = False
+        self._decoder: StaticDecoder | None = None
+
+    def wanted(self, model: nn.Module) -> bool:
+        """Whether a model is to decode so: `auto` is for CUDA."""
+        on_cuda = next(model.parameters()).device.type == "cuda"
+        return not self.refused and (self.kv_cache == "static" or (self.kv_cache == "auto" and on_cuda))
+
+    def decoder(
+        self, model: nn.Module, num_layers: int | None, prompts: Sequence[Sequence[int]]
+    ) -> StaticDecoder | None:
+        """The model's decoder; None where another is to be used, of which a line says why, once."""
+        if not self.wanted(model):
+            return None
+        old = self._decoder
+        if old is None or old.model is not model or old.addresses != addresses(model):
+            self._decoder, reason = None, "its layers are not all attention"
+            if num_layers is not None:
+                made = StaticDecoder(model, self.tokenizer_info, num_layers)
+                reason = made.why_not(max(prompts, key=len)) or ""
+                self._decoder = None if reason else made
+            if reason:
+                self.refused = True
+                logger.warning(
+                    "engine: %s decodes with a growing cache, without CUDA graphs: %s",
+                    type(model).__name__,
+                    reason,
+                )
+        return self._decoder
 
 
 def _to_host(buffer: Tensor, rows: Tensor) -> list[list[Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.kv_cache import PreallocatedCache
 from stillhouse.engines.prefill import NextTokenLogits, prefill
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
-from stillhouse.engines.slot_cache import SlotMasks
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
 
 STEPS, LENGTH, CAPACITY = 3, 8, 16
@@ -22,7 +22,7 @@ HALF_TOLERANCE = 0.05
 
 def why_not_static(
     next_logits: NextTokenLogits,
-    masks: SlotMasks,
+    masks: Callable[[Tensor, int], Any],
     num_layers: int,
     tokenizer_info: TokenizerInfo,
     prompt: Sequence[int],
@@ -31,9 +31,10 @@ def why_not_static(
 
     Some tokens are decoded after the beginning of a prompt, in a batch with a shorter beginning.
     """
-    kind = next_logits.model.config._attn_implementation  # type: ignore[union-attr]
-    if kind not in ("sdpa", "eager"):
-        return f"its attention implementation is {kind}"
+    for part in next_logits.model.modules():
+        kind = getattr(getattr(part, "config", None), "_attn_implementation", "sdpa")
+        if kind not in ("sdpa", "eager"):
+            return f"its attention implementation is {kind}"
     prompts = [list(prompt[:LENGTH]), list(prompt[: len(prompt[:LENGTH]) // 2 + 1])]
     sampling = Sampling(temperature=0.0, max_tokens=STEPS + 2)
     eos = torch.empty(0, dtype=torch.long, device=next_logits.device)
@@ -42,7 +43,9 @@ def why_not_static(
     buffers = DecodeBuffers.allocate(done, rows=3, capacity=CAPACITY)
     buffers.fill([0, 2], done, uniform, sampling, eos)
     step = DecodeStep(next_logits, masks, Sampler(sampling, eos, static=True), eos, sampling.max_tokens)
-    farthest = 0.0
+    limit = TOLERANCE.get(next(next_logits.model.parameters()).dtype, HALF_TOLERANCE)
+    if torch.is_autocast_enabled(next_logits.device.type):
+        limit = HALF_TOLERANCE
     for _ in range(STEPS):
         try:
             logits = step.logits(buffers)
@@ -50,12 +53,11 @@ def why_not_static(
             return f"its forward pass does not take such a batch ({type(error).__name__})"
         for row in (0, 2):
             whole = _after(next_logits, buffers.history[row, : int(buffers.last[row]) + 1], num_layers)
-            farthest = max(farthest, float((logits[row] - whole).norm() / (whole - whole.mean()).norm()))
+            distance = float((logits[row] - whole).norm() / (whole - whole.mean()).norm())
+            if not distance <= limit:  # nor is it if it is not a number
+                return f"its logits then differ by {distance:.2g} of their spread"
         step(buffers)
-    limit = TOLERANCE.get(next(next_logits.model.parameters()).dtype, HALF_TOLERANCE)
-    if torch.is_autocast_enabled(next_logits.device.type):
-        limit = HALF_TOLERANCE
-    return None if farthest <= limit else f"its logits then differ by {farthest:.2g} of their spread"
+    return None
 
 
 def _after(next_logits: NextTokenLogits, text: Tensor, num_layers: int) -> Tensor:

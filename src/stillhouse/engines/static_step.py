@@ -6,6 +6,7 @@ regard to the others, and a row that is finished stays as it is. The step reads 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from stillhouse.engines.base import Sampling
 from stillhouse.engines.prefill import NextTokenLogits, Prefilled
 from stillhouse.engines.sampling import PAD, Sampler
-from stillhouse.engines.slot_cache import SlotCache, SlotMasks
+from stillhouse.engines.slot_cache import SlotCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ class DecodeStep:
     """
 
     next_logits: NextTokenLogits
-    masks: SlotMasks
+    masks: Callable[[Tensor, int], Any]
+    """`SlotMasks` or alike."""
     sampler: Sampler
     """One that is `static`."""
     eos: Tensor

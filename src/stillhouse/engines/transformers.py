@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,9 +24,9 @@ from stillhouse.errors import ConfigError, EngineError, Fault
 if TYPE_CHECKING:
     from torch import nn
 
-    from stillhouse.engines.static_decode import StaticDecoder
 
-logger = logging.getLogger("stillhouse")
+KvCache = Literal["auto", "growing", "static"]
+"""How keys and values are kept while a text is written; see `TransformersConfig.kv_cache`."""
 
 
 @REGISTRY.register
@@ -48,7 +47,7 @@ class TransformersConfig(EngineConfig):
     twice as fast for fp32 models of 30M parameters and more, for half their memory on top. The text and
     `logprobs` are then those of the rounded model."""
 
-    kv_cache: Literal["auto", "growing", "static"] = "auto"
+    kv_cache: KvCache = "auto"
     """`growing`: keys and values of as many columns as there are tokens. `static`: buffers of a fixed shape,
     so that a decoding step can be replayed as a CUDA graph instead of being launched kernel by kernel; on a
     CPU it is only slower. `auto`: static on CUDA where the architecture allows it, else growing. The text is
@@ -79,16 +78,16 @@ class TransformersEngine:
         batch_size: int = 64,
         batch_tokens: int | None = None,
         bfloat16: bool = False,
-        kv_cache: Literal["auto", "growing", "static"] = "auto",
+        kv_cache: KvCache = "auto",
     ) -> None:
+        from stillhouse.engines.static_decode import StaticDecoding
+
         self.model = model
         self.tokenizer_info = tokenizer_info
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.bfloat16 = bfloat16
-        self.kv_cache = kv_cache
-        self._static: StaticDecoder | None = None
-        self._refused = False
+        self._static = StaticDecoding(tokenizer_info, kv_cache)
         self._copy: nn.Module | None = None
 
     def generate(
@@ -119,7 +118,7 @@ class TransformersEngine:
         model = self._rounded(model) if self.bfloat16 else model
         info = self.tokenizer_info
         with evaluating(model):
-            if (static := self._static_decoder(model, num_layers, prompts)) is not None:
+            if (static := self._static.decoder(model, num_layers, prompts)) is not None:
                 static.run(prompts, sampling, seed, rows, completions, sample_ids)
             elif num_layers is None:
                 run_generate(model, info, sampling, seed, prompts, rows, completions, sample_ids)
@@ -128,35 +127,9 @@ class TransformersEngine:
                 decoder.run(prompts, rows, completions, sample_ids)
         return completions.in_order()
 
-    def _static_decoder(
-        self, model: Any, num_layers: int | None, prompts: Sequence[Sequence[int]]
-    ) -> StaticDecoder | None:
-        """The decoder over buffers of fixed shape, kept between calls; None where it is not to be used."""
-        if self._refused or not self._wants_static(model):
-            return None
-        if self._static is None or self._static.model is not model:
-            from stillhouse.engines.static_decode import StaticDecoder
-
-            reason: str | None = "its layers are not all attention"
-            if num_layers is not None:
-                self._static = StaticDecoder(model, self.tokenizer_info, num_layers)
-                reason = self._static.why_not(max(prompts, key=len))
-            if reason is not None:
-                self._static, self._refused = None, True
-                logger.warning(
-                    "engine: %s decodes with a growing cache, without CUDA graphs: %s",
-                    type(model).__name__,
-                    reason,
-                )
-        return self._static
-
-    def _wants_static(self, model: nn.Module) -> bool:
-        on_cuda = next(model.parameters()).device.type == "cuda"
-        return self.kv_cache == "static" or (self.kv_cache == "auto" and on_cuda)
-
     def _rounded(self, model: nn.Module) -> nn.Module:
         """A copy in bfloat16 with the weights of now; in the same storage as before where graphs read it."""
-        if self._refused or not self._wants_static(model):
+        if not self._static.wanted(model):
             return bfloat16_copy(model)
         if self._copy is None:
             self._copy = bfloat16_copy(model)
