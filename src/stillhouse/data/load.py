@@ -266,6 +266,7 @@ def encode_rows(
     config: DataConfig,
     encoder: Encoder,
     limit: int | None = None,
+    needs_rejected: bool = False,
 ) -> tuple[list[Prompt], Counter[str], Counter[str]]:
     """Tokenise evaluation rows with the length rules of `config`; they need no response.
 
@@ -275,12 +276,13 @@ def encode_rows(
         config: `too_long`, `max_prompt` and `max_response` apply.
         encoder: template and tokenizer.
         limit: maximum number of prompts.
+        needs_rejected: rows that are no preference pairs are treated as `no_response` says.
 
     Returns:
         The prompts; the numbers of dropped rows by reason; the numbers of truncated prompts and responses.
     """
     reading = config.reading()
-    builder = PromptBuilder("eval", dataset, config, encoder, reading=reading)
+    builder = PromptBuilder("eval", dataset, config, encoder, reading=reading, needs_rejected=needs_rejected)
     for chunk in _chunks(rows, min(limit or _BATCH_ROWS, _BATCH_ROWS)):
         builder.add(chunk)
         if limit is not None and len(builder.prompts) >= limit:

@@ -100,6 +100,9 @@ class PromptTask(EvalTask):
     """What happens to longer prompts; default: `data.too_long.prompt`. `first_tokens` cuts the finished
     prompt, template included."""
 
+    needs_rejected: ClassVar[bool] = False
+    """Whether its rows must be preference pairs; others are left out and counted."""
+
     def datasets(self) -> Mapping[str, DatasetConfig]:
         """Its rows."""
         return {} if self.data is None else {"data": self.data}
@@ -142,7 +145,10 @@ class PromptTask(EvalTask):
             )
         rows = _Rows(self, dataset, limits.reading())
         most = self.limit if self.data is not None or self.limit is not None else limit
-        prompts, dropped, truncated = encode_rows(rows, dataset, self._length_rules(limits), encoder, most)
+        rules = self._length_rules(limits)
+        prompts, dropped, truncated = encode_rows(
+            rows, dataset, rules, encoder, most, needs_rejected=self.needs_rejected
+        )
         if self.too_long == "first_tokens":
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
         dropped.update(rows.reading.dropped)
@@ -160,7 +166,10 @@ class PromptTask(EvalTask):
         if rule == "first_tokens":  # cut afterwards
             max_prompt, rule = 10**9, "drop"
         too_long = TooLong(prompt=rule, response=limits.too_long.response)
-        return limits.model_copy(update={"max_prompt": max_prompt, "too_long": too_long})
+        changes = {"max_prompt": max_prompt, "too_long": too_long}
+        return limits.model_copy(
+            update={**changes, **({"no_response": "drop"} if self.needs_rejected else {})}
+        )
 
     def sampling_and_seeds(self, context: EvalContext) -> tuple[Sampling, tuple[int, ...]]:
         """Its own, or those of the run."""
