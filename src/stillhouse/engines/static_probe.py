@@ -20,6 +20,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.05
 
 
+@torch.no_grad()
 def why_not_static(
     next_logits: NextTokenLogits,
     masks: Callable[[Tensor, int], Any],
