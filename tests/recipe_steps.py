@@ -11,7 +11,7 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import resolve
 from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step
-from tests.small_runs import tree
+from tests.small_runs import tree_of_recipe
 
 AHEAD: dict[str, dict[str, Any]] = {
     "distillm": {"responses": {"student_share": 1.0}},
@@ -22,9 +22,7 @@ AHEAD: dict[str, dict[str, Any]] = {
 
 def prepared(folder: Path, name: str, **changes: Any) -> tuple[Parts, Step, PreparedStep]:
     """Two micro-batches of four prompts."""
-    config = tree(folder, name, recipe=name, **AHEAD.get(name, {}), **changes)
-    if name == "sft":
-        del config["teacher"]
+    config = tree_of_recipe(folder, name, **AHEAD.get(name, {}), **changes)
     parts = assemble(resolve(config).config)
     step = make_step(parts, RunFolder(folder / name))
     parts.student.train()

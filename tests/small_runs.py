@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import stillhouse
@@ -42,12 +41,12 @@ def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
         lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if name == "train":
-            write_jsonl(folder / "pairs.jsonl", _pairs([json.loads(line) for line in lines]))
+            write_jsonl(folder / "pairs.jsonl", pairs_of([json.loads(line) for line in lines]))
     rows = [{"text": json.loads(line)["outputs"][0]} for line in lines]
     write_jsonl(folder / "text.jsonl", rows)
 
 
-def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row's first reference is preferred to that of another row."""
     answers = [row["outputs"][0] for row in rows]
     return [
@@ -58,8 +57,7 @@ def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _of_pairs(recipe: str | None) -> bool:
     """Whether a recipe trains on the preference pairs of the data set."""
-    values = {} if recipe is None else yaml.safe_load(recipes.find(recipe).path.read_text(encoding="utf-8"))
-    return bool(values.get("responses", {}).get("kind") == "preference_pairs")
+    return recipe is not None and "rejected" in recipes.find(recipe).requirements.data
 
 
 def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -85,6 +83,16 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         **changes,
         "train": {**train, **changes.get("train", {})},
     }
+
+
+def tree_of_recipe(folder: Path, name: str, other: str = TEACHER, **changes: Any) -> dict[str, Any]:
+    """A `tree` of that recipe with the teachers that it asks; all but the main one are the model `other`."""
+    made = tree(folder, name, recipe=name, **changes)
+    asked = recipes.find(name).teachers
+    made["teachers"] = {one: {**made["teacher"], "path": other} for one in asked if one != "main"}
+    if "main" not in asked:
+        del made["teacher"]
+    return made
 
 
 def in_child(

@@ -25,8 +25,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse import commands
-from stillhouse.files import locate
+from stillhouse.files import locate, write_jsonl
 from tests.children import end, start
+from tests.small_runs import pairs_of
 
 CONTEXT = 512
 YAML = """\
@@ -70,13 +71,15 @@ def make_models(folder: Path) -> None:
 
 
 def make_workshop(folder: Path, models: Path) -> None:
-    """Models (linked), 24 rows to train on, 4 to validate, and `run.yaml`."""
+    """Models (linked), 24 rows to train on, also as preference pairs, 4 to validate, and `run.yaml`."""
     for name in ("teacher", "student"):
         (folder / name).symlink_to(models / name)
     source = locate("package:stillhouse/demo/data")
     for name, count, file in (("train", 24, "train.jsonl"), ("valid", 4, "dev.jsonl")):
         lines = (source / file).read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if name == "train":
+            write_jsonl(folder / "pairs.jsonl", pairs_of([json.loads(line) for line in lines]))
     (folder / "run.yaml").write_text(YAML, encoding="utf-8")
 
 

@@ -63,13 +63,17 @@ def test_what_init_writes_passes_check_once_the_paths_are_set(workshop: Workshop
     assert workshop.stillhouse("init", method, "-o", "new.yaml").code == 0
     path = workshop.folder / "new.yaml"
     text = path.read_text(encoding="utf-8")
-    for model in ("student", "teacher"):
-        text = text.replace(f"path/or/hub-name/of/the/{model}", model)
+    for model in ("student", "teacher", *recipes.find(method).teachers):
+        text = text.replace(
+            f"path/or/hub-name/of/the/{model}", "student" if model == "student" else "teacher"
+        )
     path.write_text(text, encoding="utf-8")
     assert yaml.safe_load(text)["recipe"] == method
     said = workshop.stillhouse("check", "new.yaml")
     assert said.code == 0, said.err
-    assert re.search(r"^ *data\.train\.path +train\.jsonl +new\.yaml:\d+", said.out, flags=re.MULTILINE)
+    assert re.search(
+        r"^ *data\.train\.path +(train|pairs)\.jsonl +new\.yaml:\d+", said.out, flags=re.MULTILINE
+    )
     assert "peak memory, estimated (GB)" in said.out
 
 

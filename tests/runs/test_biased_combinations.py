@@ -50,6 +50,11 @@ def test_a_student_that_is_its_own_teacher_is_told() -> None:
     (note,) = resolve({**TREE, "recipe": "kd", "student": {"path": "./teacher"}}).notes
     assert "student and teacher are the same model" in note
     assert resolve({**TREE, "recipe": "kd"}).notes == ()
+    itself = {
+        "student": {"path": "./student"},
+        "teachers": {"reference": {"kind": "live", "path": "student"}},
+    }
+    assert resolve({**TREE, **itself, "objective": "advantage"}).notes == (), "as ADPA's reference it may be"
 
 
 def test_messages_lead_somewhere() -> None:

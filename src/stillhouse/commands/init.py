@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,16 +11,8 @@ from stillhouse import console
 from stillhouse.commands.app import START, app
 from stillhouse.errors import ConfigError
 
-MODELS_AND_DATA = {
-    "student": {"path": "path/or/hub-name/of/the/student"},
-    "data": {
-        "train": {"kind": "jsonl", "path": "train.jsonl"},
-        "valid": "valid.jsonl",
-        "max_prompt": 256,
-        "max_response": 256,
-    },
-}
-TEACHER = {"kind": "live", "path": "path/or/hub-name/of/the/teacher"}
+STUDENT = {"path": "path/or/hub-name/of/the/student"}
+LENGTHS = {"max_prompt": 256, "max_response": 256}
 USAGE = """# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.
 # A line that starts with # and no space is an option at its default: remove the # to set it.
 """
@@ -65,7 +57,26 @@ def starting_yaml(method: str) -> str:
 
     recipe = recipes.find(method)
     values = Layered.merged(Layer.read(recipe.path, "recipe")).values
-    teacher = {} if method == "sft" else {"teacher": TEACHER}
-    tree = {"name": method, "recipe": method, **MODELS_AND_DATA, **teacher, **values}
+    rows = "pairs.jsonl" if "rejected" in recipe.requirements.data else "train.jsonl"
+    tree = {
+        "name": method,
+        "recipe": method,
+        "student": STUDENT,
+        **_teachers(recipe.teachers),
+        "data": {"train": {"kind": "jsonl", "path": rows}, "valid": "valid.jsonl", **LENGTHS},
+        **values,
+    }
     header = "\n".join(f"# {line}".rstrip() for line in recipe.header.splitlines())
     return f"{header}\n\n{USAGE}\n{commented_yaml(RunConfig, tree)}"
+
+
+def _teachers(names: tuple[str, ...]) -> dict[str, Any]:
+    """A place for each of these teachers."""
+    from stillhouse.core.requirements import MAIN
+
+    found = {
+        name: {"kind": "live", "path": f"path/or/hub-name/of/the/{'teacher' if name == MAIN else name}"}
+        for name in names
+    }
+    main = {"teacher": found.pop(MAIN)} if MAIN in found else {}
+    return main | ({"teachers": found} if found else {})

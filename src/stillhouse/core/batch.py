@@ -95,9 +95,9 @@ class TokenBatch:
             input_ids=input_ids,
             attention_mask=attention_mask,
             response_mask=response_mask,
-            row_positions=response_mask.flatten().nonzero().squeeze(-1),
+            row_positions=_true_positions(response_mask),
             labels=labels,
-            token_positions=attention_mask.flatten().nonzero().squeeze(-1),
+            token_positions=_true_positions(attention_mask),
             boundaries=torch.tensor([0, *accumulate(map(len, token_ids))], dtype=torch.int32),
             token_ids=tuple(tuple(ids) for ids in token_ids),
             prompt_lengths=tuple(prompt_lengths),
@@ -180,6 +180,11 @@ class TokenBatch:
         """With other tensors in some of its fields."""
         values: dict[str, Any] = dict(changed)
         return replace(self, **values)
+
+
+def _true_positions(mask: Tensor) -> Tensor:
+    """Where the true entries of a mask on the host stand once it is flattened."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.config import nearest
+from stillhouse.core.requirements import MAIN, STUDENT, Requirements
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.files import name_problem, require_regular
 
@@ -37,6 +38,23 @@ class Recipe:
                 break
             lines.append(line.removeprefix("#").removeprefix(" "))
         return "\n".join(lines)
+
+    @property
+    def requirements(self) -> Requirements:
+        """What its objective and its responses need of models and data."""
+        from stillhouse.config import Layer, Layered
+        from stillhouse.objectives.base import parse_objective
+        from stillhouse.rollouts.base import REGISTRY
+
+        values = Layered.merged(Layer.read(self.path, "recipe")).values
+        responses = REGISTRY.parse(values.get("responses", "fixed"))
+        return parse_objective(values["objective"]).requirements() | responses.requirements()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of the teachers that it asks, `main` first."""
+        names = self.requirements.model_names - {STUDENT}
+        return tuple(sorted(names, key=lambda name: (name != MAIN, name)))
 
 
 def all_recipes() -> list[Recipe]:

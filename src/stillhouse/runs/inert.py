@@ -10,6 +10,7 @@ from stillhouse.config.trees import leaves, plain
 from stillhouse.core.requirements import teacher_path
 from stillhouse.engines import Sampling
 from stillhouse.files import locate
+from stillhouse.objectives import Objective
 from stillhouse.runs.config import RunConfig
 
 DERIVED = ("default", "engine.sampling.max_tokens", "data.max_response")
@@ -54,14 +55,32 @@ def same_models(config: RunConfig) -> Iterator[str]:
     """A teacher that is the student's own start: a loss of zero, unless the two read different prompts."""
     if config.student.path is None:
         return
-    start = locate(config.student.path).resolve()
+    start, compared = locate(config.student.path).resolve(), _compared_teachers(config)
     for name, teacher in config.all_teachers.items():
         model = teacher.model_to_load()
-        if model is not None and model.adapter is None and locate(model.path).resolve() == start:
+        if (
+            name in compared
+            and model is not None
+            and model.adapter is None
+            and locate(model.path).resolve() == start
+        ):
             yield (
                 f"student and {teacher_path(name)} are the same model, {config.student.path}: where both "
                 "read the same prompt there is nothing to learn"
             )
+
+
+def _compared_teachers(config: RunConfig) -> set[str]:
+    """The teachers that a loss pulls the student to; not those that only play the reference."""
+    found: set[str] = set()
+
+    def visit(_: str, value: Any) -> Any:
+        if isinstance(value, Objective) and not hasattr(value, "held"):
+            found.add(value.teacher_model)
+        return value
+
+    walk(config.objective, visit)
+    return found
 
 
 _NONE = object()
