@@ -1,6 +1,7 @@
 """Loading students, teachers and tokenizers, and reading hidden states and heads from them."""
 
 from stillhouse.models.choose_packing import PackingMode, choose_packing
+from stillhouse.models.compiling import compile_layers
 from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
@@ -24,6 +25,7 @@ __all__ = [
     "TeacherModel",
     "check_same_tokenizer",
     "choose_packing",
+    "compile_layers",
     "fingerprint",
     "fingerprint_of_files",
     "generation_ends",

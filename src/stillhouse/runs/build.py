@@ -23,6 +23,7 @@ from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
 from stillhouse.errors import DataError, ModelError
 from stillhouse.models import (
     choose_packing,
+    compile_layers,
     fingerprint,
     load_student,
     load_teacher,
@@ -188,6 +189,10 @@ def assemble(config: RunConfig) -> Parts:
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
     )
     pack_where_possible(parts)
+    if config.train.compile_models:
+        for model in (parts.student, *parts.teachers.values()):
+            if model is not None:
+                compile_layers(model)
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts

@@ -41,7 +41,7 @@ TAKING_EFFECT = (
     "engine.batch_size", "engine.batch_tokens", "engine.gpu_memory_utilization",
     "engine.tensor_parallel_size",
     "student.gradient_checkpointing", "teacher*.cache", "teacher*.folder", "teacher*.limit", "train.clip",
-    "train.fused.*", "train.lr", "train.micro_batch_size", "train.micro_batch_tokens",
+    "train.compile_models", "train.fused.*", "train.lr", "train.micro_batch_size", "train.micro_batch_tokens",
     "train.packing", "train.precision",
     "train.schedule", "train.validate_every", "train.validate_rouge", "train.warmup", "train.weight_decay",
 )  # fmt: skip

@@ -123,6 +123,7 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": [],
+        **({"optim": "adamw_torch_fused"} if torch.cuda.is_available() else {}),
         **train.hf,
     }
     try:

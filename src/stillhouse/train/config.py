@@ -49,6 +49,9 @@ class TrainConfig(StrictConfig):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs matrix products under autocast; weights keep their own dtype. The head's take part on a
     GPU, which keeps their results in fp32; a CPU would round the logits, so there they stay as they are."""
+    compile_models: bool = False
+    """Run the layers of student and teachers through torch.compile, in training and wherever whole sequences
+    are read: faster on a GPU after the first steps, which take up to minutes longer. Changes rounding."""
     normalise: Literal["token", "sequence"] = "token"
     """The mean that the loss is: over all response tokens of the step, or over sequences of the mean over
     each one's tokens."""
