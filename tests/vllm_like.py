@@ -22,6 +22,7 @@ class DemoTeacher:
         path: the model.
         prompt_logprobs: whether it gives log-probabilities of prompts.
         token_ids: whether it takes and returns token ids; without, it is as plain as OpenAI's.
+        echo: whether it repeats a prompt with its tokens' log-probabilities, as text, without others.
         most: the largest number of log-probabilities for a position, as vLLM's --max-logprobs.
         context: tokens of prompt and response together, as vLLM's --max-model-len.
     """
@@ -32,6 +33,7 @@ class DemoTeacher:
         *,
         prompt_logprobs: bool = True,
         token_ids: bool = True,
+        echo: bool = False,
         most: int = 20,
         context: int = 256,
     ) -> None:
@@ -41,7 +43,7 @@ class DemoTeacher:
         self.facts = TokenizerInfo.from_tokenizer(self.tokenizer)
         self.engine = TransformersConfig().build(self.model, self.facts)
         self.prompt_logprobs, self.token_ids, self.most = prompt_logprobs, token_ids, most
-        self.context = context
+        self.context, self.echo = context, echo
 
     def __call__(self, path: str, body: Any) -> Answer:
         """Answer a request."""
@@ -83,6 +85,12 @@ class DemoTeacher:
             choice["logprobs"] = {"token_logprobs": list(done.logprobs or ())}
         if body.get("prompt_logprobs") is not None and self.prompt_logprobs and self.token_ids:
             choice["prompt_logprobs"] = self.scores(prompt, body["prompt_logprobs"])
+        if body.get("echo") and self.echo:
+            scores = self.scores(prompt, 1)
+            own = [one and one[str(token)]["logprob"] for one, token in zip(scores, prompt, strict=True)]
+            tokens = [self.tokenizer.decode([token]) for token in [*prompt, *done.token_ids]]
+            values = [*own, *(done.logprobs or ())]
+            choice["logprobs"] = {"tokens": tokens, "token_logprobs": values, "top_logprobs": None}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(done.token_ids)}
         return 200, {"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage}
 

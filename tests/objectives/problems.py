@@ -64,6 +64,13 @@ VARIANTS: list[dict[str, Any]] = [
     },
     {"kind": "policy_gradient", "discount": 0.0, "include_current": True, "estimator": "k3"},
     {"kind": "policy_gradient", "discount": 0.9, "ratio_clip": 0.2, "reward_clip": 1.0},
+    {"kind": "policy_gradient", "discount": 0.0, "include_current": True, "importance": "token"},
+    {
+        "kind": "policy_gradient",
+        "importance": "sequence",
+        "importance_cap": 1.5,
+        "sampling_teacher_share": 0.2,
+    },
     {
         "kind": "policy_gradient",
         "whiten": True,

@@ -87,6 +87,8 @@ def test_what_an_objective_needs_is_known_before_it_runs() -> None:
     assert build("forward_kl").requirements() == replace(
         Requirements.of("main", "distribution", "topk", "sampled"), same_tokenizer=frozenset({"main"})
     )
+    assert build("policy_gradient").forms == {"distribution", "topk", "sampled", "labels"}
+    assert build("policy_gradient", importance="token").requirements().rows >= {"sampled_logprobs"}
     assert build("uld").requirements().same_tokenizer == frozenset()
     assert build("contrastive").requirements().rows == {"sources"}
     gap = build("contrastive", alpha_rule="gap").requirements()

@@ -200,6 +200,50 @@ def test_on_policy_distillation_is_reverse_kl_in_expectation(estimator: str) -> 
     torch.testing.assert_close(force, wanted)
 
 
+@pytest.mark.parametrize(("importance", "share"), [("token", 0.0), ("token", 0.3), ("sequence", 0.0)])
+def test_text_of_an_earlier_student_gives_the_reverse_kl_of_this_one_in_expectation(
+    importance: str, share: float
+) -> None:
+    """Over all texts of two tokens that another student (mixed with the teacher) may have written.
+
+    Each token weighed alone: the KL after the prefixes that were written; the whole response: after those
+    that the student of now would write.
+    """
+    student, teacher = _chain(5)
+    earlier = (student + 0.7 * logits(4, 3, 11, 1.0)).softmax(-1)
+    written = (1 - share) * earlier + share * teacher.softmax(-1)
+    prefixes = written[0] if importance == "token" else student[0].softmax(-1)
+    once, options = torch.cat([torch.ones(1).double(), prefixes]), {"discount": 0.0, "include_current": True}
+    exact, slope = gradient(build("reverse_kl"), student, teacher, NONE)
+    objective = build("policy_gradient", **options, importance=importance, sampling_teacher_share=share)
+    value, estimate, stale = 0.0, torch.zeros_like(student), torch.zeros_like(student)
+    for labels in map(torch.tensor, itertools.product(range(3), repeat=2)):
+        visited = torch.tensor([0, 1 + int(labels[0])])
+        chances = written[visited, labels]
+        rows = Rows(labels=labels, sequence_ids=torch.zeros(2).long(), sampled_logprobs=chances.log())
+        part = gradient(objective, student[visited], teacher[visited], rows)
+        value += chances.prod() * part[0].sum()
+        estimate[visited] += chances.prod() * part[1]
+        plain = build("policy_gradient", **options)
+        stale[visited] += chances.prod() * gradient(plain, student[visited], teacher[visited], rows)[1]
+    torch.testing.assert_close(estimate, once[:, None] * slope)
+    torch.testing.assert_close(torch.as_tensor(value), (once * exact).sum())
+    assert (stale - once[:, None] * slope).abs().max() > 0.01, "without the weight it would be another one"
+
+
+def test_importance_weights_are_cut_at_their_cap() -> None:
+    student, teacher = _chain(3)
+    labels = torch.tensor([0, 1, 2, 0])
+    log_q = student.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
+    ratio = torch.tensor([0.5, 1.0, 2.0, 8.0]).double()
+    rows = Rows(labels=labels, sequence_ids=torch.arange(4), sampled_logprobs=log_q - ratio.log())
+    options = {"discount": 0.0, "include_current": True}
+    plain = gradient(build("policy_gradient", **options), student, teacher, rows)[1]
+    cut = build("policy_gradient", **options, importance="token", importance_cap=2.0)
+    weights = ratio.clamp(max=2.0)[:, None]
+    torch.testing.assert_close(gradient(cut, student, teacher, rows)[1], weights * plain)
+
+
 def _sampled(share: float, student: Tensor, teacher: Tensor, labels: Tensor) -> Rows:
     """Two texts of three tokens each, with what they were sampled with from (1 - share) q + share p."""
     log_q, log_p = (

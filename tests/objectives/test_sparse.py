@@ -180,6 +180,21 @@ def test_a_truncated_teacher_without_its_tail_would_be_biased() -> None:
     assert value_and_slope(build("forward_kl"), teacher, cut)[1].abs().max() > 0.01
 
 
+@those("labels")
+def test_the_labels_alone_are_enough_where_nothing_else_counts(objective: Objective) -> None:
+    """Alone, and where rows without a signal are filled in."""
+    student, teacher = logits(COUNT, VOCAB, 0), distributions()
+    alone = SparseLogprobs.of_labels(teacher.gather(1, labels()[:, None]).squeeze(1))
+    parts = concat_sparse([alone[:4], alone[4:]])
+    scattered = scatter_sparse(parts, torch.arange(COUNT), COUNT)
+    names = few_tokens(objective, "labels")
+    assert alone.form == scattered.form == empty_sparse("labels", 3, torch.device("cpu")).form == "labels"
+    whole = dict.fromkeys(objective.requirements().model_names, teacher)
+    found = value_and_slope(objective, student, {**whole, **dict.fromkeys(names, scattered)})
+    for one, exact in zip(found, value_and_slope(objective, student, whole), strict=True):
+        torch.testing.assert_close(one, exact)
+
+
 def test_entries_that_are_missing_or_beyond_the_students_vocabulary_take_no_part() -> None:
     student, teacher = logits(COUNT, VOCAB, 0), distributions()
     short = topk_of(teacher, 3)
@@ -207,6 +222,8 @@ def test_what_needs_all_pairs_of_tokens_says_so() -> None:
     for kind in ("csd", "dld", "uld"):
         with pytest.raises(ValueError, match=f"{kind} cannot be computed from a teacher's top"):
             build(kind)(student, compact)
+    with pytest.raises(ValueError, match="forward_kl cannot be computed from a teacher's labels"):
+        build("forward_kl")(student, SparseLogprobs.of_labels(compact.logprobs[:, 0]))
     with pytest.raises(ValueError, match="log-probability of each label"):
         build("policy_gradient")(student, compact, drawn_rows(COUNT, VOCAB))
     with pytest.raises(ValueError, match="forward_kl cannot be computed"):

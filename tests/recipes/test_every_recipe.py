@@ -19,13 +19,15 @@ EXTRA: dict[str, dict[str, Any]] = {
     "amid_released": {"responses": {"student_share": 0.5, "capacity": 64, "minimum_fill": 64}},
     # Policy gradients are noisy: less of the future, a smaller step, a student that has begun to learn.
     "minillm": {"objective": {"discount": 0.5}, "train": {"lr": 3e-3}},
+    # Far from the teacher every token has a bad reward; a baseline tells the better from the worse.
+    "on_policy_distillation": {"objective": {"whiten": True}, "train": {"lr": 3e-3}},
     "skd": {"train": {"max_steps": 12}},
     "simper": {"train": {"lr": 3e-3}},
     # Between models that differ in everything so far an extrapolation leads away from the text.
     "aligndistil": {"objective": {"extrapolation": 0.1}},
     "aligndistil_off_policy": {"objective": {"extrapolation": 0.1}},
 }
-WARM = {"minillm": 10, "skd": 40, "simper": 80}
+WARM = {"minillm": 10, "on_policy_distillation": 10, "skd": 40, "simper": 80}
 """Steps of fine-tuning before: enough for text worth training on, few enough to leave something to learn."""
 FURTHER = 10
 """Steps of the student that plays every teacher but the main one."""

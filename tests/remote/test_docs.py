@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```yaml\n# (\S+)\.yaml\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
-@pytest.mark.parametrize("name", ["seqkd", "kd"])
+@pytest.mark.parametrize("name", ["seqkd", "kd", "on-policy"])
 def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with demo_server() as service:
@@ -26,7 +26,7 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         result = execute(resolve(tree))
     assert result.state == "done"
     assert json.loads((result.folder / "servers.json").read_text(encoding="utf-8"))
-    assert (tmp_path / "teacher-cache").exists() == (name == "kd")
+    assert (tmp_path / "teacher-cache").exists() == (name != "seqkd")
 
 
 def test_every_engine_and_teacher_that_is_named_exists() -> None:

@@ -18,8 +18,9 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.core.sparse import topk_of
 from stillhouse.core.types import Prompt
 from stillhouse.data.collate import collate
-from stillhouse.errors import ModelError
+from stillhouse.errors import ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer
+from stillhouse.remote.answers import InvalidAnswer
 from stillhouse.remote.completions import parse_prompt_logprobs
 from stillhouse.rollouts.fixed import reference_response
 from stillhouse.teachers import PrefetchingTeacher, SparseTeacher
@@ -83,6 +84,40 @@ def test_its_rows_are_the_models_own(service: Service, demo: DemoTeacher) -> Non
     torch.testing.assert_close(said.tail, expected.tail, atol=2e-3, rtol=0)
     assert (said.ids == expected.ids).float().mean() > 0.99  # ties may change places
     assert len(scored(service)) == 2  # equal sequences are one question
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_logprobs": False, "echo": True}], ids=["vllm", "echo"])
+def test_the_labels_alone_are_the_models_own(
+    demo: DemoTeacher, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Of servers that give nothing else too, and from the store without a second question."""
+    part = batch(demo, *PAIRS)
+    live = LiveTeacherConfig(path=TEACHER).build(demo.model, 1024)
+    exact = torch.log_softmax(live.head.logits(live.hidden(part)), -1)
+    expected = exact.gather(1, part.row_labels()[:, None]).squeeze(1)
+    with demo_server(**options) as service:
+        config = ServerTeacherConfig(url=service.url, k=0, backoff=0.001, cache=tmp_path)
+        assert config.signals == {"text", "labels"}
+        config.check_signal(64)
+        for _ in range(2):
+            teacher = config.build(None, 1024)
+            assert isinstance(teacher, SparseTeacher)
+            said = teacher.sparse_logprobs(part)
+            torch.testing.assert_close(said.labels, expected, atol=2e-5, rtol=0)
+            assert said.form == teacher.form == "labels"
+            assert said.ids.shape == (part.num_rows, 0)
+            teacher.close()
+        bodies = [b for b in service.bodies("/v1/completions") if b["prompt"] in map(list, part.token_ids)]
+        assert len(bodies) == 2, "two different texts, asked once"
+        assert all(b.get("prompt_logprobs") == 0 or b.get("echo") for b in bodies)
+        (record,) = tmp_path.glob("*/shard-*.safetensors")
+        assert "labels-float32" in str(record)
+
+
+def test_a_server_that_gives_the_texts_own_tokens_only_says_so() -> None:
+    told = pytest.raises(TeacherError, match=r"none of other tokens .* Set teacher\.k: 0")
+    with demo_server(prompt_logprobs=False, echo=True) as plain, told:
+        ServerTeacherConfig(url=plain.url).check_signal(64)
 
 
 def test_faults_on_the_way_change_nothing(service: Service, demo: DemoTeacher, tmp_path: Path) -> None:
@@ -178,6 +213,13 @@ def test_echoed_scores_are_understood_too(more: int) -> None:
     }
     reply = {"choices": [{"logprobs": logprobs}]}
     assert parse_prompt_logprobs(reply, "echo", (5, 7), k=1) == [{}, {7: -3.0, 9: -0.1}]
+    texts = {"tokens": ["a", "b"] + ["c"] * more, "token_logprobs": [None, -3.0] + [-0.5] * more}
+    assert parse_prompt_logprobs({"choices": [{"logprobs": texts}]}, "echo", (5, 7), k=0) == [{}, {7: -3.0}]
+    with pytest.raises(InvalidAnswer, match=r"for \d tokens sent"):
+        parse_prompt_logprobs({"choices": [{"logprobs": texts}]}, "echo", (5, 7, 9, 9)[: 3 + more], k=0)
+    logprobs["tokens"][1] = "token_id:6"
+    with pytest.raises(InvalidAnswer, match=r"\[1\]: leaves out token 7"):
+        parse_prompt_logprobs(reply, "echo", (5, 7), k=0)
     vllm = {"prompt_logprobs": [None, {"7": {"logprob": -3.0}, "9": {"logprob": -0.1}}]}
     assert parse_prompt_logprobs({"choices": [vllm]}, "prompt_logprobs", (5, 7), k=1) == [
         {},

@@ -30,6 +30,7 @@ SIGNALS = {
     "distribution": "whole distributions",
     "topk": "the most probable tokens and the mass of the rest",
     "sampled": "weighted random draws",
+    "labels": "the log-probability of each token of the text",
     "layers": "hidden states of layers",
     "text": "generated text",
     "weights": "a model in this process",
@@ -133,7 +134,7 @@ class Requirements:
         )
 
 
-LOGPROBS = frozenset({"distribution", "topk", "sampled"})
+LOGPROBS = frozenset({"distribution", "topk", "sampled", "labels"})
 """The forms of a teacher's log-probabilities; see `core.sparse`."""
 
 EVERY_ROW = frozenset({"labels", "sources", "sequences", "teachers", "label_logprobs"})

@@ -1,6 +1,7 @@
-"""A teacher's log-probabilities of a few tokens of each row only: the most probable ones, or random samples.
+"""A teacher's log-probabilities of a few tokens of each row only: the most probable ones, random samples, or
+that of the label alone.
 
-Two forms, and how objectives are computed from them:
+Three forms, and how objectives are computed from them:
 
 - "topk": the K most probable tokens and the mass of all others, the tail. Student and teacher are both
   coarsened to K + 1 outcomes, the last of which is "any other token". An f-divergence of coarsened
@@ -9,6 +10,8 @@ Two forms, and how objectives are computed from them:
 - "sampled": tokens sampled at random, with importance weights w such that sum_i w_i f(i) has the expectation
   E_p[f]. Value and gradient of an objective E_p[f] are then unbiased, however few the samples, and noisy.
   Sparse Logit Sampling (arXiv 2503.16870) shows why that beats an uncorrected top-k.
+- "labels": the log-probability of the token that the text has, and nothing else. It is enough for estimates
+  from text that the student itself has sampled.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from torch.nn.functional import pad
 
 from stillhouse.core.host import carried
 
-Form = Literal["distribution", "topk", "sampled"]
-"""What a teacher gives for a row: all log-probabilities, the most probable ones, or weighted samples."""
+Form = Literal["distribution", "topk", "sampled", "labels"]
+"""What a teacher gives for a row: all log-probabilities, the most probable ones, weighted samples, or that of
+the label."""
 
-ALL_FORMS: frozenset[str] = frozenset({"distribution", "topk", "sampled"})
+ALL_FORMS: frozenset[str] = frozenset({"distribution", "topk", "sampled", "labels"})
 
 EXCLUDED = -1e30
 """The logit of an entry that takes no part: finite, so that differences stay numbers, and of probability
@@ -38,7 +42,8 @@ MIN_TAIL = -23.0
 
 @dataclass(frozen=True, slots=True)
 class SparseLogprobs:
-    """A teacher's log-probabilities of K tokens in each of N rows, in nats, with `tail` or `weights`.
+    """A teacher's log-probabilities of K tokens in each of N rows, in nats, with `tail` or `weights`; or
+    of the labels alone, with neither and K = 0.
 
     Example: `SparseLogprobs(top.indices, top.values, tail=torch.log1p(-top.values.exp().sum(-1)))`
     """
@@ -55,13 +60,25 @@ class SparseLogprobs:
     """[N]: the teacher's log-probability of the row's label, whether or not it is among `ids`."""
 
     def __post_init__(self) -> None:
-        if (self.tail is None) == (self.weights is None):
-            raise ValueError("sparse log-probabilities have either a tail (topk) or weights (sampled)")
+        alone = self.tail is None and self.labels is not None and self.ids.shape[1] == 0
+        if (self.tail is None) == (self.weights is None) and not alone:
+            raise ValueError(
+                "sparse log-probabilities have either a tail (topk) or weights (sampled), or are those of "
+                "the labels alone"
+            )
+
+    @classmethod
+    def of_labels(cls, logprobs: Tensor) -> SparseLogprobs:
+        """The log-probability of each label [N] and nothing else."""
+        none = logprobs.new_zeros(logprobs.shape[0], 0)
+        return cls(none.long(), none, labels=logprobs)
 
     @property
     def form(self) -> Form:
-        """Which of the two forms it is."""
-        return "topk" if self.weights is None else "sampled"
+        """Which of the three forms it is."""
+        if self.weights is not None:
+            return "sampled"
+        return "labels" if self.tail is None else "topk"
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -132,6 +149,8 @@ def empty_sparse(form: str, count: int, device: torch.device) -> SparseLogprobs:
     """`count` rows without entries."""
     one = torch.zeros(count, 1, device=device)
     ids = torch.full((count, 1), -1, dtype=torch.int64, device=device)
+    if form == "labels":
+        return SparseLogprobs.of_labels(one[:, 0])
     if form == "sampled":
         return SparseLogprobs(ids, one + EXCLUDED, weights=one, labels=one[:, 0])
     return SparseLogprobs(ids, one + EXCLUDED, tail=one[:, 0], labels=one[:, 0])

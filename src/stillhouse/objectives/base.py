@@ -212,9 +212,10 @@ class Objective(StrictConfig):
         """The requirements of a comparison with the teacher.
 
         Args:
-            signals: of "distribution", "topk" and "sampled" (see `core.sparse`): from any one of them the
-                value can be computed. "topk" is for what stays meaningful with all improbable tokens as one
-                outcome, "sampled" for expectations under the teacher, which `per_sample` gives.
+            signals: of "distribution", "topk", "sampled" and "labels" (see `core.sparse`): from any one of
+                them the value can be computed. "topk" is for what stays meaningful with all improbable tokens
+                as one outcome, "sampled" for expectations under the teacher, which `per_sample` gives,
+                "labels" for what depends on `label_logprobs` alone.
             same_tokenizer: whether entry i of both models has to be the same token.
         """
         alike = {self.teacher_model} if same_tokenizer or self.teacher_model != MAIN else set()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stillhouse.config import because
 from stillhouse.core.host import Ints, to_device
-from stillhouse.core.requirements import Requirements, RunFacts
+from stillhouse.core.requirements import LOGPROBS, Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, register, with_gradient
@@ -56,8 +56,10 @@ class PolicyGradient(Objective):
     Gradient: w_t [grad KL(q_t || p_t) - G_t grad log q(y_t)], G_t and the sampling weight w_t constant.
     Character: seeking, over sequences and not only tokens.
     When: student-written text. MiniLLM: `single_step`, `sampling_teacher_share` 0.2. On-policy distillation:
-        `discount` 0 with `include_current`, where only the sampled token counts. PPO, as in MiniLLM's
-        code: several steps on the same text (`responses: {kind: batched, epochs: 4}`) with `ratio_clip` 0.2.
+        `discount` 0 with `include_current`, where only the sampled token counts, so that the teacher need
+        score the text's own tokens only; `importance: token` for text of an earlier student. PPO, as in
+        MiniLLM's code: several steps on the same text (`responses: {kind: batched, epochs: 4}`) with
+        `ratio_clip` 0.2.
     Source: MiniLLM (arXiv 2306.08543), equations 3 to 6; Thinking Machines 2025, on-policy distillation.
     """
 
@@ -81,9 +83,17 @@ class PolicyGradient(Objective):
     code does. The only option with which the gradient depends on how a step is split into micro-batches."""
     ratio_clip: float | None = None
     """PPO's clip of q / (q when sampled) to 1 plus or minus this; None: plain score function."""
+    importance: Literal["none", "token", "sequence"] = "none"
+    """Weight, as a constant, by q / (q when the text was sampled) of each token or of the whole response, for
+    text that an earlier student wrote, or the same student with other rounding. By "token" the estimate stays
+    unbiased over the prefixes that the earlier student wrote, by "sequence" over whole responses, with far
+    more variance."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weights of `importance` are cut to at most this (truncated importance sampling): less variance for some
+    bias; None: not."""
     sampling_teacher_share: Share = 0.0
     """Share of the teacher in the distribution that the text was sampled from; gives the weight
-    w = q / ((1 - share) q + share p)."""
+    w = q / ((1 - share) q + share p). `importance` weighs by what the text was sampled from anyway."""
     estimator: Literal["k1", "k3"] = "k1"
     """What is reported without `single_step`: log q/p, or p/q - 1 + log q/p, which is never negative and
     varies
@@ -92,19 +102,29 @@ class PolicyGradient(Objective):
 
     has_sequence_part: ClassVar[bool] = True
 
+    @property
+    def _weighed(self) -> bool:
+        """Whether `importance` applies; the ratio of PPO corrects for stale text by itself."""
+        return self.importance != "none" and self.ratio_clip is None
+
     def options_without_effect(self) -> dict[str, str]:
-        return because("single_step reports the exact value", "estimator") if self.single_step else {}
+        found = because("single_step reports the exact value", "estimator") if self.single_step else {}
+        if self.ratio_clip is not None:
+            return found | because("ratio_clip corrects for stale text", "importance", "importance_cap")
+        if self.importance == "none":
+            return found | because("importance is none", "importance_cap")
+        return found | because("importance knows what the text was sampled from", "sampling_teacher_share")
 
     def requirements(self) -> Requirements:
         # Without the exact part only the labels' log-probabilities count, which every form has.
-        sampled = () if self.single_step else ("sampled",)
-        known = {"sampled_logprobs"} if self.ratio_clip is not None else set()
-        return self.compared_with("distribution", "topk", *sampled) | Requirements(
+        forms = ("distribution", "topk") if self.single_step else LOGPROBS
+        known = {"sampled_logprobs"} if self._weighed or self.ratio_clip is not None else set()
+        return self.compared_with(*forms) | Requirements(
             rows=frozenset({"labels", "sequences", "label_logprobs"} | known)
         )
 
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
-        if self.sampling_teacher_share != facts.sampling_teacher_share:
+        if not self._weighed and self.sampling_teacher_share != facts.sampling_teacher_share:
             yield Fault(
                 f"{path}.sampling_teacher_share",
                 "must be the teacher's share in the text that is trained on",
@@ -171,9 +191,12 @@ class PolicyGradient(Objective):
     def sampling_weight(self, rows: Rows) -> Tensor:
         """q / ((1 - share) q + share p) of each sampled token, [N]; one where the share is zero.
 
-        q is the student that sampled where PPO's ratio leads from it to the student of now.
+        q is the student that sampled where PPO's ratio leads from it to the student of now. With `importance`
+        it is q of now over whatever the text was sampled from.
         """
         assert rows.student_logprobs is not None
+        if self._weighed:
+            return self._importance_weight(rows)
         share = float(self.sampling_teacher_share)
         if share == 0.0:
             return torch.ones_like(rows.student_logprobs)
@@ -183,6 +206,16 @@ class PolicyGradient(Objective):
             return (self._logprobs_when_sampled(rows) - sampled).exp()
         ratio = (self.label_logprobs(rows) - rows.student_logprobs).detach().exp()
         return 1 / ((1 - share) + share * ratio)
+
+    def _importance_weight(self, rows: Rows) -> Tensor:
+        """q / (the probability when sampled) of each token or of its response, [N], cut and constant."""
+        log_q, sampled = rows.student_logprobs, rows.sampled_logprobs
+        assert log_q is not None
+        assert sampled is not None
+        ratio = rows.sequence_ratios if self.importance == "sequence" else log_q - sampled
+        assert ratio is not None
+        weight = ratio.detach().to(log_q.dtype).clamp(max=LARGEST).exp()
+        return weight if self.importance_cap is None else weight.clamp(max=self.importance_cap)
 
     def _logprobs_when_sampled(self, rows: Rows) -> Tensor:
         """log q of each token under the student that wrote the text, [N].

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from stillhouse.config import because
 from stillhouse.core.host import Ints, to_device
-from stillhouse.core.requirements import REFERENCE, Requirements, RunFacts
+from stillhouse.core.requirements import LOGPROBS, REFERENCE, Requirements, RunFacts
 from stillhouse.core.rows import Rows, sequence_means
 from stillhouse.core.sparse import SparseLogprobs, gathered_at, looked_up
 from stillhouse.core.types import SOURCES
@@ -66,7 +66,7 @@ class DPKD(Objective):
         if self.level == "token":
             return self.compared_with("distribution")
         rows = frozenset({"labels", "sources", "sequences", "pairs", "label_logprobs"})
-        return self.compared_with("distribution", "topk", "sampled") | Requirements(rows=rows)
+        return self.compared_with(*LOGPROBS) | Requirements(rows=rows)
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]

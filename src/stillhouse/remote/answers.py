@@ -200,9 +200,9 @@ def answer_limit(body: Mapping[str, Any] | None) -> int:
     tokens = written if isinstance(written, int) else 65_536
     shown = max((body[name] for name in ("logprobs", "n_probs") if type(body.get(name)) is int), default=0)
     in_prompt = body.get("prompt_logprobs")
-    scored = (in_prompt if isinstance(in_prompt, int) else 0) + (shown if body.get("echo") else 0)
+    scores = [one for one in (in_prompt, shown if body.get("echo") else None) if isinstance(one, int)]
     sent = sum(len(str(value)) for value in body.values())
-    return (4 << 20) + 16 * sent + 1024 * (tokens * (shown + 2) + (positions * (scored + 2) if scored else 0))
+    return (4 << 20) + 16 * sent + 1024 * (tokens * (shown + 2) + positions * sum(one + 2 for one in scores))
 
 
 def _allowed_ids(vocab: int | None) -> str:

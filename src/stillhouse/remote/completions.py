@@ -56,6 +56,8 @@ class Capabilities:
     """It returns the ids of the tokens that it samples."""
     prompt_logprobs: PromptLogprobsFormat | None
     """How it gives log-probabilities of a prompt's tokens, if it does."""
+    alternatives: bool = False
+    """Whether it gives those of other tokens than the prompt's own too, with their ids."""
     context: int | None = None
     """Most tokens of prompt and completion together; None if it does not say."""
 
@@ -160,9 +162,9 @@ class ServedModel:
             choice = self.client.request_if_supported("completions", {**plain, **options}, _first_choice)
             if choice is not None:
                 token_ids = kind == "llama.cpp" or isinstance(choice.get("token_ids"), list)
-                return Capabilities(kind, True, token_ids, self._logprobs_format(choice, plain), context)
+                return Capabilities(kind, True, token_ids, *self._logprobs_format(choice, plain), context)
         self.client.request("completions", self.request_body(PROBE_TEXTS[0], 1))  # raises if text fails too
-        return Capabilities(kind, False, False, None, context)
+        return Capabilities(kind, False, False, None, context=context)
 
     def _kind_and_context(self) -> tuple[ServerKind, int | None]:
         listed: Any = self.client.request_if_supported("models")
@@ -176,17 +178,20 @@ class ServedModel:
 
     def _logprobs_format(
         self, choice: Mapping[str, Any], plain: Mapping[str, Any]
-    ) -> PromptLogprobsFormat | None:
+    ) -> tuple[PromptLogprobsFormat | None, bool]:
+        """How it gives log-probabilities of a prompt, and whether of other tokens than the prompt's too."""
         found, length = choice.get("prompt_logprobs"), len(plain["prompt"])
         if isinstance(found, list) and len(found) == length:
-            return "prompt_logprobs"
+            return "prompt_logprobs", True
         body = {**plain, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
         echoed = self.client.request_if_supported("completions", body, _first_choice)
         logprobs = _field(echoed, "logprobs", dict)
+        values = _field(logprobs, "token_logprobs", list) or []
+        if len(values) not in (length, length + 1) or not any(type(one) is float for one in values[1:length]):
+            return None, False
         tokens = _field(logprobs, "tokens", list) or []
         as_ids = len(tokens) >= length and all(str(token).startswith(TOKEN_ID) for token in tokens)
-        alternatives = _field(logprobs, "top_logprobs", list)
-        return "echo" if as_ids and alternatives else None
+        return "echo", as_ids and bool(_field(logprobs, "top_logprobs", list))
 
     def _tokenize(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -310,7 +315,7 @@ def parse_prompt_logprobs(
         reply: the decoded JSON.
         given_as: how the server gives them.
         sequence: the token ids that were sent.
-        k: how many of the most probable tokens were asked for.
+        k: how many of the most probable tokens were asked for; 0: none but the prompt's own.
         vocab: token ids are below it; None: unknown.
 
     Raises:
@@ -321,7 +326,9 @@ def parse_prompt_logprobs(
     check_sent_back(reply, list(sequence))
     field = "choices[0].prompt_logprobs"
     if given_as == "echo":
-        field, positions = "choices[0].logprobs", _echoed_positions(choice["logprobs"], len(sequence))
+        field = "choices[0].logprobs"
+        read = _echoed_positions if k else _echoed_labels
+        positions = read(choice["logprobs"], sequence)
     else:
         positions = [
             [(_canonical_id(token), entry["logprob"]) for token, entry in (position or {}).items()]
@@ -335,8 +342,9 @@ def parse_prompt_logprobs(
     return found
 
 
-def _echoed_positions(logprobs: Mapping[str, Any], count: int) -> list[list[tuple[int, Any]]]:
-    """OpenAI's `echo` of `count` tokens and the one that was written after them."""
+def _echoed_positions(logprobs: Mapping[str, Any], sequence: Sequence[int]) -> list[list[tuple[int, Any]]]:
+    """OpenAI's `echo` of a sequence and the one token that was written after it."""
+    count = len(sequence)
     columns = [logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs")]
     if len({len(column) for column in columns}) != 1 or len(columns[0]) not in (count, count + 1):
         raise InvalidAnswer(
@@ -349,6 +357,24 @@ def _echoed_positions(logprobs: Mapping[str, Any], count: int) -> list[list[tupl
         entries = {_token_id(token): entry for token, entry in (top or {}).items()}
         positions.append(list(({_token_id(own): value} | entries).items()) if value is not None else [])
     return positions
+
+
+def _echoed_labels(logprobs: Mapping[str, Any], sequence: Sequence[int]) -> list[list[tuple[int, Any]]]:
+    """The values of the sequence's own tokens alone, from servers that write tokens as text too.
+
+    A token that is written as an id has to be that of the sequence; of text only the place counts.
+    """
+    tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
+    if len(tokens) != len(values) or len(values) not in (len(sequence), len(sequence) + 1):
+        raise InvalidAnswer(
+            "choices[0].logprobs",
+            f"has {len(tokens)} tokens and {len(values)} values for {len(sequence)} tokens sent",
+        )
+    own = [
+        _token_id(text) if str(text).startswith(TOKEN_ID) else sent
+        for text, sent in zip(tokens, sequence, strict=False)
+    ]
+    return [[] if value is None else [(one, value)] for one, value in zip(own, values, strict=False)]
 
 
 def _token_id(token: str) -> int:

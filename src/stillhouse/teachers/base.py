@@ -67,7 +67,7 @@ class SparseTeacher(RunningTeacher, Protocol):
     """A teacher that gives log-probabilities of a few tokens of each row only: a sparse cache, a server."""
 
     form: str
-    """"topk" or "sampled"; the form of what `sparse_logprobs` gives."""
+    """"topk", "sampled" or "labels"; the form of what `sparse_logprobs` gives."""
 
     def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
         """N rows: one for each response token, sequence after sequence, on the batch's device."""
@@ -100,8 +100,8 @@ class TeacherConfig(StrictConfig):
 
     kind: str
     provides: ClassVar[frozenset[str]] = frozenset()
-    """What it gives to losses (one of "distribution", "topk", "sampled"; see `core.sparse`), "layers" if it
-    shows its hidden states, and "text" if it can write responses."""
+    """What it gives to losses (one of "distribution", "topk", "sampled", "labels"; see `core.sparse`),
+    "layers" if it shows its hidden states, and "text" if it can write responses."""
     in_process: ClassVar[bool] = True
     """True if it computes in this process, so that autocast around it changes its numbers."""
     caches: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from stillhouse.config import Bytes, FilePath, because
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.core.host import carried
+from stillhouse.core.requirements import LOGPROBS
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ConfigError, Fault, ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
@@ -44,13 +45,19 @@ from stillhouse.teachers.store.codecs import (
     RECORD_OVERHEAD,
     Codec,
     HiddenCodec,
+    LabelsCodec,
     LogprobDtype,
     SampledCodec,
     SparseCodec,
     TopkCodec,
 )
 
-OPTIONS = {"hidden": ("dtype",), "topk": ("k", "logprobs"), "sampled": ("samples", "temperature", "logprobs")}
+OPTIONS = {
+    "hidden": ("dtype",),
+    "topk": ("k", "logprobs"),
+    "sampled": ("samples", "temperature", "logprobs"),
+    "labels": (),
+}
 """The fields that belong to each kind of store."""
 
 MAX_LOGITS = 2**25
@@ -76,9 +83,10 @@ class CacheTeacherConfig(TeacherConfig):
     kind: Literal["cache"] = "cache"
     of: Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_of)]
     """The teacher itself: a path, or another teacher's configuration."""
-    store: Literal["hidden", "topk", "sampled"] = "hidden"
-    """Last hidden states (exact), the most probable tokens and the mass of the rest (smaller, biased), or
-    weighted random samples (smaller, unbiased, noisy)."""
+    store: Literal["hidden", "topk", "sampled", "labels"] = "hidden"
+    """Last hidden states (exact), the most probable tokens and the mass of the rest (smaller, biased),
+    weighted random samples (smaller, unbiased, noisy), or the log-probabilities of the text's own tokens
+    alone."""
     folder: FilePath = Path("teacher-cache")
     """Where stores are; any number of runs and teachers may share it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
@@ -118,11 +126,12 @@ class CacheTeacherConfig(TeacherConfig):
             raise ValueError(f"store: {self.store} has no {' or '.join(foreign)}")
         if self.store == "sampled" and self.logprobs == "uint8":
             raise ValueError("store: sampled keeps log-probabilities as float32 or float16")
-        signal = self.of.provides & {"distribution", "topk", "sampled"}
-        if "distribution" not in signal and (self.store != "topk" or "topk" not in signal):
+        given = self.of.provides & LOGPROBS
+        possible = [one for one in ("topk", "labels") if one in given or (one == "labels" and given)]
+        if "distribution" not in given and self.store not in possible:
             raise ValueError(
                 f"store: {self.store} needs whole distributions, which kind: {self.of.kind} does not give"
-                + ("; set store: topk" if "topk" in signal else "")
+                + (f"; set store: {possible[0]}" if possible else "")
             )
         return self
 
@@ -149,6 +158,8 @@ class CacheTeacherConfig(TeacherConfig):
         """
         if self.store == "topk":
             return TopkCodec(self.k, self.logprobs, vocab)
+        if self.store == "labels":
+            return LabelsCodec()
         if self.store == "sampled":
             assert self.logprobs != "uint8"
             return SampledCodec(self.samples, self.temperature, self.logprobs, vocab)
@@ -539,7 +550,9 @@ def sparsified(
     for start in range(0, hidden.shape[0], size):
         rows = slice(start, start + size)
         logprobs = torch.log_softmax(head.logits(hidden[rows]), -1)
-        if isinstance(codec, SampledCodec):
+        if isinstance(codec, LabelsCodec):
+            part = SparseLogprobs.of_labels(logprobs.gather(-1, labels[rows, None]).squeeze(-1))
+        elif isinstance(codec, SampledCodec):
             part = sampled_of(logprobs.cpu(), codec.samples, generator, codec.temperature, labels[rows].cpu())
         else:
             assert isinstance(codec, TopkCodec)

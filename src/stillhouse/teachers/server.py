@@ -31,7 +31,9 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
     of given text, which vLLM has (`prompt_logprobs`); llama.cpp and most hosted servers have none. They see
     the `k` most probable tokens of each position and the mass of the rest as one outcome, so that a loss is
     at most the one over whole distributions (`core.sparse`); CSD, which compares all pairs of tokens, cannot
-    be computed from that and is refused.
+    be computed from that and is refused. With `k: 0` the server gives the log-probability of each token of
+    the text and nothing else, which is enough for `policy_gradient` on the student's text, and takes servers
+    that have no more than `echo` with `logprobs`.
 
     Every signal about given text is cached on disk, one sequence as soon as it arrives, and not asked for
     again by any run that shares the folder.
@@ -40,9 +42,9 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
     """
 
     kind: Literal["server"] = "server"
-    k: Annotated[int, Field(ge=1)] = 20
+    k: Annotated[int, Field(ge=0)] = 20
     """How many of the most probable tokens to request at each position; vLLM gives at most its
-    --max-logprobs, by default 20."""
+    --max-logprobs, by default 20. 0: only the log-probability of the text's own token."""
     retokenise: bool = False
     """Exchange text instead of token ids when the teacher writes; see engine kind server."""
     cache: FilePath | None = Path("teacher-cache")
@@ -55,8 +57,12 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
-        """Text; and the most probable tokens, unless token ids are not the student's."""
-        return frozenset({"text"}) if self.retokenise else frozenset({"text", "topk"})
+        """Text; and the most probable tokens or those of the text, unless token ids are not the student's."""
+        return frozenset({"text"} if self.retokenise else {"text", self._form})
+
+    @property
+    def _form(self) -> Literal["topk", "labels"]:
+        return "topk" if self.k else "labels"
 
     @property
     def fills_cache(self) -> bool:
@@ -110,30 +116,35 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
         """
         if self.cache is None:
             return ServerTeacher(ServedModel(self, None), self.k, vocab)
-        cached = CacheTeacherConfig(of=self, store="topk", k=self.k, logprobs="float32", folder=self.cache)
-        return cached.build(model, vocab)
+        options: dict[str, Any] = {"k": self.k, "logprobs": "float32"} if self.k else {}
+        return CacheTeacherConfig(of=self, store=self._form, folder=self.cache, **options).build(model, vocab)
 
 
 class ServerTeacher:
     """Requests the log-probabilities of whole sequences, one request for each, many at a time."""
-
-    form: str = "topk"
 
     def __init__(self, served: ServedModel, k: int, vocab: int | None = None) -> None:
         """Nothing is sent yet.
 
         Args:
             served: the model on its server.
-            k: how many of the most probable tokens to request at each position.
+            k: how many of the most probable tokens to request at each position; 0: only the text's own.
             vocab: token ids are below it; None: unknown.
 
         Raises:
-            TeacherError: the server gives no log-probabilities of given text.
+            TeacherError: the server gives no log-probabilities of given text, or not of other tokens.
         """
         self.served = served
         self.k = k
         self.vocab = vocab
+        self.form: str = "topk" if k else "labels"
         given_as = served.capabilities.prompt_logprobs
+        if k and given_as is not None and not served.capabilities.alternatives:
+            raise TeacherError(
+                f"{served.client.url}: gives the log-probability of each token of a text, but none of other "
+                f"tokens with their ids, and teacher.k={k} asks for these. Set teacher.k: 0, with an "
+                "objective that needs no more: policy_gradient (recipe on_policy_distillation)."
+            )
         if given_as is None:
             raise TeacherError(
                 f"{served.client.url}: gives no log-probabilities of given text (neither "
@@ -163,7 +174,8 @@ class ServerTeacher:
         except RequestRejected as error:
             raise TeacherError(
                 f"{error} It was asked for teacher.k={self.k} log-probabilities of each token; vLLM "
-                "gives as many as its --max-logprobs (20 by default)."
+                "gives as many as its --max-logprobs (20 by default). k: 0 asks for that of the text's own "
+                "token only, which is enough for the recipe on_policy_distillation."
             ) from error
 
     def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
@@ -190,7 +202,8 @@ class ServerTeacher:
                 start, kept = batch.prompt_lengths[row], batch.trained[row]
                 response = range(start, len(batch.token_ids[row]))
                 wanted = [position for position in response if kept is None or kept[position - start]]
-                yield row, topk_rows(logprobs, different[index], wanted, self.k)
+                rows_of = topk_rows if self.k else label_rows
+                yield row, rows_of(logprobs, different[index], wanted, self.k)
 
     def pop_metrics(self) -> MetricSums:
         """Nothing for the metrics log; `close` says what was requested."""
@@ -215,7 +228,8 @@ class ServerTeacher:
     def _body(self, sequence: Sequence[int]) -> dict[str, Any]:
         options: dict[str, Any] = {"prompt_logprobs": self.k}
         if self._given_as == "echo":
-            options = {"echo": True, "logprobs": self.k, "return_tokens_as_token_ids": True}
+            # Some servers read logprobs: 0 as none at all.
+            options = {"echo": True, "logprobs": max(1, self.k), "return_tokens_as_token_ids": True}
         return self.served.request_body(sequence, 1, temperature=0.0, **options)
 
 
@@ -243,6 +257,14 @@ def topk_rows(
     ids = torch.tensor([[token for token, _ in row] + [-1] * (width - len(row)) for row in best])
     values = torch.tensor([[value for _, value in row] + [EXCLUDED] * (width - len(row)) for row in best])
     return SparseLogprobs(ids, values, tail=_tail(values), labels=labels.float().clamp_min(ZERO_PROBABILITY))
+
+
+def label_rows(
+    logprobs: PromptLogprobs, sequence: Sequence[int], wanted: Sequence[int], k: int
+) -> SparseLogprobs:
+    """The log-probability of the sequence's own token at some positions; see `topk_rows`."""
+    labels = torch.tensor([logprobs[position][sequence[position]] for position in wanted])
+    return SparseLogprobs.of_labels(labels.float().clamp_min(ZERO_PROBABILITY))
 
 
 def _tail(logprobs: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class HiddenCodec(Codec):
 class SparseCodec(Codec):
     """A few tokens of each row."""
 
-    form: ClassVar[Literal["topk", "sampled"]]
+    form: ClassVar[Literal["topk", "sampled", "labels"]]
     logprobs: LogprobDtype
     vocab: int
 
@@ -193,6 +193,29 @@ class SampledCodec(SparseCodec):
             weights=padded(tensors["weights"], 0.0),
             labels=tensors["labels"],
         )
+
+
+@dataclass(frozen=True)
+class LabelsCodec(SparseCodec):
+    """The log-probability of each label alone: `labels` [R] fp32."""
+
+    form = "labels"
+    vocab: int = 0
+    logprobs: LogprobDtype = "float32"
+
+    @property
+    def name(self) -> str:
+        return "labels-float32"
+
+    def row_bytes(self, width: int) -> float:
+        return 4
+
+    def encode(self, sparse: SparseLogprobs) -> dict[str, Tensor]:
+        assert sparse.labels is not None
+        return {"labels": _float32(sparse.labels)}
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> SparseLogprobs:
+        return SparseLogprobs.of_labels(tensors["labels"])
 
 
 def _float32(values: Tensor) -> Tensor:
