@@ -11,7 +11,7 @@ import yaml
 
 from stillhouse.runs.estimate import estimate, model_size
 from stillhouse.runs.execute import execute
-from stillhouse.runs.memory import ModelSize, peak_memory
+from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
 from stillhouse.runs.resolve import resolve
 from tests.workshop import Workshop
 
@@ -62,12 +62,63 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert peak(train__micro_batch_size=2) < plain
     assert peak(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
     assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
-    assert peak(train__micro_batch_size=4, train__precision="bfloat16") < plain
+    wide = {"train__batch_size": 32, "train__micro_batch_size": 32}
+    assert peak(**wide, train__precision="bfloat16") < peak(**wide)
+    mixed = peak(train__micro_batch_size=4, train__precision="bfloat16")
+    assert mixed > plain, "few activations are saved, and the weights are there twice"
     assert peak(train__micro_batch_size=4, train__fused={"memory_budget": "1MB"}) < plain
     assert peak(train__micro_batch_tokens=4 * 64) == plain
     assert peak(train__micro_batch_tokens=64) == peak(train__micro_batch_tokens=1) < plain
     writing = peak(train__micro_batch_size=4, generated_rows=4096)
     assert writing > plain
+
+
+MEASURED_ON_AN_H100 = {16: 32.3, 4: 20.1}
+"""Micro-batch -> peak in GiB: 16 prompts of up to 256 and responses of up to 512 tokens, off-policy, in mixed
+precision; torch 2.11, chunks of 192 MiB."""
+
+
+@pytest.mark.parametrize("micro_batch", MEASURED_ON_AN_H100)
+def test_the_estimate_for_a_gpu_is_what_one_took(workshop: Workshop, micro_batch: int) -> None:
+    student = ModelSize(
+        494_032_768, 24, 896, vocab=151_936, dtype_bytes=4, context=32_768, key_value_size=128
+    )
+    teacher = ModelSize(
+        3_085_938_688, 36, 2048, vocab=151_936, dtype_bytes=2, context=32_768, key_value_size=256
+    )
+    values = {
+        "train.batch_size": 16,
+        "train.micro_batch_size": micro_batch,
+        "train.precision": "bfloat16",
+        "train.fused.memory_budget": "192MiB",
+    }
+    config = resolve("run.yaml", values).config
+    card = GpuSize("NVIDIA H100 80GB HBM3", 80 * 2**30)
+    estimated = peak_memory(config, student, (teacher,), 768, generated_rows=0, gpu=card)
+    assert estimated / 2**30 == pytest.approx(MEASURED_ON_AN_H100[micro_batch], rel=0.05)
+
+
+def test_a_gpu_takes_larger_chunks_of_logits_and_no_process(workshop: Workshop) -> None:
+    student = ModelSize(10**8, layers=12, hidden_size=768, vocab=150_000, dtype_bytes=4, context=2048)
+    config = resolve("run.yaml", {"train.micro_batch_size": 4}).config
+    sizes = [
+        peak_memory(config, student, (), 2048, 0, gpu)
+        for gpu in (None, GpuSize("small", 4 * 2**30), GpuSize("large", 80 * 2**30))
+    ]
+    assert sizes[1] < sizes[0] * 1.05, "blocks that do not fit, but no process"
+    assert sizes[2] - sizes[1] > 10**9
+
+
+def test_check_estimates_for_a_gpu_that_is_not_there(workshop: Workshop) -> None:
+    said = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "24GB").out
+    assert "a GPU of 24GB" in said
+    assert "does not fit" not in said
+    said = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "1MB").out
+    assert "does not fit" in said
+    assert "lower train.micro_batch_size" in said
+    assert "--gpu-memory: is a size such as 500MB" in workshop.refused(
+        "check", "run.yaml", "--gpu-memory", "x"
+    )
 
 
 def test_further_teachers_count(workshop: Workshop) -> None:

@@ -12,6 +12,7 @@ from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 
 if TYPE_CHECKING:
+    from stillhouse.runs.memory import GpuSize
     from stillhouse.runs.resolve import Resolved
 
 
@@ -29,6 +30,10 @@ def check(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also train two steps aside: the memory and time they take.")
     ] = False,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Estimate for a GPU of so much memory, such as 80GB, instead."),
+    ] = None,
 ) -> None:
     """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing, unless
     two steps in a temporary folder are asked for by --measure.
@@ -39,11 +44,12 @@ def check(
     from stillhouse.runs.estimate import estimate
     from stillhouse.runs.resolve import resolve
 
+    gpu = _gpu(gpu_memory)
     resolved = resolve(file, list(overrides or ()))
     preflight(resolved.config)
     for note in resolved.notes:
         console.note(note)
-    found = estimate(resolved.config) if sizes else {}
+    found = estimate(resolved.config, gpu) if sizes else {}
     for note in check_length(resolved.config, found["prompts"]) if found else ():
         console.note(note)
     if measure:
@@ -52,6 +58,24 @@ def check(
         _print_values(resolved.provenance, everything)
     if found:
         console.print_table(("quantity", "value"), list(found.items()))
+
+
+def _gpu(memory: str | None) -> GpuSize | None:
+    """The GPU that --gpu-memory describes.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    from stillhouse.config.sizes import parse_bytes
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.runs.memory import GpuSize
+
+    if memory is None:
+        return None
+    try:
+        return GpuSize(f"a GPU of {memory}", parse_bytes(memory))
+    except ValueError as error:
+        raise ConfigError(Fault("--gpu-memory", str(error), got=memory)) from error
 
 
 def _measured(resolved: Resolved, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stillhouse.models.paths import model_files
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
-from stillhouse.runs.memory import ModelSize, peak_memory
+from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,8 +28,20 @@ PEAK_MEMORY = "peak memory, estimated (GB)"
 """The estimate's row with the memory of the process, or of the GPU where there is one."""
 
 
-def estimate(config: RunConfig) -> dict[str, Any]:
+def this_gpu() -> GpuSize | None:
+    """The GPU of this machine that a process takes by default; None if there is none."""
+    if not torch.cuda.is_available():
+        return None
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return GpuSize(facts.name, facts.total_memory)
+
+
+def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     """The size of a run, by name. Reads tokenizers, data and model configurations; loads no weights.
+
+    Args:
+        config: the run.
+        gpu: what it is to run on; default: the GPU of this machine, or its CPU.
 
     Raises:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
@@ -75,16 +87,23 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rows |= format_notes(found, data)
     rows |= _teacher_caches(config, data, teachers)
     rows["longest sequence (tokens)"] = length
-    rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    memory = peak_memory(
-        config,
-        student,
-        tuple(teachers.values()),
-        length,
-        _generated_at_once(config, generated, len(data.train), len(prompts)),
-        on_gpu=torch.cuda.is_available(),
-    )
-    rows[PEAK_MEMORY] = _gigabytes(memory)
+    at_once = _generated_at_once(config, generated, len(data.train), len(prompts))
+    gpu = gpu or this_gpu()
+    memory = peak_memory(config, student, tuple(teachers.values()), length, at_once, gpu)
+    return rows | _memory_rows(memory, gpu)
+
+
+def _memory_rows(memory: float, gpu: GpuSize | None) -> dict[str, Any]:
+    """The device and the memory that a run takes of it, and what to do where that is too much."""
+    rows = {"device": "cpu" if gpu is None else gpu.name, PEAK_MEMORY: _gigabytes(memory)}
+    if gpu is None:
+        return rows
+    rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)
+    if memory > gpu.memory:
+        rows["does not fit"] = (
+            "lower train.micro_batch_size or engine.batch_size, or set student.gradient_checkpointing, "
+            "student.lora or teacher.kind: cache"
+        )
     return rows
 
 

@@ -9,6 +9,10 @@ from stillhouse.runs.config import RunConfig
 
 PROCESS = 0.6e9
 """Resident bytes of Python with torch, transformers, datasets and the trainer but no model, on a CPU."""
+GPU_BLOCKS = 1.05
+"""What torch takes of a GPU for the tensors that it holds: a little more, for blocks that do not fit."""
+TEACHER_ROWS = 1024
+"""Rows for which a GPU has a teacher's logits at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,25 @@ class ModelSize:
         return (self.parameters + self.adapter) * self.dtype_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class GpuSize:
+    """A GPU as far as an estimate needs to know it, whether or not there is one.
+
+    Example: `GpuSize("H100", 80 * 10**9)`
+    """
+
+    name: str
+    memory: int
+    """Bytes."""
+
+
 def peak_memory(
     config: RunConfig,
     student: ModelSize,
     teachers: Sequence[ModelSize],
     length: int,
     generated_rows: int,
-    on_gpu: bool = False,
+    gpu: GpuSize | None = None,
 ) -> float:
     """An estimate of a run's peak memory in bytes: of the whole process on a CPU, of the device on a GPU.
 
@@ -59,23 +75,36 @@ def peak_memory(
         teachers: the size of each teacher that is loaded in this process.
         length: tokens of the longest sequence.
         generated_rows: responses that are generated at the same time, at most.
-        on_gpu: whether models are on a GPU, whose memory the process does not take.
+        gpu: where models are; None: on a CPU.
     """
     trained = student.parameters if student.trainable is None else student.trainable
     static = student.bytes + 3 * trained * student.dtype_bytes + sum(teacher.bytes for teacher in teachers)
-    activation_bytes = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
+    mixed = config.train.precision == "bfloat16"
     tokens = _tokens_in_a_micro_batch(config, length)
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
-    step = tokens * student.hidden_size * kept * activation_bytes
-    step += min(config.train.fused.budget(), tokens * student.vocab * 4 * 4)
+    step: float = tokens * student.hidden_size * kept * (2 if mixed else student.dtype_bytes)
     step += sum(tokens * teacher.hidden_size * 28 * teacher.dtype_bytes for teacher in teachers)
+    step += _logits(config, student, len(teachers), tokens, None if gpu is None else gpu.memory - static)
+    if mixed and student.dtype_bytes > 2:
+        step += 2 * student.parameters  # weights as they are cast for the products
     key_values = max(
         model.layers * 2 * (model.key_value_size or model.hidden_size) * model.dtype_bytes
         for model in (student, *teachers)
     )
     generation = generated_rows * (length * key_values + student.vocab * 12)
     merged = student.bytes if student.adapter else 0
-    return (0 if on_gpu else PROCESS) + static + max(step, generation, merged)
+    most = static + max(step, generation, merged)
+    return most + PROCESS if gpu is None else most * GPU_BLOCKS
+
+
+def _logits(config: RunConfig, student: ModelSize, teachers: int, tokens: int, free: float | None) -> float:
+    """Bytes of a chunk of the loss over the head."""
+    if free is None:
+        return min(config.train.fused.budget(), tokens * student.vocab * 4 * 4)
+    chunk = min(config.train.fused.budget(max(0, int(free))), tokens * student.vocab * 6)
+    slab = min(tokens, TEACHER_ROWS) * student.vocab * 4 if teachers else 0
+    head = student.vocab * student.hidden_size * 4 if student.trainable is None else 0
+    return chunk + slab + head  # fp32 logits and bf16 gradient; the teacher's; the head's gradient in fp32
 
 
 def _tokens_in_a_micro_batch(config: RunConfig, length: int) -> int:
