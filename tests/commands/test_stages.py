@@ -193,6 +193,48 @@ def test_curate_says_what_is_missing(workshop: Workshop) -> None:
     assert "unlikely under the teacher" in scored.out
 
 
+def test_drafts_become_prompts_that_ask_for_the_best_answer(workshop: Workshop) -> None:
+    made = (
+        "generate", "--model", "package:stillhouse/demo/teacher", "--template", "plain", "-o", "drafts.jsonl",
+        "--data", "package:stillhouse/demo/data/dev.jsonl", "--limit", "6", "-n", "3", "--max-tokens", "44",
+    )  # fmt: skip
+    assert workshop.stillhouse(*made).code == 0
+    said = workshop.stillhouse("curate", "drafts.jsonl", "-o", "asked.jsonl", "--drafts", "2")
+    assert said.code == 0, said.err
+    head, *asked = rows(workshop.folder / "asked.jsonl")
+    assert head["stillhouse"]["stage"] == "drafts"
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(workshop.folder / "drafts.jsonl")[1:]:
+        by_prompt.setdefault(row["id"], []).append(row)
+    enough = {
+        id: [row["response"].strip() for row in found if row["finished"] and row["response"].strip()]
+        for id, found in by_prompt.items()
+    }
+    enough = {id: texts for id, texts in enough.items() if len(texts) >= 2}
+    assert asked
+    assert [row["id"] for row in asked] == list(enough)
+    for row in asked:
+        first = by_prompt[row["id"]][0]
+        assert row["drafts"] == enough[row["id"]][:2]
+        assert row["prompt"].startswith(first["prompt"])
+        assert all(text in row["prompt"] for text in row["drafts"])
+        assert row["response"] == first["references"][0]
+    assert f"{len(asked)} prompts with 2 drafts each" in said.out
+    again = workshop.stillhouse("curate", "drafts.jsonl", "-o", "asked.jsonl", "--drafts", "2")
+    assert "nothing to do" in again.out
+    assert "drafts is 2, not 3" in workshop.refused(
+        "curate", "drafts.jsonl", "-o", "asked.jsonl", "--drafts", "3"
+    )
+    assert "no effect with --drafts" in workshop.refused(
+        "curate", "drafts.jsonl", "-o", "other.jsonl", "--drafts", "2", "-f", "empty"
+    )
+    trained = workshop.stillhouse(
+        "run", "run.yaml", "recipe=sft", "teacher=", "data.train=asked.jsonl", "data.max_prompt=512",
+        "name=sft", "train.max_steps=1",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+
+
 def test_show_pairs_of_a_run_and_of_files(workshop: Workshop) -> None:
     said = workshop.stillhouse("run", "run.yaml", *PAIRS)
     assert said.code == 0, said.err

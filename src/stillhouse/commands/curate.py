@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,14 @@ def curate(
         typer.Option("--held-out", help="A set that must not overlap; may be repeated.", show_default=False),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Scores the likelihood of responses.")] = None,
+    drafts: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Instead of filtering: write prompts that ask for the best answer, given so many responses.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Filter responses: a file of what is kept, one of what is dropped and why, and counts.
 
@@ -64,6 +72,12 @@ def curate(
     from stillhouse.runs.resolve import resolve
 
     check_output_file("--output", output, ".jsonl")
+    if drafts is not None:
+        _refuse_beside_drafts(
+            {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
+        )
+        _aggregate(files, drafts, output)
+        return
     config = resolve(like).config if like is not None else None
     with only_one_writes(output):
         result = filter_files(
@@ -74,6 +88,30 @@ def curate(
             teacher=_teacher(teacher, config),
         )
     _print_result(output, result)
+
+
+def _refuse_beside_drafts(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        hint = "Filter the drafts first, with a command of its own, and aggregate what that keeps."
+        raise ConfigError(*(Fault(name, "has no effect with --drafts", hint=hint) for name in given))
+
+
+def _aggregate(files: Sequence[Path], count: int, output: Path) -> None:
+    from stillhouse.locks import only_one_writes
+    from stillhouse.rollouts.offline.drafts import aggregate_drafts
+
+    with only_one_writes(output):
+        result = aggregate_drafts(files, count, output)
+    if result.left_out:
+        console.print_table(("left out", "prompts"), list(result.left_out.items()))
+    if result.cached:
+        console.say(f"{output}: all {result.rows:,} rows are there already; nothing to do.")
+        return
+    answers = f"{result.answered:,} with the data set's response as the answer"
+    if result.answered < result.rows:
+        answers += f"; for the others have a teacher write it: stillhouse generate --data {output}"
+    console.say(f"{output}: {result.rows:,} prompts with {count} drafts each, {answers}")
 
 
 def _print_result(output: Path, result: FilterResult) -> None:
