@@ -67,24 +67,34 @@ def curate(
     Interrupted while a teacher scores responses, the same command resumes from the saved scores.
     """
     from stillhouse.files import check_output_file
+
+    check_output_file("--output", output, ".jsonl")
+    if drafts is None:
+        _filter(files, output, filters or (), like, held_out or (), teacher)
+        return
+    _refuse_beside_drafts({"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher})
+    _aggregate(files, drafts, output)
+
+
+def _filter(
+    files: Sequence[Path],
+    output: Path,
+    filters: Sequence[str],
+    like: Path | None,
+    held_out: Sequence[Path],
+    teacher: str | None,
+) -> None:
     from stillhouse.locks import only_one_writes
     from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.runs.resolve import resolve
 
-    check_output_file("--output", output, ".jsonl")
-    if drafts is not None:
-        _refuse_beside_drafts(
-            {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
-        )
-        _aggregate(files, drafts, output)
-        return
     config = resolve(like).config if like is not None else None
     with only_one_writes(output):
         result = filter_files(
             files,
-            _filters(filters or (), config),
+            _filters(filters, config),
             output,
-            held_out=_held_out(held_out or (), config),
+            held_out=_held_out(held_out, config),
             teacher=_teacher(teacher, config),
         )
     _print_result(output, result)

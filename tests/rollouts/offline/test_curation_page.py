@@ -40,11 +40,12 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     small = run.replace("limit: 48", "limit: 12").replace("batch_size: 16", "batch_size: 4")  # to be quick
     Path("rounds.yaml").write_text(small, encoding="utf-8")
     commands = [line for text in blocks("console") for line in text.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         assert code_of(command, monkeypatch) == 0, f"{command}\n{capfd.readouterr().err}"
     kept, dropped = (len(list(read_rows(Path(name)))) for name in ("kept.jsonl", "kept.dropped.jsonl"))
     assert (kept + dropped, kept > 0, dropped > 0) == (24, True, True)
+    assert 0 < len(list(read_rows(Path("aggregation.jsonl")))) <= 8
 
 
 def code_of(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
