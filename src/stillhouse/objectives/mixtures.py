@@ -26,6 +26,7 @@ from stillhouse.objectives.divergences import (
     log_ratio,
     log_softmax,
     mixture,
+    skew_kl_kernel,
 )
 from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
@@ -160,6 +161,12 @@ class AB(Objective):
             u, v, a, b = v, u, b, a
         return -(_power_slope(u, v, a + b, b) - _power_slope(u, v, a + b, a + b)).sum(-1) / a
 
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        a, b = float(self.alpha), float(self.beta)
+        square = max(abs(a), abs(b)) < NEAR_ZERO[torch.float32]
+        numbers = (0.0, 0.0, 1.0) if square else (a, b, 0.0)
+        return (KernelTerm("mixtures.ab", numbers, sums=1, teacher_model=self.teacher_model),)
+
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows
     ) -> tuple[Tensor, Tensor]:
@@ -242,6 +249,21 @@ class AlphaMixture(Objective):
         power = c * (log_p - log_q)
         near = log_q + torch.log1p(share * torch.expm1(power.clamp(-1.0, 1.0))) / c
         return torch.where(power.abs() < 1.0, near, mixture(c * log_p, c * log_q, share) / c)
+
+    def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
+        c, share = (1 - float(self.alpha)) / 2, float(self.teacher_share)
+        if c == 1.0 and self.direction == "forward" and self.ab is None:
+            return (skew_kl_kernel(self.teacher_model, share),)
+        kind, sums = ("mixture", 1) if self.ab is None else ("mixture_ab", 3 + (self.direction == "reverse"))
+        return (
+            KernelTerm(
+                f"mixtures.{kind}_{self.direction}",
+                (c, share, *(self.ab or ())),
+                sums=sums,
+                mixture="mixtures.power_mean",
+                teacher_model=self.teacher_model,
+            ),
+        )
 
     def value_and_gradient(
         self, student: Tensor, teacher: Tensor | None, rows: Rows

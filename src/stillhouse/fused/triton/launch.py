@@ -15,8 +15,12 @@ from stillhouse.core.head import ModelHead
 from stillhouse.fused.triton.template import LabelRows, LogitRows, template
 from stillhouse.objectives.kernels import KernelTerm, function
 
-BLOCK, WARPS = 2048, 8
-"""Entries of a row that a program has at a time, and its warps: the registers of every form suffice."""
+BLOCK = 2048
+"""Entries of a row that a program has at a time: eight for each thread, for which its registers suffice."""
+MIXTURE_BLOCK = 1024
+"""The same where a third distribution needs registers too."""
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+"""How kernels are compiled."""
 NUMBERS = 6
 MEANS = {"student": 1, "teacher": 2, "uniform": 4}
 
@@ -64,7 +68,7 @@ def values_and_gradient(
 
     Args:
         terms: what the objective states.
-        student: its products; `out` may lie on them.
+        student: its products; `out` may be they themselves.
         teachers: by name, those that terms ask.
         weights: of the rows.
         out: [n, V] for the gradient for the student's products; None: not wanted. Where rows of all these are
@@ -85,22 +89,20 @@ def values_and_gradient(
     )
     if not launches and out is not None:
         out.zero_()
-    for number, (term, labels) in enumerate(launches):
-        teacher = None if term.teacher_model is None else teachers[term.teacher_model].rows()
-        arguments = _arguments(term, labels, weights, height, width)
-        forms = _forms(term, tl.float64 if exact == torch.float64 else tl.float32, block, height)
-        template[(len(values),)](
-            student.rows(),
-            teacher,
-            target,
-            0 if target is None else target.stride(0),
-            values,
-            **arguments,
-            **forms,
-            ADD=number > 0,
-            OVERWRITE=overlaps and target is out and out is not None and out.dtype != product.dtype,
-            num_warps=WARPS,
-        )
+    with torch.cuda.device_of(product):
+        for number, (term, labels) in enumerate(launches):
+            teacher = None if term.teacher_model is None else teachers[term.teacher_model].rows()
+            template[(len(values),)](
+                student.rows(),
+                teacher,
+                target,
+                0 if target is None else target.stride(0),
+                values,
+                **_arguments(term, labels, weights, height, width),
+                **constants(term, tl.float64 if exact == torch.float64 else tl.float32, block, height),
+                ADD=number > 0,
+                **OPTIONS,
+            )
     if out is not None and target is not None and target is not out:
         out.copy_(target)
     return values
@@ -160,14 +162,16 @@ def _arguments(
     }
 
 
-def _forms(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str, Any]:
-    """The constants of a specialisation."""
+def constants(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str, Any]:
+    """What a kernel is compiled for; `ADD` comes on top."""
     named = {"TARGET": term.target, "MIXTURE": term.mixture, "TERMS": term.function}
     named["SUMS"] = f"{term.function}_sums" if term.sums else None
     return {
         **{key: None if name is None else function(name) for key, name in named.items()},
         "COUNT": term.sums,
         "MEANS": sum(MEANS[mean] for mean in term.means),
-        "BLOCK": min(block, triton.next_power_of_2(height)),
+        "BLOCK": min(
+            block if term.mixture is None else min(block, MIXTURE_BLOCK), triton.next_power_of_2(height)
+        ),
         "E": dtype,
     }

@@ -213,7 +213,7 @@ def row_sums(
 def last_pass(
     student, teacher, scope, norms, log_zm, means, sums, out, out_stride, weight,
     loss_weight, labels, TARGET: tl.constexpr, MIXTURE: tl.constexpr, TERMS: tl.constexpr, ADD: tl.constexpr,
-    OVERWRITE: tl.constexpr, BLOCK: tl.constexpr, E: tl.constexpr,
+    BLOCK: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """The value of the row; the gradient, times `weight` and the slope of the head, goes to `out`."""
     value = tl.zeros((BLOCK,), E)
@@ -243,8 +243,6 @@ def last_pass(
             place = out + scope.row * out_stride + column
             if ADD:
                 gradient += tl.load(place, mask=column < scope.width, other=0.0).to(E)
-            if OVERWRITE:  # wider entries may hold what other threads of the block have still to read
-                tl.debug_barrier()
             tl.store(
                 place, tl.where(inside, gradient, 0.0).to(out.dtype.element_ty), mask=column < scope.width
             )
@@ -255,7 +253,7 @@ def last_pass(
 def template(
     student, teacher, out, out_stride, values, token_weight, loss_weight, labels, height, width, inverse,
     numbers, first_number, TARGET: tl.constexpr, MIXTURE: tl.constexpr, SUMS: tl.constexpr,
-    COUNT: tl.constexpr, TERMS: tl.constexpr, MEANS: tl.constexpr, ADD: tl.constexpr, OVERWRITE: tl.constexpr,
+    COUNT: tl.constexpr, TERMS: tl.constexpr, MEANS: tl.constexpr, ADD: tl.constexpr,
     BLOCK: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """One row; see the module.
@@ -274,7 +272,6 @@ def template(
         numbers: what the functions of the objective take.
         first_number: [n], in place of the first of them; or None.
         ADD: values and gradients are added to what is there.
-        OVERWRITE: `out` lies on the student's products, in narrower entries.
     """
     row = tl.program_id(0).to(tl.int64)
     if first_number is not None:
@@ -300,7 +297,7 @@ def template(
     weight = tl.load(token_weight + row).to(E) * loss_weight
     value = last_pass(
         student, teacher, scope, norms, log_zm, means, sums, out, out_stride, weight,
-        loss_weight, labels, TARGET, MIXTURE, TERMS, ADD, OVERWRITE, BLOCK, E,
+        loss_weight, labels, TARGET, MIXTURE, TERMS, ADD, BLOCK, E,
     )  # fmt: skip
     if ADD:
         value += tl.load(values + row)
