@@ -57,6 +57,32 @@ def count_texts(model: Any) -> dict[str, int]:
     return counted
 
 
+def trainer_of(parts: Any, run: Any, folder: Path, *, use_cpu: bool = True, **options: Any) -> Any:
+    """TRL's trainer over loaded parts, with the settings and micro-batches of a run of ours."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    parts.student.generation_config.eos_token_id = list(parts.facts.eos_ids)
+    rows = [
+        {"prompt_ids": list(p.token_ids), "response_ids": list(p.response_ids or ())}
+        for p in parts.data.train
+    ]
+    micro = run.train.micro_batch_size
+    settings = GKDConfig(
+        output_dir=str(folder), max_steps=run.train.max_steps, learning_rate=run.train.lr,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=run.train.batch_size // micro,
+        lr_scheduler_type=run.train.schedule, warmup_steps=run.train.warmup,
+        weight_decay=run.train.weight_decay, max_grad_norm=run.train.clip,
+        bf16=run.train.precision == "bfloat16", seed=run.train.seed, report_to=[], save_strategy="no",
+        disable_tqdm=True, use_cpu=use_cpu, dataloader_pin_memory=not use_cpu, gradient_checkpointing=False,
+        logging_steps=run.train.log_every, temperature=1.0, max_new_tokens=run.data.max_response, **options,
+    )  # fmt: skip
+    return GKDTrainer(
+        model=parts.student, teacher_model=parts.teacher, args=settings, processing_class=parts.tokenizer,
+        train_dataset=Dataset.from_list(rows), data_collator=Collator(parts.facts.pad_id),
+    )  # fmt: skip
+
+
 def train(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train with TRL what a configuration of ours for `gkd` says; seconds and held-out ROUGE-L.
 
@@ -67,33 +93,14 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
     from stillhouse.runs.build import assemble
     from stillhouse.runs.evaluation import evaluate_prompts, held_out_prompts
     from stillhouse.runs.resolve import resolve
 
     run = resolve(config, {}).config
     parts = assemble(run)
-    parts.student.generation_config.eos_token_id = list(parts.facts.eos_ids)
-    rows = [
-        {"prompt_ids": list(p.token_ids), "response_ids": list(p.response_ids or ())}
-        for p in parts.data.train
-    ]
-    settings = GKDConfig(
-        output_dir=str(folder), max_steps=run.train.max_steps, learning_rate=run.train.lr,
-        per_device_train_batch_size=run.train.batch_size, lr_scheduler_type=run.train.schedule,
-        warmup_steps=run.train.warmup, weight_decay=run.train.weight_decay, max_grad_norm=run.train.clip,
-        bf16=run.train.precision == "bfloat16", seed=run.train.seed, report_to=[], save_strategy="no",
-        disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, gradient_checkpointing=False,
-        logging_steps=run.train.log_every, temperature=1.0, lmbda=run.responses.student_share,
-        beta=run.objective.teacher_weight, max_new_tokens=run.data.max_response,
-    )  # fmt: skip
-    trainer = GKDTrainer(
-        model=parts.student, teacher_model=parts.teacher, args=settings, processing_class=parts.tokenizer,
-        train_dataset=Dataset.from_list(rows), data_collator=Collator(parts.facts.pad_id),
-    )  # fmt: skip
+    shares = {"lmbda": run.responses.student_share, "beta": run.objective.teacher_weight}
+    trainer = trainer_of(parts, run, folder, **shares)
     counted = count_texts(parts.student)
     start = time.process_time()
     trainer.train()

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _peers import FULL, peer
 from torch import Tensor
 
 from stillhouse.core.head import ModelHead, ModelSignal
@@ -72,7 +73,6 @@ NOTES = {
     "cross_entropy": "no teacher: three products",
     "sum": "two objectives, each with its own arithmetic",
 }
-PEERS = {"trl": {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}, "liger": {"jsd": 0.5}}
 
 
 class Step:
@@ -137,76 +137,11 @@ class Step:
 
     def peer(self, name: str, kind: str) -> Callable[[], Any] | None:
         """TRL's or Liger's chunked loss, or None where it cannot be imported or has no such loss."""
-        if kind not in PEERS[name]:
+        loss = peer(name, kind, self.labels)
+        if loss is None:
             return None
-        beta = PEERS[name][kind]
-        try:
-            if name == "trl":
-                from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-                def loss() -> Tensor:
-                    teacher = (self.rows_teacher, self.teacher_head, None)
-                    student = (self.rows_hidden, self.head, None)
-                    return ChunkedDivergenceFunction.apply(*student, *teacher, beta)[0].mean()
-
-            else:
-                from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
-
-                def loss() -> Tensor:
-                    heads = (self.rows_hidden, self.head, self.rows_teacher, self.teacher_head)
-                    options = (None, None, 0.0, 1.0, beta, -100, 1.0, False)
-                    return LigerFusedLinearJSDFunction.apply(*heads, self.labels, *options)
-
-        except ImportError:
-            return None
-        return lambda: torch.autograd.grad(loss(), (self.rows_hidden, self.head))
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, -1, dtype=torch.float32)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, -1, dtype=torch.float32)
-
-
-def _forward(student: Tensor, teacher: Tensor, infinite: Tensor) -> Tensor:
-    return -(_softmax(teacher) * _log_softmax(student)).masked_fill(infinite, 0).sum(-1)
-
-
-def _reverse(student: Tensor, teacher: Tensor, infinite: Tensor) -> Tensor:
-    q = _softmax(student)
-    gap = (q * _log_softmax(teacher)).masked_fill(infinite, 0)
-    return -(gap - (q * _log_softmax(student)).masked_fill(infinite, 0)).sum(-1)
-
-
-def _skew_reverse(student: Tensor, teacher: Tensor, infinite: Tensor, share: float = 0.9) -> Tensor:
-    q = _softmax(student)
-    mixed = (share * _softmax(teacher) + (1 - share) * q).log()
-    gap = (q * mixed).masked_fill(infinite, 0)
-    return -(gap - (q * _log_softmax(student)).masked_fill(infinite, 0)).sum(-1)
-
-
-def _skew(student: Tensor, teacher: Tensor, infinite: Tensor) -> Tensor:
-    p = _softmax(teacher)
-    return -(p * (0.1 * p + 0.9 * _softmax(student)).log()).masked_fill(infinite, 0).sum(-1)
-
-
-def _jensen(student: Tensor, teacher: Tensor, infinite: Tensor) -> Tensor:
-    p, q = _softmax(teacher), _softmax(student)
-    mixed = (0.5 * p + 0.5 * q).log()
-    one = (q * mixed).masked_fill(infinite, 0) - (q * _log_softmax(student)).masked_fill(infinite, 0)
-    two = (p * mixed).masked_fill(infinite, 0) - (p * _log_softmax(teacher)).masked_fill(infinite, 0)
-    return -0.5 * one.sum(-1) - 0.5 * two.sum(-1)
-
-
-FULL = {
-    "forward_kl": _forward,
-    "reverse_kl": _reverse,
-    "skew_kl": _skew,
-    "skew_rkl": _skew_reverse,
-    "jsd": _jensen,
-}
+        heads = (self.rows_hidden, self.head, self.rows_teacher, self.teacher_head)
+        return lambda: torch.autograd.grad(loss(*heads), (self.rows_hidden, self.head))
 
 
 def timed(step: Callable[[], Any]) -> tuple[float, float]:
