@@ -28,8 +28,10 @@ from stillhouse.report.scores import (
 )
 from stillhouse.report.seeds import common_name, group_of_each, seed_groups
 
-SystemRole = Literal["teacher", "before", "after"]
-ROLES: tuple[SystemRole, ...] = ("teacher", "before", "after")
+SystemRole = Literal["teacher", "before", "distilled", "after"]
+ROLES: tuple[SystemRole, ...] = ("teacher", "before", "distilled", "after")
+ROLE_COLOURS = {"teacher": "--teacher", "before": "--before", "distilled": "--part-1"}
+"""The CSS variables of systems that are not the end of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,13 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
 
 
 def role_of(system: str) -> SystemRole:
-    """The role that a system's name tells; what is neither teacher nor before counts as after."""
+    """The role that a system's name tells: the teacher, the student before, the one that a preference stage
+    began with, or else the student after."""
     words = system.lower().replace("-", " ").replace("_", " ").split()
     if words[:1] == ["teacher"]:
         return "teacher"
+    if "distilled" in words:
+        return "distilled"
     return "before" if "before" in words else "after"
 
 
@@ -155,7 +160,16 @@ def _shared(found: list[tuple[int, Evaluation]], role: SystemRole) -> list[Syste
     fullest = max((result for _, result in found), key=lambda result: len(result.rows))
     metrics = _shown(first)
     return [
-        System(first.label, role, first.task, None, metrics, first.settings, fullest.rows, colour=f"--{role}")
+        System(
+            first.label,
+            role,
+            first.task,
+            None,
+            metrics,
+            first.settings,
+            fullest.rows,
+            colour=ROLE_COLOURS[role],
+        )
     ]
 
 
@@ -175,7 +189,7 @@ def _grouped(
     """One system for the runs of a group, if these were measured alike."""
     systems = []
     for number, group in enumerate(groups):
-        colour = run_colour(number) if role == "after" else f"--{role}"
+        colour = ROLE_COLOURS.get(role) or run_colour(number)
         own = [
             _system(index, result, role, colour, runs, seeds=len(group))
             for index, result in found

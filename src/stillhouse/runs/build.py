@@ -14,7 +14,7 @@ from torch import nn
 
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
-from stillhouse.core.types import Response
+from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data, load_data
 from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import Encoder
@@ -40,6 +40,7 @@ from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
+from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher
 from stillhouse.train.device import phase_clock
@@ -63,6 +64,10 @@ class Parts:
     data: Data
     translation: Translation | None = None
     """The teacher's prompts and ends, and what goes between two vocabularies."""
+    pairs: tuple[Prompt, ...] = ()
+    """The pairs of the preference stage, if there is one."""
+    reference: nn.Module | None = None
+    """The distilled student, once the preference stage has begun."""
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -157,6 +162,7 @@ def assemble(config: RunConfig) -> Parts:
     found = tokenizers(config)
     tokenizer = found.student
     data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    pairs = stage_pairs(config, data)
     config = _with_resolved_template(config, data)
     encoder = data.encoder
     assert encoder is not None
@@ -187,6 +193,7 @@ def assemble(config: RunConfig) -> Parts:
         found.ids,
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
+        pairs,
     )
     pack_where_possible(parts)
     if config.train.compile_models:

@@ -41,6 +41,8 @@ def preflight(config: RunConfig) -> None:
         raise ConfigError(*faults)
     config.engine.check_installed()
     config.train.fused.check_installed()
+    if config.preference is not None:
+        config.preference.check_installed()
     check_loggers(config.train.report_to)
 
 
@@ -64,6 +66,8 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
         "data.text": config.data.text,
         "evaluate.data": config.evaluate.data,
     }
+    if config.preference is not None:
+        sources |= {"preference.data": config.preference.data, "preference.valid": config.preference.valid}
     for index, task in enumerate(config.evaluate.tasks):
         sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
     for path, source in sources.items():

@@ -21,6 +21,7 @@ from stillhouse.runs.checks import check_context_lengths, context_length, longes
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
+from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -50,6 +51,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     found = tokenizers(config)
     tokenizer = found.student
     data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
     student = student_size(config.student, teacher_model, len(tokenizer))
@@ -70,6 +72,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         "held-out prompts": len(prompts),
         **_formats(data),
         **_pairs(data),
+        **_stage(config, len(pairs)),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
@@ -123,6 +126,15 @@ def _formats(data: Data) -> dict[str, str]:
         for one in data.report.get("sets", ())
         if one.get("formats")
     }
+
+
+def _stage(config: RunConfig, pairs: int) -> dict[str, str]:
+    """What the preference stage will do, if there is one."""
+    stage = config.preference
+    if stage is None:
+        return {}
+    steps = stage.max_steps or math.ceil(stage.epochs * max(1, math.ceil(pairs / stage.batch_size)))
+    return {"preference stage": f"{stage.kind}, {pairs:,} pairs, {steps:,} optimiser steps"}
 
 
 def _pairs(data: Data) -> dict[str, str]:

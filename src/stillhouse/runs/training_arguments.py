@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,16 @@ SCHEDULES = {"constant": "constant_with_warmup"}
 """Names of `train.schedule` that transformers has under another name: its `constant` has no warm-up."""
 
 
-def training_arguments(config: RunConfig, folder: Path) -> Any:
+def training_arguments(
+    config: RunConfig, folder: Path, kind: type | None = None, more: Mapping[str, Any] | None = None
+) -> Any:
     """Hugging Face's TrainingArguments for a run, with its own saving and printing switched off.
 
     Args:
         config: the run.
         folder: where checkpoints go.
+        kind: a subclass of TrainingArguments; default: that itself.
+        more: its further fields.
 
     Raises:
         ConfigError: a field of `train.hf` is unknown, belongs to another option, or has a wrong value.
@@ -125,9 +129,10 @@ def training_arguments(config: RunConfig, folder: Path) -> Any:
         "label_names": [],
         **({"optim": "adamw_torch_fused"} if torch.cuda.is_available() else {}),
         **train.hf,
+        **(more or {}),
     }
     try:
-        arguments = TrainingArguments(**options)
+        arguments = (kind or TrainingArguments)(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             Fault("train.hf", f"transformers does not accept it: {error}", got=str(train.hf))

@@ -7,18 +7,34 @@ import random
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from stillhouse import console, signals
-from stillhouse.train.step import Step
+from stillhouse.train.step import World
 
 GRACE_SECONDS = 10.0
 """How long a scheduler's signal waits for the end of a step whose responses are still being generated. Slurm
 and Kubernetes kill 30 seconds after their SIGTERM, and the checkpoint has to be written in between."""
+
+
+class Interruptible(Protocol):
+    """What training tells about the step that is under way."""
+
+    generating: bool
+    """Whether it still generates responses, so that nothing is lost if it is given up."""
+
+    @property
+    def world(self) -> World:
+        """The other processes."""
+        ...
+
+    def give_up(self) -> None:
+        """Go back to before the step whose responses are being drawn."""
+        ...
 
 
 class Interrupt(TrainerCallback):
@@ -32,7 +48,7 @@ class Interrupt(TrainerCallback):
     def __init__(self) -> None:
         self.by: signals.Stopped | None = None
         """The signal that asks for an end."""
-        self._step: Step | None = None
+        self._step: Interruptible | None = None
         self._random_states: dict[str, Any] = {}
         self._handled = signals.handled(self._request)
         self._alarm: Any = None
@@ -52,7 +68,7 @@ class Interrupt(TrainerCallback):
         return self.by is not None
 
     @contextlib.contextmanager
-    def waits_for(self, step: Step) -> Iterator[None]:
+    def waits_for(self, step: Interruptible) -> Iterator[None]:
         """Within the block signals wait for the end of a step."""
         self._step = step
         try:

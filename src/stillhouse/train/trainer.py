@@ -28,7 +28,44 @@ from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.step import Step
 
 
-class DistilTrainer(Trainer):
+class CheckpointLoading(Trainer):
+    """How a checkpoint is loaded, whatever the trainer's loss: a damaged file is named, and the settings of
+    the configuration outlive those of the checkpoint."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The weights; a checkpoint of another student is an error that names it."""
+        with reading(Path(resume_from_checkpoint), "weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random states; the file has one for each device."""
+        with reading(Path(checkpoint or ""), "rng_state*.pth"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state of both, with the values of this run's configuration, which may be others than before.
+
+        A checkpoint holds the learning rate, its peak, the weight decay and so on; loaded as they are, they
+        would silently outlive whatever a resumed run sets.
+        """
+        fresh = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in getattr(self.optimizer, "param_groups", [])
+        ]
+        peaks = list(getattr(self.lr_scheduler, "base_lrs", []))
+        with reading(Path(checkpoint or ""), "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):
+            return
+        groups, done = self.optimizer.param_groups, self.lr_scheduler.last_epoch
+        self.lr_scheduler.base_lrs = peaks
+        now = [peak * rate(done) for peak, rate in zip(peaks, self.lr_scheduler.lr_lambdas, strict=True)]
+        for group, values, rate in zip(groups, fresh, now, strict=True):
+            group.update(values, lr=rate)
+        self.lr_scheduler._last_lr = now
+
+
+class DistilTrainer(CheckpointLoading):
     """Hugging Face's Trainer over prompts, with the loss of a `Step`."""
 
     control: TrainerControl
@@ -79,38 +116,6 @@ class DistilTrainer(Trainer):
         self.model.zero_grad()
         self._save_checkpoint(self.model, trial=None)
         self.callback_handler.on_save(self.args, self.state, TrainerControl())
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The weights; a checkpoint of another student is an error that names it."""
-        with reading(Path(resume_from_checkpoint), "weights"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The random states; the file has one for each device."""
-        with reading(Path(checkpoint or ""), "rng_state*.pth"):
-            super()._load_rng_state(checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The state of both, with the values of this run's configuration, which may be others than before.
-
-        A checkpoint holds the learning rate, its peak, the weight decay and so on; loaded as they are, they
-        would silently outlive whatever a resumed run sets.
-        """
-        fresh = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in getattr(self.optimizer, "param_groups", [])
-        ]
-        peaks = list(getattr(self.lr_scheduler, "base_lrs", []))
-        with reading(Path(checkpoint or ""), "optimizer.pt or scheduler.pt"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):
-            return
-        groups, done = self.optimizer.param_groups, self.lr_scheduler.last_epoch
-        self.lr_scheduler.base_lrs = peaks
-        now = [peak * rate(done) for peak, rate in zip(peaks, self.lr_scheduler.lr_lambdas, strict=True)]
-        for group, values, rate in zip(groups, fresh, now, strict=True):
-            group.update(values, lr=rate)
-        self.lr_scheduler._last_lr = now
 
     def compute_loss(
         self,

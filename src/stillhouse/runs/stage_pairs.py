@@ -1,0 +1,25 @@
+"""The pairs of a run's preference stage, read as its other rows are."""
+
+from __future__ import annotations
+
+from stillhouse.core.types import Prompt
+from stillhouse.data import Data, load_prompts
+from stillhouse.runs.config import RunConfig
+
+NAME = "preference"
+"""What they are called among the sets of a run."""
+
+
+def stage_pairs(config: RunConfig, data: Data) -> tuple[Prompt, ...]:
+    """The preference pairs as token ids, reported among the sets of `data`; none without a stage.
+
+    Raises:
+        DataError: a row is no preference pair, or cannot be read.
+    """
+    if config.preference is None:
+        return ()
+    assert data.encoder is not None
+    own = config.data.model_copy(update={"train": config.preference.data})
+    loaded = load_prompts(NAME, own.train, own, data.encoder, needs_response=True, needs_rejected=True)
+    data.report["sets"].append(loaded.report)
+    return loaded.prompts
