@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tests.no_sync import NoHostSync
 from tiny_models import ARCHITECTURES, TOKENIZER_INFO, VOCAB, some_prompts, tiny
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse.engines import Sampling, TransformersConfig
 from stillhouse.engines.kv_cache import PreallocatedCache
@@ -91,6 +93,27 @@ def test_a_step_kept_from_an_earlier_call_writes_the_text_of_the_weights_of_now(
     assert replay.forgotten == 0
     decoder.run(some_prompts(2), Sampling(max_tokens=200), 0, 4, lambda *_: None)
     assert replay.forgotten == 1  # the buffers were too small
+
+
+def test_fewer_slots_are_read_when_the_long_texts_are_done() -> None:
+    """Rows that are finished may have texts that reach beyond the slots that the others still need."""
+    torch.manual_seed(0)
+    config: Any = {**ARCHITECTURES["llama"], "max_position_embeddings": 512, "vocab_size": VOCAB}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config)).eval()
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, VOCAB) for _ in range(length)] for length in [150] * 12 + [4] * 18]
+    decoder = StaticDecoder(model, TOKENIZER_INFO, num_layers=2)
+    decoder.replay = replay = FirstOfKey()
+    sampling, slots = Sampling(max_tokens=40), []
+    with torch.no_grad():
+        for rows in (16, 7):
+            got: dict[int, Any] = {}
+            decoder.run(prompts, sampling, 3, rows, got.__setitem__)
+            wanted = engine(model, "growing").generate(prompts, sampling, 3)
+            assert texts(got[index] for index in range(30)) == texts(wanted)
+            slots.append([key[1] for key in replay.steps])  # type: ignore[index]
+            replay.forget()
+    assert slots == [[256, 128], [256, 128]]
 
 
 def test_weights_that_have_moved_are_found() -> None:

@@ -71,6 +71,10 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert peak(train__micro_batch_tokens=64) == peak(train__micro_batch_tokens=1) < plain
     writing = peak(train__micro_batch_size=4, generated_rows=4096)
     assert writing > plain
+    kept = peak(engine__kv_cache="static", engine__batch_size=4096, generated_rows=4096)
+    grown = peak(engine__kv_cache="growing", engine__batch_size=4096, generated_rows=4096)
+    # 64 tokens take 128 slots of keys and values in fp32 at 12 layers.
+    assert kept - grown == pytest.approx(4096 * 128 * 12 * 2 * 768 * 4)
 
 
 MEASURED_ON_AN_H100 = {16: 32.3, 4: 20.1}

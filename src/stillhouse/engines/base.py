@@ -165,6 +165,16 @@ class EngineConfig(StrictConfig):
             EnvironmentFault: a package or a device is missing.
         """
 
+    def kept_tokens(self, rows: int, length: int, on_gpu: bool) -> int:
+        """How many tokens' keys and values stay allocated between calls, for an estimate of memory.
+
+        Args:
+            rows: completions at the same time, at most.
+            length: tokens of the longest prompt and its completion.
+            on_gpu: whether the model is on a GPU.
+        """
+        return 0
+
     def for_student(self) -> EngineConfig:
         """The engine for a model that is trained here; `self` unless it cannot follow its weights."""
         return self

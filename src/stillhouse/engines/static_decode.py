@@ -19,6 +19,7 @@ from stillhouse.engines.sampling import NothingToSample, Sampler, uniforms
 from stillhouse.engines.slot_cache import SlotMasks
 from stillhouse.engines.static_probe import why_not_static
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
+from stillhouse.engines.transformers import SLOTS, buffer_rows, buffer_slots, power_of_two
 
 logger = logging.getLogger("stillhouse")
 
@@ -33,9 +34,6 @@ MIN_PREFILL_TOKENS = 4096
 
 MIN_ROWS = 32
 """A batch is not made smaller than this: for fewer rows a step takes as long."""
-
-SLOTS = 128
-"""The capacity is a multiple of this."""
 
 
 class StaticDecoder:
@@ -87,8 +85,10 @@ class StaticDecoder:
         )
         self.cast_weights.refresh()
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
-        self.capacity = _round_up(len(prompts[waiting[0]]) + sampling.max_tokens, SLOTS)
-        self.running: list[int | None] = [None] * min(rows, _power_of_two(len(prompts)))
+        self.capacity = buffer_slots(len(prompts[waiting[0]]) + sampling.max_tokens)
+        self.running: list[int | None] = [None] * buffer_rows(len(prompts), rows)
+        if self.buffers is not None:
+            self.buffers.free(slice(None))  # an error may have left some in use
         with self.cast_weights.in_place():
             self._decode(waiting)
 
@@ -142,7 +142,6 @@ class StaticDecoder:
             rows //= 2
         if rows < len(self.running):
             self.buffers.move_rows(used)
-            self.buffers.finished[len(used) :] = True
             self.running = [self.running[row] for row in used] + [None] * (rows - len(used))
 
     def _steps(self) -> None:
@@ -154,8 +153,8 @@ class StaticDecoder:
         if going:
             most = self.sampling.max_tokens - min(generated[row] for row in going)
             steps = min(CHECK_EVERY, most)
-            need = max(last[row] for row in going) + steps + 1
-            capacity = min(buffers.capacity, max(SLOTS, _power_of_two(need)))
+            need = max(last[row] for row, index in enumerate(self.running) if index is not None) + steps + 1
+            capacity = min(buffers.capacity, max(SLOTS, power_of_two(need)))
             rows = len(self.running)
             view, step = buffers.view(rows, capacity), self.step
             for _ in range(steps):
@@ -168,7 +167,6 @@ class StaticDecoder:
         state = torch.stack([buffers.last, buffers.generated, buffers.finished, buffers.invalid])
         last, generated, finished, invalid = state[:, : len(self.running)].tolist()
         if any(invalid):
-            buffers.invalid.zero_()
             raise NothingToSample
         return last, generated, finished
 
@@ -189,6 +187,7 @@ class StaticDecoder:
             scores = tuple(logprobs[place][response]) if self.sampling.logprobs else None
             self.on_completion(index, Completion(tokens, tokens[-1] in self.tokenizer_info.eos_ids, scores))
             self.running[row] = None
+        buffers.free(at)
 
 
 class StaticDecoding:
@@ -237,12 +236,3 @@ class StaticDecoding:
 def _to_host(buffer: Tensor, rows: Tensor) -> list[list[Any]]:
     found: list[list[Any]] = buffer[rows].tolist()
     return found
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()

@@ -107,12 +107,20 @@ class DecodeBuffers:
         self.generated[at] = 1
         self.finished[at] = _is_end(done.tokens, eos) | (sampling.max_tokens <= 1)
 
+    def free(self, rows: Tensor | slice) -> None:
+        """Nobody's rows, which read and write slot 0 only, however few slots a view has."""
+        self.finished[rows] = True
+        self.invalid[rows] = False
+        self.last[rows] = 0
+        self.generated[rows] = 0
+
     def move_rows(self, rows: list[int]) -> None:
-        """Move these rows to the front."""
+        """Move these rows to the front and free the others."""
         at = torch.tensor(rows, device=self.last.device)
         self.cache.move_rows(at)
         for tensor in self._tensors().values():
             tensor[: len(rows)] = tensor[at]
+        self.free(slice(len(rows), None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,14 @@ class TransformersConfig(EngineConfig):
     CPU it is only slower. `auto`: static on CUDA where the architecture allows it, else growing. The text is
     the same up to rounding."""
 
+    def kept_tokens(self, rows: int, length: int, on_gpu: bool) -> int:
+        """Those of the static buffers."""
+        if not rows or self.kv_cache == "growing" or (self.kv_cache == "auto" and not on_gpu):
+            return 0
+        if self.batch_tokens is not None:
+            rows = max(1, min(rows, self.batch_tokens // length))
+        return buffer_rows(rows, self.batch_size) * buffer_slots(length)
+
     def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
         return TransformersEngine(
@@ -141,6 +149,25 @@ class TransformersEngine:
         if self.batch_tokens is None:
             return self.batch_size
         return max(1, min(self.batch_size, self.batch_tokens // length))
+
+
+SLOTS = 128
+"""Static buffers hold a multiple of this many tokens for each row."""
+
+
+def buffer_rows(wanted: int, most: int) -> int:
+    """The rows of static buffers for so many completions at once, of at most `most`."""
+    return min(most, power_of_two(wanted))
+
+
+def buffer_slots(length: int) -> int:
+    """The slots of a row of static buffers for at least `length` tokens."""
+    return -(-length // SLOTS) * SLOTS
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 def bfloat16_copy(model: nn.Module) -> nn.Module:

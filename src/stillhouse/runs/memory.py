@@ -37,6 +37,11 @@ class ModelSize:
     """Parameters of LoRA adapters, which `parameters` leaves out."""
 
     @property
+    def key_value_bytes(self) -> int:
+        """Of the keys and values of one token."""
+        return self.layers * 2 * (self.key_value_size or self.hidden_size) * self.dtype_bytes
+
+    @property
     def bytes(self) -> int:
         """Of the weights."""
         return (self.parameters + self.adapter) * self.dtype_bytes
@@ -67,7 +72,8 @@ def peak_memory(
     The process, weights, gradients and Adam's two moments, plus the largest of a training step, generation
     and the merged copy of a student with adapters at export. A step keeps about 28 numbers of the hidden size
     for each token and layer, or 2 and one layer's 56 with gradient checkpointing, and a chunk of logits;
-    generation keeps keys and values. docs/estimates.md compares it with measured runs.
+    generation keeps keys and values, on a GPU also between its calls. docs/estimates.md compares it with
+    measured runs.
 
     Args:
         config: the run.
@@ -80,6 +86,10 @@ def peak_memory(
     trained = student.parameters if student.trainable is None else student.trainable
     static = student.bytes + 3 * trained * student.dtype_bytes + sum(teacher.bytes for teacher in teachers)
     mixed = config.train.precision == "bfloat16"
+    if buffered := config.engine.kept_tokens(generated_rows, length, gpu is not None):
+        static += buffered * student.key_value_bytes
+        if mixed and student.dtype_bytes > 2:
+            static += 2 * student.parameters  # the engine's copies of the weights that autocast casts
     tokens = _tokens_in_a_micro_batch(config, length)
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step: float = tokens * student.hidden_size * kept * (2 if mixed else student.dtype_bytes)
@@ -87,10 +97,7 @@ def peak_memory(
     step += _logits(config, student, len(teachers), tokens, None if gpu is None else gpu.memory - static)
     if mixed and student.dtype_bytes > 2:
         step += 2 * student.parameters  # weights as they are cast for the products
-    key_values = max(
-        model.layers * 2 * (model.key_value_size or model.hidden_size) * model.dtype_bytes
-        for model in (student, *teachers)
-    )
+    key_values = max(model.key_value_bytes for model in (student, *teachers))
     generation = generated_rows * (length * key_values + student.vocab * 12)
     merged = student.bytes if student.adapter else 0
     most = static + max(step, generation, merged)
