@@ -92,13 +92,7 @@ def forms(small: bool) -> Iterator[tuple[dict[str, Any], KernelTerm]]:
 def source(term: KernelTerm, call: Call) -> ASTSource:
     """The template as it is compiled for a term in a call whose rows are filled up."""
     fixed = constants(term, tl.float32, BLOCK, HEIGHT)
-    model = LogitRows(
-        call.products,
-        "i32",
-        "*fp32" if call.bias else "constexpr",
-        "fp32",
-        "fp32" if call.softcap else "constexpr",
-    )
+    model = LogitRows(call.products, "i32", "*fp32" if call.bias else call.products, "fp32", "fp32")
     labelled = call.labels or term.teacher_model is None
     signature: dict[str, Any] = {
         "student": model,
@@ -114,9 +108,9 @@ def source(term: KernelTerm, call: Call) -> ASTSource:
         "inverse": "fp32",
         "numbers": ("fp32",) * NUMBERS,
         "first_number": "*fp32" if call.row_number else "constexpr",
-        **dict.fromkeys((*fixed, "ADD"), "constexpr"),
+        **dict.fromkeys((*fixed, "HEADS", "ADD"), "constexpr"),
     }
-    given = {**fixed, "ADD": call.add}
+    given = {**fixed, "HEADS": 5 * (call.bias + 2 * call.softcap), "ADD": call.add}
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     signature = {name: signature[name] for name in template.arg_names}
@@ -135,7 +129,7 @@ def compiled(term: KernelTerm, call: Call, architecture: int) -> dict[str, int]:
     """Registers and spilled bytes of a kernel, as ptxas tells them."""
     options = {**OPTIONS, "num_stages": 3}
     kernel = triton.compile(source(term, call), target=GPUTarget("cuda", architecture, 32), options=options)
-    ptxas = next(Path(triton.__file__).parent.rglob("bin/ptxas-blackwell"))
+    ptxas = max(Path(triton.__file__).parent.rglob("bin/ptxas*"), key=lambda path: path.name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(kernel.asm["ptx"])

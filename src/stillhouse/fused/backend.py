@@ -11,8 +11,8 @@ import torch
 from stillhouse.errors import EnvironmentFault
 
 Backend = Literal["auto", "triton", "closed_form", "compile"]
-OLDEST_TRITON = (3, 6)
-"""The oldest version that the kernels were compiled with; torch 2.11 brings it along."""
+OLDEST_TRITON = (3, 4)
+"""The oldest version that the kernels were compiled with (3.4, 3.6 and 3.9 were); torch 2.8 brings it along."""
 
 
 def uses_triton(backend: Backend, device: torch.device) -> bool:

@@ -34,12 +34,15 @@ class HeadProduct:
     bias: Tensor | None
 
     def rows(self) -> LogitRows:
-        """As the template takes them."""
-        cap = self.head.softcap
-        scale = float(self.head.scale)
-        return LogitRows(
-            self.product, self.product.stride(0), self.bias, scale, None if cap is None else float(cap)
-        )
+        """As the template takes them; what `extras` says that there is not is not read."""
+        bias = self.product if self.bias is None else self.bias
+        scale, cap = float(self.head.scale), float(self.head.softcap or 0.0)
+        return LogitRows(self.product, self.product.stride(0), bias, scale, cap)
+
+    @property
+    def extras(self) -> int:
+        """1 where there is a bias, 2 where there is a soft cap."""
+        return (self.bias is not None) + 2 * (self.head.softcap is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,15 +94,16 @@ def values_and_gradient(
         out.zero_()
     with torch.cuda.device_of(product):
         for number, (term, labels) in enumerate(launches):
-            teacher = None if term.teacher_model is None else teachers[term.teacher_model].rows()
+            teacher = None if term.teacher_model is None else teachers[term.teacher_model]
             template[(len(values),)](
                 student.rows(),
-                teacher,
+                None if teacher is None else teacher.rows(),
                 target,
                 0 if target is None else target.stride(0),
                 values,
                 **_arguments(term, labels, weights, height, width),
                 **constants(term, tl.float64 if exact == torch.float64 else tl.float32, block, height),
+                HEADS=student.extras + (0 if teacher is None else 4 * teacher.extras),
                 ADD=number > 0,
                 **OPTIONS,
             )
@@ -163,7 +167,7 @@ def _arguments(
 
 
 def constants(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str, Any]:
-    """What a kernel is compiled for; `ADD` comes on top."""
+    """What a kernel is compiled for; `HEADS` and `ADD` come on top."""
     named = {"TARGET": term.target, "MIXTURE": term.mixture, "TERMS": term.function}
     named["SUMS"] = f"{term.function}_sums" if term.sums else None
     return {

@@ -71,26 +71,28 @@ def column_at(index, blocks, BLOCK: tl.constexpr, BACKWARD: tl.constexpr):
 
 
 @triton.jit
-def logits_at(model, scope, column, E: tl.constexpr):
+def logits_at(model, scope, column, BIAS: tl.constexpr, CAP: tl.constexpr, E: tl.constexpr):
     """The logits of a model at some columns."""
     z = tl.load(model.product + scope.row * model.stride + column, mask=column < scope.width, other=0.0).to(E)
-    if model.bias is not None:
+    if BIAS:
         z += tl.load(model.bias + column, mask=column < scope.height, other=0.0).to(E)
     z = z * model.scale
-    if model.softcap is not None:
+    if CAP:
         z = (2.0 * tl.sigmoid(2.0 * z / model.softcap) - 1.0) * model.softcap
     return z
 
 
 @triton.jit
-def pair_at(student, teacher, scope, column, TARGET: tl.constexpr, E: tl.constexpr):
+def pair_at(
+    student, teacher, scope, column, HEADS: tl.constexpr, TARGET: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
     """The logits of both models at some columns, and which of these take part."""
     inside = column < scope.height
-    s = logits_at(student, scope, column, E)
+    s = logits_at(student, scope, column, HEADS & 1, HEADS & 2, E)
     inside = inside & (s != float("-inf"))
     t = s
     if teacher is not None:
-        t = logits_at(teacher, scope, column, E)
+        t = logits_at(teacher, scope, column, HEADS & 4, HEADS & 8, E)
         inside = inside & (t != float("-inf"))
     s = tl.where(inside, s, EXCLUDED)
     t = tl.where(inside, t, EXCLUDED)
@@ -121,7 +123,7 @@ def joined(top, mass, moment):
 
 @triton.jit
 def log_normalisers(
-    student, teacher, scope, TARGET: tl.constexpr, MEANS: tl.constexpr,
+    student, teacher, scope, HEADS: tl.constexpr, TARGET: tl.constexpr, MEANS: tl.constexpr,
     BLOCK: tl.constexpr, BACKWARD: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """The normalisers at the temperature, and those means of the residual that `MEANS` asks for: 1 under the
@@ -137,7 +139,7 @@ def log_normalisers(
     blocks = tl.cdiv(scope.height, BLOCK)
     for index in range(0, blocks):
         column = column_at(index, blocks, BLOCK, BACKWARD)
-        s, t, inside = pair_at(student, teacher, scope, column, TARGET, E)
+        s, t, inside = pair_at(student, teacher, scope, column, HEADS, TARGET, E)
         residual = s - t
         top_s, mass_s, moment_s = online(top_s, mass_s, moment_s, s * scope.inverse, residual, MEANS & 1)
         if teacher is not None:
@@ -169,7 +171,7 @@ def token_at(s, t, scope, norms, log_zm, MIXTURE: tl.constexpr):
 
 @triton.jit
 def mixture_normaliser(
-    student, teacher, scope, norms, MIXTURE: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, scope, norms, HEADS: tl.constexpr, MIXTURE: tl.constexpr, BLOCK: tl.constexpr,
     E: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp of what `MIXTURE` makes of both log-probabilities."""
@@ -178,7 +180,7 @@ def mixture_normaliser(
     blocks = tl.cdiv(scope.height, BLOCK)
     for index in range(0, blocks):
         column = column_at(index, blocks, BLOCK, False)
-        s, t, inside = pair_at(student, teacher, scope, column, None, E)
+        s, t, inside = pair_at(student, teacher, scope, column, HEADS, None, E)
         mixed = MIXTURE(s * scope.inverse - norms.student, t * scope.inverse - norms.teacher, scope.numbers)
         top, mass, _ = online(top, mass, mass, tl.where(inside, mixed, EXCLUDED), mass, False)
     return joined(top, mass, mass)[0]
@@ -186,7 +188,7 @@ def mixture_normaliser(
 
 @triton.jit
 def row_sums(
-    student, teacher, scope, norms, log_zm, TARGET: tl.constexpr, MIXTURE: tl.constexpr,
+    student, teacher, scope, norms, log_zm, HEADS: tl.constexpr, TARGET: tl.constexpr, MIXTURE: tl.constexpr,
     SUMS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """The sums over the vocabulary of the `COUNT` numbers that `SUMS` gives for each token, at most four."""
@@ -197,7 +199,7 @@ def row_sums(
     blocks = tl.cdiv(scope.height, BLOCK)
     for index in range(0, blocks):
         column = column_at(index, blocks, BLOCK, True)
-        s, t, inside = pair_at(student, teacher, scope, column, TARGET, E)
+        s, t, inside = pair_at(student, teacher, scope, column, HEADS, TARGET, E)
         parts = SUMS(token_at(s, t, scope, norms, log_zm, MIXTURE), scope.numbers)
         a += tl.where(inside, parts[0], 0.0)
         if COUNT > 1:
@@ -212,8 +214,8 @@ def row_sums(
 @triton.jit
 def last_pass(
     student, teacher, scope, norms, log_zm, means, sums, out, out_stride, weight,
-    loss_weight, labels, TARGET: tl.constexpr, MIXTURE: tl.constexpr, TERMS: tl.constexpr, ADD: tl.constexpr,
-    BLOCK: tl.constexpr, E: tl.constexpr,
+    loss_weight, labels, HEADS: tl.constexpr, TARGET: tl.constexpr, MIXTURE: tl.constexpr,
+    TERMS: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """The value of the row; the gradient, times `weight` and the slope of the head, goes to `out`."""
     value = tl.zeros((BLOCK,), E)
@@ -225,7 +227,7 @@ def last_pass(
     blocks = tl.cdiv(scope.width, BLOCK)
     for index in range(0, blocks):
         column = column_at(index, blocks, BLOCK, False)
-        s, t, inside = pair_at(student, teacher, scope, column, TARGET, E)
+        s, t, inside = pair_at(student, teacher, scope, column, HEADS, TARGET, E)
         token = token_at(s, t, scope, norms, log_zm, MIXTURE)
         gradient = tl.zeros((BLOCK,), E)
         if TERMS is not None:
@@ -238,7 +240,7 @@ def last_pass(
             gradient += slope * (hit.to(E) - token.q)
         if out is not None:
             gradient = gradient * student.scale
-            if student.softcap is not None:
+            if HEADS & 2:
                 gradient = gradient * (1.0 - (s / student.softcap) * (s / student.softcap))
             place = out + scope.row * out_stride + column
             if ADD:
@@ -252,8 +254,8 @@ def last_pass(
 @triton.jit
 def template(
     student, teacher, out, out_stride, values, token_weight, loss_weight, labels, height, width, inverse,
-    numbers, first_number, TARGET: tl.constexpr, MIXTURE: tl.constexpr, SUMS: tl.constexpr,
-    COUNT: tl.constexpr, TERMS: tl.constexpr, MEANS: tl.constexpr, ADD: tl.constexpr,
+    numbers, first_number, HEADS: tl.constexpr, TARGET: tl.constexpr, MIXTURE: tl.constexpr,
+    SUMS: tl.constexpr, COUNT: tl.constexpr, TERMS: tl.constexpr, MEANS: tl.constexpr, ADD: tl.constexpr,
     BLOCK: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """One row; see the module.
@@ -271,6 +273,7 @@ def template(
         inverse: 1 / temperature.
         numbers: what the functions of the objective take.
         first_number: [n], in place of the first of them; or None.
+        HEADS: 1 and 2 where the student's head has a bias and a soft cap, 4 and 8 the teacher's.
         ADD: values and gradients are added to what is there.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -287,17 +290,17 @@ def template(
     TURNS: tl.constexpr = ((MIXTURE is None) and (SUMS is None)) or (
         (MIXTURE is not None) and (SUMS is not None)
     )
-    norms, means = log_normalisers(student, teacher, scope, TARGET, MEANS, BLOCK, TURNS, E)
+    norms, means = log_normalisers(student, teacher, scope, HEADS, TARGET, MEANS, BLOCK, TURNS, E)
     log_zm = 0.0
     if MIXTURE is not None:
-        log_zm = mixture_normaliser(student, teacher, scope, norms, MIXTURE, BLOCK, E)
+        log_zm = mixture_normaliser(student, teacher, scope, norms, HEADS, MIXTURE, BLOCK, E)
     sums = (0.0, 0.0, 0.0, 0.0)
     if SUMS is not None:
-        sums = row_sums(student, teacher, scope, norms, log_zm, TARGET, MIXTURE, SUMS, COUNT, BLOCK, E)
+        sums = row_sums(student, teacher, scope, norms, log_zm, HEADS, TARGET, MIXTURE, SUMS, COUNT, BLOCK, E)
     weight = tl.load(token_weight + row).to(E) * loss_weight
     value = last_pass(
         student, teacher, scope, norms, log_zm, means, sums, out, out_stride, weight,
-        loss_weight, labels, TARGET, MIXTURE, TERMS, ADD, BLOCK, E,
+        loss_weight, labels, HEADS, TARGET, MIXTURE, TERMS, ADD, BLOCK, E,
     )  # fmt: skip
     if ADD:
         value += tl.load(values + row)
