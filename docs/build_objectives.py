@@ -17,6 +17,10 @@ HEADINGS = ("Equation", "Gradient", "Character", "When", "Source")
 OPTIONS = {
     "sum": {"terms": [{"kind": "forward_kl"}, {"kind": "cross_entropy", "loss_weight": 0.2}]},
     "by_source": {"teacher": {"kind": "skew_kl"}, "student": {"kind": "skew_rkl"}},
+    "teacher_mixture": {
+        "weights": {"main": 0.7, "code": 0.3},
+        "objective": {"kind": "forward_kl"},
+    },
     "by_teacher": {"objectives": {"main": {"kind": "forward_kl"}, "code": {"kind": "csd"}}},
 }
 TOKENS = 60

@@ -36,9 +36,9 @@ SOURCE = Path(stillhouse.__file__).parent
 NAMES_OF_MODELS = {"kind", "teacher_model", "reference_model"}
 ELSEWHERE = {"loss_weight", "order", "rest_weight", "layers"}
 """Weights of terms, and what needs two tokenizers or hidden states: test_span.py, test_transport.py."""
-HELD = {"terms", "objectives", "fixed", "teacher", "student", "text"}
+HELD = {"terms", "objectives", "objective", "fixed", "teacher", "student", "text"}
 """Objectives inside others, which are cases of their own."""
-COMBINED = {"sum", "by_source", "by_teacher"}
+COMBINED = {"sum", "by_source", "by_teacher", "teacher_mixture"}
 MORE_CASES = [
     (
         "contrastive gap",

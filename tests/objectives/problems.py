@@ -18,6 +18,7 @@ REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"terms": [{"kind": "forward_kl"}, {"kind": "jsd", "loss_weight": 0.3}]},
     "by_source": {"teacher": {"kind": "skew_kl"}, "student": {"kind": "jsd", "loss_weight": 2.0}},
     "by_teacher": {"objectives": {"main": {"kind": "skew_kl"}, "code": {"kind": "jsd", "loss_weight": 2.0}}},
+    "teacher_mixture": {"weights": {"main": 0.6, "code": 0.2}, "objective": {"kind": "forward_kl"}},
 }
 """Options of kinds that cannot do without; any other kind is tested with its defaults once it exists."""
 
@@ -100,6 +101,12 @@ VARIANTS: list[dict[str, Any]] = [
     },
     {"kind": "by_source", "teacher": {"kind": "transport"}, "student": {"kind": "policy_gradient"}},
     {"kind": "forward_kl", "teacher_model": "code"},
+    {"kind": "teacher_mixture", "weights": {"main": 1.0, "code": 2.0}, "objective": {"kind": "csd"}},
+    {
+        "kind": "teacher_mixture",
+        "weights": {"main": 0.5, "code": 0.25, "reference": 0.25},
+        "objective": {"kind": "policy_gradient", "discount": 0.0, "include_current": True},
+    },
     {
         "kind": "sum",
         "terms": [

@@ -104,16 +104,17 @@ def test_rows_that_name_an_unknown_teacher_are_refused(folder: Path) -> None:
     config = config_of(folder, "unknown", {**BY_ROW, "objectives": {"second": "forward_kl"}}, "second")
     config["teacher"] = None
     resolved = resolve(config).config
-    with pytest.raises(DataError, match=r"name the teacher 'main'"):
+    with pytest.raises(DataError, match=r"names the teacher 'main'"):
         assemble(resolved)
 
 
-@pytest.mark.parametrize("name", ["weighted", "by-row", "reference"])
+@pytest.mark.parametrize("name", ["weighted", "mixture", "by-row", "by-domain", "reference"])
 def test_the_page_trains_as_it_stands(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML file of docs/teachers.md, with models where it says that they are."""
     page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
     (text,) = re.findall(rf"```yaml\n# {name}\.yaml\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(folder)
+    with_domains(folder, {"maths": 20, "code": 4}).rename("domains.jsonl")
     for link, model in (("student", "second"), ("second-teacher", "second")):
         if not Path(link).exists():
             Path(link).symlink_to(folder / model / "student", target_is_directory=True)
@@ -239,3 +240,76 @@ def test_bias_of_the_store_of_a_second_teacher(folder: Path) -> None:
     assert found["hidden-float32"].gradient_error == 0.0
     assert found["hidden-int8"].gradient_error > 0.0
     assert any(name.startswith("sampled") for name in refused), "reverse KL needs the most probable tokens"
+
+
+def with_domains(folder: Path, values: dict[str, int]) -> Path:
+    """The rows with a column `domain` in place of `teacher`; so many of each value."""
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    domains = [name for name, count in values.items() for _ in range(count)]
+    for row, domain in zip(rows, domains, strict=True):
+        del row["teacher"]
+        row["domain"] = domain
+    path = folder / f"domains-{len(values)}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_column_decides_by_domain_and_the_page_says_who_taught_what(folder: Path) -> None:
+    """One teacher live, one from a cache; rows of a third domain are dropped and counted."""
+    path = with_domains(folder, {"maths": 12, "code": 9, "poems": 3})
+    config = config_of(folder, "domains", BY_ROW, "second", train={"max_steps": 4, "log_every": 1})
+    second = {"kind": "cache", "of": config["teachers"]["second"], "folder": str(folder / "by-domain")}
+    config["teachers"]["second"] = second
+    routes = {"column": "domain", "teachers": {"maths": "main", "code": "second"}}
+    config["data"] |= {"train": str(path), "row_teacher": routes}
+    with pytest.raises(DataError, match=r"has domain 'poems', which data.row_teacher gives to no teacher"):
+        assemble(resolve(config).config)
+    config["data"]["bad_rows"] = "drop"
+    config["output"]["report"] = True
+    assert in_child(config) == 0
+    rows = [row for row in rows_of(folder / "domains") if row["phase"] == "train"]
+    tokens = {name: sum(row.get(f"teachers/{name}/tokens", 0) for row in rows) for name in ("main", "second")}
+    assert sum(tokens.values()) == sum(row["tokens"] for row in rows)
+    assert min(tokens.values()) > 0
+    for row in rows:
+        parts = [
+            (row.get(f"teachers/{name}/loss", 0), row.get(f"teachers/{name}/tokens", 0)) for name in tokens
+        ]
+        mean = sum(loss * count for loss, count in parts) / sum(count for _, count in parts)
+        assert mean == pytest.approx(row["loss"], rel=1e-5)
+    data = json.loads((folder / "domains" / "data.json").read_text(encoding="utf-8"))
+    assert data["sets"][0]["teachers"] == {"main": 12, "second": 9}
+    assert data["sets"][0]["dropped"] == {"no teacher for its domain": 3}
+    page = (folder / "domains" / "report.html").read_text(encoding="utf-8")
+    table = page[page.index("Which teacher taught what") :]
+    assert [name for name in ("main", "second") if f">{name} <span" in table] == ["main", "second"]
+    assert 'data-label="Rows">12<' in table
+
+
+def test_a_route_to_nobody_is_refused_before_anything_loads(folder: Path) -> None:
+    config = config_of(folder, "x", BY_ROW, "second")
+    config["data"]["row_teacher"] = {"teachers": {"maths": "main"}, "otherwise": "third"}
+    with pytest.raises(ConfigError, match=r"data.row_teacher.*: gives rows to the teacher 'third'"):
+        resolve(config)
+    config["data"]["row_teacher"]["otherwise"] = "second"
+    config["objective"] = {"kind": "sum", "terms": ["forward_kl", {"kind": "jsd", "teacher_model": "second"}]}
+    notes = resolve(config).notes
+    assert any("data.row_teacher" in note and "has no effect" in note for note in notes)
+
+
+def test_a_mixture_of_distributions_trains(folder: Path) -> None:
+    """One teacher whole, one by its most probable tokens from a cache."""
+    mixed = {"kind": "teacher_mixture", "weights": {"main": 0.7, "second": 0.3}, "objective": "reverse_kl"}
+    config = config_of(folder, "mixed", mixed, "second", train={"max_steps": 8})
+    assert in_child(config) == 0
+    config = config_of(folder, "mixed-sparse", mixed, "second", train={"max_steps": 8})
+    of = config["teachers"]["second"]
+    config["teachers"]["second"] = {"kind": "cache", "of": of, "store": "topk", "k": 1024}
+    config["teachers"]["second"]["folder"] = str(folder / "mixture-store")
+    assert in_child(config) == 0
+    losses = train_losses(folder / "mixed-sparse")
+    assert losses == pytest.approx(train_losses(folder / "mixed"), rel=5e-3)
+    config["teachers"]["second"]["store"] = "sampled"
+    del config["teachers"]["second"]["k"]
+    with pytest.raises(ConfigError, match="teacher_mixture cannot be computed from weighted random draws"):
+        resolve(config)

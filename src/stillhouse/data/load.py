@@ -17,6 +17,7 @@ from stillhouse.core.types import Prompt, Response
 from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
+from stillhouse.data.row_teachers import RowTeacher, rows_by_teacher
 from stillhouse.data.rows import Row
 from stillhouse.data.teacher_prompts import TeacherReads, TemplatePair, teacher_encoder
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer, settled_template
@@ -73,6 +74,9 @@ class DataConfig(StrictConfig):
     bad_rows: BadRows = "refuse"
     """What happens to a row that cannot be read or rendered: `refuse` stops and names it, `drop` leaves it
     out and counts it by its reason."""
+    row_teacher: RowTeacher | None = None
+    """Which of several teachers a training row is for, by the value of a column; None: by its column
+    `teacher`."""
     ignore: ListOf[str] = ()
     """Fields of rows that are read as if they were not there; nothing is said about them."""
     text: DatasetField | None = None
@@ -86,6 +90,7 @@ class DataConfig(StrictConfig):
             self.bad_rows,
             self.ignore,
             "Mend the row, or leave out such rows and count them: data.bad_rows: drop",
+            used=() if self.row_teacher is None else (self.row_teacher.column,),
         )
 
 
@@ -234,6 +239,7 @@ def _report(builder: PromptBuilder) -> dict[str, Any]:
         **_sizes(builder),
         **reading.report(),
         "turns": dict(builder.turns),
+        **({"teachers": named} if (named := rows_by_teacher([one.facts for one in builder.prompts])) else {}),
         "notes": dict(builder.encoder.take_notes()),
     }
 
@@ -353,7 +359,7 @@ class PromptBuilder:
                 self._refused(refused)
                 continue
             assert isinstance(found, EncodedRow)
-            prompt = self._to_prompt(id, row, found)
+            prompt = self._for_teacher(self._to_prompt(id, row, found), row)
             if prompt is not None and isinstance(other, EncodedRow):
                 prompt = self._with_rejected(prompt, row, found, other)
             if prompt is not None:
@@ -463,6 +469,16 @@ class PromptBuilder:
             fields=row.prompt_fields(),
             facts=row.extra,
         )
+
+    def _for_teacher(self, prompt: Prompt | None, row: Row) -> Prompt | None:
+        """The prompt with the teacher that its row is for; None if it is for none and dropped."""
+        if prompt is None or self.config.row_teacher is None or self.name != "train":
+            return prompt
+        try:
+            return self.config.row_teacher.named(prompt, row.location)
+        except RowError as error:
+            self._refused(error)
+            return None
 
     def _kept_response(self, found: EncodedRow, name: str = "response") -> tuple[int, ...] | None:
         """The response within the length limit; None if there is none, or it is dropped and counted."""

@@ -35,13 +35,20 @@ class Reading:
         Counter({"not JSON": 2})
     """
 
-    def __init__(self, bad_rows: BadRows = "refuse", ignore: Collection[str] = (), way_out: str = "") -> None:
+    def __init__(
+        self,
+        bad_rows: BadRows = "refuse",
+        ignore: Collection[str] = (),
+        way_out: str = "",
+        used: Collection[str] = (),
+    ) -> None:
         """A reading that has not begun.
 
         Args:
             bad_rows: what happens to a row that cannot be read.
             ignore: fields that are read as if they were not there.
             way_out: what to do about such a row, for the message that refuses it.
+            used: fields beside `USED_FACTS` that the run uses.
         """
         self.bad_rows = bad_rows
         self.ignore = tuple(ignore)
@@ -61,6 +68,7 @@ class Reading:
         self.sources: list[dict[str, Any]] = []
         """Of several mixed datasets: path, weight, rows, examples of each."""
         self._way_out = way_out
+        self._used = USED_FACTS | set(used)
 
     def drop(self, error: RowError) -> None:
         """Count a line or row that cannot be read.
@@ -104,7 +112,7 @@ class Reading:
         return row
 
     def _is_told(self, name: str) -> bool:
-        return name not in USED_FACTS and name not in self.ignore and not _is_identifier(name)
+        return name not in self._used and name not in self.ignore and not _is_identifier(name)
 
     def report(self) -> dict[str, Any]:
         """For data.json: formats with the fields that tell them, fields that are not used, bad rows."""

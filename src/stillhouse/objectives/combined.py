@@ -22,7 +22,7 @@ from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split,
 from stillhouse.objectives.kernels import KernelTerm
 
 
-class _Holder(Objective):
+class ObjectiveHolder(Objective):
     """What objectives that hold others have in common: they need what those need."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class _Holder(Objective):
 
 
 @register
-class Sum(_Holder):
+class Sum(ObjectiveHolder):
     """A weighted sum of objectives on the same rows.
 
     Equation: sum_k w_k L_k, w_k the `loss_weight` of term k.
@@ -137,7 +137,7 @@ class Sum(_Holder):
                 )
 
 
-class _Routed(_Holder):
+class _Routed(ObjectiveHolder):
     """What objectives have in common that apply another one to each part of the rows, as `split` says."""
 
     def token_values(self, student: Tensor, rows: Rows) -> Tensor:

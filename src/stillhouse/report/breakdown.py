@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.console.format import MISSING, byte_size, count, duration, is_number
+from stillhouse.report.configuration import short_path
 from stillhouse.report.record import RunRecord
 
 SOURCE_COLOURS = {
@@ -192,3 +193,50 @@ def generated_tokens(run: RunRecord) -> str:
         return ""
     times = f"{trained / generated:.2g}"
     return f"{count(round(generated))} tokens; trained on about {times} times each"
+
+
+@dataclass(frozen=True, slots=True)
+class TeachingRow:
+    """What one of several teachers taught. Example: `TeachingRow("code", "coder-7b, cache", "120", ...)`"""
+
+    name: str
+    about: str
+    """Its model and kind."""
+    rows: str
+    """Of the data set that name it."""
+    responses: str
+    tokens: str
+    loss: str
+    """Of its tokens, in the first and in the last row of the log (nats)."""
+
+
+def teaching_tables(runs: Sequence[RunRecord]) -> list[tuple[str, list[TeachingRow]]]:
+    """Which teacher taught what, one table for each run with several."""
+    tables = []
+    for run in runs:
+        log = run.metrics("train")
+        names = sorted({key.split("/")[1] for row in log for key in row if key.startswith("teachers/")})
+        if names:
+            tables.append((run.name, [_taught(run, name) for name in names]))
+    return tables
+
+
+def _taught(run: RunRecord, name: str) -> TeachingRow:
+    log, place = run.metrics("train"), "teacher" if name == "main" else f"teachers.{name}"
+    sums = {
+        what: sum(row[key] for row in log if is_number(row.get(key := f"teachers/{name}/{what}")))
+        for what in ("responses", "tokens")
+    }
+    losses = [row[key] for row in log if is_number(row.get(key := f"teachers/{name}/loss"))]
+    settings = {key: run.config.get(f"{place}.{key}") for key in ("of.path", "path", "url", "kind")}
+    known = [str(entry.value) for entry in settings.values() if entry is not None and entry.value]
+    data = next((one for one in run.data if one.get("name") == "train"), {})
+    named = data.get("teachers", {})
+    return TeachingRow(
+        name,
+        ", ".join(short_path(one) for one in known),
+        count(named[name]) if is_number(named.get(name)) else MISSING,
+        count(sums["responses"]),
+        count(sums["tokens"]),
+        f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else MISSING,
+    )

@@ -112,7 +112,7 @@ BUFFER_PLOTS = {
     "curation/kept": ("Curation: prompts kept in the round", "share"),
     "curation/resampled": ("Curation: responses resampled", "responses"),
 }
-DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/", "memory/")
+DRAWN_ELSEWHERE = ("schedule/", "loss/", "seconds/", "tokens/", "memory/", "teachers/")
 
 
 def buffer_plots(runs: Sequence[RunRecord]) -> list[Plot]:

@@ -82,6 +82,7 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         source_bars=breakdown.source_bars(runs),
         time_bars=breakdown.time_bars(runs),
         phase_tables=breakdown.phase_tables(runs),
+        teaching_tables=breakdown.teaching_tables(runs),
         diversity_plots=curves.diversity_plots(systems),
         draft_plots=curves.draft_plots(systems),
         data_tables=curation.data_tables(runs),

@@ -32,6 +32,7 @@ from stillhouse.models import (
     unwrap,
 )
 from stillhouse.models.packing import packs
+from stillhouse.objectives import Objective
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
@@ -217,13 +218,24 @@ def _check_named_teachers(config: RunConfig, data: Data) -> None:
     """Refuse rows that name no teacher of the run, where the objective goes by that."""
     if "teachers" not in config.objective.requirements().rows:
         return
-    named = {prompt.facts.get("teacher") for prompt in data.train}
-    unknown = sorted(str(name) for name in named - set(config.all_teachers))
-    if unknown:
-        raise DataError(
-            f"data.train: its rows name the teacher {unknown[0]!r} in their column teacher; there are "
-            f"{', '.join(config.all_teachers)}. Name one of these in every row, or add teachers.{unknown[0]}."
-        )
+    objective: Objective = config.objective
+    sources = config.facts.sources - {"text"}
+
+    def taught_by(name: str | None) -> bool:
+        return any(name in objective.teachers_of(source, name) for source in sources)
+
+    named: dict[Any, str] = {prompt.facts.get("teacher"): prompt.id for prompt in data.train}
+    unknown = {name: row for name, row in named.items() if not taught_by(name)}
+    if not unknown:
+        return
+    known = [name for name in config.all_teachers if taught_by(name)]
+    name, row = min(unknown.items(), key=str)
+    told = "names no teacher" if name is None else f"names the teacher {name!r}"
+    raise DataError(
+        f"data.train: {row} {told}, and the objective goes by that. There are {', '.join(known)}. Name one "
+        "of these in the column teacher of every row, or map another column: data.row_teacher: {column: "
+        f"domain, teachers: {{maths: {known[0] if known else MAIN}, ...}}, otherwise: ...}}."
+    )
 
 
 def pack_where_possible(parts: Parts) -> None:

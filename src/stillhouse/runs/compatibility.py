@@ -120,6 +120,17 @@ def unused_teachers(names: frozenset[str], parts: Mapping[str, Any]) -> Iterator
         )
 
 
+def unknown_teachers(names: frozenset[str], teachers: Mapping[str, str]) -> Iterator[Fault]:
+    """Teachers that rows are given to by `data.row_teacher` and that are not there."""
+    for name in sorted(names - teachers.keys()):
+        yield Fault(
+            "data.row_teacher",
+            f"gives rows to the teacher {name!r}, which the run does not have",
+            allowed=", ".join(teachers) or "none",
+            hint=f"Add {teacher_path(name)}, or name another one.",
+        )
+
+
 def _without_signal(
     path: str, part: Any, need: ModelNeed, given: Provisions, teachers: Mapping[str, str]
 ) -> Fault:

@@ -26,7 +26,7 @@ from stillhouse.evaluate.tasks import EvalTask
 from stillhouse.models import Dtype, StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
-from stillhouse.runs.compatibility import unfit_sources, unmet, unused_teachers
+from stillhouse.runs.compatibility import unfit_sources, unknown_teachers, unmet, unused_teachers
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
 from stillhouse.train.preference import PreferenceField
@@ -171,6 +171,8 @@ class RunConfig(StrictConfig):
         yield from unfit_sources(self.objective, facts.sources, self.responses.kind)
         yield from unmet(parts, self.provisions, kinds)
         yield from unused_teachers(frozenset(self.teachers), parts)
+        if self.data.row_teacher is not None:
+            yield from unknown_teachers(self.data.row_teacher.names, kinds)
         yield from self.objective.check_in_run("objective", facts)
         yield from self.responses.check_in_run("responses", facts)
 

@@ -167,6 +167,8 @@ def _of_evaluation(config: RunConfig) -> dict[str, str]:
 
 def _of_the_rest(config: RunConfig) -> dict[str, str]:
     found = because("it weighs terms of a sum or sources, and stands alone", "objective.loss_weight")
+    if "teachers" not in config.objective.requirements().rows:
+        found |= because("the objective does not go by the teacher of a row", "data.row_teacher")
     if config.data.text is None:
         found |= because("there is no data.text", "data.text_block")
     return found

@@ -38,6 +38,7 @@ from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
 from stillhouse.train.side_stream import Pending, SideStream
 from stillhouse.train.teacher_signals import TeacherOutputs, TeacherSignals, prefetch
+from stillhouse.train.teaching import by_teacher
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ class Step:
                 values = values + more.detach()
         self.metrics.add("tokens/student", float(micro.batch.num_tokens))
         value = loss.detach()
-        return StepLoss(loss * self.world.size, value, _loss_by_source(objective, values, rows), gaps)
+        metrics = _loss_by_source(objective, values, rows) | by_teacher(objective, micro.batch, rows, values)
+        return StepLoss(loss * self.world.size, value, metrics, gaps)
 
     def check_finite(self, prepared: PreparedStep, losses: Sequence[StepLoss]) -> None:
         """Before the weights change.
