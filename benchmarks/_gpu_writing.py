@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +12,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from stillhouse.engines import Sampling, TokenizerInfo
 from stillhouse.engines.transformers import TransformersConfig
+
+Writer = Callable[[], int]
+"""Writes for all prompts; returns the number of tokens."""
 
 
 def stage(place: Place) -> Iterator[dict[str, Any]]:
@@ -26,18 +28,20 @@ def stage(place: Place) -> Iterator[dict[str, Any]]:
         prompts = [
             [draw.randrange(3, vocab) for _ in range(draw.randint(wide // 2, wide))] for _ in range(rows)
         ]
-        for who, write in WRITERS.items():
+        for who, writer in WRITERS.items():
             row: dict[str, Any] = {"who": who, "model": name, "rows": rows, "new_tokens": new}
             place.forget()
             if who == "generate_batch" and not place.cuda:
-                row["skipped"] = "transformers' continuous batching never ends on a CPU"
+                row["skipped"] = "its default cache makes it take minutes on a CPU: see generate_batch.py"
             else:
                 with attempt(row):
-                    row |= measured(place, partial(write, model, prompts, new), new)
+                    row |= measured(place, writer(model, prompts, new), new)
+                if who == "generate_batch":
+                    model.destroy_cached_continuous_batching_manager()
             yield row
 
 
-def measured(place: Place, write: Callable[[], int], new: int) -> dict[str, Any]:
+def measured(place: Place, write: Writer, new: int) -> dict[str, Any]:
     """The second of two calls; what the first one sets up is told apart."""
     start = place.now()
     write()
@@ -52,27 +56,41 @@ def measured(place: Place, write: Callable[[], int], new: int) -> dict[str, Any]
     }
 
 
-def by_engine(model: Any, prompts: list[list[int]], new: int) -> int:
-    """Tokens that our engine writes, as the configuration of a run makes it."""
+def by_engine(model: Any, prompts: list[list[int]], new: int) -> Writer:
+    """Our engine, as the configuration of a run makes it, and one for all calls as in training."""
     engine = TransformersConfig(batch_size=len(prompts)).build(model, TokenizerInfo((1,), 0))
-    found = engine.generate(prompts, Sampling(max_tokens=new, min_tokens=new), seed=0)
-    return sum(len(one.token_ids) for one in found)
+
+    def write() -> int:
+        found = engine.generate(prompts, Sampling(max_tokens=new, min_tokens=new), seed=0)
+        return sum(len(one.token_ids) for one in found)
+
+    return write
 
 
-def by_generate(model: Any, prompts: list[list[int]], new: int) -> int:
-    """Tokens that `generate` writes."""
+def by_generate(model: Any, prompts: list[list[int]], new: int) -> Writer:
+    """`generate`."""
     width = max(map(len, prompts))
     padded = [[0] * (width - len(one)) + one for one in prompts]
     mask = [[0] * (width - len(one)) + [1] * len(one) for one in prompts]
     ids, attention = (torch.tensor(one, device=model.device) for one in (padded, mask))
-    output = model.generate(ids, attention_mask=attention, generation_config=settings(new))
-    return int((output.shape[1] - width) * len(prompts))
+
+    def write() -> int:
+        output = model.generate(ids, attention_mask=attention, generation_config=settings(new))
+        return int((output.shape[1] - width) * len(prompts))
+
+    return write
 
 
-def by_batches(model: Any, prompts: list[list[int]], new: int) -> int:
-    """Tokens that transformers' continuous batching writes."""
-    found = model.generate_batch(prompts, generation_config=settings(new), progress_bar=False)
-    return sum(len(one.generated_tokens) for one in found.values())
+def by_batches(model: Any, prompts: list[list[int]], new: int) -> Writer:
+    """transformers' continuous batching, with one manager for all calls."""
+
+    def write() -> int:
+        found = model.generate_batch(
+            prompts, generation_config=settings(new), progress_bar=False, persistent_manager=True
+        )
+        return sum(len(one.generated_tokens) for one in found.values())
+
+    return write
 
 
 WRITERS = {"ours": by_engine, "generate": by_generate, "generate_batch": by_batches}

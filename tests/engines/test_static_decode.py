@@ -160,7 +160,7 @@ def test_a_step_reads_nothing_from_the_device_and_brings_nothing_to_it(kind: str
     eos = torch.tensor(TOKENIZER_INFO.eos_ids, device="meta")
     for options in (*SETTINGS, EVERYTHING):
         sampler = Sampler(Sampling(logprobs=True, **options), eos, static=True)
-        masks = SlotMasks(model.config, torch.float32)
+        masks = SlotMasks(model.config)
         step = DecodeStep(NextTokenLogits(model, VOCAB - 7), masks, sampler, eos, max_tokens=20)
         with torch.no_grad(), NoHostSync():
             step(buffers)
@@ -185,8 +185,7 @@ def test_a_model_whose_step_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatc
     decoder = StaticDecoder(tiny(), TOKENIZER_INFO, num_layers=2)
     with torch.no_grad():
         assert decoder.why_not([5, 9, 12, 4, 20]) is None
-        everything = torch.ones(3, 1, 1, 16, dtype=torch.bool)
-        monkeypatch.setattr(decoder, "masks", lambda slots, capacity: everything)
+        monkeypatch.setattr(decoder, "masks", lambda cache: torch.zeros(3, 1, 1, 16))
         assert "logits then differ" in str(decoder.why_not([5, 9, 12, 4, 20]))
         tiny_flash: Any = tiny()
         tiny_flash.config._attn_implementation = "flash_attention_2"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from stillhouse.core.types import Completion
 from stillhouse.engines.base import CompletionCollector, ProgressCallback, Sampling, TokenizerInfo
 from stillhouse.engines.decode import Decoder
 from stillhouse.engines.kv_cache import num_attention_layers
-from stillhouse.engines.slot_cache import SlotMask, SlotMasks
+from stillhouse.engines.slot_cache import SlotCache, SlotMask, SlotMasks
 from stillhouse.engines.static_decode import StaticDecoding
 from stillhouse.engines.transformers import KvCache, check_prompts, evaluating
 from stillhouse.errors import EngineError
@@ -49,9 +49,11 @@ class MixtureModel(nn.Module):
         self.log_shares: Tensor
         self.register_buffer("log_shares", torch.tensor([1 - share, share], device=device).log())
 
-    def slot_masks(self) -> Callable[[Tensor, int], list[SlotMask]]:
+    def slot_masks(self, cache: SlotCache) -> list[SlotMask]:
         """As `SlotMasks`, a mask for each model."""
-        return lambda slots, capacity: [SlotMasks.of(model)(slots, capacity) for model in self.models]
+        first = self.num_layers[0]
+        parts = [SlotCache(layers, cache.slots) for layers in (cache.layers[:first], cache.layers[first:])]
+        return [SlotMasks(model.config)(part) for model, part in zip(self.models, parts, strict=True)]
 
     def forward(
         self,

@@ -104,22 +104,12 @@ SlotMask = Tensor | dict[str, Tensor]
 class SlotMasks:
     """Which slots a row attends to: those up to its own, within the layer's window where it has one.
 
-    Every attention implementation takes a mask of its own form; models with several kinds of layers take one
-    for each kind.
+    Masks are added to the scores, in the dtype of keys: from one of truth values every layer would make its
+    own. Models with several kinds of layers take one for each kind.
     """
 
-    @classmethod
-    def of(cls, model: nn.Module) -> Callable[[Tensor, int], Any]:
-        """Those of a model, which may have a way of its own (`slot_masks`)."""
-        own = getattr(model, "slot_masks", None)
-        if own is not None:
-            made: Callable[[Tensor, int], Any] = own()
-            return made
-        return cls(model.config, next(model.parameters()).dtype)
-
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        """For a model of this configuration, whose embeddings are of `dtype`."""
-        self.additive = dtype if config._attn_implementation == "eager" else None
+    def __init__(self, config: Any) -> None:
+        """For a model of this configuration."""
         text = config.get_text_config(decoder=True)
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
         types = getattr(text, "layer_types", None)
@@ -127,18 +117,23 @@ class SlotMasks:
         self.windows = dict(zip(types or windows, windows, strict=False))
         """The window of each kind of layer; None: it attends to all slots before its own."""
 
-    def __call__(self, slots: Tensor, capacity: int) -> SlotMask:
-        """The mask [B, 1, 1, capacity] for rows that write at `slots` [B], or one for each kind of layer."""
-        masks = {kind: self._mask(slots, capacity, window) for kind, window in self.windows.items()}
+    @classmethod
+    def of(cls, model: nn.Module) -> Callable[[SlotCache], Any]:
+        """Those of a model, which may have a way of its own (`slot_masks`)."""
+        own: Callable[[SlotCache], Any] | None = getattr(model, "slot_masks", None)
+        return cls(model.config) if own is None else own
+
+    def __call__(self, cache: SlotCache) -> SlotMask:
+        """The mask [B, 1, 1, capacity] for what is written next, or one for each kind of layer."""
+        masks = {kind: _mask(cache, window) for kind, window in self.windows.items()}
         return next(iter(masks.values())) if self.one_for_all else masks
 
-    def _mask(self, slots: Tensor, capacity: int, window: int | None) -> Tensor:
-        slot, own = torch.arange(capacity, device=slots.device), slots[:, None]
-        seen = slot <= own
-        if window is not None:
-            seen = seen & (slot > own - window)
-        mask = seen[:, None, None, :]
-        if self.additive is None:
-            return mask
-        lowest = torch.finfo(self.additive).min
-        return torch.zeros(mask.shape, dtype=self.additive, device=mask.device).masked_fill_(~mask, lowest)
+
+def _mask(cache: SlotCache, window: int | None) -> Tensor:
+    keys, _ = cache.buffers()[0]
+    slot, own = torch.arange(keys.shape[2], device=keys.device), cache.slots[:, None]
+    hidden = slot > own
+    if window is not None:
+        hidden = hidden | (slot <= own - window)
+    mask = torch.zeros(hidden.shape, dtype=keys.dtype, device=keys.device)
+    return mask.masked_fill_(hidden, torch.finfo(keys.dtype).min)[:, None, None, :]

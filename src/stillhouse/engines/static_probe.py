@@ -12,6 +12,7 @@ from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.kv_cache import PreallocatedCache
 from stillhouse.engines.prefill import NextTokenLogits, prefill
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
+from stillhouse.engines.slot_cache import SlotCache
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
 
 STEPS, LENGTH, CAPACITY = 3, 8, 16
@@ -23,7 +24,7 @@ HALF_TOLERANCE = 0.05
 @torch.no_grad()
 def why_not_static(
     next_logits: NextTokenLogits,
-    masks: Callable[[Tensor, int], Any],
+    masks: Callable[[SlotCache], Any],
     num_layers: int,
     tokenizer_info: TokenizerInfo,
     prompt: Sequence[int],

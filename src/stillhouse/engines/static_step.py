@@ -133,7 +133,7 @@ class DecodeStep:
     """
 
     next_logits: NextTokenLogits
-    masks: Callable[[Tensor, int], Any]
+    masks: Callable[[SlotCache], Any]
     """`SlotMasks` or alike."""
     sampler: Sampler
     """One that is `static`."""
@@ -143,7 +143,7 @@ class DecodeStep:
     def logits(self, buffers: DecodeBuffers) -> Tensor:
         """The logits [B, V] after each row's last token, whose keys and values are written."""
         ids = buffers.history.gather(1, buffers.last[:, None]).clamp(min=0)  # free rows hold PAD
-        mask = self.masks(buffers.last, buffers.capacity)
+        mask = self.masks(buffers.cache)
         return self.next_logits(ids, mask, buffers.last[:, None], buffers.cache)
 
     def __call__(self, buffers: DecodeBuffers) -> None:
