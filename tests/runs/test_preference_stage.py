@@ -108,5 +108,13 @@ def test_a_stage_is_not_added_to_a_finished_run(folder: Path) -> None:
     run(config)
     with pytest.raises(ConfigError, match=r"was finished with other values.*name=NEW --from"):
         run({**config, "preference": stage}, resume=True)
-    result = run({**config, "name": "next", "output": {}, "preference": stage}, start_from=folder / "run")
+    result = run(
+        {
+            **config,
+            "name": "next",
+            "output": {"folder": str(folder / "next"), "report": False},
+            "preference": stage,
+        },
+        start_from=folder / "run",
+    )
     assert json.loads((result.folder / "state.json").read_text(encoding="utf-8"))["parent"]["run"] == "run"
