@@ -1,7 +1,7 @@
 """What `stillhouse check` estimates and what runs then take: peak memory at several sizes and methods.
 
 Each case is a run of two steps in a process of its own, with validation, export and evaluation; its truth is
-the largest resident memory of that process. Random weights: memory does not depend on them.
+the largest resident memory of that process, or on a GPU what torch held. Random weights: they do not matter.
 
     python benchmarks/estimates.py            # minutes; one thread
     python benchmarks/estimates.py --small    # the smallest case; writes nothing
@@ -75,8 +75,13 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     if not small:
         versions = {one: metadata.version(one) for one in ("torch", "transformers", "accelerate", "peft")}
-        facts = {"command": "python benchmarks/estimates.py", "date": str(date.today())}
+        facts = {"command": "python benchmarks/estimates.py", "date": str(date.today()), "device": device()}
         write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+
+
+def device() -> str:
+    """The GPU that runs take, or the CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def write_data(folder: Path) -> None:

@@ -22,7 +22,8 @@ def table() -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     head = ["| run | student | estimated (GB) | measured (GB) | ratio |", "|---|--:|--:|--:|--:|"]
-    return "\n".join([*head, *rows, "", f"{found['date']}, {versions}, CPU, `{found['command']}`."])
+    device = found.get("device", "CPU")
+    return "\n".join([*head, *rows, "", f"{found['date']}, {versions}, {device}, `{found['command']}`."])
 
 
 def pages() -> dict[str, str]:

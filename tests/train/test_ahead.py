@@ -117,6 +117,31 @@ def test_weights_are_cast_once_a_step_and_gradients_keep_their_bits(
         assert all(torch.equal(slopes[0][name], other[name]) for name in slopes[0])
 
 
+def test_a_step_that_was_broken_off_leaves_no_stale_casts(mixed: Accelerator) -> None:
+    student: Any = mixed.prepare_model(tiny.model(1))
+
+    def driver() -> StepDriver:
+        return StepDriver(step_of(build("forward_kl"), groups_of(paired=False)))
+
+    def whole(made: StepDriver) -> dict[str, Tensor]:
+        for micro in made.begin(student, [], NOW, 3, nullcontext()):
+            made.loss(student, micro).backward()
+        made.on_pre_optimizer_step(None, None, None)
+        return gradient_of(student)
+
+    first = whole(driver())
+    broken = driver()
+    broken.loss(student, broken.begin(student, [], NOW, 3, nullcontext())[0])
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.mul_(1.5)
+    changed = whole(driver())
+    broken.release()
+    again = whole(driver())
+    assert not torch.equal(changed["lm_head.weight"], first["lm_head.weight"])
+    assert all(torch.equal(changed[name], again[name]) for name in again)
+
+
 def test_a_teacher_that_is_the_student_leaves_every_weight_its_gradient(mixed: Accelerator) -> None:
     student: Any = mixed.prepare_model(tiny.model(1))
     teacher = LiveTeacher(student, tiny.VOCAB)

@@ -198,6 +198,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
         with interrupt.waits_for(step):
             _train_until_stopped(trainer, interrupt, checkpoint)
     finally:
+        trainer.driver.release()
         bar.close()
         for line in step.close():
             if folder.main:

@@ -46,7 +46,7 @@ class StepDriver(TrainerCallback):
         autocast: AbstractContextManager[Any],
     ) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step; statistics of the whole step under `autocast`."""
-        self._casts.close()
+        self.release()
         prepared = self.step.prepare(prompts, progress, num_micro)
         with autocast:
             self._prepared = self.step.with_batch_statistics(model, prepared)
@@ -70,7 +70,7 @@ class StepDriver(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The last micro-batch has, and gradients are clipped; the weights have not changed yet."""
         self._backward_ended()
-        self._casts.close()
+        self.release()
         assert self._prepared is not None
         self.step.check_finite(self._prepared, self._losses)
         self._optimiser_began = self.step.metrics.mark()
@@ -92,7 +92,13 @@ class StepDriver(TrainerCallback):
         when it leaves the outermost one, which this is. Backward passes run in no other autocast than before.
         """
         if self._keep_casts and not self._losses:
+            torch.clear_autocast_cache()
             self._casts.enter_context(torch.autocast(device, enabled=False))
+
+    def release(self) -> None:
+        """Forget the casts of weights: before these change, and where a step is broken off."""
+        self._casts.close()
+        torch.clear_autocast_cache()
 
     def _backward_ended(self) -> None:
         self.step.metrics.since("backward", self._forward_ended)
