@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if os.environ.get("STILLHOUSE_TEST_DEVICE") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for a GPU
 if not Path("/dev/nvidiactl").exists():  # Triton decides when it is imported: kernels run on tensors of a CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # A shell without job control starts what is in the background with Ctrl-C ignored, and children inherit that.

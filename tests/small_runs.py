@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from stillhouse.files import write_jsonl
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
 from tests.children import end, start
+from tests.devices import WITHOUT_GPU, same, same_tensors
 
 Event = Callable[[str, str], bool]
 """(name of the event, its file) -> whether to die now."""
@@ -50,7 +51,7 @@ def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row's first reference is preferred to that of another row."""
     answers = [row["outputs"][0] for row in rows]
     return [
-        {"prompt": row["prompt"], "chosen": answers[place], "rejected": answers[place - 5]}
+        {"prompt": row["prompt"], "chosen": answers[place], "rejected": answers[(place - 5) % len(answers)]}
         for place, row in enumerate(rows)
     ]
 
@@ -96,18 +97,23 @@ def tree_of_recipe(folder: Path, name: str, other: str = TEACHER, **changes: Any
 
 
 def in_child(
-    tree: dict[str, Any], resume: bool = False, die: Event | None = None, by: signal.Signals = signal.SIGKILL
+    tree: dict[str, Any],
+    resume: bool = False,
+    die: Event | None = None,
+    by: signal.Signals = signal.SIGKILL,
+    env: Mapping[str, str] | None = None,
 ) -> int:
     """Run a configuration in a process of its own; its exit code, negative for a signal."""
-    return end(start(_run, tree, resume, die, by))
+    return end(start(_run, tree, resume, die, by, env=env))
 
 
 def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int]:
-    """Run a configuration in two processes (gloo); both die at the same event. Their exit codes."""
+    """Run a configuration in two processes on the CPU (gloo); both die at one event. Their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    env |= WITHOUT_GPU
     children = [
         start(_run, tree, resume, die, signal.SIGKILL, env={**env, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
@@ -174,13 +180,12 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two outcomes differ, bit for bit; left out are times and the tokens of each phase, which an
+    """Where two outcomes differ, on a CPU by a bit; left out are times and the tokens of each phase, which an
     interrupted run may write or read twice."""
     if "seconds" in path or "per_second" in path or "tokens/" in path:
         return []
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [path]
+        return [] if same_tensors(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [key for key in {**one, **other}]
         return [d for key in keys for d in differences(one.get(key), other.get(key), f"{path}/{key}")]
@@ -190,4 +195,5 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
             for i, (a, b) in enumerate(zip(one, other, strict=True))
             for d in differences(a, b, f"{path}/{i}")
         ]
-    return [] if one == other else [f"{path}: {one!r} != {other!r}"]
+    alike = same(one) if isinstance(one, float) else one
+    return [] if alike == other else [f"{path}: {one!r} != {other!r}"]

@@ -64,6 +64,8 @@ VARIANTS: list[dict[str, Any]] = [
         "length_normalised": True,
     },
     {"kind": "policy_gradient", "discount": 0.0, "include_current": True, "estimator": "k3"},
+    {"kind": "policy_gradient", "reward_weight": 0.7, "ratio_weight": 0.1, "estimator": "k3"},
+    {"kind": "policy_gradient", "reward_weight": 1.0, "ratio_weight": 0.0, "discount": 0.9, "whiten": True},
     {"kind": "policy_gradient", "discount": 0.9, "ratio_clip": 0.2, "reward_clip": 1.0},
     {"kind": "policy_gradient", "discount": 0.0, "include_current": True, "importance": "token"},
     {
@@ -165,6 +167,7 @@ def drawn_rows(count: int, vocab: int, seed: int = 0, reference: bool = True) ->
         sources=torch.where(ids % 2 == 0, TEACHER, STUDENT),
         sequence_ids=ids,
         pair_ids=ids // 2,
+        rewards=torch.randn(2 * pairs, generator=generator, dtype=torch.float64)[ids],
         sampled_logprobs=-3 * torch.rand(count, generator=generator, dtype=torch.float64) - 0.5,
         teacher_names=np.where(ids % 2 == 0, "main", "code"),
         teachers={

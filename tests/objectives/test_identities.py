@@ -490,3 +490,25 @@ def test_aligned_teacher_from_the_reference_is_the_optimum_of_rlhf() -> None:
     torch.testing.assert_close(
         build("aligned_teacher", scale=scale, **options)(student, teacher, rows), best - rlhf
     )
+
+
+def test_the_reward_of_a_response_reaches_each_token_before_its_end() -> None:
+    """By hand: two sequences whose rows alternate; the force on a label is -(what follows) grad log q."""
+    student, teacher = logits(5, 4, 1), logits(5, 4, 2)
+    rows = Rows(
+        labels=torch.tensor([0, 1, 2, 3, 1]),
+        sequence_ids=torch.tensor([0, 1, 0, 1, 0]),
+        rewards=torch.tensor([2.0, -1.0, 2.0, -1.0, 2.0], dtype=torch.float64),
+    )
+    alone = build("policy_gradient", ratio_weight=0.0, reward_weight=0.5, discount=0.9)
+    value, force = gradient(alone, student, teacher, rows)
+    torch.testing.assert_close(value, -0.5 * rows.rewards / torch.tensor([3.0, 2, 3, 2, 3]).double())
+    left = torch.tensor([2, 1, 1, 0, 0])
+    gain = 0.5 * rows.rewards * 0.9**left
+    one = torch.nn.functional.one_hot(rows.labels, 4)
+    torch.testing.assert_close(force, -gain[:, None] * (one - student.softmax(-1)))
+    both = build("policy_gradient", ratio_weight=0.3, reward_weight=0.5, discount=0.9)
+    of_teacher = gradient(build("policy_gradient", discount=0.9), student, teacher, rows)
+    found = gradient(both, student, teacher, rows)
+    for got, first, second in zip(found, (value, force), of_teacher, strict=True):
+        torch.testing.assert_close(got, first + 0.3 * second)

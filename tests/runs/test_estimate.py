@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from stillhouse.runs.estimate import estimate, model_size
@@ -179,6 +180,6 @@ def test_two_steps_aside_are_measured(workshop: Workshop) -> None:
 
     before = sorted(path.name for path in workshop.folder.iterdir())
     taken = measure(resolve("run.yaml"))
-    assert 1e8 < taken.peak_memory < 4e9
+    assert (1e6 if torch.cuda.is_available() else 1e8) < taken.peak_memory < 4e9  # of the device there
     assert taken.seconds_per_step > 0
     assert sorted(path.name for path in workshop.folder.iterdir()) == before

@@ -232,8 +232,17 @@ class Batch(TokenBatch):
             sequence_ids=self.row_sequences,
             pair_ids=np.repeat(pair_numbers(self.responses), counts),
             sampled_logprobs=logprobs,
+            rewards=self._rewards(),
             teacher_names=np.repeat(teachers, counts) if any(teachers) else None,
         )
+
+    def _rewards(self) -> Tensor | None:
+        """[N] fp32: the reward of each row's response; None where no response has one."""
+        found = [response.reward for response in self.responses]
+        if all(one is None for one in found):
+            return None
+        known = np.array([np.nan if one is None else one for one in found], dtype=np.float32)
+        return torch.from_numpy(known[self.row_sequences]).to(self.labels.device)
 
 
 def pair_numbers(responses: Sequence[Response]) -> list[int]:

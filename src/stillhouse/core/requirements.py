@@ -65,9 +65,9 @@ class Requirements:
 
     models: frozenset[ModelNeed] = frozenset()
     rows: frozenset[str] = frozenset()
-    """Facts on each response token: labels, sources, sequences, pairs, sampled_logprobs, teachers (that rows
-    of the data set name), and label_logprobs (of the label under each model, which the fused path computes
-    before the loss)."""
+    """Facts on each response token: labels, sources, sequences, pairs, sampled_logprobs, rewards, teachers
+    (that rows of the data set name), and label_logprobs (of the label under each model, which the fused path
+    computes before the loss)."""
     data: frozenset[str] = frozenset()
     """What the data set or its settings must have: responses (of the data set), rejected (the other response
     of preference pairs), evaluation_texts."""

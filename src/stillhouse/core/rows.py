@@ -83,6 +83,8 @@ class Rows:
     fused path reads the weights, for which a GPU is waited for."""
     sampled_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the distribution that it was sampled from."""
+    rewards: Tensor | None = None
+    """What a reward model gave the row's whole sequence; NaN where none has read it."""
     student_logprobs: Tensor | None = None
     """Log-probability (nats) of the label under the student; computed where an objective needs whole
     sequences."""

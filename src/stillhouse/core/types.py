@@ -107,6 +107,8 @@ class Response:
     """Log-probabilities (nats) under the distribution it was sampled from, where the engine gave them."""
     trained: tuple[int, ...] | None = None
     """1 for each token that is trained on, 0 for the others; None: all are."""
+    reward: float | None = None
+    """What a reward model gave it; None where none has read it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, Stud
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
+from stillhouse.models.reward import load_reward_model, rewards
 from stillhouse.models.tokenizers import (
     check_same_tokenizer,
     generation_ends,
@@ -32,11 +33,13 @@ __all__ = [
     "head_of",
     "hidden_rows",
     "layer_rows",
+    "load_reward_model",
     "load_student",
     "load_teacher",
     "load_tokenizer",
     "local_device",
     "parameter_counts",
+    "rewards",
     "shared_ids",
     "tokenizer_difference",
     "unwrap",

@@ -329,6 +329,7 @@ class Objective(StrictConfig):
             "sequences": rows.sequence_ids is not None,
             "pairs": rows.pair_ids is not None,
             "sampled_logprobs": rows.sampled_logprobs is not None,
+            "rewards": rows.rewards is not None,
             "label_logprobs": True,
             "teachers": rows.teacher_names is not None,
         }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from stillhouse.config import because
@@ -18,7 +18,7 @@ from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, register, with_gradient
 from stillhouse.objectives.divergences import both, kl
 from stillhouse.objectives.ranges import Discount
-from stillhouse.schedules import Share
+from stillhouse.schedules import NonNegative, Share
 
 LARGEST = 80.0
 """e^80 is the largest p / q that k3 reports: beyond it fp32 has no number."""
@@ -46,13 +46,24 @@ def returns(rewards: Tensor, ids: Ints, discount: float, include_current: bool) 
     return sums[where], to_device(left, rewards.device)
 
 
+def left_of(ids: Ints, device: torch.device) -> Tensor:
+    """For each row how many rows of its sequence come after it, [N]."""
+    count = np.bincount(ids)
+    order = np.argsort(ids, kind="stable")
+    left = np.empty_like(ids)
+    left[order] = count.cumsum()[ids[order]] - 1 - np.arange(len(ids))
+    return to_device(left, device)
+
+
 @register
 class PolicyGradient(Objective):
     """Reverse KL of whole responses, from the tokens that were sampled.
 
     Equation: sum_t KL(q_t || p_t) along the student's responses. The gradient has two parts: that of each
         KL(q_t || p_t) (`single_step`; without it leave that part to a `reverse_kl` beside), and
-        -G_t grad log q(y_t), G_t = sum_{t' > t} discount^(t' - t) r_t', r = log p(y) - log q(y).
+        -G_t grad log q(y_t), G_t = sum_{t' > t} discount^(t' - t) r_t' + b discount^(T - t) R, with
+        r = a (log p(y) - log q(y)), a = `ratio_weight`, and the reward R of the whole response at its last
+        token T, b = `reward_weight`; then a KL counts a times, and -b R / T is added to each token's value.
     Gradient: w_t [grad KL(q_t || p_t) - G_t grad log q(y_t)], G_t and the sampling weight w_t constant.
     Character: seeking, over sequences and not only tokens.
     When: student-written text. MiniLLM: `single_step`, `sampling_teacher_share` 0.2. On-policy distillation:
@@ -60,6 +71,8 @@ class PolicyGradient(Objective):
         score the text's own tokens only; `importance: token` for text of an earlier student. PPO, as in
         MiniLLM's code: several steps on the same text (`responses: {kind: batched, epochs: 4}`) with
         `ratio_clip` 0.2.
+        A reward model: `reward_weight`, with the log-ratio as the penalty that keeps the student near the
+        model that it started from (`teacher_model: reference`).
     Source: MiniLLM (arXiv 2306.08543), equations 3 to 6; Thinking Machines 2025, on-policy distillation.
     """
 
@@ -68,6 +81,10 @@ class PolicyGradient(Objective):
     exact_gradient: ClassVar[bool] = False
     single_step: bool = False
     """Add the exact KL(q_t || p_t) of every token, value and gradient."""
+    ratio_weight: NonNegative = 1.0
+    """How much the teacher's log-ratio counts."""
+    reward_weight: NonNegative = 0.0
+    """How much the reward counts that a model gives the whole response (`responses.reward_model`)."""
     discount: Discount = 1.0
     """How much a reward one token later counts; gamma."""
     include_current: bool = False
@@ -109,19 +126,32 @@ class PolicyGradient(Objective):
 
     def options_without_effect(self) -> dict[str, str]:
         found = because("single_step reports the exact value", "estimator") if self.single_step else {}
+        if self.ratio_weight == 0:
+            names = ("estimator", "single_step", "include_current", "length_normalised", "reward_scale")
+            found |= because("ratio_weight is 0", *names, "reward_clip")
         if self.ratio_clip is not None:
             return found | because("ratio_clip corrects for stale text", "importance", "importance_cap")
         if self.importance == "none":
             return found | because("importance is none", "importance_cap")
         return found | because("importance knows what the text was sampled from", "sampling_teacher_share")
 
+    @model_validator(mode="after")
+    def _has_a_reward(self) -> Self:
+        if self.reward_weight == 0 and self.ratio_weight == 0:
+            raise ValueError("ratio_weight and reward_weight are both 0: there is nothing to be rewarded")
+        return self
+
     def requirements(self) -> Requirements:
+        rows = frozenset({"labels", "sequences", "label_logprobs"})
+        if self._weighed or self.ratio_clip is not None:
+            rows |= {"sampled_logprobs"}
+        if self.reward_weight != 0:
+            rows |= {"rewards"}
+        if self.ratio_weight == 0 and (self._weighed or not self.sampling_teacher_share):
+            return Requirements(rows=rows)
         # Without the exact part only the labels' log-probabilities count, which every form has.
         forms = ("distribution", "topk") if self.single_step else LOGPROBS
-        known = {"sampled_logprobs"} if self._weighed or self.ratio_clip is not None else set()
-        return self.compared_with(*forms) | Requirements(
-            rows=frozenset({"labels", "sequences", "label_logprobs"} | known)
-        )
+        return self.compared_with(*forms) | Requirements(rows=rows)
 
     def check_in_run(self, path: str, facts: RunFacts) -> Iterator[Fault]:
         if not self._weighed and self.sampling_teacher_share != facts.sampling_teacher_share:
@@ -151,35 +181,45 @@ class PolicyGradient(Objective):
 
     @property
     def has_token_part(self) -> bool:  # type: ignore[override]
-        return self.single_step
+        return self.single_step and self.ratio_weight != 0
 
     def per_token(self, student: Tensor, teacher: Tensor | None, rows: Rows) -> Tensor:
-        if not self.single_step:
+        if not self.has_token_part:
             return student.new_zeros(student.shape[0])
         log_p, log_q = both(student, teacher)
-        return self.sampling_weight(rows) * kl(log_q, log_p)
+        return float(self.ratio_weight) * self.sampling_weight(rows) * kl(log_q, log_p)
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        log_q, log_p, ids = rows.student_logprobs, self.label_logprobs(rows), rows.sequence_ids
+        log_q, ids = rows.student_logprobs, rows.sequence_ids
         assert log_q is not None
         assert ids is not None
-        reward = (log_p - log_q).detach()
+        share = float(self.ratio_weight)
+        reward = share * (self.label_logprobs(rows) - log_q).detach() if share else torch.zeros_like(log_q)
         clipped = reward / self.reward_scale
         if self.reward_clip is not None:
             clipped = clipped.clamp(-self.reward_clip, self.reward_clip)
         gain, terms = returns(clipped, ids, float(self.discount), self.include_current)
         if self.length_normalised:
             gain = gain / terms.clamp_min(1)
+        of_response = torch.zeros_like(reward)
+        if rows.rewards is not None and self.reward_weight != 0:
+            of_response = float(self.reward_weight) * rows.rewards.to(reward.dtype)
+            gain = gain + of_response * float(self.discount) ** left_of(ids, reward.device)
         if self.whiten:
             gain = (gain - gain.mean()) * (gain.var(correction=0) + 1e-8).rsqrt()
         weight = self.sampling_weight(rows)
-        if self.single_step:
-            value = torch.zeros_like(reward)
-        else:
-            value = weight * (
-                -reward if self.estimator == "k1" else torch.expm1(reward.clamp(max=LARGEST)) - reward
-            )
+        value = -of_response / to_device(np.bincount(ids)[ids], reward.device)
+        if not self.single_step:
+            value = value + self._estimate(reward)
+        value = weight * value
         return with_gradient(value, -weight * self._surrogate(log_q, gain, rows))
+
+    def _estimate(self, reward: Tensor) -> Tensor:
+        """What is reported of the log-ratio of each token."""
+        share = float(self.ratio_weight)
+        if self.estimator == "k1" or share == 0:
+            return -reward
+        return share * torch.expm1((reward / share).clamp(max=LARGEST)) - reward
 
     def _surrogate(self, log_q: Tensor, gain: Tensor, rows: Rows) -> Tensor:
         """What is to be raised: gain log q, or PPO's clipped gain q / q_sampled."""
@@ -223,9 +263,10 @@ class PolicyGradient(Objective):
         What was kept is the log-probability m under the mixture: q = (m - share p) / (1 - share).
         """
         assert rows.sampled_logprobs is not None
-        log_p, share = self.label_logprobs(rows), float(self.sampling_teacher_share)
-        sampled = rows.sampled_logprobs.to(log_p.dtype)
+        assert rows.student_logprobs is not None
+        share = float(self.sampling_teacher_share)
+        sampled = rows.sampled_logprobs.to(rows.student_logprobs.dtype)
         if share == 0.0:
             return sampled
-        of_teacher = share * (log_p - sampled).exp()
+        of_teacher = share * (self.label_logprobs(rows) - sampled).exp()
         return sampled + ((1 - of_teacher) / (1 - share)).clamp_min(LEAST_SHARE).log()

@@ -58,10 +58,19 @@ class RolloutContext:
     """Token ids to text, for files and filters; never back."""
     scorers: Mapping[str, Callable[[Sequence[Response]], list[float]]] = field(default_factory=dict)
     """By "teacher" and "student": the mean log-probability of each response, in nats per token."""
+    rewards: Callable[[Sequence[Response]], list[float]] | None = None
+    """What the reward model of `ResponsesConfig.reward_model_path` gives each response; None without one."""
     held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
     external_responses: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
     """Responses of other generators, by the generator's name and the prompt's token ids."""
+
+    def rewarded(self, responses: Sequence[Response]) -> list[Response]:
+        """The same responses with their rewards, where there is a reward model."""
+        if self.rewards is None or not responses:
+            return list(responses)
+        given = self.rewards(responses)
+        return [replace(one, reward=reward) for one, reward in zip(responses, given, strict=True)]
 
     def generation_seed(self, purpose: str, *which: object) -> int:
         """The seed with which this process generates responses to its own prompts.
@@ -137,6 +146,10 @@ class ResponsesConfig(StrictConfig):
 
     def sampling_of(self, source: str) -> Sampling | None:
         """How it samples what "teacher" or "student" generates in rounds; None for the run's default."""
+        return None
+
+    def reward_model_path(self) -> str | None:
+        """The reward model that reads each response as it is written; None: there is none."""
         return None
 
     def sampling_teacher_share(self) -> float:

@@ -32,6 +32,17 @@ class StudentRolloutsConfig(ResponsesConfig):
     """Share of the teacher in the distribution that tokens are drawn from; `sampling` acts on the mixture."""
     sampling: Sampling | None = None
     """How tokens are drawn; default: `engine.sampling`."""
+    reward_model: str | None = None
+    """A folder of `stillhouse reward`: a model that gives each response a number when it is written, for
+    `policy_gradient` with a `reward_weight`."""
+
+    def row_facts(self, sampling: Sampling) -> frozenset[str]:
+        """Rewards, with a reward model."""
+        return super().row_facts(sampling) | ({"rewards"} if self.reward_model is not None else set())
+
+    def reward_model_path(self) -> str | None:
+        """`reward_model`."""
+        return self.reward_model
 
     def requirements(self) -> Requirements:
         """The student's text; if the teacher has a share, its model in this process over the same tokens."""
@@ -84,13 +95,14 @@ class OnPolicy(StatelessPolicy):
         self, generator: ResponseGenerator, context: RolloutContext, sampling: Sampling | None
     ) -> None:
         self._generator = generator
-        self._generation_seed = context.generation_seed
+        self._context = context
         self._sampling = sampling
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response to each prompt."""
-        seed = self._generation_seed("on-policy", progress.step)
-        return [[response] for response in self._generator.generate(prompts, seed, self._sampling)]
+        seed = self._context.generation_seed("on-policy", progress.step)
+        written = self._generator.generate(prompts, seed, self._sampling)
+        return [[response] for response in self._context.rewarded(written)]
 
 
 @REGISTRY.register
@@ -130,7 +142,7 @@ class BatchedPolicy:
         self._generator = config.generator(context)
         self._prompts = context.prompts[context.rank :: context.world_size]
         self._seed = context.seed
-        self._generation_seed = context.generation_seed
+        self._context = context
         self._queue: deque[Response] = deque()
         self._prompts_used = 0
         self._pass = -1
@@ -142,8 +154,8 @@ class BatchedPolicy:
         if len(self._queue) < count:
             needed = self._generate_batches * count - len(self._queue)
             chosen = [self._prompt(self._prompts_used + number) for number in range(needed)]
-            seed = self._generation_seed("batched-text", progress.step)
-            responses = self._generator.generate(chosen, seed, self._sampling)
+            seed = self._context.generation_seed("batched-text", progress.step)
+            responses = self._context.rewarded(self._generator.generate(chosen, seed, self._sampling))
             self._prompts_used += needed  # only now: what is interrupted while it generates has used none
             self._queue.extend(responses)
             for epoch in range(1, self._epochs):

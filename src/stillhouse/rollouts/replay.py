@@ -123,6 +123,7 @@ def pack(responses: Sequence[Response]) -> dict[str, Any]:
         "finished": torch.tensor([r.finished for r in responses], dtype=torch.bool),
         "versions": torch.tensor([r.student_version or 0 for r in responses], dtype=torch.int64),
         "logprobs": [None if one is None else torch.tensor(one, dtype=torch.float64) for one in known],
+        "rewards": [response.reward for response in responses],
     }
 
 
@@ -136,10 +137,10 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
     response_tokens = state["tokens"].split(state["lengths"].tolist())
     facts = zip(
         state["prompts"], prompt_tokens, response_tokens, state["finished"].tolist(),
-        state["versions"].tolist(), state["logprobs"], strict=True,
+        state["versions"].tolist(), state["logprobs"], state["rewards"], strict=True,
     )  # fmt: skip
     responses = []
-    for name, question, tokens, finished, version, logprobs in facts:
+    for name, question, tokens, finished, version, logprobs, reward in facts:
         prompt, ids = prompts.get(name), tuple(question.tolist())
         if prompt is None or prompt.token_ids != ids[: len(prompt.token_ids)]:
             raise DataError(
@@ -150,5 +151,6 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
         if prompt.token_ids != ids:  # see `without_first_token`
             prompt = replace(prompt, token_ids=ids)
         known = None if logprobs is None else tuple(logprobs.tolist())
-        responses.append(Response(prompt, tuple(tokens.tolist()), "student", finished, version, known))
+        written = tuple(tokens.tolist())
+        responses.append(Response(prompt, written, "student", finished, version, known, reward=reward))
     return responses

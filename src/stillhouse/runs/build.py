@@ -25,10 +25,12 @@ from stillhouse.models import (
     choose_packing,
     compile_layers,
     fingerprint,
+    load_reward_model,
     load_student,
     load_teacher,
     local_device,
     parameter_counts,
+    rewards,
     unwrap,
 )
 from stillhouse.models.packing import packs
@@ -301,11 +303,26 @@ def make_context(
             parts.vocab,
             parts.config.evaluate.batch_size,
         ),
+        rewards=_rewards(parts),
         held_out=cache(partial(held_out_texts, parts.config.evaluation_sets())),
         external_responses=parts.config.responses.external_responses(
             parts.config.data, Encoder(parts.config.data.template, parts.tokenizer)
         ),
     )
+
+
+def _rewards(parts: Parts) -> Callable[[Sequence[Response]], list[float]] | None:
+    """What the run's reward model gives responses; None without one."""
+    path = parts.config.responses.reward_model_path()
+    if path is None:
+        return None
+    model = load_reward_model(path, parts.tokenizer).to(local_device())
+    size = parts.config.evaluate.batch_size
+
+    def read(responses: Sequence[Response]) -> list[float]:
+        return rewards(model, [(*one.prompt.token_ids, *one.token_ids) for one in responses], size)
+
+    return read
 
 
 def _teacher_generator(

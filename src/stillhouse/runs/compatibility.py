@@ -32,6 +32,10 @@ ROWS = {
         "two responses to each prompt to compare",
         "Take responses.kind: pairs (of the teacher and the student) or preference_pairs (of the data).",
     ),
+    "rewards": (
+        "the reward of each response",
+        "Set responses.reward_model to a reward model, with responses.kind on_policy or batched.",
+    ),
     "sampled_logprobs": (
         "the log-probabilities of the tokens when sampled",
         "Set responses.sampling.logprobs: true.",

@@ -76,7 +76,8 @@ def _compared_teachers(config: RunConfig) -> set[str]:
 
     def visit(_: str, value: Any) -> Any:
         if isinstance(value, Objective) and not hasattr(value, "held"):
-            found.add(value.teacher_model)
+            rewarded = "rewards" in value.requirements().rows  # there the teacher only holds it back
+            found.update(() if rewarded else (value.teacher_model,))
         return value
 
     walk(config.objective, visit)
@@ -167,8 +168,11 @@ def _of_evaluation(config: RunConfig) -> dict[str, str]:
 
 def _of_the_rest(config: RunConfig) -> dict[str, str]:
     found = because("it weighs terms of a sum or sources, and stands alone", "objective.loss_weight")
-    if "teachers" not in config.objective.requirements().rows:
+    asked = config.objective.requirements().rows
+    if "teachers" not in asked:
         found |= because("the objective does not go by the teacher of a row", "data.row_teacher")
+    if "rewards" not in asked:
+        found |= because("no objective has a weight for rewards", "responses.reward_model")
     if config.data.text is None:
         found |= because("there is no data.text", "data.text_block")
     return found

@@ -365,6 +365,9 @@ class Step:
             share = sum(response.source == source for response in responses) / len(responses)
             if share or source in self.method.responses.sources():
                 self.metrics.add_mean(f"responses/{source}", share, 1)
+        rewards = [response.reward for response in responses if response.reward is not None]
+        if rewards:
+            self.metrics.add_mean("responses/reward", sum(rewards), len(rewards))
         ages = [progress.step - r.student_version for r in responses if r.student_version is not None]
         if ages:
             self.metrics.add_mean("responses/student_age", float(sum(ages)), len(ages))
