@@ -40,10 +40,8 @@ def widened(prepared: PreparedStep, padding: int) -> PreparedStep:
 
 def _wider(micro: MicroBatch, padding: int) -> MicroBatch:
     batch = collate(micro.batch.responses, tiny.PAD, micro.batch.input_ids.shape[1] + padding)
-    theirs = micro.teacher_batch
-    if theirs is micro.batch:
-        return replace(micro, batch=batch, teacher_batch=batch)
-    wider = theirs.input_ids.shape[1] + padding
-    return replace(
-        micro, batch=batch, teacher_batch=TokenBatch.of(theirs.token_ids, theirs.prompt_lengths, 0, wider)
-    )
+    theirs = {
+        name: TokenBatch.of(one.token_ids, one.prompt_lengths, 0, one.input_ids.shape[1] + padding)
+        for name, one in micro.teacher_batches.items()
+    }
+    return replace(micro, batch=batch, teacher_batches=theirs)

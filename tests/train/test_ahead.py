@@ -174,7 +174,7 @@ def test_a_micro_batch_on_another_device_is_the_same() -> None:
     step = step_of(build("forward_kl"), groups_of(paired=False))
     micro = step.prepare([], NOW, 1).micro_batches[0]
     moved = micro.to(torch.device("meta"))
-    assert moved.teacher_batch is moved.batch
+    assert moved.read_by("main") is moved.batch
     assert [(one.shape, one.dtype) for one in moved.tensors()] == [
         (one.shape, one.dtype) for one in micro.tensors()
     ]

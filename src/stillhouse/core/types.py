@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from stillhouse.core.requirements import MAIN
+
 Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected"]
 """Who wrote a response: the data set, the teacher, the student, or nobody (plain text). Of a preference pair
 of the data set: the chosen response or the rejected one."""
@@ -50,7 +52,10 @@ class Prompt:
     references: tuple[str, ...] = ()
     """Reference texts for evaluation; may be several."""
     teacher_ids: tuple[int, ...] | None = None
-    """The same prompt in the teacher's template and token ids; None where the student's are the teacher's."""
+    """The main teacher's prompt: the same in its template and token ids, or with more to read; None where
+    the student's is the teacher's."""
+    context_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The prompts of further teachers that have more to read than the student, by the teacher's name."""
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The prompt without the template, as the fields of a row: `prompt` (text or turns) and `input`."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -62,6 +67,10 @@ class Prompt:
     """False if the rejected response was cut."""
     rejected_trained: tuple[int, ...] | None = None
     """As `response_trained`, for the rejected response."""
+
+    def read_by(self, teacher: str) -> tuple[int, ...] | None:
+        """The prompt of the teacher of this name, where that is not the student's."""
+        return self.teacher_ids if teacher == MAIN else self.context_ids.get(teacher)
 
     @property
     def question(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 
 from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Response
 
 
@@ -44,14 +45,15 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
     return Batch(**parts, responses=tuple(responses), logprobs=logprobs)
 
 
-def read_by_teacher(batch: Batch, pad_id: int) -> TokenBatch:
+def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatch:
     """What a teacher with the student's token ids reads: its own prompts, the same responses.
 
     Row for row its response tokens are those of `batch`; it is `batch` where no prompt is its own.
     """
-    if all(response.prompt.teacher_ids is None for response in batch.responses):
+    own = [response.prompt.read_by(teacher) for response in batch.responses]
+    if all(ids is None for ids in own):
         return batch
-    prompts = [response.prompt.teacher_ids or response.prompt.token_ids for response in batch.responses]
+    prompts = [ids or response.prompt.token_ids for ids, response in zip(own, batch.responses, strict=True)]
     read = TokenBatch.of(
         [(*prompt, *one.token_ids) for prompt, one in zip(prompts, batch.responses, strict=True)],
         [len(prompt) for prompt in prompts],

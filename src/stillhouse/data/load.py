@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from stillhouse.config import ListOf, StrictConfig
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.row_teachers import RowTeacher, rows_by_teacher
 from stillhouse.data.rows import Row
+from stillhouse.data.teacher_context import NO_ROW_BEFORE, TeacherContexts, in_context
 from stillhouse.data.teacher_prompts import TeacherReads, TemplatePair, teacher_encoder
 from stillhouse.data.templates import TEMPLATES, Auto, Tokenizer, settled_template
 from stillhouse.data.tokenise import (
@@ -58,6 +60,11 @@ class DataConfig(StrictConfig):
     """The template of the teacher's prompts. Default: with `template: auto` or `chat` the chat template of
     the teacher's own tokenizer, where it has one; otherwise the student's prompts. A teacher with another
     vocabulary reads `template` with its own tokenizer."""
+    teacher_context: TeacherContexts = Field(default_factory=dict)
+    """What a teacher reads in the place of the prompt's text in rows of data.train, where it is to know more
+    than the student, by the teacher's name (a text alone is that of `main`): a format string with `{prompt}`,
+    `{response}`, `{reasoning}`, any other column of the row, and `{other_prompt}` and `{other_response}` of
+    the row before it."""
     train_on: TrainOn = "last"
     """Which turns of the assistant are trained on: the last of a conversation, or all. With `all` the prompt
     ends before the first of them, also where responses are generated; what users and tools say between them
@@ -319,6 +326,9 @@ class PromptBuilder:
         self.needs_response = needs_response
         self.needs_rejected = needs_rejected
         self.teacher = teacher or TeacherReads()
+        self.contexts = config.teacher_context if name == "train" else {}
+        self._before: Row | None = None
+        """The row with a response that was read last, for what contexts show of another row."""
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
@@ -353,13 +363,14 @@ class PromptBuilder:
         usable = [(id, row) for id, row in chunk if self._usable(row)]
         encoded = self.encoder.encode([row for _, row in usable])
         rejected = self._encoded_rejected([row for _, row in usable])
-        for (id, row), found, other in zip(usable, encoded, rejected, strict=True):
+        before = self._rows_before([row for _, row in usable])
+        for (id, row), found, other, earlier in zip(usable, encoded, rejected, before, strict=True):
             refused = next((one for one in (found, other) if isinstance(one, RowError)), None)
             if refused is not None:
                 self._refused(refused)
                 continue
             assert isinstance(found, EncodedRow)
-            prompt = self._for_teacher(self._to_prompt(id, row, found), row)
+            prompt = self._for_teacher(self._to_prompt(id, row, found, earlier), row)
             if prompt is not None and isinstance(other, EncodedRow):
                 prompt = self._with_rejected(prompt, row, found, other)
             if prompt is not None:
@@ -369,9 +380,17 @@ class PromptBuilder:
                     self.turns["trained on"] += found.trained_turns
                     self.turns["context"] += found.context_turns
 
+    def _rows_before(self, rows: Sequence[Row]) -> list[Row | None]:
+        """For each the row with a response that was read last before it."""
+        found = []
+        for row in rows:
+            found.append(self._before)
+            self._before = row if row.has_response else self._before
+        return found
+
     def _refused(self, error: RowError) -> None:
         """Count a row that cannot be encoded, or raise."""
-        if error.reason == UNSPELLABLE:
+        if error.reason in (UNSPELLABLE, NO_ROW_BEFORE):
             self.dropped[error.reason] += 1
         else:
             self.reading.drop_read(error, error.reason)
@@ -425,7 +444,7 @@ class PromptBuilder:
             rejected_trained=None if rejected.trained is None else rejected.trained[: len(kept)],
         )
 
-    def _to_prompt(self, id: str, row: Row, found: EncodedRow) -> Prompt | None:
+    def _to_prompt(self, id: str, row: Row, found: EncodedRow, before: Row | None) -> Prompt | None:
         config = self.config
         text, prompt_ids, response_ids = found.text, found.prompt_ids, found.response_ids
         if not prompt_ids:
@@ -445,18 +464,20 @@ class PromptBuilder:
         if kept_ids is None and response_ids is not None:
             return None
         try:
-            teacher_ids = self._teacher_ids(row, found)
+            read = {name: self._read_by(name, row, found, before) for name in (MAIN, *self.contexts)}
         except RowError as error:
             self._refused(error)
             return None
-        if teacher_ids is not None and not teacher_ids:
+        if () in read.values():
             self.dropped["empty prompt"] += 1
             return None
         fixed = self.needs_response and kept_ids is not None
         room = len(kept_ids or ()) if fixed else config.max_response
-        if reason := self.teacher.cannot_read(prompt_ids, kept_ids, teacher_ids, room):
-            self.dropped[reason] += 1
-            return None
+        for ids in read.values():
+            if reason := self.teacher.cannot_read(prompt_ids, kept_ids, ids, room):
+                self.dropped[reason] += 1
+                return None
+        teacher_ids = read.pop(MAIN)
         return Prompt(
             id,
             prompt_ids,
@@ -466,6 +487,7 @@ class PromptBuilder:
             None if kept_ids is None or found.trained is None else found.trained[: len(kept_ids)],
             row.references if found.answer is None else (found.answer,),
             teacher_ids=teacher_ids,
+            context_ids={name: ids for name, ids in read.items() if ids is not None},
             fields=row.prompt_fields(),
             facts=row.extra,
         )
@@ -493,19 +515,25 @@ class PromptBuilder:
             return None
         return kept
 
-    def _teacher_ids(self, row: Row, found: EncodedRow) -> tuple[int, ...] | None:
-        """The prompt in the teacher's tokens.
+    def _read_by(
+        self, teacher: str, row: Row, found: EncodedRow, before: Row | None
+    ) -> tuple[int, ...] | None:
+        """The prompt as a teacher reads it: in its tokens, with its context; None if it is the student's.
 
         Raises:
-            RowError: the teacher's template refuses the row, or cannot read its response.
+            RowError: the teacher's template refuses the row, cannot read its response, or its context asks
+                for what the row does not have.
         """
-        if self.encoder.teacher is not None and found.trained is not None:
+        own, context = self.encoder.teacher if teacher == MAIN else None, self.contexts.get(teacher)
+        if own is None and context is None:
+            return None
+        if found.trained is not None:
             problem = (
                 "a response of several turns needs a teacher that reads the student's prompts: with its "
                 "tokenizer and its chat template"
             )
             raise RowError(row.location, problem, "several turns for a teacher with prompts of its own")
-        return self.encoder.teacher_ids(row)
+        return (own or self.encoder).prompt(row if context is None else in_context(context, row, before))[1]
 
     def check_responses(self) -> None:
         """Raise if rows lack a response that they need.

@@ -108,14 +108,6 @@ class Encoder:
             raise found
         return found.text, found.prompt_ids
 
-    def teacher_ids(self, row: Row) -> tuple[int, ...] | None:
-        """The prompt of a row in the teacher's template and ids; None if they are the student's.
-
-        Raises:
-            RowError: the teacher's template refuses the row.
-        """
-        return None if self.teacher is None else self.teacher.prompt(row)[1]
-
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of plain texts, without special tokens.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stillhouse.config import nearest
 from stillhouse.core.requirements import MAIN, STUDENT, Requirements
@@ -42,19 +43,26 @@ class Recipe:
     @property
     def requirements(self) -> Requirements:
         """What its objective and its responses need of models and data."""
-        from stillhouse.config import Layer, Layered
         from stillhouse.objectives.base import parse_objective
         from stillhouse.rollouts.base import REGISTRY
 
-        values = Layered.merged(Layer.read(self.path, "recipe")).values
+        values = self._values
         responses = REGISTRY.parse(values.get("responses", "fixed"))
         return parse_objective(values["objective"]).requirements() | responses.requirements()
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The names of the teachers that it asks, `main` first."""
-        names = self.requirements.model_names - {STUDENT}
+        """The names of the teachers that it asks and does not bring itself, `main` first."""
+        brought = {*self._values.get("teachers", {}), *([MAIN] if "teacher" in self._values else [])}
+        names = self.requirements.model_names - {STUDENT} - brought
         return tuple(sorted(names, key=lambda name: (name != MAIN, name)))
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        """What is in the file."""
+        from stillhouse.config import Layer, Layered
+
+        return Layered.merged(Layer.read(self.path, "recipe")).values
 
 
 def all_recipes() -> list[Recipe]:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 NO_SLOT = -1
 
-Content = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
-"""The token ids of prompt and response, and which of the response's are trained on."""
+Content = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]
+"""The token ids of prompt and response, which of the response's are trained on, and the teacher's prompt."""
 
 
 class TeacherHiddenCache:
@@ -70,4 +70,5 @@ class TeacherHiddenCache:
 
 
 def _content(response: Response) -> Content:
-    return response.prompt.token_ids, response.token_ids, response.trained
+    prompt = response.prompt
+    return prompt.token_ids, response.token_ids, response.trained, prompt.teacher_ids

@@ -45,7 +45,7 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
-from stillhouse.teachers import AnyTeacher
+from stillhouse.teachers import AnyTeacher, TeacherConfig
 from stillhouse.train.device import phase_clock
 from stillhouse.train.metrics import MetricAccumulator
 from stillhouse.train.step import Method, SingleProcess, Step, TrainingClock, World
@@ -361,7 +361,7 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         parts, folder, lambda: clock.step, lambda tokens: metrics.add("tokens/generate", tokens)
     )
     teachers = _running_teachers(parts)
-    caches = config.teacher is not None and config.teacher.caches
+    kept = config.teacher is None or (config.teacher.keeps_signal and not config.teacher.caches)
     return Step(
         Method(config.responses, config.objective, config.train.normalise),
         config.responses.build(context),
@@ -371,7 +371,7 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         translator=parts.translator if MAIN in teachers else None,
         world=world or SingleProcess(),
         text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
-        hidden_cache=TeacherHiddenCache() if caches else context.hidden_cache,
+        hidden_cache=context.hidden_cache if kept else TeacherHiddenCache(),
         metrics=metrics,
         clock=clock,
         fused=config.train.fused,
@@ -400,14 +400,24 @@ def _trains_packed(parts: Parts) -> bool:
 
 
 def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:
-    """The teachers that the objective asks for log-probabilities or layers, by name."""
+    """The teachers that the objective asks for log-probabilities or layers, by name.
+
+    Teachers that are made of the student alike are one, which then has one copy of the weights.
+    """
     asked = parts.config.objective.requirements().model_names
     vocab = {MAIN: parts.vocab if parts.translator is None else len(parts.translator.teacher)}
-    return {
-        name: teacher.build(parts.teachers[name], vocab.get(name, parts.vocab))
-        for name, teacher in parts.config.all_teachers.items()
-        if name in asked
-    }
+    found: dict[str, AnyTeacher] = {}
+    made: dict[TeacherConfig, AnyTeacher] = {}
+    for name, teacher in parts.config.all_teachers.items():
+        if name not in asked:
+            continue
+        if not teacher.of_student:
+            found[name] = teacher.build(parts.teachers[name], vocab.get(name, parts.vocab))
+            continue
+        if teacher not in made:
+            made[teacher] = teacher.build(parts.student, parts.vocab)
+        found[name] = made[teacher]
+    return found
 
 
 def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:

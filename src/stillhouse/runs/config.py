@@ -16,6 +16,7 @@ from stillhouse.core.requirements import (
     Provisions,
     Requirements,
     RunFacts,
+    teacher_path,
 )
 from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines import EngineField, TransformersConfig
@@ -175,6 +176,26 @@ class RunConfig(StrictConfig):
             yield from unknown_teachers(self.data.row_teacher.names, kinds)
         yield from self.objective.check_in_run("objective", facts)
         yield from self.responses.check_in_run("responses", facts)
+        yield from self._unfit_contexts()
+
+    def _unfit_contexts(self) -> Iterator[Fault]:
+        """Prompts of teachers that there are not, or that write together with the student."""
+        contexts, path = self.data.teacher_context, "data.teacher_context"
+        for name in contexts:
+            if name not in self.all_teachers:
+                yield Fault(
+                    path, f"no teacher is called {name!r}", allowed=", ".join(self.all_teachers) or "none"
+                )
+        if MAIN in contexts and MAIN in self.responses.requirements().same_tokenizer:
+            yield Fault(
+                path,
+                "student and teacher write a text together, so they read one prompt",
+                got=f"responses.kind={self.responses.kind}",
+                hint="Remove it, or choose responses that each model writes alone.",
+            )
+        for name, teacher in self.all_teachers.items():
+            own = name in contexts or (name == MAIN and self.data.teacher_template is not None)
+            yield from teacher.check_in_run(teacher_path(name), own)
 
     def _without_validation(self) -> Iterator[Fault]:
         if self.train.keep == "best" and (self.data.valid is None or self.train.validate_every == "never"):

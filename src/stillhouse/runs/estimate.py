@@ -92,7 +92,8 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     rows["longest sequence (tokens)"] = length
     at_once = _generated_at_once(config, generated, len(data.train), len(prompts))
     gpu = gpu or this_gpu()
-    memory = peak_memory(config, student, tuple(teachers.values()), length, at_once, gpu)
+    held = (*teachers.values(), *_copies(config, student))
+    memory = peak_memory(config, student, held, length, at_once, gpu)
     return rows | _memory_rows(memory, gpu)
 
 
@@ -108,6 +109,13 @@ def _memory_rows(memory: float, gpu: GpuSize | None) -> dict[str, Any]:
             "student.lora or teacher.kind: cache"
         )
     return rows
+
+
+def _copies(config: RunConfig, student: ModelSize) -> list[ModelSize]:
+    """The copies that teachers keep of what is trained of the student; those that are alike keep one."""
+    kept = {teacher for teacher in config.all_teachers.values() if teacher.copies_student}
+    copied = student if student.trainable is None else replace(student, parameters=0)
+    return [copied] * len(kept)
 
 
 def _generated_at_once(config: RunConfig, generated: dict[str, int], prompts: int, held_out: int) -> int:

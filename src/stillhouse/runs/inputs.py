@@ -129,6 +129,8 @@ def _tokens(sequences: Iterable[Prompt | Response]) -> str:
         response = one.token_ids if isinstance(one, Response) else one.response_ids
         for ids in (prompt.token_ids, response or (), prompt.teacher_ids or ()):
             _add_ids(digest, ids)
+        for _, ids in sorted(prompt.context_ids.items()):
+            _add_ids(digest, ids)
         if prompt.rejected_ids is not None:
             _add_ids(digest, prompt.rejected_ids)
         digest.update("\0".join(prompt.references).encode(errors="surrogatepass"))

@@ -96,11 +96,9 @@ def _fill(parts: Parts, name: str, responses: Sequence[Response], size: int) -> 
     with console.progress(title, total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             known = collate(mine[start : start + size], parts.facts.pad_id)
-            batch: TokenBatch = known
+            batch = read_by_teacher(known, parts.facts.pad_id, name)
             if translator is not None:
                 batch, _ = translator.teacher_batch(mine[start : start + size])
-            elif name == MAIN:
-                batch = read_by_teacher(known, parts.facts.pad_id)
             _query(teacher, batch.to(local_device()))
             bar.advance(known.num_rows)
     return teacher.close() or "There is nothing to build: the objective needs it for no known text."

@@ -22,8 +22,9 @@ from stillhouse.models import (
     shared_ids,
     tokenizer_difference,
 )
+from stillhouse.models.load import config_from_options
 from stillhouse.objectives import Objective
-from stillhouse.runs.checks import context_of_files
+from stillhouse.runs.checks import context_length, context_of_files
 from stillhouse.runs.compatibility import innermost_asking
 from stillhouse.runs.config import RunConfig
 
@@ -62,7 +63,7 @@ class Tokenizers:
     def reads(self) -> TeacherReads | None:
         """What the teacher's prompts depend on."""
         if self.teacher is None:
-            return None
+            return None if self.context is None else TeacherReads(context=self.context)
         return TeacherReads(
             self.teacher,
             other_vocabulary=not self.same_ids,
@@ -140,6 +141,8 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         if config.teacher is None:
             return found
         config.teacher.check_tokenizer(ours)
+        if config.teacher.of_student:
+            found = replace(found, context=student_context(config, ours))
         theirs = _readers_tokenizer(config, ours)
         return found if theirs is None else _one_prompt(config, replace(found, teacher=theirs))
     theirs = load_tokenizer(model)
@@ -157,6 +160,13 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         return _one_prompt(config, replace(found, shared=shared))
     _check_two(config, ours, theirs, difference)
     return replace(found, same_ids=False)
+
+
+def student_context(config: RunConfig, tokenizer: Any) -> int | None:
+    """The most tokens that the student takes, by its configuration; None if that does not say."""
+    if config.student.from_config is None:
+        return context_of_files(config.student)
+    return context_length(config_from_options(config.student.from_config, len(tokenizer)))
 
 
 def _readers_tokenizer(config: RunConfig, ours: Any) -> Any:

@@ -4,6 +4,7 @@ from stillhouse.config import import_submodules
 from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
+    FollowingTeacher,
     MetricSums,
     PrefetchingTeacher,
     RunningTeacher,
@@ -19,6 +20,7 @@ import_submodules(__name__)
 __all__ = [
     "REGISTRY",
     "AnyTeacher",
+    "FollowingTeacher",
     "MetricSums",
     "PrefetchingTeacher",
     "RunningTeacher",

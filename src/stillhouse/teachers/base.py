@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
@@ -92,6 +92,23 @@ class PrefetchingTeacher(SparseTeacher, Protocol):
         ...
 
 
+@runtime_checkable
+class FollowingTeacher(RunningTeacher, Protocol):
+    """A teacher whose weights change with the student's."""
+
+    def follow(self, step: int) -> None:
+        """After each optimiser step, with the number of steps done."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        ...
+
+
 AnyTeacher = Teacher | SparseTeacher
 
 
@@ -106,6 +123,27 @@ class TeacherConfig(StrictConfig):
     """True if it computes in this process, so that autocast around it changes its numbers."""
     caches: ClassVar[bool] = False
     """True if it caches its signal by itself, so that replay need not."""
+    of_student: ClassVar[bool] = False
+    """True if its model is the student of the run, which `build` then gets."""
+
+    @property
+    def keeps_signal(self) -> bool:
+        """Whether it says the same about a text at every step, so that replay may keep that."""
+        return True
+
+    @property
+    def copies_student(self) -> bool:
+        """Whether it keeps a copy of what is trained of the student in memory."""
+        return False
+
+    def check_in_run(self, path: str, own_prompt: bool) -> Iterator[Fault]:
+        """What is wrong with it in a run; nothing by default.
+
+        Args:
+            path: where it stands in the configuration.
+            own_prompt: whether it reads other prompts than the student.
+        """
+        return iter(())
 
     @property
     def fills_cache(self) -> bool:
@@ -171,7 +209,8 @@ class TeacherConfig(StrictConfig):
 
     @abstractmethod
     def build(self, model: nn.Module | None, vocab: int) -> AnyTeacher:
-        """The running teacher; `model` is loaded where the kind has one, `vocab` counts shared ids."""
+        """The running teacher; `model` is loaded where the kind has one, and of `of_student` the student's;
+        `vocab` counts shared ids."""
 
 
 REGISTRY: Registry[TeacherConfig] = Registry("teacher", TeacherConfig, "live")  # type: ignore[type-abstract]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from stillhouse.core.batch import Batch, TokenBatch
 from stillhouse.core.host import carried
-from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import Progress
 from stillhouse.objectives import Objective
@@ -22,7 +22,7 @@ from stillhouse.train.metrics import Metric
 class MicroBatch:
     """One forward and backward pass, with everything its loss depends on besides the models.
 
-    Example: `MicroBatch(objective, batch, batch.rows(), token_weight, teacher_batch=batch)`
+    Example: `MicroBatch(objective, batch, batch.rows(), token_weight)`
     """
 
     objective: Objective
@@ -33,9 +33,9 @@ class MicroBatch:
     """Facts on the N response tokens."""
     token_weight: Tensor
     """[N] fp32: the weight of each in the loss of the step, every normalisation included."""
-    teacher_batch: TokenBatch
-    """What the main teacher reads: `batch` itself, the same responses after its own prompts, or the same text
-    under its own tokenizer."""
+    teacher_batches: Mapping[str, TokenBatch] = field(default_factory=dict)
+    """What teachers read, by name, that do not read `batch` itself: the same responses after prompts of their
+    own, or for the main one the same text under its own tokenizer."""
     cache_slots: tuple[int, ...] = ()
     """For each sequence its slot in the cache of the teacher's hidden states; empty if nothing is cached."""
 
@@ -53,8 +53,8 @@ class MicroBatch:
         return self.batch.input_ids
 
     def read_by(self, teacher: str) -> TokenBatch:
-        """What the teacher of this name reads; only the main one may read prompts of its own."""
-        return self.teacher_batch if teacher == MAIN else self.batch
+        """What the teacher of this name reads."""
+        return self.teacher_batches.get(teacher, self.batch)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`, by one copy; host-side facts stay where they are."""
@@ -64,13 +64,12 @@ class MicroBatch:
             return part.with_tensors({name: next(moved) for name in part.tensors()})
 
         weight, batch, rows = next(moved), of(self.batch), of(self.rows)
-        theirs = batch if self.teacher_batch is self.batch else of(self.teacher_batch)
-        return replace(self, batch=batch, rows=rows, token_weight=weight, teacher_batch=theirs)
+        theirs = {name: of(one) for name, one in self.teacher_batches.items()}
+        return replace(self, batch=batch, rows=rows, token_weight=weight, teacher_batches=theirs)
 
     def tensors(self) -> list[Tensor]:
         """All its tensors, each once."""
-        same = self.teacher_batch is self.batch
-        parts: list[TokenBatch | Rows] = [self.batch, self.rows, *([] if same else [self.teacher_batch])]
+        parts: list[TokenBatch | Rows] = [self.batch, self.rows, *self.teacher_batches.values()]
         return [self.token_weight, *(one for part in parts for one in part.tensors().values())]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.batch import Batch
+from stillhouse.core.batch import Batch, TokenBatch
 from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN
@@ -31,7 +31,7 @@ from stillhouse.objectives import Objective
 from stillhouse.objectives.base import Layers, each_objective
 from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCache
 from stillhouse.schedules import ScheduleTracker
-from stillhouse.teachers import AnyTeacher
+from stillhouse.teachers import AnyTeacher, FollowingTeacher
 from stillhouse.train.gaps import SequenceGaps, gap_means, gap_teacher
 from stillhouse.train.metrics import Metric, MetricAccumulator
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
@@ -252,6 +252,8 @@ class Step:
         self.last_loss = _total(losses).item()
         if self.world.size > 1:
             self.last_loss = self.world.add(torch.tensor(self.last_loss, dtype=torch.float64)).item()
+        for teacher in self._following().values():
+            teacher.follow(prepared.progress.step + 1)
         self.metrics.add_mean("loss", self.last_loss, 1)
         self.observe("train_loss", self.last_loss, prepared.progress)
         gaps = [one.gaps for one in losses if one.gaps is not None]
@@ -282,6 +284,7 @@ class Step:
             "schedules": self.schedules.state_dict(),
             "policy": self.policy.state_dict(),
             "metrics": self.metrics.state_dict(),
+            "teachers": {name: one.state_dict() for name, one in self._following().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -290,7 +293,7 @@ class Step:
         Raises:
             TrainingError: the state is of another version of Stillhouse.
         """
-        missing = {"schedules", "policy", "metrics"} - state.keys()
+        missing = {"schedules", "policy", "metrics", "teachers"} - state.keys()
         if missing:
             raise TrainingError(
                 "The checkpoint was written by another version of Stillhouse: it lacks "
@@ -300,6 +303,16 @@ class Step:
         self.schedules.load_state_dict(state["schedules"])
         self.policy.load_state_dict(state["policy"])
         self.metrics.load_state_dict(state["metrics"])
+        for name, teacher in self._following().items():
+            teacher.load_state_dict(state["teachers"][name])
+
+    def _following(self) -> dict[str, FollowingTeacher]:
+        """The teachers that move with the student, by the first of the names of each."""
+        found: dict[str, FollowingTeacher] = {}
+        for name, teacher in self.teachers.items():
+            if isinstance(teacher, FollowingTeacher) and not any(one is teacher for one in found.values()):
+                found[name] = teacher
+        return found
 
     def _split(self, groups: Sequence[Sequence[Response]], num_micro: int) -> list[list[Response]]:
         if self.micro_batch_tokens is None:
@@ -318,12 +331,16 @@ class Step:
         slots: tuple[int, ...] = ()
         if self.hidden_cache:
             slots = tuple(self.hidden_cache.slot(response) for response in batch.responses)
+        read: dict[str, TokenBatch] = {
+            name: read_by_teacher(batch, self.pad_id, name) for name in self.teachers if name != MAIN
+        }
         if self.translator is None:
-            read = read_by_teacher(batch, self.pad_id)
-            return MicroBatch(objective, batch, rows, token_weight, read, slots)
-        teacher_batch, alignment = self.translator.teacher_batch(batch.responses)
-        rows = replace(rows, alignment=alignment)
-        return MicroBatch(objective, batch, rows, token_weight, teacher_batch, slots)
+            read[MAIN] = read_by_teacher(batch, self.pad_id)
+        else:
+            read[MAIN], alignment = self.translator.teacher_batch(batch.responses)
+            rows = replace(rows, alignment=alignment)
+        own = {name: one for name, one in read.items() if one is not batch}
+        return MicroBatch(objective, batch, rows, token_weight, own, slots)
 
     def _asked(self, micro: MicroBatch, device: torch.device) -> Pending[TeacherOutputs]:
         """What the teachers say about a micro-batch, on its way beside the student's pass."""
