@@ -117,19 +117,24 @@ def test_fewer_slots_are_read_when_the_long_texts_are_done() -> None:
 
 
 def test_weights_that_have_moved_are_found() -> None:
-    model: Any = tiny().requires_grad_(False)
+    model: Any = tiny()
     made, static = engine(model, "static"), StaticDecoding(TOKENIZER_INFO, "static")
     prompts, sampling = some_prompts(4), Sampling(max_tokens=12)
-    with torch.no_grad():
-        before = static.decoder(model, 2, prompts)
+    before = static.decoder(model, 2, prompts, trained=True)
     assert before is not None
-    assert static.decoder(model, 2, prompts) is before
+    assert static.decoder(model, 2, prompts, trained=True) is before
     for weight in (model.lm_head.weight.neg(), model.lm_head.weight.roll(1, 0)):
-        model.lm_head.weight = torch.nn.Parameter(weight)
+        model.lm_head.weight = torch.nn.Parameter(weight.detach())
         wanted = engine(model, "growing").generate(prompts, sampling, 0)
         assert texts(made.generate(prompts, sampling, 0)) == texts(wanted)
-        with torch.no_grad():
-            assert static.decoder(model, 2, prompts) is not before
+        assert static.decoder(model, 2, prompts, trained=True) is not before
+
+
+def test_a_model_that_is_not_trained_has_no_buffers_between_its_calls() -> None:
+    static = StaticDecoding(TOKENIZER_INFO, "static")
+    once, again = (static.decoder(tiny(), 2, [[5, 6]], trained=False) for _ in range(2))
+    assert once is not None
+    assert again is not once
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
@@ -139,10 +144,12 @@ def test_a_mixture_of_models_with_other_masks_writes_the_text_of_the_growing_cac
     mixture = MixtureModel(tiny("llama"), tiny("gemma3_text", seed=1), 0.4, VOCAB)
     prompts, sampling = some_prompts(9), Sampling(max_tokens=24, **options)
     fixed, grown = (MixtureEngine(mixture, TOKENIZER_INFO, 5, kind) for kind in ("static", "growing"))
-    assert fixed.static.decoder(mixture, sum(mixture.num_layers), prompts) is not None
+    assert fixed.static.decoder(mixture, sum(mixture.num_layers), prompts, trained=True) is not None
     wanted = grown.generate(prompts, sampling, 3)
     assert texts(fixed.generate(prompts, sampling, 3)) == texts(wanted)
     assert fixed.generate([], sampling, 3) == []
+    beside = MixtureEngine.beside(engine(tiny(), "growing", 3), mixture, TOKENIZER_INFO)
+    assert (beside.batch_size, beside.static.kv_cache) == (3, "growing")
 
 
 @pytest.mark.parametrize("kind", STATIC)

@@ -11,12 +11,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stillhouse.core.types import Completion
-from stillhouse.engines.base import CompletionCollector, ProgressCallback, Sampling, TokenizerInfo
+from stillhouse.engines.base import CompletionCollector, Engine, ProgressCallback, Sampling, TokenizerInfo
 from stillhouse.engines.decode import Decoder
 from stillhouse.engines.kv_cache import num_attention_layers
 from stillhouse.engines.slot_cache import SlotCache, SlotMask, SlotMasks
 from stillhouse.engines.static_decode import StaticDecoding
-from stillhouse.engines.transformers import KvCache, check_prompts, evaluating
+from stillhouse.engines.transformers import KvCache, TransformersEngine, check_prompts, evaluating, is_trained
 from stillhouse.errors import EngineError
 from stillhouse.models.hidden import unwrap
 
@@ -110,6 +110,13 @@ class MixtureEngine:
         self.batch_size = batch_size
         self.static = StaticDecoding(tokenizer_info, kv_cache)
 
+    @classmethod
+    def beside(cls, engine: Engine, mixture: MixtureModel, tokenizer_info: TokenizerInfo) -> MixtureEngine:
+        """With batch size and KV cache of the student's engine, where that decodes in this process too."""
+        if isinstance(engine, TransformersEngine):
+            return cls(mixture, tokenizer_info, engine.batch_size, engine.kv_cache)
+        return cls(mixture, tokenizer_info)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -127,7 +134,8 @@ class MixtureEngine:
         completions = CompletionCollector(len(prompts), progress)
         num_layers = sum(self.mixture.num_layers)
         with evaluating(self.mixture):
-            if (static := self.static.decoder(self.mixture, num_layers, prompts)) is not None:
+            trained = is_trained(self.mixture)
+            if (static := self.static.decoder(self.mixture, num_layers, prompts, trained)) is not None:
                 static.run(prompts, sampling, seed, self.batch_size, completions, sample_ids)
             else:
                 decoder = Decoder(self.mixture, self.tokenizer_info, sampling, seed, num_layers)

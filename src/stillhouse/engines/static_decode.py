@@ -191,11 +191,11 @@ class StaticDecoder:
 
 
 class StaticDecoding:
-    """The static decoder of a model, kept between calls, where it is wanted and there is one.
+    """The static decoder of a model, where it is wanted and there is one.
 
     Example:
         >>> static = StaticDecoding(tokenizer_info, "auto")
-        >>> if (decoder := static.decoder(model, num_layers=12, prompts=[[5, 9]])) is not None:
+        >>> if (decoder := static.decoder(model, 12, [[5, 9]], trained=True)) is not None:
         ...     decoder.run([[5, 9]], Sampling(), 0, 1, on_completion)
     """
 
@@ -211,26 +211,36 @@ class StaticDecoding:
         return not self.refused and (self.kv_cache == "static" or (self.kv_cache == "auto" and on_cuda))
 
     def decoder(
-        self, model: nn.Module, num_layers: int | None, prompts: Sequence[Sequence[int]]
+        self,
+        model: nn.Module,
+        num_layers: int | None,
+        prompts: Sequence[Sequence[int]],
+        trained: bool,
     ) -> StaticDecoder | None:
-        """The model's decoder; None where another is to be used, of which a line says why, once."""
+        """The model's decoder; None where another is to be used, of which a line says why, once.
+
+        It is kept if the model is `trained`: one that is not writes many texts in few calls, and the memory is
+        worth more than the time to set it up again.
+        """
         if not self.wanted(model):
             return None
         old = self._decoder
-        if old is None or old.model is not model or old.addresses != addresses(model):
-            self._decoder, reason = None, "its layers are not all attention"
-            if num_layers is not None:
-                made = StaticDecoder(model, self.tokenizer_info, num_layers)
-                reason = made.why_not(max(prompts, key=len)) or ""
-                self._decoder = None if reason else made
-            if reason:
-                self.refused = True
-                logger.warning(
-                    "engine: %s decodes with a growing cache, without CUDA graphs: %s",
-                    type(model).__name__,
-                    reason,
-                )
-        return self._decoder
+        if old is not None and old.model is model and old.addresses == addresses(model):
+            return old
+        self._decoder, made, reason = None, None, "its layers are not all attention"
+        if num_layers is not None:
+            made = StaticDecoder(model, self.tokenizer_info, num_layers)
+            reason = made.why_not(max(prompts, key=len)) or ""
+        if reason:
+            self.refused = True
+            logger.warning(
+                "engine: %s decodes with a growing cache, without CUDA graphs: %s",
+                type(model).__name__,
+                reason,
+            )
+            return None
+        self._decoder = made if trained else None
+        return made
 
 
 def _to_host(buffer: Tensor, rows: Tensor) -> list[list[Any]]:

@@ -95,6 +95,7 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.bfloat16 = bfloat16
+        self.kv_cache = kv_cache
         self._static = StaticDecoding(tokenizer_info, kv_cache)
         self._copy: nn.Module | None = None
 
@@ -123,10 +124,11 @@ class TransformersEngine:
         completions = CompletionCollector(len(prompts), progress)
         rows = self._batch_size(max(map(len, prompts)) + sampling.max_tokens)
         num_layers = num_attention_layers(model.config)
-        model = self._rounded(model) if self.bfloat16 else model
+        trained = is_trained(model)
+        model = self._rounded(model, trained) if self.bfloat16 else model
         info = self.tokenizer_info
         with evaluating(model):
-            if (static := self._static.decoder(model, num_layers, prompts)) is not None:
+            if (static := self._static.decoder(model, num_layers, prompts, trained)) is not None:
                 static.run(prompts, sampling, seed, rows, completions, sample_ids)
             elif num_layers is None:
                 run_generate(model, info, sampling, seed, prompts, rows, completions, sample_ids)
@@ -135,9 +137,9 @@ class TransformersEngine:
                 decoder.run(prompts, rows, completions, sample_ids)
         return completions.in_order()
 
-    def _rounded(self, model: nn.Module) -> nn.Module:
+    def _rounded(self, model: nn.Module, trained: bool) -> nn.Module:
         """A copy in bfloat16 with the weights of now; in the same storage as before where graphs read it."""
-        if not self._static.wanted(model):
+        if not trained or not self._static.wanted(model):
             return bfloat16_copy(model)
         if self._copy is None:
             self._copy = bfloat16_copy(model)
@@ -180,6 +182,11 @@ def bfloat16_copy(model: nn.Module) -> nn.Module:
         for parameter in model.parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether any of its weights is."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def refresh_copy(copied: nn.Module, model: nn.Module) -> None:

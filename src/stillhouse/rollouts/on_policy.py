@@ -67,7 +67,8 @@ class StudentRolloutsConfig(ResponsesConfig):
         assert context.models is not None
         models = context.models
         mixture = MixtureModel(models.student, models.teacher, self.teacher_share, models.vocab_size)
-        return replace(context.student, engine=MixtureEngine(mixture, models.tokenizer_info))
+        engine = MixtureEngine.beside(context.student.engine, mixture, models.tokenizer_info)
+        return replace(context.student, engine=engine)
 
 
 @REGISTRY.register
