@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.types import Response
 from stillhouse.evaluate.likelihood import likelihood
-from stillhouse.models import choose_packing, hidden_rows, layer_rows
+from stillhouse.models import choose_packing, compile_layers, hidden_rows, layer_rows
 from stillhouse.models.packing import packs
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 
@@ -166,3 +166,22 @@ def test_likelihoods_of_given_text_are_the_same() -> None:
     assert before.fidelity is not None
     assert after.fidelity.as_metrics() == pytest.approx(before.fidelity.as_metrics(), rel=1e-4)
     assert mean_logprobs(teacher, given, tiny.PAD) == pytest.approx(scored, rel=1e-5)
+
+
+def test_compiled_layers_are_not_compiled_anew_for_other_numbers_of_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compiled(run, backend=counter, **options))
+    plain, model = tiny.model(1), tiny.model(1)
+    choose_packing(model, "on")
+    compile_layers(model)
+    counts = []
+    for number in (2, 3, 5):
+        given = TokenBatch.of([tuple(range(2, 6 + 2 * place)) for place in range(number)], [1] * number, 0)
+        torch.testing.assert_close(hidden_rows(model, given), hidden_rows(plain, given))
+        counts.append(counter.frame_count)
+    assert counts[0] > 0
+    assert len(set(counts)) == 1, counts

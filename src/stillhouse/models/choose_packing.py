@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ModelError
 from stillhouse.models.hidden import hidden_rows, unwrap
-from stillhouse.models.packing import HALF, Packing, Way, attention_of, set_packing, torch_kernel
+from stillhouse.models.packing import HALF, KERNEL, Packing, Way, attention_of, set_packing
 
 PackingMode = Literal["auto", "on", "off"]
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -69,7 +69,7 @@ def _ways(attention: str, mode: PackingMode, device: torch.device) -> Sequence[W
     if mode == "off":
         return ()
     if mode == "auto":
-        kernel = flash or (attention == "sdpa" and torch_kernel() is not None)
+        kernel = flash or (attention == "sdpa" and KERNEL is not None)
         return ("variable-length",) if device.type == "cuda" and kernel else ()
     if flash:
         return ("variable-length",)

@@ -74,7 +74,7 @@ def arguments(inner: nn.Module, packed: PackedTokens) -> dict[str, Any]:
     if attention_of(inner) == "sdpa":
         # transformers passes a mask through that is 4D already; otherwise it may make one of S x S.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
-        found |= {"sequence_lengths": packed.lengths, "attention_mask": mask}
+        found |= {"sequence_lengths": SequenceLengths(packed.lengths), "attention_mask": mask}
     return found
 
 
@@ -95,7 +95,7 @@ def _has_kernel(inner: nn.Module, dtype: torch.dtype) -> bool:
         return False
     if attention_of(inner) != "sdpa":
         return True
-    return torch_kernel() is not None and not (inner.training and _attention_dropout(inner))
+    return KERNEL is not None and not (inner.training and _attention_dropout(inner))
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -109,15 +109,53 @@ def _attention_dropout(inner: Any) -> float:
     return max(float(getattr(inner.config, name, None) or 0.0) for name in names)
 
 
-@cache
-def torch_kernel() -> Callable[..., Any] | None:
-    """torch's variable-length attention, where this version has one that does all that is needed."""
+class SequenceLengths:
+    """Tokens of each packed sequence, as layers pass them on to attention.
+
+    An object without fields of its own for `torch.compile`, which would compile anew for each number of
+    sequences in a tuple.
+    """
+
+    def __init__(self, values: tuple[int, ...]) -> None:
+        self.values = values
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float | None, int | None], Tensor]
+"""Of queries, keys and values [S, H, D], boundaries, greatest length, scale and window: [S, H, D]."""
+
+
+def _torch_kernel() -> Kernel | None:
+    """torch's variable-length attention, where this version has one that knows windows."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before 2.10
         return None
     known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= known.keys() else None
+    if not {"window_size", "scale"} <= known.keys():
+        return None
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        ends: Tensor,
+        longest: int,
+        scale: float | None,
+        window: int | None,
+    ) -> Tensor:
+        if not grouped and (times := query.shape[1] // key.shape[1]) > 1:
+            key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+        left = -1 if window is None else window - 1
+        options = {"scale": scale, "window_size": (left, 0), **grouped}
+        found: Any = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
+        assert isinstance(found, Tensor)  # a pair only where it was asked for
+        return found
+
+    return attend
+
+
+KERNEL = _torch_kernel()
 
 
 @cache
@@ -135,7 +173,7 @@ def packed_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    sequence_lengths: tuple[int, ...] | None = None,
+    sequence_lengths: SequenceLengths | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each of several sequences to itself; of transformers without `sequence_lengths`.
@@ -169,21 +207,31 @@ def packed_sdpa(
     if not causal or own_mask or biases:
         raise ModelError(f"{type(module).__name__} does more than causal attention, which is not packed.")
     window, dropout = options.get("sliding_window"), options.get("dropout") or 0.0
-    dtype, kernel = _compute_dtype(query), torch_kernel()
+    scale, kernel, dtype = options.get("scaling"), KERNEL, _compute_dtype(query)
     if kernel is not None and not dropout and query.is_cuda and dtype in HALF and _fits(query, value):
         q, k, v = (one[0].transpose(0, 1).to(dtype) for one in (query, key, value))
-        ends, longest = options["cu_seq_lens_q"], max(sequence_lengths)
-        left = -1 if window is None else window - 1
-        scale = {"scale": options.get("scaling"), "window_size": (left, 0), "enable_gqa": True}
-        whole: Tensor = kernel(q, k, v, ends, ends, longest, longest, **scale)
-        return whole[None], None
-    parts = [
-        sdpa_attention_forward(
-            module, *one, _window_mask(one[0], window), dropout=dropout, scaling=options.get("scaling")
-        )[0]
-        for one in zip(*(whole.split(sequence_lengths, dim=2) for whole in (query, key, value)), strict=True)
+        return kernel(q, k, v, options["cu_seq_lens_q"], options["max_length_q"], scale, window)[None], None
+    return _one_by_one(module, (query, key, value), sequence_lengths, dropout, scale, window), None
+
+
+@torch.compiler.disable
+def _one_by_one(
+    module: nn.Module,
+    packed: tuple[Tensor, Tensor, Tensor],
+    lengths: SequenceLengths,
+    dropout: float,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """[1, S, H, D']: causal attention in a call for each sequence."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    parts = zip(*(whole.split(lengths.values, dim=2) for whole in packed), strict=True)
+    found = [
+        sdpa_attention_forward(module, *one, _window_mask(one[0], window), dropout=dropout, scaling=scale)[0]
+        for one in parts
     ]
-    return torch.cat(parts, dim=1), None
+    return torch.cat(found, dim=1)
 
 
 def _fits(query: Tensor, value: Tensor) -> bool:
