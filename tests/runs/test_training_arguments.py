@@ -85,3 +85,8 @@ def test_what_this_machine_cannot_do_is_refused_before_anything_loads(
         preflight(resolve(real, ["engine.kind=vllm"]).config)
     with pytest.raises(ConfigError, match="Relative paths start at the working directory"):
         preflight(resolve(real, ["data.train=absent.jsonl"]).config)
+
+
+def test_adamw_is_fused_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    assert arguments(tmp_path).optim == "adamw_torch_fused"
+    assert arguments(tmp_path, hf={"optim": "adamw_torch"}).optim == "adamw_torch"

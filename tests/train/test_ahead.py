@@ -19,6 +19,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.core.host import Staging
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig
+from stillhouse.runs.build import head_dtype
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.driver import StepDriver
 from stillhouse.train.step import Method, Step
@@ -140,6 +141,48 @@ def test_a_step_that_was_broken_off_leaves_no_stale_casts(mixed: Accelerator) ->
     again = whole(driver())
     assert not torch.equal(changed["lm_head.weight"], first["lm_head.weight"])
     assert all(torch.equal(changed[name], again[name]) for name in again)
+
+
+def test_only_a_gpu_multiplies_the_head_in_the_precision_of_autocast() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert head_dtype("bfloat16", gpu) == torch.bfloat16
+    assert head_dtype("bfloat16", cpu) is head_dtype("float32", gpu) is None
+
+
+@pytest.mark.parametrize("kind", ["jsd", "dpkd"])  # over tokens; over sequences, whose labels come first
+def test_the_heads_precision_holds_in_every_pass_over_the_head_and_nowhere_else(kind: str) -> None:
+    student, groups = tiny.model(1), groups_of(paired=True)
+    slopes = []
+    for dtype in (None, torch.bfloat16):
+        step = step_of(build(kind), groups)
+        step.head_dtype = dtype
+        with Operands() as operands:
+            step.loss(student, step.prepare([], NOW, 1).micro_batches[0]).loss.backward()
+        assert operands.of_width(tiny.VOCAB) == {dtype or torch.float32}
+        assert operands.of_width(32) == {torch.float32}, "the models' own layers"
+        slopes.append(gradient_of(student))
+    assert all(one.dtype == torch.float32 for one in slopes[1].values())
+    exact, found = (torch.cat([one.flatten() for one in slope.values()]) for slope in slopes)
+    assert 0 < (found - exact).norm() < 0.05 * exact.norm()
+
+
+class Operands(TorchDispatchMode):
+    """The dtypes of the operands of matrix products, by the width of their result. The heads that models run
+    themselves, for one position of each sequence, are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "mm" and made.shape[0] > 8:
+            self.found.append((made.shape[-1], args[0].dtype))
+        return made
+
+    def of_width(self, width: int) -> set[torch.dtype]:
+        """Of products with so many columns."""
+        return {dtype for columns, dtype in self.found if columns == width}
 
 
 def test_a_teacher_that_is_the_student_leaves_every_weight_its_gradient(mixed: Accelerator) -> None:
