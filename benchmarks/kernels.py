@@ -34,9 +34,10 @@ from triton.compiler import ASTSource
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
 from stillhouse.files import write_json
-from stillhouse.fused.triton.launch import BLOCK, NUMBERS, OPTIONS, constants
+from stillhouse.fused.triton.launch import BLOCK, NUMBERS, compile_options, constants
 from stillhouse.fused.triton.template import LabelRows, LogitRows, template
 from stillhouse.objectives import REGISTRY, build
+from stillhouse.objectives.combined import ObjectiveHolder
 from stillhouse.objectives.kernels import KernelTerm
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
@@ -81,7 +82,7 @@ def forms(small: bool) -> Iterator[tuple[dict[str, Any], KernelTerm]]:
     """The options of every objective of its own that has a kernel form, and its term."""
     rows = Rows(sources=np.full(1, SOURCES.index("student")))
     for kind in REGISTRY.kinds():
-        if not REGISTRY[kind].model_fields.keys() & {"terms", "objectives", "teacher"}:
+        if not issubclass(REGISTRY[kind], ObjectiveHolder):
             for options in VARIANTS.get(kind, [{}]) + (MORE.get(kind, []) if not small else []):
                 objective = build(kind, **options)
                 if objective.sequence_level or not (terms := objective.kernel_terms(rows)):
@@ -127,8 +128,8 @@ def source(term: KernelTerm, call: Call) -> ASTSource:
 
 def compiled(term: KernelTerm, call: Call, architecture: int) -> dict[str, int]:
     """Registers and spilled bytes of a kernel, as ptxas tells them."""
-    options = {**OPTIONS, "num_stages": 3}
-    kernel = triton.compile(source(term, call), target=GPUTarget("cuda", architecture, 32), options=options)
+    how = {**compile_options(), "num_stages": 3}
+    kernel = triton.compile(source(term, call), target=GPUTarget("cuda", architecture, 32), options=how)
     ptxas = max(Path(triton.__file__).parent.rglob("bin/ptxas*"), key=lambda path: path.name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kernel_tables import kernels, without_kernel
 from tables import with_table
 
 DOCS = Path(__file__).resolve().parent
@@ -41,17 +42,19 @@ def footing(found: dict[str, Any]) -> str:
     return f"{found['date']}, {versions}, CPU, `{found['command']}`."
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "logit_precision": logit_precision,
-    "training_step": training_step,
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "logit_precision": ("logit_precision", logit_precision),
+    "training_step": ("training_step", training_step),
+    "kernels": ("kernels", kernels),
+    "losses without kernel": ("kernels", without_kernel),
 }
-"""The name of a result, and of its table -> what makes the table of it."""
+"""The name of a table -> the result that it is made of, and how."""
 
 
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for name, (source, table) in TABLES.items():
+        result = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
         text = with_table(text, name, table(result))
     return {PAGE.name: text}

@@ -208,6 +208,7 @@ IN_VAIN = {
     "train.validate_rouge=false": ["train.validate_every=never"],
     "train.keep_checkpoints=5": ["train.save_every=never"],
     "train.fused.memory_budget=1GiB": ["train.fused.chunk_rows=3"],
+    "train.fused.backend=triton": ["objective.kind=adaptive_kl"],
     "train.validate_every=5": ["data.valid="],
     "evaluate.valid_limit=5": ["data.valid="],
     "evaluate.before=false": ["data.valid="],

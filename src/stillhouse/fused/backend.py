@@ -12,7 +12,7 @@ from stillhouse.errors import EnvironmentFault
 
 Backend = Literal["auto", "triton", "closed_form", "compile"]
 OLDEST_TRITON = (3, 4)
-"""The oldest version that the kernels were compiled with (3.4, 3.6 and 3.9 were); torch 2.8 brings it along."""
+"""The oldest that the kernels were compiled with (3.4, 3.6 and 3.9 were); torch 2.8 brings it along."""
 
 
 def uses_triton(backend: Backend, device: torch.device) -> bool:

@@ -194,6 +194,11 @@ class Objective(StrictConfig):
         """What the Triton template adds up in the place of `per_token` for these rows; None if it cannot."""
         return None if self.has_token_part else ()
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the Triton template may compute something of it."""
+        return type(self).kernel_terms is not Objective.kernel_terms or not self.has_token_part
+
     def split(self, rows: Rows) -> list[Split]:
         """Which objective is for which rows; itself for all of them unless it is a map from source to
         objective."""

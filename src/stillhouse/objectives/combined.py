@@ -91,6 +91,10 @@ class Sum(ObjectiveHolder):
         parts = [term.loss_weight * term.token_values(student, rows) for term in self.terms]
         return torch.stack(parts).sum(0)
 
+    @property
+    def has_kernel(self) -> bool:
+        return all(part.has_kernel for part in self.held())
+
     def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
         found: list[KernelTerm] = []
         for term in self.terms:
@@ -139,6 +143,10 @@ class Sum(ObjectiveHolder):
 
 class _Routed(ObjectiveHolder):
     """What objectives have in common that apply another one to each part of the rows, as `split` says."""
+
+    @property
+    def has_kernel(self) -> bool:
+        return any(part.has_kernel for part in self.held())
 
     def token_values(self, student: Tensor, rows: Rows) -> Tensor:
         value = student.new_zeros(student.shape[0])

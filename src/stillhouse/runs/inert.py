@@ -175,4 +175,6 @@ def _of_the_rest(config: RunConfig) -> dict[str, str]:
         found |= because("no objective has a weight for rewards", "responses.reward_model")
     if config.data.text is None:
         found |= because("there is no data.text", "data.text_block")
+    if config.train.fused.backend == "triton" and not config.objective.has_kernel:
+        found |= because("no part of the objective has a Triton kernel", "train.fused.backend")
     return found

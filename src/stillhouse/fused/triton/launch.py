@@ -16,11 +16,9 @@ from stillhouse.fused.triton.template import LabelRows, LogitRows, template
 from stillhouse.objectives.kernels import KernelTerm, function
 
 BLOCK = 2048
-"""Entries of a row that a program has at a time: eight for each thread, for which its registers suffice."""
-MIXTURE_BLOCK = 1024
-"""The same where a third distribution needs registers too."""
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
-"""How kernels are compiled."""
+"""Entries of a row that a program has at a time."""
+ENTRIES_OF_A_THREAD = 4
+"""So few that the registers of every form suffice for two programs at a time."""
 NUMBERS = 6
 MEANS = {"student": 1, "teacher": 2, "uniform": 4}
 
@@ -105,7 +103,7 @@ def values_and_gradient(
                 **constants(term, tl.float64 if exact == torch.float64 else tl.float32, block, height),
                 HEADS=student.extras + (0 if teacher is None else 4 * teacher.extras),
                 ADD=number > 0,
-                **OPTIONS,
+                **compile_options(block),
             )
     if out is not None and target is not None and target is not out:
         out.copy_(target)
@@ -174,8 +172,11 @@ def constants(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str
         **{key: None if name is None else function(name) for key, name in named.items()},
         "COUNT": term.sums,
         "MEANS": sum(MEANS[mean] for mean in term.means),
-        "BLOCK": min(
-            block if term.mixture is None else min(block, MIXTURE_BLOCK), triton.next_power_of_2(height)
-        ),
+        "BLOCK": min(block, triton.next_power_of_2(height)),
         "E": dtype,
     }
+
+
+def compile_options(block: int = BLOCK) -> dict[str, Any]:
+    """How a kernel is compiled: the warps that a block is shared out over."""
+    return {"num_warps": max(1, block // (32 * ENTRIES_OF_A_THREAD)), "enable_fp_fusion": True}
