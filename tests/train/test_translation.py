@@ -16,6 +16,7 @@ from tests.train.test_step import NOW, Given
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Completion, Prompt, Response
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
@@ -141,9 +142,10 @@ def test_the_student_keeps_its_token_ids_and_the_teacher_reads_the_same_bytes() 
     given = Response(prompt(0, "say"), (*odd, ENDS[0]), "student", True, 3)
     [micro] = step_of("span", [given]).prepare([], NOW, 1).micro_batches
     assert micro.batch.row_labels().tolist() == [*odd, ENDS[0]]
-    assert micro.teacher_batch.row_labels().tolist() == [*THEIRS("good")["input_ids"], ENDS[1]]
+    read = micro.read_by(MAIN)
+    assert read.row_labels().tolist() == [*THEIRS("good")["input_ids"], ENDS[1]]
     asked = THEIRS("say")["input_ids"]
-    assert micro.teacher_batch.input_ids[0].tolist() == [*asked, *THEIRS("good")["input_ids"], ENDS[1]]
+    assert read.input_ids[0].tolist() == [*asked, *THEIRS("good")["input_ids"], ENDS[1]]
     assert micro.rows.alignment is not None
     assert micro.rows.alignment.student_groups.tolist() == [0, 1, 2, 3, 4]
 
