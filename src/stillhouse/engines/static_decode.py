@@ -219,8 +219,8 @@ class StaticDecoding:
     ) -> StaticDecoder | None:
         """The model's decoder; None where another is to be used, of which a line says why, once.
 
-        It is kept if the model is `trained`: one that is not writes many texts in few calls, and the memory is
-        worth more than the time to set it up again.
+        It is kept if the model is `trained`: one that is not writes many texts in few calls, and the memory
+        is worth more than the time to set it up again.
         """
         if not self.wanted(model):
             return None
