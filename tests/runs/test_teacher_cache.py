@@ -171,7 +171,7 @@ def test_a_run_without_the_teacher_says_what_is_missing(folder: Path) -> None:
 
 def test_the_page_on_caches_is_true() -> None:
     page = (ROOT / "docs" / "teacher-cache.md").read_text(encoding="utf-8")
-    whole, without = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    whole, _, without = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     found = estimate(resolve(yaml.safe_load(whole)).config)
     assert found["teacher cache, expected (GB)"] > 0
     merged = {**yaml.safe_load(whole), **yaml.safe_load(without), "student": {"path": TEACHER}}

@@ -62,6 +62,36 @@ def build(
     console.say(fill_cache(config, batch_size, teacher))
 
 
+@cache.command("import")
+def import_(
+    file: RunFile,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Log-probabilities: JSON lines, Parquet, ...", metavar="FILE...", show_default=False
+        ),
+    ],
+    teacher: Annotated[str, typer.Option(help="The name of the teacher of kind imported.")] = "main",
+    bad_rows: Annotated[
+        str, typer.Option(help="Rows that cannot be what they say: refuse, or drop and count them.")
+    ] = "refuse",
+) -> None:
+    """Read log-probabilities that exist already, such as vLLM's, into the store of a run's teacher.
+
+    Every row is checked: ids and texts against the tokenizer, numbers, ranks, masses, lengths and places.
+    """
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.runs.resolve import resolve
+
+    if bad_rows not in ("refuse", "drop"):
+        raise ConfigError(Fault("--bad-rows", "is no rule", got=bad_rows, allowed="refuse, drop"))
+    config = resolve(file).config
+    from stillhouse.runs.teacher_import import import_logprobs
+
+    for line in import_logprobs(config, files, teacher, "drop" if bad_rows == "drop" else "refuse"):
+        console.say(line)
+
+
 @cache.command("bias")
 def bias(
     file: RunFile,

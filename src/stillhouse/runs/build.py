@@ -44,6 +44,7 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.stage_pairs import stage_pairs
+from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher, TeacherConfig
 from stillhouse.train.device import phase_clock
@@ -165,6 +166,7 @@ def assemble(config: RunConfig) -> Parts:
     found = tokenizers(config)
     tokenizer = found.student
     data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    data = with_known_rows(config, data)
     pairs = stage_pairs(config, data)
     config = _with_resolved_template(config, data)
     encoder = data.encoder

@@ -5,7 +5,7 @@ Knows no objective, policy or teacher by name. Each fault names the innermost pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -122,6 +122,21 @@ def unused_teachers(names: frozenset[str], parts: Mapping[str, Any]) -> Iterator
             "no objective asks for it",
             hint=f"Name it by teacher_model or reference_model: {name}, or remove it.",
         )
+
+
+def unskippable(
+    objective: Objective, sources: frozenset[str], skipping: Sequence[str], responses: str
+) -> Iterator[Fault]:
+    """Teachers that skip what they do not know, and are asked about text that is no row of the data set."""
+    for name in skipping:
+        others = sorted(one for one in sources - {"fixed"} if name in objective.teachers_of(one, name))
+        if others:
+            yield Fault(
+                f"{teacher_path(name)}.on_miss",
+                "skip leaves out rows of the data set, and it is asked about other text too",
+                got=f"responses.kind={responses} with {', '.join(others)}",
+                hint="Set responses: fixed, or on_miss: error.",
+            )
 
 
 def unknown_teachers(names: frozenset[str], teachers: Mapping[str, str]) -> Iterator[Fault]:

@@ -27,7 +27,7 @@ from stillhouse.evaluate.tasks import EvalTask
 from stillhouse.models import Dtype, StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
-from stillhouse.runs.compatibility import unfit_sources, unknown_teachers, unmet, unused_teachers
+from stillhouse.runs.compatibility import unfit_sources, unknown_teachers, unmet, unskippable, unused_teachers
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
 from stillhouse.train.preference import PreferenceField
@@ -172,6 +172,8 @@ class RunConfig(StrictConfig):
         yield from unfit_sources(self.objective, facts.sources, self.responses.kind)
         yield from unmet(parts, self.provisions, kinds)
         yield from unused_teachers(frozenset(self.teachers), parts)
+        skipping = [name for name, teacher in self.all_teachers.items() if teacher.skips_rows]
+        yield from unskippable(self.objective, facts.sources, skipping, self.responses.kind)
         if self.data.row_teacher is not None:
             yield from unknown_teachers(self.data.row_teacher.names, kinds)
         yield from self.objective.check_in_run("objective", facts)

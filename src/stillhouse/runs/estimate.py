@@ -22,6 +22,7 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
 from stillhouse.runs.stage_pairs import stage_pairs
+from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -51,6 +52,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     found = tokenizers(config)
     tokenizer = found.student
     data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    data = with_known_rows(config, data)
     pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)

@@ -109,6 +109,15 @@ class FollowingTeacher(RunningTeacher, Protocol):
         ...
 
 
+@runtime_checkable
+class StoredTeacher(RunningTeacher, Protocol):
+    """A teacher that answers from a store."""
+
+    def knows(self, batch: TokenBatch) -> list[bool]:
+        """For each sequence whether the store has what it is about."""
+        ...
+
+
 AnyTeacher = Teacher | SparseTeacher
 
 
@@ -144,6 +153,14 @@ class TeacherConfig(StrictConfig):
             own_prompt: whether it reads other prompts than the student.
         """
         return iter(())
+
+    store_command: ClassVar[str] = "stillhouse cache build RUN.YAML"
+    """What fills its store, where it has one."""
+
+    @property
+    def skips_rows(self) -> bool:
+        """Whether rows of the data set that its store does not have are left out of the training."""
+        return False
 
     @property
     def fills_cache(self) -> bool:

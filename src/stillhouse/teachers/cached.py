@@ -100,8 +100,9 @@ class CacheTeacherConfig(TeacherConfig):
     """`sampled` draws from the teacher's distribution at this temperature; its weights undo that."""
     logprobs: LogprobDtype = "float16"
     """Dtype of the log-probabilities of `topk` and `sampled` (there float32 or float16)."""
-    on_miss: Literal["fill", "error"] = "fill"
-    """On a cache miss let the teacher compute the record and store it, or stop; with "error" no teacher is
+    on_miss: Literal["fill", "error", "skip"] = "fill"
+    """On a cache miss let the teacher compute the record and store it, or stop; with "skip" rows of the data
+    set that are not there are left out before training and counted. With "error" and "skip" no teacher is
     loaded."""
     limit: Bytes | None = None
     """Size of the store, such as 20GB, beyond which nothing more is stored."""
@@ -114,7 +115,12 @@ class CacheTeacherConfig(TeacherConfig):
         return self.on_miss == "fill"
 
     def options_without_effect(self) -> dict[str, str]:
-        return because("on_miss: error stores nothing", "limit") if self.on_miss == "error" else {}
+        return {} if self.fills_cache else because(f"on_miss: {self.on_miss} stores nothing", "limit")
+
+    @property
+    def skips_rows(self) -> bool:
+        """Whether rows that are not there are left out."""
+        return self.on_miss == "skip"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -172,7 +178,7 @@ class CacheTeacherConfig(TeacherConfig):
             TeacherError: there is no store, and no teacher that could fill one.
         """
         codec = self.codec(vocab, None if model is None else _dtype_of(model))
-        if self.on_miss == "error":
+        if not self.fills_cache:
             folder, manifest = self._existing(codec)
             store = Store(folder, manifest, self.limit)
             if isinstance(codec, SparseCodec):
@@ -240,7 +246,7 @@ class CacheTeacherConfig(TeacherConfig):
         Raises:
             TeacherError: there is none for this teacher and codec, or more than one.
         """
-        path = getattr(self.of, "path", None)
+        path = getattr(self.of, "path", None) or getattr(self.of, "name", None)
         wanted = [codec.name]
         if self.store == "hidden" and self.dtype == "auto":
             wanted = [HiddenCodec(dtype).name for dtype in DTYPES]
@@ -260,7 +266,7 @@ class CacheTeacherConfig(TeacherConfig):
             + (
                 "Name one of them by teacher.dtype or remove the others (stillhouse cache prune --teacher)."
                 if fitting
-                else "Build one where the teacher is: stillhouse cache build RUN.YAML."
+                else f"Fill one: {self.of.store_command}."
             )
         )
 
@@ -372,13 +378,18 @@ class ReadThroughCache:
                 found[row] = record
         return [one for one in found if one is not None]
 
+    def knows(self, batch: TokenBatch) -> list[bool]:
+        """For each sequence whether its record is there."""
+        return [key in self.store for key in content_keys(batch, self._in_process)]
+
     def _fill(self, batch: TokenBatch, rows: list[int], keys: list[str]) -> list[Record]:
         if self._compute is None:
             raise TeacherError(
                 f"{self.store.folder}: {len(rows)} of the {len(batch)} sequences of a batch are "
                 f"not in the teacher cache, which holds {len(self.store):,}, and its on_miss is error. "
                 "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
-                "data, template and limits; or set its on_miss: fill."
+                "data, template and limits; set its on_miss: fill, where the teacher is available; or "
+                "on_miss: skip, which leaves out rows of the data set that are not there."
             )
         part = batch.select(rows)
         computed = self._compute(part, keys)
@@ -416,6 +427,10 @@ class CachedTeacher:
         """The teacher behind it; None if it is not available."""
         self._codec = codec
         self._cache = ReadThroughCache(store, None if teacher is None else self._compute)
+
+    def knows(self, batch: TokenBatch) -> list[bool]:
+        """See `ReadThroughCache.knows`."""
+        return self._cache.knows(batch)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""
@@ -472,6 +487,10 @@ class CachedSparseTeacher:
         """Ask a streaming teacher about all micro-batches of a step at once."""
         if batches and isinstance(self.teacher, StreamingTeacher):
             self._cache.prefetch(concatenated(batches))
+
+    def knows(self, batch: TokenBatch) -> list[bool]:
+        """See `ReadThroughCache.knows`."""
+        return self._cache.knows(batch)
 
     def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
         """N rows, as they are stored."""

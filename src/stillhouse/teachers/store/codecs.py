@@ -107,6 +107,8 @@ class SparseCodec(Codec):
 class TopkCodec(SparseCodec):
     """The `k` most probable tokens: `ids` and `logprobs` [R, K], `tail` and `labels` [R].
 
+    A label of which nothing is known is NaN; a record with one gives no labels.
+
     In uint8 `logprobs` are codes from 0 to 255 that lie evenly between `low` and `high` [R] of each row.
     """
 
@@ -143,7 +145,9 @@ class TopkCodec(SparseCodec):
             low, high = tensors["low"][:, None], tensors["high"][:, None]
             values = low + (high - low) * (values / 255)
         values = values.masked_fill(ids < 0, EXCLUDED)
-        return SparseLogprobs(ids, values, tail=tensors["tail"], labels=tensors["labels"])
+        labels = tensors["labels"]
+        known = None if labels.isnan().any() else labels
+        return SparseLogprobs(ids, values, tail=tensors["tail"], labels=known)
 
 
 @dataclass(frozen=True)
