@@ -64,6 +64,8 @@ def test_a_killed_stage_goes_on_and_ends_as_the_straight_run(folder: Path, kind:
     start = torch.load(folder / "straight" / "preference" / "start" / "weights.pt", weights_only=True)
     assert any(not torch.equal(start[name], straight[name]) for name in straight)
 
+    card = (folder / "straight" / "student" / "README.md").read_text(encoding="utf-8")
+    assert f"Then on preference pairs: `{{kind: {kind}," in card
     record = load_run(folder / "straight")
     found = {(one.task, one.role): one.metrics for one in gather([record])}
     distilled, after = (found["preference", role] for role in ("distilled", "after"))
@@ -93,7 +95,7 @@ def test_the_stage_is_checked_before_anything_is_trained(folder: Path) -> None:
     found = estimate(resolve(chained(folder, "run", "dpo")).config)
     assert found["preference stage"] == "dpo, 24 pairs, 3 optimiser steps"
     write_jsonl(folder / "pairs.jsonl", [{"prompt": "q", "response": "no pair"}])
-    with pytest.raises(DataError, match=r"data\.preference needs a preference pair in each row"):
+    with pytest.raises(DataError, match=r"preference\.data needs a preference pair in each row"):
         run(chained(folder, "run", "dpo"))
     with pytest.raises(ConfigError, match=r"preference\.data: .* no such file"):
         run(chained(folder, "run", "dpo", preference={"data": str(folder / "none.jsonl")}))

@@ -160,7 +160,7 @@ def load_data(
         sets.append(load("valid", config.valid, needs_response=True))
     valid = sets[1].prompts if config.valid is not None else ()
     reports = [one.report for one in sets]
-    warnings = [warning for one in sets for warning in (*_dropped_warnings(one), *_notes(one))]
+    warnings = [warning for one in sets for warning in set_warnings(one)]
     if train.report.get("pairs") and not needs_rejected:
         warnings.append(_unused_pairs(train.report))
     if config.train_on == "all":
@@ -228,7 +228,7 @@ def load_prompts(
         raise _nothing_left(builder)
     for number, source in enumerate(reading.sources):
         source["kept"] = sum(builder.source_of[prompt.id] == number for prompt in prompts)
-    log.info("data.%s (%s): %s", name, dataset.title, reading.format_line())
+    log.info("%s (%s): %s", _path_of(name), dataset.title, reading.format_line())
     return PromptSet(name, tuple(prompts), _report(builder))
 
 
@@ -255,7 +255,7 @@ def _nothing_left(builder: PromptBuilder) -> DataError:
     reading = builder.reading
     dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
     first = "".join(f"\n- {problem}" for problem in reading.first_dropped)
-    where = f"{builder.dataset.title}: no row is left for data.{builder.name}"
+    where = f"{builder.dataset.title}: no row is left for {_path_of(builder.name)}"
     return DataError(f"{where}: {reading.rows} rows read; {dropped}{first}")
 
 
@@ -546,7 +546,7 @@ class PromptBuilder:
             return
         first = ", ".join(missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        path = "evaluate.data" if self.name == "eval" else f"data.{self.name}"
+        path = _path_of(self.name)
         way_out = ", or choose a method whose responses are generated" if self.name == "train" else ""
         lacks = "no response" + (" or no rejected one" if self.needs_rejected else "")
         needs = "a preference pair" if self.needs_rejected else "one"
@@ -659,6 +659,16 @@ def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
     ]
 
 
+def set_warnings(one: PromptSet) -> list[str]:
+    """What a user should know of how the rows of a set were read."""
+    return [*_dropped_warnings(one), *_notes(one)]
+
+
+def _path_of(name: str) -> str:
+    """Where the configuration names the rows of a set."""
+    return {"eval": "evaluate.data", "preference": "preference.data"}.get(name, f"data.{name}")
+
+
 def _unused_pairs(report: dict[str, Any]) -> str:
     """What is read of preference pairs where a run does not ask for them."""
     return (
@@ -671,7 +681,7 @@ def _unused_pairs(report: dict[str, Any]) -> str:
 def _notes(one: PromptSet) -> list[str]:
     """What happened to rows on their way to the tokenizer, once for each kind."""
     return [
-        f"data.{one.name} ({one.report['path']}): in {count} of {one.report['rows']} rows {note}"
+        f"{_path_of(one.name)} ({one.report['path']}): in {count} of {one.report['rows']} rows {note}"
         for note, count in one.report["notes"].items()
     ]
 
@@ -687,7 +697,7 @@ def _dropped_warnings(one: PromptSet) -> list[str]:
         told.append(f"of {report['rows']} rows {summary}{_where_to_look(lost, report.get('bad_rows', []))}")
     if report.get("unused"):
         told.append(report["unused"])
-    return [f"data.{one.name} ({report['path']}): {text}" for text in told]
+    return [f"{_path_of(one.name)} ({report['path']}): {text}" for text in told]
 
 
 def _where_to_look(lost: Iterable[str], bad_rows: Sequence[str]) -> str:

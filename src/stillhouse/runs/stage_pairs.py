@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
+from stillhouse.data.load import set_warnings
 from stillhouse.runs.config import RunConfig
+
+logger = logging.getLogger("stillhouse")
 
 NAME = "preference"
 """What they are called among the sets of a run."""
@@ -22,4 +27,6 @@ def stage_pairs(config: RunConfig, data: Data) -> tuple[Prompt, ...]:
     own = config.data.model_copy(update={"train": config.preference.data})
     loaded = load_prompts(NAME, own.train, own, data.encoder, needs_response=True, needs_rejected=True)
     data.report["sets"].append(loaded.report)
+    for warning in set_warnings(loaded):
+        logger.warning(warning)
     return loaded.prompts

@@ -1,0 +1,205 @@
+"""What a preference stage after distillation changes: accuracy on held-out pairs, ROUGE-L, KL, length.
+
+The task is E2E NLG with the demonstration's teacher. Its samples (4 a prompt, temperature 1) are ranked by
+ROUGE-L against the references; best and worst are the pairs, those of the evaluation from its own prompts.
+Every method starts from the same distilled student of a seed. A further method is one entry of `METHODS`.
+
+    python benchmarks/preferences.py            # about 15 minutes on one thread
+    python benchmarks/preferences.py --small    # a check that it runs; writes nothing
+
+Writes benchmarks/results/preferences.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from stillhouse.evaluate.preference_files import pairs_of_files
+from stillhouse.evaluate.rankers import REGISTRY as RANKERS
+from stillhouse.files import locate, write_json
+from stillhouse.runs.execute import execute
+from stillhouse.runs.generate import GenerateArguments, generate
+from stillhouse.runs.resolve import resolve
+
+DEMO = "package:stillhouse/demo"
+RESULT = Path(__file__).parent / "results" / "preferences.json"
+SAMPLES = 4
+METHODS: dict[str, dict[str, Any]] = {
+    "DPO": {"kind": "dpo", "beta": 0.1, "lr": 3e-4},
+    "SimPER": {"kind": "simper", "lr": 3e-4},
+}
+"""By name: the `preference` section of the run."""
+MEASURES = ("preference_accuracy", "reward_accuracy", "rouge_l", "kl_to_reference", "mean_length")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    prompts: int = 600
+    held_out: int = 120
+    seeds: tuple[int, ...] = (1, 2, 3)
+    warm_start: Mapping[str, Any] | None = None
+    distillation: Mapping[str, Any] | None = None
+    stage: Mapping[str, Any] | None = None
+
+
+SMALL = Size(
+    prompts=8,
+    held_out=4,
+    seeds=(1, 2),
+    warm_start={"train.max_steps": 2},
+    distillation={"train.max_steps": 2, "train.batch_size": 4, "train.micro_batch_size": 4},
+    stage={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
+)
+
+
+def pairs_of(folder: Path, name: str, file: str, prompts: int) -> Path:
+    """Pairs of the teacher's samples for the first prompts of a file."""
+    config = resolve(
+        {
+            "student": {"path": f"{DEMO}/teacher"},
+            "teacher": {"kind": "live", "path": f"{DEMO}/teacher"},
+            "data": {
+                "train": {"path": f"{DEMO}/data/{file}", "kind": "jsonl"},
+                "template": "plain", "max_prompt": 128, "max_response": 96,
+            },
+            "objective": "forward_kl",
+        }
+    ).config  # fmt: skip
+    written = folder / f"{name}.samples.jsonl"
+    generate(config, GenerateArguments(written, "teacher", None, SAMPLES, 1, prompts))
+    output = folder / f"{name}.jsonl"
+    result = pairs_of_files([written], RANKERS.parse("rouge_l"), output)
+    print(f"{name}: {result.pairs} pairs, margin {result.mean_margin:.1f}; left out {dict(result.left_out)}")
+    return output
+
+
+def run(stage: str, folder: Path, **changes: Any) -> Path:
+    """One run of the demonstration's configurations; nothing if it is there already."""
+    values = {"output.folder": str(folder), "output.report": False, **changes}
+    if not (folder / "student").is_dir():
+        execute(resolve(locate(f"{DEMO}/{stage}.yaml"), values))
+    return folder
+
+
+def distilled(
+    folder: Path,
+    seed: int,
+    start: Path,
+    size: Size,
+    pairs: Path,
+    held_out: Path,
+    preference: Mapping[str, Any],
+) -> Path:
+    """A student of one seed through distillation and a preference stage: one run."""
+    stage = {
+        "data": str(pairs), "valid": str(held_out), "epochs": 2.0, "batch_size": 32, "micro_batch_size": 16,
+        "save_every": "never", **preference, **(size.stage or {}),
+    }  # fmt: skip
+    changes = {
+        "student.path": str(start / "student"),
+        "train.seed": seed,
+        "train.validate_every": "never",
+        "train.save_every": "never",
+        "evaluate.before": seed == size.seeds[0],  # the start is the same for all
+        "evaluate.limit": size.held_out,
+        "preference": stage,
+        **(size.distillation or {}),
+    }
+    return run("kd", folder, **changes)
+
+
+def measured(folder: Path, system: str) -> dict[str, float]:
+    """What is reported of one system: on the held-out prompts and on the pairs."""
+    found: dict[str, float] = {}
+    for file in (f"{system}.json", f"{system}.preference.json"):
+        metrics = json.loads((folder / "evaluation" / file).read_text(encoding="utf-8"))["metrics"]
+        found = {**metrics, **found}  # ROUGE-L and lengths of the held-out prompts stay
+    return {name: found[name] for name in MEASURES if name in found}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.fmean(values), error
+
+
+def row(name: str, found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """A row of the table."""
+    means: dict[str, Any] = {"system": name, "seeds": len(found)}
+    for measure in MEASURES:
+        values = [one[measure] for one in found if measure in one]
+        if len(values) == len(found):
+            means[measure], means[f"{measure}_se"] = mean_and_error(values)
+    return means
+
+
+def table(folder: Path, size: Size, methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All rows: the student, the distilled student, and that after each stage."""
+    pairs = pairs_of(folder, "pairs", "train.jsonl", size.prompts)
+    held_out = pairs_of(folder, "held-out", "eval.jsonl", size.held_out)
+    start = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
+    found: dict[str, list[dict[str, float]]] = {"student": [], "distilled": []}
+    for seed in size.seeds:
+        for name, preference in methods.items():
+            place = folder / f"{name}-{seed}"
+            distilled(place, seed, start, size, pairs, held_out, preference)
+            if name == next(iter(methods)):
+                if seed == size.seeds[0]:
+                    found["student"].append(measured(place, "student-before"))
+                found["distilled"].append(measured(place, "student-distilled"))
+            elif measured(place, "student-distilled") != found["distilled"][-1]:
+                raise SystemExit(f"{place}: starts from another distilled student")
+            found.setdefault(f"distilled + {name}", []).append(measured(place, "student-after"))
+            print(name, seed, measured(place, "student-after"), flush=True)
+    return [row(name, one) for name, one in found.items()]
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="a check that it runs; writes nothing")
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = table(folder, SMALL if arguments.small else Size(), METHODS)
+    for one in rows:
+        print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
+    if not arguments.small:
+        versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
+        command = " ".join(
+            ["python", "benchmarks/preferences.py", *(["--small"] if "--small" in sys.argv else [])]
+        )
+        write_json(
+            RESULT,
+            {
+                "command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1,
+                "methods": METHODS, "rows": rows,
+            },
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The tables in docs/preferences.md: rankers and stages from their classes, results from the benchmark."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from tables import with_table
+
+from stillhouse.evaluate.rankers import REGISTRY as RANKERS
+from stillhouse.train.preference import REGISTRY as STAGES
+from stillhouse.train.preference import PreferenceStage
+
+PAGE = Path(__file__).resolve().parent / "preferences.md"
+RESULTS = PAGE.parents[1] / "benchmarks" / "results" / "preferences.json"
+MEASURES = {
+    "preference_accuracy": ("preference accuracy, %", 100),
+    "reward_accuracy": ("reward accuracy, %", 100),
+    "rouge_l": ("ROUGE-L", 1),
+    "kl_to_reference": ("KL to the distilled student, nats per token", 1),
+    "mean_length": ("tokens", 1),
+}
+
+
+def rankers() -> str:
+    """One row for each ranker: its options with their defaults, and what it scores by."""
+    return _of_classes(RANKERS, "ranker", {"kind"})
+
+
+def stages() -> str:
+    """One row for each stage: the options that it has beyond the common ones, and what it does."""
+    return _of_classes(STAGES, "kind", set(PreferenceStage.model_fields) - {"lr"})
+
+
+def results() -> str:
+    """The rows of the benchmark."""
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    head = ["system", "seeds", *(title for title, _ in MEASURES.values())]
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (1 + len(MEASURES))}|"]
+    for row in rows:
+        cells = [_cell(row, name, factor) for name, (_, factor) in MEASURES.items()]
+        lines.append(f"| {row['system']} | {row['seeds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pages() -> dict[str, str]:
+    """The page with its tables as they are now."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in (("rankers", rankers), ("stages", stages), ("results", results)):
+        text = with_table(text, name, table())
+    return {PAGE.name: text}
+
+
+def _of_classes(registry: Any, title: str, hidden: set[str]) -> str:
+    lines = [f"| {title} | options | what it does |", "|---|---|---|"]
+    for kind in registry.kinds():
+        part = registry[kind]
+        options = [_option(name, info) for name, info in part.model_fields.items() if name not in hidden]
+        words = " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()).replace("|", "\\|")
+        lines.append(f"| `{kind}` | {', '.join(options)} | {words} |")
+    return "\n".join(lines)
+
+
+def _option(name: str, info: Any) -> str:
+    return f"`{name}`" if info.is_required() or info.default is None else f"`{name}: {info.default}`"
+
+
+def _cell(row: dict[str, Any], name: str, factor: int) -> str:
+    if name not in row:
+        return ""
+    digits = 3 if name == "kl_to_reference" else 1
+    error = f" ± {factor * row[f'{name}_se']:.{digits}f}" if row["seeds"] > 1 else ""
+    return f"{factor * row[name]:.{digits}f}{error}"
