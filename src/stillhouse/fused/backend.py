@@ -40,10 +40,11 @@ def check_available(backend: Backend, device: str | None = None) -> None:
             f"train.fused.backend: triton: {problem}. Install it with: pip install 'stillhouse[triton]' "
             "(torch for CUDA brings it along), or set train.fused.backend: auto."
         )
+    found = "torch sees none" if device is None else f"the tensors are on {device}"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cuda" and not interpreted():
         raise EnvironmentFault(
-            f"train.fused.backend: triton needs a CUDA GPU, and the tensors are on {device}. Set "
+            f"train.fused.backend: triton needs a CUDA GPU, and {found}. Set "
             "train.fused.backend: auto, which takes the closed forms there. (To try the kernels without a "
             "GPU, slowly, set the environment variable TRITON_INTERPRET=1.)"
         )

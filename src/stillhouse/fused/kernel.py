@@ -337,7 +337,12 @@ class FusedHeadLoss:
         found = []
         for chunk in _cut(0, labels.shape[0], self.chunk_rows):
             product = self._product(output.at(RowIndex(chunk)))
-            for rows in _cut(0, product.shape[0], max(1, BLOCK_ENTRIES_CPU // product.shape[1])):
+            if self.triton:
+                from stillhouse.fused.triton.launch import HeadProduct, label_logprobs_of
+
+                found.append(label_logprobs_of(HeadProduct(product, output.head, output.bias), labels[chunk]))
+                continue
+            for rows in _cut(0, product.shape[0], self.block_rows):
                 found.append(label_logprobs(output.logits(product[rows]), labels[chunk][rows]))
         return torch.cat(found)
 

@@ -110,6 +110,13 @@ def values_and_gradient(
     return values
 
 
+def label_logprobs_of(model: HeadProduct, labels: Tensor) -> Tensor:
+    """log softmax(logits)[label] of each row, [n] nats."""
+    ones = torch.ones(labels.shape[0], device=labels.device)
+    weights = RowWeights(ones, labels=labels)
+    return -values_and_gradient((KernelTerm(label_weight=1.0, teacher_model=None),), model, {}, weights, None)
+
+
 def _width(rows: Sequence[Tensor]) -> int:
     """How many entries of each row may be read and written: a multiple of 16, which wide transfers need,
     where all rows are filled up so far."""
