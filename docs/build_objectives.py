@@ -22,6 +22,9 @@ OPTIONS = {
         "objective": {"kind": "forward_kl"},
     },
     "by_teacher": {"objectives": {"main": {"kind": "forward_kl"}, "code": {"kind": "csd"}}},
+    "clipped": {"objective": {"kind": "forward_kl"}},
+    "agreement": {"contexts": ["main", "second"], "objective": {"kind": "forward_kl"}},
+    "hidden_states": {"objective": {"kind": "forward_kl"}},
 }
 TOKENS = 60
 

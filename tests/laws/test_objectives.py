@@ -68,11 +68,13 @@ def test_closed_form_gradient_is_that_of_the_definition(objective: Objective) ->
     if objective.sequence_level:
         gaps = [logits(COUNT, 1, seed)[:, 0] for seed in (5, 6)]
         known = {
-            name: replace(facts, sequence_gaps=gaps[0], mean_gaps=gaps[1])
+            name: replace(facts, sequence_gaps=gaps[0], mean_gaps=gaps[1], agreement=gaps[0].exp())
             for name, facts in rows.teachers.items()
         }
         drawn = {name: logits(COUNT, 1, seed)[:, 0] for name, seed in RATIOS.items()}
-        rows = replace(rows, teachers={"main": TeacherRows(None, None, *gaps), **known}, **drawn)
+        rows = replace(
+            rows, teachers={"main": TeacherRows(None, None, *gaps, gaps[1].exp()), **known}, **drawn
+        )
     rows = rows.with_signals({"main": teacher})
     leaf = student.clone().requires_grad_()
     value = objective.token_values(leaf, rows)

@@ -19,6 +19,9 @@ REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "by_source": {"teacher": {"kind": "skew_kl"}, "student": {"kind": "jsd", "loss_weight": 2.0}},
     "by_teacher": {"objectives": {"main": {"kind": "skew_kl"}, "code": {"kind": "jsd", "loss_weight": 2.0}}},
     "teacher_mixture": {"weights": {"main": 0.6, "code": 0.2}, "objective": {"kind": "forward_kl"}},
+    "clipped": {"most": 1.0, "objective": {"kind": "forward_kl"}},
+    "agreement": {"contexts": ["main", "code", "reference"], "objective": {"kind": "jsd"}},
+    "hidden_states": {"objective": {"kind": "reverse_kl"}},
 }
 """Options of kinds that cannot do without; any other kind is tested with its defaults once it exists."""
 
@@ -118,6 +121,19 @@ VARIANTS: list[dict[str, Any]] = [
         ],
     },
     {"kind": "sum", "terms": [{"kind": "dpkd", "teacher_model": "code"}, {"kind": "reverse_kl"}]},
+    {
+        "kind": "agreement",
+        "contexts": ["code", "reference"],
+        "level": "sequence",
+        "objective": {"kind": "clipped", "most": 2.0, "objective": {"kind": "reverse_kl"}},
+    },
+    {
+        "kind": "sum",
+        "terms": [
+            {"kind": "agreement", "contexts": ["main", "code"], "objective": {"kind": "forward_kl"}},
+            {"kind": "context_contrast", "wrong_model": "code", "loss_weight": 0.1},
+        ],
+    },
     {"kind": "contrastive", "alpha_rule": "gap", "teacher_model": "code"},
     {
         "kind": "sum",

@@ -27,13 +27,20 @@ EXTRA: dict[str, dict[str, Any]] = {
     "aligndistil": {"objective": {"extrapolation": 0.1}},
     "aligndistil_off_policy": {"objective": {"extrapolation": 0.1}},
 }
-WARM = {"minillm": 10, "on_policy_distillation": 10, "skd": 40, "simper": 80, "self_distillation": 40}
+WARM = {
+    "minillm": 10,
+    "on_policy_distillation": 10,
+    "skd": 40,
+    "simper": 80,
+    "self_distillation": 40,
+    "unisd": 40,
+}
 """Steps of fine-tuning before: enough for text worth training on, few enough to leave something to learn."""
 FURTHER = 10
 """Steps of the student that plays every teacher but the main one."""
 
 
-MARGINS = {"simper": 0.003, "self_distillation": 0.02}
+MARGINS = {"simper": 0.003, "self_distillation": 0.02, "unisd": 0.01}
 """By how much the training loss falls of methods that the validation loss says little of."""
 
 

@@ -20,7 +20,18 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.row_views import row_views
 from stillhouse.train.step import Step
-from tests.small_runs import STUDENT, TEACHER, differences, in_child, nth, outcome, rows_of, tree, write_data
+from tests.small_runs import (
+    STUDENT,
+    TEACHER,
+    differences,
+    in_child,
+    nth,
+    outcome,
+    rows_of,
+    tree,
+    tree_of_recipe,
+    write_data,
+)
 
 HINT = "{prompt}\nAnswer: {response}"
 
@@ -171,6 +182,26 @@ def test_a_student_with_adapters_resumes_with_their_average(folder: Path) -> Non
     assert differences(outcome(folder / "lora-straight"), outcome(folder / "lora-killed")) == []
 
 
+def test_unisd_resumes_with_one_average_for_all_contexts(folder: Path) -> None:
+    def config(name: str) -> dict[str, Any]:
+        found = tree_of_recipe(folder, "unisd", train={"max_steps": 4, "warmup": 0.0})
+        wide = {"tokenizer": TEACHER, "from_config": {**STUDENT, "n_positions": 256}}  # room for contexts
+        found["student"] = wide
+        return found | {"name": name, "output": {"folder": str(folder / name), "report": False}}
+
+    changed = {"every": 1}
+    straight, killed = (config(name) for name in ("unisd-straight", "unisd-killed"))
+    for one in (straight, killed):
+        one["teacher"] = changed
+        one["teachers"] = dict.fromkeys(("second", "third", "wrong"), changed)
+    assert in_child(straight) == 0
+    assert in_child(killed, die=nth(1, "open", "checkpoint-4/trainer_state.json")) == -9
+    assert in_child(killed, resume=True) == 0
+    assert differences(outcome(folder / "unisd-straight"), outcome(folder / "unisd-killed")) == []
+    newest = folder / "unisd-straight" / "checkpoints" / "checkpoint-4" / "stillhouse.pt"
+    assert torch.load(newest, weights_only=True)["step"]["teachers"].keys() == {"main"}
+
+
 def test_what_is_wrong_is_said(folder: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises((ConfigError, DataError), match=match):
@@ -200,7 +231,7 @@ def test_a_context_too_long_for_the_student_is_dropped(folder: Path) -> None:
         assemble(resolve(config_of(folder, "long", "frozen", "{prompt}" + " very long" * 60)).config)
 
 
-@pytest.mark.parametrize("name", ["own", "contexts"])
+@pytest.mark.parametrize("name", ["own", "contexts", "unisd"])
 def test_the_page_trains_as_it_stands(
     folder: Path, straight: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ class TeacherRows:
     """The likelihood gap of the row's sequence (see `sequence_gaps`); computed with the log-probabilities."""
     mean_gaps: Tensor | None = None
     """The mean gap over the sequences of the row's source."""
+    agreement: Tensor | None = None
+    """How much several contexts agree about the row, of which this teacher is the first: its weight."""
 
     def __getitem__(self, index: RowIndex) -> TeacherRows:
         """Some of the rows."""

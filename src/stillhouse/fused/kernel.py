@@ -90,7 +90,7 @@ class RowBlock:
 
     def under(self, objective: Objective, loss_weight: float) -> RowBlock:
         """The same rows under one of the objectives that its own holds, with the teachers that it asks."""
-        asked = objective.requirements().model_names if objective.has_token_part else frozenset()
+        asked = objective.token_models if objective.has_token_part else frozenset()
         teachers = {name: one for name, one in self.teachers.items() if name in asked}
         return replace(self, objective=objective, loss_weight=loss_weight, teachers=teachers)
 
@@ -312,7 +312,8 @@ class FusedHeadLoss:
             facts = teachers.get(name, TeacherRows())
             if facts.label_logprobs is None and rows.shares_labels(name):
                 teachers[name] = replace(facts, label_logprobs=self._label_logprobs(output))
-        return with_gaps(replace(rows, student_logprobs=ours, teachers=teachers))
+        known = with_gaps(replace(rows, student_logprobs=ours, teachers=teachers))
+        return self.block.objective.with_sequence_facts(known)
 
     def _sequence_values(self) -> Tensor:
         """Values [N] that depend on whole sequences, for which label log-probabilities are filled in; their

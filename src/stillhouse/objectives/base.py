@@ -107,7 +107,7 @@ class Objective(StrictConfig):
         student, logits = without_excluded(student, logits, needs.same_tokenizer)
         rows = rows.with_signals(logits)
         if self.sequence_level:
-            rows = with_logprobs(student, rows)
+            rows = self.with_sequence_facts(with_logprobs(student, rows))
         value = self.token_values(student, rows)
         return value + self.per_sequence(rows) if self.has_sequence_part else value
 
@@ -309,6 +309,19 @@ class Objective(StrictConfig):
     def sequence_level(self) -> bool:
         """Whether the log-probabilities of the labels under each model come before its value."""
         return "label_logprobs" in self.requirements().rows
+
+    @property
+    def token_models(self) -> frozenset[str]:
+        """The models whose logits its part over single tokens sees."""
+        return self.requirements().model_names
+
+    def with_sequence_facts(self, rows: Rows) -> Rows:
+        """The rows with what it makes of the log-probabilities of whole sequences, before rows are divided.
+
+        Args:
+            rows: all of the micro-batch, with the log-probabilities of labels.
+        """
+        return rows
 
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
         """What hidden states of layers add to the value of each row, [N].

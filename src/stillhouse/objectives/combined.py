@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.config import ListOf
 from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
-from stillhouse.core.rows import Rows
+from stillhouse.core.rows import Rows, TeacherRows
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, differentiated, register
@@ -40,6 +40,11 @@ class ObjectiveHolder(Objective):
 
     def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         return differentiated(student, lambda leaf: self.token_values(leaf, rows))
+
+    def with_sequence_facts(self, rows: Rows) -> Rows:
+        for part in self.held():
+            rows = part.with_sequence_facts(rows) if part.sequence_level else rows
+        return rows
 
     def teachers_of(self, source: str, teacher: str | None = None) -> frozenset[str]:
         return frozenset().union(*(part.teachers_of(source, teacher) for part in self.held()))
@@ -94,6 +99,10 @@ class Sum(ObjectiveHolder):
     @property
     def has_kernel(self) -> bool:
         return all(part.has_kernel for part in self.held())
+
+    @property
+    def token_models(self) -> frozenset[str]:
+        return frozenset().union(*(term.token_models for term in self.terms if term.has_token_part))
 
     def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
         found: list[KernelTerm] = []
@@ -162,6 +171,13 @@ class _Routed(ObjectiveHolder):
             value[index.on(value.device)] = weight * objective.per_sequence(rows[index])
         return value
 
+    def with_sequence_facts(self, rows: Rows) -> Rows:
+        for _, objective, index in self._parts(rows):
+            if objective.sequence_level:
+                part = objective.with_sequence_facts(rows[index])
+                rows = replace(rows, teachers=_with_agreement(rows, part, index))
+        return rows
+
     def per_layers(self, student: Layers, teacher: Layers, rows: Rows) -> Tensor:
         some = next(iter(student.values()))
         value = some.new_zeros(some.shape[0])
@@ -175,6 +191,18 @@ class _Routed(ObjectiveHolder):
 
     def _parts(self, rows: Rows) -> list[tuple[float, Objective, RowIndex]]:
         return [(w, one, RowIndex.of(rows_of)) for w, one, rows_of in self.split(rows) if rows_of is not None]
+
+
+def _with_agreement(rows: Rows, part: Rows, index: RowIndex) -> dict[str, TeacherRows]:
+    """What teachers say about all rows, with what was made of some of them."""
+    found = dict(rows.teachers)
+    for name, one in part.teachers.items():
+        if one.agreement is not None:
+            known = found[name].agreement
+            whole = one.agreement.new_ones(rows.count or 0) if known is None else known.clone()
+            whole[index.on(whole.device)] = one.agreement
+            found[name] = replace(found[name], agreement=whole)
+    return found
 
 
 @register
