@@ -308,7 +308,7 @@ class Fuzz(TrialPart):
         config = resolve(
             {**yaml.safe_load(YAML), "data": {"train": "fuzzed.jsonl", "max_response": 8}}
         ).config
-        load_data(config.data, self.tokenizer, needs_response=True)
+        load_data(config.data, self.tokenizer, needs={"responses"})
 
 
 def _spoil(made: dict[str, Any], chance: random.Random, section: str) -> None:

@@ -207,7 +207,7 @@ def main() -> None:
             no_response="drop",
         ),
         tokenizer,
-        needs_response=True,
+        needs={"responses"},
     )
     versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "numpy")}
     facts = {

@@ -43,6 +43,7 @@ def write_data(folder: Path, rows: int = 18, valid: int = 4) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if name == "train":
             write_jsonl(folder / "pairs.jsonl", pairs_of([json.loads(line) for line in lines]))
+            write_jsonl(folder / "chains.jsonl", chains_of([json.loads(line) for line in lines]))
     rows = [{"text": json.loads(line)["outputs"][0]} for line in lines]
     write_jsonl(folder / "text.jsonl", rows)
 
@@ -56,9 +57,19 @@ def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _of_pairs(recipe: str | None) -> bool:
-    """Whether a recipe trains on the preference pairs of the data set."""
-    return recipe is not None and "rejected" in recipes.find(recipe).requirements.data
+def chains_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row's first reference, with one of its facts as the reasoning before it."""
+    return [
+        {"prompt": row["prompt"], "response": row["outputs"][0], "reasoning": row["prompt"].split("[")[1][:8]}
+        for row in rows
+    ]
+
+
+def _file(recipe: str | None) -> str:
+    """The file of `write_data` with the rows that a recipe trains on."""
+    needed = frozenset() if recipe is None else recipes.find(recipe).requirements.data
+    files = {"rejected": "pairs.jsonl", "reasoning": "chains.jsonl"}
+    return next((file for need, file in files.items() if need in needed), "train.jsonl")
 
 
 def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -72,7 +83,7 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "student": {"tokenizer": TEACHER, "from_config": STUDENT},
         "teacher": {"kind": "live", "path": TEACHER},
         "data": {
-            "train": str(folder / ("pairs.jsonl" if _of_pairs(changes.get("recipe")) else "train.jsonl")),
+            "train": str(folder / _file(changes.get("recipe"))),
             "valid": str(folder / "valid.jsonl"),
             "template": {"kind": "plain"},
             "max_prompt": 96,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.files import write_jsonl
 from tests import tiny
 from tests.conftest import ROOT
 from tests.data.toy_tokenizers import byte_tokenizer
@@ -16,10 +17,10 @@ from tests.workshop import Workshop
 PAGE = (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
+def block(language: str, number: int = 0) -> str:
     found = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    assert len(found) == (2 if language == "yaml" else 1)
+    return str(found[number])
 
 
 def test_what_the_page_shows_is_true(
@@ -38,6 +39,12 @@ def test_what_the_page_shows_is_true(
         if "check" in line:
             assert "compared by span over bytes" in said.out
     assert (tmp_path / "runs" / "across" / "student" / "model.safetensors").exists()
+    chains = [{"question": f"{n} + 1?", "answer": str(n + 1), "rationale": f"After {n}."} for n in range(8)]
+    write_jsonl(tmp_path / "chains.jsonl", [*chains, {"question": "9 + 1?", "answer": "10"}])
+    (tmp_path / "chains.yaml").write_text(block("yaml", 1), encoding="utf-8")
+    said = workshop.stillhouse("run", "chains.yaml", "train.max_steps=1")
+    assert said.code == 0, said.err
+    assert "1 x no reasoning before the answer" in said.err
     refused = workshop.stillhouse("check", "run.yaml", "objective=forward_kl")
     assert "Use objective uld, span or transport" in refused.err
     exec(compile(block("python"), "tokenizers.md", "exec"), {})

@@ -27,9 +27,9 @@ def write(path: Path, rows: Iterable[Any]) -> str:
     return str(path)
 
 
-def loaded(train: Any, needs_response: bool = False, tokenizer: Any = TOKENIZER, **options: Any) -> Data:
+def loaded(train: Any, needs: Any = (), tokenizer: Any = TOKENIZER, **options: Any) -> Data:
     values = {"train": train, "template": "plain", **options}
-    return load_data(DataConfig.model_validate(values), tokenizer, needs_response=needs_response)
+    return load_data(DataConfig.model_validate(values), tokenizer, needs=needs)
 
 
 def about(data: Data, name: str = "train") -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_labelled_rows_are_the_first_and_the_others_keep_no_answer(tmp_path: Pat
     assert [prompt.response_ids is not None for prompt in data.train] == [True, True, False, False, False]
     assert data.train[4].references == ()
     assert about(data)["with_response"] == 2
-    needed = loaded({"path": path, "labelled": 2}, needs_response=True)
+    needed = loaded({"path": path, "labelled": 2}, needs={"responses"})
     assert len(needed.train) == 2
     assert about(needed)["dropped"] == {"unlabelled": 3}
     assert needed.report["warnings"] == []
@@ -142,8 +142,8 @@ def test_a_row_without_a_needed_response_is_named_or_dropped(tmp_path: Path) -> 
     path = write(tmp_path / "rows.jsonl", [*ROWS, *({"instruction": f"ask {n}"} for n in range(5))])
     assert len(loaded(path).train) == 10
     with pytest.raises(DataError, match=r"rows\.jsonl:6, .*rows\.jsonl:8 and 2 more: no response"):
-        loaded(path, needs_response=True)
-    dropped = loaded(path, needs_response=True, no_response="drop")
+        loaded(path, needs={"responses"})
+    dropped = loaded(path, needs={"responses"}, no_response="drop")
     assert about(dropped)["dropped"] == {"no response": 5}
     with pytest.raises(DataError, match=r"no response, but data\.valid needs one"):
         loaded(path, valid=path)
@@ -243,7 +243,7 @@ def test_the_packaged_demo_data() -> None:
     assert about(data)["with_response"] == 200
     assert len({prompt.token_ids for prompt in data.train}) == 3101
     teacher = loaded(
-        {"path": f"{base}train.jsonl", "each_output": True}, valid=f"{base}eval.jsonl", needs_response=True
+        {"path": f"{base}train.jsonl", "each_output": True}, valid=f"{base}eval.jsonl", needs={"responses"}
     )
     assert len(teacher.train) == 8349
     assert len(teacher.valid) == 150

@@ -22,6 +22,10 @@ EXTRA: dict[str, dict[str, Any]] = {
     # Far from the teacher every token has a bad reward; a baseline tells the better from the worse.
     "on_policy_distillation": {"objective": {"whiten": True}, "train": {"lr": 3e-3}},
     "skd": {"train": {"max_steps": 12}},
+    "cot2align": {
+        "data": {"max_response": 20},
+        "train": {"max_steps": 8, "batch_size": 8, "validate_every": 8},
+    },
     "simper": {"train": {"lr": 3e-3}},
     # Between models that differ in everything so far an extrapolation leads away from the text.
     "aligndistil": {"objective": {"extrapolation": 0.1}},

@@ -87,6 +87,25 @@ def test_the_loss_falls_and_the_teacher_matters(folder: Path, stories: Path, rec
     assert 0 < row["alignment/one_to_one"] < 1
 
 
+def test_chains_are_aligned_across_tokenizers(folder: Path, stories: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    chains = [{**row, "reasoning": row["prompt"][-12:]} for row in rows]
+    (folder / "chains.jsonl").write_text("\n".join(map(json.dumps, chains)) + "\n")
+    length = {"max_steps": 3, "batch_size": 4, "micro_batch_size": 4, "validate_every": 3, "log_every": 1}
+    ends = []
+    for name, teacher in (("one", stories), ("other", folder / "other")):
+        run = config(folder, f"chains-{name}", teacher, recipe="cot2align", train=length)
+        run["data"] |= {"train": str(folder / "chains.jsonl"), "max_response": 24}
+        assert in_child(run) == 0
+        ends.append(load_file(folder / f"chains-{name}" / "student" / "model.safetensors"))
+    assert any(not torch.equal(ends[0][key], ends[1][key]) for key in ends[0]), "the teacher matters"
+    row = next(row for row in rows_of(folder / "chains-one") if row["phase"] == "train")
+    assert row["alignment/dropped"] == 0
+    assert {"loss/fixed", "loss/direct"} <= row.keys()
+    valid = losses(folder, "chains-one", "valid")
+    assert valid[-1] < valid[0]
+
+
 def test_on_policy_text_and_an_interrupted_run_with_its_evaluation(folder: Path, stories: Path) -> None:
     options = {
         "recipe": "gold",

@@ -57,7 +57,8 @@ def starting_yaml(method: str) -> str:
 
     recipe = recipes.find(method)
     values = Layered.merged(Layer.read(recipe.path, "recipe")).values
-    rows = "pairs.jsonl" if "rejected" in recipe.requirements.data else "train.jsonl"
+    files = {"rejected": "pairs.jsonl", "reasoning": "chains.jsonl"}
+    rows = next((file for need, file in files.items() if need in recipe.requirements.data), "train.jsonl")
     tree = {
         "name": method,
         "recipe": method,

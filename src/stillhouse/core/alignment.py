@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,6 +148,39 @@ class TokenAlignment:
             inside = np.flatnonzero(sequence_ids == sequence)
             places[inside] = np.arange(len(inside)) / len(inside)
         return cls(rows, rows, np.zeros_like(rows), sequence_ids, sequence_ids, places, places)
+
+    @classmethod
+    def with_other_texts(
+        cls, ours: Sequence[int], theirs: Sequence[int], others: Sequence[bool]
+    ) -> TokenAlignment:
+        """For models that share a tokenizer, where the teacher reads another response in the place of some.
+
+        Args:
+            ours: [S] the student's rows of each sequence.
+            theirs: [S] the teacher's rows of each.
+            others: [S] whether its response is another one: then all rows of both are one group.
+        """
+        parts: dict[str, list[NDArray[Any]]] = {"ours": [], "theirs": []}
+        first = 0
+        for mine, other_rows, other in zip(ours, theirs, others, strict=True):
+            for name, count in (("ours", mine), ("theirs", other_rows)):
+                parts[name].append(np.full(count, first) if other else np.arange(first, first + count))
+            first += 1 if other else mine
+        student, teacher = (np.concatenate(parts[name]) for name in ("ours", "theirs"))
+        return cls(
+            student,
+            teacher,
+            np.zeros_like(teacher),
+            np.repeat(np.arange(len(ours)), ours),
+            np.repeat(np.arange(len(theirs)), theirs),
+            np.concatenate([np.arange(count) / count for count in ours]),
+            np.concatenate([np.arange(count) / count for count in theirs]),
+        )
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether row n of both models predicts the same token."""
+        return self.matching is None and np.array_equal(self.student_groups, self.teacher_groups)
 
     def teacher_rows(self, index: Ints | slice) -> Ints:
         """The teacher's rows that belong to these rows of the student: those of their groups."""

@@ -70,7 +70,7 @@ class Requirements:
     computes before the loss)."""
     data: frozenset[str] = frozenset()
     """What the data set or its settings must have: responses (of the data set), rejected (the other response
-    of preference pairs), evaluation_texts."""
+    of preference pairs), reasoning (before the answer of each response), evaluation_texts."""
     layers: frozenset[float] = frozenset()
     """Depths (0 to 1) at which hidden states of student and teacher are compared."""
     granularity: Granularity = "token"

@@ -169,7 +169,7 @@ class Rows:
 
     def shares_labels(self, name: str) -> bool:
         """Whether row n of a teacher predicts the label of row n of the student."""
-        return name != MAIN or self.alignment is None or self.alignment.matching is None
+        return name != MAIN or self.alignment is None or self.alignment.same_rows
 
     @property
     def count(self) -> int | None:

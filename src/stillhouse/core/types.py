@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 from stillhouse.core.requirements import MAIN
 
-Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected"]
+Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected", "direct"]
 """Who wrote a response: the data set, the teacher, the student, or nobody (plain text). Of a preference pair
-of the data set: the chosen response or the rejected one."""
+of the data set: the chosen response or the rejected one. Of a response of the data set with a chain of
+thought: the answer alone."""
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
@@ -67,6 +68,8 @@ class Prompt:
     """False if the rejected response was cut."""
     rejected_trained: tuple[int, ...] | None = None
     """As `response_trained`, for the rejected response."""
+    direct_ids: tuple[int, ...] | None = None
+    """The response without its chain of thought, where it has one and something asks for this."""
 
     def read_by(self, teacher: str) -> tuple[int, ...] | None:
         """The prompt of the teacher of this name, where that is not the student's."""
@@ -88,6 +91,14 @@ class Prompt:
             return None
         finished, trained = self.response_finished, self.response_trained
         return Response(self, self.response_ids, source, finished, trained=trained)
+
+    def direct_response(self) -> Response | None:
+        """The answer alone, beside which the teacher reads the response with its chain of thought."""
+        if self.direct_ids is None:
+            return None
+        return Response(
+            self, self.direct_ids, "direct", self.response_finished, read_by_teacher=self.response_ids
+        )
 
     def preference_pair(self) -> tuple[Response, Response] | None:
         """The chosen and the rejected response; None where the row is no pair."""
@@ -118,6 +129,9 @@ class Response:
     """1 for each token that is trained on, 0 for the others; None: all are."""
     reward: float | None = None
     """What a reward model gave it; None where none has read it."""
+    read_by_teacher: tuple[int, ...] | None = None
+    """Another response, in the student's ids, that the main teacher reads in its place: only whole texts can
+    be compared then. None: the teacher reads this one."""
 
 
 @dataclass(frozen=True, slots=True)

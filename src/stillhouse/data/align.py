@@ -32,6 +32,12 @@ class Spans:
     teacher_places: tuple[float, ...]
     """The same for each token of the teacher."""
 
+    @classmethod
+    def whole(cls, student: int, teacher: int) -> Spans:
+        """Two different texts of so many tokens: one group, in which places are shares of the tokens."""
+        places = (tuple(place / count for place in range(count)) for count in (student, teacher))
+        return cls((0,) * student, (0,) * teacher, *places)
+
     @property
     def count(self) -> int:
         """Number of groups."""

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import torch
 
+from stillhouse.core.alignment import TokenAlignment
 from stillhouse.core.batch import Batch, TokenBatch
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Response
@@ -48,18 +49,32 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
 def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatch:
     """What a teacher with the student's token ids reads: its own prompts, the same responses.
 
-    Row for row its response tokens are those of `batch`; it is `batch` where no prompt is its own.
+    Row for row its response tokens are those of `batch`, but for those in whose place it reads others; it is
+    `batch` where nothing is its own.
     """
     own = [response.prompt.read_by(teacher) for response in batch.responses]
-    if all(ids is None for ids in own):
+    others = [response.read_by_teacher if teacher == MAIN else None for response in batch.responses]
+    if all(ids is None for ids in (*own, *others)):
         return batch
     prompts = [ids or response.prompt.token_ids for ids, response in zip(own, batch.responses, strict=True)]
     read = TokenBatch.of(
-        [(*prompt, *one.token_ids) for prompt, one in zip(prompts, batch.responses, strict=True)],
+        [
+            (*prompt, *(other or one.token_ids))
+            for prompt, other, one in zip(prompts, others, batch.responses, strict=True)
+        ],
         [len(prompt) for prompt in prompts],
         pad_id,
     )
     return read.to(batch.input_ids.device)
+
+
+def alignment_with(batch: Batch, read: TokenBatch) -> TokenAlignment | None:
+    """Which rows of a batch and of what a teacher with the same token ids reads belong together; None where
+    they fall together one by one."""
+    others = [response.read_by_teacher is not None for response in batch.responses]
+    if not any(others):
+        return None
+    return TokenAlignment.with_other_texts(batch.row_counts, read.row_counts, others)
 
 
 def _check(response: Response) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from stillhouse.data.rendering import inline_reasoning
-from stillhouse.data.rows import Message
+from stillhouse.data.rows import Message, Row
 
 SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function", "ipython")
@@ -62,6 +63,18 @@ def with_reasoning(turn: Message, how: Literal["inline", "drop"]) -> Message:
         return turn
     content = f"{inlined(reasoning)}{answer.lstrip()}" if how == "inline" else answer.lstrip()
     return {**{name: turn[name] for name in turn if name != "reasoning_content"}, "content": content}
+
+
+def without_chain(row: Row) -> Row | None:
+    """The row with the answer alone as its response; None if the response is not one turn with reasoning
+    before its answer."""
+    if row.response is None or len(row.completion) > 1:
+        return None
+    turn = row.completion[0] if row.completion else {"role": "assistant", "content": row.response}
+    reasoning, answer = reasoning_of(turn)
+    if not reasoning.strip() or not answer.strip() or turn.get("tool_calls"):
+        return None
+    return replace(row, response=answer.strip(), completion=())
 
 
 def inlined(reasoning: str, opening: str = "<think>", closing: str = "</think>") -> str:

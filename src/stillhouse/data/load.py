@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from stillhouse.config import ListOf, StrictConfig
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.chat import TrainOn
+from stillhouse.data.conversation import without_chain
 from stillhouse.data.datasets import DatasetConfig, DatasetField
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.row_teachers import RowTeacher, rows_by_teacher
@@ -36,6 +37,9 @@ from stillhouse.errors import DataError, RowError
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+RESPONSES, REJECTED, REASONING = "responses", "rejected", "reasoning"
+"""What rows must have, as `Requirements.data` has it."""
 
 _BATCH_ROWS = 1024
 """Rows that are tokenised in one call."""
@@ -136,8 +140,7 @@ def load_data(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
-    needs_response: bool = False,
-    needs_rejected: bool = False,
+    needs: Collection[str] = (),
     teacher: TeacherReads | None = None,
 ) -> Data:
     """Read and tokenise every dataset in `config`.
@@ -145,8 +148,7 @@ def load_data(
     Args:
         config: the `data` section of a run.
         tokenizer: the student's tokenizer.
-        needs_response: whether each training prompt must have a response.
-        needs_rejected: whether each must be a preference pair.
+        needs: what each row of `data.train` must have: `Requirements.data`.
         teacher: what the teacher's own prompts depend on; None: there is no teacher.
 
     Raises:
@@ -154,14 +156,14 @@ def load_data(
     """
     encoder = encoder_of(config, tokenizer, teacher)
     load = partial(load_prompts, config=config, encoder=encoder, teacher=teacher)
-    train = load("train", config.train, needs_response=needs_response, needs_rejected=needs_rejected)
+    train = load("train", config.train, needs=needs)
     sets = [train]
     if config.valid is not None:
-        sets.append(load("valid", config.valid, needs_response=True))
+        sets.append(load("valid", config.valid, needs={RESPONSES}))
     valid = sets[1].prompts if config.valid is not None else ()
     reports = [one.report for one in sets]
     warnings = [warning for one in sets for warning in set_warnings(one)]
-    if train.report.get("pairs") and not needs_rejected:
+    if train.report.get("pairs") and REJECTED not in needs:
         warnings.append(_unused_pairs(train.report))
     if config.train_on == "all":
         warnings.append(
@@ -188,8 +190,7 @@ def load_prompts(
     config: DataConfig,
     encoder: Encoder,
     *,
-    needs_response: bool = False,
-    needs_rejected: bool = False,
+    needs: Collection[str] = (),
     teacher: TeacherReads | None = None,
 ) -> PromptSet:
     """Read and tokenise one dataset with the length rules of `config`.
@@ -200,8 +201,8 @@ def load_prompts(
         dataset: what to read.
         config: `too_long`, `max_prompt`, `max_response` and `no_response` apply.
         encoder: template and tokenizer.
-        needs_response: treat rows without a response as `no_response` says.
-        needs_rejected: the same for rows that are no preference pairs, and tokenise the rejected response.
+        needs: what each row must have: a response, as a preference pair a rejected one too, reasoning before
+            its answer. Rows without are treated as `no_response` says.
         teacher: rows that it cannot read are dropped; None: there is none.
 
     Raises:
@@ -214,8 +215,7 @@ def load_prompts(
         config,
         encoder,
         reading=reading,
-        needs_response=needs_response,
-        needs_rejected=needs_rejected,
+        needs=needs,
         teacher=teacher,
     )
     rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
@@ -279,7 +279,7 @@ def encode_rows(
     config: DataConfig,
     encoder: Encoder,
     limit: int | None = None,
-    needs_rejected: bool = False,
+    needs: Collection[str] = (),
 ) -> tuple[list[Prompt], Counter[str], Counter[str]]:
     """Tokenise evaluation rows with the length rules of `config`; they need no response.
 
@@ -289,13 +289,13 @@ def encode_rows(
         config: `too_long`, `max_prompt` and `max_response` apply.
         encoder: template and tokenizer.
         limit: maximum number of prompts.
-        needs_rejected: rows that are no preference pairs are treated as `no_response` says.
+        needs: rows that are not what is needed are treated as `no_response` says; see `load_prompts`.
 
     Returns:
         The prompts; the numbers of dropped rows by reason; the numbers of truncated prompts and responses.
     """
     reading = config.reading()
-    builder = PromptBuilder("eval", dataset, config, encoder, reading=reading, needs_rejected=needs_rejected)
+    builder = PromptBuilder("eval", dataset, config, encoder, reading=reading, needs=needs)
     for chunk in _chunks(rows, min(limit or _BATCH_ROWS, _BATCH_ROWS)):
         builder.add(chunk)
         if limit is not None and len(builder.prompts) >= limit:
@@ -314,8 +314,7 @@ class PromptBuilder:
         encoder: Encoder,
         *,
         reading: Reading,
-        needs_response: bool = False,
-        needs_rejected: bool = False,
+        needs: Collection[str] = (),
         teacher: TeacherReads | None = None,
     ) -> None:
         self.name = name
@@ -323,8 +322,7 @@ class PromptBuilder:
         self.dataset = dataset
         self.config = config
         self.encoder = encoder
-        self.needs_response = needs_response
-        self.needs_rejected = needs_rejected
+        self.needs = frozenset(needs)
         self.teacher = teacher or TeacherReads()
         self.contexts = config.teacher_context if name == "train" else {}
         self._before: Row | None = None
@@ -362,9 +360,9 @@ class PromptBuilder:
         """Tokenise some rows and keep those that can be used."""
         usable = [(id, row) for id, row in chunk if self._usable(row)]
         encoded = self.encoder.encode([row for _, row in usable])
-        rejected = self._encoded_rejected([row for _, row in usable])
+        others = self._encoded_others([row for _, row in usable])
         before = self._rows_before([row for _, row in usable])
-        for (id, row), found, other, earlier in zip(usable, encoded, rejected, before, strict=True):
+        for (id, row), found, other, earlier in zip(usable, encoded, others, before, strict=True):
             refused = next((one for one in (found, other) if isinstance(one, RowError)), None)
             if refused is not None:
                 self._refused(refused)
@@ -372,7 +370,8 @@ class PromptBuilder:
             assert isinstance(found, EncodedRow)
             prompt = self._for_teacher(self._to_prompt(id, row, found, earlier), row)
             if prompt is not None and isinstance(other, EncodedRow):
-                prompt = self._with_rejected(prompt, row, found, other)
+                add = self._with_rejected if REJECTED in self.needs else self._with_direct
+                prompt = add(prompt, row, found, other)
             if prompt is not None:
                 self.prompts.append(prompt)
                 self.pairs += row.is_pair
@@ -404,21 +403,28 @@ class PromptBuilder:
         if row.unlabelled:
             self.dropped["unlabelled"] += 1
         elif self.config.no_response == "drop":
-            self.dropped["no preference pair" if row.has_response else "no response"] += 1
+            lacks = "no reasoning before the answer" if REASONING in self.needs else "no preference pair"
+            self.dropped[lacks if row.has_response else "no response"] += 1
         else:
             self.without_response.append(row.location)
         return False
 
     def _has_what_is_needed(self, row: Row) -> bool:
-        if self.needs_rejected and not row.is_pair:
+        if REJECTED in self.needs and not row.is_pair:
             return False
-        return row.has_response or not self.needs_response
+        if REASONING in self.needs and without_chain(row) is None:
+            return False
+        return row.has_response or RESPONSES not in self.needs
 
-    def _encoded_rejected(self, rows: Sequence[Row]) -> list[EncodedRow | RowError | None]:
-        """The rejected responses, each rendered and tokenised as the chosen one is; None where not needed."""
-        if not self.needs_rejected:
-            return [None] * len(rows)
-        return [*self.encoder.encode([row.rejected_row() for row in rows])]
+    def _encoded_others(self, rows: Sequence[Row]) -> list[EncodedRow | RowError | None]:
+        """The rejected responses, or the answers without their chain, rendered and tokenised as the response
+        is; None where neither is needed."""
+        if REJECTED in self.needs:
+            return [*self.encoder.encode([row.rejected_row() for row in rows])]
+        if REASONING in self.needs:
+            direct = [without_chain(row) for row in rows]
+            return [*self.encoder.encode([row for row in direct if row is not None])]
+        return [None] * len(rows)
 
     def _with_rejected(
         self, prompt: Prompt, row: Row, chosen: EncodedRow, rejected: EncodedRow
@@ -443,6 +449,21 @@ class PromptBuilder:
             rejected_finished=kept == rejected.response_ids and row.rejected_finished,
             rejected_trained=None if rejected.trained is None else rejected.trained[: len(kept)],
         )
+
+    def _with_direct(self, prompt: Prompt, row: Row, chain: EncodedRow, direct: EncodedRow) -> Prompt | None:
+        """The prompt with its answer without the chain under the same length rules; None if it is dropped."""
+        if direct.prompt_ids != chain.prompt_ids:
+            problem = (
+                "as the template renders them, the answer with reasoning and the one without follow "
+                "different prompts; data.template: {kind: chat, reasoning: inline, empty_reasoning: omit} "
+                "writes them alike"
+            )
+            self._refused(
+                RowError(row.location, problem, "answers with and without reasoning of two prompts")
+            )
+            return None
+        kept = self._kept_response(direct, "answer without its chain")
+        return None if kept is None else replace(prompt, direct_ids=kept)
 
     def _to_prompt(self, id: str, row: Row, found: EncodedRow, before: Row | None) -> Prompt | None:
         config = self.config
@@ -471,7 +492,7 @@ class PromptBuilder:
         if () in read.values():
             self.dropped["empty prompt"] += 1
             return None
-        fixed = self.needs_response and kept_ids is not None
+        fixed = RESPONSES in self.needs and kept_ids is not None
         room = len(kept_ids or ()) if fixed else config.max_response
         for ids in read.values():
             if reason := self.teacher.cannot_read(prompt_ids, kept_ids, ids, room):
@@ -548,8 +569,10 @@ class PromptBuilder:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         path = _path_of(self.name)
         way_out = ", or choose a method whose responses are generated" if self.name == "train" else ""
-        lacks = "no response" + (" or no rejected one" if self.needs_rejected else "")
-        needs = "a preference pair" if self.needs_rejected else "one"
+        lacks = "no response" + (" or no rejected one" if REJECTED in self.needs else "")
+        needs = "a preference pair" if REJECTED in self.needs else "one"
+        if REASONING in self.needs:
+            lacks, needs = "no reasoning before the answer", "that"
         raise DataError(
             f"{first}{more}: {lacks}, but {path} needs {needs} in each row here. "
             f"Add them, or set data.no_response: drop{way_out}"

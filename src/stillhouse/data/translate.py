@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -78,6 +78,8 @@ class Translator:
 
     def translate(self, response: Response) -> TranslatedResponse | str:
         """The response in the teacher's tokens, or the reason why it cannot be translated."""
+        if response.read_by_teacher is not None:
+            return self._read_in_its_place(response)
         ids, finished = list(response.token_ids), response.finished
         if finished and (ids[-1] == self.end_ids[0] or not self.student.pieces(ids[-1:])[0]):
             ids.pop()  # whichever of the student's end tokens it is
@@ -94,6 +96,14 @@ class Translator:
             return "it has no text"
         spans = align(pieces, self.teacher.pieces(teacher_ids), finished)
         return TranslatedResponse((*teacher_ids, self.end_ids[1]) if finished else tuple(teacher_ids), spans)
+
+    def _read_in_its_place(self, response: Response) -> TranslatedResponse | str:
+        """Of a response in whose place the teacher reads another one: that, all of both in one group."""
+        assert response.read_by_teacher is not None
+        found = self.translate(replace(response, token_ids=response.read_by_teacher, read_by_teacher=None))
+        if isinstance(found, str):
+            return found
+        return replace(found, spans=Spans.whole(len(response.token_ids), len(found.token_ids)))
 
     def _teacher_ids(self, ids: Sequence[int], pieces: Sequence[bytes]) -> list[int] | None:
         """The teacher's ids of a response: control tokens that both have by name, other text as bytes."""

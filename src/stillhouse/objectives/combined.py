@@ -226,6 +226,8 @@ class BySource(_Routed):
     """For responses that the student wrote."""
     text: ObjectiveField | None = None
     """For plain text."""
+    direct: ObjectiveField | None = None
+    """For answers without their chain of thought."""
     chosen: ObjectiveField | None = None
     """For the chosen responses of preference pairs."""
     rejected: ObjectiveField | None = None

@@ -165,7 +165,7 @@ def assemble(config: RunConfig) -> Parts:
     set_seed(config.train.seed)
     found = tokenizers(config)
     tokenizer = found.student
-    data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
     pairs = stage_pairs(config, data)
     config = _with_resolved_template(config, data)

@@ -6,6 +6,7 @@ Knows no objective, policy or teacher by name. Each fault names the innermost pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -113,6 +114,24 @@ def unfit_sources(objective: Objective, sources: frozenset[str], responses: str)
         )
 
 
+def unfit_for_other_texts(objective: Objective, sources: frozenset[str]) -> Iterator[Fault]:
+    """What compares token with token where the teacher reads another text beside the student's."""
+    found = objective.for_source("direct") if "direct" in sources else None
+    if found is None:
+        return
+    path = "objective" if objective.sources is None else "objective.direct"
+    for where, part in _stating(path, found):
+        if part.needs_teacher and part.granularity != "sequence" and not hasattr(part, "held"):
+            whole = [one.name for one in _by_default() if one.needs_teacher and one.granularity == "sequence"]
+            yield Fault(
+                where,
+                "the teacher reads the response with its chain beside these answers, so only whole texts can "
+                "be compared",
+                got=part.name,
+                allowed=", ".join(sorted(whole)),
+            )
+
+
 def unused_teachers(names: frozenset[str], parts: Mapping[str, Any]) -> Iterator[Fault]:
     """Further teachers that nothing asks for; the main one is compared with in the evaluation anyway."""
     asked = Requirements.union(part.requirements() for part in parts.values()).model_names
@@ -176,15 +195,18 @@ def _without_signal(
 
 def _computable(signals: frozenset[str]) -> list[str]:
     """The objectives that can be computed from these signals of a teacher, as they are by default."""
-    found = []
+    return sorted(
+        objective.name
+        for objective in _by_default()
+        if objective.needs_teacher and not objective.other_models and objective.forms & signals
+    )
+
+
+def _by_default() -> Iterator[Objective]:
+    """Each objective as it is by default."""
     for kind in kinds():
-        try:
-            objective = build(kind)
-        except ConfigError:  # those that hold others have no default
-            continue
-        if objective.needs_teacher and not objective.other_models and objective.forms & signals:
-            found.append(kind)
-    return sorted(found)
+        with suppress(ConfigError):  # those that hold others have no default
+            yield build(kind)
 
 
 def _stating(path: str, part: Any) -> Iterator[tuple[str, Any]]:

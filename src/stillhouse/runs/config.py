@@ -27,7 +27,14 @@ from stillhouse.evaluate.tasks import EvalTask
 from stillhouse.models import Dtype, StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
-from stillhouse.runs.compatibility import unfit_sources, unknown_teachers, unmet, unskippable, unused_teachers
+from stillhouse.runs.compatibility import (
+    unfit_for_other_texts,
+    unfit_sources,
+    unknown_teachers,
+    unmet,
+    unskippable,
+    unused_teachers,
+)
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
 from stillhouse.train.preference import PreferenceField
@@ -142,14 +149,11 @@ class RunConfig(StrictConfig):
                 **{name: teacher.signals for name, teacher in self.all_teachers.items()},
             },
             rows=EVERY_ROW | self.responses.row_facts(self.engine.sampling),
-            data=frozenset({"responses", "rejected", "evaluation_texts"}),  # found out when rows are read
+            data=frozenset(
+                {"responses", "rejected", "reasoning", "evaluation_texts"}
+            ),  # found out when rows are read
             measured=frozenset(measured),
         )
-
-    def needed_of_rows(self) -> dict[str, bool]:
-        """What each row of `data.train` must have, as arguments of `load_data`."""
-        needed = self.responses.requirements().data
-        return {"needs_response": "responses" in needed, "needs_rejected": "rejected" in needed}
 
     @property
     def facts(self) -> RunFacts:
@@ -170,6 +174,7 @@ class RunConfig(StrictConfig):
         parts, facts = self.stating_parts, self.facts
         kinds = {name: teacher.kind for name, teacher in self.all_teachers.items()}
         yield from unfit_sources(self.objective, facts.sources, self.responses.kind)
+        yield from unfit_for_other_texts(self.objective, facts.sources)
         yield from unmet(parts, self.provisions, kinds)
         yield from unused_teachers(frozenset(self.teachers), parts)
         skipping = [name for name, teacher in self.all_teachers.items() if teacher.skips_rows]

@@ -51,7 +51,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
-    data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=found.reads)
+    data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
     pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)

@@ -44,7 +44,7 @@ def held_out_prompts(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Pro
         if config.data.valid is None:
             return ()
         dataset, name = config.data.valid, "valid"
-    loaded = load_prompts(name, dataset, config.data, encoder, needs_response=True)
+    loaded = load_prompts(name, dataset, config.data, encoder, needs={"responses"})
     if name == EVALUATED:
         data.report[EVALUATED] = loaded.report
     return loaded.prompts[: config.evaluate.limit]

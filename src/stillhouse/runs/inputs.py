@@ -131,8 +131,9 @@ def _tokens(sequences: Iterable[Prompt | Response]) -> str:
             _add_ids(digest, ids)
         for _, ids in sorted(prompt.context_ids.items()):
             _add_ids(digest, ids)
-        if prompt.rejected_ids is not None:
-            _add_ids(digest, prompt.rejected_ids)
+        for more in (prompt.rejected_ids, prompt.direct_ids):
+            if more is not None:
+                _add_ids(digest, more)
         digest.update("\0".join(prompt.references).encode(errors="surrogatepass"))
     return digest.hexdigest()
 

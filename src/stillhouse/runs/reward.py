@@ -139,7 +139,7 @@ def train_reward_model(config: RewardRun, resume: bool = False) -> dict[str, flo
     from stillhouse.train.reward_trainer import train_on_pairs
 
     tokenizer = load_tokenizer(ModelConfig(path=config.model))
-    data = load_data(config.data, tokenizer, needs_response=True, needs_rejected=True)
+    data = load_data(config.data, tokenizer, needs={"responses", "rejected"})
     sets = {"train": data.train, "valid": _held_out(config, data.encoder)}
     disable_progress_bar()  # bars for shards of weights would break up ours
     torch.manual_seed(config.seed)
@@ -168,9 +168,7 @@ def accuracy(model: nn.Module, pairs: tuple[Prompt, ...]) -> float:
 def _held_out(config: RewardRun, encoder: Any) -> tuple[Prompt, ...]:
     if config.data.valid is None:
         return ()
-    found = load_prompts(
-        "valid", config.data.valid, config.data, encoder, needs_response=True, needs_rejected=True
-    )
+    found = load_prompts("valid", config.data.valid, config.data, encoder, needs={"responses", "rejected"})
     return found.prompts
 
 

@@ -102,10 +102,10 @@ def row_views(config: RunConfig, name: str = "train") -> Iterator[RowView]:
     encoder = encoder_of(config.data, found.student, found.reads)
     data: DataConfig = config.data.model_copy(update={"bad_rows": "drop", "no_response": "drop"})
     reading = _Witness(config.data.ignore)
-    needed = config.needed_of_rows()
+    needs = config.responses.requirements().data
     if name == "valid":
-        needed = {"needs_response": True}
-    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, teacher=found.reads, **needed)
+        needs = frozenset({"responses"})
+    builder = PromptBuilder(name, dataset, data, encoder, reading=reading, teacher=found.reads, needs=needs)
     for id, row in builder.with_ids(dataset.rows(reading)):
         yield from reading.taken()
         before = builder.dropped.copy()

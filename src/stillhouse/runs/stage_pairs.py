@@ -25,7 +25,7 @@ def stage_pairs(config: RunConfig, data: Data) -> tuple[Prompt, ...]:
         return ()
     assert data.encoder is not None
     own = config.data.model_copy(update={"train": config.preference.data})
-    loaded = load_prompts(NAME, own.train, own, data.encoder, needs_response=True, needs_rejected=True)
+    loaded = load_prompts(NAME, own.train, own, data.encoder, needs={"responses", "rejected"})
     data.report["sets"].append(loaded.report)
     for warning in set_warnings(loaded):
         logger.warning(warning)

@@ -83,7 +83,7 @@ def import_logprobs(
     teacher = require_imported(config.all_teachers.get(name), teacher_path(name))
     tokenizer = load_tokenizer(config.student)
     reads = None if config.data.teacher_template is None else TeacherReads(tokenizer)
-    data = load_data(config.data, tokenizer, **config.needed_of_rows(), teacher=reads)
+    data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=reads)
     codec = teacher.store.codec(len(tokenizer))
     assert isinstance(codec, SparseCodec)
     importer = _Importer(data, tokenizer, teacher.k, codec)

@@ -22,7 +22,7 @@ from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress, Prompt, Response
-from stillhouse.data.collate import collate, read_by_teacher, split, split_by_tokens
+from stillhouse.data.collate import alignment_with, collate, read_by_teacher, split, split_by_tokens
 from stillhouse.data.translate import Translator
 from stillhouse.errors import TrainingError
 from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
@@ -336,6 +336,8 @@ class Step:
         }
         if self.translator is None:
             read[MAIN] = read_by_teacher(batch, self.pad_id)
+            if MAIN in self.teachers:
+                rows = replace(rows, alignment=alignment_with(batch, read[MAIN]))
         else:
             read[MAIN], alignment = self.translator.teacher_batch(batch.responses)
             rows = replace(rows, alignment=alignment)

@@ -41,7 +41,7 @@ class PreferenceTask(PromptTask):
     reference: FilePath | None = None
     """A model or run folder to compare with; default: the start of the run's preference stage, if it has
     one."""
-    needs_rejected: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"rejected"})
 
     def dependencies(self, context: EvalContext) -> dict[str, Any]:
         """Those of every task, and the weights of the reference."""

@@ -100,8 +100,8 @@ class PromptTask(EvalTask):
     """What happens to longer prompts; default: `data.too_long.prompt`. `first_tokens` cuts the finished
     prompt, template included."""
 
-    needs_rejected: ClassVar[bool] = False
-    """Whether its rows must be preference pairs; others are left out and counted."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What its rows must have; see `load_prompts`. Others are left out and counted."""
 
     def datasets(self) -> Mapping[str, DatasetConfig]:
         """Its rows."""
@@ -146,9 +146,7 @@ class PromptTask(EvalTask):
         rows = _Rows(self, dataset, limits.reading())
         most = self.limit if self.data is not None or self.limit is not None else limit
         rules = self._length_rules(limits)
-        prompts, dropped, truncated = encode_rows(
-            rows, dataset, rules, encoder, most, needs_rejected=self.needs_rejected
-        )
+        prompts, dropped, truncated = encode_rows(rows, dataset, rules, encoder, most, needs=self.needs)
         if self.too_long == "first_tokens":
             prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
         dropped.update(rows.reading.dropped)
@@ -167,9 +165,7 @@ class PromptTask(EvalTask):
             max_prompt, rule = 10**9, "drop"
         too_long = TooLong(prompt=rule, response=limits.too_long.response)
         changes = {"max_prompt": max_prompt, "too_long": too_long}
-        return limits.model_copy(
-            update={**changes, **({"no_response": "drop"} if self.needs_rejected else {})}
-        )
+        return limits.model_copy(update={**changes, **({"no_response": "drop"} if self.needs else {})})
 
     def sampling_and_seeds(self, context: EvalContext) -> tuple[Sampling, tuple[int, ...]]:
         """Its own, or those of the run."""

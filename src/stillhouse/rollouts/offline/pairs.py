@@ -96,7 +96,7 @@ class PairsConfig(RoundsConfig):
         for one in self.teacher_responses:
             if not isinstance(one, ExternalResponses):
                 continue
-            prompts = load_prompts(one.name, one.data, data, encoder, needs_response=True).prompts
+            prompts = load_prompts(one.name, one.data, data, encoder, needs={"responses"}).prompts
             found[one.name] = {
                 prompt.token_ids: response
                 for prompt in reversed(prompts)  # of several responses to a prompt the first counts
