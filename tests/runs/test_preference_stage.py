@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from stillhouse import run
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.files import write_jsonl
+from stillhouse.files import read_jsonl, write_jsonl
 from stillhouse.report import load_run
 from stillhouse.report.systems import gather
 from stillhouse.runs.estimate import estimate
@@ -120,3 +120,22 @@ def test_a_stage_is_not_added_to_a_finished_run(folder: Path) -> None:
         start_from=folder / "run",
     )
     assert json.loads((result.folder / "state.json").read_text(encoding="utf-8"))["parent"]["run"] == "run"
+
+
+def test_a_stage_on_swapped_pairs_is_that_on_pairs_written_the_other_way(folder: Path) -> None:
+    write_jsonl(
+        folder / "other-way.jsonl",
+        [
+            {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+            for row in read_jsonl(folder / "pairs.jsonl")
+        ],
+    )
+    for name, changes in (
+        ("swapped", {"swap": True}),
+        ("written", {"data": str(folder / "other-way.jsonl")}),
+        ("straight", {}),
+    ):
+        run(chained(folder, name, "simper", preference={"max_steps": 2, "valid": None, **changes}))
+    swapped, written, straight = (student(folder, name) for name in ("swapped", "written", "straight"))
+    assert all(torch.equal(swapped[name], written[name]) for name in swapped)
+    assert any(not torch.equal(swapped[name], straight[name]) for name in swapped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from stillhouse.core.requirements import MAIN
@@ -107,6 +107,18 @@ class Prompt:
             return None
         finished, trained = self.rejected_finished, self.rejected_trained
         return chosen, Response(self, self.rejected_ids, "rejected", finished, trained=trained)
+
+    def swapped(self) -> Prompt:
+        """The same with the chosen and the rejected response exchanged."""
+        return replace(
+            self,
+            response_ids=self.rejected_ids,
+            response_finished=self.rejected_finished,
+            response_trained=self.rejected_trained,
+            rejected_ids=self.response_ids,
+            rejected_finished=self.response_finished,
+            rejected_trained=self.response_trained,
+        )
 
 
 @dataclass(frozen=True, slots=True)

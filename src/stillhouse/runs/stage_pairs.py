@@ -29,4 +29,6 @@ def stage_pairs(config: RunConfig, data: Data) -> tuple[Prompt, ...]:
     data.report["sets"].append(loaded.report)
     for warning in set_warnings(loaded):
         logger.warning(warning)
+    if config.preference.swap:
+        return tuple(prompt.swapped() for prompt in loaded.prompts)
     return loaded.prompts

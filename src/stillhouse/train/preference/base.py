@@ -40,6 +40,9 @@ class PreferenceStage(StrictConfig):
     kind: str
     data: DatasetField
     """The preference pairs, in the template and limits of `data`."""
+    swap: bool = False
+    """Train on the pairs with chosen and rejected exchanged, which gives the reverse teacher of AlignDistil
+    (reverse DPO). `valid` is left as it is."""
     valid: DatasetField | None = None
     """Held-out pairs. With them each student of the run has the task `preference`: accuracy, margins, and
     after the stage the distance to the distilled student."""
