@@ -1,0 +1,184 @@
+"""DCKD, ADPA, ADPA+ and AlignDistil from the same distilled students: held-out pairs, ROUGE-L, KL, length.
+
+Pairs, students and measures are those of benchmarks/preferences.py. Both teachers come from that of the demonstration:
+by DPO on the pairs, and by DPO on the swapped pairs; that of the demonstration itself is the reference.
+
+    python benchmarks/preference_distillation.py            # about 20 minutes on one thread
+    python benchmarks/preference_distillation.py --small    # a check that it runs; writes nothing
+
+Writes benchmarks/results/preference_distillation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from preferences import DEMO, SMALL, Size, measured, pairs_of, row, run
+
+from stillhouse.files import write_json
+from stillhouse.runs.execute import execute
+from stillhouse.runs.resolve import resolve
+
+RESULT = Path(__file__).parent / "results" / "preference_distillation.json"
+TEACHER = f"{DEMO}/teacher"
+SHORT = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}
+TRAIN = {"epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 3e-4}
+DPO = {"kind": "dpo", "beta": 0.1, "lr": 1e-4, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 16}
+QUIET = {"validate_every": "never", "save_every": "never"}
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "DCKD": ("dckd", "distilled", {}),
+    "ADPA": ("adpa", "distilled", {"reference": TEACHER}),
+    "ADPA+ (DCKD, then ADPA)": ("adpa", "DCKD", {"reference": TEACHER}),
+    "AlignDistil, off-policy": ("aligndistil_off_policy", "distilled", {"reverse": "reverse"}),
+    "AlignDistil, on-policy": ("aligndistil", "distilled", {"reverse": "reverse"}),
+}
+"""By name: recipe, the system whose student it starts from, and its further teachers."""
+
+
+def live(path: str | Path) -> dict[str, Any]:
+    """A teacher in memory."""
+    return {"kind": "live", "path": str(path), "dtype": "float32"}
+
+
+def trained(folder: Path, tree: Mapping[str, Any]) -> Path:
+    """One run; nothing if it is there already."""
+    if not (folder / "student").is_dir():
+        data = {"template": "plain", "max_prompt": 128, "max_response": 96, **tree["data"]}
+        execute(resolve({**tree, "data": data, "output": {"folder": str(folder), "report": False}}))
+    return folder
+
+
+def dpo_teacher(folder: Path, pairs: Path, small: bool, swap: bool) -> Path:
+    """The demonstration's teacher after DPO; its own text first, in one step that moves nothing."""
+    stage = {**DPO, "data": str(pairs), "swap": swap, "save_every": "never", **(SHORT if small else {})}
+    return trained(
+        folder,
+        {
+            "name": folder.name,
+            "recipe": "sft",
+            "student": {"path": TEACHER},
+            "data": {"train": str(pairs)},
+            "train": {"max_steps": 1, "lr": 1e-9, **QUIET},
+            "preference": stage,
+            "evaluate": {"before": False},
+        },
+    )
+
+
+def method(
+    folder: Path, name: str, seed: int, start: Path, files: Mapping[str, Path], size: Size, small: bool
+) -> Path:
+    """A student of one seed after one method."""
+    recipe, _, further = METHODS[name]
+    teachers = {key: live(files.get(one, one)) for key, one in further.items()}
+    task = {"kind": "preference", "data": str(files["held-out"]), "reference": str(files["distilled"])}
+    return trained(
+        folder,
+        {
+            "name": folder.name,
+            "recipe": recipe,
+            "student": {"path": str(start / "student")},
+            "teacher": live(files["dpo"]),
+            "teachers": teachers,
+            "data": {"train": str(files["pairs"])},
+            "train": {**TRAIN, **QUIET, "seed": seed, **(SHORT if small else {})},
+            "evaluate": {
+                "before": False, "teacher": False, "data": f"{DEMO}/data/eval.jsonl", "limit": size.held_out,
+                "tasks": [task],
+            },
+        },
+    )  # fmt: skip
+
+
+def students(folder: Path, size: Size) -> dict[int, Path]:
+    """The distilled student of each seed."""
+    start = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
+    return {
+        seed: run(
+            "kd",
+            folder / f"distilled-{seed}",
+            **{
+                "student.path": str(start / "student"),
+                "train.seed": seed,
+                "train.validate_every": "never",
+                "train.save_every": "never",
+                "evaluate.limit": 1,
+                **(size.distillation or {}),
+            },
+        )
+        for seed in size.seeds
+    }
+
+
+def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
+    """A row for each method."""
+    files = {
+        name: folder / f"{name}.jsonl"
+        if (folder / f"{name}.jsonl").is_file()
+        else pairs_of(folder, name, file, prompts)
+        for name, file, prompts in (
+            ("pairs", "train.jsonl", size.prompts),
+            ("held-out", "eval.jsonl", size.held_out),
+        )
+    }
+    files["dpo"] = dpo_teacher(folder / "dpo", files["pairs"], small, swap=False)
+    files["reverse"] = dpo_teacher(folder / "reverse", files["pairs"], small, swap=True)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
+    for seed, distilled in students(folder, size).items():
+        systems = {"distilled": distilled}
+        for name in METHODS:
+            recipe, before, _ = METHODS[name]
+            place, start = folder / f"{recipe}-from-{before}-{seed}", systems[before]
+            own = {**files, "distilled": distilled}
+            systems[name] = method(place, name, seed, start, own, size, small)
+            found[name].append(measured(place, "student-after"))
+            print(name, seed, found[name][-1], flush=True)
+    return [row(name, one) for name, one in found.items()]
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="a check that it runs; writes nothing")
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    size = replace(SMALL, seeds=(1, 2)) if arguments.small else Size()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = table(folder, size, arguments.small)
+    for one in rows:
+        print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
+    if not arguments.small:
+        versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
+        settings = {"dpo": DPO, "train": TRAIN}
+        write_json(
+            RESULT,
+            {
+                "command": "python benchmarks/preference_distillation.py",
+                "date": date.today().isoformat(),
+                "versions": versions,
+                "threads": 1,
+                "settings": settings,
+                "rows": rows,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
