@@ -1,9 +1,9 @@
-"""DCKD, ADPA, ADPA+ and AlignDistil from the same distilled students: held-out pairs, ROUGE-L, KL, length.
+"""DCKD, ADPA, ADPA+ and AlignDistil from the same fine-tuned student: held-out pairs, ROUGE-L, KL, length.
 
-Pairs, students and measures are those of benchmarks/preferences.py. Both teachers come from that of the demonstration:
-by DPO on the pairs, and by DPO on the swapped pairs; that of the demonstration itself is the reference.
+Pairs and measures are those of benchmarks/preferences.py, the student that of its warm start. Two teachers
+come from the demonstration's: by DPO on the pairs, and by DPO on the swapped pairs; its own is the reference.
 
-    python benchmarks/preference_distillation.py            # about 20 minutes on one thread
+    python benchmarks/preference_distillation.py            # about 6 minutes on one thread
     python benchmarks/preference_distillation.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/preference_distillation.json.
@@ -34,15 +34,15 @@ from stillhouse.runs.resolve import resolve
 RESULT = Path(__file__).parent / "results" / "preference_distillation.json"
 TEACHER = f"{DEMO}/teacher"
 SHORT = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}
-TRAIN = {"epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 3e-4}
-DPO = {"kind": "dpo", "beta": 0.1, "lr": 1e-4, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 16}
+TRAIN = {"epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}
+DPO = {"kind": "dpo", "beta": 0.1, "lr": 2e-4, "epochs": 1.0, "batch_size": 16, "micro_batch_size": 16}
 QUIET = {"validate_every": "never", "save_every": "never"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "DCKD": ("dckd", "distilled", {}),
-    "ADPA": ("adpa", "distilled", {"reference": TEACHER}),
+    "DCKD": ("dckd", "student", {}),
+    "ADPA": ("adpa", "student", {"reference": TEACHER}),
     "ADPA+ (DCKD, then ADPA)": ("adpa", "DCKD", {"reference": TEACHER}),
-    "AlignDistil, off-policy": ("aligndistil_off_policy", "distilled", {"reverse": "reverse"}),
-    "AlignDistil, on-policy": ("aligndistil", "distilled", {"reverse": "reverse"}),
+    "AlignDistil, off-policy": ("aligndistil_off_policy", "student", {"reverse": "reverse"}),
+    "AlignDistil, on-policy": ("aligndistil", "student", {"reverse": "reverse"}),
 }
 """By name: recipe, the system whose student it starts from, and its further teachers."""
 
@@ -83,7 +83,7 @@ def method(
     """A student of one seed after one method."""
     recipe, _, further = METHODS[name]
     teachers = {key: live(files.get(one, one)) for key, one in further.items()}
-    task = {"kind": "preference", "data": str(files["held-out"]), "reference": str(files["distilled"])}
+    task = {"kind": "preference", "data": str(files["held-out"]), "reference": str(files["student"])}
     return trained(
         folder,
         {
@@ -95,31 +95,14 @@ def method(
             "data": {"train": str(files["pairs"])},
             "train": {**TRAIN, **QUIET, "seed": seed, **(SHORT if small else {})},
             "evaluate": {
-                "before": False, "teacher": False, "data": f"{DEMO}/data/eval.jsonl", "limit": size.held_out,
+                "before": name == next(iter(METHODS)),
+                "teacher": False,
+                "data": f"{DEMO}/data/eval.jsonl",
+                "limit": size.held_out,
                 "tasks": [task],
             },
         },
     )  # fmt: skip
-
-
-def students(folder: Path, size: Size) -> dict[int, Path]:
-    """The distilled student of each seed."""
-    start = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
-    return {
-        seed: run(
-            "kd",
-            folder / f"distilled-{seed}",
-            **{
-                "student.path": str(start / "student"),
-                "train.seed": seed,
-                "train.validate_every": "never",
-                "train.save_every": "never",
-                "evaluate.limit": 1,
-                **(size.distillation or {}),
-            },
-        )
-        for seed in size.seeds
-    }
 
 
 def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
@@ -136,14 +119,17 @@ def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
     files["dpo"] = dpo_teacher(folder / "dpo", files["pairs"], small, swap=False)
     files["reverse"] = dpo_teacher(folder / "reverse", files["pairs"], small, swap=True)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
-    for seed, distilled in students(folder, size).items():
-        systems = {"distilled": distilled}
+    student = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
+    files["student"] = student
+    for seed in size.seeds:
+        systems = {"student": student}
         for name in METHODS:
             recipe, before, _ = METHODS[name]
             place, start = folder / f"{recipe}-from-{before}-{seed}", systems[before]
-            own = {**files, "distilled": distilled}
-            systems[name] = method(place, name, seed, start, own, size, small)
+            systems[name] = method(place, name, seed, start, files, size, small)
             found[name].append(measured(place, "student-after"))
+            if name == next(iter(METHODS)):
+                found.setdefault("student", []).append(measured(place, "student-before"))
             print(name, seed, found[name][-1], flush=True)
     return [row(name, one) for name, one in found.items()]
 
@@ -157,7 +143,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    size = replace(SMALL, seeds=(1, 2)) if arguments.small else Size()
+    size = replace(SMALL, seeds=(1, 2)) if arguments.small else Size(prompts=200, held_out=80)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

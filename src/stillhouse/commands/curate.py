@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from stillhouse.rollouts.offline.filters import Filter
     from stillhouse.runs.config import RunConfig
 
+Best = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of filtering: keep the best response to each prompt, by a ranker of `pairs`.",
+        show_default=False,
+    ),
+]
+
 
 @app.command("curate", rich_help_panel=RESPONSES)
 def curate(
@@ -53,6 +61,7 @@ def curate(
         typer.Option("--held-out", help="A set that must not overlap; may be repeated.", show_default=False),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Scores the likelihood of responses.")] = None,
+    best: Best = None,
     drafts: Annotated[
         int | None,
         typer.Option(
@@ -69,11 +78,15 @@ def curate(
     from stillhouse.files import check_output_file
 
     check_output_file("--output", output, ".jsonl")
-    if drafts is None:
+    given = {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
+    if drafts is not None:
+        _refuse_beside("--drafts", {**given, "--best": best})
+        _aggregate(files, drafts, output)
+    elif best is not None:
+        _refuse_beside("--best", given)
+        _keep_best(files, best, output)
+    else:
         _filter(files, output, filters or (), like, held_out or (), teacher)
-        return
-    _refuse_beside_drafts({"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher})
-    _aggregate(files, drafts, output)
 
 
 def _filter(
@@ -100,11 +113,28 @@ def _filter(
     _print_result(output, result)
 
 
-def _refuse_beside_drafts(options: Mapping[str, Any]) -> None:
-    given = [name for name, value in options.items() if value]
+def _refuse_beside(option: str, others: Mapping[str, Any]) -> None:
+    given = [name for name, value in others.items() if value]
     if given:
-        hint = "Filter the drafts first, with a command of its own, and aggregate what that keeps."
-        raise ConfigError(*(Fault(name, "has no effect with --drafts", hint=hint) for name in given))
+        hint = f"Give it to a command of its own first, and what that keeps to {option}."
+        raise ConfigError(*(Fault(name, f"has no effect with {option}", hint=hint) for name in given))
+
+
+def _keep_best(files: Sequence[Path], ranker: str, output: Path) -> None:
+    from stillhouse.commands.pairs import parse_ranker
+    from stillhouse.evaluate.best_of import best_of_files
+    from stillhouse.locks import only_one_writes
+
+    parsed = parse_ranker(ranker, "--best")
+    with only_one_writes(output):
+        result = best_of_files(files, parsed, output)
+    if result.left_out:
+        console.print_table(("left out", "prompts"), list(result.left_out.items()))
+    told = f"{output}: the best response to {result.kept:,} of {result.prompts:,} prompts by {parsed.kind}"
+    if result.cached:
+        console.say(f"{told}; they were there already, nothing to do.")
+    else:
+        console.say(f"{told}, on average {result.gain:.4g} better than the mean of its prompt")
 
 
 def _aggregate(files: Sequence[Path], count: int, output: Path) -> None:

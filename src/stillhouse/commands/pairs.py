@@ -48,7 +48,7 @@ def pairs(
     from stillhouse.locks import only_one_writes
 
     check_output_file("--output", output, ".jsonl")
-    ranker = _ranker(rank)
+    ranker = parse_ranker(rank, "--rank")
     with only_one_writes(output):
         result = pairs_of_files(files, ranker, output, min_margin=min_margin)
     _print_result(output, result, ranker.kind)
@@ -61,7 +61,12 @@ def _print_result(output: Path, result: PairsResult, ranker: str) -> None:
     console.say(f"{told}; they were there already, nothing to do." if result.cached else told)
 
 
-def _ranker(text: str) -> Ranker:
+def parse_ranker(text: str, option: str) -> Ranker:
+    """A ranker as given on the command line: a name, or YAML such as `{kind: reward, model: FOLDER}`.
+
+    Raises:
+        ConfigError: it is none, or has wrong options.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     from stillhouse.config.strict_yaml import parse_value
@@ -73,7 +78,7 @@ def _ranker(text: str) -> Ranker:
     except ValidationError as error:
         raise ConfigError(
             *(
-                Fault("--rank", f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip(), got=text)
+                Fault(option, f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip(), got=text)
                 for one in error.errors()
             )
         ) from error

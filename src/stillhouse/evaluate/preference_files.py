@@ -51,10 +51,7 @@ def pairs_of_files(
         StageMismatch: `output` comes from other responses or another ranker.
         DataError: a file cannot be read, or no prompt gives a pair.
     """
-    groups: dict[str, list[Sample]] = {}
-    samples = [one for found in read_samples(paths).values() for one in found if not one.missing]
-    for sample in map(_without_itself, samples):
-        groups.setdefault(_question(sample), []).append(sample)
+    samples, groups = grouped(paths)
     header = stage_header(
         "pairs",
         ranker=ranker.model_dump(mode="json"),
@@ -66,7 +63,7 @@ def pairs_of_files(
     done = stage.rows()
     if done is not None:
         return PairsResult(len(done), _left_out(done, groups), _mean_margin(done), True)
-    several = [group for group in groups.values() if len({one.text.strip() for one in group}) > 1]
+    several = [group for group in groups if len({one.text.strip() for one in group}) > 1]
     left_out = Counter({"fewer than two different responses": len(groups) - len(several)})
     scores = ranker.scores(several, RankingPlace(output)) if several else []
     rows = list(_rows(several, scores, min_margin, left_out))
@@ -76,6 +73,19 @@ def pairs_of_files(
         raise DataError(f"{', '.join(map(str, paths))}: no prompt gives a pair ({told}).")
     write_jsonl(output, [{STAGE: header}, *rows])
     return PairsResult(len(rows), left_out, _mean_margin(rows), False)
+
+
+def grouped(paths: Sequence[Path]) -> tuple[list[Sample], list[list[Sample]]]:
+    """All responses of some files, and those to the same prompt together.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    groups: dict[str, list[Sample]] = {}
+    samples = [one for found in read_samples(paths).values() for one in found if not one.missing]
+    for sample in map(_without_itself, samples):
+        groups.setdefault(_question(sample), []).append(sample)
+    return samples, list(groups.values())
 
 
 def _without_itself(sample: Sample) -> Sample:
@@ -142,5 +152,5 @@ def _mean_margin(rows: Sequence[dict[str, Any]]) -> float:
     return sum(row["margin"] for row in rows) / len(rows)
 
 
-def _left_out(rows: Sequence[dict[str, Any]], groups: dict[str, list[Sample]]) -> Counter[str]:
+def _left_out(rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Sample]]) -> Counter[str]:
     return +Counter({"no pair, as counted when the file was written": len(groups) - len(rows)})
