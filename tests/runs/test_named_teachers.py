@@ -314,3 +314,25 @@ def test_a_mixture_of_distributions_trains(folder: Path) -> None:
     del config["teachers"]["second"]["k"]
     with pytest.raises(ConfigError, match="teacher_mixture cannot be computed from weighted random draws"):
         resolve(config)
+
+
+def test_a_further_teacher_may_have_more_tokens_behind_the_students(folder: Path) -> None:
+    """Live, and from its cache without it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, more = folder / "second" / "student", folder / "more"
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(more)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(more)
+    terms = ["forward_kl", {"kind": "forward_kl", "teacher_model": "second"}]
+    config = config_of(folder, "more-live", {"kind": "sum", "terms": terms}, "second", train={"max_steps": 2})
+    live = {**config["teachers"]["second"], "path": str(more), "batch_invariant": True}
+    stored = {"kind": "cache", "of": live, "folder": str(folder / "more-store")}
+    for name, teacher in (("more-fill", stored), ("more-error", {**stored, "on_miss": "error"})):
+        config["teachers"]["second"] = teacher
+        config["name"], config["output"] = name, {"folder": str(folder / name), "report": False}
+        assert in_child(config) == 0
+    assert train_losses(folder / "more-fill") == train_losses(folder / "more-error")

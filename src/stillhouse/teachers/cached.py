@@ -19,7 +19,7 @@ from stillhouse.core.host import carried
 from stillhouse.core.requirements import LOGPROBS
 from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ConfigError, Fault, ModelError, TeacherError
-from stillhouse.models import TeacherModel, load_tokenizer, local_device, vocab_digest
+from stillhouse.models import TeacherModel, load_tokenizer, local_device, shared_ids, vocab_digest
 from stillhouse.remote import ServerConnection
 from stillhouse.teachers.base import (
     REGISTRY,
@@ -206,11 +206,25 @@ class CacheTeacherConfig(TeacherConfig):
             self.of.check_tokenizer(tokenizer)
             return
         folder, manifest = self._existing(self.codec(len(tokenizer)))
-        if manifest.tokenizer not in (None, vocab_digest(tokenizer.get_vocab())):
+        same = manifest.tokenizer in (None, vocab_digest(tokenizer.get_vocab()))
+        if not same and not self._has_more_tokens(tokenizer, manifest):
             raise TeacherError(
                 f"{folder}: was filled by a teacher whose tokenizer is not the student's, so its token ids "
                 "mean other text. Choose a student of the teacher's family."
             )
+
+    def _has_more_tokens(self, tokenizer: Any, manifest: Manifest) -> bool:
+        """Whether the teacher that filled the store has all ids of this tokenizer and others behind; known
+        where its tokenizer is on this machine."""
+        model = self.of.model_that_reads()
+        if model is None:
+            return False
+        try:
+            theirs = load_tokenizer(model)
+        except ModelError:
+            return False
+        filled = vocab_digest(theirs.get_vocab()) == manifest.tokenizer
+        return filled and shared_ids(tokenizer, theirs) == len(tokenizer)
 
     def server(self) -> ServerConnection | None:
         """See the teacher behind it."""
