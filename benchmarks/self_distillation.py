@@ -66,6 +66,8 @@ class Bench:
         for name, wanted in (("old", False), ("new", True)):
             found = [one for one in held_out if (NEW in one["prompt"]) is wanted]
             write_jsonl(folder / f"{name}-eval.jsonl", found[:4] if small else found)
+            hinted = [row | {"prompt": hinted_prompt(row)} for row in found if len(row["outputs"]) > 1]
+            write_jsonl(folder / f"{name}-hinted-eval.jsonl", hinted[:4] if small else hinted)
             self.counts[f"held out, {name}"] = len(found)
 
     def config(self, name: str, seed: int, steps: int, **changes: Any) -> dict[str, Any]:
@@ -102,6 +104,8 @@ class Bench:
         data = {"train": str(self.folder / "start.jsonl")}
         train = {"lr": 3e-3}
         config = self.config("start", 1, 500, recipe="sft", student=student, data=data, train=train)
+        hinted = {"kind": "instructions", "data": str(self.folder / "new-hinted-eval.jsonl"), "seeds": [1]}
+        config["evaluate"]["tasks"].append({**hinted, "sampling": {"temperature": 0.0}})
         stillhouse.run(config)
         return self.scores("start")
 
@@ -120,7 +124,7 @@ class Bench:
         found = {}
         for path in sorted((self.folder / name / "evaluation").glob("student-after*.json")):
             result = json.loads(path.read_text(encoding="utf-8"))
-            kind = "new" if path.stem == "student-after" else "old"
+            kind = "hinted" if "hinted" in path.stem else "new" if path.stem == "student-after" else "old"
             found[kind] = float(result["metrics"]["rouge_l"])
         return found
 
@@ -140,8 +144,12 @@ def with_and_without_hint(some: list[dict[str, Any]]) -> Iterator[dict[str, str]
     """Each row twice: as it is, and with another of its references in the prompt."""
     for row in some:
         yield plain(row)
-        hint = CONTEXT.format(prompt=row["prompt"], response=row["outputs"][1])
-        yield {"prompt": hint, "response": row["outputs"][0]}
+        yield {"prompt": hinted_prompt(row), "response": row["outputs"][0]}
+
+
+def hinted_prompt(row: dict[str, Any]) -> str:
+    """A prompt that holds the second reference of its row."""
+    return CONTEXT.format(prompt=row["prompt"], response=row["outputs"][1])
 
 
 def summary(method: str, found: list[dict[str, float]]) -> dict[str, Any]:
@@ -167,7 +175,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.small)
-        table = [summary("the start", [bench.start()])]
+        start = bench.start()
+        table = [summary("the start", [start])]
         found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
         for seed in range(1, 2 if options.small else options.seeds + 1):
             for method in METHODS:
@@ -185,6 +194,7 @@ def main() -> None:
         },
         "threads": 1,
         **bench.counts,
+        "rouge_l_new_of_the_start_that_reads_an_example": round(start["hinted"], 2),
         "rows": table,
     }
     for row in table:

@@ -20,6 +20,7 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.row_views import row_views
 from stillhouse.train.step import Step
+from tests.conftest import ROOT, script
 from tests.small_runs import (
     STUDENT,
     TEACHER,
@@ -244,3 +245,8 @@ def test_the_page_trains_as_it_stands(
         Path("student").symlink_to(folder / "live-straight" / "student", target_is_directory=True)
     assert in_child(yaml.safe_load(text)) == 0
     assert [row["phase"] for row in rows_of(folder / "runs" / name)] == ["train"]
+
+
+def test_the_table_of_the_page_is_that_of_the_result() -> None:
+    (page,) = script(ROOT / "docs" / "build_self_distillation.py").pages().values()
+    assert page == (ROOT / "docs" / "self-distillation.md").read_text(encoding="utf-8"), "run: make docs"
