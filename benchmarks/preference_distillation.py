@@ -118,7 +118,7 @@ def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
     }
     files["dpo"] = dpo_teacher(folder / "dpo", files["pairs"], small, swap=False)
     files["reverse"] = dpo_teacher(folder / "reverse", files["pairs"], small, swap=True)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("student", *METHODS)}
     student = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
     files["student"] = student
     for seed in size.seeds:
@@ -129,7 +129,7 @@ def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
             systems[name] = method(place, name, seed, start, files, size, small)
             found[name].append(measured(place, "student-after"))
             if name == next(iter(METHODS)):
-                found.setdefault("student", []).append(measured(place, "student-before"))
+                found["student"].append(measured(place, "student-before"))
             print(name, seed, found[name][-1], flush=True)
     return [row(name, one) for name, one in found.items()]
 

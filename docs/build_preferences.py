@@ -15,6 +15,7 @@ from stillhouse.train.preference import PreferenceStage
 
 PAGE = Path(__file__).resolve().parent / "preferences.md"
 RESULTS = PAGE.parents[1] / "benchmarks" / "results" / "preferences.json"
+OF_TWO_TEACHERS = RESULTS.with_name("preference_distillation.json")
 MEASURES = {
     "preference_accuracy": ("preference accuracy, %", 100),
     "reward_accuracy": ("reward accuracy, %", 100),
@@ -34,10 +35,11 @@ def stages() -> str:
     return _of_classes(STAGES, "kind", set(PreferenceStage.model_fields) - {"lr"})
 
 
-def results() -> str:
-    """The rows of the benchmark."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    head = ["system", "seeds", *(title for title, _ in MEASURES.values())]
+def results(path: Path = RESULTS, reference: str = "distilled student") -> str:
+    """The rows of a benchmark, whose KL is to that model."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    titles = [title.replace("distilled student", reference) for title, _ in MEASURES.values()]
+    head = ["system", "seeds", *titles]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (1 + len(MEASURES))}|"]
     for row in rows:
         cells = [_cell(row, name, factor) for name, (_, factor) in MEASURES.items()]
@@ -45,10 +47,23 @@ def results() -> str:
     return "\n".join(lines)
 
 
+def of_two_teachers() -> str:
+    """The rows of the benchmark with two teachers."""
+    return results(OF_TWO_TEACHERS, "student")
+
+
+TABLES = {
+    "rankers": rankers,
+    "stages": stages,
+    "results": results,
+    "results with two teachers": of_two_teachers,
+}
+
+
 def pages() -> dict[str, str]:
     """The page with its tables as they are now."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("rankers", rankers), ("stages", stages), ("results", results)):
+    for name, table in TABLES.items():
         text = with_table(text, name, table())
     return {PAGE.name: text}
 
