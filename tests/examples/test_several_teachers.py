@@ -1,0 +1,38 @@
+"""The benchmark of two teachers writes SCAN's sentences, and its result is what the page says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+from tests.conftest import ROOT
+
+RESULT = ROOT / "benchmarks" / "results" / "several_teachers.json"
+
+
+def benchmark() -> Any:
+    spec = importlib.util.spec_from_file_location("several", ROOT / "benchmarks" / "several_teachers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_commands_are_scans() -> None:
+    """Sentences of the paper, and of the file that its authors published."""
+    known = {row["prompt"]: (row["response"], row["domain"]) for row in benchmark().commands()}
+    assert known["look opposite left twice"] == ("LEFT LEFT LOOK LEFT LEFT LOOK", "left")
+    assert known["turn around right"] == ("RIGHT RIGHT RIGHT RIGHT", "right")
+    assert known["walk left after jump thrice"] == ("JUMP JUMP JUMP LEFT WALK", "left")
+    assert known["run and look twice"] == ("RUN LOOK LOOK", "none")
+    assert not any("left" in text.split() and "right" in text.split() for text in known)
+
+
+def test_a_student_of_both_does_what_each_teacher_cannot() -> None:
+    rows = {row["system"]: row for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]}
+    student = rows["student, each its own rows"]
+    for half, other in (("left", "right"), ("right", "left")):
+        assert rows[f"teacher of {half}"][other] < 10
+        assert student[half] > rows[f"teacher of {other}"][half] + 30
