@@ -204,7 +204,11 @@ def packed_sdpa(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     own_mask = attention_mask is not None and attention_mask.numel() > 1  # not the one of `arguments`
     biases = any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
-    if not causal or own_mask or biases:
+    # A window that is known to the mask alone would be lost: the mask is not used.
+    lost = (
+        getattr(getattr(module, "config", None), "sliding_window", None) and "sliding_window" not in options
+    )
+    if not causal or own_mask or biases or lost:
         raise ModelError(f"{type(module).__name__} does more than causal attention, which is not packed.")
     window, dropout = options.get("sliding_window"), options.get("dropout") or 0.0
     scale, kernel, dtype = options.get("scaling"), KERNEL, _compute_dtype(query)
