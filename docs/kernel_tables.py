@@ -12,6 +12,9 @@ HOLDERS = {
     "by_source": "the rows of each source with theirs",
     "by_teacher": "the rows of each teacher with theirs",
     "teacher_mixture": "its loss against the mixture in eager torch",
+    "clipped": "its loss in eager torch",
+    "agreement": "its loss in eager torch",
+    "hidden_states": "its loss in eager torch",
 }
 
 
