@@ -1,9 +1,9 @@
-"""DCKD, ADPA, ADPA+ and AlignDistil from the same fine-tuned student: held-out pairs, ROUGE-L, KL, length.
+"""DPO, SimPER, DCKD, ADPA and AlignDistil from one fine-tuned student: held-out pairs, ROUGE-L, KL, length.
 
 Pairs and measures are those of benchmarks/preferences.py, the student that of its warm start. Two teachers
 come from the demonstration's: by DPO on the pairs, and by DPO on the swapped pairs; its own is the reference.
 
-    python benchmarks/preference_distillation.py            # about 6 minutes on one thread
+    python benchmarks/preference_distillation.py            # about 9 minutes on one thread
     python benchmarks/preference_distillation.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/preference_distillation.json.
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from preferences import DEMO, SMALL, Size, measured, pairs_of, row, run
 
+from stillhouse import recipes
 from stillhouse.files import write_json
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
@@ -37,14 +39,45 @@ SHORT = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}
 TRAIN = {"epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}
 DPO = {"kind": "dpo", "beta": 0.1, "lr": 2e-4, "epochs": 1.0, "batch_size": 16, "micro_batch_size": 16}
 QUIET = {"validate_every": "never", "save_every": "never"}
-METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "DCKD": ("dckd", "student", {}),
-    "ADPA": ("adpa", "student", {"reference": TEACHER}),
-    "ADPA+ (DCKD, then ADPA)": ("adpa", "DCKD", {"reference": TEACHER}),
-    "AlignDistil, off-policy": ("aligndistil_off_policy", "student", {"reverse": "reverse"}),
-    "AlignDistil, on-policy": ("aligndistil", "student", {"reverse": "reverse"}),
+STILL = {"max_steps": 1, "lr": 1e-9, **QUIET}
+"""One step that moves nothing, for a run that is there for its preference stage."""
+STUDENT_DPO = {
+    "kind": "dpo",
+    "beta": 0.1,
+    "lr": 3e-4,
+    "epochs": 2.0,
+    "batch_size": 32,
+    "micro_batch_size": 16,
 }
-"""By name: recipe, the system whose student it starts from, and its further teachers."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a row of the table is trained by."""
+
+    recipe: str
+    start: str = "student"
+    """The system whose student it starts from."""
+    further: Mapping[str, str] = field(default_factory=dict)
+    """Its further teachers, by name."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What it has otherwise than the recipe."""
+
+
+METHODS = {
+    "DPO": Method("sft", changes={"preference": STUDENT_DPO}),
+    "SimPER": Method("simper", changes={"train": {"lr": 3e-4}}),
+    "DCKD": Method("dckd"),
+    "ADPA": Method("adpa", further={"reference": TEACHER}),
+    "ADPA+ (DCKD, then ADPA)": Method("adpa", start="DCKD", further={"reference": TEACHER}),
+    "AlignDistil, off-policy": Method("aligndistil_off_policy", further={"reverse": "reverse"}),
+    "AlignDistil, on-policy": Method("aligndistil", further={"reverse": "reverse"}),
+    "AlignDistil, off-policy, b2 = 1": Method(
+        "aligndistil_off_policy",
+        further={"reverse": "reverse"},
+        changes={"objective": {"extrapolation": 1.0}},
+    ),
+}
 
 
 def live(path: str | Path) -> dict[str, Any]:
@@ -70,7 +103,7 @@ def dpo_teacher(folder: Path, pairs: Path, small: bool, swap: bool) -> Path:
             "recipe": "sft",
             "student": {"path": TEACHER},
             "data": {"train": str(pairs)},
-            "train": {"max_steps": 1, "lr": 1e-9, **QUIET},
+            "train": STILL,
             "preference": stage,
             "evaluate": {"before": False},
         },
@@ -81,19 +114,26 @@ def method(
     folder: Path, name: str, seed: int, start: Path, files: Mapping[str, Path], size: Size, small: bool
 ) -> Path:
     """A student of one seed after one method."""
-    recipe, _, further = METHODS[name]
-    teachers = {key: live(files.get(one, one)) for key, one in further.items()}
+    one = METHODS[name]
+    changes, short = dict(one.changes), SHORT if small else {}
+    train = {**TRAIN, **QUIET, "seed": seed, **changes.pop("train", {}), **short}
+    asked = recipes.find(one.recipe).teachers
+    main = {"teacher": live(files["dpo"])} if "main" in asked else {}
+    if "preference" in changes:
+        train |= STILL
+        changes["preference"] |= {"data": str(files["pairs"]), "save_every": "never", **short}
     task = {"kind": "preference", "data": str(files["held-out"]), "reference": str(files["student"])}
     return trained(
         folder,
         {
             "name": folder.name,
-            "recipe": recipe,
+            "recipe": one.recipe,
             "student": {"path": str(start / "student")},
-            "teacher": live(files["dpo"]),
-            "teachers": teachers,
+            **main,
+            "teachers": {key: live(files.get(path, path)) for key, path in one.further.items()},
             "data": {"train": str(files["pairs"])},
-            "train": {**TRAIN, **QUIET, "seed": seed, **(SHORT if small else {})},
+            **changes,
+            "train": train,
             "evaluate": {
                 "before": name == next(iter(METHODS)),
                 "teacher": False,
@@ -102,7 +142,7 @@ def method(
                 "tasks": [task],
             },
         },
-    )  # fmt: skip
+    )
 
 
 def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
@@ -124,8 +164,8 @@ def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
     for seed in size.seeds:
         systems = {"student": student}
         for name in METHODS:
-            recipe, before, _ = METHODS[name]
-            place, start = folder / f"{recipe}-from-{before}-{seed}", systems[before]
+            place = folder / f"{re.sub(r'[^a-zA-Z0-9]+', '-', name).strip('-')}-{seed}"
+            start = systems[METHODS[name].start]
             systems[name] = method(place, name, seed, start, files, size, small)
             found[name].append(measured(place, "student-after"))
             if name == next(iter(METHODS)):
@@ -152,7 +192,7 @@ def main() -> None:
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
     if not arguments.small:
         versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
-        settings = {"dpo": DPO, "train": TRAIN}
+        settings = {"teachers": DPO, "dpo": STUDENT_DPO, "train": TRAIN}
         write_json(
             RESULT,
             {
