@@ -33,12 +33,12 @@ from stillhouse.schedules import Schedule
 from tests.objectives.problems import cases, drawn_rows, gradient, logits
 
 SOURCE = Path(stillhouse.__file__).parent
-NAMES_OF_MODELS = {"kind", "teacher_model", "reference_model"}
+NAMES_OF_MODELS = {"kind", "teacher_model", "reference_model", "wrong_model", "contexts"}
 ELSEWHERE = {"loss_weight", "order", "rest_weight", "layers"}
 """Weights of terms, and what needs two tokenizers or hidden states: test_span.py, test_transport.py."""
 HELD = {"terms", "objectives", "objective", "fixed", "teacher", "student", "text"}
 """Objectives inside others, which are cases of their own."""
-COMBINED = {"sum", "by_source", "by_teacher", "teacher_mixture"}
+COMBINED = {"sum", "by_source", "by_teacher", "teacher_mixture", "hidden_states"}
 MORE_CASES = [
     (
         "contrastive gap",

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from stillhouse import commands
 from stillhouse.files import locate, write_jsonl
 from tests.children import end, start
-from tests.small_runs import pairs_of
+from tests.small_runs import chains_of, pairs_of
 
 CONTEXT = 512
 YAML = """\
@@ -80,6 +80,7 @@ def make_workshop(folder: Path, models: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if name == "train":
             write_jsonl(folder / "pairs.jsonl", pairs_of([json.loads(line) for line in lines]))
+            write_jsonl(folder / "chains.jsonl", chains_of([json.loads(line) for line in lines]))
     (folder / "run.yaml").write_text(YAML, encoding="utf-8")
 
 

@@ -72,7 +72,7 @@ def test_what_init_writes_passes_check_once_the_paths_are_set(workshop: Workshop
     said = workshop.stillhouse("check", "new.yaml")
     assert said.code == 0, said.err
     assert re.search(
-        r"^ *data\.train\.path +(train|pairs)\.jsonl +new\.yaml:\d+", said.out, flags=re.MULTILINE
+        r"^ *data\.train\.path +(train|pairs|chains)\.jsonl +new\.yaml:\d+", said.out, flags=re.MULTILINE
     )
     assert "peak memory, estimated (GB)" in said.out
 

@@ -173,6 +173,7 @@ def test_compiled_layers_are_not_compiled_anew_for_other_numbers_of_sequences(
 ) -> None:
     from torch._dynamo.testing import CompileCounter
 
+    torch._dynamo.reset()  # of what other tests have compiled of the same code
     counter, compiled = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda run, **options: compiled(run, backend=counter, **options))
     plain, model = tiny.model(1), tiny.model(1)

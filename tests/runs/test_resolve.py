@@ -88,6 +88,18 @@ def test_the_resolved_file_of_every_recipe_says_all_and_gives_the_same_run(name:
     assert again.config == found.config
 
 
+def test_a_context_alone_is_that_of_the_main_teacher_in_every_layer() -> None:
+    tree = {
+        **TREE,
+        "recipe": "self_distillation",
+        "data": {"train": "t.jsonl", "teacher_context": "{prompt}!"},
+    }
+    del tree["objective"]
+    assert resolve(tree).config.data.teacher_context == {"main": "{prompt}!"}
+    found = resolve(tree, ["data.teacher_context.main='{prompt}?'"])
+    assert found.config.data.teacher_context == {"main": "{prompt}?"}
+
+
 def test_the_length_of_answers_is_written_out() -> None:
     tree = {**TREE, "recipe": "gkd", "data": {"train": "train.jsonl", "max_response": 40}}
     found = resolve(tree)

@@ -64,8 +64,13 @@ def starting_yaml(method: str) -> str:
         "recipe": method,
         "student": STUDENT,
         **_teachers(recipe.teachers),
-        "data": {"train": {"kind": "jsonl", "path": rows}, "valid": "valid.jsonl", **LENGTHS},
         **values,
+        "data": {
+            "train": {"kind": "jsonl", "path": rows},
+            "valid": "valid.jsonl",
+            **LENGTHS,
+            **values.get("data", {}),
+        },
     }
     header = "\n".join(f"# {line}".rstrip() for line in recipe.header.splitlines())
     return f"{header}\n\n{USAGE}\n{commented_yaml(RunConfig, tree)}"

@@ -22,6 +22,7 @@ from stillhouse.config import (
     walk,
 )
 from stillhouse.config.strict_yaml import KeyPath
+from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import SOURCES
 from stillhouse.engines import Sampling
 from stillhouse.errors import ConfigError, Fault, ModelError
@@ -34,6 +35,8 @@ ROWS: frozenset[KeyPath] = frozenset(
     {("data", "train"), ("data", "valid"), ("data", "text"), ("evaluate", "data")}
 )
 """Where a bare text is the path of a set of rows; elsewhere it is the kind of a part."""
+CONTEXT = ("data", "teacher_context")
+"""A text alone is short for that of the main teacher."""
 OBJECTIVE: KeyPath = ("objective",)
 STARTS = ("path", "gguf_file", "tokenizer", "from_teacher", "from_config")
 """What a configuration may say about where the student starts."""
@@ -217,6 +220,9 @@ def _kinds_named(below: Layered, layer: Layer) -> Layer:
         if isinstance(value, dict):
             inner = _mapping(lower)
             return {key: visit(item, (*path, key), inner.get(key)) for key, item in value.items()}
+        if path == CONTEXT and isinstance(value, str) and isinstance(lower, dict):
+            origins[(*path, MAIN)] = origins[path]
+            return {MAIN: value}
         if not isinstance(value, str) or "kind" not in _mapping(lower) or path in ROWS:
             return value
         named = class_at(RunConfig, path, _with(below.values, path, {"kind": value}))
@@ -237,7 +243,7 @@ def _spelled_out(
         here, lower = (*path, key), below.get(key)
         if not isinstance(upper, Mapping):
             continue
-        name = "path" if here in ROWS else "kind"
+        name = "path" if here in ROWS else MAIN if here == CONTEXT else "kind"
         if here == OBJECTIVE and "kind" in _mapping(lower) and upper.keys() & set(SOURCES) - {"kind"}:
             spelled[key] = {}  # a map from source to objective takes the place of a single objective
         elif isinstance(lower, str) and name not in upper and "kind" not in upper:
