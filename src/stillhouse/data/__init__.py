@@ -2,8 +2,9 @@
 
 from stillhouse.core.batch import IGNORED, Batch
 from stillhouse.data.collate import collate, split
+from stillhouse.data.config import DataConfig
 from stillhouse.data.datasets import DATASETS, DatasetConfig, DatasetField
-from stillhouse.data.load import Data, DataConfig, PromptSet, load_data, load_prompts
+from stillhouse.data.load import Data, PromptSet, load_data, load_prompts
 from stillhouse.data.teacher_prompts import TeacherReads
 from stillhouse.data.templates import TEMPLATES, Template
 from stillhouse.data.tokenise import Encoder

@@ -8,7 +8,9 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from stillhouse.core.types import Prompt
-from stillhouse.data.load import DataConfig, PromptBuilder, encoder_of
+from stillhouse.data.config import DataConfig
+from stillhouse.data.load import encoder_of
+from stillhouse.data.prompt_builder import PromptBuilder
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.text_tokens import TextTokenizer

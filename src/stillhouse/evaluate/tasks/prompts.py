@@ -18,8 +18,9 @@ from pydantic import Field, model_validator
 from stillhouse.config import ListOf
 from stillhouse.core.types import Completion, Prompt, Response, turn_text
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
+from stillhouse.data.config import TemplateField
 from stillhouse.data.formats import read_row
-from stillhouse.data.load import TemplateField, encode_rows
+from stillhouse.data.load import encode_rows
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template
