@@ -185,5 +185,7 @@ def constants(term: KernelTerm, dtype: Any, block: int, height: int) -> dict[str
 
 
 def compile_options(block: int = BLOCK) -> dict[str, Any]:
-    """How a kernel is compiled: the warps that a block is shared out over."""
-    return {"num_warps": max(1, block // (32 * ENTRIES_OF_A_THREAD)), "enable_fp_fusion": True}
+    """How a kernel is compiled: the warps that a block is shared out over, and how many registers a thread
+    may have, which is all that a multiprocessor has for one block: with fewer some would be spilled."""
+    warps = max(1, block // (32 * ENTRIES_OF_A_THREAD))
+    return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": True}
