@@ -26,19 +26,20 @@ PHASES = (
 
 
 def test_a_terminal_shows_phases_rates_time_left_and_the_course_of_the_loss(workshop: Workshop) -> None:
-    code, screens = workshop.in_terminal(*RUN)
+    # Steps enough that a screen is drawn among them on a fast machine too.
+    code, screens = workshop.in_terminal(*RUN, "train.max_steps=48", "train.validate_every=24")
     assert code == 0, screens[-1]
     last = screens[-1]
     at = [next(n for n, line in enumerate(last) if line.startswith(f"✓ {title}")) for title in PHASES]
     assert at == sorted(at)
     (trained,) = [line for line in last if "Training kd" in line]
-    assert re.search(r"8/8 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained)
+    assert re.search(r"48/48 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained)
     assert any(
-        re.search(r"^. Training kd  ━+  \d/8 .* \d+ s left  loss", line)
+        re.search(r"^. Training kd  ━+ +\d+/48 .* \d+ s left  loss", line)
         for screen in screens
         for line in screen
     )
-    assert any(re.search(r"^  . Validating at step 4", line) for screen in screens for line in screen)
+    assert any(re.search(r"^  . Validating at step 24", line) for screen in screens for line in screen)
     assert not any("Validating" in line for line in last)
     assert "Student: runs/kd/student" in last[-1]
 
