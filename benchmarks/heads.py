@@ -18,6 +18,7 @@ import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -55,20 +56,34 @@ SCALES = {"logits_scaling": 4.0, "logit_scale": 0.25, "lm_head_multiplier": 3.0,
 
 def main() -> None:
     """Try every architecture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    try_all(attempt, SMALL, RESULT, __doc__)
+
+
+def try_all(
+    attempt: Callable[[str], dict[str, Any]], some: Sequence[str], result: Path, description: str | None
+) -> None:
+    """Try every causal architecture of transformers, or `some` with --small, which writes nothing.
+
+    Args:
+        attempt: the name of an architecture to a row with its `verdict`.
+        some: a few names.
+        result: the JSON file, called as the script.
+        description: of the script.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a few; writes nothing")
     small = parser.parse_args().small
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rows = []
-    for name in SMALL if small else sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for name in some if small else sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         rows.append(attempt(name))
         print(json.dumps(rows[-1]), flush=True)
     print(dict(Counter(row["verdict"] for row in rows)))
     if not small:
-        facts = {"command": "python benchmarks/heads.py", "date": str(date.today())}
+        facts = {"command": f"python benchmarks/{result.stem}.py", "date": str(date.today())}
         versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-        write_json(RESULT, {**facts, "versions": versions, "threads": 1, "rows": rows})
+        write_json(result, {**facts, "versions": versions, "threads": 1, "rows": rows})
 
 
 def give_up(*_: Any) -> None:

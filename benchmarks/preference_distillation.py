@@ -11,25 +11,19 @@ Writes benchmarks/results/preference_distillation.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
-from preferences import DEMO, SMALL, Size, measured, pairs_of, row, run
+from preferences import DEMO, SMALL, Size, measure, measured, pairs_of, row, run
 
 from stillhouse import recipes
-from stillhouse.files import write_json
 from stillhouse.runs.execute import execute
 from stillhouse.runs.resolve import resolve
 
@@ -176,34 +170,13 @@ def table(folder: Path, size: Size, small: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true", help="a check that it runs; writes nothing")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    size = replace(SMALL, seeds=(1, 2)) if arguments.small else Size(prompts=200, held_out=80)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = table(folder, size, arguments.small)
-    for one in rows:
-        print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
-    if not arguments.small:
-        versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
-        settings = {"teachers": DPO, "dpo": STUDENT_DPO, "train": TRAIN}
-        write_json(
-            RESULT,
-            {
-                "command": "python benchmarks/preference_distillation.py",
-                "date": date.today().isoformat(),
-                "versions": versions,
-                "threads": 1,
-                "settings": settings,
-                "rows": rows,
-            },
-        )
+
+    def rows_of(folder: Path, small: bool) -> list[dict[str, Any]]:
+        size = replace(SMALL, seeds=(1, 2)) if small else Size(prompts=200, held_out=80)
+        return table(folder, size, small)
+
+    settings = {"teachers": DPO, "dpo": STUDENT_DPO, "train": TRAIN}
+    measure(rows_of, RESULT, __doc__, settings=settings)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -174,8 +173,30 @@ def table(folder: Path, size: Size, methods: Mapping[str, Mapping[str, Any]]) ->
 
 def main() -> None:
     """Measure, print, and write the result."""
+    measure(
+        lambda folder, small: table(folder, SMALL if small else Size(), METHODS),
+        RESULT,
+        __doc__,
+        methods=METHODS,
+    )
+
+
+def measure(
+    rows_of: Callable[[Path, bool], list[dict[str, Any]]],
+    result: Path,
+    description: str | None,
+    **facts: Any,
+) -> None:
+    """Run a benchmark of this kind from the command line.
+
+    Args:
+        rows_of: a folder for the runs, and whether it is only a check, to the rows of the table.
+        result: the JSON file, called as the script.
+        description: of the script.
+        facts: what the file says besides.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="a check that it runs; writes nothing")
     parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
@@ -184,21 +205,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = table(folder, SMALL if arguments.small else Size(), METHODS)
+        rows = rows_of(folder, arguments.small)
     for one in rows:
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
     if not arguments.small:
         versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
-        command = " ".join(
-            ["python", "benchmarks/preferences.py", *(["--small"] if "--small" in sys.argv else [])]
-        )
-        write_json(
-            RESULT,
-            {
-                "command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1,
-                "methods": METHODS, "rows": rows,
-            },
-        )  # fmt: skip
+        command = f"python benchmarks/{result.stem}.py"
+        today = date.today().isoformat()
+        found = {"command": command, "date": today, "versions": versions, "threads": 1, **facts}
+        write_json(result, {**found, "rows": rows})
 
 
 if __name__ == "__main__":

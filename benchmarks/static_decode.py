@@ -15,15 +15,10 @@ Writes benchmarks/results/static_decode.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import signal
 import sys
-from collections import Counter
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-import transformers
-from heads import SECONDS, TINY, build, give_up
+from heads import SECONDS, TINY, build, give_up, try_all
 from tests.no_sync import HostSync, NoHostSync
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
 from stillhouse.engines.kv_cache import num_attention_layers
 from stillhouse.engines.static_decode import StaticDecoder
 from stillhouse.engines.static_step import DecodeBuffers, DecodeStep
-from stillhouse.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "static_decode.json"
 SMALL = ("llama", "gpt2", "gemma3_text", "bloom", "mamba")
@@ -50,20 +42,7 @@ SAMPLING = Sampling(max_tokens=20)
 
 def main() -> None:
     """Try every architecture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a few; writes nothing")
-    small = parser.parse_args().small
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    rows = []
-    for name in SMALL if small else sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        rows.append(attempt(name))
-        print(json.dumps(rows[-1]), flush=True)
-    print(dict(Counter(row["verdict"] for row in rows)))
-    if not small:
-        facts = {"command": "python benchmarks/static_decode.py", "date": str(date.today())}
-        versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-        write_json(RESULT, {**facts, "versions": versions, "threads": 1, "rows": rows})
+    try_all(attempt, SMALL, RESULT, __doc__)
 
 
 def attempt(name: str) -> dict[str, Any]:

@@ -238,6 +238,27 @@ def test_what_cannot_be_what_it_says_is_refused_or_counted(
     assert lines[1] == f"1 dropped: {reason}"
 
 
+def test_a_further_teacher_is_asked_about_the_prompts_that_it_reads(
+    folder: Path, dump: list[dict[str, Any]]
+) -> None:
+    config = config_of(folder, "x", "context", on_miss="skip")
+    config["teachers"] = {"second": config["teacher"]}
+    config["teacher"] = {"kind": "live", "path": TEACHER}
+    config["objective"] = {"kind": "forward_kl", "teacher_model": "second"}
+    config["data"]["teacher_context"] = {"second": "Say: {prompt}"}
+    resolved = resolve(config).config
+    tokenizer = load_tokenizer(TeacherModel(path=TEACHER))
+    prompts = load_data(resolved.data, tokenizer, needs={"responses"}).train
+    rows = [
+        {**row, "prompt_token_ids": list(prompt.context_ids["second"])}
+        for row, prompt in zip(dump[:7], prompts, strict=False)
+    ]
+    write_jsonl(folder / "context.jsonl", rows)
+    lines = import_logprobs(resolved, [folder / "context.jsonl"], "second")
+    assert lines[-1] == "7 of the 18 responses of data.train are there"
+    assert len(assemble(resolved).data.train) == 7
+
+
 def test_columns_that_are_shifted_are_refused_as_a_whole(folder: Path, dump: list[dict[str, Any]]) -> None:
     rows = [columns(row) for row in dump]
     for row in rows:

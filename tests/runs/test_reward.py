@@ -108,6 +108,12 @@ def test_resumed_is_straight(folder: Path) -> None:
     assert differences(one, other) == []
 
 
+def test_a_constant_rate_has_its_warmup() -> None:
+    config = RewardRun.model_validate({"model": "m", "data": {"train": "p.jsonl"}, "schedule": "constant"})
+    assert config.arguments()["lr_scheduler_type"] == "constant_with_warmup"
+    assert config.arguments()["warmup_steps"] == 0.1
+
+
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     config = reward_tree(folder, "straight")
     with pytest.raises(ConfigError, match="output: is there already"):

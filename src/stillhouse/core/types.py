@@ -92,13 +92,14 @@ class Prompt:
         finished, trained = self.response_finished, self.response_trained
         return Response(self, self.response_ids, source, finished, trained=trained)
 
-    def direct_response(self) -> Response | None:
-        """The answer alone, beside which the teacher reads the response with its chain of thought."""
-        if self.direct_ids is None:
+    def chain_and_answer(self) -> tuple[Response, Response] | None:
+        """The response with its chain of thought, and the answer alone, beside which the teacher reads the
+        chain; None where the row has no chain."""
+        chain = self.reference_response()
+        if chain is None or self.direct_ids is None:
             return None
-        return Response(
-            self, self.direct_ids, "direct", self.response_finished, read_by_teacher=self.response_ids
-        )
+        finished, instead = self.response_finished, chain.token_ids
+        return chain, Response(self, self.direct_ids, "direct", finished, teacher_reads_instead=instead)
 
     def preference_pair(self) -> tuple[Response, Response] | None:
         """The chosen and the rejected response; None where the row is no pair."""
@@ -141,7 +142,7 @@ class Response:
     """1 for each token that is trained on, 0 for the others; None: all are."""
     reward: float | None = None
     """What a reward model gave it; None where none has read it."""
-    read_by_teacher: tuple[int, ...] | None = None
+    teacher_reads_instead: tuple[int, ...] | None = None
     """Another response, in the student's ids, that the main teacher reads in its place: only whole texts can
     be compared then. None: the teacher reads this one."""
 

@@ -53,7 +53,7 @@ def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatc
     `batch` where nothing is its own.
     """
     own = [response.prompt.read_by(teacher) for response in batch.responses]
-    others = [response.read_by_teacher if teacher == MAIN else None for response in batch.responses]
+    others = [response.teacher_reads_instead if teacher == MAIN else None for response in batch.responses]
     if all(ids is None for ids in (*own, *others)):
         return batch
     prompts = [ids or response.prompt.token_ids for ids, response in zip(own, batch.responses, strict=True)]
@@ -71,7 +71,7 @@ def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatc
 def alignment_with(batch: Batch, read: TokenBatch) -> TokenAlignment | None:
     """Which rows of a batch and of what a teacher with the same token ids reads belong together; None where
     they fall together one by one."""
-    others = [response.read_by_teacher is not None for response in batch.responses]
+    others = [response.teacher_reads_instead is not None for response in batch.responses]
     if not any(others):
         return None
     return TokenAlignment.with_other_texts(batch.row_counts, read.row_counts, others)

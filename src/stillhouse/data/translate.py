@@ -78,7 +78,7 @@ class Translator:
 
     def translate(self, response: Response) -> TranslatedResponse | str:
         """The response in the teacher's tokens, or the reason why it cannot be translated."""
-        if response.read_by_teacher is not None:
+        if response.teacher_reads_instead is not None:
             return self._read_in_its_place(response)
         ids, finished = list(response.token_ids), response.finished
         if finished and (ids[-1] == self.end_ids[0] or not self.student.pieces(ids[-1:])[0]):
@@ -99,8 +99,9 @@ class Translator:
 
     def _read_in_its_place(self, response: Response) -> TranslatedResponse | str:
         """Of a response in whose place the teacher reads another one: that, all of both in one group."""
-        assert response.read_by_teacher is not None
-        found = self.translate(replace(response, token_ids=response.read_by_teacher, read_by_teacher=None))
+        instead = response.teacher_reads_instead
+        assert instead is not None
+        found = self.translate(replace(response, token_ids=instead, teacher_reads_instead=None))
         if isinstance(found, str):
             return found
         return replace(found, spans=Spans.whole(len(response.token_ids), len(found.token_ids)))

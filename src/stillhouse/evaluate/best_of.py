@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError
-from stillhouse.evaluate.preference_files import grouped
 from stillhouse.evaluate.rankers import Ranker, RankingPlace
 from stillhouse.files import STAGE, write_jsonl
+from stillhouse.rollouts.offline.filter_files import samples_by_prompt
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
 from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
 
@@ -44,7 +44,7 @@ def best_of_files(paths: Sequence[Path], ranker: Ranker, output: Path) -> BestRe
         StageMismatch: `output` comes from other responses or another ranker.
         DataError: a file cannot be read, or no response has a score.
     """
-    samples, groups = grouped(paths)
+    samples, groups = samples_by_prompt(paths)
     header = stage_header(
         "responses",
         best_by=ranker.model_dump(mode="json"),

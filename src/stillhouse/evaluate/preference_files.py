@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.evaluate.rankers import Ranker, RankingPlace
 from stillhouse.files import STAGE, write_jsonl
-from stillhouse.rollouts.offline.filter_files import read_samples
+from stillhouse.rollouts.offline.filter_files import samples_by_prompt
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
 from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
 
@@ -51,7 +50,7 @@ def pairs_of_files(
         StageMismatch: `output` comes from other responses or another ranker.
         DataError: a file cannot be read, or no prompt gives a pair.
     """
-    samples, groups = grouped(paths)
+    samples, groups = samples_by_prompt(paths)
     header = stage_header(
         "pairs",
         ranker=ranker.model_dump(mode="json"),
@@ -73,34 +72,6 @@ def pairs_of_files(
         raise DataError(f"{', '.join(map(str, paths))}: no prompt gives a pair ({told}).")
     write_jsonl(output, [{STAGE: header}, *rows])
     return PairsResult(len(rows), left_out, _mean_margin(rows), False)
-
-
-def grouped(paths: Sequence[Path]) -> tuple[list[Sample], list[list[Sample]]]:
-    """All responses of some files, and those to the same prompt together.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    groups: dict[str, list[Sample]] = {}
-    samples = [one for found in read_samples(paths).values() for one in found if not one.missing]
-    for sample in map(_without_itself, samples):
-        groups.setdefault(_question(sample), []).append(sample)
-    return samples, list(groups.values())
-
-
-def _without_itself(sample: Sample) -> Sample:
-    """A response of a plain data file is no reference to be ranked by."""
-    response = sample.response
-    if sample.by != "data":
-        return sample
-    prompt = replace(response.prompt, references=())
-    return replace(sample, response=replace(response, prompt=prompt))
-
-
-def _question(sample: Sample) -> str:
-    """What responses to the same prompt have in common, whatever file and row they are from."""
-    prompt = sample.response.prompt
-    return json.dumps(dict(prompt.fields) or {"prompt": prompt.text}, sort_keys=True, default=str)
 
 
 def _rows(

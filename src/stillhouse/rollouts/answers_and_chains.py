@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from stillhouse.core.requirements import Requirements
-from stillhouse.core.types import Progress, Prompt, Response
-from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
+from stillhouse.core.types import Prompt, Response
+from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
+from stillhouse.rollouts.preference_pairs import DataPairsPolicy, pairs_of_data
 
 
 @REGISTRY.register
@@ -30,27 +30,12 @@ class AnswersAndChainsConfig(ResponsesConfig):
 
     def known_responses(self, context: RolloutContext) -> list[Response]:
         """Those with the chain: what the teacher reads."""
-        return [chain for chain, _ in map(_both, context.prompts)]
+        return [chain for chain, _ in pairs_of_data(context.prompts, Prompt.chain_and_answer)]
 
     def sources(self) -> frozenset[str]:
         """The response of the data set, and its answer alone."""
         return frozenset({"fixed", "direct"})
 
-    def build(self, context: RolloutContext) -> AnswersAndChainsPolicy:
+    def build(self, context: RolloutContext) -> DataPairsPolicy:
         """The running policy."""
-        return AnswersAndChainsPolicy()
-
-
-class AnswersAndChainsPolicy(StatelessPolicy):
-    """Provides both responses of the data set's rows."""
-
-    def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """The response with the chain and the answer alone to each prompt."""
-        return [[*_both(prompt)] for prompt in prompts]
-
-
-def _both(prompt: Prompt) -> tuple[Response, Response]:
-    chain, direct = prompt.reference_response(), prompt.direct_response()
-    assert chain is not None
-    assert direct is not None
-    return chain, direct
+        return DataPairsPolicy(Prompt.chain_and_answer)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
 from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext, StatelessPolicy
+
+PairOf = Callable[[Prompt], tuple[Response, Response] | None]
+"""Two responses of the data set to a prompt; None where it has no two."""
 
 
 @REGISTRY.register
@@ -32,30 +35,34 @@ class PreferencePairsConfig(ResponsesConfig):
 
     def known_responses(self, context: RolloutContext) -> list[Response]:
         """Both responses of all pairs."""
-        return [response for group in _pairs(context.prompts) for response in group]
+        return [one for pair in pairs_of_data(context.prompts, Prompt.preference_pair) for one in pair]
 
     def sources(self) -> frozenset[str]:
         """The two of a pair."""
         return frozenset({"chosen", "rejected"})
 
-    def build(self, context: RolloutContext) -> PreferencePairsPolicy:
+    def build(self, context: RolloutContext) -> DataPairsPolicy:
         """The running policy."""
-        return PreferencePairsPolicy()
+        return DataPairsPolicy(Prompt.preference_pair)
 
 
-class PreferencePairsPolicy(StatelessPolicy):
-    """Provides the pairs of the data set."""
+class DataPairsPolicy(StatelessPolicy):
+    """Provides two responses of the data set to each prompt."""
+
+    def __init__(self, pair_of: PairOf) -> None:
+        """With what finds the two, which every prompt must have."""
+        self._pair_of = pair_of
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
-        """The chosen and the rejected response to each prompt."""
-        return _pairs(prompts)
+        """The two responses to each prompt."""
+        return pairs_of_data(prompts, self._pair_of)
 
 
-def _pairs(prompts: Sequence[Prompt]) -> list[list[Response]]:
-    """The chosen and the rejected response to each prompt, which must be pairs."""
+def pairs_of_data(prompts: Sequence[Prompt], pair_of: PairOf) -> list[list[Response]]:
+    """The two responses to each prompt, which must have them."""
     found = []
     for prompt in prompts:
-        pair = prompt.preference_pair()
+        pair = pair_of(prompt)
         assert pair is not None
         found.append([*pair])
     return found

@@ -19,7 +19,9 @@ from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import write_json, write_jsonl
 from stillhouse.models import load_reward_model, load_tokenizer, local_device, rewards
 from stillhouse.models.config import ModelConfig
+from stillhouse.runs.training_arguments import optimisation
 from stillhouse.train import checkpoints
+from stillhouse.train.config import check_divisible
 
 MODEL, METRICS, SCORE = "model", "metrics.jsonl", "accuracy.json"
 
@@ -68,11 +70,7 @@ class RewardRun(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size "
-                f"({self.micro_batch_size})"
-            )
+        check_divisible(self.batch_size, self.micro_batch_size)
         return self
 
     @property
@@ -83,25 +81,15 @@ class RewardRun(StrictConfig):
     def arguments(self) -> dict[str, Any]:
         """The options of TRL's RewardConfig."""
         return {
-            "num_train_epochs": self.epochs,
-            "max_steps": self.max_steps or -1,
+            **optimisation(self),
             "per_device_train_batch_size": self.micro_batch_size,
             "gradient_accumulation_steps": self.batch_size // self.micro_batch_size,
-            "learning_rate": self.lr,
-            "lr_scheduler_type": self.schedule,
-            "warmup_steps": self.warmup,
-            "weight_decay": self.weight_decay,
             "center_rewards_coefficient": self.center or None,
-            "seed": self.seed,
-            "data_seed": self.seed,
-            "logging_steps": self.log_every,
             "save_steps": self.save_every,
             "max_length": None,  # data.max_prompt and data.max_response have cut already
             "bf16": False,
             "activation_checkpointing": False,
-            "dataloader_pin_memory": torch.cuda.is_available(),
             "report_to": "none",
-            "disable_tqdm": True,
         }
 
 

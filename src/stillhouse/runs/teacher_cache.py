@@ -96,9 +96,10 @@ def _fill(parts: Parts, name: str, responses: Sequence[Response], size: int) -> 
     with console.progress(title, total=sum(len(r.token_ids) for r in mine)) as bar:
         for start in range(0, len(mine), size):
             known = collate(mine[start : start + size], parts.facts.pad_id)
-            batch = read_by_teacher(known, parts.facts.pad_id, name)
-            if translator is not None:
-                batch, _ = translator.teacher_batch(mine[start : start + size])
+            if translator is None:
+                batch = read_by_teacher(known, parts.facts.pad_id, name)
+            else:
+                batch, _ = translator.teacher_batch(known.responses)
             _query(teacher, batch.to(local_device()))
             bar.advance(known.num_rows)
     return teacher.close() or "There is nothing to build: the objective needs it for no known text."

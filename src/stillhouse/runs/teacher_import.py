@@ -86,7 +86,7 @@ def import_logprobs(
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=reads)
     codec = teacher.store.codec(len(tokenizer))
     assert isinstance(codec, SparseCodec)
-    importer = _Importer(data, tokenizer, teacher.k, codec)
+    importer = _Importer(data, tokenizer, name, teacher.k, codec)
     account, records = _read_all(importer, files, bad_rows)
     fingerprint = teacher.fingerprint(teacher.folder)
     folder = teacher.folder / f"{fingerprint}-{codec.name}"
@@ -137,8 +137,8 @@ def _read_all(
 class _Importer:
     """Makes records of rows; knows the run's rows by their ids and texts."""
 
-    def __init__(self, data: Data, tokenizer: Any, k: int, codec: SparseCodec) -> None:
-        self._k, self._codec, self._vocab = k, codec, len(tokenizer)
+    def __init__(self, data: Data, tokenizer: Any, teacher: str, k: int, codec: SparseCodec) -> None:
+        self._teacher, self._k, self._codec, self._vocab = teacher, k, codec, len(tokenizer)
         self._decode = lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
         self._known = {(p.token_ids, p.response_ids): p for p in data.train if p.response_ids is not None}
         self._by_text: dict[str, Prompt] = {}
@@ -150,7 +150,8 @@ class _Importer:
         """The key of a prompt with its reference, as training asks for it."""
         response = prompt.reference_response()
         assert response is not None
-        return content_keys(read_by_teacher(collate([response], 0), 0), in_process=False)[0]
+        read = read_by_teacher(collate([response], 0), 0, self._teacher)
+        return content_keys(read, in_process=False)[0]
 
     def record(self, row: Mapping[str, Any], location: str) -> tuple[str, Record, RecordedText]:
         """Key and record of a row.
@@ -221,9 +222,7 @@ def _known_to(config: RunConfig, data: Data, name: str) -> Data:
         if response is None or name not in asked:
             kept.append(prompt)
             continue
-        one = collate([response], 0)
-        batch: TokenBatch = read_by_teacher(one, 0) if name == MAIN else one
-        if all(teacher.knows(batch)):
+        if all(teacher.knows(read_by_teacher(collate([response], 0), 0, name))):
             kept.append(prompt)
     teacher.close()
     if len(kept) == len(data.train):

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -105,27 +105,17 @@ def training_arguments(
         raise ConfigError(*faults)
     options: dict[str, Any] = {
         "output_dir": str(folder),
-        "num_train_epochs": train.epochs,
-        "max_steps": train.max_steps or -1,
+        **optimisation(train),
         "per_device_train_batch_size": micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // (micro_batch_size * ranks),
-        "learning_rate": train.lr,
-        "lr_scheduler_type": SCHEDULES.get(train.schedule, train.schedule),
-        "warmup_steps": train.warmup,
-        "weight_decay": train.weight_decay,
         "max_grad_norm": train.clip,
-        "seed": train.seed,
-        "data_seed": train.seed,
         "bf16": train.precision == "bfloat16",
-        "logging_steps": train.log_every,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": list(train.report_to),
         "run_name": config.name,
         "remove_unused_columns": False,
-        "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": [],
         **({"optim": "adamw_torch_fused"} if torch.cuda.is_available() else {}),
         **train.hf,
@@ -140,6 +130,44 @@ def training_arguments(
     # With several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+class Optimised(Protocol):
+    """What the settings of any training say about its length and its learning rate."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def max_steps(self) -> int | None: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+
+
+def optimisation(settings: Optimised) -> dict[str, Any]:
+    """The fields of TrainingArguments that follow from them, for a trainer that prints nothing."""
+    return {
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": SCHEDULES.get(settings.schedule, settings.schedule),
+        "warmup_steps": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": settings.log_every,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
 
 
 def _prompts_in_a_micro_batch(config: RunConfig, ranks: int) -> int:

@@ -93,11 +93,8 @@ class TrainConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.micro_batch_tokens is None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of "
-                f"micro_batch_size ({self.micro_batch_size})"
-            )
+        if self.micro_batch_tokens is None:
+            check_divisible(self.batch_size, self.micro_batch_size)
         for name in ("validate_every", "save_every"):
             every = getattr(self, name)
             if isinstance(every, int) and every < 1:
@@ -105,6 +102,14 @@ class TrainConfig(StrictConfig):
             if isinstance(every, float) and not 0 < every < 1:
                 raise ValueError(f"{name}: a share of an epoch lies between 0 and 1, got {every:g}")
         return self
+
+
+def check_divisible(batch_size: int, micro_batch_size: int) -> None:
+    """Raise a ValueError if a batch is no whole number of micro-batches."""
+    if batch_size % micro_batch_size:
+        raise ValueError(
+            f"batch_size ({batch_size}) must be a multiple of micro_batch_size ({micro_batch_size})"
+        )
 
 
 def due(every: EveryShare, step: int, steps_per_epoch: int, last: bool) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from stillhouse.core.types import question_of
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, write_jsonl
-from stillhouse.rollouts.offline.filter_files import read_samples
+from stillhouse.rollouts.offline.filter_files import samples_by_prompt
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
 from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
 
@@ -51,13 +51,10 @@ def aggregate_drafts(paths: Sequence[Path], count: int, output: Path) -> DraftsR
         StageMismatch: `output` comes from other drafts.
         DataError: a file cannot be read, or no prompt has so many drafts.
     """
-    by_prompt: dict[str, list[Sample]] = {}
-    samples = [sample for found in read_samples(paths).values() for sample in found]
-    for sample in samples:
-        by_prompt.setdefault(sample.response.prompt.id, []).append(sample)
+    samples, groups = samples_by_prompt(paths)
     header = stage_header("drafts", drafts=count, of=samples_digest(samples), wording=WORDING)
     left_out: Counter[str] = Counter()
-    rows = list(_rows(by_prompt, count, left_out))
+    rows = list(_rows(groups, count, left_out))
     if not rows:
         reasons = ", ".join(f"{number} x {reason}" for reason, number in left_out.items())
         raise DataError(f"{', '.join(map(str, paths))}: no prompt has {count} drafts ({reasons}).")
@@ -67,11 +64,9 @@ def aggregate_drafts(paths: Sequence[Path], count: int, output: Path) -> DraftsR
     return DraftsResult(len(rows), sum("response" in row for row in rows), left_out, done is not None)
 
 
-def _rows(
-    by_prompt: Mapping[str, Sequence[Sample]], count: int, left_out: Counter[str]
-) -> Iterator[dict[str, Any]]:
+def _rows(groups: Sequence[Sequence[Sample]], count: int, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     number = 0
-    for id, samples in by_prompt.items():
+    for samples in groups:
         drafts = [one.text.strip() for one in samples if one.response.finished and one.text.strip()]
         if len(drafts) < count:
             left_out[f"fewer than {count} finished drafts"] += 1
@@ -81,7 +76,7 @@ def _rows(
         references = list(prompt.references)
         yield {
             "number": number,
-            "id": id,
+            "id": prompt.id,
             **_with_text_after(prompt.fields, WORDING.format(drafts=told)),
             **({"response": references[0], "references": references} if references else {}),
             **({"facts": dict(prompt.facts)} if prompt.facts else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,34 @@ def _samples(path: Path) -> list[Sample]:
         }
         found.append(Sample.from_row(raw))
     return found
+
+
+def samples_by_prompt(paths: Sequence[Path]) -> tuple[list[Sample], list[list[Sample]]]:
+    """All responses of some files, and those to the same prompt together.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    groups: dict[str, list[Sample]] = {}
+    samples = [one for found in read_samples(paths).values() for one in found if not one.missing]
+    for sample in map(_without_itself, samples):
+        groups.setdefault(_question(sample), []).append(sample)
+    return samples, list(groups.values())
+
+
+def _without_itself(sample: Sample) -> Sample:
+    """A response of a plain data file is no reference to be ranked by."""
+    response = sample.response
+    if sample.by != "data":
+        return sample
+    prompt = replace(response.prompt, references=())
+    return replace(sample, response=replace(response, prompt=prompt))
+
+
+def _question(sample: Sample) -> str:
+    """What responses to the same prompt have in common, whatever file and row they are from."""
+    prompt = sample.response.prompt
+    return json.dumps(dict(prompt.fields) or {"prompt": prompt.text}, sort_keys=True, default=str)
 
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:

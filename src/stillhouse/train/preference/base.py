@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from stillhouse.config import Registry, StrictConfig, because
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetField
-from stillhouse.train.config import Every
+from stillhouse.train.config import Every, check_divisible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,11 +81,7 @@ class PreferenceStage(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of "
-                f"micro_batch_size ({self.micro_batch_size})"
-            )
+        check_divisible(self.batch_size, self.micro_batch_size)
         return self
 
     @property
