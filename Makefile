@@ -1,12 +1,14 @@
 # Two commands for a newcomer, both self-sufficient on a machine with Python 3.11+ and make:
 #   make quickstart   create .venv, install, distil a real student from a real teacher, open-able report
 #   make test         create .venv, install, lint, types, import rules, all tests
+# And what is too long for a test (at most 30 minutes on 2 cores):
+#   make examples     runs what docs/ship.md claims
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint browser demo-teacher docs clean
+.PHONY: quickstart test examples lint browser demo-teacher docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/stillhouse quickstart
@@ -20,6 +22,9 @@ lint: $(STAMP)
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+examples: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false examples/ship/run.sh
 
 # Chromium for the tests of the report: Debian's package, where it is missing and root may install it.
 browser:
