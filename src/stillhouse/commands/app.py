@@ -72,6 +72,9 @@ TOLD = frozenset(
 )  # fmt: skip
 """Errors of the operating system whose words say enough; others are ours, and show where."""
 
+CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers that warn, on import, of GPU libraries that a machine does not have and nobody has asked for."""
+
 
 def main() -> None:
     """Run the command line. Deliberate errors become one message and an exit code, never a traceback.
@@ -82,6 +85,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     log = logging.getLogger("stillhouse")
     log.propagate = False
     log.handlers[:] = [_ConsoleHandler()]
