@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.host import Ints, carried
+from stillhouse.core.images import ImageRef
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Response
 
@@ -55,6 +56,8 @@ class TokenBatch:
     """Host. [B] how many tokens of each are its prompt."""
     trained: tuple[tuple[int, ...] | None, ...]
     """Host. [B] 1 for each token of the response that is trained on and so has a row; None: all are."""
+    images: tuple[tuple[ImageRef, ...], ...] = ()
+    """Host. [B] the images of each sequence, in the order of their tokens; empty if none has any."""
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class TokenBatch:
         pad_id: int,
         length: int | None = None,
         trained: Sequence[tuple[int, ...] | None] | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> TokenBatch:
         """Sequences side by side.
 
@@ -73,6 +77,7 @@ class TokenBatch:
             pad_id: what fills the right side; never attended to and never a label.
             length: pad to at least this many tokens; by default to the longest sequence.
             trained: for each sequence 1 or 0 for each token of its response, or None: all have rows.
+            images: of each sequence; empty: none has any.
         """
         trained = trained or [None] * len(token_ids)
         width = max(length or 0, *map(len, token_ids))
@@ -102,6 +107,7 @@ class TokenBatch:
             token_ids=tuple(tuple(ids) for ids in token_ids),
             prompt_lengths=tuple(prompt_lengths),
             trained=tuple(trained),
+            images=tuple(images) if any(images) else (),
         )
 
     def __len__(self) -> int:
@@ -160,6 +166,7 @@ class TokenBatch:
             [self.prompt_lengths[row] for row in sequences],
             pad_id=0,
             trained=[self.trained[row] for row in sequences],
+            images=[self.images[row] for row in sequences] if self.images else (),
         )
         return part.to(device)
 

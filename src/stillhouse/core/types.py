@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.requirements import MAIN
 
 Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected", "direct"]
@@ -70,6 +71,8 @@ class Prompt:
     """As `response_trained`, for the rejected response."""
     direct_ids: tuple[int, ...] | None = None
     """The response without its chain of thought, where it has one and something asks for this."""
+    images: tuple[ImageRef, ...] = ()
+    """The images that the prompt shows, in the order of their tokens in `token_ids` and `teacher_ids`."""
 
     def read_by(self, teacher: str) -> tuple[int, ...] | None:
         """The prompt of the teacher of this name, where that is not the student's."""

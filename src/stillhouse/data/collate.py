@@ -34,6 +34,7 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
         pad_id,
         length,
         [response.trained for response in responses],
+        [response.prompt.images for response in responses],
     )
     logprobs = None
     if any(response.logprobs is not None for response in responses):
@@ -64,6 +65,7 @@ def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatc
         ],
         [len(prompt) for prompt in prompts],
         pad_id,
+        images=batch.images,
     )
     return read.to(batch.input_ids.device)
 

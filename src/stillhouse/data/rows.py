@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stillhouse.config import StrictConfig
+from stillhouse.core.images import ImageRef
 
 Message = dict[str, Any]
 """One turn of a conversation: `role` and `content` (text), and where the row has them `reasoning_content`,
@@ -82,6 +83,8 @@ class Row:
     """The name of the format that the row was read as."""
     unlabelled: bool = field(default=False, compare=False)
     """Whether its response was taken away, because it is beyond `labelled`."""
+    images: tuple[ImageRef, ...] = ()
+    """The images of its turns, in their order: one for each `core.images.IMAGE` in their texts."""
     source: int = field(default=0, compare=False)
     """Which of several mixed datasets it is from."""
 
