@@ -2,7 +2,15 @@
 
 from stillhouse.models.choose_packing import PackingMode, choose_packing
 from stillhouse.models.compiling import compile_layers
-from stillhouse.models.config import Dtype, LoraConfig, ModelConfig, Prune, StudentConfig, TeacherModel
+from stillhouse.models.config import (
+    Dtype,
+    LoraConfig,
+    ModelConfig,
+    Prune,
+    QuantiseConfig,
+    StudentConfig,
+    TeacherModel,
+)
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
 from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
 from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
@@ -22,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "PackingMode",
     "Prune",
+    "QuantiseConfig",
     "StudentConfig",
     "TeacherModel",
     "check_same_tokenizer",

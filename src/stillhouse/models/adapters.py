@@ -11,6 +11,7 @@ from stillhouse.errors import ModelError
 from stillhouse.models.config import LoraConfig
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import error_summary, foreign_files, resolve_adapter
+from stillhouse.models.quantise import dequantise_layers, is_quantised
 
 
 def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
@@ -38,12 +39,16 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
 def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
     """The model with a saved adapter merged into its weights, all of which can be trained on.
 
+    Quantised weights are dequantised first, so that nothing the adapter has learnt is rounded away.
+
     Raises:
         ModelError: there is no adapter at the path, or it does not fit the model.
     """
     from peft import PeftModel
 
     folder = resolve_adapter(adapter)
+    if is_quantised(model):
+        dequantise_layers(model)
     with foreign_files(f"{adapter}: cannot be merged into the model as an adapter"):
         merged: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged.requires_grad_(True)  # peft has frozen what the adapter was trained on

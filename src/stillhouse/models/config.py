@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import ListOf, StrictConfig
+from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.core.requirements import MAIN, Requirements
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -25,6 +25,22 @@ class LoraConfig(StrictConfig):
     merge: bool = True
     """Merge the adapters into the weights at export; false exports the adapters, with the model that they
     belong to in the folder `base` unless that is on the hub."""
+
+
+class QuantiseConfig(StrictConfig):
+    """Weights of linear layers in fewer bits; the head, embeddings and norms keep their dtype."""
+
+    weights: Literal["int8", "int4", "nf4"] = "int8"
+    """int8: symmetric, one scale for each row (torchao). int4: symmetric, one scale for each group (torchao).
+    nf4: QLoRA's 4-bit NormalFloat in blocks of 64 (bitsandbytes)."""
+    group_size: int = Field(32, ge=8, multiple_of=8)
+    """Weights in a row with one scale, for int4."""
+
+    def options_without_effect(self) -> dict[str, str]:
+        """The group size of what has no such groups."""
+        if self.weights == "int4":
+            return {}
+        return because(f"{self.weights} has no groups of a chosen size", "group_size")
 
 
 class Prune(StrictConfig):

@@ -20,6 +20,7 @@ from stillhouse.files import write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import model_files, resolve_path
+from stillhouse.models.quantise import stored_tensors
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.py")
 CONFIG_FILES = ("config.json", "adapter_config.json")
@@ -68,8 +69,9 @@ def weights_digest(model: nn.Module, but: str | None = None) -> str:
 
 
 def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)
+    for part, stored in stored_tensors(tensor).items():
+        digest.update(f"{name}{part and f'.{part}'} {stored.dtype} {tuple(stored.shape)}".encode())
+        digest.update(stored.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().data)
 
 
 def fingerprint_of_files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,16 @@ from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, Prune, StudentConfig, TeacherModel
 from stillhouse.models.hidden import check_head, unwrap
 from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
+from stillhouse.models.quantise import (
+    is_quantised,
+    is_quantised_weight,
+    keep_layout,
+    num_weights,
+    quantised_dtype,
+    stored_bytes,
+)
+
+logger = logging.getLogger("stillhouse")
 
 SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
 """Config fields that a randomly initialised student takes from its tokenizer."""
@@ -180,10 +191,24 @@ def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
 
 
 def _load(config: ModelConfig, path: str, dtype: Dtype) -> nn.Module:
-    """The model at a path; a LoRA adapter there is merged into the model that it belongs to."""
+    """The model at a path; a LoRA adapter there is merged into the model that it belongs to.
+
+    A quantised one has the dtype that it was written with; merging dequantises it.
+    """
     files = model_files(path)
     model = _load_whole(config, path, files.model, dtype)
-    return model if files.adapter is None else merge_adapter(model, files.adapter)
+    written = quantised_dtype(model)
+    if files.adapter is not None:
+        model = merge_adapter(model, files.adapter)
+    wanted = _torch_dtype(dtype)
+    if written is None or wanted in (None, written):
+        return model
+    if not is_quantised(model):
+        return cast_parameters(model, wanted)
+    logger.warning(
+        "%s: is quantised, so it computes in %s, as it was written, not in %s", path, written, wanted
+    )
+    return cast_parameters(model, written)
 
 
 def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn.Module:
@@ -209,6 +234,7 @@ def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn
         )
     if config.gguf_file:
         model = _without_quantisation(model)
+    keep_layout(model)
     return model
 
 
@@ -232,12 +258,13 @@ def _without_quantisation(model: nn.Module) -> nn.Module:
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the parameters of a model in place.
+    """Cast the parameters of a model in place, but for quantised ones.
 
     Buffers keep their dtype: rotary frequencies in bfloat16 would put distant tokens at wrong positions.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if not is_quantised_weight(parameter):
+            parameter.data = parameter.data.to(dtype)
     return model
 
 
@@ -245,17 +272,19 @@ def parameter_counts(model: nn.Module) -> dict[str, Any]:
     """Architecture, dtype and the numbers of parameters, trainable ones and bytes; tied ones count once.
 
     `parameters` leaves LoRA adapters out, which merging adds to other weights; their number is `adapter`.
+    `quantised` is how many of the parameters are quantised.
     """
     parameters = list(model.parameters())
     adapter = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    quantised = sum(num_weights(p) for p in parameters if is_quantised_weight(p))
     counts = {
         "architecture": type(unwrap(model)).__name__,
-        "parameters": sum(p.numel() for p in parameters) - adapter,
+        "parameters": sum(num_weights(p) for p in parameters) - adapter,
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "bytes": sum(stored_bytes(p) for p in parameters),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
     }
-    return counts | ({"adapter": adapter} if adapter else {})
+    return counts | {name: n for name, n in (("adapter", adapter), ("quantised", quantised)) if n}
 
 
 def _torch_dtype(name: Dtype) -> torch.dtype | None:

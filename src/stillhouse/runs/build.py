@@ -34,6 +34,7 @@ from stillhouse.models import (
     unwrap,
 )
 from stillhouse.models.packing import packs
+from stillhouse.models.quantise import dense
 from stillhouse.objectives import Objective
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair
@@ -255,7 +256,7 @@ def pack_where_possible(parts: Parts) -> None:
 
 def _finite(name: str, model: nn.Module) -> None:
     """Refuse weights that would make every loss NaN."""
-    broken = [key for key, weights in model.named_parameters() if not torch.isfinite(weights).all()]
+    broken = [key for key, weights in model.named_parameters() if not torch.isfinite(dense(weights)).all()]
     if broken:
         raise ModelError(
             f"{name}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}. The model was "
