@@ -17,7 +17,7 @@ from tests.workshop import Workshop
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
 COMMANDS = (
     "init", "methods", "quickstart", "align", "cache", "check", "reward", "run", "curate", "generate",
-    "pairs", "show", "compare", "eval", "judge", "report", "runs",
+    "pairs", "show", "compare", "eval", "export", "judge", "report", "runs",
 )  # fmt: skip
 
 

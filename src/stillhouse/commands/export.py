@@ -1,0 +1,48 @@
+"""stillhouse export: a finished student as a folder that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse import console
+from stillhouse.commands.app import RESULTS, app
+from stillhouse.commands.options import faults_as_options
+
+
+@app.command("export", rich_help_panel=RESULTS)
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run folder, or the folder of any model.", metavar="RUN", show_default=False),
+    ],
+    to: Annotated[str, typer.Option("--to", help="safetensors.")] = "safetensors",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A new folder; default: RUN/export/TARGET.", show_default=False),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: as stored.")] = "auto",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Question of the smoke test; default: the first held-out one.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Length limit of the smoke test's answer.", min=1)] = 64,
+    smoke_test: Annotated[
+        bool, typer.Option(help="Run the export's own smoke test; one that fails leaves nothing behind.")
+    ] = True,
+) -> None:
+    """Export a student: merged weights, tokenizer, chat template, end tokens, card and a smoke test.
+
+    The folder needs no Stillhouse. It is written whole and tested, or not at all.
+    """
+    from stillhouse.config import Layer, Layered, validate
+    from stillhouse.runs.export.config import ExportConfig
+    from stillhouse.runs.export.targets import export_student
+
+    options = {"to": to, "dtype": dtype, "prompt": prompt, "max_tokens": max_tokens, "smoke_test": smoke_test}
+    with faults_as_options({name: f"--{name.replace('_', '-')}" for name in options}):
+        config, _ = validate(ExportConfig, Layered.merged(Layer.of(options, "command line")))
+    folder = export_student(run, config, output or run / "export" / config.to)
+    console.say(f"{config.to}: {folder}")

@@ -1,0 +1,51 @@
+"""Exports a finished student to a folder of its own, whole and tested or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import check_writable, os_errors_as_faults
+from stillhouse.runs.export.config import ExportConfig
+from stillhouse.runs.export.safetensors import write_safetensors
+from stillhouse.runs.export.smoke_test import run_smoke_test
+from stillhouse.runs.export.student import read_student
+
+
+def export_student(source: Path, config: ExportConfig, destination: Path) -> Path:
+    """Export the student of a run, or the model of a folder.
+
+    Args:
+        source: a run folder, its student's folder, or any model folder.
+        config: the format.
+        destination: a folder that does not exist yet.
+
+    Returns:
+        The destination.
+
+    Raises:
+        StillhouseError: the student cannot be exported so, or its smoke test fails; nothing is left.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(
+            Fault("--output", f"{destination} is there already", hint="Choose a new folder, or delete it.")
+        )
+    check_writable("--output", destination)
+    student = read_student(source, config)
+    fresh = destination.with_name(f".{destination.name}.new")
+    with os_errors_as_faults(destination):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+    try:
+        with os_errors_as_faults(destination):
+            write_safetensors(student, config, fresh)
+        if config.smoke_test:
+            run_smoke_test(fresh)
+        with os_errors_as_faults(destination):
+            if destination.exists():
+                destination.rmdir()
+            fresh.rename(destination)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return destination
