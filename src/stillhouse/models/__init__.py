@@ -12,8 +12,14 @@ from stillhouse.models.config import (
     TeacherModel,
 )
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
-from stillhouse.models.hidden import head_of, hidden_rows, layer_rows, unwrap
-from stillhouse.models.load import load_student, load_teacher, local_device, parameter_counts
+from stillhouse.models.hidden import head_of, hidden_rows, image_reader, layer_rows, unwrap
+from stillhouse.models.load import (
+    load_student,
+    load_teacher,
+    local_device,
+    parameter_counts,
+)
+from stillhouse.models.readers import model_reader, student_reader
 from stillhouse.models.reward import load_reward_model, rewards
 from stillhouse.models.tokenizers import (
     check_same_tokenizer,
@@ -23,9 +29,11 @@ from stillhouse.models.tokenizers import (
     tokenizer_difference,
     vocab_digest,
 )
+from stillhouse.models.vision import ImageReader, image_arguments
 
 __all__ = [
     "Dtype",
+    "ImageReader",
     "LoraConfig",
     "ModelConfig",
     "PackingMode",
@@ -41,15 +49,19 @@ __all__ = [
     "generation_ends",
     "head_of",
     "hidden_rows",
+    "image_arguments",
+    "image_reader",
     "layer_rows",
     "load_reward_model",
     "load_student",
     "load_teacher",
     "load_tokenizer",
     "local_device",
+    "model_reader",
     "parameter_counts",
     "rewards",
     "shared_ids",
+    "student_reader",
     "tokenizer_difference",
     "unwrap",
     "vocab_digest",

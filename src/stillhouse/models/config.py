@@ -74,6 +74,8 @@ class ModelConfig(StrictConfig):
     """Name of a GGUF file (llama.cpp weights) in that folder; it is dequantised. Needs the extra [gguf]."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: `path`."""
+    processor: str | None = None
+    """Folder or hub name of the image processor of a vision-language model; default: `path`."""
     dtype: Dtype = "auto"
     """The dtype of the weights; "auto": the dtype they are stored in."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -84,6 +86,10 @@ class ModelConfig(StrictConfig):
 
 class StudentConfig(ModelConfig):
     """The model to train. Exactly one of `path`, `from_teacher` and `from_config` initialises it."""
+
+    processor: str | None = None
+    """Folder or hub name of the image processor of a vision-language model; default: `path`, or else that of
+    the teacher."""
 
     dtype: Dtype = "float32"
     """The dtype of the weights in training. bfloat16 halves memory; small updates may be rounded away."""

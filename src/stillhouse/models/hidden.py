@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from stillhouse.core.batch import PackedTokens, TokenBatch
 from stillhouse.core.head import ModelHead
+from stillhouse.core.host import carried
 from stillhouse.errors import ModelError
 from stillhouse.models.packing import arguments, packed_for, sequence_ids
+from stillhouse.models.vision import ImageReader, image_arguments, reader_of
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -33,13 +35,21 @@ def unwrap(model: nn.Module) -> Any:
             return inner
 
 
+def image_reader(model: nn.Module) -> ImageReader | None:
+    """What reads images for a loaded model, possibly wrapped; None: it reads text alone."""
+    return reader_of(unwrap(model))
+
+
 def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     """Last hidden states at the rows of a batch, in row-major order.
 
     The call goes through the outermost wrapper, so that DDP and FSDP see an ordinary forward pass; the
     states are captured by a hook on the decoder, and the head runs for one position only. No attention mask
     is passed: causal attention never reaches the padding on the right, and attention without a mask is
-    faster. A model that packs (`choose_packing`) reads the sequences one after the other without padding.
+    faster. A model that packs (`choose_packing`) reads the sequences one after the other without padding;
+    batches with images are padded. Images come through the model's own processor (`models/vision.py`).
+    Nothing here waits for the device, but transformers does once in each such pass, to count image tokens,
+    and in the towers of Qwen-VL, Idefics and SmolVLM for the sizes of images.
 
     Args:
         model: a causal language model, possibly wrapped.
@@ -59,12 +69,21 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
     packed = packed_for(inner, batch)
     if packed is not None:
         call |= arguments(inner, packed)
+    if batch.images:
+        call |= _image_arguments(inner, batch)
     try:
         with _without_host_syncs(sequence_ids(inner, packed)):
             model(input_ids=batch.input_ids if packed is None else packed.input_ids, **call)
     finally:
         handle.remove()
     return _rows(captured[-1], batch if packed is None else packed)
+
+
+def _image_arguments(inner: Any, batch: TokenBatch) -> dict[str, Tensor]:
+    """What the model is called with for the images of a batch, on its device."""
+    width = batch.input_ids.shape[1]
+    found = image_arguments(inner, batch.token_ids, batch.images, width)
+    return dict(zip(found, carried(list(found.values()), batch.input_ids.device), strict=True))
 
 
 def _rows(states: Tensor, batch: TokenBatch | PackedTokens) -> Tensor:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stillhouse.config import nearest
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, Prune, StudentConfig, TeacherModel
-from stillhouse.models.hidden import check_head, unwrap
+from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
+from stillhouse.models.hidden import check_head, image_reader, unwrap
 from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
 from stillhouse.models.quantise import (
     is_quantised,
@@ -27,11 +26,10 @@ from stillhouse.models.quantise import (
     quantised_dtype,
     stored_bytes,
 )
+from stillhouse.models.readers import auto_class, config_of, model_reader, student_reader
+from stillhouse.models.vision import ImageReader, attach_reader, name_image_tokens
 
 logger = logging.getLogger("stillhouse")
-
-SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
-"""Config fields that a randomly initialised student takes from its tokenizer."""
 
 
 def local_device() -> torch.device:
@@ -55,6 +53,7 @@ def load_teacher(config: TeacherModel) -> nn.Module:
     model = _load(config, config.path, config.dtype)
     if config.adapter:
         model = merge_adapter(model, config.adapter)
+    attach_reader(model, model_reader(config))
     check_head(model)
     return model.requires_grad_(False).eval()
 
@@ -68,6 +67,7 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
         ModelError: the model could not be loaded or built, or its head is not supported.
     """
     torch.manual_seed(seed)
+    reader = student_reader(config, tokenizer, None if teacher is None else image_reader(teacher))
     if config.path is not None:
         model = _load(config, config.path, config.dtype)
     elif config.from_teacher is not None:
@@ -75,7 +75,8 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
             raise ModelError("student.from_teacher: there is no teacher model to start from.")
         model = prune_layers(unwrap(teacher), config.from_teacher, _torch_dtype(config.dtype))
     else:
-        model = _from_config(config, tokenizer)
+        model = _from_config(config, tokenizer, reader)
+    attach_reader(model, reader)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         if config.lora:
@@ -144,45 +145,14 @@ def _layer_prefix(model: nn.Module, depth: int) -> str:
     raise ModelError(f"student.from_teacher: cannot find the {depth} layers of {type(model).__name__}.")
 
 
-def config_from_options(options: Mapping[str, Any], vocab_size: int) -> Any:
-    """A transformers config from `student.from_config`; `vocab_size` unless `options` has one.
-
-    Raises:
-        ModelError: the model type or a field is unknown, or the values do not fit together.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
-
-    rest = {"vocab_size": vocab_size, **options}
-    model_type = rest.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        hint = nearest(model_type, list(CONFIG_MAPPING.keys()))
-        raise ModelError(
-            f"student.from_config.model_type: {model_type!r} is not known to transformers{hint}."
-        )
-    config_class = CONFIG_MAPPING[model_type]
-    parameters = inspect.signature(config_class).parameters
-    known = {*config_class().to_dict(), *config_class.attribute_map, *parameters, *SPECIAL_TOKENS}
-    for name in rest:
-        if name not in known:
-            raise ModelError(
-                f"student.from_config.{name}: {model_type} has no such field{nearest(name, sorted(known))}."
-            )
-    try:
-        return config_class(**rest)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise ModelError(
-            f"student.from_config: no model can be made of it. {error_summary(error)}"
-        ) from error
-
-
-def _from_config(config: StudentConfig, tokenizer: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
+def _from_config(config: StudentConfig, tokenizer: Any, reader: ImageReader | None) -> nn.Module:
     special = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
-    built = config_from_options({**special, **(config.from_config or {})}, len(tokenizer))
+    options = config.from_config or {}
+    built = config_from_options(options, len(tokenizer), **special)
+    if reader is not None:
+        name_image_tokens(built, reader, options)
     try:
-        model: nn.Module = AutoModelForCausalLM.from_config(built)
+        model: nn.Module = auto_class(built).from_config(built)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(
             f"student.from_config: no model can be made of it. {error_summary(error)}"
@@ -225,7 +195,8 @@ def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn
     model: nn.Module
     problem = f"{path}: no causal language model could be loaded from there"
     with foreign_files(problem, missing_folder_hint(path)):
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        kind = AutoModelForCausalLM if config.gguf_file else auto_class(config_of(config, folder))
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
         raise ModelError(

@@ -79,8 +79,8 @@ def arguments(inner: nn.Module, packed: PackedTokens) -> dict[str, Any]:
 
 
 def packed_for(inner: nn.Module, batch: TokenBatch) -> PackedTokens | None:
-    """The batch as a model that packs reads it; None where it reads the padded one."""
-    return batch.packed() if batch.padded and packs(inner) else None
+    """The batch as a model that packs reads it; None where it reads the padded one, as with images."""
+    return batch.packed() if batch.padded and not batch.images and packs(inner) else None
 
 
 def sequence_ids(inner: nn.Module, packed: PackedTokens | None) -> Tensor | None:

@@ -15,8 +15,10 @@ from stillhouse.data import Data, load_data
 from stillhouse.errors import ModelError
 from stillhouse.models.adapters import add_lora
 from stillhouse.models.config import StudentConfig, TeacherModel
-from stillhouse.models.load import config_from_options, parameter_counts, pruned_config
+from stillhouse.models.from_config import config_from_options
+from stillhouse.models.load import parameter_counts, pruned_config
 from stillhouse.models.paths import model_files
+from stillhouse.models.readers import auto_class
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
@@ -272,10 +274,9 @@ def _without_weights(model: Any, layers: Sequence[int] | None = None) -> Any:
 
 def _empty(config: Any, **options: Any) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, **options)
+        model = auto_class(config).from_config(config, **options)
     model.tie_weights()  # init_empty_weights has untied them
     return model
 

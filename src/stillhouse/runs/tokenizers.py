@@ -22,7 +22,7 @@ from stillhouse.models import (
     shared_ids,
     tokenizer_difference,
 )
-from stillhouse.models.load import config_from_options
+from stillhouse.models.from_config import config_from_options
 from stillhouse.objectives import Objective
 from stillhouse.runs.checks import context_length, context_of_files
 from stillhouse.runs.compatibility import innermost_asking

@@ -1,0 +1,73 @@
+"""Which models read images, and through what: known by their configs, before any weight is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillhouse.errors import ModelError
+from stillhouse.models.config import ModelConfig, StudentConfig
+from stillhouse.models.from_config import config_from_options
+from stillhouse.models.paths import model_files, resolve_path
+from stillhouse.models.vision import ImageReader, reads_images
+
+
+def config_of(config: ModelConfig, folder: str) -> Any:
+    """The transformers config in a folder, or at a hub name."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes or loads the model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+
+
+def model_reader(config: ModelConfig) -> ImageReader | None:
+    """What reads images for a model at a path; None: it reads text alone.
+
+    Reads its config and no weights; what cannot be read is told where the model is loaded.
+    """
+    if config.path is None or config.gguf_file:
+        return None
+    folder = model_files(config.path).model
+    try:
+        found = config_of(config, folder)
+    except (OSError, ValueError, KeyError):
+        return None
+    if not reads_images(found):
+        return None
+    processor = folder if config.processor is None else resolve_path(config.processor)
+    return ImageReader(processor, found, config.trust_remote_code)
+
+
+def student_reader(config: StudentConfig, tokenizer: Any, teacher: ImageReader | None) -> ImageReader | None:
+    """What reads images for the student; None: it reads text alone.
+
+    Args:
+        config: the student.
+        tokenizer: its tokenizer.
+        teacher: what reads images for the teacher, whose processor a student without one of its own has.
+
+    Raises:
+        ModelError: a student from random weights is to read images, and has no processor.
+    """
+    if config.path is not None:
+        return model_reader(config)
+    if config.from_config is not None:
+        built = config_from_options(config.from_config, len(tokenizer))
+        if not reads_images(built):
+            return None
+    elif teacher is None:
+        return None
+    else:
+        built = teacher.config
+    if config.processor is None and teacher is None:
+        raise ModelError(
+            "student.processor: a vision-language student from random weights needs the folder of an image "
+            "processor, as there is no teacher that reads images."
+        )
+    folder = teacher.folder if config.processor is None else resolve_path(config.processor)  # type: ignore[union-attr]
+    return ImageReader(folder, built, config.trust_remote_code)
