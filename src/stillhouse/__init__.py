@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stillhouse.core.rows import Rows
     from stillhouse.fused.api import fused_loss
     from stillhouse.runs.execute import Result, run
+    from stillhouse.trainer import DistilConfig, DistilTrainer, distil
 
 _LAZY = {
     "run": ("stillhouse.runs.execute", "run"),
@@ -27,9 +28,23 @@ _LAZY = {
     "ModelHead": ("stillhouse.core.head", "ModelHead"),
     "Rows": ("stillhouse.core.rows", "Rows"),
     "objectives": ("stillhouse.objectives", None),
+    "DistilConfig": ("stillhouse.trainer", "DistilConfig"),
+    "DistilTrainer": ("stillhouse.trainer", "DistilTrainer"),
+    "distil": ("stillhouse.trainer", "distil"),
 }
 
-__all__ = ["ModelHead", "Result", "Rows", "__version__", "fused_loss", "objectives", "run"]
+__all__ = [
+    "DistilConfig",
+    "DistilTrainer",
+    "ModelHead",
+    "Result",
+    "Rows",
+    "__version__",
+    "distil",
+    "fused_loss",
+    "objectives",
+    "run",
+]
 
 
 def __dir__() -> list[str]:

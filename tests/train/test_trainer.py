@@ -16,11 +16,11 @@ from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.train.trainer import CheckpointLoading, DistilTrainer
+from stillhouse.train.trainer import CheckpointLoading, StepTrainer
 
 
 def test_the_adapter_shadows_three_methods_of_the_loop_and_three_that_load_a_checkpoint() -> None:
-    own = {**vars(CheckpointLoading), **vars(DistilTrainer)}
+    own = {**vars(CheckpointLoading), **vars(StepTrainer)}
     ours = {name for name in own if not name.startswith("__")}
     loop = {"get_batch_samples", "training_step", "compute_loss"}
     loading = {"_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"}
@@ -48,7 +48,7 @@ class Record:
         self.losses: list[float] = []
         self.prompts: list[list[str]] = []
 
-    def watch(self, trainer: DistilTrainer) -> None:
+    def watch(self, trainer: StepTrainer) -> None:
         from transformers import TrainerCallback
 
         record = self
@@ -103,7 +103,7 @@ def test_the_library_matches_the_plain_loop_loss_by_loss(
         disable_tqdm=True,
         seed=3,
     )
-    trainer = DistilTrainer(step=step, model=ours, args=arguments, train_dataset=prompts)
+    trainer = StepTrainer(step=step, model=ours, args=arguments, train_dataset=prompts)
     record = Record(step)
     record.watch(trainer)
     trainer.train()
@@ -135,7 +135,7 @@ def test_every_epoch_sees_every_prompt_once(tmp_path: Path) -> None:
         remove_unused_columns=False,
         disable_tqdm=True,
     )
-    DistilTrainer(step=step, model=student, args=arguments, train_dataset=prompts).train()
+    StepTrainer(step=step, model=student, args=arguments, train_dataset=prompts).train()
     assert [len(names) for names in policy.seen] == [8, 8, 6, 8, 8, 6]
     for epoch in (policy.seen[:3], policy.seen[3:]):
         assert sorted(name for names in epoch for name in names) == sorted(prompt.id for prompt in prompts)

@@ -23,7 +23,7 @@ from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.rollouts.fixed import FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.train.trainer import DistilTrainer, Ranks
+from stillhouse.train.trainer import StepTrainer, Ranks
 
 folder, accumulation, tokens = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 arguments = TrainingArguments(
@@ -39,7 +39,7 @@ step = Step(
     0, tiny.VOCAB, world=Ranks(arguments.world_size, arguments.device),
     micro_batch_tokens=tokens or None,
 )
-trainer = DistilTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))
+trainer = StepTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))
 trainer.train()
 if arguments.process_index == 0:
     torch.save(student.state_dict(), folder / "weights.pt")

@@ -23,6 +23,7 @@ from stillhouse.models.readers import model_reader, student_reader
 from stillhouse.models.reward import load_reward_model, rewards
 from stillhouse.models.tokenizers import (
     check_same_tokenizer,
+    control_ends,
     generation_ends,
     load_tokenizer,
     shared_ids,
@@ -44,6 +45,7 @@ __all__ = [
     "check_same_tokenizer",
     "choose_packing",
     "compile_layers",
+    "control_ends",
     "fingerprint",
     "fingerprint_of_files",
     "generation_ends",

@@ -64,7 +64,12 @@ def generation_ends(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
             )
         except (OSError, ValueError, KeyError):  # told where the model is loaded
             found = None
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    return control_ends(found, tokenizer)
+
+
+def control_ends(named: int | list[int] | None, tokenizer: Any) -> tuple[int, ...]:
+    """The end tokens that a generation config names, without ids of ordinary tokens."""
+    ids = named if isinstance(named, list) else [] if named is None else [named]
     control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return tuple(int(one) for one in ids if one in control)
 

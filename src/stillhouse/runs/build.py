@@ -169,7 +169,7 @@ def assemble(config: RunConfig) -> Parts:
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
     pairs = stage_pairs(config, data)
-    config = _with_resolved_template(config, data)
+    config = with_resolved_template(config, data)
     encoder = data.encoder
     assert encoder is not None
     for note in format_notes(found, data).values():
@@ -211,7 +211,7 @@ def assemble(config: RunConfig) -> Parts:
     return parts
 
 
-def _with_resolved_template(config: RunConfig, data: Data) -> RunConfig:
+def with_resolved_template(config: RunConfig, data: Data) -> RunConfig:
     """The run with the template that its data were rendered with, so that everything else renders alike."""
     if data.encoder is None or data.encoder.template.kind != "chat":
         return config

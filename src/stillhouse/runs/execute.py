@@ -39,7 +39,7 @@ from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.step import Step
-from stillhouse.train.trainer import DistilTrainer, Ranks, steps_in_all, steps_in_epoch
+from stillhouse.train.trainer import Ranks, StepTrainer, steps_in_all, steps_in_epoch
 
 logger = logging.getLogger("stillhouse")
 
@@ -218,7 +218,7 @@ def _tell_unmoved(step: Step, folder: RunFolder) -> None:
         logger.warning("%s stayed at its start, %g: what it follows never asked for more", path, value)
 
 
-def _train_until_stopped(trainer: DistilTrainer, interrupt: Interrupt, checkpoint: Path | None) -> None:
+def _train_until_stopped(trainer: StepTrainer, interrupt: Interrupt, checkpoint: Path | None) -> None:
     """Train; if a signal breaks a step off, save the one before, unless there is none to save."""
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -232,11 +232,11 @@ def _arguments(parts: Parts, folder: RunFolder) -> Any:
     return training_arguments(parts.config, folder.checkpoints)
 
 
-def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> DistilTrainer:
+def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> StepTrainer:
     """The trainer for a run, with Hugging Face's own printing and saving switched off where ours does it."""
     from transformers import PrinterCallback, ProgressCallback
 
-    trainer = DistilTrainer(
+    trainer = StepTrainer(
         step=step,
         model=parts.student,
         args=arguments,

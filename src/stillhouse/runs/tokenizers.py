@@ -146,12 +146,25 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         theirs = _readers_tokenizer(config, ours)
         return found if theirs is None else _one_prompt(config, replace(found, teacher=theirs))
     theirs = load_tokenizer(model)
-    found = replace(
-        found,
-        teacher=theirs,
-        teacher_ends=generation_ends(model, theirs),
-        context=context_of_files(model),
+    return compared(
+        config,
+        replace(
+            found,
+            teacher=theirs,
+            teacher_ends=generation_ends(model, theirs),
+            context=context_of_files(model),
+        ),
     )
+
+
+def compared(config: RunConfig, found: Tokenizers) -> Tokenizers:
+    """Both tokenizers once they are loaded: whether they have the same ids, and how many they share.
+
+    Raises:
+        ModelError: they differ, and the method compares or mixes single tokens.
+        ConfigError: student and teacher write together, and the teacher is to read another prompt.
+    """
+    ours, theirs = found.student, found.teacher
     difference = tokenizer_difference(ours, theirs)
     if difference is None:
         return _one_prompt(config, found)

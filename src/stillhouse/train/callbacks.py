@@ -28,6 +28,16 @@ from stillhouse.train.step import Step
 Validate = Callable[[], dict[str, float]]
 
 
+def measured(step: Step) -> dict[str, float]:
+    """What all processes have measured since this was last asked; every one of them has to ask."""
+    metrics, world = step.metrics, step.world
+    if world.size == 1:
+        return metrics.row()
+    whole = over_processes(world.gather(metrics.state_dict()))
+    metrics.clear()
+    return whole.row()
+
+
 class MetricsLog(TrainerCallback):
     """Writes `metrics.jsonl`: a row for every `log_every` steps and the last one, and for each validation."""
 
@@ -62,7 +72,7 @@ class MetricsLog(TrainerCallback):
         """Add the step's metrics to the trainer's log row, also for TensorBoard and others, and write it."""
         if logs is None or "learning_rate" not in logs:
             return
-        row = self._row()
+        row = measured(self._step)
         if not state.is_world_process_zero:
             return
         seconds = time.perf_counter() - self._last
@@ -71,15 +81,6 @@ class MetricsLog(TrainerCallback):
         logs["seconds"] = seconds
         logs["tokens_per_second"] = logs.get("tokens", 0.0) / max(seconds, 1e-9)
         self.write("train", state.global_step, logs)
-
-    def _row(self) -> dict[str, float]:
-        """What all processes have measured since the last row; every one of them has to ask."""
-        metrics, world = self._step.metrics, self._step.world
-        if world.size == 1:
-            return metrics.row()
-        whole = over_processes(world.gather(metrics.state_dict()))
-        metrics.clear()
-        return whole.row()
 
     def write(self, phase: str, step: int, values: dict[str, Any]) -> None:
         """Append one row."""
@@ -136,8 +137,28 @@ class Validation(TrainerCallback):
                 self._keep_best()
 
 
-class Saver(TrainerCallback):
-    """Requests checkpoints when due, adds the step's state to them, seals them and removes old ones."""
+class StepStateSaver(TrainerCallback):
+    """Adds the step's state to each checkpoint that the trainer writes, and seals it."""
+
+    def __init__(self, step: Step, folder: Path) -> None:
+        self._step = step
+        self._folder = folder
+
+    def best(self) -> dict[str, float]:
+        """The best validation so far; empty without one."""
+        return {}
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Complete and seal what the trainer wrote."""
+        checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
+        checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": self.best()})
+        self._step.world.add(torch.zeros(1))  # a barrier: sealed only after every rank has written
+        if state.is_world_process_zero:
+            checkpoints.seal(checkpoint)
+
+
+class Saver(StepStateSaver):
+    """Requests checkpoints when due, and removes old ones."""
 
     def __init__(
         self,
@@ -147,11 +168,14 @@ class Saver(TrainerCallback):
         folder: Path,
         steps_per_epoch: int,
     ) -> None:
+        super().__init__(step, folder)
         self._config = config
-        self._step = step
         self._validation = validation
-        self._folder = folder
         self._steps_per_epoch = steps_per_epoch
+
+    def best(self) -> dict[str, float]:
+        """What validation has found."""
+        return self._validation.best if self._validation else {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Request a save from the trainer."""
@@ -160,13 +184,9 @@ class Saver(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Complete and seal what the trainer wrote."""
-        checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
-        best = self._validation.best if self._validation else {}
-        checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": best})
-        self._step.world.add(torch.zeros(1))  # a barrier: sealed only after every rank has written
+        """Complete the checkpoint, and remove those that are too old."""
+        super().on_save(args, state, control)
         if state.is_world_process_zero:
-            checkpoints.seal(checkpoint)
             checkpoints.rotate(self._folder, self._config.keep_checkpoints)
 
 

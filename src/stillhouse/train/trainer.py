@@ -65,7 +65,7 @@ class CheckpointLoading(Trainer):
         self.lr_scheduler._last_lr = now
 
 
-class DistilTrainer(CheckpointLoading):
+class StepTrainer(CheckpointLoading):
     """Hugging Face's Trainer over prompts, with the loss of a `Step`."""
 
     control: TrainerControl
