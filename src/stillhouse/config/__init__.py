@@ -2,7 +2,7 @@
 
 from stillhouse.config.layers import Dropped, Layer, Layered
 from stillhouse.config.loading import validate
-from stillhouse.config.sizes import Bytes
+from stillhouse.config.sizes import Bytes, Count
 from stillhouse.config.strict import (
     FilePath,
     ListOf,
@@ -18,6 +18,7 @@ from stillhouse.config.writing import commented_yaml, to_yaml
 
 __all__ = [
     "Bytes",
+    "Count",
     "Dropped",
     "FilePath",
     "Layer",

@@ -22,3 +22,17 @@ def parse_bytes(value: Any) -> Any:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 """The annotation of a config field that holds a size."""
+
+
+def parse_count(value: Any) -> Any:
+    """A number, or text such as `60M`, `350 M` or `1.5B`."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMB]?)\s*", value.upper())
+    if found is None:
+        raise ValueError("is a number such as 60M or 1.5B")
+    return round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2]])
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+"""The annotation of a config field that holds a large number, such as one of parameters."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf, StrictConfig, because
-from stillhouse.core.requirements import MAIN, Requirements
+from stillhouse.models.pruning.config import Prune
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -43,28 +42,6 @@ class QuantiseConfig(StrictConfig):
         return because(f"{self.weights} has no groups of a chosen size", "group_size")
 
 
-class Prune(StrictConfig):
-    """Start the student as the teacher with a subset of its layers."""
-
-    layers: ListOf[int]
-    """The teacher's layers to keep, counted from 0 and in ascending order, such as [0, 1, 2, 5, 8]."""
-
-    def requirements(self) -> Requirements:
-        """The teacher's weights, and its tokenizer."""
-        return replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.layers:
-            raise ValueError("needs at least one layer")
-        if (
-            any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False))
-            or self.layers[0] < 0
-        ):
-            raise ValueError("layers must be different, not negative and in ascending order")
-        return self
-
-
 class ModelConfig(StrictConfig):
     """Where a causal language model is and how it is loaded."""
 
@@ -94,7 +71,7 @@ class StudentConfig(ModelConfig):
     dtype: Dtype = "float32"
     """The dtype of the weights in training. bfloat16 halves memory; small updates may be rounded away."""
     from_teacher: Prune | None = None
-    """Start as the teacher with a subset of its layers."""
+    """Start as the teacher with less of it: layers, width, tokens."""
     from_config: dict[str, Any] | None = None
     """Start from random weights with this transformers config, such as {model_type: llama, hidden_size: 64};
     `vocab_size` defaults to the tokenizer's."""

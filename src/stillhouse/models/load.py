@@ -1,11 +1,10 @@
-"""Loading students and teachers: from a path, from random weights, or from layers of the teacher."""
+"""Loading students and teachers: from a path, from random weights, or from parts of the teacher."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from torch import nn
 
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models.adapters import add_lora, merge_adapter
-from stillhouse.models.config import Dtype, ModelConfig, Prune, StudentConfig, TeacherModel
+from stillhouse.models.config import Dtype, ModelConfig, StudentConfig, TeacherModel
 from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
 from stillhouse.models.hidden import check_head, image_reader, unwrap
 from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
+from stillhouse.models.pruning.choose import Kept
+from stillhouse.models.pruning.plan import plan_pruning, pruned
 from stillhouse.models.quantise import (
     is_quantised,
     is_quantised_weight,
@@ -58,10 +59,19 @@ def load_teacher(config: TeacherModel) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | None, seed: int) -> nn.Module:
-    """The student, ready to train: from a path, from layers of the teacher or from random weights.
+def load_student(
+    config: StudentConfig, tokenizer: Any, teacher: nn.Module | None, seed: int, kept: Kept | None = None
+) -> nn.Module:
+    """The student, ready to train: from a path, from parts of the teacher or from random weights.
 
     Random weights and adapters depend on `seed` only.
+
+    Args:
+        config: of the student.
+        tokenizer: the student's.
+        teacher: which a student may start from.
+        seed: of random weights.
+        kept: what of the teacher stays; None: as the configuration alone says.
 
     Raises:
         ModelError: the model could not be loaded or built, or its head is not supported.
@@ -73,7 +83,9 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
     elif config.from_teacher is not None:
         if teacher is None:
             raise ModelError("student.from_teacher: there is no teacher model to start from.")
-        model = prune_layers(unwrap(teacher), config.from_teacher, _torch_dtype(config.dtype))
+        kept = kept or plan_pruning(config.from_teacher, teacher).kept
+        model = pruned(teacher, kept)
+        cast_parameters(model, _torch_dtype(config.dtype) or next(teacher.parameters()).dtype)
     else:
         model = _from_config(config, tokenizer, reader)
     attach_reader(model, reader)
@@ -85,64 +97,6 @@ def load_student(config: StudentConfig, tokenizer: Any, teacher: nn.Module | Non
         model = add_lora(model, config.lora)
     check_head(model)
     return model
-
-
-def prune_layers(teacher: Any, prune: Prune, dtype: torch.dtype | None) -> nn.Module:
-    """A copy of the teacher with a subset of its layers; embeddings, final norm and head are kept.
-
-    Raises:
-        ModelError: the teacher has no such layer, or its list of layers cannot be found.
-    """
-    config = pruned_config(teacher.config, prune.layers)
-    prefix = _layer_prefix(teacher, teacher.config.num_hidden_layers)
-    student = type(teacher)(config)
-    new_index = {old: new for new, old in enumerate(prune.layers)}
-    state = {}
-    for name, tensor in teacher.state_dict().items():
-        if not name.startswith(prefix):
-            state[name] = tensor
-            continue
-        number, _, rest = name.removeprefix(prefix).partition(".")
-        if int(number) in new_index:
-            state[f"{prefix}{new_index[int(number)]}.{rest}"] = tensor
-    student.load_state_dict(state)
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    return cast_parameters(student, dtype or next(teacher.parameters()).dtype)
-
-
-def pruned_config(original: Any, layers: Sequence[int]) -> Any:
-    """The transformers config for a subset of the layers; lists with one entry per layer are pruned too.
-
-    Raises:
-        ModelError: there is no such layer, or the layers break the architecture's pattern of layer types.
-    """
-    depth = original.num_hidden_layers
-    if layers[-1] >= depth:
-        raise ModelError(
-            f"student.from_teacher.layers: layer {layers[-1]} does not exist; the teacher has {depth} "
-            f"(0 to {depth - 1})."
-        )
-    config = copy.deepcopy(original)
-    config.num_hidden_layers = len(layers)
-    for name, value in original.to_dict().items():
-        if "layer" in name and isinstance(value, list) and len(value) == depth:
-            setattr(config, name, [value[index] for index in layers])
-    types = getattr(original, "layer_types", None)
-    if types and list(config.layer_types) != [types[index] for index in layers]:
-        raise ModelError(
-            f"student.from_teacher.layers: {original.model_type} repeats {', '.join(dict.fromkeys(types))} "
-            f"in a fixed pattern, and layers {list(layers)} do not follow it. Choose layers whose types do."
-        )
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # GGUF weights are dequantised, and saving would fail with it
-    return config
-
-
-def _layer_prefix(model: nn.Module, depth: int) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return f"{name}."
-    raise ModelError(f"student.from_teacher: cannot find the {depth} layers of {type(model).__name__}.")
 
 
 def _from_config(config: StudentConfig, tokenizer: Any, reader: ImageReader | None) -> nn.Module:

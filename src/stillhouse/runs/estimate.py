@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from stillhouse.errors import ModelError
 from stillhouse.models.adapters import add_lora
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.from_config import config_from_options
-from stillhouse.models.load import parameter_counts, pruned_config
+from stillhouse.models.load import parameter_counts
 from stillhouse.models.paths import model_files
+from stillhouse.models.pruning.plan import pruned_without_weights
 from stillhouse.models.readers import auto_class
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
@@ -220,13 +221,13 @@ def _response_tokens(prompt: Prompt, source: str, limit: int) -> int:
     return len(prompt.rejected_ids or ()) if source == "rejected" else limit
 
 
-def model_size(model: Any, layers: Sequence[int] | None = None) -> ModelSize:
-    """The size of a model, or of a model of some of its layers, from its configuration alone.
+def model_size(model: Any) -> ModelSize:
+    """The size of a model from its configuration alone.
 
     Raises:
         ModelError: there is no causal language model.
     """
-    return _size_of(_without_weights(model, layers), model.dtype)
+    return _size_of(_without_weights(model), model.dtype)
 
 
 def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> ModelSize:
@@ -250,19 +251,17 @@ def _empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: 
         if teacher is None:
             raise ModelError("student.from_teacher: there is no teacher model to start from.")
         dtype = teacher.dtype if student.dtype == "auto" else student.dtype
-        return _without_weights(teacher, student.from_teacher.layers), dtype
+        return pruned_without_weights(student.from_teacher, _without_weights(teacher), vocab), dtype
     return _empty(config_from_options(student.from_config or {}, vocab)), student.dtype
 
 
-def _without_weights(model: Any, layers: Sequence[int] | None = None) -> Any:
+def _without_weights(model: Any) -> Any:
     from transformers import AutoConfig
 
     options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
     folder = model_files(model.path).model
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
-        if layers is not None:
-            found = pruned_config(found, layers)
         return _empty(found, trust_remote_code=model.trust_remote_code)
     except ModelError:
         raise
