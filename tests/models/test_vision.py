@@ -128,7 +128,7 @@ def test_qwen_reads_positions_of_rows_and_columns(folders: dict[Family, Path]) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_tower_and_projector(folders: dict[Family, Path], family: Family) -> None:
-    config = StudentConfig(path=str(folders[family]))
+    config = StudentConfig(path=str(folders[family]), tower="trained")
     words = load_tokenizer(config)
     model = load_student(config, words, None, seed=0)
     reader = image_reader(model)

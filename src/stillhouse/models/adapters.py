@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stillhouse.errors import ModelError
 from stillhouse.models.config import LoraConfig
 from stillhouse.models.hidden import unwrap
+from stillhouse.models.parts import check_parts_adapted, modules_without_adapter
 from stillhouse.models.paths import error_summary, foreign_files, resolve_adapter
 from stillhouse.models.quantise import dequantise_layers, is_quantised
 
@@ -18,7 +19,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
     """The model with LoRA adapters, which alone are trained.
 
     Raises:
-        ModelError: `lora.targets` fit no module of the model.
+        ModelError: `lora.targets` fit no module of the model, or none of one of `lora.parts`.
     """
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
@@ -28,12 +29,15 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        exclude_modules=modules_without_adapter(model, lora) or None,
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, options)
+        adapted = get_peft_model(model, options)
     except ValueError as error:
         raise ModelError(f"student.lora: {error_summary(error)}") from error
+    check_parts_adapted(adapted, lora.parts or ())
+    return adapted
 
 
 def merge_adapter(model: nn.Module, adapter: str) -> nn.Module:

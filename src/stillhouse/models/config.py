@@ -10,6 +10,8 @@ from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.models.pruning.config import Prune
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Part = Literal["language", "projector", "tower"]
+"""Of a vision-language model."""
 
 
 class LoraConfig(StrictConfig):
@@ -21,6 +23,9 @@ class LoraConfig(StrictConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: ListOf[str] | Literal["all-linear"] = "all-linear"
     """Names of the modules with an adapter; "all-linear": every linear layer except the head."""
+    parts: ListOf[Part] | None = None
+    """Of a vision-language model the parts in which targets get an adapter. Default: all that have modules of
+    these names; with "all-linear" the language model."""
     merge: bool = True
     """Merge the adapters into the weights at export; false exports the adapters, with the model that they
     belong to in the folder `base` unless that is on the hub."""
@@ -67,7 +72,9 @@ class StudentConfig(ModelConfig):
     processor: str | None = None
     """Folder or hub name of the image processor of a vision-language model; default: `path`, or else that of
     the teacher."""
-
+    tower: Literal["auto", "frozen", "trained"] = "auto"
+    """Whether the vision tower is trained with the language model and the projector. "auto": only where it
+    starts from random weights. With `lora` adapters alone are trained."""
     dtype: Dtype = "float32"
     """The dtype of the weights in training. bfloat16 halves memory; small updates may be rounded away."""
     from_teacher: Prune | None = None
@@ -89,6 +96,8 @@ class StudentConfig(ModelConfig):
             raise ValueError(f"needs exactly one of path, from_teacher and from_config; got {given}{way_out}")
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("from_config needs a model_type, such as llama")
+        if self.lora is not None and self.tower != "auto":
+            raise ValueError("tower has no effect with lora, which trains adapters alone: set lora.parts")
         return self
 
 

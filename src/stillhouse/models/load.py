@@ -16,6 +16,7 @@ from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, StudentConfig, TeacherModel
 from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
 from stillhouse.models.hidden import check_head, image_reader, unwrap
+from stillhouse.models.parts import freeze_tower
 from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
 from stillhouse.models.pruning.choose import Kept
 from stillhouse.models.pruning.plan import plan_pruning, pruned
@@ -89,6 +90,7 @@ def load_student(
     else:
         model = _from_config(config, tokenizer, reader)
     attach_reader(model, reader)
+    freeze_tower(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         if config.lora:
