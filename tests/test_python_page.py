@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stillhouse
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
@@ -25,3 +25,10 @@ def test_every_public_name_is_on_the_page_and_nothing_else_is_public() -> None:
     named = set(re.findall(r"^\| `stillhouse\.(\w+)", PAGE, flags=re.MULTILINE))
     assert named == set(dir(stillhouse)) - {"__version__"}
     assert all(getattr(stillhouse, name) is not None for name in named)
+
+
+def test_the_page_of_public_names_is_as_the_docstrings_have_it() -> None:
+    (page,) = script(ROOT / "docs" / "build_api.py").pages().values()
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == page, "run: make docs"
+    for name in set(dir(stillhouse)) - {"__version__"}:
+        assert f"### stillhouse.{name}\n" in page
