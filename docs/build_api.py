@@ -15,7 +15,8 @@ import stillhouse
 
 PAGE = """# Public names
 
-This page is generated from docstrings by `python docs/build.py`; edit those. [python.md](python.md) shows how they are used.
+This page is generated from docstrings by `python docs/build.py`; edit those. [python.md](python.md) shows
+how they are used.
 
 What is listed here keeps its names and meaning within a minor version. Everything else may move.
 
@@ -88,7 +89,8 @@ def issubclass_of_error(one: Any) -> bool:
 
 def _parameter(parameter: inspect.Parameter) -> str:
     prefix = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
-    default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+    value = parameter.default
+    default = "" if value is parameter.empty else "=" + repr(value).replace("'", '"')
     return f"{prefix}{parameter.name}{default}"
 
 
@@ -164,7 +166,3 @@ def _section(name: str, rest: str, inside: str) -> str:
     items = re.split(r"\n(?=\S)", inside)
     told = [re.sub(r"^(\*{0,2}\w+): ", r"- `\1`: ", _one_line(item)) for item in items]
     return f"\n{name}:\n\n" + "\n".join(told) + "\n"
-
-
-if __name__ == "__main__":
-    print(pages()["api.md"])

@@ -1,4 +1,4 @@
-"""examples/distil.ipynb runs from top to bottom in a fresh kernel, and its stored outputs are of this code."""
+"""examples/distil.ipynb runs from top to bottom in a fresh kernel and shows curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "examples" / "distil.ipynb"
