@@ -19,6 +19,7 @@ from stillhouse.errors import ModelError
 from stillhouse.models import (
     StudentConfig,
     TeacherModel,
+    choose_packing,
     head_of,
     hidden_rows,
     image_arguments,
@@ -28,6 +29,7 @@ from stillhouse.models import (
     load_teacher,
     load_tokenizer,
 )
+from stillhouse.models.compiling import layers_of
 from stillhouse.models.vision import ImageReader
 
 ALL: tuple[Family, ...] = (*FAMILIES, "llava-siglip", "smolvlm", "qwen3_vl")
@@ -175,6 +177,15 @@ def test_a_prompt_for_another_processor_is_refused(folders: dict[Family, Path]) 
         hidden_rows(model, batch_of(ids[:1], [(image(1, 16, 40),)]))
 
 
+def test_image_tokens_without_their_image_are_refused(folders: dict[Family, Path]) -> None:
+    model, reader, words = loaded(folders["qwen2_5_vl"])
+    ids = prompts(reader, words)
+    with pytest.raises(ModelError, match="came without image"):
+        hidden_rows(model, batch_of(ids[:1], [()]))
+    written = TokenBatch.of([(50, 60, reader.image_id)], [2], 0)
+    assert hidden_rows(model, written).shape[0] == 1  # a student may write one
+
+
 def test_a_text_model_refuses_images(tmp_path: Path) -> None:
     from tests.tiny import model
 
@@ -235,6 +246,23 @@ def test_a_student_from_random_weights_reads_through_the_teachers_processor(
     assert hidden_rows(student, batch_of(ids, IMAGES)).shape == (9, 8)
     with pytest.raises(ModelError, match=r"student\.processor: .*random weights"):
         load_student(config, words, None, seed=0)
+
+
+def test_packing_is_off_in_words(folders: dict[Family, Path]) -> None:
+    model, reader, words = loaded(folders["qwen2_5_vl"])
+    note = choose_packing(model, "on")
+    assert note is not None
+    assert "cannot pack" in note
+    assert "it reads images" in note
+    hidden_rows(model, batch_of(prompts(reader, words), IMAGES))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_to_compile_are_the_language_models(folders: dict[Family, Path], family: Family) -> None:
+    model, _, _ = loaded(folders[family])  # the tower has as many
+    names = {name for name, module in model.named_modules() if module is layers_of(model)}
+    assert all("language_model" in name or "text_model" in name for name in names)
+    assert names
 
 
 def test_unknown_fields_of_a_part_are_named() -> None:

@@ -41,7 +41,9 @@ def widened(prepared: PreparedStep, padding: int) -> PreparedStep:
 def _wider(micro: MicroBatch, padding: int) -> MicroBatch:
     batch = collate(micro.batch.responses, tiny.PAD, micro.batch.input_ids.shape[1] + padding)
     theirs = {
-        name: TokenBatch.of(one.token_ids, one.prompt_lengths, 0, one.input_ids.shape[1] + padding)
+        name: TokenBatch.of(
+            one.token_ids, one.prompt_lengths, 0, one.input_ids.shape[1] + padding, images=one.images
+        )
         for name, one in micro.teacher_batches.items()
     }
     return replace(micro, batch=batch, teacher_batches=theirs)

@@ -13,6 +13,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ModelError
 from stillhouse.models.hidden import hidden_rows, unwrap
 from stillhouse.models.packing import HALF, KERNEL, Packing, Way, attention_of, set_packing
+from stillhouse.models.vision import reads_images
 
 PackingMode = Literal["auto", "on", "off"]
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -87,6 +88,8 @@ def _ways(attention: str, mode: PackingMode, device: torch.device) -> Sequence[W
 
 def _refused_by_facts(inner: Any, products: torch.dtype) -> str | None:
     """What two short sequences would not show, or not in half precision."""
+    if reads_images(inner.config):
+        return "it reads images"
     if "position_ids" not in inspect.signature(inner.forward).parameters:
         return "it takes no positions"
     if getattr(inner.config, "alibi", False):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stillhouse.errors import ModelError
-from stillhouse.models.hidden import unwrap
+from stillhouse.models.hidden import decoder_of, unwrap
 
 CACHES = ("past_key_values", "layer_past")
 """What architectures call the argument of a layer with keys and values of earlier tokens."""
@@ -41,7 +41,7 @@ def layers_of(inner: nn.Module) -> nn.ModuleList:
     """
     config: Any = inner.config
     depth = config.get_text_config().num_hidden_layers
-    for module in inner.modules():
+    for module in decoder_of(inner).modules():  # the tower of a vision-language model may be as deep
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ModelError(

@@ -18,7 +18,7 @@ from stillhouse.core.head import ModelHead
 from stillhouse.core.host import carried
 from stillhouse.errors import ModelError
 from stillhouse.models.packing import arguments, packed_for, sequence_ids
-from stillhouse.models.vision import ImageReader, image_arguments, reader_of
+from stillhouse.models.vision import ImageReader, check_no_images, image_arguments, reader_of
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -71,6 +71,8 @@ def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:
         call |= arguments(inner, packed)
     if batch.images:
         call |= _image_arguments(inner, batch)
+    elif (reader := reader_of(inner)) is not None:
+        check_no_images(reader, batch.token_ids, batch.prompt_lengths)
     try:
         with _without_host_syncs(sequence_ids(inner, packed)):
             model(input_ids=batch.input_ids if packed is None else packed.input_ids, **call)

@@ -14,7 +14,6 @@ from torch import nn
 from stillhouse.errors import EnvironmentFault, ModelError
 from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, StudentConfig, TeacherModel
-from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
 from stillhouse.models.hidden import check_head, image_reader, unwrap
 from stillhouse.models.parts import freeze_tower
 from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
@@ -28,8 +27,8 @@ from stillhouse.models.quantise import (
     quantised_dtype,
     stored_bytes,
 )
-from stillhouse.models.readers import auto_class, config_of, model_reader, student_reader
-from stillhouse.models.vision import ImageReader, attach_reader, name_image_tokens
+from stillhouse.models.readers import auto_class, config_of, model_reader, new_config, student_reader
+from stillhouse.models.vision import ImageReader, attach_reader
 
 logger = logging.getLogger("stillhouse")
 
@@ -102,11 +101,7 @@ def load_student(
 
 
 def _from_config(config: StudentConfig, tokenizer: Any, reader: ImageReader | None) -> nn.Module:
-    special = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
-    options = config.from_config or {}
-    built = config_from_options(options, len(tokenizer), **special)
-    if reader is not None:
-        name_image_tokens(built, reader, options)
+    built = new_config(config.from_config or {}, tokenizer) if reader is None else reader.config
     try:
         model: nn.Module = auto_class(built).from_config(built)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import ModelConfig, StudentConfig
-from stillhouse.models.from_config import config_from_options
+from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
 from stillhouse.models.paths import model_files, resolve_path
-from stillhouse.models.vision import ImageReader, reads_images
+from stillhouse.models.vision import ImageReader, name_image_tokens, reads_images
 
 
 def config_of(config: ModelConfig, folder: str) -> Any:
@@ -56,18 +57,28 @@ def student_reader(config: StudentConfig, tokenizer: Any, teacher: ImageReader |
     """
     if config.path is not None:
         return model_reader(config)
-    if config.from_config is not None:
-        built = config_from_options(config.from_config, len(tokenizer))
-        if not reads_images(built):
-            return None
-    elif teacher is None:
+    if config.from_config is None and teacher is None:
         return None
-    else:
-        built = teacher.config
+    built = teacher.config if config.from_config is None else new_config(config.from_config, tokenizer)  # type: ignore[union-attr]
+    if not reads_images(built):
+        return None
     if config.processor is None and teacher is None:
         raise ModelError(
             "student.processor: a vision-language student from random weights needs the folder of an image "
             "processor, as there is no teacher that reads images."
         )
     folder = teacher.folder if config.processor is None else resolve_path(config.processor)  # type: ignore[union-attr]
-    return ImageReader(folder, built, config.trust_remote_code)
+    reader = ImageReader(folder, built, config.trust_remote_code)
+    if config.from_config is not None:
+        name_image_tokens(built, reader, config.from_config)
+    return reader
+
+
+def new_config(options: Mapping[str, Any], tokenizer: Any) -> Any:
+    """The transformers config of `student.from_config`, with the special tokens of its tokenizer.
+
+    Raises:
+        ModelError: see `config_from_options`.
+    """
+    special = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+    return config_from_options(options, len(tokenizer), **special)

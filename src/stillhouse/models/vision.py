@@ -86,10 +86,10 @@ class ImageReader:
         """What stands in a text for an image until it is expanded."""
         return str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
 
-    @cached_property
+    @property
     def image_id(self) -> int:
         """The id of the tokens in whose place the model puts what it sees."""
-        return int(self.processor.image_token_id)
+        return int(self.config.image_token_id)
 
     @cached_property
     def image_text(self) -> str:
@@ -183,7 +183,7 @@ def name_image_tokens(config: Any, reader: ImageReader, given: Mapping[str, Any]
         given: the fields that a user has set, which stay.
     """
     if not given.keys() & {"image_token_id", "image_token_index"}:
-        config.image_token_id = reader.image_id
+        config.image_token_id = int(reader.processor.image_token_id)
     ids = reader.processor.tokenizer.get_vocab()
     for name, token in (MARKS | {"video_token_id": VIDEO_TOKEN}).items():
         if hasattr(config, name) and name not in given and token in ids:
@@ -228,6 +228,21 @@ def image_arguments(
         takes = inspect.signature(inner.forward).parameters
         found |= {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in takes}
     return found
+
+
+def check_no_images(reader: ImageReader, token_ids: Sequence[Sequence[int]], prompts: Sequence[int]) -> None:
+    """Refuse prompts with image tokens that come without their images, which would be read as mere tokens.
+
+    Args:
+        reader: of the model.
+        token_ids: prompts and responses.
+        prompts: how many tokens of each are its prompt.
+    """
+    for ids, length in zip(token_ids, prompts, strict=True):
+        if reader.image_id in ids[:length]:
+            raise ModelError(
+                f"{reader.folder}: a prompt has image tokens ({reader.image_token}) and came without image."
+            )
 
 
 def _check_places(reader: ImageReader, token_ids: Sequence[int], images: Sequence[ImageRef]) -> None:
