@@ -175,6 +175,11 @@ class EngineConfig(StrictConfig):
         """
         return 0
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether it generates with a copy of the model in another dtype."""
+        return False
+
     def for_student(self) -> EngineConfig:
         """The engine for a model that is trained here; `self` unless it cannot follow its weights."""
         return self

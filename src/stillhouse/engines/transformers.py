@@ -61,6 +61,11 @@ class TransformersConfig(EngineConfig):
             rows = max(1, min(rows, self.batch_tokens // length))
         return buffer_rows(rows, self.batch_size) * buffer_slots(length)
 
+    @property
+    def casts_weights(self) -> bool:
+        """With `dtype: bfloat16`."""
+        return self.dtype == "bfloat16"
+
     def build(self, model: Any, tokenizer_info: TokenizerInfo) -> Engine:
         """The engine over a causal language model, possibly wrapped by DDP, torch.compile or peft."""
         return TransformersEngine(

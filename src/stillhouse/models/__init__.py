@@ -9,6 +9,7 @@ from stillhouse.models.config import (
     Prune,
     QuantiseConfig,
     StudentConfig,
+    StudentQuantisation,
     TeacherModel,
 )
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
@@ -41,6 +42,7 @@ __all__ = [
     "Prune",
     "QuantiseConfig",
     "StudentConfig",
+    "StudentQuantisation",
     "TeacherModel",
     "check_same_tokenizer",
     "choose_packing",

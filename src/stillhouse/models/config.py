@@ -47,6 +47,24 @@ class QuantiseConfig(StrictConfig):
         return because(f"{self.weights} has no groups of a chosen size", "group_size")
 
 
+class StudentQuantisation(QuantiseConfig):
+    """Train a student whose weights are quantised: LoRA adapters over them, or all of them by QAT."""
+
+    qat: bool = False
+    """Quantisation-aware training: the linear layers compute with rounded weights, gradients pass the
+    rounding as if it were not there, all weights are trained, and export rounds them for good. False: the
+    weights are quantised at the start and frozen, and `student.lora` is trained over them (QLoRA)."""
+
+    @model_validator(mode="after")
+    def _rounded_alike(self) -> Self:
+        if self.qat and self.weights == "nf4":
+            raise ValueError(
+                "qat rounds as torchao does, which knows no nf4; set weights: int4, or qat: false with "
+                "student.lora"
+            )
+        return self
+
+
 class ModelConfig(StrictConfig):
     """Where a causal language model is and how it is loaded."""
 
@@ -84,8 +102,37 @@ class StudentConfig(ModelConfig):
     `vocab_size` defaults to the tokenizer's."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
+    quantise: StudentQuantisation | None = None
+    """Train with quantised weights, which export keeps; the teacher stays as it is."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory for about a third more time."""
+
+    @property
+    def frozen_weights(self) -> QuantiseConfig | None:
+        """How the weights are quantised before training, which then trains adapters over them."""
+        return None if self.quantise is None or self.quantise.qat else self.quantise
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        if self.quantise is None:
+            return self
+        if self.quantise.qat and self.lora is not None:
+            raise ValueError(
+                "quantise.qat trains all weights, and lora freezes them; set lora: null, or qat: false, "
+                "which trains adapters over weights that are quantised already"
+            )
+        if self.quantise.qat:
+            return self
+        if self.lora is None:
+            raise ValueError(
+                "quantised weights cannot be trained; add lora: {merge: false}, or set quantise.qat: true"
+            )
+        if self.lora.merge:
+            raise ValueError(
+                "merging adapters into quantised weights would round away what they have learnt; set "
+                "lora.merge: false, which exports them beside the quantised model in the folder `base`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

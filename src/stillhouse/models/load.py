@@ -20,10 +20,12 @@ from stillhouse.models.paths import error_summary, foreign_files, missing_folder
 from stillhouse.models.pruning.choose import Kept
 from stillhouse.models.pruning.plan import plan_pruning, pruned
 from stillhouse.models.quantise import (
+    fake_quantise_layers,
     is_quantised,
     is_quantised_weight,
     keep_layout,
     num_weights,
+    quantise_layers,
     quantised_dtype,
     stored_bytes,
 )
@@ -80,6 +82,11 @@ def load_student(
     reader = student_reader(config, tokenizer, None if teacher is None else image_reader(teacher))
     if config.path is not None:
         model = _load(config, config.path, config.dtype)
+        if is_quantised(model):
+            raise ModelError(
+                f"student.path: {config.path} is quantised, and such weights cannot be trained. Name the "
+                "model that it was made from, with student.quantise to train it as a quantised one."
+            )
     elif config.from_teacher is not None:
         if teacher is None:
             raise ModelError("student.from_teacher: there is no teacher model to start from.")
@@ -90,6 +97,9 @@ def load_student(
         model = _from_config(config, tokenizer, reader)
     attach_reader(model, reader)
     freeze_tower(model, config)
+    if config.quantise is not None:
+        change = fake_quantise_layers if config.quantise.qat else quantise_layers
+        model = change(model, config.quantise, "student.quantise")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         if config.lora:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,8 +21,19 @@ from stillhouse.models.config import QuantiseConfig
 from stillhouse.models.hidden import decoder_of, unwrap
 
 PACKAGES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes"}
+FAKE = "weight_fake_quantizer"
+"""The part of torchao's layer that rounds in the forward pass."""
 NF4_BLOCK = 64
 """Weights with one scale; bitsandbytes' default, which its kernels are made for."""
+
+
+def bits_per_weight(config: QuantiseConfig) -> float:
+    """What a quantised weight takes in memory and in files, with its share of the scales.
+
+    torchao packs int4 only for the kernels of GPUs; what runs anywhere keeps each integer in a byte, with a
+    scale and a zero point for each group.
+    """
+    return {"int8": 8.0, "int4": 8 + (32 + 8) / config.group_size, "nf4": 4 + 8 / NF4_BLOCK}[config.weights]
 
 
 def require_package(config: QuantiseConfig, path: str = "quantise") -> None:
@@ -64,7 +76,31 @@ def quantise_layers(model: nn.Module, config: QuantiseConfig, path: str = "quant
 
     wanted = {id(layer) for layer in layers.values()}
     quantize_(inner, torchao_config(config), filter_fn=lambda module, _name: id(module) in wanted)
+    for layer in layers.values():
+        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     return model
+
+
+class _WeightOnlyProduct(torch.autograd.Function):
+    """x W^T + b with W quantised and frozen: W is dequantised again for the gradient, where torchao's own
+    product would keep all layers' dequantised weights until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient @ dense(ctx.weight).to(gradient.dtype), None, None
+
+
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        product: Tensor = _WeightOnlyProduct.apply(x, layer.weight, layer.bias)
+        return product
+    return nn.functional.linear(x, layer.weight, layer.bias)
 
 
 def quantisable_layers(inner: Any, config: QuantiseConfig, path: str) -> dict[str, nn.Linear]:
@@ -97,14 +133,53 @@ def quantisable_layers(inner: Any, config: QuantiseConfig, path: str) -> dict[st
     return layers
 
 
+@torch.no_grad()
+def fake_quantise_layers(model: nn.Module, config: QuantiseConfig, path: str = "quantise") -> nn.Module:
+    """Have the linear layers compute with weights rounded as `quantise_layers` would, in place.
+
+    The weights stay as they are and can be trained: in the backward pass the gradient of the rounding is
+    taken as 1 (straight-through estimator, Bengio et al. 2013).
+
+    Raises:
+        ModelError: as `quantise_layers`.
+        EnvironmentFault: torchao is missing.
+    """
+    require_package(config, path)
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+    inner = unwrap(model)
+    wanted = {id(layer) for layer in quantisable_layers(inner, config, path).values()}
+    if config.weights == "int8":
+        rounding = IntxFakeQuantizeConfig(torch.int8, granularity="per_channel")
+    else:
+        rounding = IntxFakeQuantizeConfig(_int4(), group_size=config.group_size)
+    step = QATConfig(weight_config=rounding, step="prepare")
+    quantize_(inner, step, filter_fn=lambda module, _name: id(module) in wanted)
+    return model
+
+
+def quantise_trained_layers(model: nn.Module, config: QuantiseConfig) -> nn.Module:
+    """Round the weights that `fake_quantise_layers` has let train, for good, in place."""
+    inner = unwrap(model)
+    fakes = [(name, module) for name, module in inner.named_modules() if hasattr(module, FAKE)]
+    for name, module in fakes:
+        inner.set_submodule(name, module.to_linear())
+    return quantise_layers(model, config)
+
+
 def torchao_config(config: QuantiseConfig) -> Any:
     """What torchao calls it."""
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
     if config.weights == "int8":
         return Int8WeightOnlyConfig(set_inductor_config=False)
-    int4 = torch.int4  # type: ignore[attr-defined]
-    return IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(config.group_size))
+    return IntxWeightOnlyConfig(weight_dtype=_int4(), granularity=PerGroup(config.group_size))
+
+
+def _int4() -> torch.dtype:
+    found: torch.dtype = torch.int4  # type: ignore[attr-defined]
+    return found
 
 
 def _nf4_layer(layer: nn.Linear) -> nn.Module:
@@ -170,6 +245,14 @@ def _is_torchao(weight: Tensor) -> bool:
 
 def _is_nf4(weight: Tensor) -> bool:
     return type(weight).__name__ == "Params4bit"
+
+
+def effective_weight(module: nn.Module, name: str) -> Tensor:
+    """A parameter of a module as the module computes with it: dequantised, or rounded by its QAT layer."""
+    weight = module.get_parameter(name)
+    rounding = getattr(module, FAKE, None) if name == "weight" else None
+    found: Tensor = dense(weight) if rounding is None else rounding(weight)
+    return found.detach()
 
 
 def dense(weight: Any) -> Tensor:

@@ -184,6 +184,25 @@ class RunConfig(StrictConfig):
         yield from self.objective.check_in_run("objective", facts)
         yield from self.responses.check_in_run("responses", facts)
         yield from self._unfit_contexts()
+        yield from self._unfit_for_quantised_weights()
+
+    def _unfit_for_quantised_weights(self) -> Iterator[Fault]:
+        """What reads or writes weights otherwise than a quantised student has them."""
+        quantise = self.student.quantise
+        if quantise is None:
+            return
+        why = f"cannot be combined with student.quantise ({quantise.weights})"
+        if self.train.compile_models:
+            yield Fault("train.compile_models", f"{why}: the compiler was not tried with such layers")
+        for name in ("fsdp", "deepspeed"):
+            if self.train.hf.get(name):
+                yield Fault(f"train.hf.{name}", f"{why}: integers and their scales cannot be cut into shards")
+        if quantise.qat:
+            return
+        if self.engine.casts_weights:
+            yield Fault("engine.dtype", f"{why}: it casts a copy of the weights", hint="Set student.dtype.")
+        if self.output.dtype not in ("auto", self.student.dtype):
+            yield Fault("output.dtype", f"{why}: scales keep their dtype", hint="Set student.dtype.")
 
     def _unfit_contexts(self) -> Iterator[Fault]:
         """Prompts of teachers that there are not, or that write together with the student."""

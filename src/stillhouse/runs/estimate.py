@@ -19,6 +19,7 @@ from stillhouse.models.from_config import config_from_options
 from stillhouse.models.load import parameter_counts
 from stillhouse.models.paths import model_files
 from stillhouse.models.pruning.plan import pruned_without_weights
+from stillhouse.models.quantise import bits_per_weight, quantisable_layers
 from stillhouse.models.readers import auto_class
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
@@ -234,6 +235,11 @@ def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: in
     """The size of the student, however it is initialised, with its adapters."""
     empty, dtype = _empty_student(student, teacher, vocab)
     size = _size_of(empty, dtype)
+    if (quantise := student.quantise) is not None:
+        layers = quantisable_layers(empty, quantise, "student.quantise").values()
+        quantised = sum(layer.weight.numel() for layer in layers)
+        bits = None if quantise.qat else bits_per_weight(quantise)
+        size = replace(size, quantised=quantised, quantised_bits=bits)
     if student.lora is None:
         return size
     from accelerate import init_empty_weights

@@ -10,8 +10,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
-
 from stillhouse import console, signals
 from stillhouse.console.format import setting_text
 from stillhouse.core.requirements import MAIN
@@ -19,6 +17,7 @@ from stillhouse.core.types import Progress, Prompt
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
+from stillhouse.models.adapters import save_state
 from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs import history
@@ -284,7 +283,7 @@ def _validation(
         fresh = folder.path / ".best.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        torch.save(parts.student.state_dict(), fresh / "weights.pt")
+        save_state(parts.student, fresh / "weights.pt")
         checkpoints.replace_folder(fresh, folder.best)
 
     return Validation(config.train, step, log, measure, keep_best, steps_per_epoch)

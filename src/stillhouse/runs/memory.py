@@ -35,6 +35,10 @@ class ModelSize:
     """How many parameters are trained, those of adapters included; None: all."""
     adapter: int = 0
     """Parameters of LoRA adapters, which `parameters` leaves out."""
+    quantised: int = 0
+    """How many parameters are quantised, or rounded in the forward pass (QAT)."""
+    quantised_bits: float | None = None
+    """What a quantised parameter takes; None where a rounded copy is made in each pass."""
 
     @property
     def key_value_bytes(self) -> int:
@@ -44,7 +48,10 @@ class ModelSize:
     @property
     def bytes(self) -> int:
         """Of the weights."""
-        return (self.parameters + self.adapter) * self.dtype_bytes
+        whole = (self.parameters + self.adapter) * self.dtype_bytes
+        if self.quantised_bits is None:
+            return whole
+        return whole - int(self.quantised * (self.dtype_bytes - self.quantised_bits / 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +79,8 @@ def peak_memory(
     The process, weights, gradients and Adam's two moments, plus the largest of a training step, generation
     and the merged copy of a student with adapters at export. A step keeps about 28 numbers of the hidden size
     for each token and layer, or 2 and one layer's 56 with gradient checkpointing, and a chunk of logits;
-    generation keeps keys and values, on a GPU also between its calls. docs/estimates.md compares it with
-    measured runs.
+    generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
+    layer at a time. docs/estimates.md compares it with measured runs.
 
     Args:
         config: the run.
@@ -97,6 +104,8 @@ def peak_memory(
     step += _logits(config, student, len(teachers), tokens, None if gpu is None else gpu.memory - static)
     if mixed and student.dtype_bytes > 2:
         step += 2 * student.parameters  # weights as they are cast for the products
+    if student.quantised and student.quantised_bits is None:
+        step += student.quantised * (student.dtype_bytes + 1)  # the rounded ones, and which were clipped
     key_values = max(model.key_value_bytes for model in (student, *teachers))
     generation = generated_rows * (length * key_values + student.vocab * 12)
     merged = student.bytes if student.adapter else 0

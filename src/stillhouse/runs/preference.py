@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
 from stillhouse import recipes
 from stillhouse.models import unwrap
+from stillhouse.models.adapters import merged_copy, restore_state, save_state
 from stillhouse.objectives import REGISTRY as OBJECTIVES
 from stillhouse.rollouts import REGISTRY as RESPONSES
 from stillhouse.runs.build import Parts
@@ -99,19 +99,20 @@ def begin(parts: Parts, run: RunFolder) -> StageFolder:
     """Put the student to the start of the stage: as the distillation left it, or as that was written down."""
     folder = StageFolder(run)
     if not folder.began and parts.config.train.keep == "best" and (run.best / "weights.pt").exists():
-        parts.student.load_state_dict(torch.load(run.best / "weights.pt", weights_only=True))
+        restore_state(parts.student, run.best / "weights.pt")
     if not folder.began and run.main:
         fresh = run.path / ".start.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        torch.save(parts.student.state_dict(), fresh / "weights.pt")
+        save_state(parts.student, fresh / "weights.pt")
         folder.path.mkdir(exist_ok=True)
         checkpoints.replace_folder(fresh, folder.start_weights)
     elif folder.began:
-        parts.student.load_state_dict(torch.load(folder.start_weights / "weights.pt", weights_only=True))
-    reference: Any = copy.deepcopy(parts.student)
-    if parts.config.student.lora is not None:
-        reference = reference.merge_and_unload()  # TRL takes no adapter as a reference of its own
+        restore_state(parts.student, folder.start_weights / "weights.pt")
+    if parts.config.student.lora is None:
+        reference: Any = copy.deepcopy(parts.student)
+    else:
+        reference = merged_copy(parts.student)  # TRL takes no adapter as a reference of its own
     parts.reference = reference.requires_grad_(False).eval()
     return folder
 

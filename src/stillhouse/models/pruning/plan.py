@@ -19,6 +19,7 @@ from stillhouse.models.pruning.fit import student_sizes
 from stillhouse.models.pruning.importance import measure
 from stillhouse.models.pruning.layout import Layout, layout_of, without_weights
 from stillhouse.models.pruning.sizes import FIELD, pruned_config
+from stillhouse.models.quantise import is_quantised
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def plan_pruning(
         ModelError: the teacher has no such sizes, or its family cannot be cut like that.
     """
     model = unwrap(teacher)
+    if is_quantised(model):
+        raise ModelError(f"{FIELD}: the teacher is quantised. Name the model that it was made from.")
     with torch.random.fork_rng(devices=[]):
         layout = layout_of(model)
     sizes = student_sizes(prune, model, layout, None if tokens is None else len(tokens))

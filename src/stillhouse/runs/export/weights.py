@@ -12,9 +12,11 @@ from huggingface_hub import ModelCard
 
 from stillhouse.data.templates import with_template
 from stillhouse.files import atomic, locate, os_errors_as_faults
-from stillhouse.models import unwrap
+from stillhouse.models import QuantiseConfig, unwrap
+from stillhouse.models.adapters import restore_state
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import BASE_FOLDER
+from stillhouse.models.quantise import is_quantised_weight, quantise_trained_layers, save_quantised
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
@@ -29,17 +31,22 @@ def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
 
     With `train.keep: best` the best weights are put into the student first, unless a preference stage has
     begun with them, and with `output.dtype` the
-    student's weights are rounded to what is exported, so that what is evaluated after is what others load.
+    student's weights are rounded to what is exported, so that what is evaluated after is what others load;
+    quantisation-aware training ends here, with weights that are quantised.
 
     Returns:
         How the student is called, for `write_card`.
     """
     best = parts.config.train.keep == "best" and parts.reference is None  # else the stage began with it
     if best and (folder.best / "weights.pt").exists():
-        parts.student.load_state_dict(torch.load(folder.best / "weights.pt", weights_only=True))
+        restore_state(parts.student, folder.best / "weights.pt")
     dtype = _export_dtype(parts)
     for parameter in parts.student.parameters():
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+        if not is_quantised_weight(parameter):
+            parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    quantise = parts.config.student.quantise
+    if quantise is not None and quantise.qat:
+        quantise_trained_layers(parts.student, quantise)
     _name_ends(parts)
     tokenizer = with_template(parts.tokenizer, parts.config.data.template)
     usage = example_usage(parts, tokenizer)
@@ -71,16 +78,24 @@ def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -
         whole = student if lora is None else copy.deepcopy(student).merge_and_unload()  # type: ignore[operator]
         if parts.config.student.from_config is not None:
             whole = _without_padding_rows(whole, len(parts.tokenizer))
-        _in_dtype(whole, dtype).save_pretrained(fresh)
+        _save_model(_in_dtype(whole, dtype), parts.config.student.quantise, fresh)
         return
     adapter = _in_dtype(student, dtype)
-    start = parts.config.student.path
-    if start is None or parts.config.student.gguf_file is not None or locate(start).exists():
-        copy.deepcopy(adapter).unload().save_pretrained(fresh / BASE_FOLDER)
+    quantise, start = parts.config.student.frozen_weights, parts.config.student.path
+    on_hub = start is not None and parts.config.student.gguf_file is None and not locate(start).exists()
+    if quantise is not None or not on_hub:
+        _save_model(copy.deepcopy(adapter).unload(), quantise, fresh / BASE_FOLDER)
         start = str((target / BASE_FOLDER).absolute())
     for options in adapter.peft_config.values():
         options.base_model_name_or_path = start
     adapter.save_pretrained(fresh, save_embedding_layers=False)  # no embedding is ever resized
+
+
+def _save_model(model: Any, quantise: QuantiseConfig | None, folder: Path) -> None:
+    if quantise is None:
+        model.save_pretrained(folder)
+    else:
+        save_quantised(model, quantise, folder)
 
 
 def _without_padding_rows(model: Any, vocab: int) -> Any:
@@ -104,7 +119,8 @@ def _export_dtype(parts: Parts) -> torch.dtype:
 
 def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
     """The model with parameters of a dtype; a copy if they have another."""
-    if all(parameter.dtype == dtype for parameter in model.parameters()):
+    plain = (parameter for parameter in model.parameters() if not is_quantised_weight(parameter))
+    if all(parameter.dtype == dtype for parameter in plain):
         return model
     return cast_parameters(copy.deepcopy(model), dtype)
 
