@@ -103,7 +103,11 @@ def pruned_config(original: Any, layers: Sequence[int], sizes: Sizes | None = No
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # GGUF weights are dequantised, and saving would fail with it
     if sizes is not None:
-        _set_widths(text, sizes_of(original), sizes, head_size(original))
+        before = sizes_of(original)
+        _set_widths(text, before, sizes, head_size(original))
+        tower = getattr(config, "vision_config", None)
+        if getattr(tower, "out_hidden_size", None) == before.hidden_size:  # what Qwen-VL's projector writes
+            tower.out_hidden_size = sizes.hidden_size
         _check_loads(config)
     return config
 
