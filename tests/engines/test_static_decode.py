@@ -162,7 +162,7 @@ def test_a_step_reads_nothing_from_the_device_and_brings_nothing_to_it(kind: str
     empty = torch.empty(1, heads, 8, 8, device="meta")
     for layer in range(2):
         cache.update(empty, empty, layer)
-    example = Prefilled(cache, torch.empty(1, 8, device="meta"), torch.empty(1), None)
+    example = Prefilled(cache, torch.empty(1, 8, device="meta"), torch.empty(1), None, [8])
     buffers = DecodeBuffers.allocate(example, rows=4, capacity=32)
     eos = torch.tensor(TOKENIZER_INFO.eos_ids, device="meta")
     for options in (*SETTINGS, EVERYTHING):

@@ -91,11 +91,9 @@ def test_interrupted_anywhere_it_goes_on_without_writing_again(tmp_path: Path, c
     asked: list[int] = []
     generate = where.student.engine.generate
 
-    def counting(
-        prompts: Any, sampling: Any, seed: int, *, sample_ids: Any = None, progress: Any = None
-    ) -> Any:
+    def counting(prompts: Any, sampling: Any, seed: int, *, sample_ids: Any = None, **more: Any) -> Any:
         asked.extend(sample_ids)
-        return generate(prompts, sampling, seed, sample_ids=sample_ids, progress=progress)
+        return generate(prompts, sampling, seed, sample_ids=sample_ids, **more)
 
     where.student.engine.generate = counting  # type: ignore[method-assign]
     generate_stage(stage.path, request(where), options, HEAD, "")
@@ -273,7 +271,7 @@ def test_a_round_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
 def test_teachers_side_from_the_data_set_another_generator_and_the_teacher(tmp_path: Path) -> None:
     where = around(tmp_path)
     prompts = [replace(p, response_ids=None) if n >= 4 else p for n, p in enumerate(where.prompts)]
-    others = {p.token_ids: Response(p, (9, 8, tiny.END), "teacher") for p in prompts[2:7]}
+    others = {p.content: Response(p, (9, 8, tiny.END), "teacher") for p in prompts[2:7]}
     where = replace(where, prompts=prompts, external_responses={"gemma": others})
     sides = ["fixed", {"name": "gemma", "data": "gemma.jsonl"}, "teacher"]
     groups = drawn(policy({"teacher_responses": sides}, where), where)
@@ -289,7 +287,7 @@ def test_teachers_side_from_the_data_set_another_generator_and_the_teacher(tmp_p
 
 def test_prompts_without_any_response_are_counted_as_missing(tmp_path: Path) -> None:
     where = around(tmp_path)
-    others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
+    others = {p.content: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
     where = replace(where, external_responses={"gemma": others}, teacher=None)
     running = policy({"teacher_responses": {"name": "gemma", "data": "gemma.jsonl"}, "resample": 2}, where)
     groups = drawn(running, where)
@@ -312,7 +310,7 @@ def test_with_a_fresh_student_at_each_step_the_teachers_side_is_read_once(tmp_pa
 
 def test_prompts_without_any_response_are_named_where_there_are_no_rounds(tmp_path: Path) -> None:
     where = around(tmp_path)
-    others = {p.token_ids: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
+    others = {p.content: Response(p, (9, tiny.END), "teacher") for p in where.prompts[:5]}
     where = replace(where, external_responses={"gemma": others}, teacher=None)
     side = {"name": "gemma", "data": "gemma.jsonl"}
     running = policy({"teacher_responses": side, "refresh": "step"}, where)

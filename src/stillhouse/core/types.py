@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,10 @@ def question_of(row: Mapping[str, Any]) -> str:
     if not isinstance(prompt, str):
         prompt = "\n".join(map(turn_text, prompt))
     return f"{prompt}\n{row['input']}" if row.get("input") else prompt
+
+
+PromptContent = tuple[tuple[int, ...], tuple[str, ...]]
+"""The token ids of a prompt and the digests of its images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,16 @@ class Prompt:
         return self.teacher_ids if teacher == MAIN else self.context_ids.get(teacher)
 
     @property
+    def image_digests(self) -> tuple[str, ...]:
+        """The digests of its images."""
+        return tuple(image.digest for image in self.images)
+
+    @property
+    def content(self) -> PromptContent:
+        """What a model reads: token ids and images. The same question about two images is two prompts."""
+        return self.token_ids, self.image_digests
+
+    @property
     def question(self) -> str:
         """The prompt as one text without the template; `text` where `fields` is empty."""
         return question_of(self.fields) if self.fields else self.text
@@ -123,6 +137,12 @@ class Prompt:
             rejected_finished=self.response_finished,
             rejected_trained=self.response_trained,
         )
+
+
+def images_of(prompts: Sequence[Prompt]) -> list[tuple[ImageRef, ...]]:
+    """The images of each prompt; empty where none has any."""
+    found = [prompt.images for prompt in prompts]
+    return found if any(found) else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def read_by_teacher(batch: Batch, pad_id: int, teacher: str = MAIN) -> TokenBatc
         ],
         [len(prompt) for prompt in prompts],
         pad_id,
+        trained=[None if other else one for other, one in zip(others, batch.trained, strict=True)],
         images=batch.images,
     )
     return read.to(batch.input_ids.device)

@@ -323,8 +323,8 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
     """A warning if training prompts are in `other` too, equal token for token."""
-    seen = {prompt.token_ids for prompt in train}
-    both = sum(prompt.token_ids in seen for prompt in other.prompts)
+    seen = {prompt.content for prompt in train}
+    both = sum(prompt.content in seen for prompt in other.prompts)
     if not both:
         return []
     other.report["also_in_train"] = both

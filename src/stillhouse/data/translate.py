@@ -16,7 +16,7 @@ import numpy as np
 
 from stillhouse.core.alignment import UNALIGNED, TokenAlignment, VocabularyMatch
 from stillhouse.core.batch import TokenBatch
-from stillhouse.core.types import Completion, Response
+from stillhouse.core.types import Completion, Response, images_of
 from stillhouse.data.align import Spans, align, match_vocabularies
 from stillhouse.data.token_bytes import TokenBytes
 
@@ -145,7 +145,8 @@ class Translator:
             prompt if one is None else (*prompt, *one.token_ids)
             for prompt, one in zip(prompts, translated, strict=True)
         ]
-        batch = TokenBatch.of(sequences, [len(prompt) for prompt in prompts], self._pad_id)
+        images = images_of([response.prompt for response in responses])
+        batch = TokenBatch.of(sequences, [len(one) for one in prompts], self._pad_id, images=images)
         return batch, self._alignment(responses, translated)
 
     def _alignment(

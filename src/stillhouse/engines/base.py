@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from stillhouse.config import Registry, StrictConfig, because
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 
 ProgressCallback = Callable[[int, int], None]
@@ -128,6 +129,7 @@ class Engine(Protocol):
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts.
 
@@ -139,9 +141,11 @@ class Engine(Protocol):
                 its index in `prompts`; for a subset of a larger set pass the indices in that set, which
                 gives the completions that generating the whole set would give.
             progress: called with the number of finished completions.
+            images: those of each prompt, whose tokens the prompts have; empty: none has any.
 
         Raises:
-            EngineError: a prompt is empty, holds an unknown token id or exceeds the model's context.
+            EngineError: a prompt is empty, holds an unknown token id or exceeds the model's context, or the
+                engine reads no images.
             ConfigError: the longest prompt and `max_tokens` together exceed the model's context.
         """
         ...

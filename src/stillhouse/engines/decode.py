@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.kv_cache import PreallocatedCache
@@ -60,9 +61,14 @@ class Decoder:
         rows: int,
         on_completion: CompletionCallback,
         sample_ids: Sequence[int] | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> None:
-        """Complete all prompts with a batch of at most `rows`; `sample_ids` as in `Engine.generate`."""
+        """Complete all prompts with a batch of at most `rows`.
+
+        `sample_ids` and `images` are as in `Engine.generate`.
+        """
         self.prompts = prompts
+        self.images = images
         self.sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
         self.on_completion = on_completion
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
@@ -95,8 +101,15 @@ class Decoder:
         return len(self.prompt_index)
 
     def _prefill(self, indices: list[int]) -> Prefilled:
-        prompts, uniform = [self.prompts[index] for index in indices], self._uniforms(indices)[:, 0]
-        return prefill(self.next_logits, self.sampler, prompts, uniform, self.num_layers, self.tokenizer_info)
+        return prefill(
+            self.next_logits,
+            self.sampler,
+            [self.prompts[index] for index in indices],
+            self._uniforms(indices)[:, 0],
+            self.num_layers,
+            self.tokenizer_info,
+            [self.images[index] for index in indices] if self.images else (),
+        )
 
     def _uniforms(self, indices: list[int]) -> Tensor:
         # One more than max_tokens: a finished row keeps sampling until it is refilled.
@@ -187,7 +200,7 @@ class Decoder:
             if done.logprobs is not None:
                 self.logprobs[chosen, self.column] = done.logprobs
             lengths = [len(self.prompts[index]) for index in group]
-            self.position[chosen] = torch.tensor(lengths, device=self.device)
+            self.position[chosen] = torch.tensor(done.next_positions, device=self.device)
             self.generated[chosen] = 1
             self.uniform[chosen] = self._uniforms(group)
             self.active[chosen] = True

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import CompletionCollector, Engine, ProgressCallback, Sampling, TokenizerInfo
 from stillhouse.engines.decode import Decoder
+from stillhouse.engines.images import ImageInputs, image_inputs
 from stillhouse.engines.kv_cache import num_attention_layers
 from stillhouse.engines.slot_cache import SlotCache, SlotMask, SlotMasks
 from stillhouse.engines.static_decode import StaticDecoding
 from stillhouse.engines.transformers import KvCache, TransformersEngine, check_prompts, evaluating, is_trained
-from stillhouse.errors import EngineError
+from stillhouse.errors import EngineError, ModelError
 from stillhouse.models.hidden import unwrap
+
+ALONE = (
+    "Responses that student and teacher generate together need images of as many tokens for both; set "
+    "responses.teacher_share: 0."
+)
 
 
 class MixtureModel(nn.Module):
@@ -55,6 +62,22 @@ class MixtureModel(nn.Module):
         parts = [SlotCache(layers, cache.slots) for layers in (cache.layers[:first], cache.layers[first:])]
         return [SlotMasks(model.config)(part) for model, part in zip(self.models, parts, strict=True)]
 
+    def image_inputs(
+        self, prompts: Sequence[Sequence[int]], images: Sequence[tuple[ImageRef, ...]], width: int
+    ) -> ImageInputs:
+        """As `engines.images.image_inputs`, those of each model through its own processor.
+
+        Raises:
+            EngineError: the images take other tokens or positions of one model than of the other.
+        """
+        try:
+            parts = [image_inputs(model, prompts, images, width) for model in self.models]
+        except ModelError as error:
+            raise EngineError(f"{error} {ALONE}") from error
+        if parts[0].next_positions != parts[1].next_positions:
+            raise EngineError(f"the positions after an image are not those of the teacher. {ALONE}")
+        return ImageInputs({"images": [part.arguments for part in parts]}, parts[0].next_positions)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -62,10 +85,12 @@ class MixtureModel(nn.Module):
         past_key_values: Cache,
         position_ids: Tensor,
         use_cache: bool = True,
+        images: Sequence[dict[str, Any]] = ({}, {}),
     ) -> CausalLMOutputWithPast:
         """The log-probabilities of the mixture as logits [B, 1, vocab_size].
 
-        `attention_mask` is for both models, or a list of one for each.
+        `attention_mask` is for both models, or a list of one for each; `images` has further arguments of
+        each.
         """
         first = self.num_layers[0]
         layers = (past_key_values.layers[:first], past_key_values.layers[first:])
@@ -75,15 +100,15 @@ class MixtureModel(nn.Module):
                 model(
                     input_ids=input_ids,
                     attention_mask=mask,
-                    position_ids=position_ids,
                     past_key_values=Cache(layers=part),
                     use_cache=use_cache,
                     logits_to_keep=1,
+                    **{"position_ids": position_ids, **own},
                 )
                 .logits[..., : self.vocab_size]
                 .float()
                 .log_softmax(-1)
-                for model, part, mask in zip(self.models, layers, masks, strict=True)
+                for model, part, mask, own in zip(self.models, layers, masks, images, strict=True)
             ]
         mixed = torch.logaddexp(log_probs[0] + self.log_shares[0], log_probs[1] + self.log_shares[1])
         return CausalLMOutputWithPast(logits=mixed)
@@ -125,6 +150,7 @@ class MixtureEngine:
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> list[Completion]:
         """One completion for each prompt; see `Engine.generate`. `sampling` applies to the mixture."""
         for model in self.mixture.models:
@@ -136,8 +162,8 @@ class MixtureEngine:
         with evaluating(self.mixture):
             trained = is_trained(self.mixture)
             if (static := self.static.decoder(self.mixture, num_layers, prompts, trained)) is not None:
-                static.run(prompts, sampling, seed, self.batch_size, completions, sample_ids)
+                static.run(prompts, sampling, seed, self.batch_size, completions, sample_ids, images)
             else:
                 decoder = Decoder(self.mixture, self.tokenizer_info, sampling, seed, num_layers)
-                decoder.run(prompts, self.batch_size, completions, sample_ids)
+                decoder.run(prompts, self.batch_size, completions, sample_ids, images)
         return completions.in_order()

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from stillhouse.core.images import ImageRef
 from stillhouse.engines.base import TokenizerInfo
+from stillhouse.engines.images import image_inputs
 from stillhouse.engines.kv_cache import PreallocatedCache
 from stillhouse.engines.sampling import PAD, Sampler
 
@@ -36,7 +38,7 @@ class NextTokenLogits:
         self.takes_positions = "position_ids" in accepted
         self.extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
-    def __call__(self, ids: Tensor, mask: Any, positions: Tensor, cache: Cache) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Any, positions: Tensor, cache: Cache, **images: Any) -> Tensor:
         """The logits after the last of the token ids [B, t], which are appended to the cache.
 
         Args:
@@ -44,8 +46,10 @@ class NextTokenLogits:
             mask: what the model takes: which columns of the cache hold tokens, or which each id attends to.
             positions: [B, t].
             cache: the keys and values of the tokens before.
+            **images: `ImageInputs.arguments`, where the ids have image tokens.
         """
         inputs: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
+        inputs |= images
         output = self.model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs, **self.extra
         )
@@ -64,6 +68,8 @@ class Prefilled:
     """[B] the first tokens."""
     logprobs: Tensor | None
     """[B] their log-probabilities, where asked for."""
+    next_positions: list[int]
+    """[B] the positions of the first tokens; see `ImageInputs.next_positions`."""
 
 
 def prefill(
@@ -73,8 +79,12 @@ def prefill(
     uniform: Tensor,
     num_layers: int,
     tokenizer_info: TokenizerInfo,
+    images: Sequence[tuple[ImageRef, ...]] = (),
 ) -> Prefilled:
-    """Run prompts and sample the first token of each with the numbers `uniform` [B]."""
+    """Run prompts and sample the first token of each with the numbers `uniform` [B].
+
+    `images` are those of each prompt; empty: none has any.
+    """
     width = max(map(len, prompts))
     device = next_logits.device
     history = torch.tensor(
@@ -83,10 +93,17 @@ def prefill(
     mask = history != PAD
     cache = PreallocatedCache(num_layers, width)
     ids = history.masked_fill(~mask, tokenizer_info.pad_id)
-    logits = next_logits(ids, mask, (mask.cumsum(1) - 1).clamp_(min=0), cache)
+    positions = (mask.cumsum(1) - 1).clamp_(min=0)
+    next_positions = list(map(len, prompts))
+    if any(images):
+        shown = image_inputs(next_logits.model, prompts, images, width)
+        logits = next_logits(ids, mask, positions, cache, **shown.arguments)
+        next_positions = shown.next_positions
+    else:
+        logits = next_logits(ids, mask, positions, cache)
     generated = torch.zeros(len(prompts), dtype=torch.long, device=device)
     tokens, logprobs = sampler.sample(logits, history, generated, uniform)
-    return Prefilled(cache, history, tokens, logprobs)
+    return Prefilled(cache, history, tokens, logprobs, next_positions)
 
 
 def group_by_length(

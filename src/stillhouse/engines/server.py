@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Completion
 from stillhouse.data.text_tokens import TextTokenizer
@@ -165,6 +166,7 @@ class ServerEngine:
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
@@ -172,8 +174,14 @@ class ServerEngine:
             ConfigError: the server does not support a sampling setting, or its context is too short.
             ServerError: it rejected a prompt, or did not answer within the retries. Completions that came
                 before are in the journal.
-            EngineError: it stopped a completion for another reason than its end or `max_tokens`.
+            EngineError: it stopped a completion for another reason than its end or `max_tokens`, or the
+                prompts have images.
         """
+        if any(images):
+            raise EngineError(
+                "engine: kind server sends token ids, with which servers take no images. Use engine: {kind: "
+                "transformers} or {kind: vllm} for rows with images."
+            )
         options = sampling_options(sampling, self.served.capabilities, self.tokenizer_info)
         self._check_context(max(map(len, prompts), default=0), sampling)
         completions = CompletionCollector(len(prompts), progress)

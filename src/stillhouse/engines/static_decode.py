@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.cuda_graphs import CastWeights, CudaGraphs, EagerSteps, Replay, addresses
@@ -71,9 +72,14 @@ class StaticDecoder:
         rows: int,
         on_completion: CompletionCallback,
         sample_ids: Sequence[int] | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> None:
-        """Complete all prompts with a batch of at most `rows`; `sample_ids` as in `Engine.generate`."""
+        """Complete all prompts with a batch of at most `rows`.
+
+        `sample_ids` and `images` are as in `Engine.generate`.
+        """
         self.prompts, self.sampling, self.seed, self.on_completion = prompts, sampling, seed, on_completion
+        self.images = images
         self.sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
         self.first = Sampler(sampling, self.eos)
         self.step = DecodeStep(
@@ -115,6 +121,7 @@ class StaticDecoder:
                 uniform[:, 0],
                 self.num_layers,
                 self.tokenizer_info,
+                [self.images[index] for index in group] if self.images else (),
             )
             buffers = self._room(done)
             buffers.fill(rows, done, uniform, self.sampling, self.eos)

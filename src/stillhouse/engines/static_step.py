@@ -33,6 +33,8 @@ class DecodeBuffers:
     """[B, capacity + 1] the random number of each response token."""
     last: Tensor
     """[B] the slot of the row's last token; the cache writes there."""
+    offset: Tensor
+    """[B] what is added to the slot of a token to give its position; not 0 after images with M-RoPE."""
     generated: Tensor
     """[B] response tokens."""
     finished: Tensor
@@ -44,7 +46,7 @@ class DecodeBuffers:
     def allocate(cls, example: Prefilled, rows: int, capacity: int) -> DecodeBuffers:
         """Free rows, for a model that fills caches like those of `example`."""
         device = example.history.device
-        last, generated = torch.zeros(2, rows, dtype=torch.long, device=device)
+        last, offset, generated = torch.zeros(3, rows, dtype=torch.long, device=device)
         finished = torch.ones(rows, dtype=torch.bool, device=device)
         shape = (rows, capacity + 1)
         return cls(
@@ -53,6 +55,7 @@ class DecodeBuffers:
             torch.zeros(shape, device=device),
             torch.zeros(shape, dtype=torch.float64, device=device),
             last,
+            offset,
             generated,
             finished,
             torch.zeros_like(finished),
@@ -104,6 +107,7 @@ class DecodeBuffers:
             self.logprobs[at, length] = done.logprobs
         self.uniform[at, : uniform.shape[1]] = uniform
         self.last[at] = length
+        self.offset[at] = torch.tensor(done.next_positions, device=device) - length
         self.generated[at] = 1
         self.finished[at] = _is_end(done.tokens, eos) | (sampling.max_tokens <= 1)
 
@@ -112,6 +116,7 @@ class DecodeBuffers:
         self.finished[rows] = True
         self.invalid[rows] = False
         self.last[rows] = 0
+        self.offset[rows] = 0
         self.generated[rows] = 0
 
     def move_rows(self, rows: list[int]) -> None:
@@ -144,7 +149,7 @@ class DecodeStep:
         """The logits [B, V] after each row's last token, whose keys and values are written."""
         ids = buffers.history.gather(1, buffers.last[:, None]).clamp(min=0)  # free rows hold PAD
         mask = self.masks(buffers.cache)
-        return self.next_logits(ids, mask, buffers.last[:, None], buffers.cache)
+        return self.next_logits(ids, mask, (buffers.last + buffers.offset)[:, None], buffers.cache)
 
     def __call__(self, buffers: DecodeBuffers) -> None:
         """Sample for every row; write where the row is not finished."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
@@ -77,7 +78,8 @@ class TransformersEngine:
     """Samples the same distribution as the model's own `generate`, faster.
 
     Architectures whose layers are all attention run in the decode loop of `decode.py`; the others
-    (recurrent, hybrid) through `generate` with this engine's sampler.
+    (recurrent, hybrid) through `generate` with this engine's sampler. Either way prompts with images and
+    without are mixed, and the images of a prompt are read once, in the first pass over it.
 
     Example:
         >>> engine = TransformersConfig().build(model, TokenizerInfo.from_tokenizer(tokenizer))
@@ -112,13 +114,14 @@ class TransformersEngine:
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
         The model may be in training: its mode is restored, and its parameters remain trainable.
         """
         from stillhouse.engines.decode import Decoder
-        from stillhouse.engines.fallback import run_generate
+        from stillhouse.engines.fallback import GenerateDecoder
         from stillhouse.engines.kv_cache import num_attention_layers
         from stillhouse.models.hidden import unwrap
 
@@ -134,12 +137,13 @@ class TransformersEngine:
         info = self.tokenizer_info
         with evaluating(model):
             if (static := self._static.decoder(model, num_layers, prompts, trained)) is not None:
-                static.run(prompts, sampling, seed, rows, completions, sample_ids)
+                static.run(prompts, sampling, seed, rows, completions, sample_ids, images)
             elif num_layers is None:
-                run_generate(model, info, sampling, seed, prompts, rows, completions, sample_ids)
+                by_itself = GenerateDecoder(model, info, sampling, seed)
+                by_itself.run(prompts, rows, completions, sample_ids, images)
             else:
                 decoder = Decoder(model, info, sampling, seed, num_layers)
-                decoder.run(prompts, rows, completions, sample_ids)
+                decoder.run(prompts, rows, completions, sample_ids, images)
         return completions.in_order()
 
     def _rounded(self, model: nn.Module, trained: bool) -> nn.Module:

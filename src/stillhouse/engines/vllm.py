@@ -1,7 +1,7 @@
 """Generation with vLLM in the training process, for GPUs.
 
-Written against the offline API of vLLM 0.33: `LLM`, its sleep mode, `reload_weights`. Not yet run on a GPU
-by us.
+Written against the offline API of vLLM 0.33: `LLM`, its sleep mode, `reload_weights`, `multi_modal_data`. Not
+yet run on a GPU by us.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.config import because
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import (
     REGISTRY,
@@ -29,7 +30,7 @@ from stillhouse.engines.base import (
 )
 from stillhouse.engines.server import from_ids, request_seed, unsupported
 from stillhouse.engines.transformers import check_prompts
-from stillhouse.errors import ConfigError, EnvironmentFault
+from stillhouse.errors import ConfigError, EngineError, EnvironmentFault
 from stillhouse.remote import CompletionChoice
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class VllmEngine:
         *,
         sample_ids: Sequence[int] | None = None,
         progress: ProgressCallback | None = None,
+        images: Sequence[tuple[ImageRef, ...]] = (),
     ) -> list[Completion]:
         """One completion for each prompt, in the order of the prompts; see `Engine.generate`.
 
@@ -170,10 +172,11 @@ class VllmEngine:
         head_size = unwrap(self.model).config.get_text_config(decoder=True).vocab_size
         arguments = sampling_arguments(sampling, self.tokenizer_info, head_size)
         seeds = [request_seed(seed, sample_id) for sample_id in sample_ids or range(len(prompts))]
+        inputs = self._inputs(prompts, images)
         llm = self._up_to_date()
         try:
             outputs = llm.generate(
-                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                [TokensPrompt(**one) for one in inputs],
                 [SamplingParams(seed=one, **arguments) for one in seeds],
                 use_tqdm=False,
             )
@@ -183,6 +186,31 @@ class VllmEngine:
         for index, output in enumerate(outputs):
             completions(index, to_completion(output, sampling, self.tokenizer_info))
         return completions.in_order()
+
+    def _inputs(
+        self, prompts: Sequence[Sequence[int]], images: Sequence[tuple[ImageRef, ...]]
+    ) -> list[dict[str, Any]]:
+        """The fields of a `vllm.TokensPrompt` for each prompt; vLLM writes the tokens of images itself.
+
+        Raises:
+            EngineError: the model reads no images.
+        """
+        if not any(images):
+            return [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        from stillhouse.models.hidden import image_reader
+
+        reader = image_reader(self.model)
+        if reader is None:
+            raise EngineError("the model of engine vllm reads no images, and the prompts have some.")
+        return [
+            {
+                "prompt_token_ids": reader.collapse(prompt, shown),
+                "multi_modal_data": {"image": [one.open() for one in shown]},
+            }
+            if shown
+            else {"prompt_token_ids": list(prompt)}
+            for prompt, shown in zip(prompts, images, strict=True)
+        ]
 
     def _up_to_date(self) -> Any:
         """vLLM, awake, with the model's current weights."""
@@ -209,8 +237,13 @@ class VllmEngine:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
 
+        from stillhouse.models.hidden import image_reader
+
         with saved_model(self.model) as folder:
-            return LLM(**self.config.arguments(folder))
+            arguments = self.config.arguments(folder)
+            if image_reader(self.model) is not None:
+                arguments["skip_tokenizer_init"] = False  # vLLM's processor of images has a tokenizer
+            return LLM(**arguments)
 
     def _hand_over(self) -> None:
         if self.config.mode == "colocate":
@@ -247,11 +280,14 @@ def checkpoint_weights(model: Any) -> dict[str, Tensor]:
 def saved_model(model: Any) -> Iterator[Path]:
     """A temporary folder with the saved model, adapters merged; deleted on exit."""
     from stillhouse.models.adapters import merged_weights
-    from stillhouse.models.hidden import unwrap
+    from stillhouse.models.hidden import image_reader, unwrap
 
+    reader = image_reader(model)
     folder = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-"))
     try:
         unwrap(model).save_pretrained(folder, state_dict=dict(merged_weights(model)))
+        if reader is not None:
+            reader.processor.save_pretrained(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

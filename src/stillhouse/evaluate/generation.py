@@ -15,7 +15,7 @@ from typing import Any
 from stillhouse import console
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.seeds import derived_seed
-from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.core.types import Completion, Prompt, Response, images_of
 from stillhouse.data.text_tokens import response_text
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import DataError
@@ -63,7 +63,7 @@ def generate(
     with _progress(title, len(by_seed) * len(prompts)) as advance:
         for seed, completions in by_seed.items():
             for index, start in enumerate(range(0, len(prompts), BLOCK_SIZE)):
-                inputs = [prompt.token_ids for prompt in prompts[start : start + BLOCK_SIZE]]
+                inputs = prompts[start : start + BLOCK_SIZE]
                 block = journal.get(f"{seed}/{index}")
                 if block is None:
                     block = _generate_block(engine, inputs, sampling, _block_seed(seed, index), advance)
@@ -81,7 +81,7 @@ def _block_seed(seed: int, index: int) -> int:
 
 def _generate_block(
     engine: Engine,
-    inputs: list[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     seed: int,
     advance: Callable[[int], object],
@@ -93,7 +93,8 @@ def _generate_block(
         advance(finished - shown)
         shown = finished
 
-    completions = engine.generate(inputs, sampling, seed, progress=progress)
+    ids = [prompt.token_ids for prompt in prompts]
+    completions = engine.generate(ids, sampling, seed, progress=progress, images=images_of(prompts))
     return {
         "seconds": round(time.perf_counter() - start, 6),
         "completions": [[list(one.token_ids), one.finished] for one in completions],
@@ -225,11 +226,13 @@ def to_responses(prompts: Sequence[Prompt], completions: Sequence[Completion], s
 
 
 def token_ids_digest(prompts: Iterable[Prompt]) -> str:
-    """Digest of the token ids and references of prompts, in order: equal for equal generations."""
-    return content_digest([[prompt.token_ids, prompt.references] for prompt in prompts])
+    """Digest of token ids, images and references of prompts, in order: equal for equal generations."""
+    return content_digest(
+        [[prompt.token_ids, prompt.references, *prompt.image_digests] for prompt in prompts]
+    )
 
 
 def questions_digest(prompts: Iterable[Prompt]) -> str:
-    """Digest of questions and references, independent of template and tokenizer: results with equal digests
-    are comparable."""
-    return content_digest([[prompt.question, prompt.references] for prompt in prompts])
+    """Digest of questions, images and references, independent of template and tokenizer: results with equal
+    digests are comparable."""
+    return content_digest([[prompt.question, prompt.references, *prompt.image_digests] for prompt in prompts])

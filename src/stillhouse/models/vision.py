@@ -111,6 +111,28 @@ class ImageReader:
         """
         return [self._expanded(image)[0] for image in images]
 
+    def collapse(self, token_ids: Sequence[int], images: Sequence[ImageRef]) -> list[int]:
+        """The prompt with one `image_token` for each image, in place of all that `expand` wrote for it.
+
+        Args:
+            token_ids: of a prompt.
+            images: of the prompt, in their order.
+
+        Raises:
+            ModelError: the prompt has other tokens than its images take.
+        """
+        found, rest = [], list(token_ids)
+        one = self.processor.tokenizer.convert_tokens_to_ids(self.image_token)
+        for image in images:
+            expanded = list(self._expanded(image)[1])
+            size = len(expanded)
+            place = next((at for at in range(len(rest)) if rest[at : at + size] == expanded), None)
+            if place is None:
+                raise ModelError(f"{self.folder}: a prompt has not the tokens that {image.location} takes.")
+            found += [*rest[:place], one]
+            rest = rest[place + size :]
+        return found + rest
+
     def tensors(self, images: Sequence[ImageRef]) -> dict[str, Tensor]:
         """What the model takes of images in their order, on the host: pixel_values and what its family adds.
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.seeds import derived_seed
-from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.core.types import Progress, Prompt, PromptContent, Response
 from stillhouse.data import DataConfig
 from stillhouse.data.tokenise import Encoder
 from stillhouse.engines.base import Sampling, TokenizerInfo
@@ -62,8 +62,8 @@ class RolloutContext:
     """What the reward model of `ResponsesConfig.reward_model_path` gives each response; None without one."""
     held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
-    external_responses: Mapping[str, Mapping[tuple[int, ...], Response]] = field(default_factory=dict)
-    """Responses of other generators, by the generator's name and the prompt's token ids."""
+    external_responses: Mapping[str, Mapping[PromptContent, Response]] = field(default_factory=dict)
+    """Responses of other generators, by the generator's name and the prompt's content."""
 
     def rewarded(self, responses: Sequence[Response]) -> list[Response]:
         """The same responses with their rewards, where there is a reward model."""
@@ -158,8 +158,8 @@ class ResponsesConfig(StrictConfig):
 
     def external_responses(
         self, data: DataConfig, encoder: Encoder
-    ) -> dict[str, dict[tuple[int, ...], Response]]:
-        """Responses of other generators, by the generator's name and the prompt's token ids; none by default.
+    ) -> dict[str, dict[PromptContent, Response]]:
+        """Responses of other generators, by the generator's name and the prompt's content; none by default.
 
         Args:
             data: the run's, for length limits.

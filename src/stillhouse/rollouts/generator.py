@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stillhouse.core.types import Completion, Prompt, Response
+from stillhouse.core.types import Completion, Prompt, Response, images_of
 from stillhouse.data.translate import Translator
 from stillhouse.engines.base import Engine, ProgressCallback, Sampling
 
@@ -73,7 +73,12 @@ class ResponseGenerator:
         """
         resolved = self.resolve_sampling(sampling)
         completions = self.engine.generate(
-            self._prompt_ids(prompts), resolved, seed, sample_ids=sample_ids, progress=progress
+            self._prompt_ids(prompts),
+            resolved,
+            seed,
+            sample_ids=sample_ids,
+            progress=progress,
+            images=images_of(prompts),
         )
         if counted and self.on_tokens is not None:
             self.on_tokens(sum(len(completion.token_ids) for completion in completions))

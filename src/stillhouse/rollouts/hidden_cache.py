@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stillhouse.core.host import brought_back
-from stillhouse.core.types import Response
+from stillhouse.core.types import PromptContent, Response
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NO_SLOT = -1
 
-Content = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]
-"""The token ids of prompt and response, which of the response's are trained on, and the teacher's prompt."""
+Content = tuple[PromptContent, tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]
+"""Token ids and images of the prompt, the response, which of its tokens are trained on, and the teacher's
+prompt."""
 
 
 class TeacherHiddenCache:
@@ -71,4 +72,4 @@ class TeacherHiddenCache:
 
 def _content(response: Response) -> Content:
     prompt = response.prompt
-    return prompt.token_ids, response.token_ids, response.trained, prompt.teacher_ids
+    return prompt.content, response.token_ids, response.trained, prompt.teacher_ids

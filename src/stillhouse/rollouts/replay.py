@@ -111,13 +111,14 @@ class ReplayBuffer:
 
 
 def pack(responses: Sequence[Response]) -> dict[str, Any]:
-    """Student-generated responses as a few tensors."""
+    """Student-generated responses as a few tensors; of images the digests."""
     flat = [token for response in responses for token in response.token_ids]
     known = [response.logprobs for response in responses]
     return {
         "prompts": [response.prompt.id for response in responses],
         "prompt_lengths": torch.tensor([len(r.prompt.token_ids) for r in responses], dtype=torch.int64),
         "prompt_tokens": torch.tensor([t for r in responses for t in r.prompt.token_ids], dtype=torch.int32),
+        "images": [r.prompt.image_digests for r in responses],
         "lengths": torch.tensor([len(r.token_ids) for r in responses], dtype=torch.int64),
         "tokens": torch.tensor(flat, dtype=torch.int32),
         "finished": torch.tensor([r.finished for r in responses], dtype=torch.bool),
@@ -136,21 +137,30 @@ def unpack(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> list[Resp
     prompt_tokens = state["prompt_tokens"].split(state["prompt_lengths"].tolist())
     response_tokens = state["tokens"].split(state["lengths"].tolist())
     facts = zip(
-        state["prompts"], prompt_tokens, response_tokens, state["finished"].tolist(),
+        state["prompts"], prompt_tokens, state["images"], response_tokens, state["finished"].tolist(),
         state["versions"].tolist(), state["logprobs"], state["rewards"], strict=True,
     )  # fmt: skip
     responses = []
-    for name, question, tokens, finished, version, logprobs, reward in facts:
+    for name, question, images, tokens, finished, version, logprobs, reward in facts:
         prompt, ids = prompts.get(name), tuple(question.tolist())
-        if prompt is None or prompt.token_ids != ids[: len(prompt.token_ids)]:
+        if (changed := _changed(prompt, ids, images)) is not None:
             raise DataError(
-                f"the checkpoint holds responses to prompt {name}, which the training data "
-                f"{'lacks' if prompt is None else 'has with other tokens'}. Resume with the data, the "
-                "template and the tokenizer of the run that was interrupted."
+                f"the checkpoint holds responses to prompt {name}, which the training data {changed}. Resume "
+                "with the data, the template and the tokenizer of the run that was interrupted."
             )
+        assert prompt is not None
         if prompt.token_ids != ids:  # see `without_first_token`
             prompt = replace(prompt, token_ids=ids)
         known = None if logprobs is None else tuple(logprobs.tolist())
         written = tuple(tokens.tolist())
         responses.append(Response(prompt, written, "student", finished, version, known, reward=reward))
     return responses
+
+
+def _changed(prompt: Prompt | None, ids: tuple[int, ...], images: Sequence[str]) -> str | None:
+    """How a prompt is no longer the one that was responded to; None if it is."""
+    if prompt is None:
+        return "lacks"
+    if prompt.token_ids != ids[: len(prompt.token_ids)]:
+        return "has with other tokens"
+    return None if prompt.image_digests == tuple(images) else "has with other images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stillhouse.core.requirements import STUDENT, Requirements
 from stillhouse.core.seeds import derived_seed
-from stillhouse.core.types import Completion, Progress, Prompt, Response
-from stillhouse.data.collate import collate
+from stillhouse.core.types import Completion, Progress, Prompt, Response, images_of
+from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.engines.base import Sampling
 from stillhouse.engines.sampling import PAD, Sampler, uniforms
 from stillhouse.models import head_of, hidden_rows
@@ -76,6 +76,15 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     finished: bool = False
 
+    def prefix(self) -> Prompt:
+        """The prompt and what is written so far, as the prompt of what follows."""
+        written, teacher = tuple(self.ids), self.prompt.teacher_ids
+        return replace(
+            self.prompt,
+            token_ids=(*self.prompt.token_ids, *written),
+            teacher_ids=None if teacher is None else (*teacher, *written),
+        )
+
 
 class SpeculativePolicy(StatelessPolicy):
     """Generates at each step, block by block, for all prompts of the step together."""
@@ -128,8 +137,11 @@ class SpeculativePolicy(StatelessPolicy):
         prefixes = [[*draft.prompt.token_ids, *draft.ids] for draft in drafts]
         sample_ids = [draft.sample_id for draft in drafts]
         limited = self._sampling.model_copy(update={"max_tokens": max_tokens, "min_tokens": min_tokens})
-        proposals = self._student.engine.generate(prefixes, limited, seed, sample_ids=sample_ids)
-        logits = self._teacher_logits(prefixes, proposals)
+        images = images_of([draft.prompt for draft in drafts])
+        proposals = self._student.engine.generate(
+            prefixes, limited, seed, sample_ids=sample_ids, images=images
+        )
+        logits = self._teacher_logits(drafts, proposals)
         tokens = torch.tensor([t for p in proposals for t in p.token_ids], device=logits.device)
         rank = (logits > logits.gather(1, tokens[:, None])).sum(1)
         accepted = (rank < self._config.accept_top_k).tolist()
@@ -154,14 +166,15 @@ class SpeculativePolicy(StatelessPolicy):
         self._proposed += len(accepted)
         self._accepted += count
 
-    def _teacher_logits(self, prefixes: Sequence[Sequence[int]], proposals: Sequence[Completion]) -> Tensor:
+    def _teacher_logits(self, drafts: Sequence[_Draft], proposals: Sequence[Completion]) -> Tensor:
         """[N, V]: the teacher's logits at every proposed token."""
         teacher = self._models.teacher
         responses = [
-            Response(Prompt(str(index), tuple(ids), ""), proposal.token_ids, "student")
-            for index, (ids, proposal) in enumerate(zip(prefixes, proposals, strict=True))
+            Response(draft.prefix(), proposal.token_ids, "student")
+            for draft, proposal in zip(drafts, proposals, strict=True)
         ]
-        batch = collate(responses, self._models.tokenizer_info.pad_id).to(next(teacher.parameters()).device)
+        pad_id = self._models.tokenizer_info.pad_id
+        batch = read_by_teacher(collate(responses, pad_id), pad_id).to(next(teacher.parameters()).device)
         with torch.no_grad():
             return head_of(teacher, self._models.vocab_size).logits(hidden_rows(teacher, batch)).float()
 

@@ -323,6 +323,11 @@ def _rewards(parts: Parts) -> Callable[[Sequence[Response]], list[float]] | None
     size = parts.config.evaluate.batch_size
 
     def read(responses: Sequence[Response]) -> list[float]:
+        if shown := next((one.prompt.id for one in responses if one.prompt.images), None):
+            raise ModelError(
+                f"responses.reward_model: {path} reads text alone, and {shown} has images. Leave it out, or "
+                "take rows without images."
+            )
         return rewards(model, [(*one.prompt.token_ids, *one.token_ids) for one in responses], size)
 
     return read

@@ -122,7 +122,7 @@ def _of(entry: Mapping[str, Any] | None) -> Any:
 
 
 def _tokens(sequences: Iterable[Prompt | Response]) -> str:
-    """Digest of what is trained on, in order: token ids of prompts and responses, and references."""
+    """Digest of what is trained on, in order: token ids of prompts and responses, images, and references."""
     digest = hashlib.blake2b(digest_size=16)
     for one in sequences:
         prompt = one.prompt if isinstance(one, Response) else one
@@ -134,6 +134,7 @@ def _tokens(sequences: Iterable[Prompt | Response]) -> str:
         for more in (prompt.rejected_ids, prompt.direct_ids):
             if more is not None:
                 _add_ids(digest, more)
+        digest.update("".join(prompt.image_digests).encode())
         digest.update("\0".join(prompt.references).encode(errors="surrogatepass"))
     return digest.hexdigest()
 

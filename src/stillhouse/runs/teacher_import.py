@@ -140,6 +140,11 @@ class _Importer:
     def __init__(self, data: Data, tokenizer: Any, teacher: str, k: int, codec: SparseCodec) -> None:
         self._teacher, self._k, self._codec, self._vocab = teacher, k, codec, len(tokenizer)
         self._decode = lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+        if shown := next((prompt.id for prompt in data.train if prompt.images), None):
+            raise DataError(
+                f"{shown} has images, which files of log-probabilities do not tell apart. Fill the cache "
+                "here (stillhouse cache build), or import those of rows without images."
+            )
         self._known = {(p.token_ids, p.response_ids): p for p in data.train if p.response_ids is not None}
         self._by_text: dict[str, Prompt] = {}
         for prompt in data.train:

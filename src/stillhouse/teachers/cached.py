@@ -331,17 +331,20 @@ def require_cache(config: TeacherConfig | None, path: str = "teacher") -> CacheT
 
 
 def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
-    """For each sequence of a batch 32 hexadecimal digits that change with its token ids, with where the
-    response begins and which of its tokens have rows and, for a teacher in this process, with the dtype of
-    autocast, but not with padding, order or step."""
+    """For each sequence of a batch 32 hexadecimal digits that change with its token ids and the pixels of its
+    images, with where the response begins and which of its tokens have rows and, for a teacher in this
+    process, with the dtype of autocast, but not with padding, order or step."""
     device = batch.input_ids.device.type
     autocast = in_process and torch.is_autocast_enabled(device)
     dtype = str(torch.get_autocast_dtype(device)) if autocast else ""
     keys = []
-    for ids, start, kept in zip(batch.token_ids, batch.prompt_lengths, batch.trained, strict=True):
+    shown = batch.images or ((),) * len(batch)
+    sequences = zip(batch.token_ids, batch.prompt_lengths, batch.trained, shown, strict=True)
+    for ids, start, kept, images in sequences:
         content = f"{start} {dtype}\n".encode() + np.array(ids, dtype="<i8").tobytes()
         if kept is not None:
             content += bytes(kept)
+        content += b"".join(bytes.fromhex(image.digest) for image in images)
         keys.append(hashlib.blake2b(content, digest_size=16).hexdigest())
     return keys
 
@@ -561,6 +564,7 @@ def concatenated(batches: Sequence[TokenBatch]) -> TokenBatch:
         [length for batch in batches for length in batch.prompt_lengths],
         pad_id=0,
         trained=[kept for batch in batches for kept in batch.trained],
+        images=[shown for batch in batches for shown in batch.images or ((),) * len(batch)],
     )
     return whole.to(batches[0].input_ids.device)
 

@@ -183,6 +183,7 @@ class ServerTeacher:
 
         Raises:
             ServerError: the server rejects a sequence or does not answer.
+            TeacherError: the batch has images.
         """
         parts: list[SparseLogprobs | None] = [None] * len(batch)
         for row, part in self.stream(batch):
@@ -192,6 +193,11 @@ class ServerTeacher:
 
     def stream(self, batch: TokenBatch) -> Iterator[tuple[int, SparseLogprobs]]:
         """(sequence, its rows) as the responses arrive."""
+        if batch.images:
+            raise TeacherError(
+                f"{self.served.client.url}: is sent token ids, with which servers take no images. Load the "
+                "teacher here (teacher: {kind: live, path: ...}), or read its cache, for rows with images."
+            )
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, sequence in enumerate(batch.token_ids):
             rows.setdefault(sequence, []).append(row)

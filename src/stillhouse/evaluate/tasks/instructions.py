@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
-from stillhouse.core.types import Response
+from stillhouse.core.types import PromptContent, Response
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.formats import read_row
 from stillhouse.data.rows import Fields, Row
@@ -274,11 +274,11 @@ class E2E(FreeTextTask):
     ) -> EvalSet:
         """The examples, those with equal prompts merged."""
         eval_set = super().load(encoder, limits, held_out, limit)
-        merged: dict[tuple[int, ...], EvalExample] = {}
+        merged: dict[PromptContent, EvalExample] = {}
         for example in eval_set.examples:
-            first = merged.get(example.prompt.token_ids)
+            first = merged.get(example.prompt.content)
             if first is not None:
                 references = dict.fromkeys((*first.prompt.references, *example.prompt.references))
                 example = replace(first, prompt=replace(first.prompt, references=tuple(references)))
-            merged[example.prompt.token_ids] = example
+            merged[example.prompt.content] = example
         return replace(eval_set, examples=tuple(merged.values()))

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.config import ListOf, StrictConfig, because
 from stillhouse.core.requirements import MAIN, STUDENT, Requirements
-from stillhouse.core.types import Prompt, Response
+from stillhouse.core.types import Prompt, PromptContent, Response
 from stillhouse.data import DataConfig, load_prompts
 from stillhouse.data.datasets import DatasetField
 from stillhouse.data.tokenise import Encoder
@@ -90,7 +90,7 @@ class PairsConfig(RoundsConfig):
 
     def external_responses(
         self, data: DataConfig, encoder: Encoder
-    ) -> dict[str, dict[tuple[int, ...], Response]]:
+    ) -> dict[str, dict[PromptContent, Response]]:
         """The responses of the files in `teacher_responses`."""
         found = {}
         for one in self.teacher_responses:
@@ -98,7 +98,7 @@ class PairsConfig(RoundsConfig):
                 continue
             prompts = load_prompts(one.name, one.data, data, encoder, needs={"responses"}).prompts
             found[one.name] = {
-                prompt.token_ids: response
+                prompt.content: response
                 for prompt in reversed(prompts)  # of several responses to a prompt the first counts
                 if (response := prompt.reference_response("teacher")) is not None
             }
@@ -162,7 +162,7 @@ class PairsConfig(RoundsConfig):
             if name == "fixed":
                 found = prompt.reference_response("teacher")
             else:
-                found = context.external_responses.get(name, {}).get(prompt.token_ids)
+                found = context.external_responses.get(name, {}).get(prompt.content)
             if found is not None:
                 text = context.decode(found.token_ids) if context.decode is not None else ""
                 return Sample(number, replace(found, prompt=prompt), text, name)

@@ -122,8 +122,8 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of ids and tokens of prompts, in order."""
+    """A digest of ids, tokens and images of prompts, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(f"{prompt.id} {prompt.token_ids}\n".encode())
+        digest.update(" ".join([prompt.id, str(prompt.token_ids), *prompt.image_digests]).encode() + b"\n")
     return digest.hexdigest()[:32]
