@@ -159,6 +159,8 @@ def _model(model: dict[str, Any]) -> str:
         parts.append(f"{metric_info('parameters').show(trainable)} of them trained")
     if is_number(model.get("bytes")):
         parts.append(metric_info("bytes").show(model["bytes"]))
+    if model.get("kept"):
+        parts.append(f"started as the teacher with {model['kept']}")
     return ", ".join(parts)
 
 

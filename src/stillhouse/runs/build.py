@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -43,6 +43,7 @@ from stillhouse.rollouts.offline.scoring import scorers
 from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.pruning import pruning_plan, told
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.teacher_import import with_known_rows
@@ -71,6 +72,8 @@ class Parts:
     """The teacher's prompts and ends, and what goes between two vocabularies."""
     pairs: tuple[Prompt, ...] = ()
     """The pairs of the preference stage, if there is one."""
+    pruning: Mapping[str, Any] | None = None
+    """What of the teacher the student started with, and how it was chosen."""
     reference: nn.Module | None = None
     """The distilled student, once the preference stage has begun."""
 
@@ -143,6 +146,8 @@ class Parts:
     def model_facts(self) -> dict[str, Any]:
         """What the run folder keeps about the models."""
         student = {"path": self.config.student.path, **parameter_counts(self.student), "vocab": self.vocab}
+        if self.pruning is not None:
+            student["kept"] = told(self.pruning)
         teachers: dict[str, Any] = {"teacher": None}
         for name, config in self.config.all_teachers.items():
             model = self.teachers.get(name)
@@ -152,8 +157,12 @@ class Parts:
         return {"student": student, **teachers}
 
 
-def assemble(config: RunConfig) -> Parts:
+def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Parts:
     """Load tokenizer, teacher, student and data; the cheapest checks come first.
+
+    Args:
+        config: the run.
+        pruning: what the run that goes on has recorded of its student's start from the teacher.
 
     Raises:
         ModelError: a model or tokenizer cannot be had, or the two do not fit.
@@ -174,15 +183,11 @@ def assemble(config: RunConfig) -> Parts:
     assert encoder is not None
     for note in format_notes(found, data).values():
         logger.warning("teacher: %s", note)
-    asked = config.objective.requirements().model_names
-    for name, teacher in config.all_teachers.items():
-        if name in asked:
-            teacher.check_signal(longest_sequence(config, data.train))
-    _check_named_teachers(config, data)
-    loads = {name: teacher.model_to_load() for name, teacher in config.all_teachers.items()}
-    teachers = {name: None if model is None else load_teacher(model) for name, model in loads.items()}
+    teachers = _loaded_teachers(config, data)
     main = teachers.get(MAIN)
-    student = load_student(config.student, tokenizer, main, config.train.seed)
+    plan = pruning_plan(config, main, data.train, tokenizer.pad_token_id, pruning)
+    kept = None if plan is None else plan.kept
+    student = load_student(config.student, tokenizer, main, config.train.seed, kept)
     for name, model in {
         "student": student,
         **{teacher_path(one): model for one, model in teachers.items()},
@@ -200,6 +205,7 @@ def assemble(config: RunConfig) -> Parts:
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
         pairs,
+        pruning=None if plan is None else plan.facts,
     )
     pack_where_possible(parts)
     if config.train.compile_models:
@@ -209,6 +215,17 @@ def assemble(config: RunConfig) -> Parts:
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
+
+
+def _loaded_teachers(config: RunConfig, data: Data) -> dict[str, nn.Module | None]:
+    """Every teacher by name; None for one that is not loaded here."""
+    asked = config.objective.requirements().model_names
+    for name, teacher in config.all_teachers.items():
+        if name in asked:
+            teacher.check_signal(longest_sequence(config, data.train))
+    _check_named_teachers(config, data)
+    loads = {name: teacher.model_to_load() for name, teacher in config.all_teachers.items()}
+    return {name: None if model is None else load_teacher(model) for name, model in loads.items()}
 
 
 def with_resolved_template(config: RunConfig, data: Data) -> RunConfig:

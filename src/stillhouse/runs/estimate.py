@@ -19,6 +19,7 @@ from stillhouse.models.from_config import config_from_options
 from stillhouse.models.load import parameter_counts
 from stillhouse.models.paths import model_files
 from stillhouse.models.pruning.plan import pruned_without_weights
+from stillhouse.models.pruning.sizes import sizes_of
 from stillhouse.models.quantise import bits_per_weight, quantisable_layers
 from stillhouse.models.readers import auto_class
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
@@ -87,6 +88,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         "optimiser steps in an epoch": steps_per_epoch,
         **{f"responses to generate by the {model}, at most": count for model, count in generated.items()},
         "student parameters": student.parameters,
+        **_pruned(config.student, teacher_model, len(tokenizer)),
     }
     if student.trainable is not None:
         rows["trainable parameters"] = student.trainable
@@ -259,6 +261,18 @@ def _empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: 
         dtype = teacher.dtype if student.dtype == "auto" else student.dtype
         return pruned_without_weights(student.from_teacher, _without_weights(teacher), vocab), dtype
     return _empty(config_from_options(student.from_config or {}, vocab)), student.dtype
+
+
+def _pruned(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> dict[str, str]:
+    """The sizes of a student that starts from parts of its teacher, and the teacher's."""
+    prune = student.from_teacher
+    if prune is None or teacher is None:
+        return {}
+    empty = _without_weights(teacher)
+    smaller = pruned_without_weights(prune, empty, vocab)
+    found, whole = sizes_of(smaller.config), sizes_of(empty.config)
+    which = "; which is measured when the run starts" if prune.measures else ""
+    return {"student's sizes": f"{found.told()}; the teacher's: {whole.told()}{which}"}
 
 
 def _without_weights(model: Any) -> Any:

@@ -30,6 +30,8 @@ from stillhouse.runs.folder import RunFolder, check_space, default_folder, envir
 from stillhouse.runs.inputs import FILE as INPUTS
 from stillhouse.runs.inputs import check_inputs, input_digests, parent_of
 from stillhouse.runs.preference import StageFolder, begin, run_stage
+from stillhouse.runs.pruning import FILE as PRUNING
+from stillhouse.runs.pruning import told
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved, resolve
 from stillhouse.runs.servers import report_server_usage
@@ -99,9 +101,11 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         for note in resolved.notes:
             logger.warning(note)
         with console.phase("Loading models and data"):
-            parts = assemble(config)
+            parts = assemble(config, folder.read(PRUNING) if resume else None)
             questions = held_out_prompts(config, parts.data, parts.tokenizer)
             check_tasks(config, parts.tokenizer)
+        if parts.pruning is not None and folder.main:
+            console.note(f"The student starts as the teacher with {told(parts.pruning)}")
         check_context_lengths(config, (*parts.data.train, *parts.pairs), questions, parts.contexts)
         for note in check_length(config, len(parts.data.train)):
             logger.warning(note)
@@ -331,6 +335,8 @@ def _write_facts(parts: Parts, folder: RunFolder, resolved: Resolved, found: dic
     folder.write("environment.json", environment())
     folder.write("data.json", parts.data.report)
     folder.write("models.json", parts.model_facts())
+    if parts.pruning is not None:
+        folder.write(PRUNING, parts.pruning)
     folder.write(INPUTS, found)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse.core.seeds import derived_seed
-from stillhouse.data import load_data
+from stillhouse.data import Data, load_data
 from stillhouse.data.text_tokens import response_text
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
@@ -26,6 +26,7 @@ from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.stage_files import StageFile
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.pruning import pruning_plan
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Translation, tokenizers
 
@@ -106,7 +107,7 @@ def _request(
         _check_score(server, translator)
     assert data.encoder is not None
     info = found.student_facts(data.encoder) if translation is None else translation.facts
-    model: Any = None if server is not None else _model(config, arguments.by, tokenizer)
+    model: Any = None if server is not None else _model(config, arguments.by, tokenizer, data)
     engine, weights = _engine(config, server, model, info, arguments.output)
     generator = ResponseGenerator(
         engine,
@@ -171,7 +172,7 @@ def _sampling(config: RunConfig, by: str) -> Sampling | None:
     return found.model_copy(update={"max_tokens": config.data.max_response})
 
 
-def _model(config: RunConfig, by: str, tokenizer: Any) -> Any:
+def _model(config: RunConfig, by: str, tokenizer: Any, data: Data) -> Any:
     """The model that generates; the other one is not loaded."""
     teacher = config.teacher.model_to_load() if config.teacher is not None else None
     if by == "teacher":
@@ -182,10 +183,8 @@ def _model(config: RunConfig, by: str, tokenizer: Any) -> Any:
         model = load_teacher(teacher)
     else:
         from_teacher = config.student.from_teacher is not None and teacher is not None
-        model = load_student(
-            config.student,
-            tokenizer,
-            load_teacher(teacher) if from_teacher and teacher else None,
-            config.train.seed,
-        )
+        start = load_teacher(teacher) if from_teacher and teacher else None
+        plan = pruning_plan(config, start, data.train, tokenizer.pad_token_id)
+        kept = None if plan is None else plan.kept
+        model = load_student(config.student, tokenizer, start, config.train.seed, kept)
     return model.to(local_device()).eval()

@@ -52,6 +52,8 @@ def input_digests(parts: Parts) -> dict[str, dict[str, Any]]:
             "digest": _tokens(rows[report["name"]]),
             "file": report["sha256"],
         }
+    if parts.pruning is not None and parts.pruning["choose"] == "importance":
+        found["student"] = {"path": None, "digest": parts.pruning["digest"]}
     if config.student.path is not None:  # any other start follows from the configuration and the teacher
         new = "lora_" if config.student.lora is not None else None
         found["student"] = {"path": config.student.path, "digest": weights_digest(parts.student, but=new)}

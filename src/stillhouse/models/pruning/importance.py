@@ -72,16 +72,13 @@ class _Sums:
 
 
 @torch.no_grad()
-def measure(
-    model: nn.Module, layout: Layout, batches: Iterable[TokenBatch], told: Callable[[int], None] | None = None
-) -> Importance:
+def measure(model: nn.Module, layout: Layout, batches: Iterable[TokenBatch]) -> Importance:
     """Read batches and score layers, channels and heads.
 
     Args:
         model: the teacher, in evaluation mode.
         layout: of the model.
         batches: on its device; the same batches in the same order give the same scores.
-        told: called with the number of rows read so far.
     """
     depth = layout.sizes.layers
     sums, rows, tokens = _Sums(depth), 0, 0
@@ -90,8 +87,6 @@ def measure(
             sums.mask = batch.attention_mask.float()
             hidden_rows(model, batch)
             rows, tokens = rows + len(batch), tokens + batch.num_tokens
-            if told is not None:
-                told(rows)
     streams = [
         scores
         for block in ("attention", "mlp")

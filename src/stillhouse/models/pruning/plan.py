@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,6 @@ def plan_pruning(
     teacher: nn.Module,
     batches: Iterable[TokenBatch] | None = None,
     tokens: tuple[int, ...] | None = None,
-    told: Callable[[int], None] | None = None,
 ) -> PruningPlan:
     """Which layers, channels, heads and tokens of a teacher stay.
 
@@ -48,7 +47,6 @@ def plan_pruning(
         teacher: with its weights.
         batches: what importance is measured on, on the teacher's device; read only if it is.
         tokens: the ids that stay; None: all.
-        told: called with the number of rows read so far.
 
     Raises:
         ModelError: the teacher has no such sizes, or its family cannot be cut like that.
@@ -66,7 +64,7 @@ def plan_pruning(
                 f"{FIELD}: importance is measured on data, and there are none here. Name the layers, or set "
                 f"{FIELD}.choose: even."
             )
-        importance = measure(model, layout, batches, told)
+        importance = measure(model, layout, batches)
     kept = choose(prune, layout, sizes, importance, tokens)
     return PruningPlan(kept, facts(kept, layout, prune, importance))
 

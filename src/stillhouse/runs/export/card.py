@@ -119,7 +119,7 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     if parent := parent_text(run.state):
         start = f"{start}`, the student of `{parent}"
     begun = f"started from `{start}`" if start else (
-        "started from layers of the teacher" if config.student.from_teacher else "started from random weights"
+        "started from parts of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
     above = " and ".join(_teacher(name, teacher, run) for name, teacher in config.all_teachers.items())
     return f"A student{size}, distilled from {above} with Stillhouse; it {begun}."
