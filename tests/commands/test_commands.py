@@ -16,8 +16,8 @@ from tests.workshop import Workshop
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
 COMMANDS = (
-    "init", "methods", "quickstart", "align", "cache", "check", "reward", "run", "curate", "generate",
-    "pairs", "show", "compare", "eval", "export", "judge", "report", "runs",
+    "init", "methods", "quickstart", "align", "cache", "check", "reward", "run", "serve", "curate",
+    "generate", "pairs", "show", "compare", "eval", "export", "judge", "quantise", "report", "runs",
 )  # fmt: skip
 
 

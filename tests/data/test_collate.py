@@ -151,3 +151,11 @@ def test_moving_keeps_everything_else() -> None:
     assert moved.input_ids.device.type == "meta"
     assert moved.responses == batch.responses
     assert moved.logprobs is None
+
+
+def test_sequences_are_selected_in_the_order_that_is_asked_for() -> None:
+    whole = TokenBatch.of([(5, 9, 41, 0), (7, 0), (3, 4, 0)], [2, 1, 1], pad_id=0)
+    turned = whole.select([2, 0, 1])
+    assert turned.token_ids == ((3, 4, 0), (5, 9, 41, 0), (7, 0))
+    assert turned.prompt_lengths == (1, 2, 1)
+    assert whole.select([0, 1, 2]) is whole

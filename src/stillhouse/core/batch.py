@@ -157,8 +157,8 @@ class TokenBatch:
         )
 
     def select(self, sequences: Sequence[int]) -> TokenBatch:
-        """Some of the sequences, cut to the longest of them."""
-        if len(sequences) == len(self):
+        """Some of the sequences in this order, cut to the longest of them."""
+        if list(sequences) == list(range(len(self))):
             return self
         device = self.input_ids.device
         part = TokenBatch.of(

@@ -1,6 +1,6 @@
 """Models on OpenAI-compatible servers: bounded concurrency, retries, and what a server can do."""
 
 from stillhouse.remote.completions import Capabilities, CompletionChoice, ServedModel
-from stillhouse.remote.config import ServerConnection
+from stillhouse.remote.config import ServerConnection, check_url
 
-__all__ = ["Capabilities", "CompletionChoice", "ServedModel", "ServerConnection"]
+__all__ = ["Capabilities", "CompletionChoice", "ServedModel", "ServerConnection", "check_url"]

@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from stillhouse.remote.client import Client
 
 
+def check_url(value: str, example: str) -> str:
+    """A URL that leads to a server and holds no secret; for validators of configurations.
+
+    Raises:
+        PydanticCustomError: it is none, or holds one.
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise PydanticCustomError("url", "must look like {example}", {"example": example})
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise PydanticCustomError(
+            "url_secret",
+            "must hold no user, password or query, because run folders keep it; put the key into an "
+            "environment variable and name that in key_env (got {it})",
+            {"it": f"{parts.scheme}://{parts.hostname}/..."},
+        )
+    return value
+
+
 class ServerConnection(StrictConfig):
     """An OpenAI-compatible server: vLLM, llama.cpp, SGLang, TGI, Ollama, LM Studio or a hosted one.
 
@@ -41,17 +60,7 @@ class ServerConnection(StrictConfig):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise PydanticCustomError("url", "must look like http://HOST:PORT/v1")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise PydanticCustomError(
-                "url_secret",
-                "must hold no user, password or query, because run folders keep it; put the key into an "
-                "environment variable and name that in key_env (got {it})",
-                {"it": f"{parts.scheme}://{parts.hostname}/..."},
-            )
-        return value
+        return check_url(value, "http://HOST:PORT/v1")
 
     @field_validator("key_env")
     @classmethod

@@ -61,6 +61,8 @@ def input_digests(parts: Parts) -> dict[str, dict[str, Any]]:
         if model is not None:
             place = getattr(config.all_teachers[name].model_to_load(), "path", None)
             found[teacher_path(name)] = {"path": place, "digest": weights_digest(model)}
+        elif (served := config.all_teachers[name].served_model()) is not None:
+            found[teacher_path(name)] = {"path": served["path"], "digest": served["digest"]}
     return found
 
 

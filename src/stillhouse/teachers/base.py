@@ -84,11 +84,11 @@ class StreamingTeacher(SparseTeacher, Protocol):
 
 
 @runtime_checkable
-class PrefetchingTeacher(SparseTeacher, Protocol):
+class PrefetchingTeacher(RunningTeacher, Protocol):
     """A teacher that is faster when it is asked about all micro-batches of a step at once."""
 
     def prefetch(self, batches: Sequence[TokenBatch]) -> None:
-        """Fetch what `sparse_logprobs` will be asked for each of them."""
+        """Fetch what it will be asked for each of them."""
         ...
 
 
@@ -212,6 +212,11 @@ class TeacherConfig(StrictConfig):
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a student's tokenizer that is not the teacher's, where no model is loaded for it."""
+
+    def served_model(self) -> Mapping[str, str | None] | None:
+        """`path`, `digest` and `tokenizer` (`vocab_digest`) of a model in another process that says so; None
+        where there is none."""
+        return None
 
     def without_cache(self) -> TeacherConfig:
         """Itself without a store of its own, for a cache around it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +25,8 @@ from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
     MetricSums,
+    PrefetchingTeacher,
+    RunningTeacher,
     SparseTeacher,
     StreamingTeacher,
     Teacher,
@@ -177,8 +179,8 @@ class CacheTeacherConfig(TeacherConfig):
         Raises:
             TeacherError: there is no store, and no teacher that could fill one.
         """
-        codec = self.codec(vocab, None if model is None else _dtype_of(model))
         if not self.fills_cache:
+            codec = self.codec(vocab)
             folder, manifest = self._existing(codec)
             store = Store(folder, manifest, self.limit)
             if isinstance(codec, SparseCodec):
@@ -186,6 +188,8 @@ class CacheTeacherConfig(TeacherConfig):
             codec = HiddenCodec(manifest.codec.removeprefix("hidden-"))
             return CachedTeacher(store, codec, _read_head(folder, vocab), None)
         teacher = self.of.build(model, vocab)
+        head = teacher.head.weight if isinstance(teacher, Teacher) else None
+        codec = self.codec(vocab, None if head is None else _dtype_of(head))
         manifest = self._manifest(codec, teacher)
         folder = self.folder / f"{manifest.fingerprint}-{codec.name}"
         store = Store(folder, manifest, self.limit)
@@ -237,6 +241,10 @@ class CacheTeacherConfig(TeacherConfig):
         head = vocab * width * dtype_bytes if self.store == "hidden" else 0
         return int(min(size, self.limit or size) + head)
 
+    def served_model(self) -> Mapping[str, str | None] | None:
+        """See the teacher behind it, where it is asked."""
+        return self.of.served_model() if self.on_miss == "fill" else None
+
     def check_signal(self, tokens: int) -> None:
         """See the teacher behind it."""
         if self.on_miss == "fill":
@@ -250,7 +258,9 @@ class CacheTeacherConfig(TeacherConfig):
             codec=codec.name,
             fingerprint=self.of.fingerprint(self.folder),
             teacher={name: getattr(self.of, name, None) for name in ("kind", "path", "adapter", "url")},
-            tokenizer=None if model is None else vocab_digest(load_tokenizer(model).get_vocab()),
+            tokenizer=(self.of.served_model() or {}).get("tokenizer")
+            if model is None
+            else vocab_digest(load_tokenizer(model).get_vocab()),
             head={} if head is None else {"scale": head.scale, "softcap": head.softcap},
         )
 
@@ -285,8 +295,8 @@ class CacheTeacherConfig(TeacherConfig):
         )
 
 
-def _dtype_of(model: nn.Module) -> str:
-    name = str(next(model.parameters()).dtype).removeprefix("torch.")
+def _dtype_of(weight: Tensor) -> str:
+    name = str(weight.dtype).removeprefix("torch.")
     return name if name in DTYPES else "float32"
 
 
@@ -448,6 +458,14 @@ class CachedTeacher:
     def knows(self, batch: TokenBatch) -> list[bool]:
         """See `ReadThroughCache.knows`."""
         return self._cache.knows(batch)
+
+    def prefetch(self, batches: Sequence[TokenBatch]) -> None:
+        """Ask a teacher that is elsewhere about all sequences of a step that are not there."""
+        teacher: RunningTeacher | None = self.teacher
+        if not isinstance(teacher, PrefetchingTeacher):
+            return
+        missing = [[row for row, known in enumerate(self.knows(batch)) if not known] for batch in batches]
+        teacher.prefetch([batch.select(rows) for batch, rows in zip(batches, missing, strict=True) if rows])
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""

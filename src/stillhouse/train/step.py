@@ -166,7 +166,7 @@ class Step:
         self._count(batches, progress)
         with self.metrics.seconds("teacher"):
             for name, teacher in self.teachers.items():
-                prefetch(teacher, name, micro)
+                prefetch(teacher, name, micro, self.hidden_cache)
         return PreparedStep(progress, objective, tuple(micro))
 
     def with_batch_statistics(self, model: nn.Module, prepared: PreparedStep) -> PreparedStep:

@@ -95,13 +95,20 @@ def sequences_needing(objective: Objective, batch: Batch, teacher: str) -> list[
     ]
 
 
-def prefetch(teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch]) -> None:
-    """Hand all micro-batches of a step at once to a teacher that prefetches."""
+def prefetch(
+    teacher: AnyTeacher, name: str, micro_batches: Sequence[MicroBatch], cache: TeacherHiddenCache
+) -> None:
+    """Hand all micro-batches of a step at once to a teacher that prefetches, without what is in memory."""
     if not isinstance(teacher, PrefetchingTeacher):
         return
     parts = []
     for micro in micro_batches:
-        needed = sequences_needing(micro.objective, micro.batch, name)
+        slots = (micro.cache_slots if name == MAIN else ()) or [NO_SLOT] * len(micro.batch)
+        needed = [
+            row
+            for row in sequences_needing(micro.objective, micro.batch, name)
+            if cache.get(slots[row]) is None
+        ]
         if needed:
             parts.append(micro.read_by(name).select(needed))
     teacher.prefetch(parts)
