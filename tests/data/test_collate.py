@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.core.batch import IGNORED
+from stillhouse.core.batch import IGNORED, TokenBatch
 from stillhouse.core.types import SOURCES, Prompt, Response
 from stillhouse.data.collate import collate, split, split_by_tokens
 
