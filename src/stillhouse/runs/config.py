@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -61,8 +62,17 @@ class OutputConfig(StrictConfig):
     dtype: Dtype = "auto"
     """The dtype of the exported weights; "auto": that of the training, `student.dtype`. The student that is
     evaluated has the weights that are exported, rounded alike."""
+    draft: bool = False
+    """Export the student as a draft model of the teacher, for speculative decoding: with as many rows in its
+    vocabulary as the teacher has, padding included, as vLLM and transformers ask."""
     licence: LicenceConfig = LicenceConfig()
     """Licences that the student's card names, where they are not found in the cards beside the files."""
+
+    def requirements(self) -> Requirements:
+        """Of a draft model: the teacher's weights, and its tokenizer."""
+        if not self.draft:
+            return Requirements()
+        return replace(Requirements.of(MAIN, "weights"), same_tokenizer=frozenset({MAIN}))
 
 
 class RunConfig(StrictConfig):
@@ -125,7 +135,7 @@ class RunConfig(StrictConfig):
     @property
     def stating_parts(self) -> dict[str, Any]:
         """The parts that state requirements, by their path."""
-        parts = {"responses": self.responses, "objective": self.objective}
+        parts = {"responses": self.responses, "objective": self.objective, "output.draft": self.output}
         if self.student.from_teacher is not None:
             parts["student.from_teacher"] = self.student.from_teacher
         return parts | {f"evaluate.tasks[{i}]": task for i, task in enumerate(self.evaluate.tasks)}
@@ -185,6 +195,28 @@ class RunConfig(StrictConfig):
         yield from self.responses.check_in_run("responses", facts)
         yield from self._unfit_contexts()
         yield from self._unfit_for_quantised_weights()
+        yield from self._unfit_for_a_draft()
+
+    def _unfit_for_a_draft(self) -> Iterator[Fault]:
+        """What leaves a student that cannot draft for its teacher."""
+        student = self.student
+        if not self.output.draft:
+            return
+        if student.lora is not None and not student.lora.merge:
+            yield Fault(
+                "output.draft",
+                "a draft model is one whole model, and adapters are to leave apart",
+                got="student.lora.merge=false",
+                hint="Set student.lora.merge: true"
+                + (", without student.quantise." if student.quantise else "."),
+            )
+        if student.from_teacher is not None and student.from_teacher.vocabulary != "all":
+            yield Fault(
+                "output.draft",
+                "a draft model needs all tokens of its target",
+                got=f"student.from_teacher.vocabulary={student.from_teacher.vocabulary}",
+                hint="Set student.from_teacher.vocabulary: all.",
+            )
 
     def _unfit_for_quantised_weights(self) -> Iterator[Fault]:
         """What reads or writes weights otherwise than a quantised student has them."""

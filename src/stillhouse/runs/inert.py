@@ -52,8 +52,11 @@ def notes(config: RunConfig, provenance: Mapping[str, Mapping[str, Any]], recipe
 
 
 def same_models(config: RunConfig) -> Iterator[str]:
-    """A teacher that is the student's own start: a loss of zero, unless the two read different prompts."""
-    if config.student.path is None:
+    """A teacher that is the student's own start: a loss of zero, unless the two read different prompts.
+
+    A student that is quantised is another model than what it starts from.
+    """
+    if config.student.path is None or config.student.quantise is not None:
         return
     start, compared = locate(config.student.path).resolve(), _compared_teachers(config)
     for name, teacher in config.all_teachers.items():

@@ -162,9 +162,13 @@ class DraftModelQuality(PromptTask):
         from transformers import set_seed
 
         from stillhouse.evaluate.speculative_decoding import DistributionTest
+        from stillhouse.models.hidden import unwrap
+        from stillhouse.models.vocabulary_rows import with_rows
 
         context = session.context
         teacher: Any = context.teacher
+        # transformers takes a model with other padding behind its vocabulary for one with another tokenizer
+        draft = with_rows(unwrap(context.model), unwrap(teacher).get_output_embeddings().weight.shape[0])
         temperature = session.sampling.temperature
         options: dict[str, Any] = {
             "do_sample": temperature > 0,
@@ -178,10 +182,10 @@ class DraftModelQuality(PromptTask):
         distribution = DistributionTest()
         device = next(teacher.parameters()).device
         prompts = session.eval_set.prompts
-        with _constant_gamma(context.model, self.gamma), torch.no_grad():
+        with _constant_gamma(draft, self.gamma), torch.no_grad():
             for index, prompt in enumerate([prompts[0], *prompts]):  # the first one is warm-up
                 ids = torch.tensor([list(prompt.token_ids)], device=device)
-                for name, extra in (("plain", {}), ("assisted", {"assistant_model": context.model})):
+                for name, extra in (("plain", {}), ("assisted", {"assistant_model": draft})):
                     set_seed(session.seeds[0] + index)
                     start = time.perf_counter()
                     output = teacher.generate(ids, attention_mask=torch.ones_like(ids), **options, **extra)

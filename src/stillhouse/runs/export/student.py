@@ -19,6 +19,7 @@ from stillhouse.files import locate
 from stillhouse.models import TeacherModel, generation_ends, load_teacher, load_tokenizer
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import is_run, resolve_path
+from stillhouse.models.quantise import dequantise_layers, is_quantised
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.own_settings import own_settings
 
@@ -86,6 +87,10 @@ def read_student(source: Path, config: ExportConfig) -> FinishedStudent:
     template = TEMPLATES.parse(own_settings(str(folder)).data.get("template", "auto"))
     encoder = Encoder(template, tokenizer)
     model: Any = load_teacher(where)
+    if is_quantised(model):
+        dequantise_layers(
+            model
+        )  # whoever writes the export reads ordinary weights, or rounds them its own way
     if config.dtype in ("float32", "bfloat16", "float16"):
         cast_parameters(model, getattr(torch, config.dtype))
         model.config.dtype = getattr(torch, config.dtype)

@@ -17,6 +17,7 @@ from stillhouse.models.adapters import restore_state
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import BASE_FOLDER
 from stillhouse.models.quantise import is_quantised_weight, quantise_trained_layers, save_quantised
+from stillhouse.models.vocabulary_rows import with_rows, without_padding_rows
 from stillhouse.report import load_run
 from stillhouse.runs.build import Parts
 from stillhouse.runs.export.card import model_card
@@ -76,8 +77,11 @@ def _save_weights(parts: Parts, fresh: Path, target: Path, dtype: torch.dtype) -
     lora, student = parts.config.student.lora, parts.student
     if lora is None or lora.merge:
         whole = student if lora is None else copy.deepcopy(student).merge_and_unload()  # type: ignore[operator]
-        if parts.config.student.from_config is not None:
-            whole = _without_padding_rows(whole, len(parts.tokenizer))
+        if parts.config.output.draft:
+            assert parts.teacher is not None  # `output.draft` requires it
+            whole = with_rows(whole, unwrap(parts.teacher).get_output_embeddings().weight.shape[0])
+        elif parts.config.student.from_config is not None:
+            whole = without_padding_rows(whole, len(parts.tokenizer))
         _save_model(_in_dtype(whole, dtype), parts.config.student.quantise, fresh)
         return
     adapter = _in_dtype(student, dtype)
@@ -96,19 +100,6 @@ def _save_model(model: Any, quantise: QuantiseConfig | None, folder: Path) -> No
         model.save_pretrained(folder)
     else:
         save_quantised(model, quantise, folder)
-
-
-def _without_padding_rows(model: Any, vocab: int) -> Any:
-    """The model without rows of head and embedding beyond the tokenizer's ids; a copy if there are some.
-
-    No loss ever reaches them: of a student that started from random weights they would keep a share of the
-    mass wherever others sample from all rows.
-    """
-    if model.get_output_embeddings().weight.shape[0] <= vocab:
-        return model
-    cut = copy.deepcopy(model)
-    cut.resize_token_embeddings(vocab, mean_resizing=False)
-    return cut
 
 
 def _export_dtype(parts: Parts) -> torch.dtype:
