@@ -20,6 +20,8 @@ from stillhouse.models.load import (
     local_device,
     parameter_counts,
 )
+from stillhouse.models.parts import vision_facts
+from stillhouse.models.processors import copy_processor
 from stillhouse.models.readers import model_reader, student_reader
 from stillhouse.models.reward import load_reward_model, rewards
 from stillhouse.models.tokenizers import (
@@ -48,6 +50,7 @@ __all__ = [
     "choose_packing",
     "compile_layers",
     "control_ends",
+    "copy_processor",
     "fingerprint",
     "fingerprint_of_files",
     "generation_ends",
@@ -68,6 +71,7 @@ __all__ = [
     "student_reader",
     "tokenizer_difference",
     "unwrap",
+    "vision_facts",
     "vocab_digest",
     "weights_digest",
 ]

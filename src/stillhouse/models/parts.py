@@ -10,7 +10,7 @@ from torch import nn
 from stillhouse.errors import ModelError
 from stillhouse.models.config import LoraConfig, Part, StudentConfig
 from stillhouse.models.hidden import decoder_of, unwrap
-from stillhouse.models.vision import reads_images
+from stillhouse.models.vision import reader_of, reads_images
 
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 """What transformers calls a vision tower within a model."""
@@ -36,6 +36,29 @@ def parts_of(inner: Any) -> dict[str, Part]:
         return "tower" if id(parameter) in seeing and "merger" not in name else "projector"
 
     return {name: part(name, parameter) for name, parameter in inner.named_parameters()}
+
+
+def _tower(inner: Any) -> nn.Module:
+    found = next((one for name in TOWERS if (one := getattr(inner.base_model, name, None)) is not None), None)
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"{type(inner).__name__}: cannot find its vision tower ({', '.join(TOWERS)}).")
+    return found
+
+
+def vision_facts(model: nn.Module) -> dict[str, Any]:
+    """What a run's record and a model card say of a vision-language model's tower, projector and processor;
+    empty for a model that reads text alone."""
+    inner = unwrap(model)
+    reader = reader_of(inner)
+    if reader is None:
+        return {}
+    facts: dict[str, Any] = {"tower": type(_tower(inner)).__name__}
+    parts = parts_of(inner)
+    for part in ("tower", "projector"):
+        weights = [inner.get_parameter(name) for name, of in parts.items() if of == part]
+        facts[f"{part}_parameters"] = sum(one.numel() for one in weights)
+        facts[f"{part}_trained"] = any(one.requires_grad for one in weights)
+    return facts | {"processor": reader.folder}
 
 
 def freeze_tower(model: nn.Module, config: StudentConfig) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.paths import foreign_files
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
-def load_processor(folder: str, config_class: type, trust_remote_code: bool = False) -> Any:
+
+def load_processor(
+    folder: str, config_class: type, tokenizer: Any = None, trust_remote_code: bool = False
+) -> Any:
     """The processor in a folder: torchvision's where that is installed, else the one on PIL.
 
     Args:
         folder: local folder or hub name.
         config_class: of the configs of its model.
+        tokenizer: of the model that it reads for, in place of the one in the folder; None: that one.
         trust_remote_code: run code that comes with it.
 
     Raises:
@@ -25,13 +33,19 @@ def load_processor(folder: str, config_class: type, trust_remote_code: bool = Fa
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
-    kind = PROCESSOR_MAPPING.get(config_class, None)
-    if kind is not None and "video_processor" in kind.get_attributes() and not is_torchvision_available():
+    kind: Any = PROCESSOR_MAPPING.get(config_class, None)
+    if kind is None:
+        kind, tokenizer = AutoProcessor, None  # code of its own, which is in its folder
+    elif "video_processor" in kind.get_attributes() and not is_torchvision_available():
         kind = _of_images_alone(kind)
-    else:
-        kind = AutoProcessor
     with _quiet(), foreign_files(f"{folder}: no image processor could be loaded from there"):
-        processor = kind.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if tokenizer is None:
+            processor = kind.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        else:
+            with TemporaryDirectory() as both:
+                copy_processor(folder, Path(both))
+                tokenizer.save_pretrained(both)
+                processor = kind.from_pretrained(both)
     if getattr(processor, "image_processor", None) is None:
         raise ModelError(
             f"{folder}: has no image processor (preprocessor_config.json or processor_config.json), without "
@@ -39,6 +53,24 @@ def load_processor(folder: str, config_class: type, trust_remote_code: bool = Fa
             "folder that has them: processor."
         )
     return processor
+
+
+def copy_processor(folder: str, target: Path) -> None:
+    """Copy the files of a processor as they are, with what they say of videos, which may not load here.
+
+    Args:
+        folder: local folder or hub name; files that it has not are passed over.
+        target: a folder.
+    """
+    for name in PROCESSOR_FILES:
+        found: str | Path | None = Path(folder) / name
+        if not Path(folder).is_dir():
+            with suppress(OSError):
+                from transformers.utils import cached_file
+
+                found = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
+        if found is not None and Path(found).is_file():
+            shutil.copyfile(found, target / name)
 
 
 def _of_images_alone(kind: Any) -> Any:

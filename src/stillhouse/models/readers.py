@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import ModelConfig, StudentConfig
 from stillhouse.models.from_config import SPECIAL_TOKENS, config_from_options
 from stillhouse.models.paths import model_files, resolve_path
+from stillhouse.models.tokenizers import load_tokenizer
 from stillhouse.models.vision import ImageReader, name_image_tokens, reads_images
 
 
@@ -26,10 +28,14 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
 
 
-def model_reader(config: ModelConfig) -> ImageReader | None:
+def model_reader(config: ModelConfig, tokenizer: Any = None) -> ImageReader | None:
     """What reads images for a model at a path; None: it reads text alone.
 
     Reads its config and no weights; what cannot be read is told where the model is loaded.
+
+    Args:
+        config: the model.
+        tokenizer: its tokenizer; None: loaded once an image comes.
     """
     if config.path is None or config.gguf_file:
         return None
@@ -41,7 +47,8 @@ def model_reader(config: ModelConfig) -> ImageReader | None:
     if not reads_images(found):
         return None
     processor = folder if config.processor is None else resolve_path(config.processor)
-    return ImageReader(processor, found, config.trust_remote_code)
+    load = partial(load_tokenizer, config) if tokenizer is None else lambda: tokenizer
+    return ImageReader(processor, found, load, config.trust_remote_code)
 
 
 def student_reader(config: StudentConfig, tokenizer: Any, teacher: ImageReader | None) -> ImageReader | None:
@@ -56,7 +63,7 @@ def student_reader(config: StudentConfig, tokenizer: Any, teacher: ImageReader |
         ModelError: a student from random weights is to read images, and has no processor.
     """
     if config.path is not None:
-        return model_reader(config)
+        return model_reader(config, tokenizer)
     if config.from_config is None and teacher is None:
         return None
     built = teacher.config if config.from_config is None else new_config(config.from_config, tokenizer)  # type: ignore[union-attr]
@@ -68,7 +75,7 @@ def student_reader(config: StudentConfig, tokenizer: Any, teacher: ImageReader |
             "processor, as there is no teacher that reads images."
         )
     folder = teacher.folder if config.processor is None else resolve_path(config.processor)  # type: ignore[union-attr]
-    reader = ImageReader(folder, built, config.trust_remote_code)
+    reader = ImageReader(folder, built, lambda: tokenizer, config.trust_remote_code)
     if config.from_config is not None:
         name_image_tokens(built, reader, config.from_config)
     return reader

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -53,16 +53,20 @@ class ImageReader:
         >>> reader.tensors([image])["pixel_values"].shape
     """
 
-    def __init__(self, folder: str, config: Any, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, folder: str, config: Any, tokenizer: Callable[[], Any], trust_remote_code: bool = False
+    ) -> None:
         """Of the processor in a folder.
 
         Args:
             folder: local folder or hub name with the processor's files.
             config: the transformers config of the model that reads.
+            tokenizer: loads the model's tokenizer, which need not be that of the folder.
             trust_remote_code: run code that comes with the processor.
         """
         self.folder = folder
         self.config = config
+        self._tokenizer = tokenizer
         self._trust_remote_code = trust_remote_code
         self._kept: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._kept_bytes = 0
@@ -79,7 +83,7 @@ class ImageReader:
         Raises:
             ModelError: there is none in the folder.
         """
-        return load_processor(self.folder, type(self.config), self._trust_remote_code)
+        return load_processor(self.folder, type(self.config), self._tokenizer(), self._trust_remote_code)
 
     @cached_property
     def image_token(self) -> str:
@@ -186,6 +190,8 @@ class ImageReader:
 def attach_reader(model: nn.Module, reader: ImageReader | None) -> None:
     """Let a transformers model, and copies of it, read images through a reader."""
     if reader is not None:
+        inner: Any = model
+        reader.config = inner.config
         setattr(model, _ATTRIBUTE, reader)
 
 

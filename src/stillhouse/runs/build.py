@@ -32,6 +32,7 @@ from stillhouse.models import (
     parameter_counts,
     rewards,
     unwrap,
+    vision_facts,
 )
 from stillhouse.models.packing import packs
 from stillhouse.models.quantise import dense
@@ -148,6 +149,8 @@ class Parts:
         student = {"path": self.config.student.path, **parameter_counts(self.student), "vocab": self.vocab}
         if self.pruning is not None:
             student["kept"] = told(self.pruning)
+        if vision := vision_facts(self.student):
+            student["vision"] = vision
         teachers: dict[str, Any] = {"teacher": None}
         for name, config in self.config.all_teachers.items():
             model = self.teachers.get(name)

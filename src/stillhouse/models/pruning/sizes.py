@@ -105,7 +105,7 @@ def pruned_config(original: Any, layers: Sequence[int], sizes: Sizes | None = No
     if sizes is not None:
         before = sizes_of(original)
         _set_widths(text, before, sizes, head_size(original))
-        tower = getattr(config, "vision_config", None)
+        tower: Any = getattr(config, "vision_config", None)
         if getattr(tower, "out_hidden_size", None) == before.hidden_size:  # what Qwen-VL's projector writes
             tower.out_hidden_size = sizes.hidden_size
         _check_loads(config)

@@ -52,6 +52,7 @@ def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = N
         name=config.name,
         opening=_opening(config, run),
         usage=usage,
+        vision=_vision(run),
         fence=_fence(usage),
         recipe=recipe,
         notes=list(_notes(recipe.header, ("Loss", "Rounds", "Differences"))) if recipe else [],
@@ -88,7 +89,7 @@ def _metadata(config: RunConfig, run: RunRecord) -> ModelCardData:
     train = config.data.train
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if _vision(run) else "text-generation",
         tags=["distillation", "knowledge-distillation", "stillhouse", *filter(None, [config.recipe])],
         license=None if licence is None else licence.lower() if on_hub else "other",
         license_name=None if on_hub else licence,
@@ -114,7 +115,8 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
     student = run.models.get("student", {})
     size = f" with {student['parameters']:,} parameters" if is_number(student.get("parameters")) else ""
     if not config.all_teachers:
-        return f"A language model{size}, fine-tuned with Stillhouse."
+        kind = "vision-language" if _vision(run) else "language"
+        return f"A {kind} model{size}, fine-tuned with Stillhouse."
     start = _short(config.student.path) if config.student.path else None
     if parent := parent_text(run.state):
         start = f"{start}`, the student of `{parent}"
@@ -122,7 +124,25 @@ def _opening(config: RunConfig, run: RunRecord) -> str:
         "started from parts of the teacher" if config.student.from_teacher else "started from random weights"
     )  # fmt: skip
     above = " and ".join(_teacher(name, teacher, run) for name, teacher in config.all_teachers.items())
-    return f"A student{size}, distilled from {above} with Stillhouse; it {begun}."
+    kind = "vision-language student" if _vision(run) else "student"
+    return f"A {kind}{size}, distilled from {above} with Stillhouse; it {begun}."
+
+
+def _vision(run: RunRecord) -> dict[str, str]:
+    """Of a vision-language student: its tower, its projector and what reads images for it."""
+    facts = run.models.get("student", {}).get("vision")
+    if not facts:
+        return {}
+
+    def told(part: str) -> str:
+        trained = "trained" if facts[f"{part}_trained"] else "as it started"
+        return f"{facts[f'{part}_parameters']:,} parameters, {trained}"
+
+    return {
+        "Vision tower": f"`{facts['tower']}`, {told('tower')}",
+        "Projector": told("projector"),
+        "Processor": f"the one of `{_short(facts['processor'])}`, whose files are in this folder",
+    }
 
 
 def _teacher(name: str, teacher: TeacherConfig, run: RunRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from stillhouse.models.readers import auto_class
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.export.description import write_description
 from stillhouse.runs.export.smoke_test import FILE, SmokeTest, write_smoke_test
@@ -16,20 +17,20 @@ KEPT = (
 )  # fmt: skip
 """Files of a student's folder that belong to every export of it: tokenizer, template, processor, licences."""
 
-_IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+_IMPORTS = "from transformers import {auto_class}, AutoTokenizer"
 _CODE = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+model = {auto_class}.from_pretrained(folder, dtype="auto")
 inputs = tokenizer(PROMPT, return_tensors="pt"{options})
 output = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
 answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)"""
 _USAGE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+model = {auto_class}.from_pretrained(folder, dtype="auto")
 ```
 
 `smoke_test.py` asks it one prompt."""
@@ -40,9 +41,11 @@ def write_safetensors(student: FinishedStudent, config: ExportConfig, folder: Pa
     student.model.save_pretrained(folder)
     copy_kept(student, folder)
     options = "" if student.example.special_tokens else ", add_special_tokens=False"
-    test = SmokeTest("transformers and torch", _IMPORTS, _CODE.format(options=options))
+    auto = auto_class(student.model.config).__name__
+    code = _CODE.format(auto_class=auto, options=options)
+    test = SmokeTest("transformers and torch", _IMPORTS.format(auto_class=auto), code)
     write_smoke_test(folder, test, student.example)
-    usage = None if config.dtype == "auto" else _USAGE
+    usage = None if config.dtype == "auto" else _USAGE.format(auto_class=auto)
     write_description(
         folder, student, usage, facts(student, "safetensors, for transformers, vLLM and others")
     )

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stillhouse.core.types import Prompt
 from stillhouse.data.templates import Template
-from stillhouse.models import unwrap
+from stillhouse.models import image_reader, unwrap
+from stillhouse.models.readers import auto_class
 from stillhouse.runs.build import Parts
 
 _MAX_NEW_TOKENS = 64
+_HOLE = "\ufdd0"
+"""Where the tokens of an image stood in a text."""
 _CODE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")
+model = {auto_class}.from_pretrained(folder, dtype="{dtype}")
 {prompt}
 output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+"""
+_CODE_WITH_IMAGES = """\
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "."  # this folder, or its name on the hub
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype="{dtype}")
+images = [Image.open(name) for name in {names}]
+inputs = processor(text=[{text}], images=[images], return_tensors="pt", add_special_tokens=False)
+output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
 """
 _FROM_TURNS = """\
 turns = {turns}
@@ -55,13 +72,44 @@ def example_usage(parts: Parts, tokenizer: Any) -> UsageExample | None:
         tokenizer: the one that is exported with it.
     """
     prompts = (*parts.data.valid, *parts.data.train)
+    dtype = str(next(parts.student.parameters()).dtype).removeprefix("torch.")
     for prompt in prompts[:20]:
+        if prompt.images:
+            if (found := _with_images(prompt, parts, dtype)) is not None:
+                return found
+            continue
         asked = _as_code(prompt, tokenizer, parts.config.data.template)
         if asked is not None:
-            dtype = str(next(parts.student.parameters()).dtype).removeprefix("torch.")
-            code = _CODE.format(dtype=dtype, prompt=asked, max_new_tokens=_MAX_NEW_TOKENS)
-            return UsageExample(code, _answer(prompt, parts))
+            auto = auto_class(unwrap(parts.student).config).__name__
+            code = _CODE.format(auto_class=auto, dtype=dtype, prompt=asked, max_new_tokens=_MAX_NEW_TOKENS)
+            ids = torch.tensor([prompt.token_ids])
+            return UsageExample(
+                code, _answer({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, parts)
+            )
     return None
+
+
+def _with_images(prompt: Prompt, parts: Parts, dtype: str) -> UsageExample | None:
+    """A prompt with images, through the processor; None if it does not give the prompt's token ids."""
+    reader = image_reader(parts.student)
+    assert reader is not None
+    text = parts.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+    for shown in reader.expand(prompt.images):
+        before, _, after = text.partition(shown)
+        text = f"{before}{_HOLE}{after}"
+    text = text.replace(_HOLE, reader.image_token)
+    images = [[one.open() for one in prompt.images]]
+    inputs = reader.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+    if inputs["input_ids"][0].tolist() != list(prompt.token_ids):
+        return None
+    names = [f"image_{number}.png" for number in range(1, 1 + len(prompt.images))]
+    code = _CODE_WITH_IMAGES.format(
+        dtype=dtype,
+        names=json.dumps(names),
+        text=json.dumps(text, ensure_ascii=False),
+        max_new_tokens=_MAX_NEW_TOKENS,
+    )
+    return UsageExample(code, _answer(inputs, parts))
 
 
 def _as_code(prompt: Prompt, tokenizer: Any, template: Template) -> str | None:
@@ -90,21 +138,20 @@ def _turns(prompt: Prompt) -> list[Any] | None:
 
 
 @torch.no_grad()
-def _answer(prompt: Prompt, parts: Parts) -> str:
+def _answer(inputs: Mapping[str, Tensor], parts: Parts) -> str:
     """What the code prints, from the student in memory."""
     model: Any = unwrap(parts.student)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    ids = torch.tensor([prompt.token_ids], device=device)
     output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        **{name: value.to(device) for name, value in inputs.items()},
         do_sample=False,
         max_new_tokens=_MAX_NEW_TOKENS,
         eos_token_id=list(parts.facts.eos_ids),
         pad_token_id=parts.facts.pad_id,
     )
     model.train(training)
-    answer: str = parts.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    start = inputs["input_ids"].shape[1]
+    answer: str = parts.tokenizer.decode(output[0, start:], skip_special_tokens=True)
     return answer.strip()
