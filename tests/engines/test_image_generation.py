@@ -54,9 +54,12 @@ class Given:
         return [one.token_ids for one in engine.generate(self.prompts, GREEDY, 0, images=IMAGES)]
 
     def written_by_transformers(self, place: int) -> tuple[int, ...]:
-        """Through the processor, from the text with one token for each image, alone."""
+        """Through the processor, from the text with one token for each image, alone; never an image token."""
         config = GenerationConfig(
-            do_sample=False, max_new_tokens=GREEDY.max_tokens, eos_token_id=self.info.eos_ids[0]
+            do_sample=False,
+            max_new_tokens=GREEDY.max_tokens,
+            eos_token_id=self.info.eos_ids[0],
+            suppress_tokens=[self.reader.image_id],
         )
         shown = [one.open() for one in IMAGES[place]] or None
         text = self.reader.image_text * len(IMAGES[place]) + QUESTIONS[place] + ":"
@@ -77,6 +80,7 @@ def test_greedy_is_that_of_generate_token_for_token(given: dict[str, Given], fam
     one = given[family]
     expected = [one.written_by_transformers(place) for place in range(len(IMAGES))]
     assert len(set(expected)) > 3
+    assert not any(one.reader.image_id in text for text in expected)
     assert one.write() == expected
     assert one.write(batch_size=2) == expected  # rows are refilled while others go on
     static = TransformersEngine(one.model, one.info, batch_size=4, kv_cache="static")

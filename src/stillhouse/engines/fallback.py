@@ -13,7 +13,7 @@ from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Completion
 from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.engines.decode import CompletionCallback
-from stillhouse.engines.images import image_inputs
+from stillhouse.engines.images import image_inputs, image_token
 from stillhouse.engines.sampling import Sampler, uniforms
 from stillhouse.models.vision import reader_of
 
@@ -68,7 +68,11 @@ class GenerateDecoder:
         model, info, sampling = self.model, self.tokenizer_info, self.sampling
         eos = torch.tensor(info.eos_ids, dtype=torch.long, device=self.device)
         processor = _SamplingProcessor(
-            Sampler(sampling, eos), uniform.to(self.device), len(prompts[0]), info.vocab_size
+            Sampler(sampling, eos),
+            uniform.to(self.device),
+            len(prompts[0]),
+            info.vocab_size,
+            image_token(model),
         )
         inputs = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         config = GenerationConfig(
@@ -115,8 +119,16 @@ class GenerateDecoder:
 class _SamplingProcessor:
     """A logits processor that samples the token itself and masks all others."""
 
-    def __init__(self, sampler: Sampler, uniform: Tensor, prompt_length: int, vocab_size: int | None) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        uniform: Tensor,
+        prompt_length: int,
+        vocab_size: int | None,
+        never: int | None,
+    ) -> None:
         self.sampler = sampler
+        self.never = never
         self.uniform = uniform
         self.prompt_length = prompt_length
         self.vocab_size = vocab_size
@@ -125,6 +137,8 @@ class _SamplingProcessor:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         position = input_ids.shape[1] - self.prompt_length
         generated = torch.full((len(scores),), position, device=scores.device)
+        if self.never is not None:
+            scores[:, self.never] = -torch.inf
         tokens, logprobs = self.sampler.sample(
             scores[:, : self.vocab_size], input_ids, generated, self.uniform[:, position]
         )

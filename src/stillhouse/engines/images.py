@@ -11,11 +11,21 @@ from torch import Tensor, nn
 
 from stillhouse.core.host import carried
 from stillhouse.core.images import ImageRef
-from stillhouse.models.hidden import unwrap
+from stillhouse.models.hidden import image_reader, unwrap
 from stillhouse.models.vision import image_arguments
 
 OF_TOKENS = ("position_ids", "mm_token_type_ids", "token_type_ids")
 """Arguments with a number for each token, which padding moves."""
+
+
+def image_token(model: nn.Module) -> int | None:
+    """The id of the tokens in whose place a model puts what it sees of images; None: it reads text alone.
+
+    A model never writes it: no image would belong to it.
+    """
+    parts = getattr(model, "models", [model])
+    readers = [reader for part in parts if (reader := image_reader(part)) is not None]
+    return readers[0].image_id if readers else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from stillhouse.core.images import ImageRef
 from stillhouse.engines.base import TokenizerInfo
-from stillhouse.engines.images import image_inputs
+from stillhouse.engines.images import image_inputs, image_token
 from stillhouse.engines.kv_cache import PreallocatedCache
 from stillhouse.engines.sampling import PAD, Sampler
 
@@ -36,6 +36,7 @@ class NextTokenLogits:
         self.device = next(model.parameters()).device
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
+        self.never = image_token(model)
         self.extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def __call__(self, ids: Tensor, mask: Any, positions: Tensor, cache: Cache, **images: Any) -> Tensor:
@@ -54,6 +55,8 @@ class NextTokenLogits:
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs, **self.extra
         )
         logits: Tensor = output.logits[:, -1, : self.vocab_size].float()
+        if self.never is not None:
+            logits[:, self.never] = -torch.inf
         return logits
 
 
