@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,15 @@ from stillhouse.errors import ModelError
 from stillhouse.models.adapters import add_lora
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.from_config import config_from_options
+from stillhouse.models.hidden import unwrap
 from stillhouse.models.load import parameter_counts
+from stillhouse.models.parts import freeze_tower
 from stillhouse.models.paths import model_files
 from stillhouse.models.pruning.plan import pruned_without_weights
 from stillhouse.models.pruning.sizes import sizes_of
 from stillhouse.models.quantise import bits_per_weight, quantisable_layers
-from stillhouse.models.readers import auto_class
+from stillhouse.models.readers import auto_class, model_reader, student_reader
+from stillhouse.models.vision import ImageReader
 from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
@@ -29,6 +32,7 @@ from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
 from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
+from stillhouse.runs.towers import image_rows, tower_size
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_MEMORY = "peak memory, estimated (GB)"
@@ -61,9 +65,11 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
-    student = student_size(config.student, teacher_model, len(tokenizer))
+    seen = None if teacher_model is None else model_reader(teacher_model)
+    reader = student_reader(config.student, tokenizer, seen)
+    student = student_size(config.student, teacher_model, len(tokenizer), reader, data.train)
     teachers = {
-        teacher_path(name): model_size(model)
+        teacher_path(name): model_size(model, data.train)
         for name, one in config.all_teachers.items()
         if (model := one.model_to_load()) is not None
     }
@@ -97,6 +103,7 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
     rows |= _teacher_caches(config, data, teachers)
+    rows |= image_rows(data.train, reader)
     rows["longest sequence (tokens)"] = length
     at_once = _generated_at_once(config, generated, len(data.train), len(prompts))
     gpu = gpu or this_gpu()
@@ -224,19 +231,43 @@ def _response_tokens(prompt: Prompt, source: str, limit: int) -> int:
     return len(prompt.rejected_ids or ()) if source == "rejected" else limit
 
 
-def model_size(model: Any) -> ModelSize:
+def model_size(model: Any, prompts: Sequence[Prompt] = ()) -> ModelSize:
     """The size of a model from its configuration alone.
+
+    Args:
+        model: where it is.
+        prompts: of the training, which may have images.
 
     Raises:
         ModelError: there is no causal language model.
     """
-    return _size_of(_without_weights(model), model.dtype)
+    empty = _without_weights(model)
+    tower = tower_size(empty.requires_grad_(False), model_reader(model) if prompts else None, prompts)
+    return replace(_size_of(empty, model.dtype), tower=tower)
 
 
-def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> ModelSize:
-    """The size of the student, however it is initialised, with its adapters."""
+def student_size(
+    student: StudentConfig,
+    teacher: TeacherModel | None,
+    vocab: int,
+    reader: ImageReader | None = None,
+    prompts: Sequence[Prompt] = (),
+) -> ModelSize:
+    """The size of the student, however it is initialised, with its adapters.
+
+    Args:
+        student: how it is initialised.
+        teacher: what it may start from.
+        vocab: of its tokenizer.
+        reader: what reads images for it.
+        prompts: of the training, which may have images.
+    """
     empty, dtype = _empty_student(student, teacher, vocab)
-    size = _size_of(empty, dtype)
+    freeze_tower(empty, student)
+    counts = parameter_counts(empty)
+    size = replace(_size_of(empty, dtype), tower=tower_size(empty, reader, prompts))
+    if counts["trainable"] < counts["parameters"]:
+        size = replace(size, trainable=counts["trainable"])
     if (quantise := student.quantise) is not None:
         layers = quantisable_layers(empty, quantise, "student.quantise").values()
         quantised = sum(layer.weight.numel() for layer in layers)
@@ -247,8 +278,10 @@ def student_size(student: StudentConfig, teacher: TeacherModel | None, vocab: in
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        counts = parameter_counts(add_lora(empty, student.lora))
-    return replace(size, trainable=counts["trainable"], adapter=counts["adapter"])
+        empty = add_lora(empty, student.lora)
+        counts = parameter_counts(empty)
+    tower = size.tower and tower_size(unwrap(empty), reader, prompts)
+    return replace(size, trainable=counts["trainable"], adapter=counts["adapter"], tower=tower)
 
 
 def _empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> tuple[Any, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.towers import TowerSize
 
 PROCESS = 0.6e9
 """Resident bytes of Python with torch, transformers, datasets and the trainer but no model, on a CPU."""
@@ -39,6 +40,9 @@ class ModelSize:
     """How many parameters are quantised, or rounded in the forward pass (QAT)."""
     quantised_bits: float | None = None
     """What a quantised parameter takes; None where a rounded copy is made in each pass."""
+
+    tower: TowerSize | None = None
+    """Of a vision-language model whose rows have images."""
 
     @property
     def key_value_bytes(self) -> int:
@@ -80,7 +84,8 @@ def peak_memory(
     and the merged copy of a student with adapters at export. A step keeps about 28 numbers of the hidden size
     for each token and layer, or 2 and one layer's 56 with gradient checkpointing, and a chunk of logits;
     generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
-    layer at a time. docs/estimates.md compares it with measured runs.
+    layer at a time. Vision towers keep what `TowerSize` says. docs/estimates.md compares it with measured
+    runs.
 
     Args:
         config: the run.
@@ -101,6 +106,7 @@ def peak_memory(
     kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
     step: float = tokens * student.hidden_size * kept * (2 if mixed else student.dtype_bytes)
     step += sum(tokens * teacher.hidden_size * 28 * teacher.dtype_bytes for teacher in teachers)
+    step += _images((student, *teachers), tokens / length)
     step += _logits(config, student, len(teachers), tokens, None if gpu is None else gpu.memory - static)
     if mixed and student.dtype_bytes > 2:
         step += 2 * student.parameters  # weights as they are cast for the products
@@ -111,6 +117,16 @@ def peak_memory(
     merged = student.bytes if student.adapter else 0
     most = static + max(step, generation, merged)
     return most + PROCESS if gpu is None else most * GPU_BLOCKS
+
+
+def _images(models: Sequence[ModelSize], sequences: float) -> float:
+    """Bytes of activations in vision towers, and of the further tokens that teachers read for images."""
+    return sum(
+        model.dtype_bytes
+        * (model.tower.activations(sequences) + sequences * model.tower.more_tokens * model.hidden_size * 28)
+        for model in models
+        if model.tower is not None
+    )
 
 
 def _logits(config: RunConfig, student: ModelSize, teachers: int, tokens: int, free: float | None) -> float:
