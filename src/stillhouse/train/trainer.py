@@ -25,6 +25,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.train.checkpoints import reading
 from stillhouse.train.driver import StepDriver, progress_of
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
+from stillhouse.train.parallelism import check_launched, check_parallelism
 from stillhouse.train.step import Step
 
 
@@ -71,7 +72,9 @@ class StepTrainer(CheckpointLoading):
     control: TrainerControl
 
     def __init__(self, *, step: Step, **options: Any) -> None:
+        check_launched(options["args"])
         super().__init__(data_collator=list, **options)
+        check_parallelism(self.accelerator, self.args)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.driver = StepDriver(step, keep_casts=not sharded)
         self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
