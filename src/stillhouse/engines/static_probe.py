@@ -55,7 +55,9 @@ def why_not_static(
             return f"its forward pass does not take such a batch ({type(error).__name__})"
         for row in (0, 2):
             whole = _after(next_logits, buffers.history[row, : int(buffers.last[row]) + 1], num_layers)
-            distance = float((logits[row] - whole).norm() / (whole - whole.mean()).norm())
+            written = whole != -torch.inf  # the others are never sampled
+            own, whole = logits[row][written], whole[written]
+            distance = float((own - whole).norm() / (whole - whole.mean()).norm())
             if not distance <= limit:  # nor is it if it is not a number
                 return f"its logits then differ by {distance:.2g} of their spread"
         step(buffers)
