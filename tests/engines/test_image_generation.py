@@ -156,7 +156,7 @@ def test_layers_that_are_no_attention_decode_by_generate(given: dict[str, Given]
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
-    attach_reader(model, ImageReader(one.reader.folder, config))
+    attach_reader(model, ImageReader(one.reader.folder, config, lambda: one.words))
     hybrid = object.__new__(Given)
     hybrid.__dict__ |= {**one.__dict__, "model": model}
     expected = [hybrid.written_by_transformers(place) for place in range(len(IMAGES))]
