@@ -104,7 +104,9 @@ def config(family: Family, *, width: int = 16, layers: int = 2, tower: int = 16,
             pad_token_id=words.pad_token_id,
             **common,
         )
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    half = width // 4  # of a head's pairs, for time, rows and columns
+    sections = [half // 3, half // 3, half - 2 * (half // 3)]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
     text |= {"rope_parameters": rope, "head_dim": width // 2}
     grid = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
     sizes: dict[str, Any] = {"hidden_size": tower, "intermediate_size": 2 * tower, "out_hidden_size": width}

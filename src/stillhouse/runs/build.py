@@ -20,11 +20,12 @@ from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerEngine, TokenizerInfo
-from stillhouse.errors import DataError, ModelError
+from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models import (
     choose_packing,
     compile_layers,
     fingerprint,
+    image_reader,
     load_reward_model,
     load_student,
     load_teacher,
@@ -210,6 +211,7 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
         pairs,
         pruning=None if plan is None else plan.facts,
     )
+    _check_shards_see(parts)
     pack_where_possible(parts)
     if config.train.compile_models:
         for model in (parts.student, *parts.teachers.values()):
@@ -218,6 +220,24 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
+
+
+def _check_shards_see(parts: Parts) -> None:
+    """Refuse a sharded student of which some processes would use the vision tower and others not."""
+    sharded = next((name for name in ("fsdp", "deepspeed") if parts.config.train.hf.get(name)), None)
+    if sharded is None or image_reader(parts.student) is None:
+        return
+    seen = [bool(prompt.images) for prompt in parts.data.train]
+    if any(seen) and not all(seen):
+        raise ConfigError(
+            Fault(
+                f"train.hf.{sharded}",
+                "a process that reads rows of text alone would not gather the shards of vision tower and "
+                "projector that others wait for",
+                got=f"{sum(seen):,} of {len(seen):,} rows with images",
+                hint="Train without it, with rows that all have images, or with rows of text alone.",
+            )
+        )
 
 
 def _loaded_teachers(config: RunConfig, data: Data) -> dict[str, nn.Module | None]:

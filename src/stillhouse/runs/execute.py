@@ -17,6 +17,7 @@ from stillhouse.core.types import Progress, Prompt
 from stillhouse.errors import TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
+from stillhouse.models import image_reader
 from stillhouse.models.adapters import save_state
 from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
@@ -232,7 +233,10 @@ def _train_until_stopped(trainer: StepTrainer, interrupt: Interrupt, checkpoint:
 
 
 def _arguments(parts: Parts, folder: RunFolder) -> Any:
-    return training_arguments(parts.config, folder.checkpoints)
+    name, more = "ddp_find_unused_parameters", {}
+    if image_reader(parts.student) is not None and name not in parts.config.train.hf:
+        more[name] = True  # projector and tower are not used by a process that has rows of text alone
+    return training_arguments(parts.config, folder.checkpoints, more=more)
 
 
 def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> StepTrainer:
