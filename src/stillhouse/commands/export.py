@@ -18,12 +18,14 @@ def export(
         Path,
         typer.Argument(help="A run folder, or the folder of any model.", metavar="RUN", show_default=False),
     ],
-    to: Annotated[str, typer.Option("--to", help="safetensors.")] = "safetensors",
+    to: Annotated[str, typer.Option("--to", help="safetensors or gguf.")] = "safetensors",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A new folder; default: RUN/export/TARGET.", show_default=False),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: as stored.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, of gguf also q8_0; auto: as stored.")
+    ] = "auto",
     prompt: Annotated[
         str | None,
         typer.Option(help="Question of the smoke test; default: the first held-out one.", show_default=False),

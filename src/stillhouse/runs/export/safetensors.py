@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from stillhouse.models.readers import auto_class
@@ -13,7 +14,7 @@ from stillhouse.runs.export.student import FinishedStudent
 
 KEPT = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
-    "chat_template*", "*processor_config.json", "stillhouse.json", "LICENSE*", "LICENCE*", "NOTICE*",
+    "chat_template*", "*processor_config.json", "stillhouse.json", "LICEN[CS]E*", "NOTICE*",
 )  # fmt: skip
 """Files of a student's folder that belong to every export of it: tokenizer, template, processor, licences."""
 
@@ -51,9 +52,9 @@ def write_safetensors(student: FinishedStudent, config: ExportConfig, folder: Pa
     )
 
 
-def copy_kept(student: FinishedStudent, folder: Path) -> None:
-    """Copy what belongs to the student whatever the format of its weights."""
-    for pattern in KEPT:
+def copy_kept(student: FinishedStudent, folder: Path, patterns: Sequence[str] = KEPT) -> None:
+    """Copy what stands beside a student's weights and belongs to an export."""
+    for pattern in patterns:
         for path in sorted(student.folder.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
@@ -61,8 +62,7 @@ def copy_kept(student: FinishedStudent, folder: Path) -> None:
 
 def facts(student: FinishedStudent, form: str) -> dict[str, str]:
     """What the card says of an export."""
-    ends = student.model.generation_config.eos_token_id
-    names = student.tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [ends])
+    names = student.tokenizer.convert_ids_to_tokens(list(student.ends))
     kind = student.encoder.template.kind
     return {
         "Format": form,

@@ -20,7 +20,8 @@ from stillhouse.models import TeacherModel, generation_ends, load_teacher, load_
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import is_run, resolve_path
 from stillhouse.models.quantise import dequantise_layers, is_quantised
-from stillhouse.runs.export.config import ExportConfig
+from stillhouse.runs.export.config import PRECISIONS, ExportConfig
+from stillhouse.runs.export.licences import of_model
 from stillhouse.runs.own_settings import own_settings
 
 QUESTION = "What is the capital of France?"
@@ -58,12 +59,12 @@ class FinishedStudent:
     tokenizer: Any
     encoder: Encoder
     """Its template with its tokenizer."""
+    ends: tuple[int, ...]
+    """The tokens that end a response."""
+    dtype: str
+    """Of the weights that are exported, such as "float32"; those of `model` may be wider."""
+    licence: str | None
     example: Example
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of most weights, such as "float32"."""
-        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     @property
     def parameters(self) -> int:
@@ -87,17 +88,13 @@ def read_student(source: Path, config: ExportConfig) -> FinishedStudent:
     template = TEMPLATES.parse(own_settings(str(folder)).data.get("template", "auto"))
     encoder = Encoder(template, tokenizer)
     model: Any = load_teacher(where)
-    if is_quantised(model):
-        dequantise_layers(
-            model
-        )  # whoever writes the export reads ordinary weights, or rounds them its own way
-    if config.dtype in ("float32", "bfloat16", "float16"):
-        cast_parameters(model, getattr(torch, config.dtype))
-        model.config.dtype = getattr(torch, config.dtype)
+    if is_quantised(model):  # whoever writes the export reads ordinary weights, or rounds them its own way
+        dequantise_layers(model)
+    dtype = _in_dtype(model, config)
     model.config.use_cache = True  # a training turns it off
-    ends = TokenizerInfo(generation_ends(where, tokenizer), tokenizer.pad_token_id, tokenizer)
-    eos = list(ends.ended_by(encoder.ends).eos_ids)
-    model.generation_config.eos_token_id = eos if len(eos) > 1 else eos[0]
+    facts = TokenizerInfo(generation_ends(where, tokenizer), tokenizer.pad_token_id, tokenizer)
+    ends = facts.ended_by(encoder.ends).eos_ids
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     run = locate(source) if is_run(locate(source)) else folder.parent if is_run(folder.parent) else None
     prompt, ids = _asked(config, encoder, run)
@@ -105,7 +102,32 @@ def read_student(source: Path, config: ExportConfig) -> FinishedStudent:
     example = Example(
         prompt, ids, special, _answer(model, tokenizer, ids, config.max_tokens), config.max_tokens
     )
-    return FinishedStudent((run or folder).name, folder, model, tokenizer, encoder, example)
+    return FinishedStudent(
+        name=(run or folder).absolute().name,
+        folder=folder,
+        model=model,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        ends=tuple(ends),
+        dtype=dtype,
+        licence=of_model(str(folder)),
+        example=example,
+    )
+
+
+def _in_dtype(model: Any, config: ExportConfig) -> str:
+    """Round the weights to the dtype that is exported, and name it.
+
+    llama.cpp has its own arithmetic: for it the rounded weights answer in float32.
+    """
+    stored = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = stored if config.dtype == "auto" else config.dtype
+    if dtype in PRECISIONS:
+        cast_parameters(model, getattr(torch, dtype))
+    if config.to == "gguf":
+        cast_parameters(model, torch.float32)
+    model.config.dtype = next(model.parameters()).dtype
+    return dtype
 
 
 def _asked(config: ExportConfig, encoder: Encoder, run: Path | None) -> tuple[str, tuple[int, ...]]:

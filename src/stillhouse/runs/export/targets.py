@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.files import check_writable, os_errors_as_faults
-from stillhouse.runs.export.config import ExportConfig
-from stillhouse.runs.export.safetensors import write_safetensors
+from stillhouse.runs.export.config import ExportConfig, Target
 from stillhouse.runs.export.smoke_test import run_smoke_test
-from stillhouse.runs.export.student import read_student
+from stillhouse.runs.export.student import FinishedStudent, read_student
 
 
 def export_student(source: Path, config: ExportConfig, destination: Path) -> Path:
@@ -39,7 +39,7 @@ def export_student(source: Path, config: ExportConfig, destination: Path) -> Pat
         fresh.mkdir(parents=True)
     try:
         with os_errors_as_faults(destination):
-            write_safetensors(student, config, fresh)
+            _writer(config.to)(student, config, fresh)
         if config.smoke_test:
             run_smoke_test(fresh)
         with os_errors_as_faults(destination):
@@ -49,3 +49,14 @@ def export_student(source: Path, config: ExportConfig, destination: Path) -> Pat
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return destination
+
+
+def _writer(target: Target) -> Callable[[FinishedStudent, ExportConfig, Path], None]:
+    """What writes a format; imported when it is asked for, with the packages that it needs."""
+    if target == "gguf":
+        from stillhouse.runs.export.llama_cpp.folder import write_gguf
+
+        return write_gguf
+    from stillhouse.runs.export.safetensors import write_safetensors
+
+    return write_safetensors
