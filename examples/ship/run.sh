@@ -19,7 +19,18 @@ example() {
 
 # Quantised students
 
+for weights in int8 int4 nf4; do
+    rm -rf "$out/$weights"
+    example "the demonstration's teacher in $weights" \
+        stillhouse quantise package:stillhouse/demo/teacher -o "$out/$weights" --weights "$weights"
+    example "what that has cost" stillhouse eval "$out/$weights" --data package:stillhouse/demo/data/eval.jsonl \
+        --template plain --max-tokens 64 --limit 40
+done
+example "recovery over adapters and by QAT" python benchmarks/quantised.py --small
+
 # Drafts
+
+example "a draft before and after distillspec, timed" python benchmarks/drafts.py --small
 
 # Export
 

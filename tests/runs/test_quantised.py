@@ -67,6 +67,18 @@ def test_our_own_loading_takes_it_as_a_teacher(written: tuple[str, Path]) -> Non
         assert found["bytes"] < 0.25 * whole["bytes"]
 
 
+def test_it_is_evaluated_as_any_model_is(written: tuple[str, Path], tmp_path: Path) -> None:
+    from stillhouse.runs.evaluate_models import evaluate_model
+    from tests.small_runs import write_data
+
+    write_data(tmp_path, rows=2, valid=2)
+    evaluate = {"sampling": {"max_tokens": 4, "temperature": 0.0}, "limit": 2}
+    found, _ = evaluate_model(
+        str(written[1]), tmp_path / "valid.jsonl", teacher=TEACHER, template="plain", evaluate=evaluate
+    )
+    assert 0 < found["metrics"]["kl_to_teacher"] < 0.1
+
+
 def test_the_head_and_what_is_not_linear_keep_their_numbers(written: tuple[str, Path]) -> None:
     _, folder = written
     with (

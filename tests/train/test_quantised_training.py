@@ -83,6 +83,26 @@ def test_others_load_what_was_trained(runs: dict[str, Path], name: str) -> None:
     assert counts.get("quantised", 0) == (0 if "qat" in name else 884_736)
 
 
+@pytest.mark.parametrize("name", ["int8", "nf4", "qat-int4"])
+def test_an_export_has_ordinary_weights_that_compute_the_same(
+    runs: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from stillhouse.runs.export.config import ExportConfig
+    from stillhouse.runs.export.quantised import quantise_student
+    from stillhouse.runs.export.targets import export_student
+
+    folder = export_student(runs[name], ExportConfig(), tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert not is_quantised(plain)
+    trained = load_teacher(TeacherModel(path=str(runs[name])))
+    torch.testing.assert_close(logits(plain), logits(trained), rtol=1e-3, atol=1e-3)
+    if name == "nf4":  # an adapter over a quantised model is quantised as one model
+        again = quantise_student(runs[name], QuantiseConfig(), tmp_path / "int8")
+        assert is_quantised(load_teacher(TeacherModel(path=str(again))))
+
+
 @pytest.mark.parametrize("name", ["nf4", "qat-int4"])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     write_data(tmp_path, rows=8, valid=2)
@@ -205,8 +225,10 @@ def test_a_quantised_model_is_no_start(tmp_path: Path) -> None:
     from stillhouse.runs.export.quantised import quantise_student
 
     made = quantise_student(Path(TEACHER), QuantiseConfig(), tmp_path / "int8")
+    write_data(tmp_path, rows=4, valid=2)
     with pytest.raises(ModelError, match="is quantised, and such weights cannot be trained"):
-        load_student(StudentConfig(path=str(made)), None, None, seed=1)
+        stillhouse.run(tree(tmp_path, "next", recipe="kd", student={"path": str(made)}))
+    assert not (tmp_path / "next").exists()
     teacher = load_teacher(TeacherModel(path=str(made)))
     with pytest.raises(ModelError, match="the teacher is quantised"):
         load_student(StudentConfig.model_validate({"from_teacher": {"layers": [1]}}), None, teacher, seed=1)

@@ -82,11 +82,6 @@ def load_student(
     reader = student_reader(config, tokenizer, None if teacher is None else image_reader(teacher))
     if config.path is not None:
         model = _load(config, config.path, config.dtype)
-        if is_quantised(model):
-            raise ModelError(
-                f"student.path: {config.path} is quantised, and such weights cannot be trained. Name the "
-                "model that it was made from, with student.quantise to train it as a quantised one."
-            )
     elif config.from_teacher is not None:
         if teacher is None:
             raise ModelError("student.from_teacher: there is no teacher model to start from.")

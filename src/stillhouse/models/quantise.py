@@ -306,7 +306,15 @@ def dequantise_layers(model: nn.Module) -> nn.Module:
             delattr(inner, mark)
     if hasattr(inner.config, "quantization_config"):
         del inner.config.quantization_config
+    if loaded := getattr(inner, "_weight_conversions", None):  # which saving would undo
+        inner._weight_conversions = [one for one in loaded if not _deserialises(one)] or None
     return model
+
+
+def _deserialises(conversion: Any) -> bool:
+    """Whether a step of transformers' loading makes quantised weights of their parts."""
+    operations = getattr(conversion, "operations", ())
+    return any("Deserialize" in type(one).__name__ for one in operations)
 
 
 def save_quantised(model: nn.Module, config: QuantiseConfig, folder: Path) -> None:

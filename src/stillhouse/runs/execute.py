@@ -14,11 +14,12 @@ from stillhouse import console, signals
 from stillhouse.console.format import setting_text
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Progress, Prompt
-from stillhouse.errors import TrainingError
+from stillhouse.errors import ModelError, TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import image_reader
 from stillhouse.models.adapters import save_state
+from stillhouse.models.quantise import is_quantised
 from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs import history
@@ -103,6 +104,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             logger.warning(note)
         with console.phase("Loading models and data"):
             parts = assemble(config, folder.read(PRUNING) if resume else None)
+            _check_trainable(parts)
             questions = held_out_prompts(config, parts.data, parts.tokenizer)
             check_tasks(config, parts.tokenizer)
         if parts.pruning is not None and folder.main:
@@ -125,6 +127,16 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             _write_report(folder)
     by = None if interrupt.by is None or finished else interrupt.by.signal
     return Result(folder.path, "done" if finished else "interrupted", _headline(folder), by)
+
+
+def _check_trainable(parts: Parts) -> None:
+    """Refuse a student that was quantised before: it can be evaluated, and not trained."""
+    student = parts.config.student
+    if student.quantise is None and is_quantised(parts.student):
+        raise ModelError(
+            f"student.path: {student.path} is quantised, and such weights cannot be trained. Name the model "
+            "that it was made from, with student.quantise to train it as a quantised one."
+        )
 
 
 def _train_and_evaluate(
