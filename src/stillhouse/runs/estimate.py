@@ -65,14 +65,9 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
-    seen = None if teacher_model is None else model_reader(teacher_model)
-    reader = student_reader(config.student, tokenizer, seen)
+    reader = student_reader(config.student, tokenizer, teacher_model and model_reader(teacher_model))
     student = student_size(config.student, teacher_model, len(tokenizer), reader, data.train)
-    teachers = {
-        teacher_path(name): model_size(model, data.train)
-        for name, one in config.all_teachers.items()
-        if (model := one.model_to_load()) is not None
-    }
+    teachers = _teacher_sizes(config, data.train)
     teacher = teachers.get("teacher")
     contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
@@ -110,6 +105,15 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     held = (*teachers.values(), *_copies(config, student))
     memory = peak_memory(config, student, held, length, at_once, gpu)
     return rows | _memory_rows(memory, gpu)
+
+
+def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, ModelSize]:
+    """Of each teacher that is loaded in this process, by its path."""
+    return {
+        teacher_path(name): model_size(model, prompts)
+        for name, one in config.all_teachers.items()
+        if (model := one.model_to_load()) is not None
+    }
 
 
 def _memory_rows(memory: float, gpu: GpuSize | None) -> dict[str, Any]:

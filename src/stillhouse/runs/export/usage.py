@@ -36,7 +36,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 folder = "."  # this folder, or its name on the hub
 processor = AutoProcessor.from_pretrained(folder)
 model = AutoModelForImageTextToText.from_pretrained(folder, dtype="{dtype}")
-images = [Image.open(name) for name in {names}]
+images = [Image.open(name) for name in {names}]  # those of {row}
 inputs = processor(text=[{text}], images=[images], return_tensors="pt", add_special_tokens=False)
 output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
 print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
@@ -106,6 +106,7 @@ def _with_images(prompt: Prompt, parts: Parts, dtype: str) -> UsageExample | Non
     code = _CODE_WITH_IMAGES.format(
         dtype=dtype,
         names=json.dumps(names),
+        row=prompt.id,
         text=json.dumps(text, ensure_ascii=False),
         max_new_tokens=_MAX_NEW_TOKENS,
     )
