@@ -20,6 +20,7 @@ from stillhouse.models import (
     StudentConfig,
     TeacherModel,
     choose_packing,
+    fingerprint_of_files,
     head_of,
     hidden_rows,
     image_arguments,
@@ -246,6 +247,20 @@ def test_a_student_from_random_weights_reads_through_the_teachers_processor(
     assert hidden_rows(student, batch_of(ids, IMAGES)).shape == (9, 8)
     with pytest.raises(ModelError, match=r"student\.processor: .*random weights"):
         load_student(config, words, None, seed=0)
+
+
+def test_the_fingerprint_of_a_teacher_changes_with_its_processor(tmp_path: Path) -> None:
+    folder = vision_model(tmp_path / "teacher", "llava")
+    model = TeacherModel(path=str(folder))
+    before = fingerprint_of_files(model)
+    assert fingerprint_of_files(model) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (folder / "processor_config.json").read_text()
+    (other / "processor_config.json").write_text(text.replace('"shortest_edge": 16', '"shortest_edge": 20'))
+    through_other = fingerprint_of_files(TeacherModel(path=str(folder), processor=str(other)))
+    (folder / "processor_config.json").write_text((other / "processor_config.json").read_text())
+    assert len({before, through_other, fingerprint_of_files(model)}) == 3
 
 
 def test_packing_is_off_in_words(folders: dict[Family, Path]) -> None:

@@ -20,10 +20,12 @@ from stillhouse.files import write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import model_files, resolve_path
+from stillhouse.models.processors import PROCESSOR_FILES
 from stillhouse.models.quantise import stored_tensors
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.py")
-CONFIG_FILES = ("config.json", "adapter_config.json")
+CONFIG_FILES = ("config.json", "adapter_config.json", *PROCESSOR_FILES)
+"""Also of what reads images for a model: another resolution gives other outputs."""
 EXCLUDED_FILES = ("optimizer.bin", "training_args.bin", "scheduler.bin")
 HASH_CACHE = "fingerprints.json"
 _INCIDENTAL = ("architectures", "transformers_version", "use_cache", "dtype", "torch_dtype")
@@ -105,6 +107,10 @@ def fingerprint_of_files(
         for file in files:
             whole.update(f"{file.name} {_hash(file, known)}\n".encode())
         whole.update(b"--\n")
+    if model.processor is not None:
+        folder = _folder(model.processor)
+        for file in sorted(folder / name for name in PROCESSOR_FILES if (folder / name).is_file()):
+            whole.update(f"{file.name} {_hash(file, known)}\n".encode())
     if cache_dir is not None and known != before:
         with contextlib.suppress(OSError):
             write_json(cache_dir / HASH_CACHE, known)

@@ -65,7 +65,8 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
-    reader = student_reader(config.student, tokenizer, teacher_model and model_reader(teacher_model))
+    seen = model_reader(teacher_model) if teacher_model is not None else None
+    reader = student_reader(config.student, tokenizer, seen)
     student = student_size(config.student, teacher_model, len(tokenizer), reader, data.train)
     teachers = _teacher_sizes(config, data.train)
     teacher = teachers.get("teacher")
