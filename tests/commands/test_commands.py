@@ -17,7 +17,7 @@ from tests.workshop import Workshop
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
 COMMANDS = (
     "init", "methods", "quickstart", "align", "cache", "check", "reward", "run", "serve", "curate",
-    "generate", "pairs", "show", "compare", "eval", "export", "judge", "quantise", "report", "runs",
+    "generate", "pairs", "show", "chat", "compare", "eval", "export", "judge", "quantise", "report", "runs",
 )  # fmt: skip
 
 
