@@ -23,8 +23,6 @@ from safetensors.torch import load_file
 import stillhouse
 from stillhouse import recipes
 from stillhouse.files import write_jsonl
-from stillhouse.runs.execute import execute
-from stillhouse.runs.resolve import resolve
 from tests.children import end, start
 from tests.devices import WITHOUT_GPU, same, same_tensors
 
@@ -136,7 +134,7 @@ def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signa
     if die is not None:
         announce(die, by)
     try:
-        execute(resolve(tree), resume=resume)
+        stillhouse.run(tree, resume=resume)
     except BaseException:  # noqa: BLE001  (the child must end here, whatever it was)
         traceback.print_exc()
         os._exit(1)

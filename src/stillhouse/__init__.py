@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from stillhouse.core.head import ModelHead
     from stillhouse.core.rows import Rows
     from stillhouse.fused.api import fused_loss
-    from stillhouse.runs.execute import Result, run
+    from stillhouse.runs.api import run
+    from stillhouse.runs.execute import Result
     from stillhouse.trainer import DistilConfig, DistilTrainer, distil
 
 _LAZY = {
-    "run": ("stillhouse.runs.execute", "run"),
+    "run": ("stillhouse.runs.api", "run"),
     "Result": ("stillhouse.runs.execute", "Result"),
     "fused_loss": ("stillhouse.fused.api", "fused_loss"),
     "ModelHead": ("stillhouse.core.head", "ModelHead"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,11 +41,15 @@ def check(
 
     What is wrong is said before anything else.
     """
+    from stillhouse.runs.chains.resolve import is_chain
     from stillhouse.runs.checks import check_length, preflight
     from stillhouse.runs.estimate import estimate
     from stillhouse.runs.resolve import resolve
 
     gpu = _gpu(gpu_memory)
+    if is_chain(file):
+        _check_chain(file, list(overrides or ()), values, everything, sizes, measure)
+        return
     resolved = resolve(file, list(overrides or ()))
     preflight(resolved.config)
     for note in resolved.notes:
@@ -58,6 +63,34 @@ def check(
         _print_values(resolved.provenance, everything)
     if found:
         console.print_table(("quantity", "value"), list(found.items()))
+
+
+def _check_chain(
+    file: Path, overrides: list[str], values: bool, everything: bool, sizes: bool, measure: bool
+) -> None:
+    """Every stage of a chain, those with the students of others by stand-ins for these."""
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.runs.chains.check import check_chain
+    from stillhouse.runs.chains.record import ChainFolder
+    from stillhouse.runs.chains.resolve import resolve_chain
+
+    if measure:
+        hint = "Measure one of its stages in a file of its own."
+        raise ConfigError(Fault("--measure", "trains two steps of one run, and this is a chain", hint=hint))
+    chain = resolve_chain(file, overrides)
+    folder = ChainFolder(chain)
+    found = check_chain(chain, there=[one.name for one in chain.stages if folder.finished(one.name)])
+    for note in chain.notes:
+        console.note(note)
+    rows = [(one.name, one.what, ", ".join(one.after), str(one.folder)) for one in chain.stages]
+    console.print_table(("stage", "does", "from", "folder"), rows)
+    for stage in chain.stages:
+        if values:
+            _print_values(stage.provenance, everything, f"{stage.name}: values")
+        if sizes:
+            console.print_table(
+                ("quantity", "value"), list(found[stage.name].items()), title=f"{stage.name}: size"
+            )
 
 
 def _gpu(memory: str | None) -> GpuSize | None:
@@ -91,13 +124,13 @@ def _measured(resolved: Resolved, found: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool) -> None:
+def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool, title: str = "") -> None:
     rows = [(path, _shown(fact["value"]), str(fact["origin"])) for path, fact in provenance.items()]
     chosen = [row for row in rows if row[2] != "default"]
     defaults = [row for row in rows if row[2] == "default"] if everything else []
     left_out = len(rows) - len(chosen) - len(defaults)
     note = f"{left_out} more values are defaults; --all shows them." if left_out else ""
-    console.print_table(("value", "is", "from"), [*chosen, *defaults], note=note)
+    console.print_table(("value", "is", "from"), [*chosen, *defaults], title=title, note=note)
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""stillhouse run: distil as configured in a YAML file."""
+"""stillhouse run: distil as configured in a YAML file, in one run or a chain of them."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,12 @@ def run(
     file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in the run folder.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the newest complete checkpoint in the run folder; in a chain finished "
+            "stages stay as they are.",
+        ),
     ] = False,
     start_from: Annotated[
         Path | None,
@@ -29,30 +35,57 @@ def run(
             show_default=False,
         ),
     ] = None,
+    redo: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a chain: make this stage anew, and all that follow from it; the others stay.",
+            metavar="STAGE",
+            show_default=False,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Of a chain: end after this stage.", metavar="STAGE", show_default=False),
+    ] = None,
 ) -> None:
     """Distil as configured in a YAML file; leaves a run folder with the student, metrics and report.html.
 
-    Ctrl-C, or a scheduler's SIGTERM, finishes the step, saves a checkpoint and stops; continue with --resume.
+    A file with stages leaves a run folder for each. Ctrl-C, or a scheduler's SIGTERM, finishes the step,
+    saves a checkpoint and stops; continue with --resume.
     """
+    from stillhouse.runs.api import refuse_options_of_other
+    from stillhouse.runs.chains.execute import run_chain
+    from stillhouse.runs.chains.resolve import Chain, is_chain, resolve_chain
     from stillhouse.runs.resolve import resolve
 
-    resolved = resolve(file, list(overrides or ()), start_from=start_from)
+    chained = is_chain(file)
+    refuse_options_of_other(chained, start_from=start_from, redo=redo, until=until)
+    given = list(overrides or ())
+    resolved = resolve_chain(file, given) if chained else resolve(file, given, start_from=start_from)
     from stillhouse.report import load_runs, print_comparison
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
 
     stopped: KeyboardInterrupt | None = None
+    folder = resolved.folder if isinstance(resolved, Chain) else default_folder(resolved.config)
     try:
-        result = execute(resolved, resume=resume)
+        if isinstance(resolved, Chain):
+            result = run_chain(resolved, resume=resume, redo=redo, until=until)
+        else:
+            result = execute(resolved, resume=resume)
         stopped = signals.Stopped(result.signal) if result.signal is not None else None
     except KeyboardInterrupt as error:
         stopped = error
     if stopped is not None:
-        started = (default_folder(resolved.config) / "state.json").exists()
         parent = ["--from", str(start_from)] if start_from is not None else []
-        more = [*(overrides or ()), *parent, *(["--resume"] if started else [])]
-        command = shlex.join(["stillhouse", "run", str(file), *more])
-        console.note(f"Interrupted by {signals.name_of(stopped)}. Continue with: {command}")
+        _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))
     print_comparison(load_runs([result.folder]))
-    console.say(f"Student: {result.folder / 'student'}")
+    last = list(result.stages.values())[-1].folder if result.stages else result.folder
+    console.say(f"Student: {last / 'student'}")
+
+
+def _tell_how_to_go_on(stopped: KeyboardInterrupt, file: Path, options: Sequence[str], folder: Path) -> None:
+    started = any((folder / name).exists() for name in ("state.json", "chain.json"))
+    command = shlex.join(["stillhouse", "run", str(file), *options, *(["--resume"] if started else [])])
+    console.note(f"Interrupted by {signals.name_of(stopped)}. Continue with: {command}")

@@ -59,7 +59,8 @@ def _unfit_dtypes(config: RunConfig) -> Iterator[Fault]:
         )
 
 
-def _missing_data(config: RunConfig) -> Iterator[str]:
+def data_sources(config: RunConfig) -> dict[str, DatasetConfig]:
+    """Every set of rows that a run reads, by its path in the configuration."""
     sources: dict[str, DatasetConfig | None] = {
         "data.train": config.data.train,
         "data.valid": config.data.valid,
@@ -70,9 +71,11 @@ def _missing_data(config: RunConfig) -> Iterator[str]:
         sources |= {"preference.data": config.preference.data, "preference.valid": config.preference.valid}
     for index, task in enumerate(config.evaluate.tasks):
         sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
-    for path, source in sources.items():
-        if source is None:
-            continue
+    return {path: source for path, source in sources.items() if source is not None}
+
+
+def _missing_data(config: RunConfig) -> Iterator[str]:
+    for path, source in data_sources(config).items():
         try:
             source.check_found()
         except (DataError, ConfigError) as error:

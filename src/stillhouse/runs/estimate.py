@@ -267,7 +267,7 @@ def student_size(
         reader: what reads images for it.
         prompts: of the training, which may have images.
     """
-    empty, dtype = _empty_student(student, teacher, vocab)
+    empty, dtype = empty_student(student, teacher, vocab)
     freeze_tower(empty, student)
     counts = parameter_counts(empty)
     size = replace(_size_of(empty, dtype), tower=tower_size(empty, reader, prompts))
@@ -289,8 +289,8 @@ def student_size(
     return replace(size, trainable=counts["trainable"], adapter=counts["adapter"], tower=tower)
 
 
-def _empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> tuple[Any, str]:
-    """The student without weights, and the dtype that it is trained in."""
+def empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> tuple[Any, str]:
+    """The student with shapes and without weights, and the dtype that it is trained in."""
     if student.path is not None:
         return _without_weights(student), student.dtype
     if student.from_teacher is not None:

@@ -185,9 +185,9 @@ def evaluate_models(
         teacher_folder = RunFolder(folder / ".teacher")  # reports skip folders whose name starts with a dot
         tree = _tree(teacher, None, template, rows, _teacher_tasks(settings), _shared(students))
         teacher_only = resolve({**tree, "name": "teacher"})
-        parts = _load(teacher_only.config)
+        parts = load_models(teacher_only.config)
         parts.teachers = {MAIN: parts.student}
-        evaluate_system(parts, _held_out(parts), teacher_folder, "teacher", parts.student)
+        evaluate_system(parts, scored_prompts(parts), teacher_folder, "teacher", parts.student)
         del parts
     for student in students:
         target = RunFolder(folder / student.label)
@@ -211,19 +211,19 @@ def _teacher_tasks(evaluate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evaluate(student: NamedModel, resolved: Resolved, folder: RunFolder) -> None:
     """Evaluate one student, with the files of the run that made it next to the results."""
-    parts = _load(resolved.config)
+    parts = load_models(resolved.config)
     _move_stale_results(folder, fingerprint(parts.student))
     if student.run is not None:
         for name in RUN_FILES:
             _copy(student.run, folder.path, name)
-        evaluate_system(parts, _held_out(parts), folder, "student after", parts.student)
+        evaluate_system(parts, scored_prompts(parts), folder, "student after", parts.student)
         return
-    with recorded(folder, resolved.config):
+    with recorded(folder, resolved.config.name, resolved.config.recipe):
         folder.write_text("resolved.yaml", resolved.yaml)
         folder.write("provenance.json", resolved.provenance)
         folder.write("environment.json", environment())
         folder.write("models.json", parts.model_facts())
-        evaluate_system(parts, _held_out(parts), folder, "student after", parts.student)
+        evaluate_system(parts, scored_prompts(parts), folder, "student after", parts.student)
         folder.end("done")
 
 
@@ -248,7 +248,7 @@ def _copy(source: Path, target: Path, pattern: str) -> None:
             handle.write(path.read_bytes())
 
 
-def _load(config: RunConfig) -> Parts:
+def load_models(config: RunConfig) -> Parts:
     """Models without training data.
 
     A teacher with another tokenizer is left out: its distributions are over other tokens.
@@ -282,7 +282,8 @@ def _load(config: RunConfig) -> Parts:
     return parts
 
 
-def _held_out(parts: Parts) -> tuple[Prompt, ...]:
+def scored_prompts(parts: Parts) -> tuple[Prompt, ...]:
+    """The rows of `evaluate.data` that have references."""
     if parts.config.evaluate.data is None:
         return ()
     found = held_out_prompts(parts.config, parts.data, parts.tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -35,7 +35,7 @@ from stillhouse.runs.preference import StageFolder, begin, run_stage
 from stillhouse.runs.pruning import FILE as PRUNING
 from stillhouse.runs.pruning import told
 from stillhouse.runs.recording import recorded
-from stillhouse.runs.resolve import Resolved, resolve
+from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
@@ -61,35 +61,8 @@ class Result:
     """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
     signal: Signals | None = None
     """What has interrupted it."""
-
-
-def run(
-    source: str | Path | Mapping[str, Any],
-    *,
-    resume: bool = False,
-    start_from: str | Path | None = None,
-    **overrides: Any,
-) -> Result:
-    """Distil as a YAML file or a dictionary says.
-
-    Args:
-        source: a YAML file, or the same as a dictionary.
-        resume: continue the run in the folder from its newest complete checkpoint.
-        start_from: a finished run whose student this new one starts from.
-        **overrides: values that lie over those of the source: `train={"lr": 1e-4}`, or with a dotted name
-            `**{"train.lr": 1e-4}`.
-
-    Returns:
-        The run folder and the metrics.
-
-    Raises:
-        StillhouseError: configuration, data, models or machine are not as needed; the message says what.
-
-    Example:
-        >>> result = stillhouse.run("run.yaml", train={"epochs": 2.0})
-        >>> result.metrics["rouge_l"]
-    """
-    return execute(resolve(source, overrides, start_from=start_from), resume=resume)
+    stages: Mapping[str, Result] = field(default_factory=dict)
+    """Of a chain: the result of each stage that has come to an end."""
 
 
 def execute(resolved: Resolved, resume: bool = False) -> Result:
@@ -119,14 +92,14 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         history.check_length(folder.path, reached, steps)
         check_space(folder.path, _bytes_needed(config, parts.model_facts()) - folder.size())
         # Nothing has been written so far: what is refused above leaves no folder behind.
-        with recorded(folder, config, reached, changes) as interrupt:
+        with recorded(folder, config.name, config.recipe, reached, changes) as interrupt:
             _write_facts(parts, folder, resolved, found)
             finished = _train_and_evaluate(parts, questions, folder, interrupt, checkpoint)
             folder.end("done" if finished else "interrupted", None if finished else _stopped(interrupt))
         if config.output.report and folder.main:
             _write_report(folder)
     by = None if interrupt.by is None or finished else interrupt.by.signal
-    return Result(folder.path, "done" if finished else "interrupted", _headline(folder), by)
+    return Result(folder.path, "done" if finished else "interrupted", headline(folder), by)
 
 
 def _check_trainable(parts: Parts) -> None:
@@ -367,7 +340,8 @@ def _write_report(folder: RunFolder) -> None:
     console.note(f"Report: {path}")
 
 
-def _headline(folder: RunFolder) -> dict[str, float]:
+def headline(folder: RunFolder) -> dict[str, float]:
+    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
     import json
 
     after = folder.path / "evaluation" / "student-after.json"
@@ -383,4 +357,4 @@ def _bytes_needed(config: RunConfig, facts: dict[str, Any]) -> int:
     return int((config.train.keep_checkpoints + 1) * checkpoint + 2 * whole)
 
 
-__all__ = ["Result", "TrainingError", "execute", "make_trainer", "run", "train"]
+__all__ = ["Result", "TrainingError", "execute", "headline", "make_trainer", "train"]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from stillhouse import signals
 from stillhouse.errors import EnvironmentFault, StillhouseError
-from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import Changes
 from stillhouse.train.interrupt import Interrupt
@@ -39,13 +38,18 @@ PROCESS_GONE_MESSAGES = (
 
 @contextlib.contextmanager
 def recorded(
-    folder: RunFolder, config: RunConfig, from_step: int = 0, changes: Changes | None = None
+    folder: RunFolder,
+    name: str,
+    recipe: str | None = None,
+    from_step: int = 0,
+    changes: Changes | None = None,
 ) -> Iterator[Interrupt]:
     """Record in state.json that a run has started and, if it fails, how. Handles signals inside the block.
 
     Args:
         folder: of the run.
-        config: its configuration.
+        name: of the run.
+        recipe: of the run, if it has one.
         from_step: the step of the checkpoint that it goes on from.
         changes: the values that are others than before.
 
@@ -53,7 +57,7 @@ def recorded(
         EnvironmentFault: in place of any error that means that the disk is full or not writable, or that
             another process of the run has died.
     """
-    folder.start(config.name, config.recipe, from_step, changes)
+    folder.start(name, recipe, from_step, changes)
     try:
         with Interrupt() as interrupt:
             yield interrupt

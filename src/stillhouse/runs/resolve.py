@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ OBJECTIVE: KeyPath = ("objective",)
 STARTS = ("path", "gguf_file", "tokenizer", "from_teacher", "from_config")
 """What a configuration may say about where the student starts."""
 SAMPLING: KeyPath = ("engine", "sampling")
+STAGES = "stages"
+"""What a file has that is a chain of runs (`runs/chains`)."""
 RECIPE = "recipe "
 """How the origin of a recipe's values begins."""
 
@@ -75,22 +77,50 @@ def resolve(
     Raises:
         ConfigError: everything that is wrong, at once.
     """
+    layers = given_layers(source, overrides)
+    if any(STAGES in layer.values for layer in layers):
+        raise ConfigError(
+            Fault(
+                STAGES,
+                "this file is a chain of several runs, and one run is asked for",
+                hint="stillhouse run and stillhouse check take a chain; others its stages' folders, or a "
+                "file without stages.",
+            )
+        )
+    return resolve_layers(layers, None if start_from is None else partial(_start_from, str(start_from)))
+
+
+def given_layers(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> list[Layer]:
+    """What a user gives: the file or dictionary, and the values that lie over it. See `resolve`."""
     given = Layer.of(source, "dictionary") if isinstance(source, Mapping) else Layer.read(source)
     if isinstance(overrides, Mapping):
-        upper = Layer.keywords(overrides)
-    else:
-        upper = Layer.joined([Layer.override(text) for text in overrides])
-    layered = _stacked([given, upper])
+        return [given, Layer.keywords(overrides)]
+    return [given, Layer.joined([Layer.override(text) for text in overrides])]
+
+
+def resolve_layers(layers: Sequence[Layer], rewrite: Callable[[Layered], None] | None = None) -> Resolved:
+    """As `resolve`, from the layers themselves.
+
+    Args:
+        layers: the first has the lowest precedence; a recipe that they name lies beneath all.
+        rewrite: changes the merged values before they are checked.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    layered = _stacked(layers)
     name = layered.values.get("recipe")
     if name is not None:
         if not isinstance(name, str):
             raise ConfigError(Fault("recipe", "must be the name of a method", got=repr(name)))
         recipe = recipes.find(name)
-        layered = _stacked([Layer.read(recipe.path, f"{RECIPE}{recipe.name}"), given, upper])
+        layered = _stacked([Layer.read(recipe.path, f"{RECIPE}{recipe.name}"), *layers])
     _prefer_the_users_sampling(layered)
     _name_default_kinds(layered)
-    if start_from is not None:
-        _start_from(str(start_from), layered)
+    if rewrite is not None:
+        rewrite(layered)
     config, origins = validate(RunConfig, layered)
     config = _with_limits(config, origins)
     values = flatten(config)

@@ -1,0 +1,251 @@
+"""Stages that convert what an earlier stage has trained: quantised, or exported."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from transformers import AutoConfig
+
+from stillhouse import console
+from stillhouse.config import Layer, Layered, StrictConfig, flatten, to_yaml, validate
+from stillhouse.errors import ConfigError, Fault, ModelError
+from stillhouse.models import QuantiseConfig, TeacherModel, fingerprint, load_tokenizer
+from stillhouse.models.paths import model_files
+from stillhouse.models.quantise import require_package
+from stillhouse.runs.chains.references import References, stood_in
+from stillhouse.runs.chains.stages import Stage, model_digests, write_stand_in
+from stillhouse.runs.checks import preflight
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.evaluate_models import load_models, scored_prompts
+from stillhouse.runs.evaluation import evaluate_system
+from stillhouse.runs.execute import Result, headline
+from stillhouse.runs.export.config import ExportConfig
+from stillhouse.runs.export.quantised import quantise_student
+from stillhouse.runs.export.targets import export_student
+from stillhouse.runs.folder import RunFolder, environment
+from stillhouse.runs.recording import recorded
+from stillhouse.runs.resolve import Resolved, resolve_layers
+
+EVALUATING = ("name", "data", "evaluate", "teacher", "engine")
+"""Values of a conversion that say how its result is evaluated; shared ones are those of the trainings."""
+
+
+class ConvertedStudent(StrictConfig):
+    """The model that is converted."""
+
+    path: str
+    """`stage:NAME`, the student of an earlier stage; or another model's folder."""
+
+
+class ConversionConfig(StrictConfig):
+    """A stage that trains nothing. Exactly one of its conversions is given."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The name of the stage in tables; default: that under `stages`."""
+    student: ConvertedStudent
+    """The model to convert, such as {path: stage:distil}."""
+    quantise: QuantiseConfig | None = None
+    """Weights in fewer bits, as `stillhouse quantise`."""
+    export: ExportConfig | None = None
+    """A folder or file that others load, as `stillhouse export`."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a section of a stage stands for."""
+
+    convert: Callable[[Path, Any, Path], Path]
+    """From a source, with the section's values, to a new folder."""
+    loads: bool
+    """Whether the result is a model that can be evaluated here."""
+    told: Callable[[Any], str]
+    """Its values in a word or two."""
+    check: Callable[[Any], None] = lambda _: None
+    """Refuses what is not installed."""
+
+
+CONVERSIONS: Mapping[str, Conversion] = {
+    "quantise": Conversion(quantise_student, True, lambda one: f"quantise {one.weights}", require_package),
+    "export": Conversion(export_student, False, lambda one: f"export {one.to}"),
+}
+"""By the section of the stage that asks for it."""
+
+
+@dataclass(frozen=True)
+class ConversionStage(Stage):
+    """Converts the student of an earlier stage, and evaluates the result where it can be loaded here."""
+
+    section: str = field(kw_only=True)
+    values: ConversionConfig = field(kw_only=True)
+    origins: dict[str, dict[str, Any]] = field(kw_only=True)
+    evaluation: Resolved | None = field(kw_only=True)
+
+    @property
+    def conversion(self) -> Conversion:
+        """What is done."""
+        return CONVERSIONS[self.section]
+
+    @property
+    def options(self) -> Any:
+        """With which values."""
+        return getattr(self.values, self.section)
+
+    @property
+    def what(self) -> str:
+        return self.conversion.told(self.options)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        inert = self.options.options_without_effect()
+        set_here = {path: fact for path, fact in self.origins.items() if fact["origin"] != "default"}
+        return [
+            f"{path}={set_here[path]['value']} ({set_here[path]['origin']}) has no effect: {reason}"
+            for name, reason in inert.items()
+            if (path := f"{self.section}.{name}") in set_here
+        ]
+
+    @property
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        if self.evaluation is None:
+            return self.origins
+        measured = {
+            path: fact
+            for path, fact in self.evaluation.provenance.items()
+            if path.partition(".")[0] in ("data", "evaluate", "teacher", "engine")
+        }
+        return {**self.origins, **measured}
+
+    @property
+    def config(self) -> RunConfig | None:
+        return None if self.evaluation is None else self.evaluation.config
+
+    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            model_files(stood_in(self.values.student.path, stand_ins))
+        except ModelError as error:
+            raise ConfigError(f"student.path: {error}") from error
+        self.conversion.check(self.options)
+        if config is None:
+            return {"evaluated": "no"}
+        started = {**stand_ins, str(self.folder): stood_in(self.values.student.path, stand_ins)}
+        student = config.student.model_copy(update={"path": stood_in(str(self.folder), started)})
+        preflight(config.model_copy(update={"student": student}))
+        return {"evaluated": "yes"}
+
+    def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
+        source = TeacherModel(path=stood_in(self.values.student.path, stand_ins))
+        write_stand_in(
+            folder, AutoConfig.from_pretrained(model_files(source.path).model), load_tokenizer(source)
+        )
+
+    def outside(self, chain: Path) -> dict[str, str]:
+        return model_digests({"student": TeacherModel(path=self.values.student.path)}, chain)
+
+    def run(self, resume: bool) -> Result:
+        folder = RunFolder(self.folder)
+        with folder.alone("--resume" if resume else "output.folder"):
+            folder.check(resume)
+            with recorded(folder, self.values.name):
+                folder.write_text("resolved.yaml", to_yaml(self.values))
+                folder.write("provenance.json", self.provenance)
+                folder.write("environment.json", environment())
+                with console.phase(f"{self.what}: {self.values.student.path}"):
+                    shutil.rmtree(folder.student, ignore_errors=True)
+                    self.conversion.convert(Path(self.values.student.path), self.options, folder.student)
+                if self.evaluation is not None:
+                    self._evaluate(folder, self.evaluation.config)
+                folder.end("done")
+        return Result(folder.path, "done", headline(folder))
+
+    def _evaluate(self, folder: RunFolder, config: RunConfig) -> None:
+        parts = load_models(config)
+        folder.write("models.json", parts.model_facts())
+        folder.write("weights.json", fingerprint(parts.student))
+        evaluate_system(parts, scored_prompts(parts), folder, "student after", parts.student)
+
+
+def conversion_stage(
+    section: str, layers: Sequence[Layer], own: Sequence[Layer], name: str, references: References
+) -> ConversionStage:
+    """The stage that its layers describe.
+
+    Args:
+        section: which conversion.
+        layers: all layers, the shared ones among them; the first has the lowest precedence.
+        own: the layers of the stage alone.
+        name: of the stage.
+        references: puts folders in the place of `stage:NAME`.
+
+    Raises:
+        ConfigError: everything that is wrong with its values.
+    """
+    known = {*ConversionConfig.model_fields, *(EVALUATING if CONVERSIONS[section].loads else ())}
+    known -= CONVERSIONS.keys() - {section}
+    idle = [
+        Fault(
+            key,
+            f"has no effect in a stage with {section}",
+            allowed=", ".join(sorted(known)),
+            origin=layer.origins.get((key,)),
+        )
+        for layer in own
+        for key in layer.values
+        if key not in known
+    ]
+    if idle:
+        raise ConfigError(*idle)
+    layered = Layered.merged(
+        Layer.of({"name": name}, "default"), *(_only(layer, ConversionConfig.model_fields) for layer in own)
+    )
+    if isinstance(layered.values.get("student"), Mapping):
+        references.put(layered)
+    values, origins = validate(ConversionConfig, layered)
+    flat = flatten(values)
+    facts = {path: {"value": flat[path], "origin": origin} for path, origin in origins.items()}
+    folder = references.chain / name
+    evaluation = _evaluation(section, layers, folder, references)
+    return ConversionStage(
+        name,
+        folder,
+        tuple(references.found),
+        section=section,
+        values=values,
+        origins=facts,
+        evaluation=evaluation,
+    )
+
+
+def _evaluation(
+    section: str, layers: Sequence[Layer], folder: Path, references: References
+) -> Resolved | None:
+    """How the result is evaluated, if it can be and there is anything to evaluate it on."""
+    if not CONVERSIONS[section].loads:
+        return None
+    shown = [_only(layer, EVALUATING) for layer in layers]
+    if not any("data" in layer.values for layer in shown):
+        return None
+    merged = Layered.merged(*shown).values
+    data = merged["data"] if isinstance(merged["data"], Mapping) else {}
+    rows = data.get("train") or (merged.get("evaluate") or {}).get("data") or data.get("valid")
+    values: dict[str, Any] = {
+        "student": {"path": str(folder), "dtype": "auto"},
+        "objective": "cross_entropy",
+    }
+    if rows is not None:
+        values["data"] = {"train": rows}  # a run needs some, also one that trains nothing
+    beneath = Layer.of(values, section)
+    resolved = resolve_layers([beneath, *shown], references.put)
+    config = resolved.config
+    return resolved if config.evaluation_sets() or config.evaluate.tasks else None
+
+
+def _only(layer: Layer, keys: Any) -> Layer:
+    values = {key: value for key, value in layer.values.items() if key in keys}
+    return Layer(
+        values, {path: origin for path, origin in layer.origins.items() if path[:1] and path[0] in keys}
+    )

@@ -1,0 +1,154 @@
+"""The stages of a chain: a training run, or a conversion of what an earlier stage has left."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillhouse.core.requirements import teacher_path
+from stillhouse.data.templates import with_template
+from stillhouse.errors import ModelError
+from stillhouse.models import ModelConfig, TeacherModel, fingerprint_of_files
+from stillhouse.runs.checks import data_sources, preflight
+from stillhouse.runs.config import RunConfig
+from stillhouse.runs.estimate import empty_student, estimate
+from stillhouse.runs.execute import Result, execute
+from stillhouse.runs.resolve import Resolved
+from stillhouse.runs.tokenizers import tokenizers
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage: what it takes, and how it comes into its folder."""
+
+    name: str
+    """The key under `stages`, and the name of its folder."""
+    folder: Path
+    after: tuple[str, ...]
+    """The earlier stages that it takes something from."""
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """What it does in a word or two: the recipe, or the conversion."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Every value with its origin."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> Sequence[str]:
+        """What a user should know of its values."""
+
+    @property
+    @abstractmethod
+    def config(self) -> RunConfig | None:
+        """How the student is trained, or a converted one evaluated; None for one that is only converted."""
+
+    @abstractmethod
+    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+        """Refuse what can be refused before anything runs.
+
+        Args:
+            config: that of the stage, with stand-ins for what earlier stages have not left yet.
+            stand_ins: the folder of each such stage -> that of its stand-in.
+
+        Returns:
+            The size of the stage, by name.
+        """
+
+    @abstractmethod
+    def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
+        """Write what the stage will leave but for its weights: the student's configuration and tokenizer.
+
+        Args:
+            config: as `check` has it.
+            stand_ins: as `check` has them.
+            folder: where to, as the folder of the stage will be.
+        """
+
+    @abstractmethod
+    def run(self, resume: bool) -> Result:
+        """Bring it to its end, from its newest checkpoint if it is to be resumed."""
+
+    @abstractmethod
+    def outside(self, chain: Path) -> dict[str, str]:
+        """Digests of the data and models that it takes from outside of the chain, by the path of the value.
+
+        Args:
+            chain: the folder of the chain.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingStage(Stage):
+    """A run like any other, whose student, teachers or data may come from earlier stages."""
+
+    resolved: Resolved = field(kw_only=True)
+
+    @property
+    def what(self) -> str:
+        return self.resolved.config.recipe or self.resolved.config.objective.name
+
+    @property
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        return self.resolved.provenance
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.resolved.notes
+
+    @property
+    def config(self) -> RunConfig:
+        return self.resolved.config
+
+    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+        assert config is not None
+        preflight(config)
+        return estimate(config)
+
+    def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
+        assert config is not None
+        teacher = None if config.teacher is None else config.teacher.model_to_load()
+        tokenizer = tokenizers(config).student
+        model, _ = empty_student(config.student, teacher, len(tokenizer))
+        write_stand_in(folder, model.config, with_template(tokenizer, config.data.template))
+
+    def outside(self, chain: Path) -> dict[str, str]:
+        data = {name: source.fingerprint() for name, source in data_sources(self.config).items()}
+        teachers = {teacher_path(name): one.model_to_load() for name, one in self.config.all_teachers.items()}
+        return data | model_digests({"student": self.config.student, **teachers}, chain)
+
+    def run(self, resume: bool) -> Result:
+        return execute(self.resolved, resume=resume)
+
+
+def model_digests(models: Mapping[str, ModelConfig | None], chain: Path) -> dict[str, str]:
+    """Digests of models that are no stages of the chain, by name.
+
+    Args:
+        models: by name; None for one that is not loaded here.
+        chain: the folder of the chain, which remembers the hashes.
+    """
+    found: dict[str, str] = {}
+    for name, model in models.items():
+        if model is None or model.path is None or Path(model.path).is_relative_to(chain):
+            continue
+        options = model.model_dump(include=TeacherModel.model_fields.keys() & type(model).model_fields.keys())
+        with contextlib.suppress(ModelError):  # a name on the hub that has not been downloaded yet
+            found[name] = fingerprint_of_files(TeacherModel(**options), chain)
+    return found
+
+
+def write_stand_in(folder: Path, model_config: Any, tokenizer: Any) -> None:
+    """A run folder with a student that has no weights."""
+    model_config.save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    for name in ("state.json", "resolved.yaml"):  # what makes it a run folder
+        (folder / name).write_text("{}", encoding="utf-8")
