@@ -13,6 +13,18 @@ from stillhouse import console, signals
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 
+Redo = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a chain: make this stage anew, and all that follow from it; the others stay.",
+        metavar="STAGE",
+        show_default=False,
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option(help="Of a chain: end after this stage.", metavar="STAGE", show_default=False)
+]
+
 
 @app.command("run", rich_help_panel=RUN)
 def run(
@@ -35,18 +47,8 @@ def run(
             show_default=False,
         ),
     ] = None,
-    redo: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a chain: make this stage anew, and all that follow from it; the others stay.",
-            metavar="STAGE",
-            show_default=False,
-        ),
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(help="Of a chain: end after this stage.", metavar="STAGE", show_default=False),
-    ] = None,
+    redo: Redo = None,
+    until: Until = None,
 ) -> None:
     """Distil as configured in a YAML file; leaves a run folder with the student, metrics and report.html.
 
@@ -66,8 +68,9 @@ def run(
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
 
-    stopped: KeyboardInterrupt | None = None
+    parent = ["--from", str(start_from)] if start_from is not None else []
     folder = resolved.folder if isinstance(resolved, Chain) else default_folder(resolved.config)
+    stopped: KeyboardInterrupt | None = None
     try:
         if isinstance(resolved, Chain):
             result = run_chain(resolved, resume=resume, redo=redo, until=until)
@@ -77,7 +80,6 @@ def run(
     except KeyboardInterrupt as error:
         stopped = error
     if stopped is not None:
-        parent = ["--from", str(start_from)] if start_from is not None else []
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))
     print_comparison(load_runs([result.folder]))

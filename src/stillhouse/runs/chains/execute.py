@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Mapping
 
 from stillhouse import console
-from stillhouse.errors import ConfigError
+from stillhouse.errors import ConfigError, Fault
 from stillhouse.runs.chains.check import check_chain
 from stillhouse.runs.chains.faults import in_stage
 from stillhouse.runs.chains.plan import Action, clear, inputs, named_stage, planned, stale
@@ -15,6 +16,7 @@ from stillhouse.runs.chains.resolve import Chain
 from stillhouse.runs.chains.stages import Stage
 from stillhouse.runs.execute import Result, headline
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.resolve import STAGES
 
 
 def run_chain(
@@ -41,6 +43,7 @@ def run_chain(
     with folder.alone("--resume" if resume else "output.folder"):
         folder.check(resume)
         plan = planned(chain, folder, redo)
+        _refuse_conversions_in_several_processes(chain, plan, until)
         for note in chain.notes:
             console.warn(note)
         with console.phase("Checking all stages"):
@@ -75,6 +78,28 @@ def _run_stages(chain: Chain, folder: ChainFolder, plan: Mapping[str, Action], u
     state = "done" if stage is chain.stages[-1] else "interrupted"
     state = last.state if last.state != "done" else state
     return Result(chain.folder, state, last.metrics, last.signal, results)
+
+
+def _refuse_conversions_in_several_processes(
+    chain: Chain, plan: Mapping[str, Action], until: str | None
+) -> None:
+    """Only one process converts, and others would not know when it has.
+
+    Raises:
+        ConfigError: naming the last stage that several processes can run.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    before = None
+    for stage in chain.stages:
+        if not stage.distributed and plan[stage.name] != "skip":
+            way = f"End before it (--until {before}), then" if before else "Start"
+            hint = f"{way} go on in one process: --resume."
+            problem = f"{stage.what} runs in one process, and this is one of several"
+            raise ConfigError(Fault(f"{STAGES}.{stage.name}", problem, hint=hint))
+        if stage.name == until:
+            return
+        before = stage.name
 
 
 def _run_stage(chain: Chain, folder: ChainFolder, stage: Stage, plan: Mapping[str, Action]) -> Result:

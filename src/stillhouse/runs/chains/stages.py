@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from stillhouse.core.requirements import teacher_path
 from stillhouse.data.templates import with_template
@@ -30,6 +30,9 @@ class Stage(ABC):
     folder: Path
     after: tuple[str, ...]
     """The earlier stages that it takes something from."""
+
+    distributed: ClassVar[bool] = False
+    """Whether several processes can run it together."""
 
     @property
     @abstractmethod
@@ -90,6 +93,7 @@ class Stage(ABC):
 class TrainingStage(Stage):
     """A run like any other, whose student, teachers or data may come from earlier stages."""
 
+    distributed: ClassVar[bool] = True
     resolved: Resolved = field(kw_only=True)
 
     @property

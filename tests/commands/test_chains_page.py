@@ -1,0 +1,42 @@
+"""What docs/ship.md says of chains is true: its file and its commands run, in order."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+from tests.conftest import ROOT
+from tests.workshop import Workshop
+
+PAGE = (ROOT / "docs" / "ship.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## Chains\n")[2].partition("\n## ")[0]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", SECTION, flags=re.DOTALL)
+
+
+def test_the_commands_run_in_order(workshop: Workshop) -> None:
+    [yaml] = blocks("yaml")
+    text = yaml.replace("limit: 64", "limit: 16").replace("max_steps: 8", "max_steps: 2")
+    text = text.replace("limit: 8, before", "limit: 2, teacher: false, before")
+    text = text.replace("{to: safetensors}", "{to: safetensors, smoke_test: false}")
+    (workshop.folder / "chain.yaml").write_text(text, encoding="utf-8")
+    said = {}
+    for command in blocks("console")[0].splitlines():
+        said[command] = workshop.stillhouse(*shlex.split(command)[1:])
+        assert said[command].code == 0, said[command].err
+    chain = json.loads((workshop.folder / "runs" / "ship" / "chain.json").read_text(encoding="utf-8"))
+    assert chain["state"] == "done"
+    resumed = said["stillhouse run chain.yaml --resume"].err
+    assert "Stage 2 of 5, distil (kd): finished before" in resumed
+    assert "prefer: deleted, to be made anew" in said[blocks("console")[0].splitlines()[3]].err
+    stages = [
+        line.split()[0] for line in said["stillhouse runs runs/ship"].out.splitlines() if "runs/ship/" in line
+    ]
+    names = ("warm", "distil", "prefer", "int4", "exported")
+    assert stages == [f"runs/ship/{name}" for name in names]
+    assert "--from: is for a single run" in workshop.refused("run", "chain.yaml", "--from", "runs/ship/warm")
+    assert "--redo: is for a chain" in workshop.refused("run", "run.yaml", "--redo", "warm")
+    assert "this file is a chain" in workshop.refused("generate", "chain.yaml", "-o", "out.jsonl")
