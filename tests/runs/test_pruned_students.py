@@ -115,3 +115,28 @@ def test_how_to_choose_has_no_effect_where_nothing_is_chosen(straight: Path) -> 
     notes = " ".join(resolve(made).notes)
     assert "student.from_teacher.choose=even" in notes
     assert "student.from_teacher.rows=7" in notes
+
+
+def test_embeddings_are_trimmed_to_the_tokens_of_the_training_data(straight: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = config(straight, "trimmed", {"layers": [0, 3], "vocabulary": "data"})
+    made["evaluate"]["teacher"] = True
+    run = stillhouse.run(made).folder
+    kept, whole = read(run, "pruning.json")["sizes"]["vocabulary"]
+    assert kept < whole
+    assert f"{kept:,} of {whole:,} tokens" in read(run, "models.json")["student"]["kept"]
+    student = AutoModelForCausalLM.from_pretrained(run / "student")
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    assert student.get_input_embeddings().weight.shape[0] == len(tokenizer) == kept
+    assert student.generation_config.eos_token_id == tokenizer.eos_token_id
+    line = json.loads((straight / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert tokenizer.decode(tokenizer(line["prompt"])["input_ids"]) == line["prompt"]
+    assert read(run, "evaluation/student-after.json")["metrics"]["kl_to_teacher"] > 0
+
+
+def test_a_cache_of_all_tokens_and_trimmed_embeddings_are_refused(straight: Path) -> None:
+    made = config(straight, "cached", {"layers": [0, 3], "vocabulary": "data"})
+    made["teacher"] = {"kind": "cache", "of": made["teacher"], "folder": str(straight / "cache")}
+    with pytest.raises(ConfigError, match=r"from_teacher.vocabulary: data: .* still speak of all tokens"):
+        stillhouse.run(made)

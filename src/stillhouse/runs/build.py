@@ -36,6 +36,7 @@ from stillhouse.models import (
     vision_facts,
 )
 from stillhouse.models.packing import packs
+from stillhouse.models.pruning.plan import with_tokens
 from stillhouse.models.quantise import dense
 from stillhouse.objectives import Objective
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
@@ -187,9 +188,9 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
     assert encoder is not None
     for note in format_notes(found, data).values():
         logger.warning("teacher: %s", note)
-    teachers = _loaded_teachers(config, data)
+    teachers = _loaded_teachers(config, data, found.kept)
     main = teachers.get(MAIN)
-    plan = pruning_plan(config, main, data.train, tokenizer.pad_token_id, pruning)
+    plan = pruning_plan(config, main, data.train, found, pruning)
     kept = None if plan is None else plan.kept
     student = load_student(config.student, tokenizer, main, config.train.seed, kept)
     for name, model in {
@@ -240,15 +241,20 @@ def _check_shards_see(parts: Parts) -> None:
         )
 
 
-def _loaded_teachers(config: RunConfig, data: Data) -> dict[str, nn.Module | None]:
-    """Every teacher by name; None for one that is not loaded here."""
+def _loaded_teachers(
+    config: RunConfig, data: Data, tokens: tuple[int, ...] | None
+) -> dict[str, nn.Module | None]:
+    """Every teacher by name, with these tokens alone if there are such; None for one not loaded here."""
     asked = config.objective.requirements().model_names
     for name, teacher in config.all_teachers.items():
         if name in asked:
             teacher.check_signal(longest_sequence(config, data.train))
     _check_named_teachers(config, data)
     loads = {name: teacher.model_to_load() for name, teacher in config.all_teachers.items()}
-    return {name: None if model is None else load_teacher(model) for name, model in loads.items()}
+    loaded = {name: None if model is None else load_teacher(model) for name, model in loads.items()}
+    if tokens is None:
+        return loaded
+    return {name: None if model is None else with_tokens(model, tokens) for name, model in loaded.items()}
 
 
 def with_resolved_template(config: RunConfig, data: Data) -> RunConfig:

@@ -89,11 +89,8 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         "optimiser steps": steps,
         "optimiser steps in an epoch": steps_per_epoch,
         **{f"responses to generate by the {model}, at most": count for model, count in generated.items()},
-        "student parameters": student.parameters,
-        **_pruned(config.student, teacher_model, len(tokenizer)),
+        **_student(config.student, student, teacher_model, len(tokenizer)),
     }
-    if student.trainable is not None:
-        rows["trainable parameters"] = student.trainable
     rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
     if teacher is not None:
         rows["tokenizers"] = describe(found, config, data)
@@ -301,16 +298,20 @@ def empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: i
     return _empty(config_from_options(student.from_config or {}, vocab)), student.dtype
 
 
-def _pruned(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> dict[str, str]:
-    """The sizes of a student that starts from parts of its teacher, and the teacher's."""
-    prune = student.from_teacher
-    if prune is None or teacher is None:
-        return {}
-    empty = _without_weights(teacher)
-    smaller = pruned_without_weights(prune, empty, vocab)
-    found, whole = sizes_of(smaller.config), sizes_of(empty.config)
-    which = "; which is measured when the run starts" if prune.measures else ""
-    return {"student's sizes": f"{found.told()}; the teacher's: {whole.told()}{which}"}
+def _student(
+    student: StudentConfig, size: ModelSize, teacher: TeacherModel | None, vocab: int
+) -> dict[str, Any]:
+    """The parameters of the student, and its sizes and the teacher's where it starts from parts of that."""
+    rows: dict[str, Any] = {"student parameters": size.parameters}
+    if student.from_teacher is not None and teacher is not None:
+        empty = _without_weights(teacher)
+        smaller = pruned_without_weights(student.from_teacher, empty, vocab)
+        found, whole = sizes_of(smaller.config), sizes_of(empty.config)
+        which = "; which is measured when the run starts" if student.from_teacher.measures else ""
+        rows["student's sizes"] = f"{found.told()}; the teacher's: {whole.told()}{which}"
+    if size.trainable is not None:
+        rows["trainable parameters"] = size.trainable
+    return rows
 
 
 def _without_weights(model: Any) -> Any:

@@ -14,7 +14,8 @@ from stillhouse.data.text_tokens import response_text
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.models import fingerprint, load_student, load_teacher, local_device
+from stillhouse.models import TeacherModel, fingerprint, load_student, load_teacher, local_device
+from stillhouse.models.pruning.plan import with_tokens
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.generation import (
     CHUNK_SIZE,
@@ -28,7 +29,7 @@ from stillhouse.rollouts.offline.stage_files import StageFile
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.pruning import pruning_plan
 from stillhouse.runs.servers import teacher_text_server
-from stillhouse.runs.tokenizers import Translation, tokenizers
+from stillhouse.runs.tokenizers import Tokenizers, Translation, tokenizers
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _request(
         _check_score(server, translator)
     assert data.encoder is not None
     info = found.student_facts(data.encoder) if translation is None else translation.facts
-    model: Any = None if server is not None else _model(config, arguments.by, tokenizer, data)
+    model: Any = None if server is not None else _model(config, arguments.by, found, data)
     engine, weights = _engine(config, server, model, info, arguments.output)
     generator = ResponseGenerator(
         engine,
@@ -172,7 +173,7 @@ def _sampling(config: RunConfig, by: str) -> Sampling | None:
     return found.model_copy(update={"max_tokens": config.data.max_response})
 
 
-def _model(config: RunConfig, by: str, tokenizer: Any, data: Data) -> Any:
+def _model(config: RunConfig, by: str, found: Tokenizers, data: Data) -> Any:
     """The model that generates; the other one is not loaded."""
     teacher = config.teacher.model_to_load() if config.teacher is not None else None
     if by == "teacher":
@@ -180,11 +181,17 @@ def _model(config: RunConfig, by: str, tokenizer: Any, data: Data) -> Any:
             raise ConfigError(
                 Fault("--by", "there is no teacher", hint="Set teacher, or choose --by student.")
             )
-        model = load_teacher(teacher)
+        model = _teacher(teacher, found)
     else:
         from_teacher = config.student.from_teacher is not None and teacher is not None
-        start = load_teacher(teacher) if from_teacher and teacher else None
-        plan = pruning_plan(config, start, data.train, tokenizer.pad_token_id)
+        start = _teacher(teacher, found) if from_teacher and teacher else None
+        plan = pruning_plan(config, start, data.train, found)
         kept = None if plan is None else plan.kept
-        model = load_student(config.student, tokenizer, start, config.train.seed, kept)
+        model = load_student(config.student, found.student, start, config.train.seed, kept)
     return model.to(local_device()).eval()
+
+
+def _teacher(config: TeacherModel, found: Tokenizers) -> Any:
+    """The teacher, with the tokens that are kept."""
+    model = load_teacher(config)
+    return model if found.kept is None else with_tokens(model, found.kept)

@@ -16,6 +16,7 @@ from stillhouse.models.pruning.choose import Kept, evenly
 from stillhouse.models.pruning.config import WIDTHS, Prune
 from stillhouse.models.pruning.plan import PruningPlan, plan_pruning
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.tokenizers import Tokenizers
 
 FILE = "pruning.json"
 """In the run folder: what was kept of the teacher, and what went before it."""
@@ -34,7 +35,7 @@ def pruning_plan(
     config: RunConfig,
     teacher: nn.Module | None,
     prompts: Sequence[Prompt],
-    pad_id: int,
+    tokenizers: Tokenizers,
     recorded: Mapping[str, Any] | None = None,
 ) -> PruningPlan | None:
     """What of the teacher the student starts with; None where it starts from something else.
@@ -45,7 +46,7 @@ def pruning_plan(
         config: the run.
         teacher: the main one, with its weights.
         prompts: of the training data; importance is measured on some of them.
-        pad_id: fills the right side of shorter rows.
+        tokenizers: of the run.
         recorded: `pruning.json` of the run that goes on; its choice stays if it is of the same settings.
 
     Raises:
@@ -63,9 +64,12 @@ def pruning_plan(
         batches = None
         if prune.measures:
             teacher.to(local_device())
-            batches = _batches(prune, prompts, pad_id)
+            batches = _batches(prune, prompts, tokenizers.student.pad_token_id)
         plan = plan_pruning(prune, teacher, batches)
-        found = [PruningPlan(plan.kept, {"asked": asked, **plan.facts})]
+        facts = {"asked": asked, **plan.facts}
+        if tokenizers.whole is not None:
+            facts["sizes"] = {**facts["sizes"], "vocabulary": (plan.kept.sizes.vocabulary, tokenizers.whole)}
+        found = [PruningPlan(plan.kept, facts)]
     if several:
         torch.distributed.broadcast_object_list(found, src=0)
     return found[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
-from stillhouse.data import Data, TeacherReads
+from stillhouse.data import Data, TeacherReads, load_data
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
@@ -23,12 +24,17 @@ from stillhouse.models import (
     tokenizer_difference,
 )
 from stillhouse.models.from_config import config_from_options
+from stillhouse.models.pruning.vocabulary import check_encodes_alike, trimmed_tokenizer
 from stillhouse.objectives import Objective
 from stillhouse.runs.checks import context_length, context_of_files
 from stillhouse.runs.compatibility import innermost_asking
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.stage_pairs import stage_pairs
 
 logger = logging.getLogger("stillhouse")
+
+CHECKED_TEXTS = 500
+"""Prompts that a trimmed tokenizer must cut as the whole one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,10 @@ class Tokenizers:
     """What ends the teacher's text by its generation config."""
     context: int | None = None
     """The most tokens that the teacher takes; None: unknown."""
+    kept: tuple[int, ...] | None = None
+    """The ids of the teacher's whole tokenizer that both models keep; None: all."""
+    whole: int | None = None
+    """How many tokens that one has."""
     mixed: bool = False
     """Whether both models write a text together, and so read one prompt."""
 
@@ -146,7 +156,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
         theirs = _readers_tokenizer(config, ours)
         return found if theirs is None else _one_prompt(config, replace(found, teacher=theirs))
     theirs = load_tokenizer(model)
-    return compared(
+    both = compared(
         config,
         replace(
             found,
@@ -155,6 +165,69 @@ def tokenizers(config: RunConfig) -> Tokenizers:
             context=context_of_files(model),
         ),
     )
+    prune = config.student.from_teacher
+    return _trimmed(config, both) if prune is not None and prune.vocabulary == "data" else both
+
+
+def _trimmed(config: RunConfig, found: Tokenizers) -> Tokenizers:
+    """The tokens that the training data use, in a tokenizer for both models: responses of `data.train`,
+    `data.text` and the pairs of the preference stage. Other text is read in smaller pieces of these.
+
+    Raises:
+        ConfigError: a teacher's signal is kept under the ids of all tokens, or there are further teachers.
+    """
+    assert config.teacher is not None
+    path = "student.from_teacher.vocabulary"
+    if config.teacher.caches or config.teachers:
+        what = "further teachers" if config.teachers else f"teacher.kind={config.teacher.kind}"
+        hint = "Use vocabulary: all, or one teacher of kind live."
+        raise ConfigError(Fault(path, f"data: {what} would still speak of all tokens", hint=hint))
+    with _without_warnings():  # of the data, which are told when they are read for the run
+        data = load_data(
+            config.data, found.student, needs=config.responses.requirements().data, teacher=found.reads
+        )
+        prompts = (*data.train, *stage_pairs(config, data))
+    used = {one for prompt in prompts for one in _ids_of(prompt)}
+    used |= {one for block in data.text for one in (*block.prompt.token_ids, *block.token_ids)}
+    assert data.encoder is not None
+    used |= {*data.encoder.ends, *found.student_ends, *found.teacher_ends, found.student.pad_token_id}
+    ours, kept = trimmed_tokenizer(found.student, used)
+    check_encodes_alike(ours, found.student, kept, [prompt.text for prompt in prompts[:CHECKED_TEXTS]])
+    student_ends, teacher_ends = (
+        tuple(kept.index(one) for one in ends) for ends in (found.student_ends, found.teacher_ends)
+    )
+    return replace(
+        found,
+        student=ours,
+        teacher=ours,
+        student_ends=student_ends,
+        teacher_ends=teacher_ends,
+        kept=kept,
+        whole=len(found.student),
+    )
+
+
+def _ids_of(prompt: Prompt) -> Iterator[int]:
+    """Every token of a prompt and of its responses, whoever reads them."""
+    for ids in (
+        prompt.token_ids,
+        prompt.response_ids,
+        prompt.rejected_ids,
+        prompt.direct_ids,
+        prompt.teacher_ids,
+    ):
+        yield from ids or ()
+    for ids in prompt.context_ids.values():
+        yield from ids
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def compared(config: RunConfig, found: Tokenizers) -> Tokenizers:

@@ -81,9 +81,7 @@ class Kept:
         return cls(Sizes(**found["sizes"]), **parts)
 
 
-def choose(
-    prune: Prune, layout: Layout, sizes: Sizes, importance: Importance | None, tokens: Numbers | None = None
-) -> Kept:
+def choose(prune: Prune, layout: Layout, sizes: Sizes, importance: Importance | None) -> Kept:
     """What stays.
 
     Args:
@@ -91,7 +89,6 @@ def choose(
         layout: of the teacher.
         sizes: of the student.
         importance: of the teacher's parts; None: evenly spaced.
-        tokens: the ids that stay; None: all.
 
     Raises:
         ModelError: the importance of what is to be cut cannot be measured in this family.
@@ -125,7 +122,7 @@ def choose(
         chosen = [_heads(whole, sizes, row) for row in rows]
         heads = tuple(one for one, _ in chosen)
         key_values = tuple(groups for _, groups in chosen)
-    return Kept(sizes, tuple(layers), hidden, channels, heads, key_values, tokens)
+    return Kept(sizes, tuple(layers), hidden, channels, heads, key_values)
 
 
 def _heads(whole: Sizes, sizes: Sizes, scores: Tensor | None) -> tuple[Numbers, Numbers]:

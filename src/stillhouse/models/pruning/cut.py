@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stillhouse.errors import ModelError
 from stillhouse.models.pruning.choose import Kept
 from stillhouse.models.pruning.layout import HIDDEN, Layout
-from stillhouse.models.pruning.sizes import FIELD, Sizes, pruned_config
+from stillhouse.models.pruning.sizes import FIELD, Sizes, pruned_config, text_config
+from stillhouse.models.pruning.vocabulary import renumber_special_tokens
 
 CHECKED_LAYERS = 2
 """How many layers the check of a layout runs."""
@@ -31,6 +32,9 @@ def cut(teacher: nn.Module, layout: Layout, kept: Kept) -> nn.Module:
         ModelError: a weight of this family would not fit.
     """
     config = pruned_config(teacher.config, kept.layers, kept.sizes if kept.narrows else None)
+    generation = copy.deepcopy(teacher.generation_config)
+    if kept.vocabulary is not None:
+        renumber_special_tokens((config, text_config(config), generation), kept.vocabulary)
     student: nn.Module = type(teacher)(config)
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     new_number = {old: new for new, old in enumerate(kept.layers)}
@@ -54,7 +58,7 @@ def cut(teacher: nn.Module, layout: Layout, kept: Kept) -> nn.Module:
             )
         state[target] = found
     student.load_state_dict(state)
-    student.generation_config = copy.deepcopy(teacher.generation_config)
+    student.generation_config = generation
     for parameter in student.parameters():
         parameter.data = parameter.data.to(next(teacher.parameters()).dtype)
     if kept.hidden_size is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ModelError
-from stillhouse.models.hidden import unwrap
+from stillhouse.models.hidden import image_reader, unwrap
 from stillhouse.models.pruning.choose import Kept, choose, evenly, facts
 from stillhouse.models.pruning.config import Prune
 from stillhouse.models.pruning.cut import check_layout, cut
@@ -38,15 +38,13 @@ def plan_pruning(
     prune: Prune,
     teacher: nn.Module,
     batches: Iterable[TokenBatch] | None = None,
-    tokens: tuple[int, ...] | None = None,
 ) -> PruningPlan:
-    """Which layers, channels, heads and tokens of a teacher stay.
+    """Which layers, channels and heads of a teacher stay.
 
     Args:
         prune: what is asked for.
         teacher: with its weights.
         batches: what importance is measured on, on the teacher's device; read only if it is.
-        tokens: the ids that stay; None: all.
 
     Raises:
         ModelError: the teacher has no such sizes, or its family cannot be cut like that.
@@ -56,7 +54,7 @@ def plan_pruning(
         raise ModelError(f"{FIELD}: the teacher is quantised. Name the model that it was made from.")
     with torch.random.fork_rng(devices=[]):
         layout = layout_of(model)
-    sizes = student_sizes(prune, model, layout, None if tokens is None else len(tokens))
+    sizes = student_sizes(prune, model, layout)
     importance = None
     if prune.measures:
         if batches is None:
@@ -65,7 +63,7 @@ def plan_pruning(
                 f"{FIELD}.choose: even."
             )
         importance = measure(model, layout, batches)
-    kept = choose(prune, layout, sizes, importance, tokens)
+    kept = choose(prune, layout, sizes, importance)
     return PruningPlan(kept, facts(kept, layout, prune, importance))
 
 
@@ -80,6 +78,25 @@ def pruned(teacher: nn.Module, kept: Kept) -> nn.Module:
         layout: Layout = layout_of(model)
         check_layout(model, layout, kept)
     return cut(model, layout, kept)
+
+
+def with_tokens(model: nn.Module, tokens: tuple[int, ...]) -> nn.Module:
+    """A frozen model with the embeddings of some tokens alone, numbered in their order: its distribution is
+    the model's own given that the next token is one of them.
+
+    Raises:
+        ModelError: it also sees, and images have tokens in it.
+    """
+    inner = unwrap(model)
+    if image_reader(inner) is not None:
+        raise ModelError(
+            f"{FIELD}.vocabulary: a model that reads images keeps all tokens. Use vocabulary: all."
+        )
+    with torch.random.fork_rng(devices=[]):
+        layout = layout_of(inner)
+        sizes = replace(layout.sizes, vocabulary=len(tokens))
+        kept = Kept(sizes, tuple(range(sizes.layers)), vocabulary=tokens)
+        return cut(inner, layout, kept).requires_grad_(False).eval()
 
 
 def pruned_without_weights(prune: Prune, teacher: nn.Module, vocabulary: int) -> nn.Module:
