@@ -1,0 +1,85 @@
+"""The tables in docs/ship.md: a function for each, in TABLES by the name that stands in the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tables import with_table
+
+PAGE = Path(__file__).resolve().parent / "ship.md"
+RESULTS = PAGE.parents[1] / "benchmarks" / "results"
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / name).read_text(encoding="utf-8"))["rows"]
+    return found
+
+
+def _lines(head: list[str], rows: list[list[str]]) -> str:
+    rule = f"|---{'|---:' * (len(head) - 1)}|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def quantised() -> str:
+    """The model before, and each way quantised and recovered."""
+    measures = {"kl_to_teacher": (1, 5), "top1_agreement": (100, 1), "loss": (1, 3), "rouge_l": (1, 1)}
+    head = ["weights", "KL to the model before", "same first choice, %", "loss", "ROUGE-L"]
+    rows = []
+    for row in _rows("quantised.json"):
+        weights, _, way = row["weights"].partition(", ")
+        if way == "qat" and row["state"] == "quantised":
+            continue  # rounded alike
+        recovered = {"adapters": "recovered by adapters", "qat": "recovered by QAT"}
+        cells = [f"{weights}, {recovered[way] if row['state'] == 'recovered' else row['state']}"]
+        for name, (factor, digits) in measures.items():
+            half = row.get(f"{name}_half")
+            shown = name in row and f"{row[name] * factor:.{digits}f} ± {half * factor:.{digits}f}"
+            cells.append(shown or "–")
+        rows.append(cells)
+    return _lines(head, rows)
+
+
+def _mean(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value['mean']:.2f}" + (f" ± {value['half']:.2f}" if "half" in value else "")
+
+
+def drafts() -> str:
+    """By task: acceptance, block efficiency and speed-up, before and after."""
+    rows = _rows("drafts.json")
+    head = ["task", "draft", "acceptance rate", "block efficiency", "speed-up"]
+    names = ("acceptance_rate", "block_efficiency", "speed_up")
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    ordered = [row for task in tasks for row in rows if row["task"] == task]
+    cells = [[row["task"], row["state"], *(_mean(row.get(name)) for name in names)] for row in ordered]
+    return _lines(head, cells)
+
+
+def gammas() -> str:
+    """Acceptance and block efficiency by gamma, before and after."""
+    curves = {row["state"]: row["by_gamma"] for row in _rows("drafts.json") if "by_gamma" in row}
+    head = ["gamma", *(str(point["gamma"]) for point in curves["before"])]
+    names = {"acceptance_rate": "acceptance rate", "block_efficiency": "block efficiency"}
+    return _lines(
+        head,
+        [
+            [f"{title}, {state}", *(_mean(point[name]) for point in points)]
+            for name, title in names.items()
+            for state, points in curves.items()
+        ],
+    )
+
+
+TABLES = {"quantised": quantised, "drafts": drafts, "gammas": gammas}
+
+
+def pages() -> dict[str, str]:
+    """The page with every table that stands in it."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in TABLES.items():
+        if f"<!-- {name} table -->" in text:
+            text = with_table(text, name, made())
+    return {PAGE.name: text}
