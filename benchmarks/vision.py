@@ -53,7 +53,7 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
-FULL = Size({"teacher": 10000, "train": 4000, "eval": 500}, 1600, 400, 250, 200)
+FULL = Size({"teacher": 10000, "train": 2400, "eval": 500}, 1600, 300, 200, 150)
 SMALL = Size({"teacher": 40, "train": 30, "eval": 10}, 2, 20, 2, 5, batch=10, seeds=(1,))
 
 

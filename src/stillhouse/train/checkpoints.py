@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from stillhouse.errors import StillhouseError, TrainingError
 from stillhouse.files import atomic, os_errors_as_faults, write_json
@@ -96,6 +97,26 @@ def reading(folder: Path, name: str) -> Iterator[None]:
             f"torch ({told.splitlines()[0][:200]}). Delete this checkpoint to go on from the one before it, "
             "or start a new run."
         ) from error
+
+
+def load_renamed(model: Any, folder: Path) -> None:
+    """Load the weights of a checkpoint that has them under other names than the model.
+
+    transformers writes vision-language models and mixtures of experts under the names of their first release;
+    its Trainer does not translate them back, and would go on with the weights that the run began with.
+
+    Args:
+        model: a transformers model without wrappers.
+        folder: the checkpoint.
+    """
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as weights:
+        known = set(weights.keys()) <= model.state_dict().keys()
+    if not known:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
 
 
 def seal(folder: Path) -> None:

@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerControl
 
 from stillhouse.core.types import Prompt
-from stillhouse.train.checkpoints import reading
+from stillhouse.models import unwrap
+from stillhouse.train.checkpoints import load_renamed, reading
 from stillhouse.train.driver import StepDriver, progress_of
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.parallelism import check_launched, check_parallelism
@@ -37,6 +38,7 @@ class CheckpointLoading(Trainer):
         """The weights; a checkpoint of another student is an error that names it."""
         with reading(Path(resume_from_checkpoint), "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The random states; the file has one for each device."""
