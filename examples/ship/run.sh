@@ -16,6 +16,8 @@ example() {
 }
 
 # Pruning
+example "SmolLM2-135M pruned by importance and evenly, and trained a step" \
+    python benchmarks/pruning.py --small
 
 # Quantised students
 

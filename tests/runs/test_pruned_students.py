@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stillhouse.commands.app import app
 from stillhouse.config import to_yaml
 from stillhouse.errors import ConfigError
 from stillhouse.runs.resolve import resolve
+from tests.conftest import ROOT, script
 from tests.small_runs import differences, in_child, in_two, nth, outcome, tree, write_data
 
 PRUNE = {"layers": 3, "intermediate_size": 48, "num_key_value_heads": 1, "rows": 6}
@@ -140,3 +142,17 @@ def test_a_cache_of_all_tokens_and_trimmed_embeddings_are_refused(straight: Path
     made["teacher"] = {"kind": "cache", "of": made["teacher"], "folder": str(straight / "cache")}
     with pytest.raises(ConfigError, match=r"from_teacher.vocabulary: data: .* still speak of all tokens"):
         stillhouse.run(made)
+
+
+def test_the_page_shows_a_run_that_resolves_and_the_committed_result(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "ship.md").read_text(encoding="utf-8")
+    section = page[page.index("## Pruning") : page.index("## Quantised students")]
+    [yaml] = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    (tmp_path / "run.yaml").write_text(yaml, encoding="utf-8")
+    prune = resolve(tmp_path / "run.yaml").config.student.from_teacher
+    assert prune is not None
+    assert (prune.parameters, prune.vocabulary) == (700_000, "data")
+    result = json.loads((ROOT / "benchmarks" / "results" / "pruning.json").read_text(encoding="utf-8"))
+    assert script(ROOT / "benchmarks" / "pruning.py").table(result) in section
+    fields = set(re.findall(r"^\| `(\w+)", section, flags=re.MULTILINE))
+    assert fields == set(type(prune).model_fields)
