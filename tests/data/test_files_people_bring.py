@@ -145,7 +145,7 @@ BROKEN = {
     '{"prompt": NaN}': "field 'prompt' should be text, got float nan",
     '{"prompt": "a\\ud83d"}': "holds half of a surrogate pair",
     '{"foo": "a"}': "no prompt found in the fields foo",
-    '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}': "turn 1 of 'messages' is image",
+    '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}': "number of images: 0; places for",
 }
 
 

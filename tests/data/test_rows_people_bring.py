@@ -246,14 +246,14 @@ def test_templated_text_of_other_shapes() -> None:
         (
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}
+                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "video_url"}]}
                 ]
             },
-            "part 2 of content of turn 1 of 'messages' is image_url, and only text is read",
+            "part 2 of content of turn 1 of 'messages' is video_url, and text and images are read",
         ),
         (
-            {"messages": [turn("user", "a", images=["x.png"])]},
-            "turn 1 of 'messages' has images, and only text is read",
+            {"messages": [turn("user", "a", audio=["x.wav"])]},
+            "turn 1 of 'messages' has audio, and text and images are read",
         ),
         ({"messages": [turn("assistant", "a")]}, "the conversation has no turn before the response"),
         ({"messages": [turn("user", "a")], "tools": "none"}, "field 'tools' should be a list of tools"),

@@ -6,14 +6,14 @@ processor reads them.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from stillhouse.errors import DataError, EnvironmentFault, RowError
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 IMAGE = "\ufdd0"
 """Stands in the text of a row's turn where an image is: a code point that Unicode keeps from being text."""
+
+IMAGE_MARK = "<image>"
+"""What stands for an image in files (LLaVA's, LLaMA-Factory's, ms-swift's) and in texts for people."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is read. The first frame of a file that has several."""
@@ -72,6 +75,9 @@ class ImageSource(Protocol):
             OSError: they are not there.
         """
 
+    def as_json(self) -> str:
+        """Its path, or the bytes as a data URL: what a row of a file holds for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -86,6 +92,10 @@ class ImageFile:
         """See `ImageSource`."""
         return open(self.path, "rb")
 
+    def as_json(self) -> str:
+        """See `ImageSource`."""
+        return str(self.path.absolute())
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
@@ -99,6 +109,10 @@ class EncodedImage:
     def opened(self) -> BinaryIO:
         """See `ImageSource`."""
         return io.BytesIO(self.data)
+
+    def as_json(self) -> str:
+        """See `ImageSource`."""
+        return f"data:image;base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +166,14 @@ class ImageRef:
 class ImageExpander(Protocol):
     """How the processor of one model writes images into the text of a prompt."""
 
-    image_token: str
-    """The text that chat templates of the model render for an image."""
+    @property
+    def image_token(self) -> str:
+        """The token that chat templates of the model render for an image."""
+
+    @property
+    def image_text(self) -> str:
+        """An image in a prompt without a chat template: `image_token`, with the marks around it that the
+        family of the model writes."""
 
     def expand(self, images: Sequence[ImageRef]) -> list[str]:
         """For each image of one prompt, the text that takes the place of `image_token`: as many image tokens
@@ -162,6 +182,23 @@ class ImageExpander(Protocol):
         Raises:
             ValueError: the processor cannot read an image; the message says why.
         """
+
+
+def with_expander(tokenizer: Any, expander: ImageExpander | None) -> Any:
+    """The tokenizer of a vision-language model, told how the model's processor writes images: whoever encodes
+    rows with this tokenizer can encode images too. None: the model reads text alone."""
+    tokenizer.image_expander = expander
+    return tokenizer
+
+
+def expander_of(tokenizer: Any) -> ImageExpander | None:
+    """What `with_expander` gave a tokenizer; None for a model that reads text alone."""
+    return cast("ImageExpander | None", getattr(tokenizer, "image_expander", None))
+
+
+def without_images(text: str) -> str:
+    """A text of a row for people and for scores: `<image>` where an image stands."""
+    return text.replace(IMAGE, IMAGE_MARK)
 
 
 def digest_of(image: Image) -> str:
@@ -185,27 +222,25 @@ def decoded(source: ImageSource, location: str, name: str, limits: ImageLimits) 
         return RowError(location, f"{name} {problem}", reason)
 
     try:
-        with source.opened() as handle, warnings.catch_warnings():
-            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-            with pillow.open(handle, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > limits.max_source_pixels:
-                    raise refused(
-                        f"has {width} x {height} pixels, more than the {limits.max_source_pixels:,} of "
-                        "data.images.max_source_pixels",
-                        TOO_LARGE,
-                    )
-                if min(width, height) < limits.min_side:
-                    raise refused(
-                        f"has {width} x {height} pixels, and data.images.min_side is {limits.min_side}",
-                        TOO_SMALL,
-                    )
-                return _upright_rgb(image, limits)
+        with source.opened() as handle, pillow.open(handle, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_source_pixels:
+                raise refused(
+                    f"has {width} x {height} pixels, more than the {limits.max_source_pixels:,} of "
+                    "data.images.max_source_pixels",
+                    TOO_LARGE,
+                )
+            if min(width, height) < limits.min_side:
+                raise refused(
+                    f"has {width} x {height} pixels, and data.images.min_side is {limits.min_side}",
+                    TOO_SMALL,
+                )
+            return _upright_rgb(image, limits)
     except RowError:
         raise
     except FileNotFoundError as error:
         raise refused("is not there: no such file", MISSING) from error
-    except pillow.DecompressionBombError as error:
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise refused("has more pixels than any image that is decoded", TOO_LARGE) from error
     except pillow.UnidentifiedImageError as error:
         raise refused(f"is no image of the formats {', '.join(FORMATS)}") from error

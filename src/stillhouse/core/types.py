@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from stillhouse.core.images import ImageRef
+from stillhouse.core.images import ImageRef, without_images
 from stillhouse.core.requirements import MAIN
 
 Source = Literal["fixed", "teacher", "student", "text", "chosen", "rejected", "direct"]
@@ -22,14 +22,13 @@ def turn_text(turn: Mapping[str, Any]) -> str:
     """The text of a turn of a conversation; its tool calls as lines of JSON."""
     calls = turn.get("tool_calls") or ()
     lines = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
-    return "\n".join(filter(None, (turn["content"], *lines)))
+    return "\n".join(filter(None, (without_images(turn["content"]), *lines)))
 
 
 def question_of(row: Mapping[str, Any]) -> str:
     """The prompt of a row as one text: its `prompt` (a text or turns) and its `input`."""
     prompt = row["prompt"]
-    if not isinstance(prompt, str):
-        prompt = "\n".join(map(turn_text, prompt))
+    prompt = without_images(prompt) if isinstance(prompt, str) else "\n".join(map(turn_text, prompt))
     return f"{prompt}\n{row['input']}" if row.get("input") else prompt
 
 
@@ -77,6 +76,13 @@ class Prompt:
     """The response without its chain of thought, where it has one and something asks for this."""
     images: tuple[ImageRef, ...] = ()
     """The images that the prompt shows, in the order of their tokens in `token_ids` and `teacher_ids`."""
+    response_images: tuple[ImageRef, ...] = ()
+    """The images that the reference shows between the answers of a conversation."""
+
+    def as_fields(self) -> dict[str, Any]:
+        """The prompt as the fields of a row that is read to the same prompt, its images included."""
+        shown = {"images": [image.source.as_json() for image in self.images]} if self.images else {}
+        return {**(dict(self.fields) or {"prompt": self.text}), **shown}
 
     def read_by(self, teacher: str) -> tuple[int, ...] | None:
         """The prompt of the teacher of this name, where that is not the student's."""
@@ -107,7 +113,9 @@ class Prompt:
         if self.response_ids is None:
             return None
         finished, trained = self.response_finished, self.response_trained
-        return Response(self, self.response_ids, source, finished, trained=trained)
+        return Response(
+            self, self.response_ids, source, finished, trained=trained, images=self.response_images
+        )
 
     def chain_and_answer(self) -> tuple[Response, Response] | None:
         """The response with its chain of thought, and the answer alone, beside which the teacher reads the
@@ -168,6 +176,13 @@ class Response:
     teacher_reads_instead: tuple[int, ...] | None = None
     """Another response, in the student's ids, that the main teacher reads in its place: only whole texts can
     be compared then. None: the teacher reads this one."""
+    images: tuple[ImageRef, ...] = ()
+    """The images among its own tokens, which stand between the answers of a conversation."""
+
+    @property
+    def all_images(self) -> tuple[ImageRef, ...]:
+        """Those of its prompt and its own."""
+        return (*self.prompt.images, *self.images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
+from stillhouse.core.images import IMAGE, expander_of
 from stillhouse.data.conversation import (
     SYSTEM_ROLES,
     TOOL_ROLES,
@@ -23,6 +25,7 @@ from stillhouse.data.conversation import (
     with_system_merged,
     written_arguments,
 )
+from stillhouse.data.image_places import on_lines, with_content_parts
 from stillhouse.data.rendering import REASONING_MARKERS, Part, Rendered
 from stillhouse.data.rows import Message, Row
 from stillhouse.data.text_tokens import unguarded
@@ -298,6 +301,8 @@ class ChatRenderer:
         Raises:
             DataError: the template refuses it, or leaves out tools or calls.
         """
+        if row.images:
+            turns = [self._showing(turn) for turn in turns]
         tools = [dict(tool) for tool in row.tools]
         if tools:
             more["tools"] = tools
@@ -319,6 +324,20 @@ class ChatRenderer:
             if lost:
                 raise _refused(row, turns, f"the chat template leaves out {what}, such as {lost[0]}")
         return text
+
+    def _showing(self, turn: Message) -> Message:
+        """A turn with its images as the template takes them: content parts, or places in the text."""
+        if IMAGE not in str(turn.get("content")):
+            return turn
+        if self._takes_image_parts:
+            return with_content_parts(turn)
+        return {**turn, "content": on_lines(turn["content"])}
+
+    @cached_property
+    def _takes_image_parts(self) -> bool:
+        expander = expander_of(self.tokenizer)
+        shown = _attempt(self.tokenizer, [{"type": "image"}, {"type": "text", "text": PROBE}])
+        return expander is not None and expander.image_token in shown and PROBE in shown
 
     def _has_role(self, role: str, first: bool) -> bool:
         """Whether the template renders turns of a role, and does not pass over them in silence."""
@@ -353,11 +372,37 @@ def render_turns(tokenizer: Any, turns: Sequence[Message], **variables: Any) -> 
             "use template: alpaca, plain or custom"
         )
     shown = [{name: value for name, value in turn.items() if name != "weight"} for turn in turns]
+    if _takes_parts_only(tokenizer):
+        shown = [with_content_parts(turn) if isinstance(turn["content"], str) else turn for turn in shown]
     try:
         return str(tokenizer.apply_chat_template(shown, tokenize=False, **variables))
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         words = str(error) or type(error).__name__
         raise DataError(f"the chat template refuses the conversation: {words}") from error
+
+
+_PARTS_ONLY: dict[str, bool] = {}
+"""Whether a chat template takes contents as lists of parts only, as those of some processors do."""
+
+
+def _takes_parts_only(tokenizer: Any) -> bool:
+    template = str(tokenizer.chat_template)
+    if template not in _PARTS_ONLY:
+        parts = [{"type": "text", "text": PROBE}]
+        _PARTS_ONLY[template] = PROBE not in _attempt(tokenizer, PROBE) and PROBE in _attempt(
+            tokenizer, parts
+        )
+    return _PARTS_ONLY[template]
+
+
+def _attempt(tokenizer: Any, content: Any) -> str:
+    """A question as the chat template renders it; empty where it refuses the question."""
+    import jinja2
+
+    try:
+        return str(tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        return ""
 
 
 def _continued(prefill: Message, answer: Message) -> Message:

@@ -34,7 +34,7 @@ def collate(responses: Sequence[Response], pad_id: int, length: int | None = Non
         pad_id,
         length,
         [response.trained for response in responses],
-        [response.prompt.images for response in responses],
+        [response.all_images for response in responses],
     )
     logprobs = None
     if any(response.logprobs is not None for response in responses):

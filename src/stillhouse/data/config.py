@@ -9,6 +9,7 @@ from pydantic import Field
 from stillhouse.config import ListOf, StrictConfig
 from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetField
+from stillhouse.data.images import ImageOptions
 from stillhouse.data.reading import BadRows, Reading
 from stillhouse.data.row_teachers import RowTeacher
 from stillhouse.data.teacher_context import TeacherContexts
@@ -56,6 +57,9 @@ class DataConfig(StrictConfig):
     row_teacher: RowTeacher | None = None
     """Which of several teachers a training row is for, by the value of a column; None: by its column
     `teacher`."""
+    images: ImageOptions = ImageOptions()
+    """How the images of rows are read. Only vision-language models read rows with images; for others they are
+    bad rows."""
     ignore: ListOf[str] = ()
     """Fields of rows that are read as if they were not there; nothing is said about them."""
     text: DatasetField | None = None

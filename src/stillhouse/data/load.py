@@ -107,7 +107,7 @@ def load_data(
         text, text_report = load_text(config.text, config.text_block, encoder, config.reading())
         reports.append(text_report)
     report = {"template": encoder.template.model_dump(), "sets": reports, "warnings": warnings}
-    if encoder.teacher is not None:
+    if encoder.teacher is not None and not encoder.teacher.differs_in_images:
         report["teacher_template"] = encoder.teacher.template.model_dump()
     return Data(train.prompts, valid, text, encoder.end_id, report, encoder)
 

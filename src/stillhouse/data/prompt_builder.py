@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from stillhouse.core.requirements import MAIN
@@ -11,6 +12,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.data.config import DataConfig
 from stillhouse.data.conversation import without_chain
 from stillhouse.data.datasets import DatasetConfig
+from stillhouse.data.images import opened
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.teacher_context import NO_ROW_BEFORE, in_context
@@ -77,7 +79,7 @@ class PromptBuilder:
 
     def add(self, chunk: Sequence[tuple[str, Row]]) -> None:
         """Tokenise some rows and keep those that can be used."""
-        usable = [(id, row) for id, row in chunk if self._usable(row)]
+        usable = self._with_images([(id, row) for id, row in chunk if self._usable(row)])
         encoded = self.encoder.encode([row for _, row in usable])
         others = self._encoded_others([row for _, row in usable])
         before = self._rows_before([row for _, row in usable])
@@ -97,6 +99,29 @@ class PromptBuilder:
                 if prompt.response_ids is not None:
                     self.turns["trained on"] += found.trained_turns
                     self.turns["context"] += found.context_turns
+
+    def _with_images(self, rows: list[tuple[str, Row]]) -> list[tuple[str, Row]]:
+        """The rows with their images opened, side by side; without those whose images cannot be."""
+        shown = [row for _, row in rows if row.image_values]
+        if not shown:
+            return rows
+        with ThreadPoolExecutor(min(8, len(shown))) as pool:
+            found = iter(list(pool.map(self._opened, shown)))
+        kept: list[tuple[str, Row]] = []
+        for id, row in rows:
+            one = next(found) if row.image_values else row
+            if isinstance(one, RowError):
+                self._refused(one)
+            else:
+                kept.append((id, one))
+        return kept
+
+    def _opened(self, row: Row) -> Row | RowError:
+        try:
+            self.encoder.check_reads_images(row)
+            return opened(row, self.config.images)
+        except RowError as error:
+            return error
 
     def _rows_before(self, rows: Sequence[Row]) -> list[Row | None]:
         """For each the row with a response that was read last before it."""
@@ -196,7 +221,7 @@ class PromptBuilder:
             if rule != "drop" and found.answer is None:  # else the last turn is no part of the prompt
                 truncated = truncate_prompt(row, self.encoder, config.max_prompt, rule)
             if truncated is None:
-                self.dropped["prompt too long"] += 1
+                self.dropped["prompt with images too long" if row.images else "prompt too long"] += 1
                 return None
             self.truncated["prompt"] += 1
             row, text, prompt_ids = truncated
@@ -230,6 +255,8 @@ class PromptBuilder:
             context_ids={name: ids for name, ids in read.items() if ids is not None},
             fields=row.prompt_fields(),
             facts=row.extra,
+            images=found.images,
+            response_images=found.response_images,
         )
 
     def _for_teacher(self, prompt: Prompt | None, row: Row) -> Prompt | None:
@@ -267,6 +294,8 @@ class PromptBuilder:
         own, context = self.encoder.teacher if teacher == MAIN else None, self.contexts.get(teacher)
         if own is None and context is None:
             return None
+        if own is not None and own.differs_in_images and context is None:
+            return self._with_own_image_tokens(own, row, found)
         if found.trained is not None:
             problem = (
                 "a response of several turns needs a teacher that reads the student's prompts: with its "
@@ -274,6 +303,25 @@ class PromptBuilder:
             )
             raise RowError(row.location, problem, "several turns for a teacher with prompts of its own")
         return (own or self.encoder).prompt(row if context is None else in_context(context, row, before))[1]
+
+    def _with_own_image_tokens(self, own: Encoder, row: Row, found: EncodedRow) -> tuple[int, ...] | None:
+        """The prompt of a teacher that reads all but images as the student does; None if it is the student's.
+
+        Raises:
+            RowError: the two write the response together, or it shows images of its own.
+        """
+        if not row.images:
+            return None
+        [read] = own.encode([row])
+        if isinstance(read, RowError):
+            raise read
+        if (read.prompt_ids, read.response_ids) == (found.prompt_ids, found.response_ids):
+            return None
+        if self.teacher.mixed or read.response_ids != found.response_ids:
+            why = "write a text together" if self.teacher.mixed else "are compared where images stand"
+            problem = f"student and teacher read images as different tokens, and they {why}"
+            raise RowError(row.location, problem, "image tokens of student and teacher differ")
+        return read.prompt_ids
 
     def check_responses(self) -> None:
         """Raise if rows lack a response that they need.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from stillhouse.data.formats import read_row
@@ -52,6 +53,8 @@ class Reading:
         """
         self.bad_rows = bad_rows
         self.ignore = tuple(ignore)
+        self.folder = ""
+        """The folder of the file that is being read: where paths in its rows begin."""
         self.rows = 0
         """Rows that were read, those that were dropped included."""
         self.unlabelled = 0
@@ -109,7 +112,11 @@ class Reading:
         for name, value in row.extra.items():
             if isinstance(value, str) and not is_blank(value) and self._is_told(name):
                 self.unused[name] += 1
-        return row
+        return self.placed(row)
+
+    def placed(self, row: Row) -> Row:
+        """The row, told where the paths of its images begin."""
+        return replace(row, folder=self.folder) if row.image_values else row
 
     def _is_told(self, name: str) -> bool:
         return name not in self._used and name not in self.ignore and not _is_identifier(name)

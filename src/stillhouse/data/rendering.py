@@ -42,6 +42,10 @@ class Rendered:
     """Turns of the assistant that the model only reads."""
     answer: str | None = None
     """The text of the first turn that is trained on, where others follow it; None: the row's own response."""
+    shown: str | None = None
+    """The prompt with one token for each image, where it has images."""
+    prompt_images: int = 0
+    """How many of the row's images, from the first, are in the prompt."""
 
 
 def guarded(row: Row, texts: TextTokenizer) -> Row:

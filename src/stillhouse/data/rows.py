@@ -38,6 +38,8 @@ class Fields(StrictConfig):
     """The field with a conversation: a list of turns, each `{role, content}` or `{from, value}`."""
     text: str | None = None
     """The field with plain text."""
+    images: str | None = None
+    """The field with the images: one, or a list."""
 
     def named(self) -> dict[str, str]:
         """The fields that are named, by role."""
@@ -83,8 +85,13 @@ class Row:
     """The name of the format that the row was read as."""
     unlabelled: bool = field(default=False, compare=False)
     """Whether its response was taken away, because it is beyond `labelled`."""
+    image_values: tuple[Any, ...] = ()
+    """What the file has for each image: a path, bytes, a URL. They stand where the texts of the prompt and
+    of the turns have `core.images.IMAGE`, in that order."""
+    folder: str = field(default="", compare=False)
+    """Where the paths of its images begin."""
     images: tuple[ImageRef, ...] = ()
-    """The images of its turns, in their order: one for each `core.images.IMAGE` in their texts."""
+    """Its images, once they were opened."""
     source: int = field(default=0, compare=False)
     """Which of several mixed datasets it is from."""
 

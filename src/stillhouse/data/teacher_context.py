@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from stillhouse.core.images import without_images
 from stillhouse.core.requirements import MAIN
 from stillhouse.data.conversation import reasoning_of
 from stillhouse.data.rows import Row
@@ -63,6 +64,7 @@ def _value(name: str, row: Row, before: Row | None) -> str:
         found = PARTS[name](row)
     elif name.removeprefix(OTHER) in PARTS and name.startswith(OTHER):
         shown, found = before, None if before is None else PARTS[name.removeprefix(OTHER)](before)
+        found = found and without_images(found)
     else:
         found = row.extra.get(name)
     if isinstance(found, str | int | float) and not isinstance(found, bool) and str(found).strip():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from stillhouse.core.images import expander_of, with_expander
 from stillhouse.data.templates import Template, Tokenizer
 from stillhouse.data.tokenise import Encoder
 
@@ -77,11 +79,21 @@ def teacher_encoder(
     theirs, own = teacher.tokenizer, config.teacher
     if teacher.other_vocabulary:
         return Encoder(own or config.student, theirs)
+    images = None
+    if expander_of(tokenizer) is not None:  # else no row has images
+        images = Encoder(settled, _with_images_of(theirs, tokenizer), differs_in_images=True)
     chats = config.student.from_tokenizer and getattr(theirs, "chat_template", None)
     if own is None and (teacher.mixed or not chats):
-        return None
+        return images
     found = (own or config.student).resolved(theirs)
     if found != config.student.resolved(tokenizer):
         return Encoder(found, theirs)
     alike = not found.from_tokenizer or theirs.chat_template == tokenizer.chat_template
-    return None if alike else Encoder(settled, theirs)
+    return images if alike else Encoder(settled, theirs)
+
+
+def _with_images_of(teachers: Tokenizer, students: Tokenizer) -> Tokenizer:
+    """The student's tokenizer for the images of the teacher, which writes them in its own way."""
+    both = with_expander(copy.copy(students), expander_of(teachers))
+    both.name_or_path = teachers.name_or_path
+    return both

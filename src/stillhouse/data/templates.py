@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.data.chat import PROBE, ChatOptions, ChatRenderer, TrainOn, render_turns
 from stillhouse.data.conversation import reasoning_of, weight_of, with_reasoning, with_system_merged
+from stillhouse.data.image_places import on_lines
 from stillhouse.data.rendering import Part, Rendered
 from stillhouse.data.rows import Message, Row
 from stillhouse.errors import ModelError, RowError
@@ -121,9 +122,10 @@ class SingleTurn(Template):
             problem = f"the template {self.kind} has no tools; use template: chat"
             raise RowError(row.location, problem, "refused by the template")
         if not row.messages:
-            return row.instruction, row.input
+            return (on_lines(row.instruction) if row.images else row.instruction), row.input
         if len(turns) == 1 and turns[0]["role"] == "user":
-            return turns[0]["content"], ""
+            content = turns[0]["content"]
+            return (on_lines(content) if row.images else content), ""
         roles = ", ".join(turn["role"] for turn in turns)
         way_out = "use template: chat"
         if {turn["role"] for turn in turns} == {"system", "user"}:

@@ -10,7 +10,10 @@ from functools import cached_property
 from typing import Literal
 
 from stillhouse.config import StrictConfig
+from stillhouse.core.images import IMAGE, ImageRef, expander_of
 from stillhouse.data.chat import TrainOn
+from stillhouse.data.image_places import expanded
+from stillhouse.data.images import NOT_READ
 from stillhouse.data.rendering import Rendered, guarded
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Chat, Template, Tokenizer
@@ -39,6 +42,10 @@ class EncodedRow:
     """Turns of the assistant that are only read."""
     answer: str | None = None
     """The text that answers the prompt, where it is not the row's response but an earlier turn."""
+    images: tuple[ImageRef, ...] = ()
+    """The images of the prompt."""
+    response_images: tuple[ImageRef, ...] = ()
+    """Those between the answers of the response."""
 
 
 class Encoder:
@@ -60,6 +67,7 @@ class Encoder:
         tokenizer: Tokenizer,
         teacher: Encoder | None = None,
         train_on: TrainOn = "last",
+        differs_in_images: bool = False,
     ) -> None:
         """An encoder for a tokenizer.
 
@@ -68,6 +76,7 @@ class Encoder:
             tokenizer: the student's.
             teacher: the teacher's encoder, if it reads prompts of its own.
             train_on: the turns of the assistant that responses train on.
+            differs_in_images: of a teacher's encoder: it gives the student's ids but for those of images.
         """
         self.template = template.resolved(tokenizer)
         self.tokenizer = tokenizer
@@ -76,6 +85,8 @@ class Encoder:
         self.end_id = self.template.end_id(tokenizer)
         self.texts = TextTokenizer(tokenizer)
         self.renderer = self.template.renderer(tokenizer)
+        self.expander = expander_of(tokenizer)
+        self.differs_in_images = differs_in_images
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -96,6 +107,21 @@ class Encoder:
             found if isinstance(found, RowError) else self._encoded(found, row, known.get(id(found)))
             for found, row in zip(rendered, rows, strict=True)
         ]
+
+    def check_reads_images(self, row: Row) -> None:
+        """Refuse a row with images if its model reads text alone.
+
+        Raises:
+            RowError: it does.
+        """
+        if row.image_values and self.expander is None:
+            raise RowError(
+                row.location,
+                f"number of images: {len(row.image_values)}; the model of {self.tokenizer.name_or_path} "
+                "reads text alone. Take a vision-language model (LLaVA's, SmolVLM's, Qwen-VL's family), or "
+                "read such rows without their images: data.ignore, with the name of the column",
+                NOT_READ,
+            )
 
     def prompt(self, row: Row) -> tuple[str, tuple[int, ...]]:
         """The prompt of a row as text and as ids, as a model is given it.
@@ -133,7 +159,12 @@ class Encoder:
             safe = guarded(row, self.texts)
             if safe is not row:
                 self.renderer.notes[SPELLED] += 1
-            return self.renderer.render(safe, self.train_on)
+            found = self.renderer.render(safe, self.train_on)
+            if not row.images:
+                return found
+            self.check_reads_images(row)
+            assert self.expander is not None
+            return expanded(found, row, self.expander)
         except UnspellableText as error:
             return RowError(row.location, str(error), UNSPELLABLE)
         except RowError as error:
@@ -166,13 +197,15 @@ class Encoder:
             prompt = [*self.texts.prefix, *prompt]
         end = (self.end_id,) if row.finished else ()
         return EncodedRow(
-            unguarded(found.prompt),
+            unguarded(found.prompt if found.shown is None else found.shown),
             tuple(prompt),
             None if found.response is None else (*response, *end),
             None if trained is None or all(trained) else (*trained, *(1 for _ in end)),
             found.trained_turns,
             found.context_turns,
             None if found.answer is None else unguarded(found.answer),
+            row.images[: found.prompt_images],
+            row.images[found.prompt_images :],
         )
 
     def _parts(self, found: Rendered) -> tuple[list[int], list[int], list[int]]:
@@ -219,17 +252,18 @@ def truncate_prompt(
 ) -> tuple[Row, str, tuple[int, ...]] | None:
     """The row with the longest part of its `user_text` for which the prompt has at most `limit` tokens.
 
-    The user text is truncated, not the rendered prompt; bisection over the number of characters kept.
+    The user text is truncated, not the rendered prompt; bisection over the number of characters kept. Images
+    stay, whole and in their order.
 
     Returns:
         The row, its prompt and the prompt's ids; None if not one character fits.
     """
     whole = row.user_text
     best: tuple[Row, str, tuple[int, ...]] | None = None
-    low, high = 1, len(whole) - 1
+    low, high = 1, len(whole) - (whole.count(IMAGE) if row.images else 0) - 1
     while low <= high:
         keep = (low + high) // 2
-        kept = whole[-keep:] if side == "truncate_left" else whole[:keep]
+        kept = _shortened(whole, keep, side, bool(row.images))
         truncated = row.with_user_text(kept)
         text, ids = encoder.prompt(truncated)
         if len(ids) <= limit:
@@ -237,6 +271,15 @@ def truncate_prompt(
         else:
             high = keep - 1
     return best
+
+
+def _shortened(text: str, keep: int, side: Literal["truncate_left", "truncate_right"], images: bool) -> str:
+    """The last or the first characters of a text, with the places of all its images."""
+    if not images:
+        return text[-keep:] if side == "truncate_left" else text[:keep]
+    places = [at for at, character in enumerate(text) if character != IMAGE]
+    kept = set(places[-keep:] if side == "truncate_left" else places[:keep])
+    return "".join(one for at, one in enumerate(text) if one == IMAGE or at in kept)
 
 
 def truncate_response(

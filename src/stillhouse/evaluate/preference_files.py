@@ -107,7 +107,7 @@ def _row(
     return {
         "number": number,
         "id": prompt.id,
-        **(dict(prompt.fields) or {"prompt": prompt.text}),
+        **prompt.as_fields(),
         "chosen": chosen.text,
         "rejected": rejected.text,
         "margin": margin,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.core.images import with_expander
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data
@@ -31,6 +32,7 @@ from stillhouse.models import (
     load_teacher,
     load_tokenizer,
     local_device,
+    model_reader,
 )
 from stillhouse.models.paths import has_student
 from stillhouse.runs.build import Parts, assemble, pack_where_possible
@@ -256,7 +258,7 @@ def load_models(config: RunConfig) -> Parts:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    tokenizer = load_tokenizer(config.student)
+    tokenizer = with_expander(load_tokenizer(config.student), model_reader(config.student))
     student = load_student(config.student, tokenizer, None, config.train.seed)
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     teacher, vocab = None, len(tokenizer)

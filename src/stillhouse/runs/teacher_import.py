@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stillhouse import console
 from stillhouse.core.batch import TokenBatch
+from stillhouse.core.images import with_expander
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, TeacherReads, load_data
@@ -17,7 +18,7 @@ from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.data.datasets.parse import dataset_at
 from stillhouse.data.reading import SHOWN_BAD_ROWS, Reading
 from stillhouse.errors import DataError, RowError
-from stillhouse.models import load_tokenizer, vocab_digest
+from stillhouse.models import load_tokenizer, model_reader, vocab_digest
 from stillhouse.runs.config import RunConfig
 from stillhouse.teachers.base import StoredTeacher
 from stillhouse.teachers.cached import content_keys
@@ -81,7 +82,7 @@ def import_logprobs(
         StillhouseError: a file cannot be read, or is not what it says.
     """
     teacher = require_imported(config.all_teachers.get(name), teacher_path(name))
-    tokenizer = load_tokenizer(config.student)
+    tokenizer = with_expander(load_tokenizer(config.student), model_reader(config.student))
     reads = None if config.data.teacher_template is None else TeacherReads(tokenizer)
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=reads)
     codec = teacher.store.codec(len(tokenizer))

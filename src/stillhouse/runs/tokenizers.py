@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.core.images import with_expander
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data, TeacherReads, load_data
@@ -20,7 +21,9 @@ from stillhouse.models import (
     check_same_tokenizer,
     generation_ends,
     load_tokenizer,
+    model_reader,
     shared_ids,
+    student_reader,
     tokenizer_difference,
 )
 from stillhouse.models.from_config import config_from_options
@@ -143,7 +146,9 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     if config.teacher is None and config.data.teacher_template is not None:
         raise ConfigError(Fault("data.teacher_template", "has no effect: there is no teacher"))
     model = config.teacher.model_to_load() if config.teacher is not None else None
+    images = None if model is None else model_reader(model)
     ours = load_tokenizer(config.student, model)
+    with_expander(ours, student_reader(config.student, ours, images))
     _check_further_teachers(config, ours)
     initial = model if config.student.from_teacher is not None else config.student
     found = Tokenizers(ours, student_ends=() if initial is None else generation_ends(initial, ours))
@@ -155,7 +160,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
             found = replace(found, context=student_context(config, ours))
         theirs = _readers_tokenizer(config, ours)
         return found if theirs is None else _one_prompt(config, replace(found, teacher=theirs))
-    theirs = load_tokenizer(model)
+    theirs = with_expander(load_tokenizer(model), images)
     both = compared(
         config,
         replace(
@@ -264,7 +269,7 @@ def _readers_tokenizer(config: RunConfig, ours: Any) -> Any:
     model = config.teacher.model_that_reads()
     if model is not None:
         try:
-            theirs = load_tokenizer(model)
+            theirs = with_expander(load_tokenizer(model), model_reader(model))
         except ModelError:  # the model is on another machine, which is what the cache is for
             logger.info("%s: has no tokenizer here; the teacher's prompts are the student's", model.path)
         else:
@@ -432,9 +437,10 @@ def format_notes(found: Tokenizers, data: Data) -> dict[str, str]:
     if data.encoder is None or found.teacher is None:
         return {}
     notes = {}
-    if found.same_ids and data.encoder.teacher is not None:
+    own = data.encoder.teacher
+    if found.same_ids and own is not None and not own.differs_in_images:
         notes["teacher's prompts"] = (
-            f"its own, by template {data.encoder.teacher.template.kind} of its tokenizer; the student's: "
+            f"its own, by template {own.template.kind} of its tokenizer; the student's: "
             f"{data.encoder.template.kind}"
         )
     if (ends := found.different_ends(data.encoder)) is not None:

@@ -74,6 +74,7 @@ class FileDataset(DatasetConfig):
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
         """The rows of all files."""
         for path in self.files():
+            reading.folder = str(path.parent)
             yield from self.rows_of(path, reading)
 
     @abstractmethod

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from stillhouse.config import nearest
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.datasets.parse import kind_of
+from stillhouse.data.datasets.stored_images import with_encoded_images
 from stillhouse.data.datasets.tables import without_nested_nulls
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError, EnvironmentFault
@@ -71,7 +72,8 @@ class HuggingFace(DatasetConfig):
             for dataset in files:
                 yield from dataset.raw(reading)
             return
-        for number, row in enumerate(self.load(), start=1):
+        reading.folder = str(self.found())
+        for number, row in enumerate(with_encoded_images(self.load()), start=1):
             yield f"{self.path}[{self.split}:{number}]", without_nested_nulls(row)
 
     def fingerprint(self) -> str:

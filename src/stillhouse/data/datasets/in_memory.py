@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stillhouse.data.datasets.base import DatasetConfig, LocatedRow
+from stillhouse.data.datasets.stored_images import with_encoded_images
 from stillhouse.data.datasets.tables import without_nested_nulls
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
@@ -33,7 +34,7 @@ class InMemory(DatasetConfig):
 
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
         """The rows as they are."""
-        for number, row in enumerate(self.records):
+        for number, row in enumerate(with_encoded_images(self.records)):
             if not isinstance(row, Mapping):
                 raise DataError(
                     f"{self.name}[{number}]: a row is a {type(row).__name__}; it must be a mapping from "

@@ -19,7 +19,7 @@ from stillhouse.files import STAGE
 MAX_DEPTH = 200
 """Lists and objects inside of one another in one row."""
 
-_STAGE_FIELDS = ("prompt", "input", "tools", "response", "chosen", "rejected", "margin")
+_STAGE_FIELDS = ("prompt", "input", "tools", "images", "response", "chosen", "rejected", "margin")
 
 
 @DATASETS.register

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from stillhouse.config import nearest
+from stillhouse.data.formats.images import column_of, holds_images, with_images
 from stillhouse.data.formats.values import RawRow, is_blank
 from stillhouse.data.rows import Fields, Row
 from stillhouse.errors import RowError
@@ -21,14 +22,15 @@ SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 INPUT_FIELDS = ("input", "context")
 HISTORY_FIELDS = ("history",)
 TOOLS_FIELDS = ("tools", "functions")
-PROMPT_PARTS = (*SYSTEM_FIELDS, *INPUT_FIELDS, *HISTORY_FIELDS, *TOOLS_FIELDS)
+MEDIA_FIELDS = ("videos", "video", "audio", "audios")
+PROMPT_PARTS = (*SYSTEM_FIELDS, *INPUT_FIELDS, *HISTORY_FIELDS, *TOOLS_FIELDS, *MEDIA_FIELDS)
 """Fields that change the prompt: a row is refused if it has one that its format does not read."""
 
 CUT = ("finished", "rejected_finished")
 """Under the key `STAGE` of a row of a stage file these are false where its response, or the rejected one, was
 cut at the length limit."""
 
-OPTIONAL_ROLES = frozenset({"input", "system", "history", "tools", "reasoning", "response"})
+OPTIONAL_ROLES = frozenset({"input", "system", "history", "tools", "reasoning", "response", "images"})
 """Roles of `fields` that a row may lack."""
 
 
@@ -105,12 +107,14 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
                 f"its fields: {', '.join(seen)}",
                 "field missing",
             )
-    found = format_of(seen, fields)
+    columns, images = column_of(seen, fields, location)
+    text = {name: value for name, value in seen.items() if name not in columns} if columns else seen
+    found = format_of(text, fields)
     if found is None:
         raise _unknown_format(seen, location)
-    row = found.read(seen, fields, location)
+    row = with_images(found.read(text, fields, location), images)
     _check_prompt_parts(row, found)
-    ignored = {name: raw[name] for name in ignore if name in raw}
+    ignored = {name: raw[name] for name in ignore if name in raw and not holds_images(raw[name])}
     return replace(
         row,
         format=found.name,
@@ -140,11 +144,12 @@ def _check_prompt_parts(row: Row, row_format: RowFormat) -> None:
     """Refuse a row with a field that would change the prompt and was not read."""
     if not row.has_prompt:
         return
-    for name in PROMPT_PARTS:
-        if not is_blank(row.extra.get(name)):
+    for name, value in row.extra.items():
+        if not is_blank(value) and (name in PROMPT_PARTS or holds_images(value)):
+            named = f" or name it: fields: {{images: {name}}}" if holds_images(value) else ""
             raise RowError(
                 row.location,
                 f"field {name!r} would change the prompt, and rows of {row_format.name} are read without it. "
-                f"If it is not part of the prompt, set data.ignore: [{name}]",
+                f"If it is not part of the prompt, set data.ignore: [{name}]{named}",
                 "field that changes the prompt is not read",
             )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillhouse.config import nearest
+from stillhouse.core.images import IMAGE
+from stillhouse.data.formats.images import IMAGE_PARTS, image_of_part, read_turn_images
 from stillhouse.data.formats.values import as_list, is_blank, parsed_text, read_string, shortened, wrong_type
 from stillhouse.data.rows import Message
 from stillhouse.errors import RowError
@@ -25,7 +27,7 @@ _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHT_KEYS = ("weight", "train", "loss")
-_UNREADABLE_KEYS = ("images", "image", "audio", "videos", "video", "tools", "functions", "documents")
+_UNREADABLE_KEYS = ("audio", "videos", "video", "tools", "functions", "documents")
 _TEXT_PARTS = {"text", "input_text", "output_text"}
 _REASONING_PARTS = {"thinking", "reasoning"}
 
@@ -74,15 +76,19 @@ def _read_turn(turn: Any, where: str, location: str) -> Message:
         )
     _refuse_unreadable(turn, where, location)
     key = next((key for key in _CONTENT_KEYS if turn.get(key) is not None), "content")
-    content, thought = _read_content(turn.get(key), role, f"{key} of {where}", location)
+    images: list[Any] = []
+    content, thought = _read_content(turn.get(key), role, f"{key} of {where}", location, images)
     if content is None and not is_blank(turn.get("refusal")):
         content = read_string(turn["refusal"], f"refusal of {where}", location)
     calls = _read_calls(turn, where, location)
     if role == "call":
         calls, content = _calls_of_text(content, where, location), None
-    if content is None and role == "user":
+    if content is None and role == "user" and is_blank(turn.get("images")):
         raise RowError(location, f"{key} of {where} is null, and should be text", "null where text should be")
-    message: Message = {"role": "assistant" if role == "call" else role, "content": content or ""}
+    text, beside = read_turn_images(turn, content or "", location)
+    message: Message = {"role": "assistant" if role == "call" else role, "content": text}
+    if images or beside:
+        message["images"] = [*beside, *images]
     reasoning = next((turn[key] for key in _REASONING_KEYS if not is_blank(turn.get(key))), thought)
     if not is_blank(reasoning):
         message["reasoning_content"] = read_string(reasoning, f"reasoning of {where}", location)
@@ -101,12 +107,17 @@ def _refuse_unreadable(turn: Mapping[str, Any], where: str, location: str) -> No
     if found is not None:
         hint = "; tools belong to the row: {tools: [...]}" if found in ("tools", "functions") else ""
         raise RowError(
-            location, f"{where} has {found}, and only text is read{hint}", "content that is not text"
+            location, f"{where} has {found}, and text and images are read{hint}", "content that is not text"
         )
 
 
-def _read_content(value: Any, role: str, name: str, location: str) -> tuple[str | None, str | None]:
-    """The text of a turn, and reasoning that is among its parts; both None where there is nothing."""
+def _read_content(
+    value: Any, role: str, name: str, location: str, images: list[Any]
+) -> tuple[str | None, str | None]:
+    """The text of a turn, and reasoning that is among its parts; both None where there is nothing.
+
+    What its image parts hold is added to `images`.
+    """
     if value is None:
         return None, None
     if role == "tool" and (isinstance(value, Mapping) or (isinstance(value, list) and not _are_parts(value))):
@@ -115,9 +126,17 @@ def _read_content(value: Any, role: str, name: str, location: str) -> tuple[str 
         return read_string(value, name, location), None
     texts: dict[bool, list[str]] = {False: [], True: []}
     for number, part in enumerate(value, start=1):
-        is_reasoning, text = _read_part(part, f"part {number} of {name}", location)
+        where = f"part {number} of {name}"
+        if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
+            images.append(image_of_part(part, where, location))
+            texts[False].append(IMAGE)
+            continue
+        is_reasoning, text = _read_part(part, where, location)
         texts[is_reasoning].append(text)
-    return "\n".join(texts[False]), "\n".join(texts[True]) or None
+    joined = "\n".join(texts[False])
+    if images:  # lines between texts only
+        joined = joined.replace(f"\n{IMAGE}", IMAGE).replace(f"{IMAGE}\n", IMAGE)
+    return joined, "\n".join(texts[True]) or None
 
 
 def _are_parts(value: Sequence[Any]) -> bool:
@@ -137,7 +156,9 @@ def _read_part(part: Any, name: str, location: str) -> tuple[bool, str]:
     if kind == "refusal":
         return False, read_string(part.get("refusal"), name, location)
     raise RowError(
-        location, f"{name} is {kind or shortened(part)!s}, and only text is read", "content that is not text"
+        location,
+        f"{name} is {kind or shortened(part)!s}, and text and images are read",
+        "content that is not text",
     )
 
 

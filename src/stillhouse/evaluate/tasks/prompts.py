@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
+from stillhouse.core.images import without_images
 from stillhouse.core.types import Completion, Prompt, Response, turn_text
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.config import TemplateField
@@ -316,13 +317,13 @@ class _Rows:
             for index, row in enumerate(rows, start=1):
                 id = f"{self.task.title}:{number}" + (f":{index}" if index > 1 else "")
                 self.origins[id] = (raw, _question(row))
-                yield id, row
+                yield id, self.reading.placed(row)
 
 
 def _question(row: Row) -> str:
     if row.messages:
         return "\n\n".join(map(turn_text, row.messages))
-    return "\n\n".join(filter(None, (row.instruction, row.input)))
+    return without_images("\n\n".join(filter(None, (row.instruction, row.input))))
 
 
 def _first_tokens(prompt: Prompt, limit: int, truncated: Counter[str]) -> Prompt:

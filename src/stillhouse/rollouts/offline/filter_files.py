@@ -12,6 +12,7 @@ from typing import Any
 from stillhouse import console
 from stillhouse.core.seeds import derived_seed
 from stillhouse.data.datasets import dataset_at
+from stillhouse.data.images import image_references
 from stillhouse.data.reading import Reading
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.files import STAGE, write_jsonl
@@ -147,6 +148,7 @@ def _samples(path: Path) -> list[Sample]:
             "id": f"{path.stem}:{number + 1}",
             "by": "data",
             **row.prompt_fields(),
+            **({"images": image_references(row)} if row.image_values else {}),
             "response": row.references[0] if row.references else row.response,
             "references": list(row.references),
             "facts": dict(row.extra),
@@ -180,7 +182,7 @@ def _without_itself(sample: Sample) -> Sample:
 def _question(sample: Sample) -> str:
     """What responses to the same prompt have in common, whatever file and row they are from."""
     prompt = sample.response.prompt
-    return json.dumps(dict(prompt.fields) or {"prompt": prompt.text}, sort_keys=True, default=str)
+    return json.dumps(prompt.as_fields(), sort_keys=True, default=str)
 
 
 def _check_held_out(filters: Sequence[Filter], held_out: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ class Sample:
             "source": response.source,
             "by": self.by,
             **({} if version is None else {"student_version": version}),
-            **(dict(prompt.fields) or {"prompt": prompt.text}),
+            **prompt.as_fields(),
             "response": self.text,
             "finished": response.finished,
             "prompt_ids": list(prompt.token_ids),
@@ -81,7 +81,7 @@ class Sample:
             row: the row.
             prompt: the prompt it responds to, if it is at hand; else one is made from the row.
         """
-        fields = {name: row[name] for name in ("prompt", "input", "tools") if row.get(name)}
+        fields = {name: row[name] for name in ("prompt", "input", "tools", "images") if row.get(name)}
         prompt = prompt or Prompt(
             str(row.get("id", row.get("number", ""))),
             tuple(row.get("prompt_ids", ())),
