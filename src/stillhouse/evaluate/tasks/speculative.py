@@ -16,7 +16,7 @@ from stillhouse import console
 from stillhouse.config import ListOf
 from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.engines.base import Sampling
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.generation import with_sums
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
 from stillhouse.evaluate.tasks.prompts import EvalSession, PromptTask
@@ -142,6 +142,10 @@ class DraftModelQuality(PromptTask):
             temperature=session.sampling.temperature,
             seed=session.seeds[0],
         )
+        if shown := next((one.id for one in session.eval_set.prompts if one.images), None):
+            raise DataError(
+                f"{self.title}: {shown} has images, and speculative decoding is tried on text alone"
+            )
         prompts = [prompt.token_ids for prompt in session.eval_set.prompts]
         result = decoder.generate(context.teacher, context.model, prompts)
         a = result.acceptance_rate
