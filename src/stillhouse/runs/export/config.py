@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.config import StrictConfig
 
-Target = Literal["safetensors", "gguf"]
+Target = Literal["safetensors", "gguf", "hub"]
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -19,9 +19,15 @@ class ExportConfig(StrictConfig):
 
     to: Target = "safetensors"
     """`safetensors`: what transformers, vLLM and most others load, adapters merged. `gguf`: one file for
-    llama.cpp (extra [gguf])."""
+    llama.cpp (extra [gguf]). `hub`: safetensors, then uploaded to `repo`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
     """The dtype of the weights; "auto": the one they are stored in. `q8_0`: 8 bits, in GGUF alone."""
+    repo: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """With `hub`: the model's name there, such as org/name."""
+    private: bool = True
+    """With `hub`: only who is allowed to sees a repository that is made; one that is there stays as it is."""
+    dry_run: bool = False
+    """With `hub`: write the folder and say what would be uploaded, and upload nothing."""
     prompt: str | None = Field(None, min_length=1)
     """The question of the smoke test; default: the run's first held-out prompt."""
     max_tokens: int = Field(64, ge=1)
@@ -45,6 +51,8 @@ class ExportConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.to == "hub") != (self.repo is not None):
+            raise ValueError("repo and to: hub belong together: --to hub --repo org/name")
         if self.dtype == "q8_0" and self.to != "gguf":
             raise ValueError(f"dtype q8_0 is GGUF's; {self.to} takes {', '.join(PRECISIONS)}")
         return self

@@ -9,6 +9,7 @@ from pathlib import Path
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.files import check_writable, os_errors_as_faults
 from stillhouse.runs.export.config import ExportConfig, Target
+from stillhouse.runs.export.hub import push_to_hub
 from stillhouse.runs.export.smoke_test import run_smoke_test
 from stillhouse.runs.export.student import FinishedStudent, read_student
 
@@ -48,6 +49,8 @@ def export_student(source: Path, config: ExportConfig, destination: Path) -> Pat
             fresh.rename(destination)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    if config.to == "hub":
+        push_to_hub(destination, config)
     return destination
 
 
