@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import ConfigError, ModelError
 from stillhouse.models import QuantiseConfig, TeacherModel, fingerprint, load_teacher, parameter_counts
-from stillhouse.models.quantise import dense, dequantise_layers, quantise_layers
+from stillhouse.models.hidden import image_reader
+from stillhouse.models.quantise import dense, dequantise_layers, is_quantised_weight, quantise_layers
 from stillhouse.runs.export.quantised import quantise_student
 from tests.small_runs import TEACHER
 
@@ -122,6 +123,19 @@ def test_no_weight_is_off_by_more_than_a_step(weights: str, bound: float) -> Non
     largest = before.reshape(len(before), -1, size).abs().amax(-1, keepdim=True)
     off = (before - after).abs().reshape(len(before), -1, size)
     assert bool((off <= 0.51 * bound * largest + 1e-6).all())
+
+
+def test_a_vision_tower_keeps_its_numbers_and_the_folder_reads_images(tmp_path: Path) -> None:
+    from tests.vision_models import vision_model
+
+    source = vision_model(tmp_path / "model", "llava")
+    folder = quantise_student(source, QuantiseConfig(), tmp_path / "int8")
+    found = load_teacher(TeacherModel(path=str(folder)))
+    rounded = {name for name, weight in found.named_parameters() if is_quantised_weight(weight)}
+    assert rounded
+    assert all(".language_model." in name for name in rounded)
+    assert {path.name for path in source.glob("*processor_config.json")} <= {p.name for p in folder.iterdir()}
+    assert image_reader(found) is not None
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

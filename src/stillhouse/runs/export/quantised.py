@@ -20,7 +20,7 @@ from stillhouse.models.quantise import (
     require_package,
     save_quantised,
 )
-from stillhouse.runs.own_settings import SETTINGS_FILE
+from stillhouse.runs.export.safetensors import copy_kept
 from stillhouse.train.checkpoints import replace_folder
 
 CARD = "README.md"
@@ -29,8 +29,8 @@ CARD = "README.md"
 def quantise_student(source: Path, config: QuantiseConfig, destination: Path) -> Path:
     """Quantise a finished run's student, or any other model, into a folder that transformers loads.
 
-    Tokenizer, chat template, generation config and card go with it, as do the settings that evaluations take
-    over. An adapter is merged into the model that it belongs to first.
+    Tokenizer, chat template, image processor, generation config, licences and card go with it, as do the
+    settings that evaluations take over. An adapter is merged into the model that it belongs to first.
 
     Args:
         source: a run folder, the folder of a student or of another model, or a name on the hub.
@@ -61,9 +61,8 @@ def quantise_student(source: Path, config: QuantiseConfig, destination: Path) ->
     shutil.rmtree(fresh, ignore_errors=True)
     with os_errors_as_faults(destination):
         save_quantised(model, config, fresh)
-        load_tokenizer(named).save_pretrained(fresh)
-        if (beside / SETTINGS_FILE).is_file():
-            shutil.copy(beside / SETTINGS_FILE, fresh)
+        load_tokenizer(named).save_pretrained(fresh)  # which may be another folder's, or in a GGUF file
+        copy_kept(beside, fresh)
         _card(beside, config, parameter_counts(model)).save(fresh / CARD)
     replace_folder(fresh, destination)
     return destination

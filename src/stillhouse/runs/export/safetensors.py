@@ -40,7 +40,7 @@ model = {auto_class}.from_pretrained(folder, dtype="auto")
 def write_safetensors(student: FinishedStudent, config: ExportConfig, folder: Path) -> None:
     """Write weights, tokenizer, generation config, template, card and smoke test."""
     student.model.save_pretrained(folder)
-    copy_kept(student, folder)
+    copy_kept(student.folder, folder)
     options = "" if student.example.special_tokens else ", add_special_tokens=False"
     auto = auto_class(student.model.config).__name__
     code = _CODE.format(auto_class=auto, options=options)
@@ -52,10 +52,10 @@ def write_safetensors(student: FinishedStudent, config: ExportConfig, folder: Pa
     )
 
 
-def copy_kept(student: FinishedStudent, folder: Path, patterns: Sequence[str] = KEPT) -> None:
+def copy_kept(source: Path, folder: Path, patterns: Sequence[str] = KEPT) -> None:
     """Copy what stands beside a student's weights and belongs to an export."""
     for pattern in patterns:
-        for path in sorted(student.folder.glob(pattern)):
+        for path in sorted(source.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
 

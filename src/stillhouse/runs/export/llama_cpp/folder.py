@@ -78,7 +78,7 @@ def write_gguf(student: FinishedStudent, config: ExportConfig, folder: Path) -> 
         token_ids=list(example.token_ids), file=repr(path.name), special=example.special_tokens
     )
     write_smoke_test(folder, SmokeTest("xllamacpp (llama.cpp in Python)", _IMPORTS, code), example)
-    copy_kept(student, folder, ("stillhouse.json", "LICEN[CS]E*", "NOTICE*"))
+    copy_kept(student.folder, folder, ("stillhouse.json", "LICEN[CS]E*", "NOTICE*"))
     arguments, prompts = _asked(student.encoder.template)
     system = getattr(student.encoder.template, "system", None)
     messages = [{"role": "system", "content": system}] if system else []
