@@ -46,10 +46,12 @@ if arguments.process_index == 0:
 """
 
 
-def launch(folder: Path, ranks: int, accumulation: int, tokens: int = 0) -> dict[str, torch.Tensor]:
+def launch(
+    folder: Path, ranks: int, accumulation: int, tokens: int = 0, code: str = SCRIPT
+) -> dict[str, torch.Tensor]:
     folder.mkdir()
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(code)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,7 +74,7 @@ def launch(folder: Path, ranks: int, accumulation: int, tokens: int = 0) -> dict
         command = [sys.executable, str(script), str(folder), str(accumulation), str(tokens)]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=180)[1] for process in running]
-    assert all(process.returncode == 0 for process in running), errors[0][-3000:]
+    assert all(process.returncode == 0 for process in running), "\n".join(one[-3000:] for one in errors)
     weights: dict[str, torch.Tensor] = torch.load(folder / "weights.pt", weights_only=True)
     return weights
 
