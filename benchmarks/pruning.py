@@ -182,6 +182,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
                     [row[name] for row in rows],
                     style,
                     marker="o",
+                    markerfacecolor="white" if when == "before" else colour,
                     color=colour,
                     label=f"{choose}, {when} recovery",
                 )
