@@ -110,10 +110,11 @@ def main() -> None:
         for target, choose in itertools.product(targets, CHOICES):
             run = execute(resolve(tree(Path(place), target, choose, sizes, teacher=not rows)))
             if not rows:
-                measured = {one.system: one.metrics for one in load_run(run.folder).evaluations}["teacher"]
+                evaluations = {one.system: one for one in load_run(run.folder).evaluations}
+                measured, held_out = evaluations["teacher"].metrics, len(evaluations["teacher"].rows)
                 teacher = {name: round(measured[name], 4) for name in ("loss", "rouge_l")}
             rows += student_rows(run.folder, target, choose)
-            found = results(rows, teacher, sizes, time.monotonic() - started)
+            found = results(rows, teacher, (*sizes, held_out), time.monotonic() - started)
             if options.output is not None:  # after each student, for a run that is broken off
                 write_json(options.output, found)
                 plot(found, options.output.with_suffix(".svg"))
@@ -121,11 +122,12 @@ def main() -> None:
 
 
 def results(
-    rows: list[dict[str, Any]], teacher: dict[str, float], sizes: tuple[int, int, int], seconds: float
+    rows: list[dict[str, Any]], teacher: dict[str, float], sizes: tuple[int, ...], seconds: float
 ) -> dict[str, Any]:
     """What the file holds, the smallest student first."""
     import torch
 
+    steps, _, importance_rows, held_out = sizes
     return {
         "command": "nice -n 15 python benchmarks/pruning.py --output benchmarks/results/pruning.json",
         "date": datetime.date.today().isoformat(),
@@ -133,9 +135,9 @@ def results(
         | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "seconds": round(seconds),
-        "steps": sizes[0],
-        "held_out_rows": sizes[1],
-        "importance_rows": sizes[2],
+        "steps": steps,
+        "held_out_rows": held_out,
+        "importance_rows": importance_rows,
         "teacher": teacher,
         "rows": sorted(rows, key=lambda row: (row["parameters"], row["choose"] != CHOICES[0])),
     }
