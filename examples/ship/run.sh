@@ -36,6 +36,15 @@ example "a draft before and after distillspec, timed" python benchmarks/drafts.p
 
 # Export
 
+for dtype in float32 q8_0; do
+    rm -rf "$out/gguf-$dtype"
+    example "the demonstration's teacher in llama.cpp, word for word, in $dtype" \
+        stillhouse export package:stillhouse/demo/teacher --to gguf --dtype "$dtype" --output "$out/gguf-$dtype" \
+        --prompt "name[Cocum], eatType[coffee shop], food[Chinese], priceRange[moderate]"
+    grep "Beside transformers" "$out/gguf-$dtype/README.md"
+    example "its own smoke test" python "$out/gguf-$dtype/smoke_test.py"
+done
+
 # Chains
 
 # Sweeps

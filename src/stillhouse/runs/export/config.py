@@ -35,6 +35,19 @@ class ExportConfig(StrictConfig):
     smoke_test: bool = True
     """Run the export's own smoke test before the folder is put in its place; a failed one leaves nothing."""
 
+    @field_validator("to", mode="before")
+    @classmethod
+    def _no_onnx(cls, value: Any) -> Any:
+        """ONNX is named with what stands in its way."""
+        if value == "onnx":
+            raise PydanticCustomError(
+                "onnx",
+                "onnx is not written here: optimum-onnx 0.1.0 needs transformers below 4.58 and cannot be "
+                "installed beside the transformers 5 that Stillhouse needs. Export safetensors and try "
+                "transformers.exporters (OnnxExporter) on that folder's model",
+            )
+        return value
+
     @field_validator("dtype", mode="before")
     @classmethod
     def _written_here(cls, value: Any) -> Any:
