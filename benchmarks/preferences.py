@@ -29,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from stillhouse.config import Layer, Layered
 from stillhouse.evaluate.preference_files import pairs_of_files
 from stillhouse.evaluate.rankers import REGISTRY as RANKERS
 from stillhouse.files import locate, write_json
@@ -90,11 +91,19 @@ def pairs_of(folder: Path, name: str, file: str, prompts: int) -> Path:
     return output
 
 
+def stage_tree(stage: str) -> dict[str, Any]:
+    """A stage of the quickstart as a run of its own."""
+    chain = Layer.read(locate(f"{DEMO}/quickstart.yaml")).values
+    shared = {name: value for name, value in chain.items() if name not in ("name", "stages")}
+    own = {"name": stage, **chain["stages"][stage]}
+    return Layered.merged(*(Layer.of(values, DEMO) for values in (shared, own))).values
+
+
 def run(stage: str, folder: Path, **changes: Any) -> Path:
     """One run of the demonstration's configurations; nothing if it is there already."""
     values = {"output.folder": str(folder), "output.report": False, **changes}
     if not (folder / "student").is_dir():
-        execute(resolve(locate(f"{DEMO}/{stage}.yaml"), values))
+        execute(resolve(stage_tree(stage), values))
     return folder
 
 

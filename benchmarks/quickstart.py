@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp()) / "quickstart"
     start = time.perf_counter()
     quickstart(
-        folder, {"train.max_steps": 4, "evaluate.limit": 8, "data.train.limit": 250} if small else None
+        folder, {"train.max_steps": 6, "evaluate.limit": 8, "data.train.limit": 128} if small else None
     )
     seconds = time.perf_counter() - start
     table = summary_table(load_runs([folder / "kd", folder / "distillm2"]))

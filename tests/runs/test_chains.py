@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 import stillhouse
 from stillhouse.errors import ConfigError, DataError, ModelError
 from stillhouse.files import write_jsonl
+from stillhouse.models.paths import resolve_path
+from stillhouse.report import load_runs
+from stillhouse.report.chains import stage_tables
 from stillhouse.runs.chains.check import check_chain
 from stillhouse.runs.chains.record import output_digest
 from stillhouse.runs.chains.resolve import resolve_chain
@@ -245,3 +248,17 @@ def test_a_row_of_no_pair_is_found_before_the_first_stage(data: Path) -> None:
     write_jsonl(bad, [{"prompt": "q", "response": "no pair"}])
     told = refused(data, {"stages.prefer.data": {"train": str(bad)}})
     assert told.startswith("stages.prefer: ")
+
+
+def test_the_page_and_the_lists_have_all_stages_in_order(straight: Path) -> None:
+    runs = load_runs([straight])
+    assert [run.folder.name for run in runs] == list(STAGES)
+    (table,) = stage_tables(runs[1:])
+    assert [row[0].text for row in table.rows] == list(STAGES)
+    whole, int4 = (row[table.columns.index(next(c for c in table.columns if c.heading == "Student on disk"))]
+                   for row in table.rows[2:4])  # fmt: skip
+    assert int4.value < whole.value
+    assert "×)" in int4.text
+    assert "Stages of straight" in (straight / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ModelError, match="is a chain of runs"):
+        resolve_path(str(straight))

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 
 import typer
 
-import stillhouse
 from stillhouse import console, locks, signals
 from stillhouse.commands.app import START, app
 from stillhouse.errors import ConfigError, Fault
 
 STAGES = {"warm-start": "warm-start", "kd": "KD", "distillm2": "DistiLLM-2"}
-"""Folder of each stage -> name of the run in its YAML file."""
+"""Folder of each stage -> name of the run in the chain."""
+CHAIN = "package:stillhouse/demo/quickstart.yaml"
 
 
 @app.command("quickstart", rich_help_panel=START)
@@ -50,27 +50,23 @@ def quickstart(folder: Path, overrides: Mapping[str, Any] | None = None) -> Path
     check_writable("--folder", folder)
     with locks.only_one_in(folder, "--folder"):
         _clear(folder)
-        return _stages(folder, overrides or {})
+    return _run(folder, overrides or {})
 
 
-def _stages(folder: Path, overrides: Mapping[str, Any]) -> Path:
+def _run(folder: Path, overrides: Mapping[str, Any]) -> Path:
     import torch
 
+    from stillhouse.files import locate
     from stillhouse.report import load_runs, print_comparison, write_report
-    from stillhouse.runs.execute import execute
-    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.chains.execute import run_chain
+    from stillhouse.runs.chains.resolve import resolve_chain
 
     torch.set_num_threads(1)  # models this small gain little from more, and lose much on a busy machine
     start = time.perf_counter()
-    demo = Path(stillhouse.__file__).parent / "demo"
-    for number, stage in enumerate(STAGES, start=1):
-        console.note(f"{number} of {len(STAGES)}: {stage}")
-        values = {"output.folder": str(folder / stage), "output.report": False, **overrides}
-        if stage != "warm-start":
-            values["student.path"] = str(folder / "warm-start" / "student")
-        result = execute(resolve(demo / f"{stage}.yaml", values))
-        if result.signal is not None:
-            raise signals.Stopped(result.signal)
+    values = {"output.folder": str(folder), "output.report": False, **overrides}
+    result = run_chain(resolve_chain(locate(CHAIN), values))
+    if result.signal is not None:
+        raise signals.Stopped(result.signal)
     methods = [folder / stage for stage in ("kd", "distillm2")]
     page = write_report(methods, folder / "report.html", "Quickstart: KD and DistiLLM-2 on E2E NLG")
     print_comparison(load_runs(methods))
@@ -100,7 +96,7 @@ def _clear(folder: Path) -> None:
 def _is_quickstart(path: Path) -> bool:
     """Whether this is the page, or a stage: its folder and its name differ from those of a user's run."""
     if path.name not in STAGES:
-        return path.name in ("report.html", locks.FILE)
+        return path.name in ("report.html", "chain.json", "fingerprints.json", locks.FILE)
     try:
         name = json.loads((path / "state.json").read_text(encoding="utf-8"))["name"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -32,6 +32,8 @@ def resolve_path(path: str) -> str:
                 f"{path}: is a run that has not exported its student. Finish it: stillhouse run ... --resume"
             )
         return str(folder / "student")
+    if (folder / "chain.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"{path}: is a chain of runs. Name one of its stages, such as {path}/STAGE.")
     if folder.is_dir():
         return str(folder)
     if _looks_local(path, folder):

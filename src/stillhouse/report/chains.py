@@ -1,29 +1,67 @@
-"""Chains as they lie on disk: folders with a run folder for each stage, in the order of chain.json."""
+"""What the stages of a chain have come to, in order."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = "chain.json"
-"""What makes a folder that of a chain."""
+from stillhouse.console import Table, TableCell, TableColumn, duration
+from stillhouse.console.format import MISSING, byte_size, is_number
+from stillhouse.report.metrics import MetricInfo, main_metric
+from stillhouse.report.record import CHAIN_FILE, RunRecord, load_run, read_chain
+from stillhouse.report.systems import role_of
 
 
-def read_chain(folder: Path) -> dict[str, Any]:
-    """The content of chain.json; empty if the folder is not that of a chain, or the file cannot be read."""
-    try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def stage_tables(runs: Sequence[RunRecord]) -> list[Table]:
+    """A table for each chain among the runs: its stages in order, and what each has gained or lost."""
+    by_chain: dict[Path, list[RunRecord]] = {}
+    for run in runs:
+        if (run.folder.parent / CHAIN_FILE).is_file():
+            by_chain.setdefault(run.folder.parent, []).append(run)
+    return [_stages(folder, read_chain(folder), own) for folder, own in by_chain.items()]
 
 
-def stage_folders(folder: Path, chain: Mapping[str, Any]) -> list[Path]:
-    """The folders of the stages that have begun, in order."""
-    stages = chain.get("stages")
-    names = (
-        [one.get("name") for one in stages if isinstance(one, Mapping)] if isinstance(stages, list) else []
-    )
-    return [folder / name for name in names if isinstance(name, str) and (folder / name).is_dir()]
+def _stages(folder: Path, chain: Mapping[str, Any], runs: Sequence[RunRecord]) -> Table:
+    stages = [one for one in chain.get("stages") or () if isinstance(one, Mapping)]
+    records = {run.folder.name: run for run in runs}
+    for name in (str(one.get("name")) for one in stages):
+        if name not in records and (folder / name).is_dir():
+            records[name] = load_run(folder / name, rows="none")
+    main = main_metric(metrics for run in runs if (metrics := _after(run)))
+    rows: list[list[TableCell]] = []
+    for stage in stages:
+        name = str(stage.get("name"))
+        after = [str(one) for one in stage.get("after") or ()]
+        run, source = records.get(name), records.get(after[-1]) if after else None
+        size, before = _bytes(folder / name), _bytes(folder / after[-1]) if after else None
+        texts = [str(stage.get("what") or ""), ", ".join(after), "not begun" if run is None else run.status]
+        cells = [TableCell(text, text) for text in (name, *texts)]
+        if main is not None:
+            cells.append(_quality(main, run, source))
+        ratio = f" ({size / before:.2f}×)" if size and before else ""
+        cells.append(TableCell(size, f"{byte_size(size)}{ratio}" if size else MISSING))
+        took = None if run is None else run.state.get("seconds")
+        cells.append(TableCell(took, duration(took, tenths=True)))
+        rows.append(cells)
+    headings = ["Stage", "Does", "From", "State", *([main.label] if main else []), "Student on disk", "Took"]
+    return Table([TableColumn(heading) for heading in headings], rows, str(chain.get("name") or folder.name))
+
+
+def _after(run: RunRecord | None) -> dict[str, Any]:
+    """The first evaluation of a finished student; empty if there is none."""
+    found = (one.metrics for one in (run.evaluations if run else ()) if role_of(one.system) == "after")
+    return next(found, {})
+
+
+def _quality(main: MetricInfo, run: RunRecord | None, source: RunRecord | None) -> TableCell:
+    value, before = _after(run).get(main.name), _after(source).get(main.name)
+    if not is_number(value):
+        return TableCell(None, MISSING)
+    change = f" ({main.change(value, before)})" if is_number(before) else ""
+    return TableCell(value, f"{main.show(value)}{change}")
+
+
+def _bytes(stage: Path) -> int | None:
+    """What a stage has left, in bytes; None if it has left nothing yet."""
+    return sum(path.stat().st_size for path in (stage / "student").rglob("*") if path.is_file()) or None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from stillhouse import console
 from stillhouse.console import Table, TableCell, TableColumn
 from stillhouse.console.format import is_number
+from stillhouse.report.chains import stage_tables
 from stillhouse.report.configuration import config_diff
 from stillhouse.report.metrics import ENDS, shown_metrics
 from stillhouse.report.record import RunRecord
@@ -37,6 +39,8 @@ def comparison_tables(
 def print_comparison(runs: Sequence[RunRecord], *, everything: bool = False, paired: bool = False) -> None:
     """Print `comparison_tables`: for each task the best students bold, and what was not measured alike."""
     tables = comparison_tables(runs, everything=everything, paired=paired)
+    for table in stage_tables(runs):
+        replace(table, title=f"Stages of {table.title}").print()
     if not tables:
         console.note("No system of these runs has been evaluated yet.")
     for table in tables:

@@ -19,6 +19,9 @@ from stillhouse.errors import DataError
 MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
 """A folder that holds one of these is a run folder."""
 
+CHAIN_FILE = "chain.json"
+"""What makes a folder that of a chain, with a run folder for each stage."""
+
 Row = dict[str, Any]
 EvaluationRows = Literal["responses", "scores", "none"]
 
@@ -123,10 +126,23 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
         below = [
             run for child in children if child.name != "evaluation" for run in _runs_below(child, depth - 1)
         ]
-        below.sort(key=_started)
+        below = _in_order(folder, below)
     if own and not (below and own == ["evaluation"]):
         yield folder
     yield from below
+
+
+def read_chain(folder: Path) -> Row:
+    """The content of chain.json; empty if the folder is not that of a chain, or the file cannot be read."""
+    return _read_json(folder / CHAIN_FILE, [])
+
+
+def _in_order(folder: Path, runs: Sequence[Path]) -> list[Path]:
+    """Runs below a folder in the order in which they began; stages of a chain in that of the chain."""
+    stages = read_chain(folder).get("stages")
+    listed = [one.get("name") for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
+    places = {folder / str(name): place for place, name in enumerate(listed)}
+    return sorted(runs, key=lambda run: (places.get(run, len(places)), _started(run)))
 
 
 def _started(folder: Path) -> str:

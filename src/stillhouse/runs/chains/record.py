@@ -14,7 +14,7 @@ from typing import Any
 from stillhouse import locks, signals
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
 from stillhouse.models.fingerprint import HASH_CACHE
-from stillhouse.report.chains import FILE
+from stillhouse.report.record import CHAIN_FILE as FILE
 from stillhouse.report.record import running_process
 from stillhouse.runs import history
 from stillhouse.runs.chains.resolve import Chain

@@ -13,7 +13,7 @@ from stillhouse.core.requirements import teacher_path
 from stillhouse.data.templates import with_template
 from stillhouse.errors import ModelError
 from stillhouse.models import ModelConfig, TeacherModel, fingerprint_of_files
-from stillhouse.runs.checks import data_sources, preflight
+from stillhouse.runs.checks import check_length, data_sources, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import empty_student, estimate
 from stillhouse.runs.execute import Result, execute
@@ -115,7 +115,9 @@ class TrainingStage(Stage):
     def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
         assert config is not None
         preflight(config)
-        return estimate(config)
+        found = estimate(config)
+        check_length(config, found["prompts"])
+        return found
 
     def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
         assert config is not None
