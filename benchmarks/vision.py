@@ -50,7 +50,7 @@ class Size:
     start_steps: int
     steps: int
     batch: int = 64
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = (1, 2)
 
 
 FULL = Size({"teacher": 10000, "train": 2400, "eval": 500}, 1600, 300, 200, 150)

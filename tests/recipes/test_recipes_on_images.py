@@ -1,0 +1,137 @@
+"""Every recipe trains a vision-language student on rows with images, with a teacher of another tower."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.conftest import ROOT
+from tests.recipe_steps import AHEAD
+from tests.small_runs import differences, in_child, nth, outcome, tree, tree_of_recipe
+from tests.vision_models import picture, vision_model
+
+from stillhouse import recipes
+from stillhouse.core.types import Progress
+from stillhouse.errors import DataError
+from stillhouse.runs.build import assemble, make_step
+from stillhouse.runs.execute import execute
+from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.resolve import resolve
+
+NAMES = [recipe.name for recipe in recipes.all_recipes()]
+LATE = Progress(step=8, max_steps=9, epoch=1.6, epochs=1.8)
+"""Rules that begin later have begun."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and rows: one image, none, two."""
+    made = tmp_path_factory.mktemp("images")
+    vision_model(made / "student", "llava", seed=1, tower=12)
+    vision_model(made / "teacher", "llava", seed=2)
+    vision_model(made / "tiles", "idefics3", seed=3)
+    rows = []
+    for number in range(9):
+        shown = [f"{number}-{place}.png" for place in range((1, 0, 2)[number % 3])]
+        for place, name in enumerate(shown):
+            picture(10 * number + place).save(made / name)
+        rows.append({"prompt": "<image>" * len(shown) + f"what is {number}?", "images": shown})
+    write(made / "train.jsonl", [{**row, "response": f"a {n}"} for n, row in enumerate(rows)])
+    write(made / "valid.jsonl", [{**row, "response": f"a {n}"} for n, row in enumerate(rows[:3])])
+    write(made / "pairs.jsonl", [{**row, "chosen": f"a {n}", "rejected": "no"} for n, row in enumerate(rows)])
+    chains = [{**row, "response": f"a {n}", "reasoning": "I see"} for n, row in enumerate(rows)]
+    write(made / "chains.jsonl", chains)
+    return made
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+
+
+def models(folder: Path, teacher: str = "teacher") -> dict[str, Any]:
+    return {
+        "student": {"path": str(folder / "student"), "tower": "trained"},
+        "teacher": {"kind": "live", "path": str(folder / teacher)},
+    }
+
+
+def trained(folder: Path, config: dict[str, Any]) -> None:
+    """A step on four prompts: finite, and down to the student's tower."""
+    parts = assemble(resolve(config).config)
+    step = make_step(parts, RunFolder(folder / config["name"]))
+    parts.student.train()
+    made = step.with_batch_statistics(parts.student, step.prepare(parts.data.train[:4], LATE, 2))
+    losses = [step.loss(parts.student, micro) for micro in made.micro_batches]
+    for loss in losses:
+        loss.loss.backward()
+    step.finish(made, losses)
+    assert all(math.isfinite(float(loss.loss)) for loss in losses)
+    grads = {name: one.grad for name, one in parts.student.named_parameters() if "vision" in name}
+    assert any(grad is not None and bool(grad.any()) for grad in grads.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_down_to_the_tower(folder: Path, name: str) -> None:
+    other = str(folder / "teacher")
+    config = tree_of_recipe(folder, name, other, **AHEAD.get(name, {}), **models(folder))
+    trained(folder, config)
+
+
+@pytest.mark.parametrize("name", ["kd", "gkd", "distillm2"])
+def test_a_teacher_of_tiles_reads_the_picture_as_other_tokens(folder: Path, name: str) -> None:
+    config = tree_of_recipe(folder, name, **models(folder, "tiles"))
+    parts = assemble(resolve(config).config)
+    (first, *_) = parts.data.train
+    assert first.teacher_ids is not None
+    assert len(first.teacher_ids) != len(first.token_ids)
+    trained(folder, config)
+
+
+@pytest.mark.parametrize("name", ["skd", "minillm"])
+def test_a_text_that_both_write_needs_images_of_as_many_tokens(folder: Path, name: str) -> None:
+    config = tree_of_recipe(folder, name, **models(folder, "tiles"))
+    with pytest.raises(DataError, match="write a text together"):
+        assemble(resolve(config).config)
+
+
+ADAPTIVE = {
+    "objective": {"teacher": "skew_rkl", "student": "skew_rkl"},
+    "responses": {
+        "kind": "adaptive", "capacity": 8, "cache_teacher_hidden": True,
+        "student_share": {"kind": "dev_loss", "start": 0.6, "step": 0.2, "against": "last"},
+        "base": {"kind": "generated", "by": "teacher"},
+    },
+}  # fmt: skip
+
+
+def documented() -> dict[str, Any]:
+    """The configuration of docs/vision.md with methods."""
+    page = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8").split("## Methods", 1)[1]
+    found: dict[str, Any] = yaml.safe_load(page.split("```yaml\n", 1)[1].split("```", 1)[0])
+    return found
+
+
+def test_the_page_runs_and_its_answers_are_scored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    steps = {"max_steps": 3, "batch_size": 6, "micro_batch_size": 3, "save_every": "never"}
+    short = {"train": steps, "output": {"folder": str(folder / "page"), "report": False}, "name": "page"}
+    config = documented()
+    config["data"]["max_response"] = 8
+    execute(resolve({**config, **short}))
+    files = (folder / "page" / "evaluation").glob("student-after*.json")
+    metrics = set().union(*(json.loads(one.read_text(encoding="utf-8"))["metrics"] for one in files))
+    assert {"vqa_accuracy", "exact_match", "rouge_l", "kl_to_teacher"} <= metrics
+
+
+def test_resumed_it_ends_as_one_that_was_not_killed(folder: Path) -> None:
+    """The buffer, rounds of the teacher's text and the checkpoint hold no pixels, only what names them."""
+    straight = tree(folder, "straight", **ADAPTIVE, **models(folder), train={"max_steps": 4})
+    assert in_child(straight) == 0
+    broken = {**straight, "output": {**straight["output"], "folder": str(folder / "broken")}}
+    assert in_child(broken, die=nth(1, "open", "checkpoint-4/trainer_state.json")) < 0
+    assert in_child(broken, resume=True) == 0
+    assert not differences(outcome(folder / "straight"), outcome(folder / "broken"))
