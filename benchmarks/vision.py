@@ -1,10 +1,10 @@
 """What distillation adds to a vision-language student with few labels: accuracy on held-out pictures.
 
 A LLaVA-type teacher (CLIP tower, projector, Llama) is trained by `sft` on drawn scenes and handwritten digits
-(`_vision_data.py`). A student of a third of its size is trained on few labels; from there each method trains
-it on more pictures without labels, for as many steps. A further method is one entry of `METHODS`.
+(`_vision_data.py`). A student of a quarter of its size is trained on few labels; from there each method
+trains it on more pictures without labels, for as many steps. A further method is one entry of `METHODS`.
 
-    python benchmarks/vision.py            # about 20 minutes on one thread
+    python benchmarks/vision.py            # about 40 minutes on one thread
     python benchmarks/vision.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/vision.json and vision.svg.
