@@ -92,3 +92,4 @@ def test_an_export_of_a_run_keeps_the_processor(seeing: Path, tmp_path: Path) ->
     write_safetensors(read_student(seeing, config), config, tmp_path)
     assert torch.equal(reads(tmp_path), reads(seeing))
     assert "AutoModelForImageTextToText.from_pretrained" in (tmp_path / "smoke_test.py").read_text()
+    assert "France" in read_student(seeing, ExportConfig(max_tokens=1)).example.prompt, "no prompt of images"

@@ -20,6 +20,7 @@ from stillhouse.models import TeacherModel, generation_ends, load_teacher, load_
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import is_run, resolve_path
 from stillhouse.models.quantise import dequantise_layers, is_quantised
+from stillhouse.models.vision import reads_images
 from stillhouse.runs.export.config import PRECISIONS, ExportConfig
 from stillhouse.runs.export.licences import of_model
 from stillhouse.runs.own_settings import own_settings
@@ -97,7 +98,8 @@ def read_student(source: Path, config: ExportConfig) -> FinishedStudent:
     model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     run = locate(source) if is_run(locate(source)) else folder.parent if is_run(folder.parent) else None
-    prompt, ids = _asked(config, encoder, run)
+    asked_of = None if reads_images(model.config) else run  # whose held-out prompts have images
+    prompt, ids = _asked(config, encoder, asked_of)
     special = encoder.template.special_tokens
     example = Example(
         prompt, ids, special, _answer(model, tokenizer, ids, config.max_tokens), config.max_tokens
