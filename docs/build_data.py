@@ -79,6 +79,36 @@ second one, with 1.5 each once and every second one twice. Row k comes floor(k w
 the same rows in each epoch, on every machine and after a resume. `limit`, `labelled`, `fields` and
 `each_output` belong to each dataset. data.json has rows, weight and kept prompts of each under `sources`.
 
+## Images
+
+Rows for vision-language models have their images in a column `images` or `image` (others: `fields:
+{{images: ...}}`), or in content parts of turns (`image_url`, `image`, `input_image`). A value is a path
+relative to the data file (or to `data.images.folder`), a data URL or base64, `{{bytes, path}}` as
+`datasets.Image` stores it, bytes, or an image of pillow. Images of a column stand where the prompt has
+`<image>` (LLaVA) or content parts of the type `image` without a value (TRL), else all before the first
+question; as many places as images, or the row is a bad row. The line break between a leading or trailing
+`<image>` and the text is the mark's. Rows of text may be mixed in. Images in answers are refused.
+
+```yaml
+data:
+  train: {{path: llava.json, fields: {{images: image}}}}
+  max_prompt: 1024                     # image tokens of the model count
+  images: {{max_side: 1024, min_side: 8, allow_urls: true, url_timeout: 10}}
+  bad_rows: drop                       # missing and broken images: named, counted, left out
+```
+
+Images are decoded when a processor reads them, in one way: upright by EXIF, RGB, transparency over white,
+16-bit grey divided by 256, colour profiles not applied, the first frame, shrunk to `max_side` (2048) or
+`max_pixels`. Their digest is that of these pixels. URLs are refused unless `allow_urls`, and then bounded
+by `url_timeout` and `max_bytes`. Images of more than `max_source_pixels` are not decoded. An image that has
+changed since its row was read stops the run.
+
+Every template carries images: chat templates get content parts where they take them, other templates the
+model's image token, before the question on a line of its own. `too_long.prompt` cuts text only, never an
+image; what does not fit then is counted as `prompt with images too long`. A teacher with other image tokens
+reads its own prompt. A model of text alone refuses rows with images; `data.ignore: [images]` reads them
+without.
+
 ## Templates
 
 `data.template` renders a row as the text of a prompt.

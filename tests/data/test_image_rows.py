@@ -23,6 +23,9 @@ from stillhouse.data.rows import Fields
 from stillhouse.errors import DataError, RowError
 from stillhouse.models.processors import load_processor
 from stillhouse.models.vision import ImageReader
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.row_page import write_row_page
+from stillhouse.runs.row_views import row_views
 
 Family = vision_models.Family
 
@@ -375,3 +378,24 @@ def test_stage_rows_keep_the_images(folder: Path) -> None:
     again = InMemory(name="rows", records=[{**prompt.as_fields(), "response": "B"}])
     [read] = load_data(DataConfig(train=again), tokenizer).train
     assert read.content == prompt.content
+
+
+def test_rows_with_images_as_a_page(folder: Path) -> None:
+    rows = [
+        {"image": "0.png", "prompt": "<b>?", "response": "B"},
+        {"image": "9.png", "prompt": "A?", "response": "B"},
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "run.yaml").write_text(
+        f"recipe: sft\nstudent: {{path: {folder / 'llava'}}}\ndata: {{train: {folder / 'rows.jsonl'}}}\n"
+    )
+    views = list(row_views(resolve(folder / "run.yaml", []).config))
+    write_row_page(folder / "rows.html", views)
+    page = (folder / "rows.html").read_text("utf-8")
+    assert page.count('src="data:image/jpeg;base64,') == 1
+    assert "&lt;b&gt;?" in page
+    assert "&lt;image&gt; x 16" in page
+    assert '<span class="trained ">B</span>' in page
+    assert "(9.png) is not there" in page
+    assert "http" not in page
+    assert views[0].as_json()["images"][0]["width"] == 48

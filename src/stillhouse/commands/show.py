@@ -57,13 +57,19 @@ def show(
     dropped: Annotated[bool, typer.Option("--dropped", help="Only what was dropped.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="For rows: the token ids too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="For rows: write them to this page, with their images.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Show rows as the models read them, or prompts with responses, likelihoods and why some are dropped."""
     if what == "rows":
         _refuse_options(seed=seed, round=round)
-        _show_rows(targets, number or (None if as_json else 5), id, dropped, ids, as_json)
+        _show_rows(targets, number or (None if as_json else 5), id, dropped, ids, as_json, html)
         return
-    _refuse_options(ids=ids or None)
+    _refuse_options(ids=ids or None, html=html)
     from stillhouse.errors import DataError
     from stillhouse.rollouts.offline.reading import PAIR_SOURCES, read_round, read_stage_files, select
 
@@ -104,13 +110,20 @@ def _refuse_options(**given: Any) -> None:
 
 
 def _show_rows(
-    targets: Sequence[Path], limit: int | None, id: str | None, dropped: bool, ids: bool, as_json: bool
+    targets: Sequence[Path],
+    limit: int | None,
+    id: str | None,
+    dropped: bool,
+    ids: bool,
+    as_json: bool,
+    html: Path | None,
 ) -> None:
     """Print the rows of a run as its student and teacher read them."""
     from itertools import islice
 
     from stillhouse.errors import DataError
     from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.row_page import write_row_page
     from stillhouse.runs.row_views import row_views
 
     file, *overrides = targets
@@ -119,12 +132,18 @@ def _show_rows(
     views = row_views(config, "valid" if (wanted or "").startswith("valid:") else "train")
     chosen = (one for one in views if wanted in (None, one.id) and (one.dropped or not dropped))
     shown = 0
+    views_on_page = []
     for view in islice(chosen, limit):
         shown += 1
-        if as_json:
+        if html is not None:
+            views_on_page.append(view)
+        elif as_json:
             typer.echo(console.json_text(view.as_json()))
         else:
             _print_row(view, ids)
+    if html is not None:
+        write_row_page(html, views_on_page)
+        console.note(f"{len(views_on_page)} rows: {html}")
     if wanted is not None and not shown:
         raise DataError(f"--row {id}: no row has this id; ids are train:1, valid:1 and so on")
 
@@ -142,6 +161,9 @@ def _print_row(view: RowView, ids: bool) -> None:
         _print_text("prompt", _coloured(view.prompt_pieces, "", ""), view.prompt_ids if ids else ())
     if view.teacher_prompt is not None and view.teacher_prompt != view.prompt:
         _print_text("teacher", Text(console.visible(view.teacher_prompt), "magenta"))
+    for image in view.images:
+        told = f"{image.width} x {image.height}  {image.location}"
+        _print_text("image", Text(console.visible(told), "dim"))
     if view.response is not None:
         known = view.response_ids or ()
         name = "response" if view.rejected is None else "chosen"

@@ -162,6 +162,17 @@ class ImageRef:
             raise DataError(f"{self.location}: the image has changed since its row was read")
         return image
 
+    def thumbnail(self, side: int = 160) -> str:
+        """A small copy as a data URL, for pages.
+
+        Raises:
+            DataError: see `open`.
+        """
+        image, held = self.open(), io.BytesIO()
+        image.thumbnail((side, side))
+        image.save(held, "JPEG", quality=80)
+        return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"
+
 
 class ImageExpander(Protocol):
     """How the processor of one model writes images into the text of a prompt."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from stillhouse.core.images import ImageRef
 from stillhouse.core.types import Prompt
 from stillhouse.data.config import DataConfig
 from stillhouse.data.load import encoder_of
@@ -57,10 +58,17 @@ class RowView:
     prompt_pieces: tuple[TextPiece, ...] = ()
     response_pieces: tuple[TextPiece, ...] = ()
     rejected_pieces: tuple[TextPiece, ...] = ()
+    images: tuple[ImageRef, ...] = ()
+    """What prompt and response show, in the order of their tokens."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields without the pieces, which follow from them."""
-        return {name: value for name, value in asdict(self).items() if not name.endswith("_pieces")}
+        """The fields without the pieces, which follow from them; of images place, size and digest."""
+        names = [
+            one.name for one in fields(self) if not one.name.endswith("_pieces") and one.name != "images"
+        ]
+        facts = ("location", "width", "height", "digest")
+        images = [{name: getattr(image, name) for name in facts} for image in self.images]
+        return {name: getattr(self, name) for name in names} | ({"images": images} if images else {})
 
 
 class _Witness(Reading):
@@ -147,11 +155,14 @@ def _view(prompt: Prompt, row: Row, encoder: Encoder, has_teacher: bool) -> RowV
         prompt_pieces=_pieces(encoder.texts, prompt.token_ids),
         response_pieces=_pieces(encoder.texts, ids or (), trained),
         rejected_pieces=_pieces(encoder.texts, rejected or (), rejected_trained),
+        images=(*prompt.images, *prompt.response_images),
     )
 
 
 def _dropped(id: str, row: Row, encoder: Encoder, reason: str) -> RowView:
     """A row that was read and is left out, with its prompt where it has one."""
+    if row.image_values:  # they were not opened
+        return RowView(id, row.format, dropped=reason)
     [found] = encoder.encode([row])
     if isinstance(found, RowError):
         return RowView(id, row.format, dropped=_told(found, reason))
