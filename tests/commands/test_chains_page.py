@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 
+from stillhouse.runs.chains.resolve import resolve_chain
 from tests.conftest import ROOT
 from tests.workshop import Workshop
 
@@ -40,3 +41,11 @@ def test_the_commands_run_in_order(workshop: Workshop) -> None:
     assert "--from: is for a single run" in workshop.refused("run", "chain.yaml", "--from", "runs/ship/warm")
     assert "--redo: is for a chain" in workshop.refused("run", "run.yaml", "--redo", "warm")
     assert "this file is a chain" in workshop.refused("generate", "chain.yaml", "-o", "out.jsonl")
+
+
+def test_init_writes_a_chain_that_resolves(workshop: Workshop) -> None:
+    assert workshop.stillhouse("init", "dckd", "--chain", "-o", "made.yaml").code == 0
+    chain = resolve_chain("made.yaml")
+    assert [(stage.name, stage.after) for stage in chain.stages] == [
+        ("warm", ()), ("distil", ("warm",)), ("int4", ("distil",)), ("exported", ("distil",)),
+    ]  # fmt: skip

@@ -30,11 +30,14 @@ def init(
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="A chain: a supervised warm start, the method, int4, an export.")
+    ] = False,
 ) -> None:
     """Write a commented YAML file for a method; fill in the paths and run it."""
     from stillhouse.files import atomic
 
-    text = starting_yaml(method)
+    text = starting_chain(method) if chain else starting_yaml(method)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -74,6 +77,34 @@ def starting_yaml(method: str) -> str:
     }
     header = "\n".join(f"# {line}".rstrip() for line in recipe.header.splitlines())
     return f"{header}\n\n{USAGE}\n{commented_yaml(RunConfig, tree)}"
+
+
+def starting_chain(method: str) -> str:
+    """A chain around a method: a warm start before it, the student in int4 and exported behind it.
+
+    Raises:
+        ConfigError: no method has that name.
+    """
+    from stillhouse import recipes
+    from stillhouse.config.writing import dump
+
+    recipe = recipes.find(method)
+    tree = {
+        "name": method,
+        "data": {"train": "train.jsonl", "valid": "valid.jsonl", **LENGTHS},
+        "stages": {
+            "warm": {"recipe": "sft", "student": STUDENT},
+            "distil": {"recipe": method, "student": {"path": "stage:warm"}, **_teachers(recipe.teachers)},
+            "int4": {"quantise": {"weights": "int4"}, "student": {"path": "stage:distil"}},
+            "exported": {"export": {"to": "safetensors"}, "student": {"path": "stage:distil"}},
+        },
+    }
+    header = (
+        "# What is outside of `stages` holds for all; `stage:NAME` is the student of an earlier stage.\n"
+        "# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.\n"
+        f"# The options of a training stage: stillhouse init {method}\n"
+    )
+    return header + dump(tree)
 
 
 def _teachers(names: tuple[str, ...]) -> dict[str, Any]:
