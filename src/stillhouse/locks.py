@@ -79,6 +79,42 @@ def only_one_in(folder: Path, option: str) -> contextlib.AbstractContextManager[
     return only_one(folder / FILE, option, folder, "Wait for its end, or choose another folder.")
 
 
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock of this file now."""
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextlib.contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Let one process at a time into the block; others wait for their turn.
+
+    The file stays, because another process may be waiting for it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: its file system has no locks (%s).", file, error.strerror)
+        yield
+    finally:
+        _close(handle)
+
+
 def _locked(file: Path, place: Path) -> int | None:
     """The locked file, open; None if another process has it."""
     while True:

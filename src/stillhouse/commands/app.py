@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from typing import Annotated
@@ -54,16 +53,6 @@ def _global_options(
     """Options before the command."""
 
 
-class _ConsoleHandler(logging.Handler):
-    """Prints the package's log records as the console prints notes and warnings."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            console.warn(record.getMessage())
-        else:
-            console.note(record.getMessage())
-
-
 TOLD = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
@@ -71,9 +60,6 @@ TOLD = frozenset(
     }
 )  # fmt: skip
 """Errors of the operating system whose words say enough; others are ours, and show where."""
-
-CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Loggers that warn, on import, of GPU libraries that a machine does not have and nobody has asked for."""
 
 
 def main() -> None:
@@ -85,11 +71,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    log = logging.getLogger("stillhouse")
-    log.propagate = False
-    log.handlers[:] = [_ConsoleHandler()]
+    console.quieten_imports()
+    console.print_log_records()
     try:
         with signals.handled(signals.stop):
             app()

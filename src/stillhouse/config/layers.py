@@ -65,6 +65,16 @@ class Layer:
         return cls.joined([Layer.of(_nested(name.split("."), value), CALL) for name, value in values.items()])
 
     @classmethod
+    def at(cls, path: str, value: Any, origin: str) -> Self:
+        """One value at a dotted path."""
+        return cls.of(_nested(path.split("."), value), origin)
+
+    def below(self, key: str) -> Layer:
+        """What the mapping at a key says, as a layer of its own."""
+        origins = {path[1:]: origin for path, origin in self.origins.items() if path[:1] == (key,)}
+        return Layer(self.values[key], origins)
+
+    @classmethod
     def joined(cls, layers: Sequence[Layer]) -> Self:
         """Several layers of one source as one: a `kind` and its options belong together in any order."""
         layered = Layered(fits=lambda *_: True)

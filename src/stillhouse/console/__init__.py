@@ -7,7 +7,16 @@ Results go to standard output, so that they can be piped; progress, notes and er
 from stillhouse.console.format import duration, json_text, number, visible
 from stillhouse.console.live import LiveValue, ProgressMeter, phase, progress
 from stillhouse.console.table import Table, TableCell, TableColumn, make_table, print_table
-from stillhouse.console.text import messages, note, output, say, show_error, warn
+from stillhouse.console.text import (
+    messages,
+    note,
+    output,
+    print_log_records,
+    quieten_imports,
+    say,
+    show_error,
+    warn,
+)
 
 __all__ = [
     "LiveValue",
@@ -23,8 +32,10 @@ __all__ = [
     "number",
     "output",
     "phase",
+    "print_log_records",
     "print_table",
     "progress",
+    "quieten_imports",
     "say",
     "show_error",
     "visible",

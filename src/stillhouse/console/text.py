@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -63,3 +64,30 @@ def show_error(error: StillhouseError) -> int:
     gap = "\n" if "\n" in text else " "
     messages().print(Text.assemble(("error:", "bold red"), gap, text), soft_wrap=True)
     return error.exit_code
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints the package's log records as the console prints notes and warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            note(record.getMessage())
+
+
+def print_log_records() -> None:
+    """Print the package's log records to standard error; without this they go where Python's logging says."""
+    log = logging.getLogger("stillhouse")
+    log.propagate = False
+    log.handlers[:] = [_ConsoleHandler()]
+
+
+CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers that warn, on import, of GPU libraries that a machine does not have and nobody has asked for."""
+
+
+def quieten_imports() -> None:
+    """Let libraries be imported without a word on what else they could use."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from stillhouse.config import Registry, StrictConfig
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.seeds import derived_seed
+from stillhouse.core.shared import SharedResults
 from stillhouse.core.types import Progress, Prompt, PromptContent, Response
 from stillhouse.data import DataConfig
 from stillhouse.data.tokenise import Encoder
@@ -62,6 +63,8 @@ class RolloutContext:
     """What the reward model of `ResponsesConfig.reward_model_path` gives each response; None without one."""
     held_out: Callable[[], Sequence[str]] = tuple
     """Prompts and references of every set that the run evaluates on."""
+    shared: SharedResults | None = None
+    """Where several runs keep rounds of the teacher that do not differ between them."""
     external_responses: Mapping[str, Mapping[PromptContent, Response]] = field(default_factory=dict)
     """Responses of other generators, by the generator's name and the prompt's content."""
 

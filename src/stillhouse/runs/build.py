@@ -14,8 +14,10 @@ from torch import nn
 
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
+from stillhouse.core.shared import SharedResults
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data, load_data
+from stillhouse.data.templates import Template
 from stillhouse.data.text_tokens import response_text
 from stillhouse.data.tokenise import Encoder
 from stillhouse.data.translate import Translator
@@ -34,6 +36,7 @@ from stillhouse.models import (
     rewards,
     unwrap,
     vision_facts,
+    vocab_digest,
 )
 from stillhouse.models.packing import packs
 from stillhouse.models.pruning.plan import with_tokens
@@ -311,6 +314,28 @@ def _finite(name: str, model: nn.Module) -> None:
         )
 
 
+def shared_results(parts: Parts, **depends_on: Any) -> SharedResults | None:
+    """What other runs have in common with this one; None unless `output.shared` names a folder.
+
+    Args:
+        parts: what `assemble` gave.
+        **depends_on: what the results depend on besides models, tokenizer, template and engine.
+    """
+    config = parts.config
+    if config.output.shared is None:
+        return None
+    teacher = None if config.teacher is None else config.teacher.model_that_reads()
+    template: Template = config.data.template
+    common = {
+        "engine": config.engine.model_dump(mode="json"),
+        "template": template.model_dump(mode="json"),
+        "tokenizer": vocab_digest(parts.tokenizer.get_vocab()),
+        "teacher": None if teacher is None else teacher.model_dump(mode="json", exclude={"kind"}),
+        "precision": config.train.precision,
+    }
+    return SharedResults(config.output.shared, config.name, {**common, **depends_on})
+
+
 def make_context(
     parts: Parts,
     folder: RunFolder,
@@ -354,6 +379,7 @@ def make_context(
         ),
         rewards=_rewards(parts),
         held_out=cache(partial(held_out_texts, parts.config.evaluation_sets())),
+        shared=shared_results(parts),
         external_responses=parts.config.responses.external_responses(
             parts.config.data, Encoder(parts.config.data.template, parts.tokenizer)
         ),

@@ -57,6 +57,9 @@ class OutputConfig(StrictConfig):
 
     folder: FilePath | None = None
     """The run folder; default: runs/NAME. An existing one is refused unless the run is resumed."""
+    shared: FilePath | None = None
+    """A folder in which several runs keep what does not differ between them: the teacher's texts, and the
+    evaluations of the teacher and of the student before. Whichever run needs one first makes it."""
     report: bool = True
     """Write report.html at the end."""
     dtype: Dtype = "auto"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +21,7 @@ from stillhouse.evaluate.generation import questions_digest, token_ids_digest, w
 from stillhouse.evaluate.likelihood import likelihood_metrics
 from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask
 from stillhouse.models import fingerprint, parameter_counts, unwrap
-from stillhouse.runs.build import Parts
+from stillhouse.runs.build import Parts, shared_results
 from stillhouse.runs.checks import context_length
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
@@ -30,6 +33,8 @@ SET_FACTS = {
     "path": "data", "sha256": "sha256", "rows": "rows", "dropped": "dropped", "truncated": "truncated",
 }  # fmt: skip
 """Field of the report on a set -> setting of a result."""
+SHARED = ("teacher", "student before")
+"""Systems that several runs may have in common."""
 HELD_OUT_TASK = "held-out prompts"
 """The name of the evaluation on held-out prompts among the tasks of a report."""
 
@@ -119,6 +124,9 @@ class _SystemEvaluation:
         self.parts, self.folder, self.system, self.model = parts, folder, system, model
         self.label = parts.config.name if system == "student after" else system
         self.fingerprint = functools.cache(fingerprint)  # no weights change meanwhile
+        self.shared = None
+        if system in SHARED and folder.main and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            self.shared = shared_results(parts, evaluate=parts.config.evaluate.model_dump(mode="json"))
 
     def on_held_out(self, prompts: tuple[Prompt, ...]) -> None:
         """Evaluate on the held-out prompts."""
@@ -132,6 +140,11 @@ class _SystemEvaluation:
         header = content_digest({**generation, "seeds": config.seeds, "teacher": teacher})
         if self.folder.has_evaluation(self.system, header=header):
             return
+        with self._once(header, questions_digest(prompts)) as there:
+            if not there:
+                self._held_out(prompts, generation, header)
+
+    def _held_out(self, prompts: tuple[Prompt, ...], generation: dict[str, Any], header: str) -> None:
         journal = Journal(self.folder.partial(self.system), generation)
         metrics, settings, rows = evaluate_prompts(
             self.parts, self.model, prompts, f"Evaluating {self.system}", journal
@@ -145,6 +158,22 @@ class _SystemEvaluation:
         header = content_digest(task.dependencies(context))
         if self.folder.has_evaluation(self.system, task.title, header=header):
             return
+        with self._once(header, "", task.title) as there:
+            if not there:
+                self._task(task, context, header)
+
+    @contextlib.contextmanager
+    def _once(self, header: str, questions: str, task: str | None = None) -> Iterator[bool]:
+        """Whether another run's result was taken; else what the block writes is there for the others."""
+        if self.shared is None:
+            yield False
+            return
+        path = self.folder.evaluation(self.system, task)
+        key = {"system": self.system, "task": task, "header": header, "questions": questions}
+        with self.shared.once(path.stem, key, [path.with_suffix(".jsonl"), path]) as there:
+            yield there
+
+    def _task(self, task: EvalTask, context: EvalContext, header: str) -> None:
         training = self.model.training
         self.model.eval()
         try:

@@ -78,6 +78,16 @@ def resolve(
         ConfigError: everything that is wrong, at once.
     """
     layers = given_layers(source, overrides)
+    refuse_chain(layers)
+    return resolve_layers(layers, None if start_from is None else partial(_start_from, str(start_from)))
+
+
+def refuse_chain(layers: Sequence[Layer]) -> None:
+    """Refuse what says `stages` where one run is asked for.
+
+    Raises:
+        ConfigError: it does.
+    """
     if any(STAGES in layer.values for layer in layers):
         raise ConfigError(
             Fault(
@@ -87,7 +97,6 @@ def resolve(
                 "file without stages.",
             )
         )
-    return resolve_layers(layers, None if start_from is None else partial(_start_from, str(start_from)))
 
 
 def given_layers(

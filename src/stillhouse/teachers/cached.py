@@ -324,6 +324,14 @@ def _read_head(folder: Path, vocab: int) -> ModelHead:
     return ModelHead(tensors["weight"], tensors.get("bias"), extras["scale"], extras["softcap"], vocab)
 
 
+def cached_in(teacher: TeacherConfig, folder: Path) -> CacheTeacherConfig | None:
+    """A teacher with its exact signal cached in a folder; None where it has a cache already, or has none to
+    fill: it is the student itself, or gives no hidden states."""
+    if teacher.caches or teacher.of_student or "distribution" not in teacher.provides:
+        return None
+    return CacheTeacherConfig(of=teacher, folder=folder)
+
+
 def require_cache(config: TeacherConfig | None, path: str = "teacher") -> CacheTeacherConfig:
     """The configuration of a cached teacher.
 

@@ -357,12 +357,31 @@ class RoundGenerator:
             )
             self._weights = {}
             header = self._header(request, number)
-        samples = generate_stage(path, request, self._options, header, title)
+        with self._once(path, header):
+            samples = generate_stage(path, request, self._options, header, title)
         assert samples is not None
         if not interrupted and name not in self._counted:
             self._counted.add(name)
             self._count(samples)
         return samples
+
+    @contextlib.contextmanager
+    def _once(self, path: Path, header: Mapping[str, Any]) -> Iterator[None]:
+        """Take the teacher's round from another run that has the same, or leave it for others."""
+        shared = self._context.shared
+        of_teacher = self._generator is not None and self.source == "teacher"
+        if (
+            shared is None
+            or not of_teacher
+            or "student" in self._options.scorers
+            or self._options.world_size > 1
+            or path.exists()
+        ):
+            yield
+            return
+        key = {name: value for name, value in header.items() if name != "versions"}
+        with shared.once(path.stem, key, [path]):
+            yield
 
     def _count(self, samples: Sequence[Sample]) -> None:
         """Tell how many tokens a round has that no checkpoint has counted yet.
