@@ -20,6 +20,7 @@ h2 small { font-weight: normal; color: #667; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; padding: .5rem; background: #f4f5f7; }
 figure { display: inline-block; margin: .3rem .6rem .3rem 0; } figcaption { font-size: .8rem; color: #667; }
 img { display: block; max-width: 160px; } .trained { background: #c9ecd0; } .control { background: #d6dbe6; }
+.trained.control { background: #8ed3a0; }
 .dropped { color: #a12020; }
 </style>
 <h1>Rows as the models read them</h1>
