@@ -99,8 +99,8 @@ def main(student_path: str, teacher_path: str, data: str) -> None:
         images = [Image.open(Path(data).parent / name).convert("RGB") for name in row.get("images", ())]
         ids = [*tokenizer(row["response"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         texts = [row["prompt"].replace("<image>", image_text(one)) for one in processors]
-        inputs = [encode(one, text, images, ids) for one, text in zip(processors, texts, strict=True)]
-        rows.append((*inputs, len(ids)))
+        ours, theirs = (encode(one, text, images, ids) for one, text in zip(processors, texts, strict=True))
+        rows.append((ours, theirs, len(ids)))
     optimiser = torch.optim.AdamW(student.parameters(), lr=5e-4, weight_decay=0.0)
     teacher.eval()
     student.train()

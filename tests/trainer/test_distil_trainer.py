@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import stillhouse
 from stillhouse import DistilConfig, DistilTrainer, objectives
 from stillhouse.errors import ConfigError, DataError, ModelError, TrainingError
 from stillhouse.trl import DistillationConfig, GKDConfig
 from tests.devices import same_tensors
+from tests.vision_models import picture, vision_model
 
 
 def rows_of(models: Path) -> list[dict[str, Any]]:
@@ -155,6 +163,27 @@ def test_adapters_alone_are_trained(models: Path, tmp_path: Path) -> None:
     }
     trainer.save_model()
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_a_vision_language_student_learns_from_rows_with_images(tmp_path: Path) -> None:
+    student = vision_model(tmp_path / "student", "llava")
+    teacher = vision_model(tmp_path / "teacher", "llava", seed=1, size=32)
+    picture(3).save(tmp_path / "picture.png")
+    file = str(tmp_path / "picture.png")
+    rows: list[dict[str, Any]] = [
+        {"prompt": "what is it ?", "response": "a dog", "images": [file]},
+        {"prompt": "and now ?", "response": "a cat"},
+    ]
+    args = options(tmp_path / "out", recipe="gkd", max_steps=2, template="plain", max_completion_length=4)
+    trainer = stillhouse.DistilTrainer(str(student), str(teacher), args, rows * 4)
+    shown = trainer.parts.data.train[0]
+    assert len(shown.images) == 1
+    assert shown.teacher_ids is not None
+    assert len(shown.teacher_ids) > len(shown.token_ids), "the teacher's image has more tokens"
+    trainer.train()
+    trainer.save_model()
+    saved = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert saved.image_token
 
 
 def test_a_longer_row_loses_the_oldest_tokens_of_its_prompt(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, ProcessorMixin, set_seed
 
 from stillhouse.config import StrictConfig
+from stillhouse.core.images import with_expander
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt
 from stillhouse.data import load_data
@@ -21,6 +23,8 @@ from stillhouse.data.templates import with_template
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models import control_ends, unwrap
 from stillhouse.models.hidden import check_head
+from stillhouse.models.readers import auto_class
+from stillhouse.models.vision import ImageReader, attach_reader, reads_images
 from stillhouse.runs.build import Parts, pack_where_possible, with_resolved_template
 from stillhouse.runs.checks import check_context_lengths, context_length
 from stillhouse.runs.config import RunConfig
@@ -217,9 +221,9 @@ def _model(argument: str, model: Model, options: Mapping[str, Any] | None, args:
             raise ConfigError(Fault(path, f"has no effect: {argument} is loaded already", got=str(options)))
         return model
     try:
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
-            model, **{"trust_remote_code": args.trust_remote_code, **(options or {})}
-        )
+        code = {"trust_remote_code": args.trust_remote_code}
+        kind = auto_class(AutoConfig.from_pretrained(model, **code))
+        loaded: nn.Module = kind.from_pretrained(model, **{**code, **(options or {})})
     except (OSError, ValueError) as error:
         raise ModelError(f"{argument}: {model}: no model could be loaded from there ({error})") from error
     return loaded
@@ -228,6 +232,8 @@ def _model(argument: str, model: Model, options: Mapping[str, Any] | None, args:
 def _tokenizer(given: Given, args: DistilConfig) -> Any:
     """The student's tokenizer, with something to pad with."""
     tokenizer = given.processing_class
+    if isinstance(tokenizer, ProcessorMixin):
+        tokenizer = tokenizer.tokenizer
     if tokenizer is None:
         name = given.model if isinstance(given.model, str) else unwrap(given.model).config.name_or_path
         try:
@@ -245,10 +251,11 @@ def _tokenizers(
     given: Given, args: DistilConfig, student: nn.Module, teacher: nn.Module | None
 ) -> Tokenizers:
     """Both; the teacher's is the student's unless another one is given."""
-    ours = _tokenizer(given, args)
+    ours = _with_reader(_tokenizer(given, args), student, given.processing_class)
     if teacher is None:
         return Tokenizers(ours, student_ends=_ends(student, ours))
-    theirs = given.teacher_processing_class
+    processor = given.teacher_processing_class
+    theirs = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
     if isinstance(theirs, str):
         theirs = AutoTokenizer.from_pretrained(theirs, trust_remote_code=args.trust_remote_code)
     if theirs is None:
@@ -259,6 +266,8 @@ def _tokenizers(
                 f"teacher_model: it has {ids:,} ids and the tokenizer {len(ours):,}. A teacher with another "
                 "tokenizer needs that: teacher_processing_class=..., and an objective such as uld or span."
             )
+        theirs = copy.copy(ours)  # the two may write images into a prompt in other ways
+    theirs = _with_reader(theirs, teacher, processor)
     return Tokenizers(
         ours,
         theirs,
@@ -266,6 +275,19 @@ def _tokenizers(
         teacher_ends=_ends(teacher, theirs),
         context=context_length(unwrap(teacher).config),
     )
+
+
+def _with_reader(tokenizer: Any, model: nn.Module, processor: Any) -> Any:
+    """The tokenizer of a model, told how images are written for it; the model reads them through the one
+    processor that is given, or else that in its folder. Nothing changes for a model of text alone."""
+    inner = unwrap(model)
+    if not reads_images(inner.config):
+        return tokenizer
+    reader = ImageReader(inner.config.name_or_path, inner.config, lambda: tokenizer)
+    if isinstance(processor, ProcessorMixin):
+        reader.processor = processor
+    attach_reader(inner, reader)
+    return with_expander(tokenizer, reader)
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from transformers.trainer_utils import speed_metrics
 from stillhouse.core.types import Progress
 from stillhouse.errors import ConfigError, Fault, TrainingError
 from stillhouse.evaluate.likelihood import likelihood, references_of
-from stillhouse.models import unwrap
+from stillhouse.models import image_reader, unwrap
 from stillhouse.runs.build import make_step
 from stillhouse.runs.folder import RunFolder
 from stillhouse.train import checkpoints
@@ -235,3 +235,7 @@ class DistilTrainer(StepTrainer):
         if config is not None:
             config.eos_token_id = ends if len(ends) > 1 else ends[0]
         super().save_model(output_dir, _internal_call)
+        reader = image_reader(self.model)
+        if reader is not None and self.args.should_save:
+            reader.processor.save_pretrained(output_dir or self.args.output_dir)
+            self.processing_class.save_pretrained(output_dir or self.args.output_dir)  # with the template

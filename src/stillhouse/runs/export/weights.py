@@ -49,6 +49,7 @@ def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     if quantise is not None and quantise.qat:
         quantise_trained_layers(parts.student, quantise)
     _name_ends(parts)
+    unwrap(parts.student).config.use_cache = True  # which a training turns off
     tokenizer = with_template(parts.tokenizer, parts.config.data.template)
     usage = example_usage(parts, tokenizer)
     fresh = folder.path / ".student.new"
