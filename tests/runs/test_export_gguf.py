@@ -176,8 +176,6 @@ def test_what_llama_cpp_cannot_carry_is_refused_by_name(tmp_path: Path) -> None:
 def test_types_of_llama_cpp_are_named_with_its_tool() -> None:
     with pytest.raises(ValueError, match="llama-quantize FILE"):
         ExportConfig.model_validate({"to": "gguf", "dtype": "q4_k_m"})
-    with pytest.raises(ValueError, match="optimum-onnx"):
-        ExportConfig.model_validate({"to": "onnx"})
     with pytest.raises(ValueError, match="q8_0 is GGUF's"):
         ExportConfig(dtype="q8_0")
 

@@ -18,13 +18,16 @@ def export(
         Path,
         typer.Argument(help="A run folder, or the folder of any model.", metavar="RUN", show_default=False),
     ],
-    to: Annotated[str, typer.Option("--to", help="safetensors, gguf, or hub.")] = "safetensors",
+    to: Annotated[str, typer.Option("--to", help="safetensors, gguf, onnx, or hub.")] = "safetensors",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A new folder; default: RUN/export/TARGET.", show_default=False),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, of gguf also q8_0; auto: as stored.")
+        str,
+        typer.Option(
+            help="float32, bfloat16, float16, of gguf also q8_0; auto: as stored; onnx: float32 alone."
+        ),
     ] = "auto",
     repo: Annotated[
         str | None, typer.Option(help="With --to hub: org/name there.", show_default=False)

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.config import StrictConfig
 
-Target = Literal["safetensors", "gguf", "hub"]
+Target = Literal["safetensors", "gguf", "onnx", "hub"]
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -19,9 +19,11 @@ class ExportConfig(StrictConfig):
 
     to: Target = "safetensors"
     """`safetensors`: what transformers, vLLM and most others load, adapters merged. `gguf`: one file for
-    llama.cpp (extra [gguf]). `hub`: safetensors, then uploaded to `repo`."""
+    llama.cpp (extra [gguf]). `onnx`: a graph for ONNX Runtime (extra [onnx]). `hub`: safetensors, then
+    uploaded to `repo`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
-    """The dtype of the weights; "auto": the one they are stored in. `q8_0`: 8 bits, in GGUF alone."""
+    """The dtype of the weights; "auto": the one they are stored in, for ONNX float32. `q8_0`: 8 bits, in
+    GGUF alone."""
     repo: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
     """With `hub`: the model's name there, such as org/name."""
     private: bool = True
@@ -34,19 +36,6 @@ class ExportConfig(StrictConfig):
     """The length limit of the smoke test's answer."""
     smoke_test: bool = True
     """Run the export's own smoke test before the folder is put in its place; a failed one leaves nothing."""
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _no_onnx(cls, value: Any) -> Any:
-        """ONNX is named with what stands in its way."""
-        if value == "onnx":
-            raise PydanticCustomError(
-                "onnx",
-                "onnx is not written here: optimum-onnx 0.1.0 needs transformers below 4.58 and cannot be "
-                "installed beside the transformers 5 that Stillhouse needs. Export safetensors and try "
-                "transformers.exporters (OnnxExporter) on that folder's model",
-            )
-        return value
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -66,6 +55,8 @@ class ExportConfig(StrictConfig):
     def _fits(self) -> Self:
         if (self.to == "hub") != (self.repo is not None):
             raise ValueError("repo and to: hub belong together: --to hub --repo org/name")
+        if self.to == "onnx" and self.dtype not in ("auto", "float32"):
+            raise ValueError(f"dtype {self.dtype} is not written to ONNX; auto and float32 are")
         if self.dtype == "q8_0" and self.to != "gguf":
             raise ValueError(f"dtype q8_0 is GGUF's; {self.to} takes {', '.join(PRECISIONS)}")
         return self

@@ -120,10 +120,12 @@ def read_student(source: Path, config: ExportConfig) -> FinishedStudent:
 def _in_dtype(model: Any, config: ExportConfig) -> str:
     """Round the weights to the dtype that is exported, and name it.
 
-    llama.cpp has its own arithmetic: for it the rounded weights answer in float32.
+    llama.cpp has its own arithmetic: for it the rounded weights answer in float32. ONNX Runtime computes in
+    float32 on a CPU, whatever the weights were stored in.
     """
     stored = str(next(model.parameters()).dtype).removeprefix("torch.")
-    dtype = stored if config.dtype == "auto" else config.dtype
+    own = "float32" if config.to == "onnx" else stored
+    dtype = own if config.dtype == "auto" else config.dtype
     if dtype in PRECISIONS:
         cast_parameters(model, getattr(torch, dtype))
     if config.to == "gguf":

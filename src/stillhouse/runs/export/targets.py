@@ -60,6 +60,10 @@ def _writer(target: Target) -> Callable[[FinishedStudent, ExportConfig, Path], N
         from stillhouse.runs.export.llama_cpp.folder import write_gguf
 
         return write_gguf
+    if target == "onnx":
+        from stillhouse.runs.export.onnx import write_onnx
+
+        return write_onnx
     from stillhouse.runs.export.safetensors import write_safetensors
 
     return write_safetensors
