@@ -16,7 +16,16 @@ from markupsafe import Markup
 from stillhouse import console, files
 from stillhouse.console import duration
 from stillhouse.console.format import MISSING, compact_number, is_number
-from stillhouse.report import breakdown, chains, configuration, curation, curves, responses, results
+from stillhouse.report import (
+    breakdown,
+    chains,
+    configuration,
+    curation,
+    curves,
+    responses,
+    results,
+    tradeoffs,
+)
 from stillhouse.report.headline import headline
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import DASHED
@@ -71,6 +80,7 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         task_results=found,
         overview=results.overview(systems),
         stage_tables=chains.stage_tables(runs),
+        tradeoff_plots=tradeoffs.tradeoff_plots(systems, runs),
         seeds=any(system.members for system in systems),
         glossary=results.glossary(found),
         cards=[_run_card(run, colour) for run, colour in zip(runs, colours, strict=True)],
