@@ -30,6 +30,7 @@ PATCH = 8
 FROM_TEACHER = {"kind": "generated", "by": "teacher"}
 METHODS: dict[str, dict[str, Any]] = {
     "SFT, as many steps more": {"recipe": "sft", "data.no_response": "drop"},
+    "seqkd": {"recipe": "seqkd"},
     "kd": {"recipe": "kd", "responses": FROM_TEACHER},
     "csd": {"recipe": "csd", "responses": FROM_TEACHER},
     "gkd": {"recipe": "gkd", "responses.base": FROM_TEACHER},
@@ -50,7 +51,7 @@ class Size:
     start_steps: int
     steps: int
     batch: int = 64
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = (1, 2, 3)
 
 
 FULL = Size({"teacher": 10000, "train": 2400, "eval": 500}, 1600, 300, 200, 150)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stillhouse.fused.api import fused_loss
     from stillhouse.runs.api import run
     from stillhouse.runs.execute import Result
+    from stillhouse.runs.sweep import SweepResult, sweep
     from stillhouse.trainer import DistilConfig, DistilTrainer, distil
 
 _LAZY = {
@@ -29,6 +30,8 @@ _LAZY = {
     "ModelHead": ("stillhouse.core.head", "ModelHead"),
     "Rows": ("stillhouse.core.rows", "Rows"),
     "objectives": ("stillhouse.objectives", None),
+    "sweep": ("stillhouse.runs.sweep", "sweep"),
+    "SweepResult": ("stillhouse.runs.sweep", "SweepResult"),
     "DistilConfig": ("stillhouse.trainer", "DistilConfig"),
     "DistilTrainer": ("stillhouse.trainer", "DistilTrainer"),
     "distil": ("stillhouse.trainer", "distil"),
@@ -40,11 +43,13 @@ __all__ = [
     "ModelHead",
     "Result",
     "Rows",
+    "SweepResult",
     "__version__",
     "distil",
     "fused_loss",
     "objectives",
     "run",
+    "sweep",
 ]
 
 
