@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from stillhouse import console
 from stillhouse.config import nearest
+from stillhouse.core.images import IMAGE_MARK
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import turn_text
 from stillhouse.data.rows import Fields
@@ -111,6 +113,10 @@ def pair_answers(first: JudgedSystem, second: JudgedSystem, limit: int | None) -
     ]
 
 
+_SHOWN = re.compile(rf"(?:^|\s){re.escape(IMAGE_MARK)}(?:\s|$)")
+"""Where an image stood in a question that an evaluation has kept as text."""
+
+
 class _Answer(NamedTuple):
     id: str
     question: str
@@ -138,6 +144,11 @@ def _answers(path: Path) -> dict[str, _Answer]:
                 "`response`, and `prompt`, `question` or `instruction`"
             ) from error
         question = _question(row, f"{path}:{number}")
+        if row.get("images") or row.get("image") or _SHOWN.search(question):
+            raise DataError(
+                f"{path}:{number}: the question shows an image, which the judge is not sent: it would judge "
+                "answers to a picture that it does not see. Judge rows of text alone, or use the task vqa."
+            )
         answer = _Answer(str(row.get("id", question)), question, str(response))
         found.setdefault(" ".join(question.split()), answer)
     return found
