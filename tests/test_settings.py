@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import stillhouse
 from stillhouse.config import Layer, Layered, commented_yaml, validate
 from stillhouse.config.strict_yaml import parse
 from stillhouse.errors import ConfigError
+from stillhouse.runs.chains.resolve import resolve_chain
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.resolve import resolve
+from stillhouse.runs.resolve import STAGES, resolve
 from stillhouse.train.config import TrainConfig
 from tests.conftest import ROOT
 
@@ -50,7 +52,10 @@ def test_the_smallest_tree_is_valid() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_file_is_valid(path: Path) -> None:
-    assert resolve(path).config.name
+    if STAGES in yaml.safe_load(path.read_text(encoding="utf-8")):
+        assert resolve_chain(path).stages
+    else:
+        assert resolve(path).config.name
 
 
 def test_the_commented_form_reads_back_as_what_was_given() -> None:
