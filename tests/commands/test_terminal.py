@@ -35,7 +35,7 @@ def test_a_terminal_shows_phases_rates_time_left_and_the_course_of_the_loss(work
     (trained,) = [line for line in last if "Training kd" in line]
     assert re.search(r"48/48 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained)
     assert any(
-        re.search(r"^. Training kd +━+ +\d+/48 .* \d+ s left  loss", line)
+        re.search(r"^. Training kd +[━╸╺]+ +\d+/48 .* \d+ s left  loss", line)
         for screen in screens
         for line in screen
     )
