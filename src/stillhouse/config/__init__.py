@@ -1,7 +1,7 @@
 """Strict configs and registries, layered YAML with the origin of every value, errors with field paths."""
 
 from stillhouse.config.layers import Dropped, Layer, Layered
-from stillhouse.config.loading import validate
+from stillhouse.config.loading import read_config, validate
 from stillhouse.config.sizes import Bytes, Count
 from stillhouse.config.strict import (
     FilePath,
@@ -34,6 +34,7 @@ __all__ = [
     "import_submodules",
     "kind_of",
     "nearest",
+    "read_config",
     "to_yaml",
     "validate",
     "walk",

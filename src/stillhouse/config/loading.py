@@ -5,13 +5,14 @@ Paths in a configuration are relative to the working directory of the process, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from stillhouse.config.faults import to_faults
-from stillhouse.config.layers import Layered
+from stillhouse.config.layers import Layer, Layered
 from stillhouse.config.strict import ConfigT, StrictConfig
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.config.trees import dotted, leaves, plain
@@ -35,6 +36,16 @@ def validate(tree: type[ConfigT], layered: Layered) -> tuple[ConfigT, dict[str, 
     except ValidationError as error:
         raise ConfigError(*to_faults(error, tree, layered)) from error
     return config, provenance(config, layered)
+
+
+def read_config(tree: type[ConfigT], source: Path, overrides: Sequence[str]) -> ConfigT:
+    """A YAML file with the command line's `a.b=value` texts on top, as a `tree`.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    upper = Layer.joined([Layer.override(text) for text in overrides])
+    return validate(tree, Layered.merged(Layer.read(source), upper))[0]
 
 
 def provenance(config: StrictConfig, layered: Layered) -> dict[str, str]:

@@ -35,8 +35,21 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     folder = _tokenizer_folder(path)
     with foreign_files(f"{path}: no tokenizer could be loaded from there", missing_folder_hint(path)):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    return with_padding(tokenizer, path)
+
+
+def with_padding(tokenizer: Any, name: str) -> Any:
+    """The tokenizer, told to pad with its end of sequence where it has nothing of its own.
+
+    Args:
+        tokenizer: of transformers.
+        name: what a message calls it.
+
+    Raises:
+        ModelError: it has no end-of-sequence token.
+    """
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could end.")
+        raise ModelError(f"{name}: the tokenizer has no end-of-sequence token, so no response could end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

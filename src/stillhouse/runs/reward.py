@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from stillhouse import console
-from stillhouse.config import FilePath, Layer, Layered, StrictConfig, validate
+from stillhouse.config import FilePath, StrictConfig, read_config
 from stillhouse.core.types import Prompt
 from stillhouse.data import DataConfig, load_data, load_prompts
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
@@ -99,8 +99,7 @@ def reward_run(source: Path, overrides: list[str]) -> RewardRun:
     Raises:
         ConfigError: everything that is wrong, at once.
     """
-    layers = [Layer.read(source), Layer.joined([Layer.override(text) for text in overrides])]
-    return validate(RewardRun, Layered.merged(*layers))[0]
+    return read_config(RewardRun, source, overrides)
 
 
 def train_reward_model(config: RewardRun, resume: bool = False) -> dict[str, float]:

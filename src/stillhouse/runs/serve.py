@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from stillhouse import console
-from stillhouse.config import Layer, Layered, validate
+from stillhouse.config import read_config
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.models import (
     fingerprint_of_files,
@@ -55,11 +55,7 @@ def serve_config(file: Path, overrides: list[str]) -> ServeConfig:
     Raises:
         ConfigError: everything that is wrong, at once.
     """
-    layered = Layered()
-    for layer in (Layer.read(file), *map(Layer.override, overrides)):
-        layered.add(layer)
-    config, _ = validate(ServeConfig, layered)
-    return config
+    return read_config(ServeConfig, file, overrides)
 
 
 def serve(config: ServeConfig) -> None:

@@ -104,7 +104,13 @@ class StepDriver(TrainerCallback):
         self.step.metrics.since("backward", self._forward_ended)
 
 
-def progress_of(state: Any, steps_per_epoch: int) -> Progress:
-    """How far a trainer has come, counted in optimiser steps so that it is exact."""
-    step, max_steps = state.global_step, state.max_steps
+def progress_of(state: Any, steps_per_epoch: int, max_steps: int | None = None) -> Progress:
+    """How far a trainer has come, counted in optimiser steps so that it is exact.
+
+    Args:
+        state: the trainer's.
+        steps_per_epoch: optimiser steps in one pass over the prompts.
+        max_steps: of the whole training, where the trainer has not begun and does not know yet.
+    """
+    step, max_steps = state.global_step, max_steps or state.max_steps
     return Progress(step, max_steps, epoch=step / steps_per_epoch, epochs=max_steps / steps_per_epoch)

@@ -24,6 +24,7 @@ from stillhouse.errors import ConfigError, DataError, Fault, ModelError
 from stillhouse.models import control_ends, unwrap
 from stillhouse.models.hidden import check_head
 from stillhouse.models.readers import auto_class
+from stillhouse.models.tokenizers import with_padding
 from stillhouse.models.vision import ImageReader, attach_reader, reads_images
 from stillhouse.runs.build import Parts, pack_where_possible, with_resolved_template
 from stillhouse.runs.checks import check_context_lengths, context_length
@@ -240,11 +241,7 @@ def _tokenizer(given: Given, args: DistilConfig) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError) as error:
             raise ModelError(f"processing_class: none is given, and {name!r} has no tokenizer") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError("processing_class: it has no end-of-sequence token, so no response could end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return with_padding(tokenizer, "processing_class")
 
 
 def _tokenizers(

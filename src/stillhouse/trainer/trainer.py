@@ -10,14 +10,15 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
-from stillhouse.core.types import Progress
 from stillhouse.errors import ConfigError, Fault, TrainingError
 from stillhouse.evaluate.likelihood import likelihood, references_of
-from stillhouse.models import image_reader, unwrap
+from stillhouse.models import image_reader
 from stillhouse.runs.build import make_step
+from stillhouse.runs.export.weights import name_ends
 from stillhouse.runs.folder import RunFolder
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import StepStateSaver, measured
+from stillhouse.train.driver import progress_of
 from stillhouse.train.trainer import Ranks, StepTrainer, steps_in_all, steps_in_epoch
 from stillhouse.trainer.arguments import OF_TRAINERS, refuse_foreign
 from stillhouse.trainer.config import DistilConfig
@@ -203,14 +204,10 @@ class DistilTrainer(StepTrainer):
         found = {f"{prefix}_{name}": value for name, value in values.items()}
         found |= speed_metrics(prefix, began, num_samples=len(prompts))
         self.log(found)
-        self.step.observe("dev_loss", measures.loss, self._progress())
+        prompts = len(parts.data.train)
+        per_epoch, in_all = steps_in_epoch(self.args, prompts), steps_in_all(self.args, prompts)
+        self.step.observe("dev_loss", measures.loss, progress_of(self.state, per_epoch, in_all))
         return found
-
-    def _progress(self) -> Progress:
-        prompts = len(self.parts.data.train)
-        per_epoch, done = steps_in_epoch(self.args, prompts), self.state.global_step
-        in_all = steps_in_all(self.args, prompts)
-        return Progress(done, in_all, done / per_epoch, in_all / per_epoch)
 
     def predict(self, *_: Any, **__: Any) -> Any:
         """Not here: no logits of whole batches are made.
@@ -231,9 +228,7 @@ class DistilTrainer(StepTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The student with its tokenizer, the run's template in it, and every end token in its generation
         config."""
-        ends, config = list(self.parts.facts.eos_ids), getattr(unwrap(self.model), "generation_config", None)
-        if config is not None:
-            config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        name_ends(self.parts)
         super().save_model(output_dir, _internal_call)
         reader = image_reader(self.model)
         if reader is not None and self.args.should_save:

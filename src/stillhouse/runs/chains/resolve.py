@@ -128,20 +128,22 @@ def _names(given: Layer, upper: Layer) -> list[str]:
 
 
 def _refuse_unknown_keys(shared: Sequence[Layer]) -> None:
-    known = [*RunConfig.model_fields, STAGES]
-    faults = [
+    if faults := _unknown_keys(shared, [*RunConfig.model_fields, STAGES]):
+        raise ConfigError(*faults)
+
+
+def _unknown_keys(layers: Sequence[Layer], known: list[str]) -> list[Fault]:
+    return [
         Fault(
             key,
             f"unknown key{nearest(key, known)}",
             allowed=", ".join(known),
             origin=layer.origins.get((key,)),
         )
-        for layer in shared
+        for layer in layers
         for key in layer.values
         if key not in known
     ]
-    if faults:
-        raise ConfigError(*faults)
 
 
 def _of_the_chain(shared: Sequence[Layer]) -> tuple[Path, str, bool]:
@@ -187,18 +189,7 @@ def _stage(
     references = References(folder, names, name)
     given = [key for layer in own for key in layer.values]
     sections = [key for key in CONVERSIONS if key in given]
-    known = [*RunConfig.model_fields, *CONVERSIONS]
-    faults = [
-        Fault(
-            key,
-            f"unknown key{nearest(key, known)}",
-            allowed=", ".join(known),
-            origin=layer.origins.get((key,)),
-        )
-        for layer in own
-        for key in layer.values
-        if key not in known
-    ]
+    faults = _unknown_keys(own, [*RunConfig.model_fields, *CONVERSIONS])
     for layer in own:
         if _taken(layer.values, ("output", "folder"))[0] is not _NOTHING:
             origin = layer.origins.get(("output", "folder"))

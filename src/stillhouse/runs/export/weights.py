@@ -48,7 +48,7 @@ def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     quantise = parts.config.student.quantise
     if quantise is not None and quantise.qat:
         quantise_trained_layers(parts.student, quantise)
-    _name_ends(parts)
+    name_ends(parts)
     unwrap(parts.student).config.use_cache = True  # which a training turns off
     tokenizer = with_template(parts.tokenizer, parts.config.data.template)
     usage = example_usage(parts, tokenizer)
@@ -66,7 +66,7 @@ def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     return usage
 
 
-def _name_ends(parts: Parts) -> None:
+def name_ends(parts: Parts) -> None:
     """Have the generation config name every token that ended the student's text here."""
     ends, config = list(parts.facts.eos_ids), getattr(unwrap(parts.student), "generation_config", None)
     if config is not None:

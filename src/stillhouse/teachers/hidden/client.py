@@ -18,7 +18,7 @@ from torch import Tensor
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.errors import TeacherError
-from stillhouse.remote.client import RETRIED_STATUSES, is_loopback
+from stillhouse.remote.client import RETRIED_STATUSES, TransientError, is_loopback
 from stillhouse.teachers.hidden.protocol import (
     DTYPE,
     FINGERPRINT,
@@ -158,7 +158,7 @@ class HiddenClient:
             server = self._take()
             try:
                 states = self._attempt(server, body, sum(counts), codec)
-            except _Failed as error:
+            except TransientError as error:
                 failures.append(f"{server.url}: {error}")
                 self._failed(server)
                 if attempt >= self._settings.retries:
@@ -181,11 +181,11 @@ class HiddenClient:
         try:
             response = server.http.post(f"{server.url}/v1/hidden", content=body, headers=headers)
         except httpx.TimeoutException:
-            raise _Failed(f"no answer within {self._settings.timeout:g} s") from None
+            raise TransientError(f"no answer within {self._settings.timeout:g} s") from None
         except httpx.HTTPError as error:
-            raise _Failed(f"{type(error).__name__} {error}".strip()) from None
+            raise TransientError(f"{type(error).__name__} {error}".strip()) from None
         if response.status_code in RETRIED_STATUSES - {409}:
-            raise _Failed(f"status {response.status_code}: {response.text[:200]}")
+            raise TransientError(f"status {response.status_code}: {response.text[:200]}")
         if response.status_code != 200:
             raise TeacherError(_refusal(server.url, response))
         if response.headers.get(FINGERPRINT) != facts.fingerprint:
@@ -197,7 +197,7 @@ class HiddenClient:
         try:
             return codec.decode(unpack_tensors(response.content, shapes))
         except BadBody as error:
-            raise _Failed(f"an answer that is not whole: {error}") from None
+            raise TransientError(f"an answer that is not whole: {error}") from None
 
     def _take(self) -> _Server:
         """The server with the fewest requests among those that do not rest; waits for one."""
@@ -237,10 +237,6 @@ class HiddenClient:
         for server in self._servers:
             with contextlib.suppress(httpx.HTTPError):
                 server.http.close()
-
-
-class _Failed(Exception):
-    """An attempt failed in a way that another may not."""
 
 
 def _refusal(url: str, response: httpx.Response) -> str:
