@@ -47,6 +47,8 @@ MORE_CASES = [
     ("csd mix", {"kind": "csd", "w1": "mix", "w2": "teacher"}),
     ("csd uniform", {"kind": "csd", "w1": "uniform", "w2": "uniform"}),
     ("dpkd of tokens", {"kind": "dpkd", "level": "token"}),
+    ("dpo", {"kind": "dpo", "teacher_model": "main"}),
+    ("dpo ipo", {"kind": "dpo", "loss": "ipo", "teacher_model": "main"}),
     ("policy gradient, whitened", {"kind": "policy_gradient", "whiten": True, "include_current": True}),
     ("policy gradient, exact", {"kind": "policy_gradient", "single_step": True}),
     ("span of forward KL", {"kind": "span", "compare": "forward_kl"}),

@@ -266,7 +266,7 @@ def test_the_docstring_says_what_a_reader_needs(kind: str) -> None:
 def test_every_objective_of_the_specification_is_there() -> None:
     wanted = (
         "cross_entropy forward_kl reverse_kl symmetric_kl jeffreys jsd tvd skew_kl skew_rkl adaptive_kl ab "
-        "alpha_mixture taid csd dld contrastive dpkd policy_gradient uld advantage aligned_teacher sum "
+        "alpha_mixture taid csd dld contrastive dpkd dpo policy_gradient uld advantage aligned_teacher sum "
         "by_source simper"
     )
     assert set(wanted.split()) <= set(REGISTRY.kinds())

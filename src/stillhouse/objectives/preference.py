@@ -8,26 +8,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stillhouse.config import because
-from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import LOGPROBS, REFERENCE, Requirements, RunFacts
-from stillhouse.core.rows import Rows, sequence_means
+from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs, gathered_at, looked_up
-from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, differentiated, register
 from stillhouse.objectives.divergences import both, closed_reverse_kl, dot, kl, log_softmax
-from stillhouse.objectives.simper import PREFERRED
+from stillhouse.objectives.pairs import pair_gaps
 from stillhouse.schedules import NonNegative
-
-_SIDES = [[SOURCES.index(source) for source, sign in PREFERRED.items() if sign == one] for one in (1.0, -1.0)]
-"""The sources of preferred responses, and of the others."""
 
 LEAST_STORED = math.log(1e-7)
 """The least log-probability (nats) that counts where only a few tokens of a teacher are stored."""
@@ -85,34 +78,10 @@ class DPKD(Objective):
         return -logsigmoid(float(self.scale) * gap.squeeze(-1))
 
     def per_sequence(self, rows: Rows) -> Tensor:
-        ids, sources, pairs = rows.sequence_ids, rows.sources, rows.pair_ids
-        assert ids is not None
-        assert sources is not None
-        assert pairs is not None
         assert rows.student_logprobs is not None
-        ratio = sequence_means(rows.student_logprobs - self.label_logprobs(rows).detach(), ids)
-        if not self.length_normalised:
-            ratio = ratio * to_device(np.bincount(ids), ratio.device)
-        sequences, first = np.unique(ids, return_index=True)
-        prompts, pair = np.unique(pairs[first], return_inverse=True)
-        chosen, rejected = (
-            _one_of_each_pair(sequences, pair, np.isin(sources[first], codes), len(prompts))
-            for codes in _SIDES
-        )
-        gap = ratio[to_device(chosen, ratio.device)] - ratio[to_device(rejected, ratio.device)]
-        of_row = pair[np.searchsorted(sequences, ids)]
-        return -logsigmoid(float(self.scale) * gap)[to_device(of_row, ratio.device)]
-
-
-def _one_of_each_pair(sequences: Ints, pair: Ints, written: NDArray[np.bool_], count: int) -> Ints:
-    """The sequence of each pair, 0 to `count` - 1, that is among those `written`."""
-    index = pair[written]
-    if len(index) != count or len(np.unique(index)) != count:
-        raise ValueError(
-            "dpkd needs exactly one teacher-written (or chosen) and one student-written (or rejected) "
-            "response of each pair in the batch; use responses.kind: pairs or preference_pairs"
-        )
-    return sequences[written][np.argsort(index)]
+        ratio = rows.student_logprobs - self.label_logprobs(rows).detach()
+        gaps, of_row = pair_gaps(ratio, rows, self.name, mean=self.length_normalised)
+        return -logsigmoid(float(self.scale) * gaps)[of_row]
 
 
 def _two_teachers(objective: Objective, reference: str, *forms: str) -> Requirements:

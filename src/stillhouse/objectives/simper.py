@@ -14,9 +14,7 @@ from stillhouse.core.rows import Rows, sequence_means
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
 from stillhouse.objectives.base import Objective, register
-
-PREFERRED = {"chosen": 1.0, "teacher": 1.0, "rejected": -1.0, "student": -1.0}
-"""By source: whether a response is preferred (1) or the other one (-1)."""
+from stillhouse.objectives.pairs import PREFERRED
 
 
 @register

@@ -20,6 +20,9 @@ class PreferencePairsConfig(ResponsesConfig):
     of a row are in one micro-batch."""
 
     kind: Literal["preference_pairs"] = "preference_pairs"
+    swap: bool = False
+    """Take the rejected response for the chosen one and the other way round, for the reverse teacher of
+    AlignDistil (reverse DPO)."""
 
     def requirements(self) -> Requirements:
         """Rows that are preference pairs."""
@@ -35,7 +38,7 @@ class PreferencePairsConfig(ResponsesConfig):
 
     def known_responses(self, context: RolloutContext) -> list[Response]:
         """Both responses of all pairs."""
-        return [one for pair in pairs_of_data(context.prompts, Prompt.preference_pair) for one in pair]
+        return [one for pair in pairs_of_data(context.prompts, self._pair_of) for one in pair]
 
     def sources(self) -> frozenset[str]:
         """The two of a pair."""
@@ -43,7 +46,11 @@ class PreferencePairsConfig(ResponsesConfig):
 
     def build(self, context: RolloutContext) -> DataPairsPolicy:
         """The running policy."""
-        return DataPairsPolicy(Prompt.preference_pair)
+        return DataPairsPolicy(self._pair_of)
+
+    @property
+    def _pair_of(self) -> PairOf:
+        return _swapped_pair if self.swap else Prompt.preference_pair
 
 
 class DataPairsPolicy(StatelessPolicy):
@@ -56,6 +63,10 @@ class DataPairsPolicy(StatelessPolicy):
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """The two responses to each prompt."""
         return pairs_of_data(prompts, self._pair_of)
+
+
+def _swapped_pair(prompt: Prompt) -> tuple[Response, Response] | None:
+    return prompt.swapped().preference_pair()
 
 
 def pairs_of_data(prompts: Sequence[Prompt], pair_of: PairOf) -> list[list[Response]]:
