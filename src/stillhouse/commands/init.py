@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from stillhouse import console
 from stillhouse.commands.app import START, app
-from stillhouse.errors import ConfigError
+from stillhouse.core.sharding import Parallelism
+from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import atomic
 
 STUDENT = {"path": "path/or/hub-name/of/the/student"}
 LENGTHS = {"max_prompt": 256, "max_response": 256}
@@ -21,11 +24,11 @@ USAGE = """# Set the paths of models and data, then: stillhouse check FILE, and 
 @app.command("init", rich_help_panel=START)
 def init(
     method: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Name of a method; `stillhouse methods` lists them.", metavar="METHOD", show_default=False
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
@@ -33,19 +36,70 @@ def init(
     chain: Annotated[
         bool, typer.Option("--chain", help="A chain: a supervised warm start, the method, int4, an export.")
     ] = False,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            "--launch",
+            help=f"Write a configuration of `accelerate launch` too: {' | '.join(get_args(Parallelism))}. "
+            "Without a method, that alone.",
+            metavar="KIND",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a commented YAML file for a method; fill in the paths and run it."""
-    from stillhouse.files import atomic
-
-    text = starting_chain(method) if chain else starting_yaml(method)
-    if output is None:
-        typer.echo(text, nl=False)
+    files = _files(method, output, chain, launch)
+    if None in files:
+        typer.echo(files[None], nl=False)
         return
-    if output.exists() and not force:
-        raise ConfigError(f"{output}: exists already. Choose another name, or overwrite it with --force.")
-    with atomic(output) as handle:
-        handle.write(text)
-    console.note(f"Wrote {output}. Edit the paths, then: stillhouse check {output}")
+    for path in files:
+        if path is not None and path.exists() and not force:
+            raise ConfigError(f"{path}: exists already. Choose another name, or overwrite it with --force.")
+    for path, text in files.items():
+        if path is not None:
+            with atomic(path) as handle:
+                handle.write(text)
+    *run, last = files
+    if launch is None:
+        console.note(f"Wrote {last}. Edit the paths, then: stillhouse check {last}")
+        return
+    if run:
+        console.note(f"Wrote {run[0]} and {last}. Edit the paths, then: stillhouse check {run[0]}")
+    else:
+        console.note(f"Wrote {last}.")
+    name = run[0] if run else "RUN.yaml"
+    console.note(f"Start it with: accelerate launch --config_file {last} -m stillhouse run {name}")
+
+
+def _files(
+    method: str | None, output: Path | None, chain: bool, launch: str | None
+) -> dict[Path | None, str]:
+    """What to write where, the run's file first; None: to the terminal."""
+    if launch is not None and launch not in get_args(Parallelism):
+        allowed = ", ".join(get_args(Parallelism))
+        raise ConfigError(Fault("--launch", "is no way to launch a run", got=launch, allowed=allowed))
+    if method is None:
+        if launch is None or chain:
+            raise ConfigError("Name a method; `stillhouse methods` lists them.")
+        return {output or Path(launch_file(launch)): launch_yaml(launch)}
+    text = starting_chain(method) if chain else starting_yaml(method)
+    if launch is None:
+        return {output: text}
+    if output is None:
+        raise ConfigError(
+            Fault("--launch", "writes a file beside the run's", hint="Name that: --output run.yaml")
+        )
+    return {output: text, output.with_name(launch_file(launch)): launch_yaml(launch)}
+
+
+def launch_file(kind: str) -> str:
+    """The name of accelerate's configuration for a parallelism."""
+    return f"accelerate-{kind}.yaml"
+
+
+def launch_yaml(kind: str) -> str:
+    """A configuration of `accelerate launch` for a parallelism."""
+    return (resources.files("stillhouse.runs") / "launch" / f"{kind}.yaml").read_text(encoding="utf-8")
 
 
 def starting_yaml(method: str) -> str:

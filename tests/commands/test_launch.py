@@ -1,0 +1,45 @@
+"""What `init --launch` writes is a configuration that the installed accelerate takes, beside the run's."""
+
+from __future__ import annotations
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from tests.workshop import Workshop
+
+KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accelerate_loads_the_configuration(workshop: Workshop, kind: str) -> None:
+    said = workshop.stillhouse("init", "kd", "-o", f"of-{kind}.yaml", "--launch", kind)
+    assert said.code == 0, said.err
+    file = f"accelerate-{kind}.yaml"
+    command = f"accelerate launch --config_file {file} -m stillhouse run of-{kind}.yaml"
+    assert command in " ".join(said.err.split())
+    found = load_config_from_file(str(workshop.folder / file))
+    assert found.distributed_type.value == KINDS[kind]
+    assert found.num_processes == 8
+    given = ["--config_file", str(workshop.folder / file), *command.split()[4:]]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    assert (arguments.module, arguments.training_script) == (True, "stillhouse")
+    assert arguments.training_script_args == ["run", f"of-{kind}.yaml"]
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (kind == "fsdp2", kind.startswith("zero"))
+    if kind == "fsdp2":
+        assert (arguments.fsdp_version, arguments.fsdp_cpu_ram_efficient_loading) == (2, False)
+    if kind.startswith("zero"):
+        assert (arguments.zero_stage, arguments.zero3_init_flag) == (int(kind[-1]), False)
+
+
+def test_the_configuration_alone(workshop: Workshop) -> None:
+    assert workshop.stillhouse("init", "--launch", "fsdp2").code == 0
+    assert (workshop.folder / "accelerate-fsdp2.yaml").is_file()
+    assert "--force" in workshop.refused("init", "--launch", "fsdp2")
+
+
+def test_what_it_refuses(workshop: Workshop) -> None:
+    assert "ddp, fsdp2, zero2, zero3" in workshop.refused("init", "kd", "-o", "x.yaml", "--launch", "fsdp")
+    assert "--output" in workshop.refused("init", "kd", "--launch", "ddp")
+    assert "Name a method" in workshop.refused("init")
+    assert not (workshop.folder / "x.yaml").exists()
