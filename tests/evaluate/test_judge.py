@@ -25,7 +25,8 @@ from stillhouse.evaluate.judge import (
     wilson_interval,
     win_rate_metrics,
 )
-from stillhouse.evaluate.judge_files import JudgedSystem, default_output, find_answers, pair_answers
+from stillhouse.evaluate.judge_answers import JudgedSystem, find_answers, pair_answers
+from stillhouse.evaluate.judge_files import default_output
 from stillhouse.report.record import load_run
 
 
@@ -290,16 +291,3 @@ def test_answers_are_paired_by_question_and_not_by_id(tmp_path: Path) -> None:
     assert (pair.question, pair.first, pair.second) == (capital, "Paris", "Rome")
     with pytest.raises(DataError, match="no question in common"):
         pair_answers(first, system("c", {"id": "1", "question": haiku, "response": "Frog"}), None)
-
-
-@pytest.mark.parametrize(
-    "row", [{"prompt": "<image>\nWhat is it?"}, {"prompt": "What is it?", "images": ["a.png"]}]
-)
-def test_questions_about_images_are_refused_because_the_judge_sees_none(
-    row: dict[str, Any], tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row | {"response": name}) + "\n")
-    both = [find_answers(tmp_path / f"{name}.jsonl", None, name.upper()) for name in ("a", "b")]
-    with pytest.raises(DataError, match=r"a\.jsonl:1: the question shows an image"):
-        pair_answers(*both, None)

@@ -17,6 +17,7 @@ from tests.vision_models import picture, vision_model
 from stillhouse import recipes
 from stillhouse.core.types import Progress
 from stillhouse.errors import DataError
+from stillhouse.evaluate.judge_answers import find_answers, pair_answers
 from stillhouse.runs.build import assemble, make_step
 from stillhouse.runs.execute import execute
 from stillhouse.runs.folder import RunFolder
@@ -125,6 +126,17 @@ def test_the_page_runs_and_its_answers_are_scored(folder: Path, monkeypatch: pyt
     files = (folder / "page" / "evaluation").glob("student-after*.json")
     metrics = set().union(*(json.loads(one.read_text(encoding="utf-8"))["metrics"] for one in files))
     assert {"vqa_accuracy", "exact_match", "rouge_l", "kl_to_teacher"} <= metrics
+    # Every file of answers has the images of its questions: small for the page, and where a judge opens them.
+    kept = sorted((folder / "page" / "evaluation").glob("student-after*.jsonl"))
+    assert len(kept) == 3
+    for answers in kept:
+        assert answers.read_text(encoding="utf-8").count('"thumbnail": "data:image/jpeg;base64,') == 3
+        (folder / "others.jsonl").write_bytes(answers.read_bytes())
+        one, other = (find_answers(path, None, "A") for path in (answers, folder / "others.jsonl"))
+        pairs = pair_answers(one, other, None)
+        assert [(pair.question.count("<image>"), len(pair.images)) for pair in pairs] == [
+            (1, 1), (0, 0), (2, 2),
+        ]  # fmt: skip
 
 
 def test_resumed_it_ends_as_one_that_was_not_killed(folder: Path) -> None:

@@ -39,6 +39,12 @@ def judge(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longer side of images in pixels; default: the limits at which A and B read them."
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of a reply.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the judge.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 8,
@@ -58,7 +64,8 @@ def judge(
     Replies are saved as they come: the same command resumes after an interruption and repeats no request.
     """
     from stillhouse.evaluate.judge import Rubric
-    from stillhouse.evaluate.judge_files import TokenPrice, default_output, find_answers, judge_files
+    from stillhouse.evaluate.judge_answers import find_answers
+    from stillhouse.evaluate.judge_files import TokenPrice, default_output, judge_files
     from stillhouse.files import check_output_file
     from stillhouse.locks import only_one_writes
 
@@ -74,6 +81,7 @@ def judge(
             Rubric(file=rubric, max_tokens=max_tokens, temperature=temperature),
             target,
             limit=limit,
+            max_side=max_side,
             price=TokenPrice(price_in, price_out),
         )
     _print_result(f"{ours.label} against {theirs.label}", result, target)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, cast
 
 from stillhouse.errors import DataError, EnvironmentFault, RowError
 
@@ -104,6 +104,8 @@ class EncodedImage:
     Example: `EncodedImage(b"\\x89PNG...")`
     """
 
+    PREFIX: ClassVar[str] = "data:image;base64,"
+    """How its data URL begins."""
     data: bytes = field(repr=False)
 
     def opened(self) -> BinaryIO:
@@ -112,7 +114,7 @@ class EncodedImage:
 
     def as_json(self) -> str:
         """See `ImageSource`."""
-        return f"data:image;base64,{base64.b64encode(self.data).decode()}"
+        return f"{self.PREFIX}{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +164,23 @@ class ImageRef:
             raise DataError(f"{self.location}: the image has changed since its row was read")
         return image
 
+    def data_url(self) -> str:
+        """Its pixels at the resolution limit as a data URL (PNG), for servers.
+
+        Raises:
+            DataError: see `open`.
+        """
+        return _data_url(self.open(), "PNG")
+
     def thumbnail(self, side: int = 160) -> str:
         """A small copy as a data URL, for pages.
 
         Raises:
             DataError: see `open`.
         """
-        image, held = self.open(), io.BytesIO()
+        image = self.open()
         image.thumbnail((side, side))
-        image.save(held, "JPEG", quality=80)
-        return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"
+        return _data_url(image, "JPEG", quality=80)
 
 
 class ImageExpander(Protocol):
@@ -210,6 +219,12 @@ def expander_of(tokenizer: Any) -> ImageExpander | None:
 def without_images(text: str) -> str:
     """A text of a row for people and for scores: `<image>` where an image stands."""
     return text.replace(IMAGE, IMAGE_MARK)
+
+
+def _data_url(image: Image, kind: str, **options: Any) -> str:
+    held = io.BytesIO()
+    image.save(held, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def digest_of(image: Image) -> str:

@@ -20,6 +20,7 @@ from stillhouse.data.text_tokens import response_text
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.text import distinct_n, length_statistics, rouge_l
+from stillhouse.evaluate.shown_images import ShownImages
 
 BLOCK_SIZE = 256
 """Prompts per call of the engine. Seeds depend on it, so that interrupted and straight evaluations agree."""
@@ -169,12 +170,13 @@ def generate_and_score(
     generations = generate(engine, prompts, sampling, seeds, journal=journal, title=title)
     seed_means: list[float] = []
     rows: list[dict[str, Any]] = []
+    shown = ShownImages()
     for seed, completions in generations.by_seed.items():
         texts = [response_text(tokenizer, one.token_ids).strip() for one in completions]
         scores = rouge_l(texts, [prompt.references for prompt in prompts])
         seed_means.append(statistics.fmean(scores))
         rows += [
-            _row(prompt, seed, text, score, completion)
+            _row(prompt, seed, text, score, completion, shown)
             for prompt, text, score, completion in zip(prompts, texts, scores, completions, strict=True)
         ]
     metrics = {
@@ -186,7 +188,9 @@ def generate_and_score(
     return ScoredResponses(metrics, rows, to_responses(prompts, first, source))
 
 
-def _row(prompt: Prompt, seed: int, text: str, score: float, completion: Completion) -> dict[str, Any]:
+def _row(
+    prompt: Prompt, seed: int, text: str, score: float, completion: Completion, shown: ShownImages
+) -> dict[str, Any]:
     # A judge reads the question in place of the prompt with its template.
     question = {"question": prompt.question} if prompt.question != prompt.text.strip() else {}
     return {
@@ -194,6 +198,7 @@ def _row(prompt: Prompt, seed: int, text: str, score: float, completion: Complet
         "seed": seed,
         "prompt": prompt.text,
         **question,
+        **shown.fields(prompt.id, prompt.images),
         "references": list(prompt.references),
         "response": text,
         "rouge_l": round(score, 4),

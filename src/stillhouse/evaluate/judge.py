@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.config import FilePath, StrictConfig
+from stillhouse.core.images import IMAGE, IMAGE_MARK, ImageRef, without_images
 from stillhouse.core.journal import Journal, content_digest
-from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.errors import ConfigError, DataError, Fault, ServerError
 from stillhouse.remote.answers import checked_text, only_choice
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _MARKUP = re.compile(r"\[\[+([ABC])\]\]+|<(/?(?:question|answer_a|answer_b))>")
 """What could pass for a verdict, or for the end of an answer, inside an answer."""
 
+_IMAGE_REQUESTS = 32
+"""Requests with images whose pixels are held at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
@@ -42,8 +47,11 @@ class AnswerPair:
 
     id: str
     question: str
+    """With `<image>` where an image stands; images without such places stand before it."""
     first: str
     second: str
+    images: tuple[ImageRef, ...] = ()
+    """What the question shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,32 +148,88 @@ def judge_pairs(
         rubric: prompt and sampling.
         replies: replies so far; a request that has one is not sent again.
         on_reply: called with the number of replies that have come in.
+
+    Raises:
+        DataError: an image has changed since its row was read.
+        ServerError: the server failed or rejected a request.
     """
     text = rubric.text()
-    bodies: dict[str, dict[str, Any]] = {}
+    asked: dict[str, tuple[str, tuple[ImageRef, ...]]] = {}
     keys: list[tuple[str, str]] = []
     for pair in pairs:
-        original = _request_body(model, rubric, fill_rubric(text, pair.question, pair.first, pair.second))
-        swapped = _request_body(model, rubric, fill_rubric(text, pair.question, pair.second, pair.first))
-        keys.append((content_digest(original), content_digest(swapped)))
-        bodies |= zip(keys[-1], (original, swapped), strict=True)
-    pending = [key for key in bodies if replies.get(key) is None]
-    on_reply(len(bodies) - len(pending))
-    for index, reply in client.request_many("chat/completions", [bodies[k] for k in pending], _parse_reply):
-        replies.put(pending[index], reply)
-        on_reply(1)
+        question, first, second = _with_places(pair)
+        original = fill_rubric(text, question, first, second)
+        swapped = fill_rubric(text, question, second, first)
+        shown = [(filled, pair.images) for filled in (original, swapped)]
+        digests = [image.digest for image in pair.images]
+        bodies = [_request_body(model, rubric, _content(filled, digests)) for filled in (original, swapped)]
+        keys.append((content_digest(bodies[0]), content_digest(bodies[1])))
+        asked |= zip(keys[-1], shown, strict=True)
+    pending = [key for key in asked if replies.get(key) is None]
+    on_reply(len(asked) - len(pending))
+    size = _IMAGE_REQUESTS if any(asked[key][1] for key in pending) else max(1, len(pending))
+    for start in range(0, len(pending), size):
+        block = {key: asked[key] for key in pending[start : start + size]}
+        _ask(client, model, rubric, block, replies, on_reply)
     judged = []
     for pair, both in zip(pairs, keys, strict=True):
         found: list[dict[str, Any]] = [replies.get(key) or {} for key in both]
         texts = (found[0]["reply"], found[1]["reply"])
-        first, second = map(parse_verdict, texts)
+        verdicts = (parse_verdict(texts[0]), parse_verdict(texts[1]))
         tokens = [sum(reply[name] for reply in found) for name in ("prompt_tokens", "completion_tokens")]
-        score = pair_score(first, second)
-        judged.append(JudgedPair(pair.id, (first, second), score, tokens[0], tokens[1], texts))
+        score = pair_score(*verdicts)
+        judged.append(JudgedPair(pair.id, verdicts, score, tokens[0], tokens[1], texts))
     return judged
 
 
-def _request_body(model: str, rubric: Rubric, content: str) -> dict[str, Any]:
+def _ask(
+    client: Client,
+    model: str,
+    rubric: Rubric,
+    asked: Mapping[str, tuple[str, tuple[ImageRef, ...]]],
+    replies: Journal,
+    on_reply: Callable[[int], object],
+) -> None:
+    """Send the filled rubrics with their images, by the keys of their replies."""
+    keys = list(asked)
+    bodies = [
+        _request_body(model, rubric, _content(filled, [image.data_url() for image in images]))
+        for filled, images in asked.values()
+    ]
+    try:
+        for index, reply in client.request_many("chat/completions", bodies, _parse_reply):
+            replies.put(keys[index], reply)
+            on_reply(1)
+    except ServerError as error:
+        if not any(images for _, images in asked.values()):
+            raise
+        raise type(error)(
+            f"{error} The questions show images, which only a judge that is a vision-language model reads."
+        ) from error
+
+
+def _with_places(pair: AnswerPair) -> tuple[str, str, str]:
+    """The question with `IMAGE` where each of its images stands, and both answers."""
+    if not pair.images:
+        return pair.question, pair.first, pair.second
+    question, first, second = map(without_images, (pair.question, pair.first, pair.second))
+    if question.count(IMAGE_MARK) == len(pair.images):
+        return question.replace(IMAGE_MARK, IMAGE), first, second
+    return IMAGE * len(pair.images) + question, first, second
+
+
+def _content(filled: str, urls: Sequence[str]) -> str | list[dict[str, Any]]:
+    """The content of the judge's turn: a text, or OpenAI's content parts with each image where it stands."""
+    if not urls:
+        return filled
+    first, *rest = filled.split(IMAGE)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+    for url, text in zip(cycle(urls), rest, strict=False):  # a rubric may show the question twice
+        parts += [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def _request_body(model: str, rubric: Rubric, content: str | list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "model": model,
         "messages": [{"role": "user", "content": content}],

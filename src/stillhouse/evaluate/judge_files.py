@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stillhouse import console
-from stillhouse.config import nearest
-from stillhouse.core.images import IMAGE_MARK
 from stillhouse.core.journal import Journal, content_digest
-from stillhouse.core.types import turn_text
-from stillhouse.data.rows import Fields
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.evaluate.judge import (
     AnswerPair,
@@ -25,28 +19,13 @@ from stillhouse.evaluate.judge import (
     judge_pairs,
     win_rate_metrics,
 )
-from stillhouse.evaluate.tasks.instructions import instruction_rows
-from stillhouse.files import STAGE, write_json, write_jsonl
+from stillhouse.evaluate.judge_answers import AGAINST, JudgedSystem, pair_answers
+from stillhouse.evaluate.shown_images import ShownImages
+from stillhouse.files import write_json, write_jsonl
 from stillhouse.remote import ServerConnection
 from stillhouse.remote.client import Usage
 
 logger = logging.getLogger("stillhouse")
-
-AGAINST = "against-"
-"""Prefix of the task name of a judgement among the results of a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedSystem:
-    """A system with a file of its answers.
-
-    Example: `JudgedSystem("kd", Path("runs/kd/evaluation/student-after.dolly.jsonl"), run=Path("runs/kd"))`
-    """
-
-    label: str
-    path: Path
-    run: Path | None
-    """The run folder that the answers are from, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,114 +36,6 @@ class TokenPrice:
     completion: float | None = None
 
 
-def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
-    """The system behind a path of the command line.
-
-    Args:
-        path: a JSONL file, or a run folder, of which the student after training is taken.
-        task: which task of a run folder; None: its only one, or the held-out prompts.
-        option: name of the path in messages.
-
-    Raises:
-        ConfigError: there is no such file, or no such task in the folder.
-    """
-    if path.is_file():
-        run = path.parent.parent if path.parent.name == "evaluation" else None
-        system = path.stem.partition(".")[0]
-        own = run is not None and system == "student-after"
-        return JudgedSystem(run.name if run is not None and own else path.stem, path, run if own else None)
-    folder = path / "evaluation"
-    named = {file.stem.partition(".")[2]: file for file in sorted(folder.glob("student-after*.jsonl"))}
-    found = {name: file for name, file in named.items() if AGAINST not in name}
-    if not found:
-        raise ConfigError(
-            Fault(option, f"{path} is neither a file of answers nor a run folder with evaluated answers")
-        )
-    name = task or ("" if "" in found or task is not None else next(iter(found)))
-    if name not in found or (task is None and name and len(found) > 1):
-        problem = "is ambiguous" if task is None else f"{path} has no answers to it"
-        allowed = ", ".join(one or "(none: the held-out prompts)" for one in found)
-        raise ConfigError(Fault("--task", problem + nearest(name, list(found)), got=task, allowed=allowed))
-    return JudgedSystem(path.name, found[name], path)
-
-
-def pair_answers(first: JudgedSystem, second: JudgedSystem, limit: int | None) -> list[AnswerPair]:
-    """The questions that both systems have answered, in the order of the first file.
-
-    Rows are matched by their question, whatever their ids are: the same id may be another question in another
-    file. Of several answers to one question (seeds, samples) the first counts.
-
-    Raises:
-        ConfigError: both are the same file.
-        DataError: a file cannot be read, or no question is in both.
-    """
-    if first.path.resolve() == second.path.resolve():
-        raise ConfigError(Fault("B", "is the file of A", got=str(second.path)))
-    ours, theirs = _answers(first.path), _answers(second.path)
-    common = [key for key in ours if key in theirs]
-    unpaired = len(ours) + len(theirs) - 2 * len(common)
-    if not common:
-        raise DataError(f"{first.path} and {second.path} have no question in common.")
-    if unpaired:
-        logger.warning("%d questions are in one of the two files only and are not judged", unpaired)
-    return [
-        AnswerPair(ours[key].id, ours[key].question, ours[key].response, theirs[key].response)
-        for key in common[:limit]
-    ]
-
-
-_SHOWN = re.compile(rf"(?:^|\s){re.escape(IMAGE_MARK)}(?:\s|$)")
-"""Where an image stood in a question that an evaluation has kept as text."""
-
-
-class _Answer(NamedTuple):
-    id: str
-    question: str
-    response: str
-
-
-def _answers(path: Path) -> dict[str, _Answer]:
-    """The first answer to each question, by the question without differences of white space."""
-    found: dict[str, _Answer] = {}
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason}); answers are JSON Lines") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if STAGE in row:  # the header of a file of `stillhouse generate`
-                continue
-            response = row["response"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: is not a row of answers ({type(error).__name__}: {error}); needs "
-                "`response`, and `prompt`, `question` or `instruction`"
-            ) from error
-        question = _question(row, f"{path}:{number}")
-        if row.get("images") or row.get("image") or _SHOWN.search(question):
-            raise DataError(
-                f"{path}:{number}: the question shows an image, which the judge is not sent: it would judge "
-                "answers to a picture that it does not see. Judge rows of text alone, or use the task vqa."
-            )
-        answer = _Answer(str(row.get("id", question)), question, str(response))
-        found.setdefault(" ".join(question.split()), answer)
-    return found
-
-
-def _question(row: Mapping[str, Any], where: str) -> str:
-    """The question without the wording of Alpaca's template."""
-    asked = {name: row[name] for name in ("question", "instruction", "input", "prompt") if row.get(name)}
-    if "question" in asked:
-        return str(asked["question"])
-    (one,) = instruction_rows(asked, Fields(), where)[:1]
-    if one.messages:
-        return "\n".join(map(turn_text, one.messages))
-    return "\n\n".join(filter(None, (one.instruction, one.input))).strip()
-
-
 def judge_files(
     first: JudgedSystem,
     second: JudgedSystem,
@@ -173,6 +44,7 @@ def judge_files(
     output: Path,
     *,
     limit: int | None = None,
+    max_side: int | None = None,
     price: TokenPrice = TokenPrice(),
 ) -> dict[str, Any]:
     """Judge every pair of answers; write and return the result.
@@ -187,13 +59,14 @@ def judge_files(
         rubric: the judge's prompt and sampling.
         output: the result (JSON); verdicts go next to it (JSONL).
         limit: at most this many questions.
+        max_side: of images, in pixels; default: at which the systems read theirs.
         price: for the cost in the result.
 
     Raises:
         StillhouseError: a file or the server cannot be used, or no pair has a clear verdict.
     """
     rubric_digest = content_digest(rubric.text())  # a wrong rubric is told before any answer is read
-    pairs = pair_answers(first, second, limit)
+    pairs = pair_answers(first, second, limit, max_side)
     num_marked = sum(map(has_markup, pairs))
     if num_marked:
         logger.warning(
@@ -217,6 +90,7 @@ def judge_files(
             "interval": "95 %, Wilson, over the pairs",
             "pairs": len(pairs),
             "pairs_with_marks": num_marked,
+            **_image_settings(pairs),
             "answers": [str(first.path), str(second.path)],
             "requests_of_the_last_call": usage.requests,
             "retries_of_the_last_call": usage.retries,
@@ -265,16 +139,26 @@ def _metrics(judged: Sequence[JudgedPair], price: TokenPrice, verdicts: Path) ->
     return metrics
 
 
+def _image_settings(pairs: Sequence[AnswerPair]) -> dict[str, Any]:
+    images = [image for pair in pairs for image in pair.images]
+    if not images:
+        return {}
+    limits = images[0].limits
+    return {"images": len(images), "max_side": limits.max_side, "max_pixels": limits.max_pixels}
+
+
 def _task(first: JudgedSystem, second: JudgedSystem) -> str:
     name = first.path.stem.partition(".")[2]
     return " ".join(filter(None, (name, f"against {second.label}")))
 
 
 def _rows(pairs: Sequence[AnswerPair], judged: Sequence[JudgedPair]) -> list[dict[str, Any]]:
+    shown = ShownImages()
     return [
         {
             "id": pair.id,
             "prompt": pair.question,
+            **shown.fields(str(number), pair.images),
             "references": [],
             "response": pair.first,
             "other": pair.second,
@@ -284,7 +168,7 @@ def _rows(pairs: Sequence[AnswerPair], judged: Sequence[JudgedPair]) -> list[dic
             "reply": one.replies[0],
             "reply_swapped": one.replies[1],
         }
-        for pair, one in zip(pairs, judged, strict=True)
+        for number, (pair, one) in enumerate(zip(pairs, judged, strict=True))
     ]
 
 

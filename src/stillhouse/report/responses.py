@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ NO_SCORES = ("id", "seed", "sample", "tokens", "finished", "temperature")
 
 MAX_CHARACTERS = 12_000_000
 """Characters of further responses (other seeds, temperatures, samples) on a page, so that it opens fast."""
+
+_THUMBNAIL = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]{1,32000}={0,2}")
+"""What the page shows as an image: nothing that makes a browser ask for an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,21 @@ def _joined(systems: Sequence[System]) -> list[_Prompt]:
                     }
                 ),
             )
+            if shown := _images(row.get("images")):
+                prompt.facts.setdefault("images", shown)
             prompt.rows.setdefault(index, []).append(row)
     return list(prompts.values())
+
+
+def _images(given: Any) -> list[list[str]]:
+    """[location, thumbnail or nothing] of each image that the question of a row shows."""
+    found = []
+    for image in given if isinstance(given, list) else []:
+        if isinstance(image, dict):
+            thumbnail = str(image.get("thumbnail", ""))
+            thumbnail = thumbnail if _THUMBNAIL.fullmatch(thumbnail) else ""
+            found.append([_text(image.get("location", "an image")), thumbnail])
+    return found
 
 
 def _within(prompts: Sequence[_Prompt], most: int) -> tuple[dict[tuple[int, int], int], int]:

@@ -54,7 +54,8 @@ class JudgeRanker(Ranker):
                 prompt = group[one].response.prompt
                 id = f"{prompt.id}#{one}-{other}"
                 places.append((number, one, other))
-                pairs.append(AnswerPair(id, prompt.question, group[one].text, group[other].text))
+                texts = group[one].text, group[other].text
+                pairs.append(AnswerPair(id, prompt.question, *texts, prompt.images))
         replies = Journal(place.beside("replies"))
         rubric = Rubric(file=self.rubric, max_tokens=self.max_tokens)
         client = server.client()

@@ -38,6 +38,7 @@ from stillhouse.evaluate.generation import (
     token_ids_digest,
     with_sums,
 )
+from stillhouse.evaluate.shown_images import ShownImages
 from stillhouse.evaluate.tasks.base import EvalContext, EvalTask, TaskResult
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ class EvalSession:
     eval_set: EvalSet
     sampling: Sampling
     seeds: tuple[int, ...]
+    shown: ShownImages = field(default_factory=ShownImages)
+    """Writes the images of questions into rows."""
 
     def generate(
         self,
@@ -264,6 +267,7 @@ class EvalSession:
             "seed": seed,
             "prompt": prompt.text,
             **question,
+            **self.shown.fields(prompt.id, prompt.images),
             "references": list(prompt.references),
             "response": text,
             "tokens": len(output.token_ids),

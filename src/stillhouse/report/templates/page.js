@@ -169,6 +169,21 @@
     });
   };
 
+  const pictures = (images) => {
+    const box = make("div", "pictures");
+    for (const [location, thumbnail] of images) {
+      if (!thumbnail) {
+        box.append(make("span", "soft small", `${location}: no thumbnail kept`));
+        continue;
+      }
+      const picture = make("img");
+      picture.alt = picture.title = location;
+      picture.src = thumbnail;
+      box.append(picture);
+    }
+    return box;
+  };
+
   const card = (row) => {
     const article = make("article", "card answer");
     article.tabIndex = -1;
@@ -179,6 +194,7 @@
     const pair = make("div", "pair");
     const prompt = make("div");
     prompt.append(make("div", "label", "Prompt"), marked("p", "text", row.prompt));
+    if (row.images) prompt.append(pictures(row.images));
     pair.append(prompt);
     if (row.references.length) {
       const reference = make("div");
