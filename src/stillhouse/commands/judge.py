@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from stillhouse.remote import ServerConnection
 
 
+RubricFile = Annotated[
+    Path | None,
+    typer.Option(help="File with {question}, {answer_a}, {answer_b} that asks for [[A]], [[B]] or [[C]]."),
+]
+
+
 @app.command("judge", rich_help_panel=RESULTS)
 def judge(
     first: Annotated[
@@ -32,18 +38,11 @@ def judge(
     ] = None,
     key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
     task: Annotated[str | None, typer.Option(help="Task of the run folders.")] = None,
-    rubric: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with {question}, {answer_a}, {answer_b} that asks for [[A]], [[B]] or [[C]]."
-        ),
-    ] = None,
+    rubric: RubricFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     max_side: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Longer side of images in pixels; default: the limits at which A and B read them."
-        ),
+        typer.Option(min=1, help="Longer side of images in pixels; default: as A and B read them."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of a reply.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the judge.")] = 0.0,

@@ -67,11 +67,7 @@ def judge_files(
     """
     rubric_digest = content_digest(rubric.text())  # a wrong rubric is told before any answer is read
     pairs = pair_answers(first, second, limit, max_side)
-    num_marked = sum(map(has_markup, pairs))
-    if num_marked:
-        logger.warning(
-            "%d pairs contain marks such as [[A]] or </answer_a>, which the judge sees as [A]", num_marked
-        )
+    shown = _what_is_shown(pairs)
     judged, model, usage = _judged_by_server(pairs, server, rubric, output)
     verdicts = output.with_suffix(".jsonl")
     write_jsonl(verdicts, _rows(pairs, judged))
@@ -88,9 +84,7 @@ def judge_files(
             "max_tokens": rubric.max_tokens,
             "orders": "both; a tie counts half",
             "interval": "95 %, Wilson, over the pairs",
-            "pairs": len(pairs),
-            "pairs_with_marks": num_marked,
-            **_image_settings(pairs),
+            **shown,
             "answers": [str(first.path), str(second.path)],
             "requests_of_the_last_call": usage.requests,
             "retries_of_the_last_call": usage.retries,
@@ -139,12 +133,19 @@ def _metrics(judged: Sequence[JudgedPair], price: TokenPrice, verdicts: Path) ->
     return metrics
 
 
-def _image_settings(pairs: Sequence[AnswerPair]) -> dict[str, Any]:
+def _what_is_shown(pairs: Sequence[AnswerPair]) -> dict[str, Any]:
+    """How many pairs there are, with marks and with images, and the limits of these; marks are told."""
+    num_marked = sum(map(has_markup, pairs))
+    if num_marked:
+        logger.warning(
+            "%d pairs contain marks such as [[A]] or </answer_a>, which the judge sees as [A]", num_marked
+        )
+    settings: dict[str, Any] = {"pairs": len(pairs), "pairs_with_marks": num_marked}
     images = [image for pair in pairs for image in pair.images]
-    if not images:
-        return {}
-    limits = images[0].limits
-    return {"images": len(images), "max_side": limits.max_side, "max_pixels": limits.max_pixels}
+    if images:
+        limits = images[0].limits
+        settings |= {"images": len(images), "max_side": limits.max_side, "max_pixels": limits.max_pixels}
+    return settings
 
 
 def _task(first: JudgedSystem, second: JudgedSystem) -> str:
