@@ -31,6 +31,8 @@ and there `python benchmarks/gpu.py --wheels wheels`: what is not installed yet 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -83,8 +85,9 @@ def run_stages(options: argparse.Namespace, scratch: Path) -> None:
     """All that were asked for, as far as the time goes."""
     context = multiprocessing.get_context("fork" if options.small else "spawn")
     if options.small:
-        for module in ("_gpu_objectives", "_gpu_training", "_gpu_writing"):
-            importlib.import_module(module)  # once for all forks
+        for module in ("_gpu_objectives", "_gpu_training", "_gpu_writing", "trl.experimental.gkd"):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(module)  # once for all forks
     end = time.monotonic() + options.seconds * (10 if options.small else 1)  # a CPU may be busy
     rows: dict[str, list[dict[str, Any]]] = {}
     for name in options.only or LIMITS:
@@ -181,6 +184,7 @@ def write(options: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) ->
     write_json(target, {**facts, "threads": os.cpu_count() if device != "cpu" else 1, "rows": rows})
 
 
+@functools.cache
 def device_name() -> str:
     """The name of the card, asked in another process: this one must not open it."""
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"

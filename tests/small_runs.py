@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,8 +22,8 @@ from safetensors.torch import load_file
 import stillhouse
 from stillhouse import recipes
 from stillhouse.files import write_jsonl
-from tests.children import end, start
-from tests.devices import WITHOUT_GPU, same, same_tensors
+from tests.children import end, ranks, start
+from tests.devices import same, same_tensors
 
 Event = Callable[[str, str], bool]
 """(name of the event, its file) -> whether to die now."""
@@ -118,16 +117,7 @@ def in_child(
 
 def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int]:
     """Run a configuration in two processes on the CPU (gloo); both die at one event. Their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    env |= WITHOUT_GPU
-    children = [
-        start(_run, tree, resume, die, signal.SIGKILL, env={**env, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    return [end(child, seconds=120) for child in children]
+    return ranks(2, _run, tree, resume, die, signal.SIGKILL, seconds=120)
 
 
 def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:

@@ -15,7 +15,6 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse import commands
 from stillhouse.files import locate, write_jsonl
-from tests.children import end, start
+from tests.children import Said, end, start, write_to
 from tests.small_runs import chains_of, pairs_of
 
 CONTEXT = 512
@@ -82,15 +81,6 @@ def make_workshop(folder: Path, models: Path) -> None:
             write_jsonl(folder / "pairs.jsonl", pairs_of([json.loads(line) for line in lines]))
             write_jsonl(folder / "chains.jsonl", chains_of([json.loads(line) for line in lines]))
     (folder / "run.yaml").write_text(YAML, encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command came to: exit code and words."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Workshop:
@@ -186,8 +176,7 @@ Event = Callable[[str], None]
 def _in_files(
     out: Path, err: Path, arguments: tuple[str, ...], hook: Event | None, file_limit: int | None
 ) -> None:
-    for path, stream in ((out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+    write_to(out, err)
     _child(arguments, hook, file_limit)
 
 
@@ -199,6 +188,7 @@ def _on_terminal(terminal: str, arguments: tuple[str, ...]) -> None:
     os.environ |= {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
     for name in ("NO_COLOR", "COLUMNS", "LINES"):
         os.environ.pop(name, None)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     _child(arguments, None, None)
 
 
@@ -206,7 +196,6 @@ def _child(arguments: tuple[str, ...], hook: Event | None, file_limit: int | Non
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["stillhouse", *arguments]
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.children import run_script
 from tests.conftest import ROOT, script
+from tests.devices import WITHOUT_GPU
 
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 
@@ -17,12 +17,10 @@ RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 def test_every_stage_has_rows_and_nothing_fails(tmp_path: Path) -> None:
     before = RESULT.exists()
     output = tmp_path / "gpu.json"
-    command = [sys.executable, "benchmarks/gpu.py", "--small", "--output", str(output)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+    done = run_script(
+        ROOT / "benchmarks" / "gpu.py", "--small", "--output", str(output), folder=ROOT, env=WITHOUT_GPU
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.code == 0, done.err[-2000:]
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["device"] == "cpu"
     rows: dict[str, list[dict[str, Any]]] = found["rows"]

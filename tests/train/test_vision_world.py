@@ -5,54 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.train.test_world import launch
-from tests.vision_models import vision_model
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.vision_models import image, tokenizer
+from tests.children import ranks
+from tests.train.test_world import weights
+from tests.vision_models import image, tokenizer, vision_model
 from transformers import TrainingArguments
+
 from stillhouse.core.types import Prompt
 from stillhouse.models import StudentConfig, image_reader, load_student
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.train.step import Method, Step
-from stillhouse.train.trainer import StepTrainer, Ranks
+from stillhouse.train.trainer import Ranks, StepTrainer
 
-folder, accumulation = Path(sys.argv[1]), int(sys.argv[2])
-arguments = TrainingArguments(
-    output_dir=str(folder), max_steps=3, per_device_train_batch_size=1,
-    gradient_accumulation_steps=accumulation, learning_rate=1e-2,
-    lr_scheduler_type="constant", max_grad_norm=0.5, use_cpu=True, report_to=[],
-    save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=5, optim="sgd",
-    ddp_find_unused_parameters=True,
-)
-words = tokenizer()
-config = StudentConfig(path=str(folder.parent / "student"), tower="trained", gradient_checkpointing=True)
-student = load_student(config, words, None, 0).double()
-reader = image_reader(student)
-prompts = []
-for number in range(8):
-    shown = (image(number),) if number % 3 == 0 else ()
-    ids = tuple(words(f"{number}".join(reader.expand(shown)) + "What?").input_ids)
-    prompts.append(Prompt(f"train:{number}", ids, "", response_ids=(40 + number, 1), images=shown))
-step = Step(
-    Method(FixedConfig(), build("cross_entropy"), "token"), FixedPolicy(), {}, 0, len(words),
-    world=Ranks(arguments.world_size, arguments.device),
-)
-trainer = StepTrainer(step=step, model=student, args=arguments, train_dataset=prompts)
-trainer.train()
-if arguments.process_index == 0:
-    torch.save(student.state_dict(), folder / "weights.pt")
-"""
+
+def train(folder: Path, accumulation: int) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.5,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=5,
+        optim="sgd",
+        ddp_find_unused_parameters=True,
+    )
+    words = tokenizer()
+    config = StudentConfig(path=str(folder.parent / "student"), tower="trained", gradient_checkpointing=True)
+    student = load_student(config, words, None, 0).double()
+    reader = image_reader(student)
+    prompts = []
+    for number in range(8):
+        shown = (image(number),) if number % 3 == 0 else ()
+        ids = tuple(words(f"{number}".join(reader.expand(shown)) + "What?").input_ids)
+        prompts.append(Prompt(f"train:{number}", ids, "", response_ids=(40 + number, 1), images=shown))
+    step = Step(
+        Method(FixedConfig(), build("cross_entropy"), "token"),
+        FixedPolicy(),
+        {},
+        0,
+        len(words),
+        world=Ranks(arguments.world_size, arguments.device),
+    )
+    StepTrainer(step=step, model=student, args=arguments, train_dataset=prompts).train()
+    if arguments.process_index == 0:
+        folder.mkdir(exist_ok=True)
+        torch.save(student.state_dict(), folder / "weights.pt")
 
 
 def test_a_process_without_images_waits_for_nobody(tmp_path: Path) -> None:
     vision_model(tmp_path / "student", "llava", 1)
-    alone = launch(tmp_path / "one", ranks=1, accumulation=2, code=SCRIPT)
-    together = launch(tmp_path / "two", ranks=2, accumulation=1, code=SCRIPT)
-    for name, expected in alone.items():
+    assert ranks(1, train, tmp_path / "one", 2) == [0]
+    assert ranks(2, train, tmp_path / "two", 1) == [0, 0]
+    together = weights(tmp_path / "two")
+    for name, expected in weights(tmp_path / "one").items():
         torch.testing.assert_close(together[name], expected, rtol=1e-9, atol=1e-11, msg=name)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+from tests.children import run_script
 from tests.conftest import ROOT
 
 SCRIPT = (ROOT / "examples" / "trl_gkd.py").read_text(encoding="utf-8")
@@ -43,10 +41,8 @@ trainer.train()
 def run(folder: Path, text: str, *arguments: str) -> Path:
     folder.mkdir()
     (folder / "script.py").write_text(text + HISTORY, encoding="utf-8")
-    command = [sys.executable, "script.py", *arguments]
-    env = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(folder / "script.py", *arguments, folder=folder, env={"TRL_EXPERIMENTAL_SILENCE": "1"})
+    assert done.code == 0, done.err[-3000:]
     return folder
 
 
