@@ -40,10 +40,7 @@ def judge(
     task: Annotated[str | None, typer.Option(help="Task of the run folders.")] = None,
     rubric: RubricFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
-    max_side: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longer side of images in pixels; default: as A and B read them."),
-    ] = None,
+    max_side: Annotated[int | None, typer.Option(min=1, help="Longer side of images in pixels.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of a reply.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the judge.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 8,
