@@ -8,7 +8,9 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import stat
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +33,7 @@ def atomic(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """
     if path.is_dir():
         raise EnvironmentFault(f"{path}: is a folder, and a file is to be written. Name a file in it.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with os_errors_as_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -196,6 +198,15 @@ def check_output_file(name: str, path: Path, ending: str) -> None:
 
 STAGE = "stillhouse"
 """The one key of the first line of a stage file, whose value says how the rows came to be."""
+
+
+def shards_beside(path: Path) -> list[Path]:
+    """The shards of a stage file on disk by name; `NAME.shard-0-of-4.jsonl` is one of `NAME.jsonl`."""
+    if not path.parent.is_dir():
+        return []
+    name = re.compile(rf"{re.escape(path.stem)}\.shard-\d+-of-\d+\.jsonl")
+    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
+
 
 PACKAGE = "package:"
 MAX_NAME, MAX_PATH = 255, 4095

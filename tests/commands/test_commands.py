@@ -17,7 +17,8 @@ from tests.workshop import Workshop
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
 COMMANDS = (
     "init", "methods", "quickstart", "align", "cache", "check", "reward", "run", "serve", "sweep", "curate",
-    "generate", "pairs", "show", "chat", "compare", "eval", "export", "judge", "quantise", "report", "runs",
+    "generate", "merge", "pairs", "show", "chat", "compare", "eval", "export", "judge", "quantise", "report",
+    "runs",
 )  # fmt: skip
 
 

@@ -61,15 +61,41 @@ def test_generate_goes_on_after_a_kill_to_the_same_bytes(workshop: Workshop) -> 
     assert (workshop.folder / "teacher.jsonl").read_bytes() == whole
 
 
-def test_generate_in_parts_joins_them(workshop: Workshop) -> None:
-    assert workshop.stillhouse(*GENERATE, "-n", "2", "-o", "whole.jsonl").code == 0
-    first = workshop.stillhouse(*GENERATE, "-n", "2", "--world", "2", "--rank", "1")
+def test_generate_in_shards_joins_them(workshop: Workshop) -> None:
+    chunks = ("generate", "run.yaml", "-n", "2", "--chunk", "16")  # three: the last shard has no rows
+    assert workshop.stillhouse(*chunks, "-o", "whole.jsonl").code == 0
+    shards = (*chunks, "-o", "teacher.jsonl", "--shard")
+    first = workshop.stillhouse(*shards, "1/4")
     assert first.code == 0, first.err
-    assert "process 1 of 2 is done; 24 of 48 responses are there" in first.out
-    assert workshop.stillhouse(*GENERATE, "-n", "2", "--world", "2", "--rank", "0").code == 0
+    assert "shard 1/4 is finished, 16 responses; 16 of 48 are there" in first.out
+    assert workshop.stillhouse(*shards, "0/4").code == 0
+    cut = workshop.folder / "teacher.shard-0-of-4.jsonl"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert "shard 3/4 is finished, 0 responses; 31 of 48" in workshop.stillhouse(*shards, "3/4").out
+    message = workshop.refused("merge", "teacher.jsonl")
+    assert "shard-0-of-4.jsonl is unfinished, 15 of 16 rows: run the command with --shard 0/4" in message
+    assert "shard-2-of-4.jsonl is missing: run the command with --shard 2/4" in message
+    assert "1-of-4" not in message
+    assert "run_seed is 42, not 8" in workshop.refused(*shards, "2/4", "--seed", "8")
+    assert workshop.stillhouse(*chunks, "--seed", "8", "-o", "other.jsonl", "--shard", "3/4").code == 0
+    last = workshop.folder / "teacher.shard-3-of-4.jsonl"
+    kept = last.read_bytes()
+    (workshop.folder / "other.shard-3-of-4.jsonl").rename(last)
+    assert "shard-3-of-4.jsonl is foreign, made in another way: " in workshop.refused(
+        "merge", "teacher.jsonl"
+    )
+    last.write_bytes(kept)
+    assert workshop.stillhouse(*shards, "2/4").code == 0
+    killed = workshop.in_child(*shards, "0/4", hook=sends((".tmp", 1), sig=signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL, "while it joined them"
+    assert "teacher.jsonl: 48 rows of 4 shards" in workshop.stillhouse("merge", "teacher.jsonl").out
     whole = (workshop.folder / "whole.jsonl").read_bytes()
     assert (workshop.folder / "teacher.jsonl").read_bytes() == whole
-    assert "is not one of the processes" in workshop.refused(*GENERATE, "--world", "2", "--rank", "2")
+    assert not list(workshop.folder.glob("*.shard-*"))
+    assert "nothing to do" in workshop.stillhouse("merge", "teacher.jsonl").out
+    assert "got 4/4; allowed: 0/4 to 3/4" in workshop.refused(*shards, "4/4")
+    assert "allowed: i/n, such as 0/8" in workshop.refused(*shards, "1")
+    assert "no shards" in workshop.refused("merge", "no.jsonl")
 
 
 def test_generate_from_a_model_and_prompts(workshop: Workshop) -> None:

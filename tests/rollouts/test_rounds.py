@@ -365,7 +365,7 @@ def test_shards_that_a_kill_left_beside_the_finished_file_go(tmp_path: Path) -> 
     before = generate_stage(path, request(where), options, HEAD, "")
     stage = StageFile(path, HEAD)
     stage.append(stage.rows() or [])  # as it was before the shard was deleted
-    other = StageFile(path, {**HEAD, "seed": -1}, rank=7, world_size=8)
+    other = StageFile(path, {**HEAD, "seed": -1}, index=7, count=8)
     other.append([])
     assert len(stage.shards()) == 2
     assert generate_stage(path, request(where), options, HEAD, "") == before

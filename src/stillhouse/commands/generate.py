@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +10,14 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
-from stillhouse.commands.options import Overrides, TemplateOption, faults_as_options, template_choice
+from stillhouse.commands.options import (
+    Overrides,
+    ShardOption,
+    TemplateOption,
+    faults_as_options,
+    shard_choice,
+    template_choice,
+)
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -49,8 +55,7 @@ def generate(
     score: Annotated[
         bool, typer.Option("--score", help="Also score each response with the model that generated it.")
     ] = False,
-    rank: Annotated[int, typer.Option(help="Rank of this process among --world; torchrun sets it.")] = -1,
-    world: Annotated[int, typer.Option(help="How many processes share the work; torchrun sets it.")] = 0,
+    shard: ShardOption = None,
     chunk: Annotated[int, typer.Option(help="Responses to generate between two saves.", min=1)] = 512,
 ) -> None:
     """Generate responses to prompts into a JSONL file; the same command resumes after an interruption.
@@ -62,41 +67,30 @@ def generate(
     from stillhouse.runs.generate import GenerateArguments
     from stillhouse.runs.generate import generate as generate_responses
 
-    rank, world = _rank_and_world(rank, world)
+    index, count = shard_choice(shard)
     if file is not None and model is not None:
         raise ConfigError(
             Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
         )
     check_output_file("--output", output, ".jsonl")
     label = label or (model if file is None else None)
-    arguments = GenerateArguments(output, by, label, samples, seed, limit, rank, world, chunk, score)
+    arguments = GenerateArguments(output, by, label, samples, seed, limit, index, count, chunk, score)
     with faults_as_options(OPTIONS) if file is None else contextlib.nullcontext():
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         config = _config(file, overrides, model, data, template, max_prompt, sampling)
-        with only_one_writes(output, f".{rank}-of-{world}" if world > 1 else ""):
+        with only_one_writes(output, f".{index}-of-{count}" if count > 1 else ""):
             result = generate_responses(config, arguments)
-    _print_summary(output, result, rank, world)
+    _print_summary(output, result, index, count)
 
 
-def _rank_and_world(rank: int, world: int) -> tuple[int, int]:
-    """As given, or else as torchrun sets them."""
-    world = world or int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0")) if rank < 0 else rank
-    if not 0 <= rank < world:
-        raise ConfigError(
-            Fault("--rank", "is not one of the processes", got=str(rank), allowed=f"0 to {world - 1}")
-        )
-    return rank, world
-
-
-def _print_summary(output: Path, result: GenerateResult, rank: int, world: int) -> None:
+def _print_summary(output: Path, result: GenerateResult, index: int, count: int) -> None:
     if result.resumed == result.total:
         console.say(f"{output}: all {result.total:,} responses are there already; nothing to do.")
         return
     if result.samples is None:
         console.say(
-            f"{output}: process {rank} of {world} is done; {result.finished:,} of {result.total:,} responses "
-            "are there. The file is complete when the others are done (same command, their --rank)."
+            f"{output}: shard {index}/{count} is finished, {result.share:,} responses; "
+            f"{result.finished:,} of {result.total:,} are there. The last shard that finishes joins them all."
         )
         return
     lengths = [len(sample.response.token_ids) for sample in result.samples]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,14 @@ TemplateOption = Annotated[
         help="Prompt template: auto, alpaca, chat, plain, or a template with options as YAML, such as "
         "'{kind: custom, without_input: \"Q: {instruction}\"}', or a YAML file of that. Default: that of the "
         "run which made the model, else auto.",
+        show_default=False,
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Only share i of n, counted from 0, such as 0/8 to 7/8; torchrun sets it.",
+        metavar="I/N",
         show_default=False,
     ),
 ]
@@ -86,3 +96,18 @@ def template_choice(text: str | None) -> str | dict[str, Any] | None:
     except ConfigError as error:
         raise ConfigError(Fault("--template", f"is not YAML ({error})", got=text)) from error
     return value
+
+
+def shard_choice(text: str | None) -> tuple[int, int]:
+    """Index and count of --shard; without it those of torchrun, or the only one.
+
+    Raises:
+        ConfigError: it is not `i/n` with i from 0 to n - 1.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    found = re.fullmatch(r"(\d+)/(\d+)", f"{rank}/{world}" if text is None else text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not index < count:
+        allowed = f"0/{count} to {count - 1}/{count}" if count else "i/n, such as 0/8 to 7/8"
+        raise ConfigError(Fault("--shard", "is none of n shards, counted from 0", got=text, allowed=allowed))
+    return index, count

@@ -25,6 +25,7 @@ from stillhouse.rollouts.offline.generation import (
 )
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
+from stillhouse.rollouts.offline.shards import blocks
 from stillhouse.rollouts.offline.stage_files import StageFile
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.pruning import pruning_plan
@@ -50,8 +51,9 @@ class GenerateArguments:
     """Default: train.seed."""
     limit: int | None = None
     """At most this many prompts."""
-    rank: int = 0
-    world: int = 1
+    shard: int = 0
+    """Which share of the responses this process generates, from 0."""
+    shards: int = 1
     chunk: int = CHUNK_SIZE
     """Responses to generate between two saves."""
     score: bool = False
@@ -62,16 +64,18 @@ class GenerateArguments:
 class GenerateResult:
     """The responses, and how many of them are done.
 
-    Example: `GenerateResult(total=100, finished=100, resumed=0, samples=[...])`
+    Example: `GenerateResult(total=100, share=100, finished=100, resumed=0, samples=[...])`
     """
 
     total: int
+    share: int
+    """Responses of this shard."""
     finished: int
-    """Responses on disk, of all processes."""
+    """Responses on disk, of all shards."""
     resumed: int
     """Of these, responses that were there at the start."""
     samples: list[Sample] | None
-    """All of them; None while other processes are not done."""
+    """All of them; None while other shards are not finished."""
 
 
 def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
@@ -83,13 +87,14 @@ def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
     """
     request, header, options = _request(config, arguments)
     total = request.total
-    stage = StageFile(arguments.output, header, arguments.rank, arguments.world)
+    stage = StageFile(arguments.output, header)
     resumed = total if stage.rows() is not None else len(stage.partial_rows())
     samples = generate_stage(
         arguments.output, request, options, header, f"Generating {arguments.output.name}"
     )
     finished = total if samples is not None else len(stage.partial_rows())
-    return GenerateResult(total, finished, resumed, samples)
+    own = blocks(total, arguments.chunk, arguments.shard, arguments.shards)
+    return GenerateResult(total, sum(map(len, own)), finished, resumed, samples)
 
 
 def _request(
@@ -133,8 +138,8 @@ def _request(
     )
     score = partial(mean_logprobs, model, pad_id=info.pad_id, vocab=found.ids, as_teacher=by_teacher)
     options = GenerationOptions(
-        arguments.rank,
-        arguments.world,
+        arguments.shard,
+        arguments.shards,
         partial(response_text, tokenizer),
         {arguments.by: score} if arguments.score else {},
         arguments.chunk,

@@ -19,6 +19,7 @@ from stillhouse.files import drop_unfinished
 from stillhouse.rollouts.base import RolloutContext
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.samples import Sample, missing_sample, prompts_digest, samples_digest
+from stillhouse.rollouts.offline.shards import blocks
 from stillhouse.rollouts.offline.stage_files import Row, StageFile, stage_header
 
 logger = logging.getLogger("stillhouse")
@@ -152,17 +153,19 @@ class _ShardGeneration:
 
     def run(self) -> None:
         """Generate every chunk of this rank that is not complete yet."""
-        total, size = self._request.total, self._options.chunk_size
-        starts = range(0, total, size)[self._options.rank :: self._options.world_size]
-        chunks = [range(start, min(start + size, total)) for start in starts]
+        options = self._options
+        chunks = blocks(self._request.total, options.chunk_size, options.rank, options.world_size)
+        share = sum(map(len, chunks))
         saved = self._stage.partial_rows()
         done = sum(number in saved for chunk in chunks for number in chunk)
-        with self._progress_bar(sum(map(len, chunks)), done) as advance:
+        if not chunks:
+            self._stage.append([], share)
+        with self._progress_bar(share, done) as advance:
             for chunk in chunks:
                 unsaved = [number for number in chunk if number not in saved]
                 if unsaved:
                     rows = self._rows(chunk, advance, len(chunk) - len(unsaved))
-                    self._stage.append([rows[number] for number in unsaved])
+                    self._stage.append([rows[number] for number in unsaved], share)
 
     @contextlib.contextmanager
     def _progress_bar(self, total: int, done: int) -> Iterator[Callable[[int], None]]:

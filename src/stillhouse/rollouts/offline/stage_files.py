@@ -1,7 +1,7 @@
 """Stage files: JSON Lines under a header that records how they were made, written by one process or many.
 
 While a stage file `NAME.jsonl` is being written, each process appends finished rows to a shard of its own,
-`NAME.shard-RANK-of-WORLD.jsonl`. When every row is there, the shards are merged into `NAME.jsonl` in the
+`NAME.shard-INDEX-of-COUNT.jsonl`. When every row is there, the shards are merged into `NAME.jsonl` in the
 order of the rows' numbers. The result has the same bytes for any number of processes and after any
 interruption.
 """
@@ -17,14 +17,15 @@ from typing import Any
 from stillhouse.config import flatten
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, append_jsonl, whole_lines, write_jsonl
+from stillhouse.files import STAGE, append_jsonl, atomic, shards_beside, whole_lines
+from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row
 
 FORMAT = 3
-_IGNORED = ("versions",)
+SHARD = "shard"
+"""The field of a shard's header that says which of how many it is, and how many rows it has when finished."""
+_IGNORED = ("versions", SHARD)
 """Fields of a header that may differ."""
 _PACKAGES = ("stillhouse", "torch", "transformers", "tokenizers")
-
-Row = dict[str, Any]
 
 
 def stage_header(stage: str, **facts: Any) -> dict[str, Any]:
@@ -49,18 +50,19 @@ class StageFile:
         >>> stage.rows()
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], index: int = 0, count: int = 1) -> None:
         """A stage file at `path`.
 
         Args:
             path: the finished file.
             header: how its rows are made; files with another header are never used.
-            rank: of this process, which appends to its own shard.
-            world_size: number of processes that write.
+            index: of the shard that this process appends to, from 0.
+            count: number of shards.
         """
         self.path = path
         self.header = dict(header)
-        self.shard = path.with_name(f"{path.stem}.shard-{rank}-of-{world_size}.jsonl")
+        self.shard = shard_path(path, index, count)
+        self._place = {"index": index, "of": count}
 
     def rows(self) -> list[Row] | None:
         """The rows of the finished file in order; None if it does not exist.
@@ -71,37 +73,40 @@ class StageFile:
         """
         if not self.path.exists():
             return None
-        rows = self._checked_rows(self.path)
-        assert rows is not None
-        return rows
+        return list(read_rows(self.path)) if self._check_header(self.path) else []
 
-    def partial_rows(self) -> dict[int, Row]:
+    def partial_rows(self) -> IndexedRows:
         """The finished rows in the shards of all processes, by number; a torn last line does not count.
 
         Raises:
             StageMismatch: the header of a shard differs.
-            DataError: a shard is damaged.
         """
-        rows = [row for shard in self.shards() for row in self._checked_rows(shard) or ()]
-        return {row["number"]: row for row in rows}
+        return IndexedRows([shard for shard in self.shards() if self._check_header(shard)])
 
     def shards(self) -> list[Path]:
         """The shards on disk, sorted by name."""
-        start = f"{self.path.stem}.shard-"
-        if not self.path.parent.is_dir():
-            return []
-        return sorted(path for path in self.path.parent.iterdir() if path.name.startswith(start))
+        return shards_beside(self.path)
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Append finished rows to this process's shard; a torn last line of an interrupted run is cut off."""
-        append_jsonl(self.shard, *rows, header={STAGE: self.header}, sync=True)
+    def append(self, rows: Sequence[Row], share: int | None = None) -> None:
+        """Append finished rows to this process's shard; a torn last line of an interrupted run is cut off.
+
+        Args:
+            rows: each with its number.
+            share: how many rows the shard has when it is finished, where that is known.
+        """
+        place = {} if share is None else {SHARD: {**self._place, "rows": share}}
+        append_jsonl(self.shard, *rows, header={STAGE: {**self.header, **place}}, sync=True)
 
     def merge(self, total: int) -> bool:
         """Merge the shards into the finished file if all `total` rows are there; whether they are."""
-        rows = self.partial_rows()
-        if len(rows) < total:
-            return False
-        write_jsonl(self.path, [{STAGE: self.header}, *(rows[number] for number in sorted(rows))])
+        try:
+            rows = self.partial_rows()
+            if len(rows) < total:
+                return False
+            write_stage(self.path, self.header, rows)
+        except FileNotFoundError:  # another process that found all of them has merged them meanwhile
+            if not self.path.exists():
+                raise
         self.remove_shards()
         return True
 
@@ -128,18 +133,28 @@ class StageFile:
                 renamed.append((free, found))
         return renamed
 
-    def _checked_rows(self, path: Path) -> list[Row] | None:
-        """The rows of a file after its header was compared; None if the file ends within its header."""
+    def _check_header(self, path: Path) -> bool:
+        """Refuse a file with another header; whether it has a whole one."""
         header = read_header(path)
-        if header is None:
-            return None
         found = header_differences(self.header, header)
         if found:
             raise StageMismatch(
                 f"{path}: was made in another way: {'; '.join(found)}. Choose another file, or move or "
                 "delete this one."
             )
-        return list(read_rows(path))
+        return header is not None
+
+
+def shard_path(path: Path, index: int, count: int) -> Path:
+    """Where a shard of a stage file is."""
+    return path.with_name(f"{path.stem}.shard-{index}-of-{count}.jsonl")
+
+
+def write_stage(path: Path, header: Mapping[str, Any], rows: IndexedRows) -> None:
+    """Write a finished file, atomically, with the rows in the order of their numbers."""
+    with atomic(path, "wb") as handle:
+        handle.write((json.dumps({STAGE: header}, ensure_ascii=False, default=str) + "\n").encode())
+        handle.writelines(rows.lines())
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

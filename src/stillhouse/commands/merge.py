@@ -1,0 +1,35 @@
+"""stillhouse merge: the shards of a file as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse import console
+from stillhouse.commands.app import RESPONSES, app
+
+
+@app.command("merge", rich_help_panel=RESPONSES)
+def merge(
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="The --output of the commands that had --shard.", metavar="OUTPUT", show_default=False
+        ),
+    ],
+) -> None:
+    """Join the shards that `generate --shard` wrote, in the order of their rows.
+
+    The last shard that finishes does so by itself; this names those that are missing, unfinished or foreign.
+    """
+    from stillhouse.locks import only_one_writes
+    from stillhouse.rollouts.offline.shards import merge_shards
+
+    with only_one_writes(output):
+        result = merge_shards(output)
+    if result is None:
+        console.say(f"{output}: is finished already; nothing to do.")
+    else:
+        console.say(f"{output}: {result.rows:,} rows of {result.shards:,} shards")
