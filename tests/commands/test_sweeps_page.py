@@ -38,6 +38,31 @@ def test_the_sweep_of_the_page_runs_and_the_teacher_is_evaluated_once(
     assert sorted(teacher) == [False, True, True, True]
 
 
+def test_methods_with_other_sampling_share_what_the_teacher_says(tmp_path: Path) -> None:
+    """The teacher's text under its own sampling, and its evaluation, which has the sampling of `evaluate`."""
+    tree: dict[str, Any] = yaml.safe_load(BLOCK[0])["run"]
+    tree["data"]["train"]["limit"] = 4
+    del tree["data"]["valid"]
+    tree["train"] = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "save_every": "never"}
+    asked = {"temperature": 0.5, "max_tokens": 8}
+    methods: dict[str, dict[str, Any]] = {
+        "SeqKD": {"recipe": "seqkd", "responses": {"sampling": asked}},
+        "DistiLLM-2": {
+            "recipe": "distillm2_released", "responses": {"teacher_sampling": asked},
+            "engine": {"sampling": {"max_tokens": 4}},
+        },
+    }  # fmt: skip
+    for name, changes in methods.items():
+        output = {"folder": str(tmp_path / name), "shared": str(tmp_path / "shared"), "report": False}
+        stillhouse.run({**tree, "name": name, "output": output, **changes})
+    lines = (tmp_path / "shared" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [(line["run"], line["taken"]) for line in told if line["what"] == "teacher"] == [
+        ("SeqKD", False), ("DistiLLM-2", True),
+    ]  # fmt: skip
+    assert [line["taken"] for line in told if line["what"] == "teacher-0"] == [False, True]
+
+
 def test_a_search_draws_from_its_range_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

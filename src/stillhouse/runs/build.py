@@ -319,7 +319,8 @@ def shared_results(parts: Parts, **depends_on: Any) -> SharedResults | None:
 
     Args:
         parts: what `assemble` gave.
-        **depends_on: what the results depend on besides models, tokenizer, template and engine.
+        **depends_on: what the results depend on besides models, tokenizer, template and engine, such as the
+            sampling, which is not always the engine's.
     """
     config = parts.config
     if config.output.shared is None:
@@ -327,7 +328,7 @@ def shared_results(parts: Parts, **depends_on: Any) -> SharedResults | None:
     teacher = None if config.teacher is None else config.teacher.model_that_reads()
     template: Template = config.data.template
     common = {
-        "engine": config.engine.model_dump(mode="json"),
+        "engine": config.engine.model_dump(mode="json", exclude={"sampling"}),
         "template": template.model_dump(mode="json"),
         "tokenizer": vocab_digest(parts.tokenizer.get_vocab()),
         "teacher": None if teacher is None else teacher.model_dump(mode="json", exclude={"kind"}),
