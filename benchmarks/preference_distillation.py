@@ -31,18 +31,9 @@ RESULT = Path(__file__).parent / "results" / "preference_distillation.json"
 TEACHER = f"{DEMO}/teacher"
 SHORT = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}
 TRAIN = {"epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}
-DPO = {"kind": "dpo", "beta": 0.1, "lr": 2e-4, "epochs": 1.0, "batch_size": 16, "micro_batch_size": 16}
+DPO = {"lr": 2e-4, "epochs": 1.0, "batch_size": 16, "micro_batch_size": 16}
+"""How the two teachers are trained."""
 QUIET = {"validate_every": "never", "save_every": "never"}
-STILL = {"max_steps": 1, "lr": 1e-9, **QUIET}
-"""One step that moves nothing, for a run that is there for its preference stage."""
-STUDENT_DPO = {
-    "kind": "dpo",
-    "beta": 0.1,
-    "lr": 3e-4,
-    "epochs": 2.0,
-    "batch_size": 32,
-    "micro_batch_size": 16,
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class Method:
 
 
 METHODS = {
-    "DPO": Method("sft", changes={"preference": STUDENT_DPO}),
+    "DPO": Method("dpo", further={"reference": "student"}, changes={"train": {"lr": 3e-4}}),
     "SimPER": Method("simper", changes={"train": {"lr": 3e-4}}),
     "DCKD": Method("dckd"),
     "ADPA": Method("adpa", further={"reference": TEACHER}),
@@ -88,17 +79,17 @@ def trained(folder: Path, tree: Mapping[str, Any]) -> Path:
 
 
 def dpo_teacher(folder: Path, pairs: Path, small: bool, swap: bool) -> Path:
-    """The demonstration's teacher after DPO; its own text first, in one step that moves nothing."""
-    stage = {**DPO, "data": str(pairs), "swap": swap, "save_every": "never", **(SHORT if small else {})}
+    """The demonstration's teacher after DPO."""
     return trained(
         folder,
         {
             "name": folder.name,
-            "recipe": "sft",
+            "recipe": "dpo",
             "student": {"path": TEACHER},
+            "teachers": {"reference": live(TEACHER)},
             "data": {"train": str(pairs)},
-            "train": STILL,
-            "preference": stage,
+            "responses": {"swap": swap},
+            "train": {**DPO, **QUIET, **(SHORT if small else {})},
             "evaluate": {"before": False},
         },
     )
@@ -113,9 +104,6 @@ def method(
     train = {**TRAIN, **QUIET, "seed": seed, **changes.pop("train", {}), **short}
     asked = recipes.find(one.recipe).teachers
     main = {"teacher": live(files["dpo"])} if "main" in asked else {}
-    if "preference" in changes:
-        train |= STILL
-        changes["preference"] |= {"data": str(files["pairs"]), "save_every": "never", **short}
     task = {"kind": "preference", "data": str(files["held-out"]), "reference": str(files["student"])}
     return trained(
         folder,
@@ -175,7 +163,7 @@ def main() -> None:
         size = replace(SMALL, seeds=(1, 2)) if small else Size(prompts=200, held_out=80)
         return table(folder, size, small)
 
-    settings = {"teachers": DPO, "dpo": STUDENT_DPO, "train": TRAIN}
+    settings = {"teachers": DPO, "train": TRAIN}
     measure(rows_of, RESULT, __doc__, settings=settings)
 
 

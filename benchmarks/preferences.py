@@ -1,4 +1,4 @@
-"""What a preference stage after distillation changes: accuracy on held-out pairs, ROUGE-L, KL, length.
+"""What training on preferences after distillation changes: accuracy on held-out pairs, ROUGE-L, KL, length.
 
 The task is E2E NLG with the demonstration's teacher. Its samples (4 a prompt, temperature 1) are ranked by
 ROUGE-L against the references; best and worst are the pairs, those of the evaluation from its own prompts.
@@ -41,10 +41,14 @@ DEMO = "package:stillhouse/demo"
 RESULT = Path(__file__).parent / "results" / "preferences.json"
 SAMPLES = 4
 METHODS: dict[str, dict[str, Any]] = {
-    "DPO": {"kind": "dpo", "beta": 0.1, "lr": 3e-4},
-    "SimPER": {"kind": "simper", "lr": 3e-4},
+    "DPO": {"recipe": "dpo", "objective": {"beta": 0.1}},
+    "SimPER": {"recipe": "simper"},
 }
-"""By name: the `preference` section of the run."""
+"""By name: what the run after the distillation has otherwise than its recipe."""
+TRAIN = {
+    "epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 3e-4, "weight_decay": 0.0,
+    "validate_every": "never", "save_every": "never",
+}  # fmt: skip
 MEASURES = ("preference_accuracy", "reward_accuracy", "rouge_l", "kl_to_reference", "mean_length")
 
 
@@ -57,7 +61,7 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 3)
     warm_start: Mapping[str, Any] | None = None
     distillation: Mapping[str, Any] | None = None
-    stage: Mapping[str, Any] | None = None
+    preference: Mapping[str, Any] | None = None
 
 
 SMALL = Size(
@@ -66,7 +70,7 @@ SMALL = Size(
     seeds=(1, 2),
     warm_start={"train.max_steps": 2},
     distillation={"train.max_steps": 2, "train.batch_size": 4, "train.micro_batch_size": 4},
-    stage={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
+    preference={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
 )
 
 
@@ -107,20 +111,8 @@ def run(stage: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def distilled(
-    folder: Path,
-    seed: int,
-    start: Path,
-    size: Size,
-    pairs: Path,
-    held_out: Path,
-    preference: Mapping[str, Any],
-) -> Path:
-    """A student of one seed through distillation and a preference stage: one run."""
-    stage = {
-        "data": str(pairs), "valid": str(held_out), "epochs": 2.0, "batch_size": 32, "micro_batch_size": 16,
-        "save_every": "never", **preference, **(size.stage or {}),
-    }  # fmt: skip
+def distilled(folder: Path, seed: int, start: Path, size: Size, held_out: Path) -> Path:
+    """A student of one seed after distillation."""
     changes = {
         "student.path": str(start / "student"),
         "train.seed": seed,
@@ -128,10 +120,33 @@ def distilled(
         "train.save_every": "never",
         "evaluate.before": seed == size.seeds[0],  # the start is the same for all
         "evaluate.limit": size.held_out,
-        "preference": stage,
+        "evaluate.tasks": [{"kind": "preference", "data": str(held_out)}],
         **(size.distillation or {}),
     }
     return run("kd", folder, **changes)
+
+
+def preferring(
+    folder: Path, seed: int, start: Path, size: Size, files: tuple[Path, Path], method: Mapping[str, Any]
+) -> Path:
+    """A distilled student of one seed after one method on the pairs; measured before as well as after."""
+    pairs, held_out = files
+    task = {"kind": "preference", "data": str(held_out), "reference": str(start)}
+    tree = {
+        **stage_tree("kd"),
+        **method,
+        "name": folder.name,
+        "student": {"path": str(start)},
+        "teachers": {"reference": {"kind": "live", "path": str(start)}} if method["recipe"] == "dpo" else {},
+        "train": {**TRAIN, "seed": seed, **(size.preference or {})},
+        "evaluate": {"teacher": False, "data": f"{DEMO}/data/eval.jsonl", "limit": size.held_out,
+                     "tasks": [task]},
+        "output": {"folder": str(folder), "report": False},
+    }  # fmt: skip
+    tree["data"] = {**tree["data"], "train": str(pairs), "valid": None}
+    if not (folder / "student").is_dir():
+        execute(resolve(tree))
+    return folder
 
 
 def measured(folder: Path, system: str) -> dict[str, float]:
@@ -160,21 +175,19 @@ def row(name: str, found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def table(folder: Path, size: Size, methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All rows: the student, the distilled student, and that after each stage."""
+    """All rows: the student, the distilled student, and that after each method."""
     pairs = pairs_of(folder, "pairs", "train.jsonl", size.prompts)
     held_out = pairs_of(folder, "held-out", "eval.jsonl", size.held_out)
     start = run("warm-start", folder / "warm-start", **(size.warm_start or {}))
     found: dict[str, list[dict[str, float]]] = {"student": [], "distilled": []}
     for seed in size.seeds:
-        for name, preference in methods.items():
-            place = folder / f"{name}-{seed}"
-            distilled(place, seed, start, size, pairs, held_out, preference)
+        student = distilled(folder / f"distilled-{seed}", seed, start, size, held_out)
+        if seed == size.seeds[0]:
+            found["student"].append(measured(student, "student-before"))
+        for name, method in methods.items():
+            place = preferring(folder / f"{name}-{seed}", seed, student, size, (pairs, held_out), method)
             if name == next(iter(methods)):
-                if seed == size.seeds[0]:
-                    found["student"].append(measured(place, "student-before"))
-                found["distilled"].append(measured(place, "student-distilled"))
-            elif measured(place, "student-distilled") != found["distilled"][-1]:
-                raise SystemExit(f"{place}: starts from another distilled student")
+                found["distilled"].append(measured(place, "student-before"))
             found.setdefault(f"distilled + {name}", []).append(measured(place, "student-after"))
             print(name, seed, measured(place, "student-after"), flush=True)
     return [row(name, one) for name, one in found.items()]

@@ -1,4 +1,4 @@
-"""The tables in docs/preferences.md: rankers and stages from their classes, results from the benchmark."""
+"""The tables in docs/preferences.md: rankers from their classes, results from the benchmark."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 from tables import with_table
 
 from stillhouse.evaluate.rankers import REGISTRY as RANKERS
-from stillhouse.train.preference import REGISTRY as STAGES
-from stillhouse.train.preference import PreferenceStage
 
 PAGE = Path(__file__).resolve().parent / "preferences.md"
 RESULTS = PAGE.parents[1] / "benchmarks" / "results" / "preferences.json"
@@ -27,12 +25,13 @@ MEASURES = {
 
 def rankers() -> str:
     """One row for each ranker: its options with their defaults, and what it scores by."""
-    return _of_classes(RANKERS, "ranker", {"kind"})
-
-
-def stages() -> str:
-    """One row for each stage: the options that it has beyond the common ones, and what it does."""
-    return _of_classes(STAGES, "kind", set(PreferenceStage.model_fields) - {"lr"})
+    lines = ["| ranker | options | what it does |", "|---|---|---|"]
+    for kind in RANKERS.kinds():
+        part = RANKERS[kind]
+        options = [_option(name, info) for name, info in part.model_fields.items() if name != "kind"]
+        words = " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()).replace("|", "\\|")
+        lines.append(f"| `{kind}` | {', '.join(options)} | {words} |")
+    return "\n".join(lines)
 
 
 def results(path: Path = RESULTS, reference: str = "distilled student") -> str:
@@ -54,7 +53,6 @@ def of_two_teachers() -> str:
 
 TABLES = {
     "rankers": rankers,
-    "stages": stages,
     "results": results,
     "results with two teachers": of_two_teachers,
 }
@@ -66,16 +64,6 @@ def pages() -> dict[str, str]:
     for name, table in TABLES.items():
         text = with_table(text, name, table())
     return {PAGE.name: text}
-
-
-def _of_classes(registry: Any, title: str, hidden: set[str]) -> str:
-    lines = [f"| {title} | options | what it does |", "|---|---|---|"]
-    for kind in registry.kinds():
-        part = registry[kind]
-        options = [_option(name, info) for name, info in part.model_fields.items() if name not in hidden]
-        words = " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()).replace("|", "\\|")
-        lines.append(f"| `{kind}` | {', '.join(options)} | {words} |")
-    return "\n".join(lines)
 
 
 def _option(name: str, info: Any) -> str:

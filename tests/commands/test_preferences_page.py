@@ -42,17 +42,21 @@ def test_the_commands_run_in_order(workshop: Workshop) -> None:
         name = yaml.splitlines()[0].removeprefix("# ")
         text = yaml.replace("limit: 64", "limit: 16").replace("max_steps: 8", "max_steps: 2")
         text = text.replace("{limit: 8, valid_limit: 8}", "{limit: 2, valid_limit: 2, teacher: false}")
-        text = text.replace("jsonl, limit: 8}", "jsonl, limit: 4}")
+        text = text.replace("limit: 8, before", "limit: 2, before")
         (workshop.folder / name).write_text(text, encoding="utf-8")
     for command in (line for block in blocks("console") for line in block.splitlines()):
         arguments = shlex.split(command.replace("--limit 32 --max-tokens 64", "--limit 10 --max-tokens 24"))
         quiet = ("output.report=false", "train.validate_every=never") if arguments[1] == "run" else ()
         said = workshop.stillhouse(*arguments[1:], *quiet)
         assert said.code == 0, said.err
-    found = workshop.folder / "runs" / "aligned" / "evaluation"
-    systems = ("student-before", "student-distilled", "student-after")
-    measured = [
-        json.loads((found / f"{name}.preference.json").read_text("utf-8"))["metrics"] for name in systems
-    ]
-    assert all(0 <= one["preference_accuracy"] <= 1 for one in measured)
-    assert measured[1]["reward_accuracy"] == 0.5
+    measured = {
+        name: json.loads(
+            (workshop.folder / "runs/aligned" / name / "evaluation/student-after.preference.json").read_text(
+                encoding="utf-8"
+            )
+        )["metrics"]
+        for name in ("distilled", "dpo", "simper")
+    }
+    assert all(0 <= one["preference_accuracy"] <= 1 for one in measured.values())
+    assert "reward_accuracy" not in measured["distilled"]
+    assert measured["dpo"]["kl_to_reference"] > 0

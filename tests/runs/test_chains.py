@@ -38,6 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chain(data: Path, name: str, **changes: Any) -> dict[str, Any]:
     """Warm start, distillation, preference, quantisation, export."""
     valid = str(data / "valid.jsonl")
+    preference = {"kind": "preference", "data": str(data / "pairs.jsonl"), "reference": "stage:distil"}
     return {
         "name": name,
         "teacher": {"kind": "live", "path": TEACHER},
@@ -56,9 +57,11 @@ def chain(data: Path, name: str, **changes: Any) -> dict[str, Any]:
             "warm": {"recipe": "sft", "student": {"from_teacher": {"layers": [0, 3]}}},
             "distil": {"recipe": "kd", "student": {"path": "stage:warm"}, "train": {"lr": 2e-3}},
             "prefer": {
-                "recipe": "simper",
+                "recipe": "dpo",
                 "student": {"path": "stage:distil"},
+                "teachers": {"reference": {"kind": "live", "path": "stage:distil"}},
                 "data": {"train": str(data / "pairs.jsonl")},
+                "evaluate": {"tasks": [preference]},
             },
             "int4": {"quantise": {"weights": "int4"}, "student": {"path": "stage:prefer"}},
             "ship": {"export": {"smoke_test": False}, "student": {"path": "stage:prefer"}},

@@ -348,4 +348,4 @@ class PromptBuilder:
 
 def path_of(name: str) -> str:
     """Where the configuration names the rows of a set."""
-    return {"eval": "evaluate.data", "preference": "preference.data"}.get(name, f"data.{name}")
+    return {"eval": "evaluate.data"}.get(name, f"data.{name}")

@@ -28,9 +28,9 @@ from stillhouse.report.scores import (
 )
 from stillhouse.report.seeds import common_name, group_of_each, seed_groups
 
-SystemRole = Literal["teacher", "before", "distilled", "after"]
-ROLES: tuple[SystemRole, ...] = ("teacher", "before", "distilled", "after")
-ROLE_COLOURS = {"teacher": "--teacher", "before": "--before", "distilled": "--part-1"}
+SystemRole = Literal["teacher", "before", "after"]
+ROLES: tuple[SystemRole, ...] = ("teacher", "before", "after")
+ROLE_COLOURS = {"teacher": "--teacher", "before": "--before"}
 """The CSS variables of systems that are not the end of a run."""
 
 
@@ -120,13 +120,10 @@ def gather(runs: Sequence[RunRecord]) -> list[System]:
 
 
 def role_of(system: str) -> SystemRole:
-    """The role that a system's name tells: the teacher, the student before, the one that a preference stage
-    began with, or else the student after."""
+    """The role that a system's name tells: the teacher, the student before, or else the student after."""
     words = system.lower().replace("-", " ").replace("_", " ").split()
     if words[:1] == ["teacher"]:
         return "teacher"
-    if "distilled" in words:
-        return "distilled"
     return "before" if "before" in words else "after"
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.shared import SharedResults
-from stillhouse.core.types import Prompt, Response
+from stillhouse.core.types import Response
 from stillhouse.data import Data, load_data
 from stillhouse.data.templates import Template
 from stillhouse.data.text_tokens import response_text
@@ -51,7 +51,6 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.pruning import pruning_plan, told
 from stillhouse.runs.servers import teacher_text_server
-from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher, TeacherConfig
@@ -76,12 +75,8 @@ class Parts:
     data: Data
     translation: Translation | None = None
     """The teacher's prompts and ends, and what goes between two vocabularies."""
-    pairs: tuple[Prompt, ...] = ()
-    """The pairs of the preference stage, if there is one."""
     pruning: Mapping[str, Any] | None = None
     """What of the teacher the student started with, and how it was chosen."""
-    reference: nn.Module | None = None
-    """The distilled student, once the preference stage has begun."""
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -185,7 +180,6 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
     tokenizer = found.student
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
-    pairs = stage_pairs(config, data)
     config = with_resolved_template(config, data)
     encoder = data.encoder
     assert encoder is not None
@@ -212,7 +206,6 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
         found.ids,
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
-        pairs,
         pruning=None if plan is None else plan.facts,
     )
     _check_shards_see(parts)

@@ -41,8 +41,6 @@ def preflight(config: RunConfig) -> None:
         raise ConfigError(*faults)
     config.engine.check_installed()
     config.train.fused.check_installed()
-    if config.preference is not None:
-        config.preference.check_installed()
     check_loggers(config.train.report_to)
 
 
@@ -67,8 +65,6 @@ def data_sources(config: RunConfig) -> dict[str, DatasetConfig]:
         "data.text": config.data.text,
         "evaluate.data": config.evaluate.data,
     }
-    if config.preference is not None:
-        sources |= {"preference.data": config.preference.data, "preference.valid": config.preference.valid}
     for index, task in enumerate(config.evaluate.tasks):
         sources |= {f"evaluate.tasks[{index}].{name}": source for name, source in task.datasets().items()}
     return {path: source for path, source in sources.items() if source is not None}

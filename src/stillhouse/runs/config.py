@@ -23,8 +23,6 @@ from stillhouse.data import DataConfig, DatasetConfig
 from stillhouse.engines import EngineField, TransformersConfig
 from stillhouse.errors import Fault
 from stillhouse.evaluate import EvaluateConfig
-from stillhouse.evaluate.tasks import REGISTRY as TASKS
-from stillhouse.evaluate.tasks import EvalTask
 from stillhouse.models import Dtype, StudentConfig
 from stillhouse.objectives import ObjectiveField
 from stillhouse.rollouts import DEFAULT_RESPONSES, ResponsesField
@@ -38,7 +36,6 @@ from stillhouse.runs.compatibility import (
 )
 from stillhouse.teachers import TeacherConfig, TeacherField
 from stillhouse.train.config import TrainConfig
-from stillhouse.train.preference import PreferenceField
 
 
 class LicenceConfig(StrictConfig):
@@ -102,9 +99,6 @@ class RunConfig(StrictConfig):
     it."""
     train: TrainConfig = TrainConfig()
     """How the student is optimised."""
-    preference: PreferenceField | None = None
-    """A stage on preference pairs that the student goes through after distillation, before it is exported:
-    `{kind: dpo, data: FILE}` or `{kind: simper, data: FILE}`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How teacher and student are compared at the end."""
     output: OutputConfig = OutputConfig()
@@ -274,16 +268,9 @@ class RunConfig(StrictConfig):
                 hint="Set train.best_by: loss, or train.validate_rouge: true.",
             )
 
-    def evaluation_tasks(self) -> tuple[EvalTask, ...]:
-        """The tasks of every system: those of `evaluate`, and one on `preference.valid`."""
-        tasks = self.evaluate.expanded_tasks()
-        if self.preference is None or self.preference.valid is None:
-            return tasks
-        return (*tasks, TASKS.parse({"kind": "preference", "data": self.preference.valid}))
-
     def evaluation_sets(self) -> tuple[DatasetConfig, ...]:
         """Every set of rows that a student of this run is evaluated on."""
-        tasks = [source for task in self.evaluation_tasks() for source in task.datasets().values()]
+        tasks = [source for task in self.evaluate.expanded_tasks() for source in task.datasets().values()]
         named = (self.data.valid, self.evaluate.data, *tasks)
         return tuple(source for source in named if source is not None)
 

@@ -29,7 +29,6 @@ from stillhouse.runs.checks import check_context_lengths, context_length, longes
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
 from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
-from stillhouse.runs.stage_pairs import stage_pairs
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 from stillhouse.runs.towers import image_rows, tower_size
@@ -62,7 +61,6 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     tokenizer = found.student
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
-    pairs = stage_pairs(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
     check_tasks(config, tokenizer)
     seen = model_reader(teacher_model) if teacher_model is not None else None
@@ -81,7 +79,6 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         "held-out prompts": len(prompts),
         **_formats(data),
         **_pairs(data),
-        **_stage(config, len(pairs)),
         **_dropped(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
@@ -151,15 +148,6 @@ def _formats(data: Data) -> dict[str, str]:
         for one in data.report.get("sets", ())
         if one.get("formats")
     }
-
-
-def _stage(config: RunConfig, pairs: int) -> dict[str, str]:
-    """What the preference stage will do, if there is one."""
-    stage = config.preference
-    if stage is None:
-        return {}
-    steps = stage.max_steps or math.ceil(stage.epochs * max(1, math.ceil(pairs / stage.batch_size)))
-    return {"preference stage": f"{stage.kind}, {pairs:,} pairs, {steps:,} optimiser steps"}
 
 
 def _pairs(data: Data) -> dict[str, str]:

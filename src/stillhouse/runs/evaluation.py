@@ -69,7 +69,7 @@ def check_tasks(config: RunConfig, tokenizer: Any) -> None:
         ConfigError: a task has no rows.
         DataError: its rows cannot be read, or none is left.
     """
-    for task in config.evaluation_tasks():
+    for task in config.evaluate.expanded_tasks():
         if isinstance(task, PromptTask):
             encoder = task.encoder(config.data.template, tokenizer)
             task.load(encoder, config.data, config.evaluate.data or config.data.valid)
@@ -95,7 +95,7 @@ def evaluate_system(
     evaluation = _SystemEvaluation(parts, folder, system, model)
     if prompts:
         evaluation.on_held_out(prompts)
-    for task in parts.config.evaluation_tasks():
+    for task in parts.config.evaluate.expanded_tasks():
         if task.applies_to_teacher or model is not parts.teacher:
             evaluation.on_task(task)
 
@@ -206,7 +206,6 @@ class _SystemEvaluation:
             limit=config.evaluate.limit,
             context_length=context_length(unwrap(self.model).config),
             batch_size=config.evaluate.batch_size,
-            reference=None if self.model is parts.teacher else parts.reference,
             title=f"{task.title}: {self.label}",
             fingerprint=self.fingerprint,
             open_journal=lambda header, name: Journal(

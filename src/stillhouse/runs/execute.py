@@ -31,7 +31,6 @@ from stillhouse.runs.export.weights import export, write_card
 from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment
 from stillhouse.runs.inputs import FILE as INPUTS
 from stillhouse.runs.inputs import check_inputs, input_digests, parent_of
-from stillhouse.runs.preference import StageFolder, begin, run_stage
 from stillhouse.runs.pruning import FILE as PRUNING
 from stillhouse.runs.pruning import told
 from stillhouse.runs.recording import recorded
@@ -82,7 +81,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             check_tasks(config, parts.tokenizer)
         if parts.pruning is not None and folder.main:
             console.note(f"The student starts as the teacher with {told(parts.pruning)}")
-        check_context_lengths(config, (*parts.data.train, *parts.pairs), questions, parts.contexts)
+        check_context_lengths(config, parts.data.train, questions, parts.contexts)
         for note in check_length(config, len(parts.data.train)):
             logger.warning(note)
         found = _inputs(parts, folder, changes, resume)
@@ -125,17 +124,11 @@ def _train_and_evaluate(
         evaluate_system(parts, questions, folder, "student before", parts.student)
     if config.evaluate.teacher and parts.teacher is not None:
         evaluate_system(parts, questions, folder, "teacher", parts.teacher)
-    began = config.preference is not None and StageFolder(folder).began
-    finished = began or train(parts, folder, interrupt, checkpoint)
+    finished = train(parts, folder, interrupt, checkpoint)
     if rounds := curation_totals(folder.responses):
         folder.write("data.json", {**parts.data.report, "curation": rounds})
     if not finished:
         return False
-    if config.preference is not None:
-        stage = begin(parts, folder)
-        evaluate_system(parts, questions, folder, "student distilled", parts.student)
-        if not run_stage(parts, stage, interrupt, train):
-            return False
     usage = None
     if folder.main:
         with console.phase("Saving the student", quiet=True):

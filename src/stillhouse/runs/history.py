@@ -28,7 +28,7 @@ NOT_TRAINED_BY = (
 )  # fmt: skip
 """Settings of a finished run that may change: how long, how it is measured, what is kept and shown."""
 PLACES = (
-    "data.*path", "preference.*path", "student.path", "student.tokenizer", "teacher*.adapter",
+    "data.*path", "student.path", "student.tokenizer", "teacher*.adapter",
     "teacher*.path", "teacher*.tokenizer",
 )  # fmt: skip
 """Where something is that may have moved: what is there is compared by its digest (`runs/inputs.py`)."""

@@ -79,8 +79,8 @@ def _compared_teachers(config: RunConfig) -> set[str]:
 
     def visit(_: str, value: Any) -> Any:
         if isinstance(value, Objective) and not hasattr(value, "held"):
-            rewarded = "rewards" in value.requirements().rows  # there the teacher only holds it back
-            found.update(() if rewarded else (value.teacher_model,))
+            judged = value.requirements().rows & {"rewards", "pairs"}  # there the teacher only holds it back
+            found.update(() if judged else (value.teacher_model,))
         return value
 
     walk(config.objective, visit)

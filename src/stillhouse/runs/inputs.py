@@ -44,7 +44,6 @@ def input_digests(parts: Parts) -> dict[str, dict[str, Any]]:
         "train": data.train,
         "valid": data.valid,
         "text": data.text,
-        "preference": parts.pairs,
     }
     for report in data.report["sets"]:
         found[f"data.{report['name']}"] = {

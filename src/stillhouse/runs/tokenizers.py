@@ -32,7 +32,6 @@ from stillhouse.objectives import Objective
 from stillhouse.runs.checks import context_length, context_of_files
 from stillhouse.runs.compatibility import innermost_asking
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.stage_pairs import stage_pairs
 
 logger = logging.getLogger("stillhouse")
 
@@ -176,7 +175,7 @@ def tokenizers(config: RunConfig) -> Tokenizers:
 
 def _trimmed(config: RunConfig, found: Tokenizers) -> Tokenizers:
     """The tokens that the training data use, in a tokenizer for both models: responses of `data.train`,
-    `data.text` and the pairs of the preference stage. Other text is read in smaller pieces of these.
+    and `data.text`. Other text is read in smaller pieces of these.
 
     Raises:
         ConfigError: a teacher's signal is kept under the ids of all tokens, or there are further teachers.
@@ -191,13 +190,12 @@ def _trimmed(config: RunConfig, found: Tokenizers) -> Tokenizers:
         data = load_data(
             config.data, found.student, needs=config.responses.requirements().data, teacher=found.reads
         )
-        prompts = (*data.train, *stage_pairs(config, data))
-    used = {one for prompt in prompts for one in _ids_of(prompt)}
+    used = {one for prompt in data.train for one in _ids_of(prompt)}
     used |= {one for block in data.text for one in (*block.prompt.token_ids, *block.token_ids)}
     assert data.encoder is not None
     used |= {*data.encoder.ends, *found.student_ends, *found.teacher_ends, found.student.pad_token_id}
     ours, kept = trimmed_tokenizer(found.student, used)
-    check_encodes_alike(ours, found.student, kept, [prompt.text for prompt in prompts[:CHECKED_TEXTS]])
+    check_encodes_alike(ours, found.student, kept, [prompt.text for prompt in data.train[:CHECKED_TEXTS]])
     student_ends, teacher_ends = (
         tuple(kept.index(one) for one in ends) for ends in (found.student_ends, found.teacher_ends)
     )

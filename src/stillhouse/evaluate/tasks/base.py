@@ -48,8 +48,6 @@ class EvalContext:
     """Maximum number of tokens of the model; None if unknown."""
     batch_size: int = 32
     """Sequences per forward pass where likelihoods are measured."""
-    reference: nn.Module | None = None
-    """The student that a preference stage of the run began with; None if there is none."""
     title: str | None = None
     """Show progress under this title."""
     fingerprint: Callable[[nn.Module], str] = fingerprint

@@ -28,8 +28,8 @@ class PreferenceTask(PromptTask):
     reference, and the length of what it writes.
 
     `preference_accuracy` compares log q(response) per token, `preference_accuracy_sum` whole responses; a tie
-    counts half. `preference_margin` is the mean difference in nats per token. With a reference model (the
-    student that a preference stage began with, or `reference`): `reward_accuracy` and `reward_margin` compare
+    counts half. `preference_margin` is the mean difference in nats per token. With a `reference` (the
+    student that a preference training began with): `reward_accuracy` and `reward_margin` compare
     log q(y) / q_ref(y), DPO's implicit reward without its beta, in nats; `kl_to_reference` is
     KL(model || reference) in nats per token on the model's own text, `kl_to_reference_on_pairs` on both
     responses of the pairs.
@@ -39,8 +39,7 @@ class PreferenceTask(PromptTask):
 
     kind: Literal["preference"] = "preference"
     reference: FilePath | None = None
-    """A model or run folder to compare with; default: the start of the run's preference stage, if it has
-    one."""
+    """A model or run folder to compare with, such as the start of the training."""
     needs: ClassVar[frozenset[str]] = frozenset({"rejected"})
 
     def dependencies(self, context: EvalContext) -> dict[str, Any]:
@@ -70,16 +69,15 @@ class PreferenceTask(PromptTask):
         return TaskResult(metrics, self._settings(session, reference), with_sums(rows, sums))
 
     def _settings(self, session: EvalSession, reference: nn.Module | None) -> dict[str, Any]:
-        compared = self.reference or "the start of the preference stage"
         return {
             **session.settings(),
-            "reference": None if reference is None else str(compared),
+            "reference": None if self.reference is None else str(self.reference),
             "preference": "log q(chosen) > log q(rejected); per token, and as sums; ties count half",
         }
 
     def _reference(self, context: EvalContext) -> nn.Module | None:
         if self.reference is None:
-            return context.reference
+            return None
         return _loaded(str(self.reference)).to(next(context.model.parameters()).device)
 
 

@@ -54,7 +54,7 @@ def _with_stand_ins(config: RunConfig, stand_ins: dict[str, str]) -> RunConfig:
     """The configuration with the folders of stand-ins in the place of those of stages."""
 
     def visit(_: str, value: Any) -> Any:
-        return stood_in(value, stand_ins) if isinstance(value, str) else value
+        return type(value)(stood_in(str(value), stand_ins)) if isinstance(value, str | Path) else value
 
     replaced: RunConfig = walk(config, visit)
     return replaced

@@ -57,7 +57,6 @@ def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = N
         recipe=recipe,
         notes=list(_notes(recipe.header, ("Loss", "Rounds", "Differences"))) if recipe else [],
         objective=_flow(config.objective),
-        preference=None if config.preference is None else _flow(config.preference),
         responses=_flow(config.responses),
         data=_data_table(run),
         results=task_results(gather([run])),

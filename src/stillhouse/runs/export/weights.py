@@ -30,16 +30,14 @@ from stillhouse.train.checkpoints import replace_folder
 def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     """Write the student into the run folder; adapters are merged unless the configuration keeps them apart.
 
-    With `train.keep: best` the best weights are put into the student first, unless a preference stage has
-    begun with them, and with `output.dtype` the
-    student's weights are rounded to what is exported, so that what is evaluated after is what others load;
-    quantisation-aware training ends here, with weights that are quantised.
+    With `train.keep: best` the best weights are put into the student first, and with
+    `output.dtype` the student's weights are rounded to what is exported, so that what is evaluated after is
+    what others load; quantisation-aware training ends here, with weights that are quantised.
 
     Returns:
         How the student is called, for `write_card`.
     """
-    best = parts.config.train.keep == "best" and parts.reference is None  # else the stage began with it
-    if best and (folder.best / "weights.pt").exists():
+    if parts.config.train.keep == "best" and (folder.best / "weights.pt").exists():
         restore_state(parts.student, folder.best / "weights.pt")
     dtype = _export_dtype(parts)
     for parameter in parts.student.parameters():

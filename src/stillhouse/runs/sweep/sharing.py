@@ -15,7 +15,7 @@ from stillhouse.runs.sweep.origins import OF_THE_SWEEP, configuration_key
 from stillhouse.teachers.cached import cached_in
 
 NOT_READ = (
-    "name", "output", "evaluate", "objective", "recipe", "preference", "train.lr", "train.schedule",
+    "name", "output", "evaluate", "objective", "recipe", "train.lr", "train.schedule",
     "train.warmup", "train.weight_decay", "train.clip", "train.epochs", "train.max_steps", "train.keep",
     "train.best_by", "train.validate_every", "train.validate_rouge", "train.save_every", "train.log_every",
     "train.keep_checkpoints", "train.report_to",
