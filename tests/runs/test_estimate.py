@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from stillhouse.runs.estimate import estimate, model_size
+from stillhouse.runs.estimate import estimate
 from stillhouse.runs.execute import execute
-from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
+from stillhouse.runs.memory import GpuSize, Workload, memory_by_phase, most_memory
+from stillhouse.runs.model_sizes import ModelSize, model_size
 from stillhouse.runs.resolve import resolve
 from tests.workshop import Workshop
 
@@ -55,7 +56,7 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
         if config.student.lora is not None:
             student = replace(student, trainable=10**6, adapter=10**6)
         rows = overrides.get("generated_rows", 16)
-        return peak_memory(config, student, (teacher,), length=64, generated_rows=rows)
+        return most_memory(memory_by_phase(config, student, (teacher,), Workload(64, generated=rows)))
 
     plain = peak(train__micro_batch_size=4)  # wide enough that a step takes more than writing does
     weights_and_adam = 4 * 4 * 10**8 + 2 * 10**9
@@ -99,7 +100,7 @@ def test_the_estimate_for_a_gpu_is_what_one_took(workshop: Workshop, micro_batch
     }
     config = resolve("run.yaml", values).config
     card = GpuSize("NVIDIA H100 80GB HBM3", 80 * 2**30)
-    estimated = peak_memory(config, student, (teacher,), 768, generated_rows=0, gpu=card)
+    estimated = most_memory(memory_by_phase(config, student, (teacher,), Workload(768), card))
     assert estimated / 2**30 == pytest.approx(MEASURED_ON_AN_H100[micro_batch], rel=0.05)
 
 
@@ -107,7 +108,7 @@ def test_a_gpu_takes_larger_chunks_of_logits_and_no_process(workshop: Workshop) 
     student = ModelSize(10**8, layers=12, hidden_size=768, vocab=150_000, dtype_bytes=4, context=2048)
     config = resolve("run.yaml", {"train.micro_batch_size": 4}).config
     sizes = [
-        peak_memory(config, student, (), 2048, 0, gpu)
+        most_memory(memory_by_phase(config, student, (), Workload(2048), gpu))
         for gpu in (None, GpuSize("small", 4 * 2**30), GpuSize("large", 80 * 2**30))
     ]
     assert sizes[1] < sizes[0] * 1.05, "blocks that do not fit, but no process"

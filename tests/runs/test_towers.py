@@ -10,8 +10,8 @@ import pytest
 from stillhouse.core.types import Prompt
 from stillhouse.models import LoraConfig, StudentConfig, TeacherModel
 from stillhouse.models.readers import model_reader, student_reader
-from stillhouse.runs.estimate import model_size, student_size
-from stillhouse.runs.memory import ModelSize, peak_memory
+from stillhouse.runs.memory import Workload, memory_by_phase, most_memory
+from stillhouse.runs.model_sizes import ModelSize, model_size, student_size
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.towers import image_rows
 from tests.vision_models import FAMILIES, Family, image, tokenizer, vision_model
@@ -77,5 +77,7 @@ def test_what_is_trained_of_a_student_counts_and_costs(folders: dict[Family, Pat
         }
     ).config
     texts = student_size(StudentConfig(path=str(folders["llava"])), None, len(words))
-    needed = [peak_memory(config, one, (), 512, 0) for one in (texts, frozen, trained)]
+    needed = [
+        most_memory(memory_by_phase(config, one, (), Workload(512))) for one in (texts, frozen, trained)
+    ]
     assert needed == sorted(set(needed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,7 +13,8 @@ from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 
 if TYPE_CHECKING:
-    from stillhouse.runs.memory import GpuSize
+    from stillhouse.core.sharding import Parallelism
+    from stillhouse.runs.memory import Devices, GpuSize
     from stillhouse.runs.resolve import Resolved
 
 
@@ -35,6 +36,12 @@ def check(
         str | None,
         typer.Option(metavar="SIZE", help="Estimate for a GPU of so much memory, such as 80GB, instead."),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Estimate for one of N processes that train together.")
+    ] = 1,
+    parallel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, zero2, zero3.")
+    ] = None,
 ) -> None:
     """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing, unless
     two steps in a temporary folder are asked for by --measure.
@@ -43,40 +50,51 @@ def check(
     """
     from stillhouse.runs.chains.resolve import is_chain
     from stillhouse.runs.checks import check_length, preflight
-    from stillhouse.runs.estimate import estimate
+    from stillhouse.runs.estimate import run_size
     from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.training_arguments import prompts_in_a_micro_batch
 
-    gpu = _gpu(gpu_memory)
+    gpu, together = _gpu(gpu_memory), _devices(devices, parallel)
     if is_chain(file):
-        _check_chain(file, list(overrides or ()), values, everything, sizes, measure)
+        given = {"--measure": measure, "--gpu-memory": gpu_memory, "--parallel": parallel}
+        alone = [name for name, value in {**given, "--devices": devices > 1}.items() if value]
+        _check_chain(file, list(overrides or ()), values, everything, sizes, alone)
         return
     resolved = resolve(file, list(overrides or ()))
     preflight(resolved.config)
     for note in resolved.notes:
         console.note(note)
-    found = estimate(resolved.config, gpu) if sizes else {}
-    for note in check_length(resolved.config, found["prompts"]) if found else ():
+    prompts_in_a_micro_batch(resolved.config, devices)
+    size = run_size(resolved.config, gpu, together) if sizes else None
+    for note in check_length(resolved.config, size.rows["prompts"]) if size else ():
         console.note(note)
+    found = {} if size is None else size.rows
     if measure:
         found |= _measured(resolved, found)
     if values:
         _print_values(resolved.provenance, everything)
     if found:
         console.print_table(("quantity", "value"), list(found.items()))
+    if size is not None:
+        _print_phases(size.memory)
 
 
 def _check_chain(
-    file: Path, overrides: list[str], values: bool, everything: bool, sizes: bool, measure: bool
+    file: Path, overrides: list[str], values: bool, everything: bool, sizes: bool, alone: list[str]
 ) -> None:
-    """Every stage of a chain, those with the students of others by stand-ins for these."""
+    """Every stage of a chain, those with the students of others by stand-ins for these.
+
+    Raises:
+        ConfigError: options were given that are for one run alone.
+    """
     from stillhouse.errors import ConfigError, Fault
     from stillhouse.runs.chains.check import check_chain
     from stillhouse.runs.chains.record import ChainFolder
     from stillhouse.runs.chains.resolve import resolve_chain
 
-    if measure:
-        hint = "Measure one of its stages in a file of its own."
-        raise ConfigError(Fault("--measure", "trains two steps of one run, and this is a chain", hint=hint))
+    if alone:
+        hint = "Ask about one of its stages in a file of its own."
+        raise ConfigError(*(Fault(name, "is for one run, and this is a chain", hint=hint) for name in alone))
     chain = resolve_chain(file, overrides)
     folder = ChainFolder(chain)
     found = check_chain(chain, there=[one.name for one in chain.stages if folder.finished(one.name)])
@@ -109,6 +127,45 @@ def _gpu(memory: str | None) -> GpuSize | None:
         return GpuSize(f"a GPU of {memory}", parse_bytes(memory))
     except ValueError as error:
         raise ConfigError(Fault("--gpu-memory", str(error), got=memory)) from error
+
+
+def _devices(count: int, parallel: str | None) -> Devices:
+    """The processes that --devices and --parallel describe.
+
+    Raises:
+        ConfigError: there is no such parallelism, or only one process.
+    """
+    from stillhouse.core.sharding import SHARDED
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.runs.memory import ALONE, Devices
+
+    if parallel is None:
+        return Devices(count)
+    if parallel not in SHARDED:
+        problem = "is no parallelism that is known"
+        raise ConfigError(Fault("--parallel", problem, got=parallel, allowed=", ".join(SHARDED)))
+    if count == ALONE.count:
+        hint = "Say how many processes train together: --devices 8."
+        raise ConfigError(Fault("--parallel", "has no effect for one process", got=parallel, hint=hint))
+    return Devices(count, cast("Parallelism", parallel))
+
+
+def _print_phases(memory: Mapping[str, Mapping[str, float]]) -> None:
+    """What each phase takes of the memory of one device, and what of that is most."""
+    most = max(sum(parts.values()) for parts in memory.values())
+    rows = []
+    for phase, parts in memory.items():
+        told = [
+            f"{name} {_in_gigabytes(size)}"
+            for name, size in sorted(parts.items(), key=lambda part: -part[1])
+            if size > 0.02 * most
+        ]
+        rows.append((phase, _in_gigabytes(sum(parts.values())), ", ".join(told)))
+    console.print_table(("phase", "memory (GB)", "of which"), rows, title="Memory by phase, estimated")
+
+
+def _in_gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
 
 
 def _measured(resolved: Resolved, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,28 +12,29 @@ import torch
 from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_data
-from stillhouse.errors import ModelError
-from stillhouse.models.adapters import add_lora
+from stillhouse.engines.base import EngineConfig
+from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models.config import StudentConfig, TeacherModel
-from stillhouse.models.from_config import config_from_options
-from stillhouse.models.hidden import unwrap
-from stillhouse.models.load import parameter_counts
-from stillhouse.models.parts import freeze_tower
-from stillhouse.models.paths import model_files
 from stillhouse.models.pruning.plan import pruned_without_weights
 from stillhouse.models.pruning.sizes import sizes_of
-from stillhouse.models.quantise import bits_per_weight, quantisable_layers
-from stillhouse.models.readers import auto_class, model_reader, student_reader
-from stillhouse.models.vision import ImageReader
-from stillhouse.runs.checks import check_context_lengths, context_length, longest_sequence
+from stillhouse.models.readers import model_reader, student_reader
+from stillhouse.runs.checks import check_context_lengths, longest_sequence
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, held_out_prompts
-from stillhouse.runs.memory import GpuSize, ModelSize, peak_memory
+from stillhouse.runs.memory import (
+    ALONE,
+    Devices,
+    GpuSize,
+    MemoryParts,
+    Workload,
+    memory_by_phase,
+    most_memory,
+)
+from stillhouse.runs.model_sizes import ModelSize, model_size, student_size, without_weights
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
-from stillhouse.runs.towers import image_rows, tower_size
+from stillhouse.runs.towers import image_rows
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_MEMORY = "peak memory, estimated (GB)"
 """The estimate's row with the memory of the process, or of the GPU where there is one."""
 
@@ -46,12 +47,31 @@ def this_gpu() -> GpuSize | None:
     return GpuSize(facts.name, facts.total_memory)
 
 
+@dataclass(frozen=True, slots=True)
+class RunSize:
+    """What `check` says of a run before it begins.
+
+    Example: `RunSize({"prompts": 3101, ...}, {"loading": {"student weights": 6.6e5}, ...})`
+    """
+
+    rows: dict[str, Any]
+    """Tokens, steps, parameters, the teacher's cache, peak memory, by name."""
+    memory: dict[str, MemoryParts]
+    """Bytes on one device by phase and part; see `memory_by_phase`."""
+
+
 def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
-    """The size of a run, by name. Reads tokenizers, data and model configurations; loads no weights.
+    """The rows of `run_size`, for one process."""
+    return run_size(config, gpu).rows
+
+
+def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = ALONE) -> RunSize:
+    """The size of a run. Reads tokenizers, data and model configurations; loads no weights.
 
     Args:
         config: the run.
         gpu: what it is to run on; default: the GPU of this machine, or its CPU.
+        devices: the processes that train together.
 
     Raises:
         StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
@@ -67,13 +87,8 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     reader = student_reader(config.student, tokenizer, seen)
     student = student_size(config.student, teacher_model, len(tokenizer), reader, data.train)
     teachers = _teacher_sizes(config, data.train)
-    teacher = teachers.get("teacher")
     contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
-    steps_per_epoch = -(-len(data.train) // config.train.batch_size)
-    length = longest_sequence(config, data.train)
-    steps = config.train.max_steps or math.ceil(steps_per_epoch * config.train.epochs)
-    generated = config.responses.generated_responses(len(data.train), steps, config.train.batch_size)
     rows: dict[str, Any] = {
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
@@ -83,23 +98,63 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
         **_turns(data),
-        "optimiser steps": steps,
-        "optimiser steps in an epoch": steps_per_epoch,
-        **{f"responses to generate by the {model}, at most": count for model, count in generated.items()},
+        **_work(config, len(data.train), len(prompts)),
         **_student(config.student, student, teacher_model, len(tokenizer)),
     }
     rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
-    if teacher is not None:
+    if "teacher" in teachers:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
     rows |= _teacher_caches(config, data, teachers)
     rows |= image_rows(data.train, reader)
-    rows["longest sequence (tokens)"] = length
-    at_once = _generated_at_once(config, generated, len(data.train), len(prompts))
+    work = workload(config, data, len(prompts))
+    rows["longest sequence (tokens)"] = work.length
     gpu = gpu or this_gpu()
     held = (*teachers.values(), *_copies(config, student))
-    memory = peak_memory(config, student, held, length, at_once, gpu)
-    return rows | _memory_rows(memory, gpu)
+    memory = memory_by_phase(config, student, held, work, gpu, devices)
+    return RunSize(rows | _memory_rows(most_memory(memory), gpu, devices), memory)
+
+
+def _steps(config: RunConfig, prompts: int) -> tuple[int, int]:
+    """Optimiser steps in an epoch, and in all."""
+    per_epoch = -(-prompts // config.train.batch_size)
+    return per_epoch, config.train.max_steps or math.ceil(per_epoch * config.train.epochs)
+
+
+def _work(config: RunConfig, prompts: int, held_out: int) -> dict[str, int]:
+    """Steps, and what there is to generate, at most: every response as long as it may be."""
+    per_epoch, steps = _steps(config, prompts)
+    rows = {"optimiser steps": steps, "optimiser steps in an epoch": per_epoch}
+    generated = config.responses.generated_responses(prompts, steps, config.train.batch_size)
+    for model, count in generated.items():
+        rows[f"responses to generate by the {model}, at most"] = count
+        rows[f"tokens to write by the {model}, at most"] = count * _max_tokens(config, config.engine)
+    systems = 1 + config.evaluate.before + (config.evaluate.teacher and config.teacher is not None)
+    evaluated = systems * held_out * len(config.evaluate.seeds)
+    if evaluated:
+        rows["tokens to write for evaluation, at most"] = evaluated * _max_tokens(config, config.evaluate)
+    return rows
+
+
+def _max_tokens(config: RunConfig, settings: EngineConfig | EvaluateConfig) -> int:
+    """The most tokens of a response: what its sampling says, or else data.max_response."""
+    sampling = settings.sampling
+    if "max_tokens" in sampling.model_fields_set:
+        return int(sampling.max_tokens)
+    return int(config.data.max_response)
+
+
+def workload(config: RunConfig, data: Data, held_out: int) -> Workload:
+    """What one process has in work at the same time."""
+    prompts = len(data.train)
+    _, steps = _steps(config, prompts)
+    generated = config.responses.generated_responses(prompts, steps, config.train.batch_size)
+    most = getattr(config.engine, "batch_size", 1)
+    return Workload(
+        longest_sequence(config, data.train),
+        generated=min(most, max(generated.values(), default=0), prompts),
+        evaluated=min(most, held_out * len(config.evaluate.seeds)),
+    )
 
 
 def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, ModelSize]:
@@ -111,9 +166,12 @@ def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Mo
     }
 
 
-def _memory_rows(memory: float, gpu: GpuSize | None) -> dict[str, Any]:
+def _memory_rows(memory: float, gpu: GpuSize | None, devices: Devices) -> dict[str, Any]:
     """The device and the memory that a run takes of it, and what to do where that is too much."""
-    rows = {"device": "cpu" if gpu is None else gpu.name, PEAK_MEMORY: _gigabytes(memory)}
+    rows: dict[str, Any] = {"device": "cpu" if gpu is None else gpu.name}
+    if devices.count > 1:
+        rows["devices"] = f"{devices.count}, {devices.parallel}; memory is that of each"
+    rows[PEAK_MEMORY] = _gigabytes(memory)
     if gpu is None:
         return rows
     rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)
@@ -130,12 +188,6 @@ def _copies(config: RunConfig, student: ModelSize) -> list[ModelSize]:
     kept = {teacher for teacher in config.all_teachers.values() if teacher.copies_student}
     copied = student if student.trainable is None else replace(student, parameters=0)
     return [copied] * len(kept)
-
-
-def _generated_at_once(config: RunConfig, generated: dict[str, int], prompts: int, held_out: int) -> int:
-    """How many responses an engine in this process has in work at the same time, at most."""
-    asked = max(min(max(generated.values(), default=0), prompts), held_out * len(config.evaluate.seeds))
-    return min(asked, getattr(config.engine, "batch_size", 1))
 
 
 def _formats(data: Data) -> dict[str, str]:
@@ -221,78 +273,13 @@ def _response_tokens(prompt: Prompt, source: str, limit: int) -> int:
     return len(prompt.rejected_ids or ()) if source == "rejected" else limit
 
 
-def model_size(model: Any, prompts: Sequence[Prompt] = ()) -> ModelSize:
-    """The size of a model from its configuration alone.
-
-    Args:
-        model: where it is.
-        prompts: of the training, which may have images.
-
-    Raises:
-        ModelError: there is no causal language model.
-    """
-    empty = _without_weights(model)
-    tower = tower_size(empty.requires_grad_(False), model_reader(model) if prompts else None, prompts)
-    return replace(_size_of(empty, model.dtype), tower=tower)
-
-
-def student_size(
-    student: StudentConfig,
-    teacher: TeacherModel | None,
-    vocab: int,
-    reader: ImageReader | None = None,
-    prompts: Sequence[Prompt] = (),
-) -> ModelSize:
-    """The size of the student, however it is initialised, with its adapters.
-
-    Args:
-        student: how it is initialised.
-        teacher: what it may start from.
-        vocab: of its tokenizer.
-        reader: what reads images for it.
-        prompts: of the training, which may have images.
-    """
-    empty, dtype = empty_student(student, teacher, vocab)
-    freeze_tower(empty, student)
-    counts = parameter_counts(empty)
-    size = replace(_size_of(empty, dtype), tower=tower_size(empty, reader, prompts))
-    if counts["trainable"] < counts["parameters"]:
-        size = replace(size, trainable=counts["trainable"])
-    if (quantise := student.quantise) is not None:
-        layers = quantisable_layers(empty, quantise, "student.quantise").values()
-        quantised = sum(layer.weight.numel() for layer in layers)
-        bits = None if quantise.qat else bits_per_weight(quantise)
-        size = replace(size, quantised=quantised, quantised_bits=bits)
-    if student.lora is None:
-        return size
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        empty = add_lora(empty, student.lora)
-        counts = parameter_counts(empty)
-    tower = size.tower and tower_size(unwrap(empty), reader, prompts)
-    return replace(size, trainable=counts["trainable"], adapter=counts["adapter"], tower=tower)
-
-
-def empty_student(student: StudentConfig, teacher: TeacherModel | None, vocab: int) -> tuple[Any, str]:
-    """The student with shapes and without weights, and the dtype that it is trained in."""
-    if student.path is not None:
-        return _without_weights(student), student.dtype
-    if student.from_teacher is not None:
-        if teacher is None:
-            raise ModelError("student.from_teacher: there is no teacher model to start from.")
-        dtype = teacher.dtype if student.dtype == "auto" else student.dtype
-        return pruned_without_weights(student.from_teacher, _without_weights(teacher), vocab), dtype
-    return _empty(config_from_options(student.from_config or {}, vocab)), student.dtype
-
-
 def _student(
     student: StudentConfig, size: ModelSize, teacher: TeacherModel | None, vocab: int
 ) -> dict[str, Any]:
     """The parameters of the student, and its sizes and the teacher's where it starts from parts of that."""
     rows: dict[str, Any] = {"student parameters": size.parameters}
     if student.from_teacher is not None and teacher is not None:
-        empty = _without_weights(teacher)
+        empty = without_weights(teacher)
         smaller = pruned_without_weights(student.from_teacher, empty, vocab)
         found, whole = sizes_of(smaller.config), sizes_of(empty.config)
         which = "; which is measured when the run starts" if student.from_teacher.measures else ""
@@ -300,45 +287,3 @@ def _student(
     if size.trainable is not None:
         rows["trainable parameters"] = size.trainable
     return rows
-
-
-def _without_weights(model: Any) -> Any:
-    from transformers import AutoConfig
-
-    options = {"gguf_file": model.gguf_file} if model.gguf_file else {}
-    folder = model_files(model.path).model
-    try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
-        return _empty(found, trust_remote_code=model.trust_remote_code)
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{model.path}: no causal language model could be read from there. ({error})"
-        ) from error
-
-
-def _empty(config: Any, **options: Any) -> Any:
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        model = auto_class(config).from_config(config, **options)
-    model.tie_weights()  # init_empty_weights has untied them
-    return model
-
-
-def _size_of(model: Any, dtype: str) -> ModelSize:
-    config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    heads = getattr(text, "num_attention_heads", None)
-    width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else text.hidden_size)
-    return ModelSize(
-        parameters=sum(p.numel() for p in model.parameters()),
-        layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        vocab=text.vocab_size,
-        dtype_bytes=BYTES.get(stored if dtype == "auto" else dtype, 4),
-        context=context_length(config),
-        key_value_size=width * (getattr(text, "num_key_value_heads", None) or heads or 1),
-    )

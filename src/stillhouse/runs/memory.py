@@ -1,12 +1,13 @@
-"""The peak memory of a run, from the sizes of its models."""
+"""The memory of a run by phase and by part, from the sizes of its models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stillhouse.core.sharding import Parallelism, Part, share
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.towers import TowerSize
+from stillhouse.runs.model_sizes import ModelSize
 
 PROCESS = 0.6e9
 """Resident bytes of Python with torch, transformers, datasets and the trainer but no model, on a CPU."""
@@ -14,48 +15,12 @@ GPU_BLOCKS = 1.05
 """What torch takes of a GPU for the tensors that it holds: a little more, for blocks that do not fit."""
 TEACHER_ROWS = 1024
 """Rows for which a GPU has a teacher's logits at a time."""
+KEPT_BY_A_LAYER = 28
+"""Numbers of the hidden size that a layer keeps of each token for the backward pass, or needs while it runs
+without one."""
 
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a model's configuration says about its size.
-
-    Example: `ModelSize(134_515_008, layers=30, hidden_size=576, vocab=49_152, dtype_bytes=2, context=8192)`
-    """
-
-    parameters: int
-    layers: int
-    hidden_size: int
-    vocab: int
-    dtype_bytes: int
-    context: int | None
-    """The most tokens that it takes; None if its configuration does not say."""
-    key_value_size: int | None = None
-    """Numbers in the keys of one token and layer; None: as many as `hidden_size`."""
-    trainable: int | None = None
-    """How many parameters are trained, those of adapters included; None: all."""
-    adapter: int = 0
-    """Parameters of LoRA adapters, which `parameters` leaves out."""
-    quantised: int = 0
-    """How many parameters are quantised, or rounded in the forward pass (QAT)."""
-    quantised_bits: float | None = None
-    """What a quantised parameter takes; None where a rounded copy is made in each pass."""
-
-    tower: TowerSize | None = None
-    """Of a vision-language model whose rows have images."""
-
-    @property
-    def key_value_bytes(self) -> int:
-        """Of the keys and values of one token."""
-        return self.layers * 2 * (self.key_value_size or self.hidden_size) * self.dtype_bytes
-
-    @property
-    def bytes(self) -> int:
-        """Of the weights."""
-        whole = (self.parameters + self.adapter) * self.dtype_bytes
-        if self.quantised_bits is None:
-            return whole
-        return whole - int(self.quantised * (self.dtype_bytes - self.quantised_bits / 8))
+MemoryParts = dict[str, float]
+"""Bytes by what holds them: weights, activations and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,60 +35,197 @@ class GpuSize:
     """Bytes."""
 
 
-def peak_memory(
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """How many processes train together, one on each device, and what they share.
+
+    Example: `Devices(8, "fsdp2")`
+    """
+
+    count: int = 1
+    parallel: Parallelism = "ddp"
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each of several processes holds a part of the weights only."""
+        return self.share("weights") < 1
+
+    def share(self, part: Part) -> float:
+        """The share of a part of the student's memory that is on one device."""
+        return share(self.parallel, part, self.count)
+
+
+ALONE = Devices()
+"""One process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one process has in work at the same time.
+
+    Example: `Workload(length=512, generated=64, evaluated=32)`
+    """
+
+    length: int
+    """Tokens of the longest sequence."""
+    generated: int = 0
+    """Responses that a training step generates at the same time, at most."""
+    evaluated: int = 0
+    """Responses that are generated for evaluation at the same time, at most."""
+
+
+def most_memory(phases: Mapping[str, MemoryParts]) -> float:
+    """The bytes of the phase that takes most."""
+    return max(sum(parts.values()) for parts in phases.values())
+
+
+def memory_by_phase(
     config: RunConfig,
     student: ModelSize,
     teachers: Sequence[ModelSize],
-    length: int,
-    generated_rows: int,
+    work: Workload,
     gpu: GpuSize | None = None,
-) -> float:
-    """An estimate of a run's peak memory in bytes: of the whole process on a CPU, of the device on a GPU.
+    devices: Devices = ALONE,
+) -> dict[str, MemoryParts]:
+    """An estimate of the bytes that each phase of a run takes on one device, by part: of the whole process on
+    a CPU, of the device on a GPU.
 
-    The process, weights, gradients and Adam's two moments, plus the largest of a training step, generation
-    and the merged copy of a student with adapters at export. A step keeps about 28 numbers of the hidden size
-    for each token and layer, or 2 and one layer's 56 with gradient checkpointing, and a chunk of logits;
-    generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
-    layer at a time. Vision towers keep what `TowerSize` says. docs/estimates.md compares it with measured
-    runs.
+    Gradients are there from the first backward pass of a step to the end of the step, Adam's two moments from
+    the first step on. A step keeps about 28 numbers of the hidden size for each token and layer, or 2 and one
+    layer's 56 with gradient checkpointing, and a chunk of logits; generation keeps keys and values, on a GPU
+    also between its calls. Quantised weights are dequantised a layer at a time. Vision towers keep what
+    `TowerSize` says. Of sharded weights two layers are whole at a time, the one that runs and the one that is
+    fetched, and the head; all
+    of them while the student writes or is evaluated. docs/estimates.md compares it with measured runs.
 
     Args:
         config: the run.
         student: its size.
         teachers: the size of each teacher that is loaded in this process.
-        length: tokens of the longest sequence.
-        generated_rows: responses that are generated at the same time, at most.
+        work: what it has in work at the same time.
         gpu: where models are; None: on a CPU.
+        devices: the processes that train together.
     """
-    trained = student.parameters if student.trainable is None else student.trainable
-    static = student.bytes + 3 * trained * student.dtype_bytes + sum(teacher.bytes for teacher in teachers)
-    mixed = config.train.precision == "bfloat16"
-    if buffered := config.engine.kept_tokens(generated_rows, length, gpu is not None):
-        static += buffered * student.key_value_bytes
-        if mixed and student.dtype_bytes > 2:
-            static += 2 * student.parameters  # the engine's copies of the weights that autocast casts
-    tokens = _tokens_in_a_micro_batch(config, length)
-    kept = 2 * student.layers + 56 if config.student.gradient_checkpointing else 28 * student.layers
-    step: float = tokens * student.hidden_size * kept * (2 if mixed else student.dtype_bytes)
-    step += sum(tokens * teacher.hidden_size * 28 * teacher.dtype_bytes for teacher in teachers)
-    step += _images((student, *teachers), tokens / length)
-    step += _logits(config, student, len(teachers), tokens, None if gpu is None else gpu.memory - static)
-    if mixed and student.dtype_bytes > 2:
-        step += 2 * student.parameters  # weights as they are cast for the products
-    if student.quantised and student.quantised_bits is None:
-        step += student.quantised * (student.dtype_bytes + 1)  # the rounded ones, and which were clipped
+    held = _held(config, student, teachers, work, gpu, devices)
+    optimiser, gradients = _trained(student, devices)
+    tokens = _tokens_in_a_micro_batch(config, work.length)
+    evaluated = min(work.evaluated, config.evaluate.batch_size) * work.length
+    during = held | optimiser | gradients
+    read = {"teacher activations": _read(teachers, tokens) + _images(teachers, tokens / work.length)}
+    free = None if gpu is None else gpu.memory - sum(during.values())
+    step = _student_step(config, student, tokens, work.length, casts=_casts(config, student, devices))
+    step |= {"logits": _logits(config, student, len(teachers), tokens, free)}
+    writing = held | _whole(student, devices)
+    found = {
+        "loading": held,
+        "generation": writing | optimiser | _written(student, teachers, work.length, work.generated),
+        "teacher forward": during | read,
+        "student forward and backward": during | read | step | _gathered(config, student, devices),
+        "optimiser": during,
+        "evaluation": writing
+        | {"activations": _read((student, *teachers), evaluated)}
+        | _written(student, teachers, work.length, work.evaluated),
+        "checkpoint": held | optimiser,
+        "export": held | ({"merged copy": float(student.bytes)} if student.adapter else {}),
+    }
+    left_out = {"generation": not work.generated, "teacher forward": not teachers}
+    blocks = 1.0 if gpu is None else GPU_BLOCKS
+    return {
+        phase: {name: size * blocks for name, size in parts.items() if size}
+        for phase, parts in found.items()
+        if not left_out.get(phase)
+    }
+
+
+def _trained(student: ModelSize, devices: Devices) -> tuple[MemoryParts, MemoryParts]:
+    """Adam's two moments; and gradients."""
+    trained = (student.parameters if student.trainable is None else student.trainable) * student.dtype_bytes
+    optimiser = {"optimiser states": 2 * trained * devices.share("optimizer")}
+    gradients = {"gradients": trained * devices.share("gradients")}
+    if devices.count > 1 and devices.share("gradients") == 1:
+        gradients["buckets of gradients"] = float(trained)  # DistributedDataParallel reduces copies of them
+    return optimiser, gradients
+
+
+def _held(
+    config: RunConfig,
+    student: ModelSize,
+    teachers: Sequence[ModelSize],
+    work: Workload,
+    gpu: GpuSize | None,
+    devices: Devices,
+) -> MemoryParts:
+    """What is there from the beginning to the end."""
+    parts = {
+        "process": PROCESS if gpu is None else 0.0,
+        "student weights": student.bytes * devices.share("weights"),
+        "teacher weights": float(sum(teacher.bytes for teacher in teachers)),
+    }
+    rows = max(work.generated, work.evaluated)
+    if buffered := config.engine.kept_tokens(rows, work.length, gpu is not None):
+        parts["buffers of keys and values"] = float(buffered * student.key_value_bytes)
+        if _casts(config, student, devices):
+            parts["weights cast for generation"] = 2.0 * student.parameters
+    return parts
+
+
+def _casts(config: RunConfig, student: ModelSize, devices: Devices) -> bool:
+    """Whether mixed precision keeps rounded copies of the weights; sharded ones are rounded when gathered."""
+    return config.train.precision == "bfloat16" and student.dtype_bytes > 2 and not devices.shares_weights
+
+
+def _gathered(config: RunConfig, student: ModelSize, devices: Devices) -> MemoryParts:
+    """What is whole of sharded weights in a step, and of their gradients."""
+    if not devices.shares_weights:
+        return {}
+    head = student.vocab * student.hidden_size
+    layer = max(0, student.parameters - head) / max(1, student.layers)
+    size = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
+    return {"gathered weights": size * (3 * layer + 2 * head)}  # two layers and a gradient; the head and its
+
+
+def _whole(student: ModelSize, devices: Devices) -> MemoryParts:
+    """All sharded weights where the student writes, in their own precision."""
+    return {"gathered weights": float(student.bytes)} if devices.shares_weights else {}
+
+
+def _student_step(
+    config: RunConfig, student: ModelSize, tokens: int, length: int, casts: bool
+) -> MemoryParts:
+    """What the student's forward pass keeps for its backward pass."""
+    size = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
+    layers = KEPT_BY_A_LAYER * student.layers
+    kept = 2 * (student.layers + KEPT_BY_A_LAYER) if config.student.gradient_checkpointing else layers
+    parts = {"activations": tokens * student.hidden_size * kept * size + _images((student,), tokens / length)}
+    if casts:
+        parts["weights cast for the products"] = 2.0 * student.parameters
+    if student.quantised and student.quantised_bits is None:  # the rounded ones, and which were clipped
+        parts["rounded weights"] = float(student.quantised * (student.dtype_bytes + 1))
+    return parts
+
+
+def _read(models: Sequence[ModelSize], tokens: int) -> float:
+    """Bytes of activations of models that read without gradients, a layer at a time."""
+    return sum(tokens * model.hidden_size * KEPT_BY_A_LAYER * model.dtype_bytes for model in models)
+
+
+def _written(student: ModelSize, teachers: Sequence[ModelSize], length: int, rows: int) -> MemoryParts:
+    """What generation keeps for so many responses at the same time."""
     key_values = max(model.key_value_bytes for model in (student, *teachers))
-    generation = generated_rows * (length * key_values + student.vocab * 12)
-    merged = student.bytes if student.adapter else 0
-    most = static + max(step, generation, merged)
-    return most + PROCESS if gpu is None else most * GPU_BLOCKS
+    return {
+        "keys and values": float(rows * length * key_values),
+        "next-token logits": float(rows * student.vocab * 12),
+    }
 
 
 def _images(models: Sequence[ModelSize], sequences: float) -> float:
     """Bytes of activations in vision towers, and of the further tokens that teachers read for images."""
     return sum(
         model.dtype_bytes
-        * (model.tower.activations(sequences) + sequences * model.tower.more_tokens * model.hidden_size * 28)
+        * (
+            model.tower.activations(sequences)
+            + sequences * model.tower.more_tokens * model.hidden_size * KEPT_BY_A_LAYER
+        )
         for model in models
         if model.tower is not None
     )

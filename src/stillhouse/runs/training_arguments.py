@@ -100,7 +100,7 @@ def training_arguments(
 
     train = config.train
     ranks = max(1, int(os.environ.get("WORLD_SIZE") or 1))
-    micro_batch_size = _prompts_in_a_micro_batch(config, ranks)
+    micro_batch_size = prompts_in_a_micro_batch(config, ranks)
     if faults := list(_invalid_fields(train.hf, TrainingArguments)):
         raise ConfigError(*faults)
     options: dict[str, Any] = {
@@ -170,8 +170,12 @@ def optimisation(settings: Optimised) -> dict[str, Any]:
     }
 
 
-def _prompts_in_a_micro_batch(config: RunConfig, ranks: int) -> int:
-    """`train.micro_batch_size`; all prompts of the step on this rank where a budget of tokens splits them."""
+def prompts_in_a_micro_batch(config: RunConfig, ranks: int) -> int:
+    """`train.micro_batch_size`; all prompts of the step on this rank where a budget of tokens splits them.
+
+    Raises:
+        ConfigError: the batch cannot be divided among so many processes.
+    """
     train = config.train
     by_tokens = train.micro_batch_tokens is not None
     smallest = ranks if by_tokens else train.micro_batch_size * ranks

@@ -15,8 +15,9 @@ from stillhouse.errors import ModelError
 from stillhouse.models import ModelConfig, TeacherModel, fingerprint_of_files
 from stillhouse.runs.checks import check_length, data_sources, preflight
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.estimate import empty_student, estimate
+from stillhouse.runs.estimate import estimate
 from stillhouse.runs.execute import Result, execute
+from stillhouse.runs.model_sizes import empty_student
 from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.tokenizers import tokenizers
 
