@@ -165,19 +165,20 @@ def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> 
     straight = workshop.stillhouse(*FLOOR, "whole.jsonl")
     assert straight.err.count("Scoring responses") == 1
     assert "144/144" in straight.err
-    killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("scores.shard-0", 3), sig=signal.SIGKILL))
+    killed = workshop.in_child(*FLOOR, "kept.jsonl", hook=sends(("kept.shard-0", 2), sig=signal.SIGKILL))
     assert killed.code == -signal.SIGKILL
-    part = workshop.folder / "kept.scores.shard-0-of-1.jsonl"
-    assert len(rows(part)) == 1 + 64 + 64
+    part = workshop.folder / "kept.shard-0-of-1.jsonl"
+    assert len(rows(part)) == 1 + 2 * 64
     part.write_bytes(part.read_bytes()[:-20])
     lines = part.read_text("utf-8").splitlines()[:-1]
     first = json.loads(lines[1])
-    lines[1] = json.dumps({**first, "score": -0.125})  # a value that nobody would measure
+    first["row"]["scores"] = {"teacher": -0.125}  # a value that nobody would measure
+    lines[1] = json.dumps(first)
     part.write_text("\n".join([*lines, ""]), "utf-8")
     again = workshop.stillhouse(*FLOOR, "kept.jsonl")
     assert again.code == 0, again.err
     assert not part.exists()
-    assert not list(workshop.folder.glob("kept.scores*"))
+    assert not list(workshop.folder.glob("kept.shard*"))
     both = [
         {(r["source"], r["id"], r.get("sample", 0)): r["scores"]["teacher"]
          for end in ("", ".dropped") for r in rows(workshop.folder / f"{name}{end}.jsonl")[1:]}
@@ -187,6 +188,54 @@ def test_curate_goes_on_with_what_is_scored_after_a_kill(workshop: Workshop) -> 
     assert len(both[0]) == 144
     assert differing == [("teacher", "train:1", 0)]
     assert both[1][differing[0]] == -0.125
+
+
+def test_curate_in_shards_is_curate_in_one(workshop: Workshop) -> None:
+    """Filters of one response, of pairs, and between them some that compare responses."""
+    for by, seed in (("teacher", "1"), ("student", "2")):
+        made = ("generate", "run.yaml", "--by", by, "-n", "9", "--seed", seed, "-o", f"{by}.jsonl")
+        assert workshop.stillhouse(*made).code == 0
+    student = rows(workshop.folder / "student.jsonl")
+    write_jsonl(workshop.folder / "student.jsonl", [*student[:60], *student[61:], student[60]])
+    short = rows(workshop.folder / "teacher.jsonl")
+    write_jsonl(workshop.folder / "teacher.jsonl", [*short[:9], *short[10:]])
+    curate = (
+        "curate", "teacher.jsonl", "student.jsonl", "--teacher", "teacher", "-f", "{kind: format, forbid: X}",
+        "-f", "{kind: duplicates, compare: prompt, source: teacher}",
+        "-f", "{kind: logprob_floor, drop_share: 0.2, source: all}",
+        "-f", "{kind: format, forbid: '[qz]'}", "-o",
+    )  # fmt: skip
+    whole = workshop.stillhouse(*curate, "whole.jsonl")
+    assert whole.code == 0, whole.err
+    shards = (*curate, "kept.jsonl", "--shard")
+    told = workshop.stillhouse(*shards, "1/3")
+    assert "shard 1/3 is finished, kept " in told.out
+    assert " of 64 pairs before duplicates, logprob_floor. The last" in told.out
+    killed = workshop.in_child(*shards, "0/3", hook=sends(("kept.shard-0", 2), sig=signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    assert workshop.stillhouse(*shards, "2/3").code == 0
+    message = workshop.refused("merge", "kept.jsonl")
+    assert (
+        "kept.shard-0-of-3.jsonl is unfinished, 128 of 175 rows: run the command with --shard 0/3" in message
+    )
+    killed = workshop.in_child(*shards, "0/3", hook=sends((".tmp", 1), sig=signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL, "while it joined them"
+    joined = workshop.stillhouse("merge", "kept.jsonl")
+    assert joined.code == 0, joined.err
+    table = whole.out[: whole.out.index("whole.jsonl")]
+    assert table.count("duplicate") >= 1
+    assert table in joined.out
+    for end in ("", ".dropped"):
+        same = [(workshop.folder / f"{name}{end}.jsonl").read_bytes() for name in ("whole", "kept")]
+        assert same[0] == same[1]
+    dropped = rows(workshop.folder / "whole.dropped.jsonl")[1:]
+    kinds = {reason["filter"] for row in dropped for reason in row["dropped"]}
+    assert kinds == {"missing", "format", "duplicates", "logprob_floor"}
+    assert not list(workshop.folder.glob("kept.shard*"))
+    assert "nothing to do" in workshop.stillhouse(*shards, "0/3").out
+    assert "no effect with --best" in workshop.refused(
+        "curate", "teacher.jsonl", "-o", "best.jsonl", "--best", "reference", "--shard", "0/2"
+    )
 
 
 def test_curate_knows_which_teacher_scored(workshop: Workshop) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
+from stillhouse.commands.options import ShardOption, shard_choice
 from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ Best = Annotated[
     str | None,
     typer.Option(
         help="Instead of filtering: keep the best response to each prompt, by a ranker of `pairs`.",
+        show_default=False,
+    ),
+]
+Drafts = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Instead of filtering: write prompts that ask for the best answer, given so many responses.",
         show_default=False,
     ),
 ]
@@ -62,23 +71,19 @@ def curate(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Scores the likelihood of responses.")] = None,
     best: Best = None,
-    drafts: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Instead of filtering: write prompts that ask for the best answer, given so many responses.",
-            show_default=False,
-        ),
-    ] = None,
+    drafts: Drafts = None,
+    shard: ShardOption = None,
 ) -> None:
     """Filter responses: a file of what is kept, one of what is dropped and why, and counts.
 
-    Interrupted while a teacher scores responses, the same command resumes from the saved scores.
+    Interrupted, the same command resumes from what it has checked and scored.
     """
     from stillhouse.files import check_output_file
 
     check_output_file("--output", output, ".jsonl")
+    index, count = shard_choice(shard)
     given = {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
+    given["--shard"] = shard
     if drafts is not None:
         _refuse_beside("--drafts", {**given, "--best": best})
         _aggregate(files, drafts, output)
@@ -86,7 +91,7 @@ def curate(
         _refuse_beside("--best", given)
         _keep_best(files, best, output)
     else:
-        _filter(files, output, filters or (), like, held_out or (), teacher)
+        _filter(files, output, filters or (), like, held_out or (), teacher, (index, count))
 
 
 def _filter(
@@ -96,21 +101,24 @@ def _filter(
     like: Path | None,
     held_out: Sequence[Path],
     teacher: str | None,
+    shard: tuple[int, int],
 ) -> None:
     from stillhouse.locks import only_one_writes
     from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.runs.resolve import resolve
 
     config = resolve(like).config if like is not None else None
-    with only_one_writes(output):
+    index, count = shard
+    with only_one_writes(output, f".{index}-of-{count}" if count > 1 else ""):
         result = filter_files(
             files,
             _filters(filters, config),
             output,
             held_out=_held_out(held_out, config),
             teacher=_teacher(teacher, config),
+            shard=shard,
         )
-    _print_result(output, result)
+    _print_result(output, result, shard)
 
 
 def _refuse_beside(option: str, others: Mapping[str, Any]) -> None:
@@ -154,10 +162,17 @@ def _aggregate(files: Sequence[Path], count: int, output: Path) -> None:
     console.say(f"{output}: {result.rows:,} prompts with {count} drafts each, {answers}")
 
 
-def _print_result(output: Path, result: FilterResult) -> None:
+def _print_result(output: Path, result: FilterResult, shard: tuple[int, int]) -> None:
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"
+    if not result.finished:
+        pending = f" before {', '.join(result.pending)}" if result.pending else ""
+        console.say(
+            f"{output}: shard {shard[0]}/{shard[1]} is finished, kept {result.kept:,} of {result.prompts:,} "
+            f"{unit}{pending}. The last shard that finishes joins them all."
+        )
+        return
     summary = f"{output}: kept {result.kept:,} of {result.prompts:,} {unit}"
     if result.cached:
         console.say(f"{summary}; it was there already with these filters, nothing to do.")

@@ -20,16 +20,19 @@ def merge(
         ),
     ],
 ) -> None:
-    """Join the shards that `generate --shard` wrote, in the order of their rows.
+    """Join the shards that `generate --shard` or `curate --shard` wrote, in the order of their rows.
 
     The last shard that finishes does so by itself; this names those that are missing, unfinished or foreign.
     """
     from stillhouse.locks import only_one_writes
-    from stillhouse.rollouts.offline.shards import merge_shards
+    from stillhouse.rollouts.offline.merging import merge_shards
 
     with only_one_writes(output):
         result = merge_shards(output)
     if result is None:
         console.say(f"{output}: is finished already; nothing to do.")
-    else:
-        console.say(f"{output}: {result.rows:,} rows of {result.shards:,} shards")
+        return
+    if result.counts:
+        console.print_table(("source", "filter", "reason", "dropped"), list(result.counts))
+    kept = "" if result.kept is None else f", kept {result.kept:,} prompts"
+    console.say(f"{output}: {result.rows:,} rows of {result.shards:,} shards{kept}")

@@ -11,9 +11,9 @@ from typing import Any
 from stillhouse.core.types import question_of
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, write_jsonl
-from stillhouse.rollouts.offline.filter_files import samples_by_prompt
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
 from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
+from stillhouse.rollouts.offline.stored_samples import samples_by_prompt
 
 WORDING = "Here are drafts of an answer. Some may be wrong.\n\n{drafts}\n\nWrite the one best answer."
 """Follows the question. The paper has the task, not these words."""

@@ -17,8 +17,51 @@ from stillhouse.errors import DataError
 Row = dict[str, Any]
 
 _NUMBER = re.compile(rb'\{"number": (\d+)[,}]')
-_OPEN_FILES = 64
+_MOST_OPEN = 64
 """Files that are held open at a time."""
+
+
+class OpenFiles:
+    """Files of JSON Lines whose rows are read by offset; not all of them are held open."""
+
+    def __init__(self, paths: Sequence[Path] = ()) -> None:
+        self._paths = list(paths)
+        self._open: dict[int, IO[bytes]] = {}
+        self._spools: dict[int, IO[bytes]] = {}
+
+    def add(self, path: Path, spool: IO[bytes] | None = None) -> int:
+        """Add a file, or an open one that stands for it; its number."""
+        self._paths.append(path)
+        if spool is not None:
+            self._spools[len(self._paths) - 1] = spool
+        return len(self._paths) - 1
+
+    def read(self, file: int, offset: int) -> tuple[bytes, Row]:
+        """The line of a file that begins at an offset, and the row in it.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        handle = self._handle(file)
+        handle.seek(offset)
+        line = handle.readline()
+        try:
+            return line, json.loads(line)
+        except ValueError:
+            handle.seek(0)
+            return line, parsed(line, self._paths[file], handle.read(offset).count(b"\n") + 1)
+
+    def _handle(self, file: int) -> IO[bytes]:
+        found = self._spools.get(file) or self._open.get(file)
+        if found is None:
+            if len(self._open) == _MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            found = self._open[file] = self._paths[file].open("rb")
+        return found
+
+    def __del__(self) -> None:
+        for handle in (*self._open.values(), *self._spools.values()):
+            handle.close()
 
 
 class IndexedRows(Mapping[int, Row]):
@@ -37,18 +80,16 @@ class IndexedRows(Mapping[int, Row]):
         Raises:
             DataError: a line has no number.
         """
-        self._paths = list(paths)
-        self._open: dict[int, IO[bytes]] = {}
+        self._opened = OpenFiles(paths)
         numbers, offsets, sizes = array("q"), array("q"), []
-        for path in self._paths:
+        for path in paths:
             before = len(numbers)
             for number, offset in _places(path):
                 numbers.append(number)
                 offsets.append(offset)
             sizes.append(len(numbers) - before)
-        found = np.frombuffer(numbers, dtype=np.int64)
-        self._numbers, order = np.unique(found, return_index=True)
-        self._offsets: NDArray[np.int64] = np.frombuffer(offsets, dtype=np.int64)[order]
+        self._numbers, order = np.unique(np.array(numbers, dtype=np.int64), return_index=True)
+        self._offsets: NDArray[np.int64] = np.array(offsets, dtype=np.int64)[order]
         self._files = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)[order]
 
     @property
@@ -60,17 +101,16 @@ class IndexedRows(Mapping[int, Row]):
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers.tolist())
+        return map(int, self._numbers)
 
     def __contains__(self, number: object) -> bool:
-        place = int(np.searchsorted(self._numbers, number))  # type: ignore[call-overload]
-        return place < len(self) and self._numbers[place] == number
+        return isinstance(number, int) and self._place(number) is not None
 
     def __getitem__(self, number: int) -> Row:
-        place = int(np.searchsorted(self._numbers, number))
-        if place == len(self) or self._numbers[place] != number:
+        place = self._place(number)
+        if place is None:
             raise KeyError(number)
-        return self._parsed(place)[1]
+        return self._opened.read(int(self._files[place]), int(self._offsets[place]))[1]
 
     def lines(self) -> Iterator[bytes]:
         """The lines of all rows as they are, in order.
@@ -78,33 +118,25 @@ class IndexedRows(Mapping[int, Row]):
         Raises:
             DataError: a line is damaged.
         """
-        for place in range(len(self)):
-            yield self._parsed(place)[0]
+        for file, offset in zip(self._files, self._offsets, strict=True):
+            yield self._opened.read(int(file), int(offset))[0]
 
-    def _parsed(self, place: int) -> tuple[bytes, Row]:
-        file, offset = int(self._files[place]), int(self._offsets[place])
-        handle = self._handle(file)
-        handle.seek(offset)
-        line = handle.readline()
-        try:
-            return line, json.loads(line)
-        except ValueError as error:
-            handle.seek(0)
-            at = handle.read(offset).count(b"\n") + 1
-            problem = f"{self._paths[file]}:{at}: is damaged ({error}). Delete the file to make it again."
-            raise DataError(problem) from None
+    def _place(self, number: int) -> int | None:
+        place = int(np.searchsorted(self._numbers, number))
+        return place if place < len(self) and self._numbers[place] == number else None
 
-    def _handle(self, file: int) -> IO[bytes]:
-        found = self._open.get(file)
-        if found is None:
-            if len(self._open) == _OPEN_FILES:
-                self._open.pop(next(iter(self._open))).close()
-            found = self._open[file] = self._paths[file].open("rb")
-        return found
 
-    def __del__(self) -> None:
-        for handle in getattr(self, "_open", {}).values():
-            handle.close()
+def parsed(line: bytes, path: Path, at: int) -> Row:
+    """A line of a stage file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        found: Row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{at}: is damaged ({error}). Delete the file to make it again.") from None
+    return found
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
@@ -113,15 +145,9 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
     with open(path, "rb") as handle:
         for at, line in enumerate(handle, start=1):
             if at > 1 and line.endswith(b"\n"):
-                yield _number(line, path, at), offset
+                found = _NUMBER.match(line)
+                number = found.group(1) if found is not None else parsed(line, path, at).get("number")
+                if number is None:
+                    raise DataError(f"{path}:{at}: is no row of a stage file: it has no number")
+                yield int(number), offset
             offset += len(line)
-
-
-def _number(line: bytes, path: Path, at: int) -> int:
-    found = _NUMBER.match(line)
-    if found is not None:
-        return int(found.group(1))
-    try:
-        return int(json.loads(line)["number"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}:{at}: is damaged ({error}). Delete the file to make it again.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,10 +115,32 @@ def missing_sample(number: int, prompt: Prompt, source: Source) -> Sample:
     return Sample(number, Response(prompt, (), source), "", MISSING)
 
 
-def samples_digest(samples: Sequence[Sample]) -> str:
+class SamplesDigest:
     """A digest of origins, prompts, texts and tokens, in order."""
-    facts = [[s.by, s.response.prompt.id, s.text, s.response.token_ids] for s in samples]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256(b"[")
+        self._separator = b""
+
+    def add(self, sample: Sample) -> None:
+        """Add the next sample."""
+        facts = [sample.by, sample.response.prompt.id, sample.text, sample.response.token_ids]
+        self._digest.update(self._separator + json.dumps(facts).encode())
+        self._separator = b", "
+
+    def hexdigest(self) -> str:
+        """The digest of all that were added."""
+        digest = self._digest.copy()
+        digest.update(b"]")
+        return digest.hexdigest()[:32]
+
+
+def samples_digest(samples: Iterable[Sample]) -> str:
+    """A digest of origins, prompts, texts and tokens, in order."""
+    digest = SamplesDigest()
+    for sample in samples:
+        digest.add(sample)
+    return digest.hexdigest()
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

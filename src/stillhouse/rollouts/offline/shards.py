@@ -16,7 +16,6 @@ from stillhouse.rollouts.offline.stage_files import (
     header_differences,
     read_header,
     shard_path,
-    write_stage,
 )
 
 _PLACE = re.compile(r"\.shard-(\d+)-of-(\d+)\.jsonl$")
@@ -85,32 +84,6 @@ def finished_shards(path: Path) -> ShardSet:
     if len(found) != sum(map(len, rows.values())):
         raise DataError(f"{path}: its shards hold some rows twice, as of commands with another --chunk")
     return ShardSet({name: value for name, value in first.items() if name != SHARD}, found, paths)
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What was joined.
-
-    Example: `MergeResult(rows=1024, shards=8)`
-    """
-
-    rows: int
-    shards: int
-
-
-def merge_shards(path: Path) -> MergeResult | None:
-    """Join the shards of a stage file, which are deleted then; None if the file is there already.
-
-    Raises:
-        DataError: see `finished_shards`.
-    """
-    if path.exists():
-        return None
-    found = finished_shards(path)
-    write_stage(path, found.header, found.rows)
-    for shard in found.paths:
-        shard.unlink(missing_ok=True)
-    return MergeResult(len(found.rows), len(found.paths))
 
 
 def _place(path: Path) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,7 @@ class StageFile:
             StageMismatch: its header differs; the message says in what.
             DataError: the file is damaged.
         """
-        if not self.path.exists():
-            return None
-        return list(read_rows(self.path)) if self._check_header(self.path) else []
+        return list(read_rows(self.path)) if self.is_finished() else None
 
     def partial_rows(self) -> IndexedRows:
         """The finished rows in the shards of all processes, by number; a torn last line does not count.
@@ -97,13 +95,29 @@ class StageFile:
         place = {} if share is None else {SHARD: {**self._place, "rows": share}}
         append_jsonl(self.shard, *rows, header={STAGE: {**self.header, **place}}, sync=True)
 
-    def merge(self, total: int) -> bool:
-        """Merge the shards into the finished file if all `total` rows are there; whether they are."""
+    def is_finished(self) -> bool:
+        """Whether the finished file is there.
+
+        Raises:
+            StageMismatch: its header differs; the message says in what.
+        """
+        return self.path.exists() and (self._check_header(self.path) or True)
+
+    def merge(self, total: int, write: Callable[[IndexedRows], None] | None = None) -> bool:
+        """Merge the shards into the finished file if all `total` rows are there; whether they are.
+
+        Args:
+            total: rows of all shards.
+            write: writes the finished file; by default the rows as they are.
+        """
         try:
             rows = self.partial_rows()
             if len(rows) < total:
                 return False
-            write_stage(self.path, self.header, rows)
+            if write is None:
+                write_stage(self.path, self.header, rows)
+            else:
+                write(rows)
         except FileNotFoundError:  # another process that found all of them has merged them meanwhile
             if not self.path.exists():
                 raise

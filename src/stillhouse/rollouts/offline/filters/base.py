@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -36,10 +36,16 @@ class FilterContext:
     """Prompts and references of every set that the run evaluates on."""
     partners: Mapping[SampleKey, Sample] = field(default_factory=dict)
     """The other response of each pair; empty without pairs."""
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """What a filter keeps from one call of `apply` to the next, by its kind and options."""
 
 
 class Filter(StrictConfig):
-    """One reason to drop a response. A filter implements `check`, or `apply` if it compares responses."""
+    """One reason to drop a response.
+
+    A filter implements `check`, or `apply` where it looks at many responses at a time; then
+    `compares_responses` says whether its verdicts depend on which.
+    """
 
     kind: str
     source: Literal["all", "teacher", "student"] = "all"
@@ -49,11 +55,17 @@ class Filter(StrictConfig):
         """What it needs besides the responses; nothing by default."""
         return Requirements()
 
+    def compares_responses(self) -> bool:
+        """Whether a verdict depends on the other responses of the source, all of which `apply` then gets at
+        once; by default where `apply` is the filter's own."""
+        return type(self).apply is not Filter.apply
+
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """For each sample why it is dropped, or None if it is kept; by default `check` of each.
 
         Args:
-            samples: all responses of one source that earlier filters have kept, in the order of the prompts.
+            samples: responses of one source that earlier filters have kept, in the order of the prompts; all
+                of them where it compares responses.
             context: what else it may use.
         """
         return [self.check(sample, context) for sample in samples]

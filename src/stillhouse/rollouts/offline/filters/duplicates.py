@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -28,13 +29,14 @@ class Duplicates(Filter):
 
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """Compares the words between spaces."""
-        first: dict[tuple[str, ...], str] = {}
+        first: dict[bytes, int] = {}
         verdicts: list[Drop | None] = []
-        for sample in samples:
-            key = tuple(" ".join(raw_words(text)).casefold() for text in _texts(sample, self.compare))
-            found = first.get(key)
-            verdicts.append(None if found is None else Drop("duplicate", f"of {found}"))
-            first.setdefault(key, sample.response.prompt.id)
+        for place, sample in enumerate(samples):
+            key = [" ".join(raw_words(text)).casefold() for text in _texts(sample, self.compare)]
+            digest = hashlib.blake2b("\0".join(key).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            found = first.setdefault(digest, place)
+            same = found == place
+            verdicts.append(None if same else Drop("duplicate", f"of {samples[found].response.prompt.id}"))
         return verdicts
 
 

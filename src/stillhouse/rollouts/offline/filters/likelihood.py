@@ -42,6 +42,10 @@ class LogprobFloor(Filter):
         """The likelihood of a response under the teacher."""
         return TEACHER_LOGPROB
 
+    def compares_responses(self) -> bool:
+        """Whether a share is dropped."""
+        return self.drop_share is not None
+
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """Compares the scores.
 

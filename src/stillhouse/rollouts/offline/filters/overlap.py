@@ -48,9 +48,17 @@ class Overlap(Filter):
         """The texts that the run evaluates on."""
         return Requirements(data=frozenset({"evaluation_texts"}))
 
+    def compares_responses(self) -> bool:
+        """It does not."""
+        return False
+
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """Looks for common n-grams."""
-        held_out = {gram for text in self._held_out(context) for gram in self._ngrams(text)}
+        key = self.model_dump_json()
+        held_out = context.memory.get(key)
+        if held_out is None:
+            held_out = {gram for text in self._held_out(context) for gram in self._ngrams(text)}
+            context.memory[key] = held_out
         return [self._compare(sample, held_out) for sample in samples]
 
     def _compare(self, sample: Sample, held_out: set[Gram]) -> Drop | None:

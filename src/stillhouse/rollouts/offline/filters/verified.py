@@ -32,6 +32,10 @@ class Verified(Filter):
     timeout: Annotated[float, Field(gt=0.0)] = 10.0
     """Seconds that a program and its tests may take."""
 
+    def compares_responses(self) -> bool:
+        """It does not."""
+        return False
+
     def apply(self, samples: Sequence[Sample], context: FilterContext) -> list[Drop | None]:
         """Compares final answers and runs tests.
 
