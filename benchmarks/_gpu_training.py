@@ -14,12 +14,12 @@ import torch
 from _gpu_models import Lengths, Place, attempt, saved, write_rows
 from transformers import PrinterCallback, TrainerCallback
 
+from stillhouse.core.distributed import Ranks
 from stillhouse.runs.build import assemble, make_step, pack_where_possible
 from stillhouse.runs.execute import make_trainer
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.training_arguments import training_arguments
-from stillhouse.train.trainer import Ranks
 
 GENERAL = Lengths(prompt=(128, 256), response=(256, 512))
 DOLLY = Lengths((36, 256), (4, 256), log_prompt=(4.29, 0.87), log_response=(3.59, 1.04))
@@ -85,7 +85,7 @@ class Loaded:
         pack_where_possible(parts)
         folder = RunFolder(Path(config["output"]["folder"]))
         arguments = training_arguments(parts.config, folder.checkpoints)
-        step = make_step(parts, folder, Ranks(arguments.world_size, arguments.device))
+        step = make_step(parts, folder, Ranks.of(arguments))
         clock = Clock(self.place, step)
         return self._trained(make_trainer(parts, step, arguments, [clock]), clock, alike)
 

@@ -112,15 +112,21 @@ def in_child(
     env: Mapping[str, str] | None = None,
 ) -> int:
     """Run a configuration in a process of its own; its exit code, negative for a signal."""
-    return end(start(_run, tree, resume, die, by, env=env))
+    return end(start(run, tree, resume, die, by, env=env))
 
 
 def in_two(tree: dict[str, Any], resume: bool = False, die: Event | None = None) -> list[int]:
     """Run a configuration in two processes on the CPU (gloo); both die at one event. Their exit codes."""
-    return ranks(2, _run, tree, resume, die, signal.SIGKILL, seconds=120)
+    return ranks(2, run, tree, resume, die, seconds=120)
 
 
-def _run(tree: dict[str, Any], resume: bool, die: Event | None, by: signal.Signals) -> None:
+def run(
+    tree: dict[str, Any],
+    resume: bool = False,
+    die: Event | None = None,
+    by: signal.Signals = signal.SIGKILL,
+) -> None:
+    """Run a configuration, and end this process with 1 if it fails."""
     if die is not None:
         announce(die, by)
     try:

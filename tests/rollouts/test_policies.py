@@ -86,16 +86,6 @@ def test_batched_text_can_be_written_with_the_teachers_help(tmp_path: Path) -> N
     assert all(group[0].source == "student" and group[0].logprobs for group in texts[1])
 
 
-def test_ranks_share_the_prompts_among_them(tmp_path: Path) -> None:
-    asked = []
-    for rank in range(2):
-        around = context(tmp_path, Clock(), rank=rank, world_size=2)
-        drawn = BatchedConfig(generate_batches=3).build(around).draw(None, around.prompts[:6], at(0))
-        asked.append({group[0].prompt.id for group in drawn})
-    assert len(asked[0]) == len(asked[1]) == 6
-    assert not asked[0] & asked[1]
-
-
 def test_speculative_text_is_the_teachers_choice_where_the_student_was_refused(tmp_path: Path) -> None:
     around = context(tmp_path, Clock())
     policy = SpeculativeConfig(accept_top_k=3, block_size=4, teacher_top_p=0.01).build(around)

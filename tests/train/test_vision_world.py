@@ -10,12 +10,13 @@ from tests.train.test_world import weights
 from tests.vision_models import image, tokenizer, vision_model
 from transformers import TrainingArguments
 
+from stillhouse.core.distributed import Ranks
 from stillhouse.core.types import Prompt
 from stillhouse.models import StudentConfig, image_reader, load_student
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.train.step import Method, Step
-from stillhouse.train.trainer import Ranks, StepTrainer
+from stillhouse.train.trainer import StepTrainer
 
 
 def train(folder: Path, accumulation: int) -> None:
@@ -51,7 +52,7 @@ def train(folder: Path, accumulation: int) -> None:
         {},
         0,
         len(words),
-        world=Ranks(arguments.world_size, arguments.device),
+        world=Ranks.of(arguments),
     )
     StepTrainer(step=step, model=student, args=arguments, train_dataset=prompts).train()
     if arguments.process_index == 0:

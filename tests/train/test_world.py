@@ -9,11 +9,12 @@ from tests import tiny
 from tests.children import ranks
 from transformers import TrainingArguments
 
+from stillhouse.core.distributed import Ranks
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
-from stillhouse.train.trainer import Ranks, StepTrainer
+from stillhouse.train.trainer import StepTrainer
 
 
 def train(folder: Path, accumulation: int, tokens: int) -> None:
@@ -40,7 +41,7 @@ def train(folder: Path, accumulation: int, tokens: int) -> None:
         {"main": LiveTeacher(teacher, tiny.VOCAB)},
         0,
         tiny.VOCAB,
-        world=Ranks(arguments.world_size, arguments.device),
+        world=Ranks.of(arguments),
         micro_batch_tokens=tokens or None,
     )
     trainer = StepTrainer(step=step, model=student, args=arguments, train_dataset=tiny.prompts(48))

@@ -1,14 +1,115 @@
-"""Collective operations: all ranks wait, or the first one computes and all of them get the result."""
+"""The processes of a run: who they are, and what they do together.
+
+In a collective operation all of them wait for one another, or the first one computes and all get the result.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stillhouse.errors import DataError, EnvironmentFault, StillhouseError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 T = TypeVar("T")
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's number and how many there are, as the launcher says."""
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
+class World(Protocol):
+    """The processes that train together, as far as a step and its responses need to know."""
+
+    rank: int
+    size: int
+
+    def places(self, count: int) -> Sequence[int]:
+        """The places of this process's prompts, of which there are `count`, among all prompts of the step."""
+        ...
+
+    def add(self, counts: Tensor) -> Tensor:
+        """All-reduce by sum."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        ...
+
+
+class SingleProcess:
+    """A world of one."""
+
+    rank, size = 0, 1
+
+    def places(self, count: int) -> Sequence[int]:
+        """All places."""
+        return range(count)
+
+    def add(self, counts: Tensor) -> Tensor:
+        """The counts themselves."""
+        return counts
+
+    def gather(self, value: Any) -> list[Any]:
+        """The one value."""
+        return [value]
+
+
+class Ranks:
+    """The processes of a distributed run.
+
+    A step's prompts are dealt out in micro-batches: with two processes and micro-batches of 2, the first has
+    places 0, 1, 4, 5, ... and the second 2, 3, 6, 7, ..., so that any number of processes trains on the same
+    prompts at each step.
+    """
+
+    def __init__(
+        self, rank: int, size: int, device: torch.device | None = None, micro_batch_size: int = 1
+    ) -> None:
+        """As the launcher says.
+
+        Args:
+            rank: of this process.
+            size: how many there are.
+            device: where the process group adds numbers; default: the CPU.
+            micro_batch_size: prompts that a process takes at a time.
+        """
+        self.rank = rank
+        self.size = size
+        self._device = device
+        self._micro_batch_size = micro_batch_size
+
+    @classmethod
+    def of(cls, arguments: Any) -> Ranks:
+        """Those of TrainingArguments."""
+        size = arguments.per_device_train_batch_size
+        return cls(arguments.process_index, arguments.world_size, arguments.device, size)
+
+    def places(self, count: int) -> Sequence[int]:
+        """Micro-batch after micro-batch of the step, every `size`-th of them."""
+        size = self._micro_batch_size
+        rounds = (divmod(number, size) for number in range(count))
+        return [(batch * self.size + self.rank) * size + place for batch, place in rounds]
+
+    def add(self, counts: Tensor) -> Tensor:
+        """All-reduce by sum."""
+        if self.size == 1:
+            return counts
+        moved = counts.to(self._device)
+        _group().all_reduce(moved)
+        return moved.cpu()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank; it is pickled on its way."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            _group().all_gather_object(found, value)
+        return found
 
 
 def barrier(world_size: int) -> None:

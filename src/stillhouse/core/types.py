@@ -178,6 +178,8 @@ class Response:
     be compared then. None: the teacher reads this one."""
     images: tuple[ImageRef, ...] = ()
     """The images among its own tokens, which stand between the answers of a conversation."""
+    repeated: bool = False
+    """Whether it is a copy without weight in the loss, there to give all processes as many sequences."""
 
     @property
     def all_images(self) -> tuple[ImageRef, ...]:

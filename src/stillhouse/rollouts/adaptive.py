@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from stillhouse.config import because
@@ -16,7 +17,7 @@ from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import Fault
 from stillhouse.rollouts.base import REGISTRY, ResponsePolicy, RolloutContext
 from stillhouse.rollouts.mixed import StudentShareConfig
-from stillhouse.rollouts.replay import ReplayBuffer
+from stillhouse.rollouts.replay import ReplayBuffer, dealt_out
 from stillhouse.schedules import DevLoss, Linear, Share
 
 
@@ -39,7 +40,7 @@ class AdaptiveConfig(StudentShareConfig):
     the replay ratio: decreasing `{kind: linear, start: 1.0, end: 0.0}`, constant 0.5, increasing `{kind:
     linear, start: 0.0, end: 1.0}`."""
     capacity: Annotated[int, Field(ge=1)] = 1000
-    """Most responses that the buffer holds; at least train.batch_size."""
+    """Most responses that the buffer holds, that of several processes together; at least train.batch_size."""
     minimum_fill: Annotated[int, Field(ge=0)] = 0
     """While the buffer holds fewer responses than this, or than a batch, any step with u < phi generates."""
     train_on_fresh: bool = False
@@ -88,18 +89,23 @@ class AdaptiveConfig(StudentShareConfig):
 
 
 class AdaptivePolicy:
-    """The replay buffer and the random decisions of each step, functions of the seed and the step."""
+    """The replay buffer and the random decisions of each step, functions of the seed and the step.
+
+    Of several processes each has a share of the buffer, into which goes what it writes. What is decided and
+    logged depends on all shares together, so all processes decide alike.
+    """
 
     def __init__(self, config: AdaptiveConfig, context: RolloutContext) -> None:
         assert context.student is not None
         self._student = context.student
+        self._context = context
+        self._world = world = context.world
         self._prompts = context.prompts
         self._seed = context.seed
-        self._generation_seed = context.generation_seed
-        self._rank = context.rank
         self._base: ResponsePolicy = config.base.build(context)
         hidden_cache = context.hidden_cache if config.cache_teacher_hidden else None
-        self._buffer = ReplayBuffer(config.capacity, hidden_cache)
+        share = -(-(config.capacity - world.rank) // world.size)
+        self._buffer = ReplayBuffer(share, hidden_cache)
         self._metrics: dict[str, float] = {}
 
     def draw(
@@ -110,21 +116,26 @@ class AdaptivePolicy:
         share, fresh_share = float(now.student_share), float(now.fresh_share)
         draw = derived_uniform(self._seed, "adaptive", step)
         on_policy = draw < share
-        scarce = len(self._buffer) < max(now.minimum_fill, count)
+        size, batch, short = self._added(len(self._buffer), count, len(self._buffer) < count)
+        scarce = size < max(now.minimum_fill, batch) or short > 0
         generates = draw < share * fresh_share / now.generate_batches or (on_policy and scarce)
-        fresh = self._generate(now, prompts, step) if generates else []
+        fresh = self._generate(now, prompts, step, batch) if generates else []
+        if generates:
+            (size,) = self._added(len(self._buffer))
         self._metrics = {
             "responses/on_policy": float(on_policy),
             "responses/fresh": float(generates),
-            "replay/size": float(len(self._buffer)),
+            "replay/size": float(size),
         }
         if not on_policy:
             return self._base.draw(now.base, prompts, progress)
         if fresh and now.train_on_fresh:
             chosen = fresh[:count]
         else:
-            chosen = self._buffer.sample(count, derived_seed(self._seed, "replay", step))
-        self._metrics |= {"replay/age": self._buffer.age(step), "replay/uses": self._buffer.uses()}
+            rank = [self._world.rank] if self._world.rank else []
+            chosen = self._buffer.sample(count, derived_seed(self._seed, "replay", step, *rank))
+        age, uses = self._added(self._buffer.total_age(step), self._buffer.total_uses())
+        self._metrics |= {"replay/age": age / max(1, size), "replay/uses": uses / max(1, size)}
         return [[response] for response in chosen]
 
     def metrics(self) -> dict[str, float]:
@@ -140,13 +151,31 @@ class AdaptivePolicy:
         self._buffer.load_state_dict(state["buffer"], {prompt.id: prompt for prompt in self._prompts})
         self._base.load_state_dict(state["base"])
 
-    def _generate(self, now: AdaptiveConfig, prompts: Sequence[Prompt], step: int) -> list[Response]:
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """This process's share of the entries of all buffers, and the state of `base`."""
+        prompts = {prompt.id: prompt for prompt in self._prompts}
+        buffers = [state["buffer"] for state in states]
+        return {
+            "buffer": dealt_out(buffers, prompts, self._world.rank, self._world.size),
+            "base": self._base.dealt_out([state["base"] for state in states]),
+        }
+
+    def _added(self, *numbers: int) -> list[int]:
+        """The sums of whole numbers over all processes."""
+        return [int(one) for one in self._world.add(torch.tensor(numbers, dtype=torch.float64)).tolist()]
+
+    def _generate(
+        self, now: AdaptiveConfig, prompts: Sequence[Prompt], step: int, batch: int
+    ) -> list[Response]:
         """Responses to the step's prompts, and to further ones with `generate_batches` above 1."""
-        seed = self._generation_seed("adaptive-text", step)
-        num_further = min((now.generate_batches - 1) * len(prompts), len(self._prompts))
-        choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, self._rank))
-        chosen = [*prompts, *choice.sample(list(self._prompts), num_further)]
-        responses = self._student.generate(chosen, seed, now.sampling)
+        world = self._world
+        num_further = min((now.generate_batches - 1) * batch, len(self._prompts))
+        choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, 0))
+        further = choice.sample(list(self._prompts), num_further)[world.rank :: world.size]
+        behind = range(batch, batch + num_further)[world.rank :: world.size]
+        places, purpose = [*world.places(len(prompts)), *behind], ("adaptive-text", step)
+        chosen = [*prompts, *further]
+        responses = self._context.write(self._student, chosen, now.sampling, *purpose, places=places)
         if now.skip_first_token:
             responses = [without_first_token(response) for response in responses]
         self._buffer.add(responses)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import BeforeValidator, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.distributed import SingleProcess, World
 from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.shared import SharedResults
@@ -52,9 +53,8 @@ class RolloutContext:
     """Where a policy retains the teacher's hidden states of responses that it will replay."""
     models: ModelPair | None = None
     """Both models; None if there is no teacher in this process."""
-    rank: int = 0
-    world_size: int = 1
-    """Number of processes; a policy that chooses its own prompts takes those of its rank."""
+    world: World = field(default_factory=SingleProcess)
+    """The processes that train together: each writes the responses to its own prompts."""
     decode: Callable[[Sequence[int]], str] | None = None
     """Token ids to text, for files and filters; never back."""
     scorers: Mapping[str, Callable[[Sequence[Response]], list[float]]] = field(default_factory=dict)
@@ -75,13 +75,28 @@ class RolloutContext:
         given = self.rewards(responses)
         return [replace(one, reward=reward) for one, reward in zip(responses, given, strict=True)]
 
-    def generation_seed(self, purpose: str, *which: object) -> int:
-        """The seed with which this process generates responses to its own prompts.
+    def write(
+        self,
+        generator: ResponseGenerator,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | None,
+        *purpose: object,
+        places: Sequence[int] | None = None,
+    ) -> list[Response]:
+        """The responses of this process's prompts of a step.
 
-        It differs between ranks; otherwise the n-th prompts of all ranks would be answered with the same
-        random numbers. Rank 0 has the seed of a run of one process.
+        A response depends on the prompt, its place among the prompts of all processes, the weights, the run's
+        seed and the purpose, so any number of processes writes the same.
+
+        Args:
+            generator: writes them.
+            prompts: of this process.
+            sampling: instead of the generator's default.
+            *purpose: what they are for, and at which step.
+            places: of the prompts among those of all processes; default: those of a step's prompts.
         """
-        return derived_seed(self.seed, purpose, *which, *([self.rank] if self.rank else []))
+        ids = self.world.places(len(prompts)) if places is None else places
+        return generator.generate(prompts, derived_seed(self.seed, *purpose), sampling, sample_ids=ids)
 
 
 class ResponsePolicy(Protocol):
@@ -109,6 +124,10 @@ class ResponsePolicy(Protocol):
         """Restore what `state_dict` returned."""
         ...
 
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What this process has to load, from the states of all of another number of processes."""
+        ...
+
 
 class StatelessPolicy:
     """A policy without state between steps."""
@@ -123,6 +142,10 @@ class StatelessPolicy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Empty."""
+        return {}
 
 
 class ResponsesConfig(StrictConfig):

@@ -71,6 +71,8 @@ class ResponseGenerator:
             progress: called with the number of finished responses.
             counted: whether `on_tokens` is told; otherwise the caller tells it.
         """
+        if not prompts:
+            return []
         resolved = self.resolve_sampling(sampling)
         completions = self.engine.generate(
             self._prompt_ids(prompts),

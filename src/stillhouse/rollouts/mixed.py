@@ -98,10 +98,7 @@ class MixedPolicy:
     """Decides each step at random, the same on all ranks."""
 
     def __init__(self, context: RolloutContext, base: ResponsePolicy, sampling: Sampling | None) -> None:
-        assert context.student is not None
-        self._student = context.student
-        self._seed = context.seed
-        self._generation_seed = context.generation_seed
+        self._context = context
         self._base = base
         self._sampling = sampling
         self._on_policy = False
@@ -109,11 +106,13 @@ class MixedPolicy:
     def draw(self, now: MixedConfig, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response to each prompt, all from the same source."""
         assert isinstance(now.student_share, float | int)
-        self._on_policy = derived_uniform(self._seed, "mixed", progress.step) < now.student_share
+        self._on_policy = derived_uniform(self._context.seed, "mixed", progress.step) < now.student_share
         if not self._on_policy:
             return self._base.draw(now.base, prompts, progress)
-        seed = self._generation_seed("mixed-text", progress.step)
-        return [[response] for response in self._student.generate(prompts, seed, self._sampling)]
+        assert self._context.student is not None
+        purpose = ("mixed-text", progress.step)
+        written = self._context.write(self._context.student, prompts, self._sampling, *purpose)
+        return [[response] for response in written]
 
     def metrics(self) -> dict[str, float]:
         """Whether the step was on-policy, and the metrics of `base`."""
@@ -126,3 +125,7 @@ class MixedPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._base.load_state_dict(state["base"])
+
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """That of `base`."""
+        return {"base": self._base.dealt_out([state["base"] for state in states])}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from stillhouse.core.requirements import STUDENT, Requirements
@@ -101,8 +102,8 @@ class OnPolicy(StatelessPolicy):
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response to each prompt."""
-        seed = self._context.generation_seed("on-policy", progress.step)
-        written = self._generator.generate(prompts, seed, self._sampling)
+        purpose = ("on-policy", progress.step)
+        written = self._context.write(self._generator, prompts, self._sampling, *purpose)
         return [[response] for response in self._context.rewarded(written)]
 
 
@@ -134,14 +135,19 @@ class BatchedConfig(StudentRolloutsConfig):
 
 
 class BatchedPolicy:
-    """Provides what was generated at once, batch after batch."""
+    """Provides what was generated at once, batch after batch.
+
+    Each process generates a share, and all of them hold the whole queue, from which each takes its places of
+    every step. So responses, order and state are the same for any number of processes.
+    """
 
     def __init__(self, config: BatchedConfig, context: RolloutContext) -> None:
         self._generate_batches = config.generate_batches
         self._epochs = config.epochs
         self._sampling = config.sampling
         self._generator = config.generator(context)
-        self._prompts = context.prompts[context.rank :: context.world_size]
+        self._prompts = context.prompts
+        self._by_id = {prompt.id: prompt for prompt in context.prompts}
         self._seed = context.seed
         self._context = context
         self._queue: deque[Response] = deque()
@@ -151,18 +157,18 @@ class BatchedPolicy:
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """As many responses as there are prompts, each to a prompt of its own."""
-        count = len(prompts)
+        world, here = self._context.world, len(prompts)
+        count = int(world.add(torch.tensor(float(here))))
         if len(self._queue) < count:
             needed = self._generate_batches * count - len(self._queue)
-            chosen = [self._prompt(self._prompts_used + number) for number in range(needed)]
-            seed = self._context.generation_seed("batched-text", progress.step)
-            responses = self._context.rewarded(self._generator.generate(chosen, seed, self._sampling))
+            responses = self._written(needed, progress.step)
             self._prompts_used += needed  # only now: what is interrupted while it generates has used none
             self._queue.extend(responses)
             for epoch in range(1, self._epochs):
                 order = random.Random(derived_seed(self._seed, "batched-again", progress.step, epoch))
                 self._queue.extend(order.sample(responses, len(responses)))
-        return [[self._queue.popleft()] for _ in range(count)]
+        batch = [self._queue.popleft() for _ in range(count)]
+        return [[batch[place]] for place in world.places(here)]
 
     def metrics(self) -> dict[str, float]:
         """How many generated responses are left."""
@@ -174,8 +180,25 @@ class BatchedPolicy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._queue = deque(unpack(state["queue"], {prompt.id: prompt for prompt in self._prompts}))
+        self._queue = deque(unpack(state["queue"], self._by_id))
         self._prompts_used = state["prompts_used"]
+
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """That of any process: all have the same."""
+        return states[0]
+
+    def _written(self, count: int, step: int) -> list[Response]:
+        """The responses to the next prompts, of which each process writes every n-th."""
+        world, context = self._context.world, self._context
+        places = range(count)[world.rank :: world.size]
+        chosen = [self._prompt(self._prompts_used + place) for place in places]
+        purpose = ("batched-text", step)
+        written = context.write(self._generator, chosen, self._sampling, *purpose, places=places)
+        written = context.rewarded(written)
+        if world.size == 1:
+            return written
+        shares = [unpack(share, self._by_id) for share in world.gather(pack(written))]
+        return [shares[place % world.size][place // world.size] for place in range(count)]
 
     def _prompt(self, used: int) -> Prompt:
         """The prompt that follows when so many have been used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,23 +64,20 @@ class ReplayBuffer:
             entry.uses += 1
         return [entry.response for entry in entries]
 
-    def uses(self) -> float:
-        """How often an entry has been sampled so far, mean over the entries."""
-        return sum(entry.uses for entry in self._entries) / max(1, len(self._entries))
+    def total_uses(self) -> int:
+        """How often entries have been sampled so far, sum over the entries."""
+        return sum(entry.uses for entry in self._entries)
 
-    def age(self, step: int) -> float:
-        """Optimiser steps since the entries were generated, mean over the entries."""
-        ages = [step - (entry.response.student_version or 0) for entry in self._entries]
-        return sum(ages) / max(1, len(ages))
+    def total_age(self, step: int) -> int:
+        """Optimiser steps since the entries were generated, sum over the entries."""
+        return sum(step - (entry.response.student_version or 0) for entry in self._entries)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and plain values: `torch.load(weights_only=True)` reads it."""
-        state = {**pack([entry.response for entry in self._entries])}
-        state["uses"] = torch.tensor([entry.uses for entry in self._entries], dtype=torch.int64)
-        if self._hidden_cache is not None:
-            cache = self._hidden_cache
-            state["teacher_hidden"] = [cache.get(cache.slot(entry.response)) for entry in self._entries]
-        return state
+        cache, hidden = self._hidden_cache, None
+        if cache is not None:
+            hidden = [cache.get(cache.slot(entry.response)) for entry in self._entries]
+        return _state(self._entries, hidden)
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> None:
         """Restore what `state_dict` returned.
@@ -108,6 +105,42 @@ class ReplayBuffer:
         entry = self._entries.popleft()
         if self._hidden_cache is not None:
             self._hidden_cache.release(entry.response)
+
+
+def dealt_out(
+    states: Sequence[Mapping[str, Any]], prompts: Mapping[str, Prompt], rank: int, size: int
+) -> dict[str, Any]:
+    """The state of one of `size` buffers that share the entries of any number of buffers.
+
+    The oldest entry goes to the first buffer, the next to the second and so on: all shares have entries of
+    all ages, and none is longer than another by more than one.
+
+    Args:
+        states: of all buffers that there were.
+        prompts: those of the training set, by id.
+        rank: which share.
+        size: how many there are.
+
+    Raises:
+        DataError: the responses belong to prompts that the training data does not have.
+    """
+    found: list[tuple[Entry, torch.Tensor | None]] = []
+    for state in states:
+        responses, uses = unpack(state, prompts), state["uses"].tolist()
+        hidden = state.get("teacher_hidden") or [None] * len(responses)
+        entries = [Entry(response, used) for response, used in zip(responses, uses, strict=True)]
+        found += zip(entries, hidden, strict=True)
+    found.sort(key=lambda one: one[0].response.student_version or 0)
+    mine = found[rank::size]
+    with_hidden = any("teacher_hidden" in state for state in states)
+    return _state([entry for entry, _ in mine], [one for _, one in mine] if with_hidden else None)
+
+
+def _state(entries: Collection[Entry], hidden: list[torch.Tensor | None] | None) -> dict[str, Any]:
+    """Entries, and the teacher's hidden states of each where these are cached."""
+    state = pack([entry.response for entry in entries])
+    state["uses"] = torch.tensor([entry.uses for entry in entries], dtype=torch.int64)
+    return state if hidden is None else {**state, "teacher_hidden": hidden}
 
 
 def pack(responses: Sequence[Response]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class _Draft:
     """An unfinished response."""
 
     sample_id: int
-    """Its place in the step."""
+    """Its place among the prompts of the step."""
     prompt: Prompt
     ids: list[int] = field(default_factory=list)
     finished: bool = False
@@ -95,7 +95,8 @@ class SpeculativePolicy(StatelessPolicy):
         self._config = config
         self._student = context.student
         self._models = context.models
-        self._generation_seed = context.generation_seed
+        self._seed = context.seed
+        self._world = context.world
         self._sampling = context.student.resolve_sampling(config.sampling)
         teacher_sampling = Sampling(temperature=config.teacher_temperature, top_p=config.teacher_top_p)
         self._teacher_sampler = Sampler(teacher_sampling, torch.tensor(context.models.tokenizer_info.eos_ids))
@@ -103,11 +104,12 @@ class SpeculativePolicy(StatelessPolicy):
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response to each prompt."""
-        drafts = [_Draft(place, prompt) for place, prompt in enumerate(prompts)]
+        places = self._world.places(len(prompts))
+        drafts = [_Draft(place, prompt) for place, prompt in zip(places, prompts, strict=True)]
         self._proposed = self._accepted = 0
         block = 0
         while unfinished := [draft for draft in drafts if not self._complete(draft)]:
-            seed = self._generation_seed("speculative", progress.step, block)
+            seed = derived_seed(self._seed, "speculative", progress.step, block)
             unfinished.sort(key=self._block_limits)
             for (max_tokens, min_tokens), alike in groupby(unfinished, key=self._block_limits):
                 self._extend(list(alike), max_tokens, min_tokens, seed)

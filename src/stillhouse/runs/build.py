@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.core.distributed import Ranks, SingleProcess, World, rank_and_size
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.shared import SharedResults
@@ -56,7 +56,7 @@ from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher, TeacherConfig
 from stillhouse.train.device import phase_clock
 from stillhouse.train.metrics import MetricAccumulator
-from stillhouse.train.step import Method, SingleProcess, Step, TrainingClock, World
+from stillhouse.train.step import Method, Step, TrainingClock
 
 logger = logging.getLogger("stillhouse")
 
@@ -335,6 +335,7 @@ def make_context(
     folder: RunFolder,
     version: Callable[[], int | None] = lambda: None,
     on_tokens: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> RolloutContext:
     """What the run's response policy may use.
 
@@ -343,6 +344,7 @@ def make_context(
         folder: where rounds of responses are kept.
         version: the optimiser step whose weights the student has now.
         on_tokens: called with the number of tokens whenever a model has written.
+        world: the processes that train together; default: those that the launcher names.
     """
     student = ResponseGenerator(
         parts.engine(parts.student),
@@ -362,8 +364,7 @@ def make_context(
         folder.responses,
         parts.config.train.seed,
         models=models,
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        world=world or Ranks(*rank_and_size()),
         decode=parts.decode,
         scorers=scorers(
             {"student": parts.student, "teacher": parts.comparable},
@@ -431,8 +432,9 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         world: the other processes; None: there are none.
     """
     config, clock, metrics = parts.config, TrainingClock(), MetricAccumulator(phase_clock(local_device()))
+    world = world or SingleProcess()
     context = make_context(
-        parts, folder, lambda: clock.step, lambda tokens: metrics.add("tokens/generate", tokens)
+        parts, folder, lambda: clock.step, lambda tokens: metrics.add("tokens/generate", tokens), world
     )
     teachers = _running_teachers(parts)
     kept = config.teacher is None or (config.teacher.keeps_signal and not config.teacher.caches)
@@ -443,8 +445,8 @@ def make_step(parts: Parts, folder: RunFolder, world: World | None = None) -> St
         pad_id=parts.facts.pad_id,
         vocab=parts.vocab,
         translator=parts.translator if MAIN in teachers else None,
-        world=world or SingleProcess(),
-        text=_text(parts.data.text, config.train.seed, context.rank) if parts.data.text else None,
+        world=world,
+        text=_text(parts.data.text, config.train.seed, world) if parts.data.text else None,
         hidden_cache=context.hidden_cache if kept else TeacherHiddenCache(),
         metrics=metrics,
         clock=clock,
@@ -494,9 +496,10 @@ def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:
     return found
 
 
-def _text(blocks: tuple[Response, ...], seed: int, rank: int) -> Callable[[int, int], list[Response]]:
+def _text(blocks: tuple[Response, ...], seed: int, world: World) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
-        picks = [derived_seed(seed, "text", step, rank, index) % len(blocks) for index in range(count)]
+        # the 0 was a rank once: numbers of runs stay as they are
+        picks = [derived_seed(seed, "text", step, 0, place) % len(blocks) for place in world.places(count)]
         return [blocks[pick] for pick in picks]
 
     return draw

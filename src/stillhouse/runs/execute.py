@@ -12,6 +12,7 @@ from typing import Any
 
 from stillhouse import console, signals
 from stillhouse.console.format import setting_text
+from stillhouse.core.distributed import Ranks
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Progress, Prompt
 from stillhouse.errors import ModelError, TrainingError
@@ -41,7 +42,7 @@ from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.step import Step
-from stillhouse.train.trainer import Ranks, StepTrainer, steps_in_all, steps_in_epoch
+from stillhouse.train.trainer import StepTrainer, steps_in_all, steps_in_epoch
 
 logger = logging.getLogger("stillhouse")
 
@@ -154,7 +155,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
     config, prompts = parts.config, len(parts.data.train)
     arguments = _arguments(parts, folder)
     per_epoch, in_all = steps_in_epoch(arguments, prompts), steps_in_all(arguments, prompts)
-    step = make_step(parts, folder, Ranks(arguments.world_size, arguments.device))
+    step = make_step(parts, folder, Ranks.of(arguments))
     log = MetricsLog(folder.metrics, step)
     validation = _validation(parts, folder, step, log, per_epoch)
     saver = Saver(config.train, step, validation, folder.checkpoints, per_epoch)
@@ -162,8 +163,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
     callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
     trainer = make_trainer(parts, step, arguments, callbacks)
     if checkpoint is not None:
-        saved = checkpoints.load_state(checkpoint)
-        step.load_state_dict(saved["step"])
+        saved = trainer.load_step(checkpoint)
         if validation is not None:
             validation.best = saved["best"]
     reached = -1 if checkpoint is None else checkpoints.step_of(checkpoint)

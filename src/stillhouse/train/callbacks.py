@@ -21,7 +21,7 @@ from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
 from stillhouse.train.device import device_memory
-from stillhouse.train.driver import progress_of
+from stillhouse.train.driver import progress_of, prompts_in_step
 from stillhouse.train.metrics import over_processes
 from stillhouse.train.step import Step
 
@@ -151,7 +151,8 @@ class StepStateSaver(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete and seal what the trainer wrote."""
         checkpoint = self._folder / f"{checkpoints.PREFIX}{state.global_step}"
-        checkpoints.save_state(checkpoint, {"step": self._step.state_dict(), "best": self.best()})
+        kept = {"step": self._step.state_dict(), "best": self.best(), "batch_size": prompts_in_step(args)}
+        checkpoints.save_state(checkpoint, kept)
         self._step.world.add(torch.zeros(1))  # a barrier: sealed only after every rank has written
         if state.is_world_process_zero:
             checkpoints.seal(checkpoint)

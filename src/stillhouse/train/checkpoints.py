@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import StillhouseError, TrainingError
 from stillhouse.files import atomic, os_errors_as_faults, write_json
-from stillhouse.train.metrics import MetricAccumulator, over_processes
 
 MANIFEST = "complete.json"
 STATE = "stillhouse.pt"
@@ -39,39 +38,44 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         torch.save(state, handle)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, dealt_out: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
     """Read back what `save_state` wrote.
 
-    A process that was not there then takes the main one's, but for what has been measured; what processes
-    have measured that are no longer there is added to the main one's.
+    Args:
+        folder: the checkpoint.
+        dealt_out: what the step of this process has to load, from the steps of all processes that wrote the
+            checkpoint; asked where these were more or fewer than there are now.
 
     Raises:
         TrainingError: a file cannot be read.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    own = folder / _name_of_state()
-    state = _read_state(own if own.is_file() else folder / STATE)
-    if not own.is_file():
-        state["step"] = {**state["step"], "metrics": MetricAccumulator().state_dict()}
-    gone = sorted(folder.glob("stillhouse-*.pt"), key=_rank_of) if rank == 0 else []
-    left = [_read_state(path)["step"]["metrics"] for path in gone if _rank_of(path) >= size]
-    if left:
-        whole = over_processes([state["step"]["metrics"], *left])
-        state["step"] = {**state["step"], "metrics": whole.state_dict()}
-    return state
+    rank, size = rank_and_size()
+    files = [folder / STATE, *sorted(folder.glob("stillhouse-*.pt"), key=_rank_of)]
+    if len(files) == size:
+        return _read_state(files[rank])
+    if rank == 0:
+        logger.warning(
+            "%s is of %s, and goes on in %d: the prompts of each step, their order and the batch stay the "
+            "same, replayed responses are dealt out anew, and dropout draws other numbers.",
+            folder,
+            "one process" if len(files) == 1 else f"{len(files)} processes",
+            size,
+        )
+    states = [_read_state(path) for path in files]
+    return {**states[0], "step": dealt_out([state["step"] for state in states])}
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     with reading(path.parent, path.name):
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        if not isinstance(state["step"], dict) or "best" not in state:
+        if not isinstance(state["step"], dict) or not {"best", "batch_size"} <= state.keys():
             raise ValueError("it holds something else")
         return state
 
 
 def _name_of_state() -> str:
-    rank = os.environ.get("RANK", "0")
-    return STATE if rank == "0" else f"stillhouse-{rank}.pt"
+    rank, _ = rank_and_size()
+    return f"stillhouse-{rank}.pt" if rank else STATE
 
 
 def _rank_of(path: Path) -> int:

@@ -44,10 +44,11 @@ class StepDriver(TrainerCallback):
         progress: Progress,
         num_micro: int,
         autocast: AbstractContextManager[Any],
+        num_new: int | None = None,
     ) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step; statistics of the whole step under `autocast`."""
         self.release()
-        prepared = self.step.prepare(prompts, progress, num_micro)
+        prepared = self.step.prepare(prompts, progress, num_micro, num_new)
         with autocast:
             self._prepared = self.step.with_batch_statistics(model, prepared)
         self._losses = []
@@ -102,6 +103,11 @@ class StepDriver(TrainerCallback):
 
     def _backward_ended(self) -> None:
         self.step.metrics.since("backward", self._forward_ended)
+
+
+def prompts_in_step(args: Any) -> int:
+    """The prompts of one optimiser step, those of all processes together, under these TrainingArguments."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def progress_of(state: Any, steps_per_epoch: int, max_steps: int | None = None) -> Progress:

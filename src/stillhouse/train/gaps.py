@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from stillhouse.config import walk
-from stillhouse.core.host import Ints
+from stillhouse.core.host import Ints, RowIndex
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.rows import Rows, sequence_gaps
-from stillhouse.core.types import SOURCES
+from stillhouse.core.types import SOURCES, Response
 from stillhouse.objectives import Objective
 
 SIGNS = {"teacher": 1.0, "student": -1.0}
@@ -35,9 +35,17 @@ class SequenceGaps:
     """[S] who wrote each: an index into `SOURCES`."""
 
     @classmethod
-    def of(cls, rows: Rows, teacher: str) -> SequenceGaps:
-        """Of rows with the label log-probabilities of the student and of that teacher."""
-        return cls(*sequence_gaps(rows, teacher))
+    def of(cls, rows: Rows, teacher: str, responses: Sequence[Response]) -> SequenceGaps:
+        """Of rows with the label log-probabilities of the student and of that teacher.
+
+        Args:
+            rows: of a micro-batch.
+            teacher: its name.
+            responses: of the micro-batch; those that are there a second time are left out.
+        """
+        values, sources = sequence_gaps(rows, teacher)
+        counted = np.flatnonzero([not response.repeated for response in responses])
+        return cls(RowIndex.of(counted).pick(values), sources[counted])
 
 
 def gap_teacher(objective: Objective) -> str:

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from stillhouse import console, signals
-from stillhouse.train.step import World
+from stillhouse.core.distributed import World
 
 GRACE_SECONDS = 10.0
 """How long a scheduler's signal waits for the end of a step whose responses are still being generated. Slurm

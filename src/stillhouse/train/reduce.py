@@ -50,7 +50,7 @@ def token_weights(
     counts = torch.zeros(num_groups, dtype=torch.float64)
     for batch in micro_batches:
         units = torch.tensor(batch.row_counts) if normalise == "token" else torch.ones(len(batch))
-        counts.index_add_(0, _group_of(batch, groups), units.double())
+        counts.index_add_(0, _group_of(batch, groups), units.double() * _counted(batch))
     counts = add_over_ranks(counts)
     scale = torch.zeros(len(SOURCES), dtype=torch.float64)
     for source, (group, weight) in groups.items():
@@ -62,8 +62,13 @@ def _group_of(batch: Batch, groups: Mapping[str, tuple[int, float]]) -> Tensor:
     return torch.tensor([groups[response.source][0] for response in batch.responses])
 
 
+def _counted(batch: Batch) -> Tensor:
+    """1 for each sequence of the step, 0 for a copy that fills it up."""
+    return torch.tensor([float(not response.repeated) for response in batch.responses], dtype=torch.float64)
+
+
 def _spread(batch: Batch, scale: Tensor, normalise: Normalise) -> Tensor:
-    per_token = scale[[SOURCES.index(response.source) for response in batch.responses]]
+    per_token = scale[[SOURCES.index(response.source) for response in batch.responses]] * _counted(batch)
     if normalise == "sequence":
         per_token = per_token / batch.response_mask.sum(1)
     return torch.where(batch.response_mask, per_token[:, None], 0.0).float()

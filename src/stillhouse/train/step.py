@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillhouse.core.batch import Batch, TokenBatch
+from stillhouse.core.distributed import SingleProcess, World
 from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.host import RowIndex
 from stillhouse.core.requirements import MAIN
@@ -33,7 +34,7 @@ from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCa
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, FollowingTeacher
 from stillhouse.train.gaps import SequenceGaps, gap_means, gap_teacher
-from stillhouse.train.metrics import Metric, MetricAccumulator
+from stillhouse.train.metrics import Metric, MetricAccumulator, over_processes
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.reduce import Normalise, token_weights
 from stillhouse.train.side_stream import Pending, SideStream
@@ -53,34 +54,6 @@ class Method:
     def tree(self) -> dict[str, Any]:
         """The parts by the path at which a schedule within them is known."""
         return {"responses": self.responses, "objective": self.objective}
-
-
-class World(Protocol):
-    """The process group, as far as a step needs it."""
-
-    size: int
-
-    def add(self, counts: Tensor) -> Tensor:
-        """All-reduce by sum."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank."""
-        ...
-
-
-class SingleProcess:
-    """A world of one."""
-
-    size = 1
-
-    def add(self, counts: Tensor) -> Tensor:
-        """The counts themselves."""
-        return counts
-
-    def gather(self, value: Any) -> list[Any]:
-        """The one value."""
-        return [value]
 
 
 @dataclass
@@ -141,7 +114,9 @@ class Step:
         self._ahead: tuple[MicroBatch, Pending[TeacherOutputs]] | None = None
         """A micro-batch about which the teachers are asked already."""
 
-    def prepare(self, prompts: Sequence[Prompt], progress: Progress, num_micro: int) -> PreparedStep:
+    def prepare(
+        self, prompts: Sequence[Prompt], progress: Progress, num_micro: int, num_new: int | None = None
+    ) -> PreparedStep:
         """Once for each optimiser step: responses, micro-batches and the weight of every token.
 
         Args:
@@ -149,17 +124,25 @@ class Step:
             progress: steps done before this one.
             num_micro: so many micro-batches are made; fewer if there are fewer sequences. A budget of tokens
                 makes as many as it needs instead.
+            num_new: where the last step of an epoch has fewer prompts than the others: so many of `prompts`
+                are this step's, and the others, which fill up the batches of all processes, are not answered
+                or trained on.
         """
+        new = prompts[:num_new]
         self.clock.step, self._ahead = progress.step, None
         now = self.schedules.resolve(self.method.tree, progress)
         objective: Objective = each_objective(now["objective"], lambda one: one.at(progress))
         self._metrics_before, self.generating = self.metrics.copy(), True
         with self.metrics.seconds("generate"):
-            drawn = self.policy.draw(now["responses"], prompts, progress)
+            drawn = self.policy.draw(now["responses"], new, progress)
         self.generating = False
-        groups = drawn if self._paired else [[response] for group in drawn for response in group]
+        groups: list[list[Response]] = drawn
+        if not self._paired:
+            groups = [[response] for group in drawn for response in group]
         if self.text is not None:
-            groups = [*groups, *([block] for block in self.text(progress.step, len(prompts)))]
+            groups = [*groups, *([block] for block in self.text(progress.step, len(new)))]
+        if num_new is not None:
+            groups = self._filled_up(groups, len(prompts))
         batches = [collate(part, self.pad_id) for part in self._split(groups, num_micro)]
         weights = token_weights(batches, groups_of(objective), self.method.normalise, self.world.add)
         micro = [self._micro_batch(objective, *one) for one in zip(batches, weights, strict=True)]
@@ -190,7 +173,7 @@ class Step:
                         facts = fused_label_facts(
                             micro.objective, *models, rows=micro.rows, config=self.fused
                         )
-                    gaps.append(SequenceGaps.of(facts, gap_teacher(micro.objective)))
+                    gaps.append(SequenceGaps.of(facts, gap_teacher(micro.objective), micro.batch.responses))
         model.train(training)
         means = gap_means(gaps, self.world.add)
         return prepared.with_objective(
@@ -217,7 +200,7 @@ class Step:
             with self._head_precision(device):
                 if self._records_gaps:
                     rows = fused_label_facts(objective, *models, rows=rows, config=self.fused)
-                    gaps = SequenceGaps.of(rows, gap_teacher(objective))
+                    gaps = SequenceGaps.of(rows, gap_teacher(objective), micro.batch.responses)
                 loss, values = fused_rows(
                     objective, *models, token_weight=micro.token_weight, rows=rows, config=self.fused
                 )
@@ -287,6 +270,18 @@ class Step:
             "teachers": {name: one.state_dict() for name, one in self._following().items()},
         }
 
+    def dealt_out(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What this process has to load, from the states of all of another number of processes.
+
+        The first one goes on with what all of them have measured.
+        """
+        measured = [state["metrics"] for state in states] if self.world.rank == 0 else []
+        return {
+            **states[0],
+            "policy": self.policy.dealt_out([state["policy"] for state in states]),
+            "metrics": over_processes(measured).state_dict(),
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave.
 
@@ -313,6 +308,12 @@ class Step:
             if isinstance(teacher, FollowingTeacher) and not any(one is teacher for one in found.values()):
                 found[name] = teacher
         return found
+
+    def _filled_up(self, groups: list[list[Response]], count: int) -> list[list[Response]]:
+        """At least so many groups, those that are missing as copies of one without weight in the loss."""
+        copied = next(share[0] for share in self.world.gather(groups[:1]) if share)
+        repeated = [replace(response, repeated=True) for response in copied]
+        return [*groups, *[repeated] * (count - len(groups))]
 
     def _split(self, groups: Sequence[Sequence[Response]], num_micro: int) -> list[list[Response]]:
         if self.micro_batch_tokens is None:
@@ -379,8 +380,8 @@ class Step:
 
     def _count(self, batches: Sequence[Batch], progress: Progress) -> None:
         """What the metrics log shows of the step's responses, schedules and tokens."""
-        responses = [response for batch in batches for response in batch.responses]
-        for source in SOURCES:
+        responses = [one for batch in batches for one in batch.responses if not one.repeated]
+        for source in SOURCES if responses else ():
             share = sum(response.source == source for response in responses) / len(responses)
             if share or source in self.method.responses.sources():
                 self.metrics.add_mean(f"responses/{source}", share, 1)
@@ -399,10 +400,16 @@ class Step:
         if self.translator is not None:
             for name, (total, count) in self.translator.metrics().items():
                 self.metrics.add_mean(name, total, count)
-        tokens = sum(batch.num_rows for batch in batches)
+        counts = [
+            rows
+            for batch in batches
+            for rows, one in zip(batch.row_counts, batch.responses, strict=True)
+            if not one.repeated
+        ]
+        tokens = int(sum(counts))
         self.tokens += tokens
         self.metrics.add("tokens", float(tokens))
-        self.metrics.add("sequences", float(sum(len(batch) for batch in batches)))
+        self.metrics.add("sequences", float(len(counts)))
 
 
 def _total(losses: Sequence[StepLoss]) -> Tensor:
@@ -428,7 +435,10 @@ def _loss_by_source(objective: Objective, values: Tensor, rows: Rows) -> dict[st
         source = SOURCES[code]
         weight = objective.source_weight(source)
         if weight:
-            chosen = RowIndex.of(np.flatnonzero(rows.sources == code)).pick(values)
+            trained = rows.sources == code
+            if rows.loss_mask is not None:
+                trained = trained & rows.loss_mask
+            chosen = RowIndex.of(np.flatnonzero(trained)).pick(values)
             found[f"loss/{source}"] = Metric(chosen.sum().double() / weight, "mean", chosen.shape[0])
     return found
 

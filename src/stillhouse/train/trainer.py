@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerControl
+from transformers import Trainer, TrainerControl, set_seed
 
+from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Prompt
+from stillhouse.errors import TrainingError
 from stillhouse.models import unwrap
-from stillhouse.train.checkpoints import load_renamed, reading
-from stillhouse.train.driver import StepDriver, progress_of
+from stillhouse.train.checkpoints import load_renamed, load_state, reading
+from stillhouse.train.driver import StepDriver, progress_of, prompts_in_step
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.parallelism import check_launched, check_parallelism
 from stillhouse.train.step import Step
@@ -41,7 +42,16 @@ class CheckpointLoading(Trainer):
             load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The random states; the file has one for each device."""
+        """The random states of this process; the file has one for each device.
+
+        Where there were more or fewer processes, all draw anew, by the seed, the step and the rank: some with
+        their old states and some with none would not be more like the run before.
+        """
+        saved = 0 if checkpoint is None else len([*Path(checkpoint).glob("rng_state*.pth")])
+        if saved not in (0, self.args.world_size):
+            purpose = ("random states", self.state.global_step, self.args.process_index)
+            set_seed(derived_seed(self.args.seed, *purpose) % 2**32)
+            return
         with reading(Path(checkpoint or ""), "rng_state*.pth"):
             super()._load_rng_state(checkpoint)
 
@@ -82,6 +92,25 @@ class StepTrainer(CheckpointLoading):
         self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
         self.loss_is_scaled_for_ga = True
 
+    def load_step(self, checkpoint: Path) -> dict[str, Any]:
+        """Put the step back to where it was, and return all that was saved beside it.
+
+        Raises:
+            TrainingError: the checkpoint cannot be used, or its steps have another number of prompts.
+        """
+        step, args = self.driver.step, self.args
+        saved = load_state(checkpoint, step.dealt_out)
+        batch, now = saved["batch_size"], prompts_in_step(args)
+        if batch != now:
+            raise TrainingError(
+                f"{checkpoint}: its steps have {batch} prompts, and now they would have {now} "
+                f"(per_device_train_batch_size {args.per_device_train_batch_size} x "
+                f"gradient_accumulation_steps {args.gradient_accumulation_steps} x {args.world_size} "
+                f"processes): another batch and other places in the data. Set them so that they give {batch}."
+            )
+        step.load_state_dict(saved["step"])
+        return saved
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Prompt]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
@@ -92,7 +121,8 @@ class StepTrainer(CheckpointLoading):
         flat = [prompt for batch in prompts for prompt in batch]
         progress = progress_of(self.state, steps_in_epoch(self.args, len(self.train_dataset)))
         autocast = self.compute_loss_context_manager()
-        micro = self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast)
+        new = self._num_new(len(flat))
+        micro = self.driver.begin(self.model_wrapped, flat, progress, len(prompts), autocast, new)
         by_tokens = self.driver.step.micro_batch_tokens is not None
         return [MicroBatches(tuple(micro))] if by_tokens else micro, None
 
@@ -115,6 +145,19 @@ class StepTrainer(CheckpointLoading):
         self.accelerator.gradient_state._set_sync_gradients(True)
         losses.append(super().training_step(model, last, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def _num_new(self, count: int) -> int | None:
+        """How many of this process's prompts are not there only because all must have as many.
+
+        accelerate takes prompts from the start of the epoch again until the last step of it has as many for
+        each process; trained on, they would count twice. None: in this step no process has such prompts.
+        """
+        args, total = self.args, len(self.train_dataset)
+        batch = prompts_in_step(args)
+        left = total - self.state.global_step % steps_in_epoch(args, total) * batch
+        if args.world_size == 1 or left >= batch:
+            return None
+        return sum(place < left for place in self.driver.step.world.places(count))
 
     def save_given_up_step(self) -> None:
         """Write the checkpoint of the last finished step, after a signal has broken off the one behind it."""
@@ -144,26 +187,3 @@ def steps_in_all(args: Any, num_prompts: int) -> int:
     if args.max_steps > 0:
         return int(args.max_steps)
     return math.ceil(args.num_train_epochs * steps_in_epoch(args, num_prompts))
-
-
-class Ranks:
-    """The processes of a distributed run."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.size = size
-        self._device = device
-
-    def add(self, counts: Tensor) -> Tensor:
-        """All-reduce by sum."""
-        if self.size == 1:
-            return counts
-        moved = counts.to(self._device)
-        dist.all_reduce(moved)
-        return moved.cpu()
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank; it is pickled on its way."""
-        found: list[Any] = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(found, value)
-        return found

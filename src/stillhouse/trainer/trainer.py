@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
+from stillhouse.core.distributed import Ranks
 from stillhouse.errors import ConfigError, Fault, TrainingError
 from stillhouse.evaluate.likelihood import likelihood, references_of
 from stillhouse.models import image_reader
@@ -19,7 +20,7 @@ from stillhouse.runs.folder import RunFolder
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import StepStateSaver, measured
 from stillhouse.train.driver import progress_of
-from stillhouse.train.trainer import Ranks, StepTrainer, steps_in_all, steps_in_epoch
+from stillhouse.train.trainer import StepTrainer, steps_in_all, steps_in_epoch
 from stillhouse.trainer.arguments import OF_TRAINERS, refuse_foreign
 from stillhouse.trainer.config import DistilConfig
 from stillhouse.trainer.loaded import Given, Model, eval_prompts, load_parts
@@ -90,7 +91,7 @@ class DistilTrainer(StepTrainer):
             peft_config=peft_config,
         )
         self.parts = load_parts(given, args)
-        self.step = make_step(self.parts, RunFolder(args.folder), Ranks(args.world_size, args.device))
+        self.step = make_step(self.parts, RunFolder(args.folder), Ranks.of(args))
         super().__init__(
             step=self.step,
             model=self.parts.student,
@@ -132,7 +133,7 @@ class DistilTrainer(StepTrainer):
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
-            self.step.load_state_dict(checkpoints.load_state(checkpoint)["step"])
+            self.load_step(checkpoint)
         elif "dev_loss" in self.parts.config.requirements.measured:
             self.evaluate()  # schedules that follow the loss compare with that of the start
         try:

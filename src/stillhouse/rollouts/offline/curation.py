@@ -14,7 +14,7 @@ from typing import Any
 from stillhouse.core.distributed import broadcast_from_first
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.seeds import derived_seed
-from stillhouse.core.types import Prompt, Response
+from stillhouse.core.types import Response
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, drop_unfinished, write_json, write_jsonl
 from stillhouse.rollouts.base import RolloutContext
@@ -110,15 +110,15 @@ class CuratedRound:
     """The ids of the kept prompts, in order."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
-    def group(self, prompt: Prompt, taken: set[str], seed: int) -> list[Response]:
+    def group(self, id: str, taken: set[str], seed: int) -> list[Response]:
         """The responses to a prompt; if it was dropped, those to a kept one that is not `taken` yet.
 
         So a batch keeps its size whatever is dropped. Which prompt stands in depends on the seed, the round
         and the dropped prompt; when all are taken, one comes twice.
         """
-        if prompt.id in self.groups:
-            return self.groups[prompt.id]
-        start = derived_seed(seed, "instead", self.number, prompt.id) % len(self.kept)
+        if id in self.groups:
+            return self.groups[id]
+        start = derived_seed(seed, "instead", self.number, id) % len(self.kept)
         order = (*self.kept[start:], *self.kept[:start])
         chosen = next((name for name in order if name not in taken), order[0])
         taken.add(chosen)
@@ -165,7 +165,7 @@ class RoundCurator:
         resampled: Counter[str] = Counter()
         for attempt in range(self._resample + 1):
             verdicts = partial(log.drops, attempt, samples, self._filters)
-            drops = broadcast_from_first(self._context.rank, self._context.world_size, verdicts)
+            drops = broadcast_from_first(self._context.world.rank, self._context.world.size, verdicts)
             attempts.append(drops)
             retries = self._retries(drops) if attempt < self._resample else {}
             if not retries:
@@ -176,7 +176,7 @@ class RoundCurator:
                     samples[source][place] = sample
                 resampled[source] += len(places)
         lost = {place for places in attempts[-1].values() for place in places}
-        if self._context.rank == 0:
+        if self._context.world.rank == 0:
             log.write(samples, attempts, resampled, lost)
         self._check_enough_left(number, lost, attempts[-1], log.summary)
         metrics = {
@@ -192,7 +192,7 @@ class RoundCurator:
                 f"round {number + 1}: the filters of responses.filters dropped all {total} prompts: "
                 f"{_described(drops)}. Loosen them; examples are in {summary}."
             )
-        if 1 - len(lost) / total < _LOW_SHARE and self._context.rank == 0:
+        if 1 - len(lost) / total < _LOW_SHARE and self._context.world.rank == 0:
             logger.warning(
                 "round %d: filters dropped %d of %d prompts, so batches repeat the others: %s",
                 number + 1,

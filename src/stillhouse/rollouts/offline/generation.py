@@ -333,8 +333,8 @@ class RoundGenerator:
     def generate_step(self, prompts: Sequence[Prompt], progress: Progress) -> list[Response]:
         """Responses to the prompts of one step, generated with the current weights; no file is kept."""
         assert self._generator is not None
-        seed = self._context.generation_seed(self.source, "step", progress.step)
-        return self._generator.generate(prompts, seed, self._sampling)
+        purpose = (self.source, "step", progress.step)
+        return self._context.write(self._generator, prompts, self._sampling, *purpose)
 
     def state_dict(self) -> dict[str, Any]:
         """Which weights generated the newest round; training overwrites them, so a checkpoint must know."""

@@ -14,7 +14,7 @@ from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.engines.base import Sampling
 from stillhouse.errors import DataError, ModelError
 from stillhouse.rollouts.base import REGISTRY, ResponsesConfig, RolloutContext
-from stillhouse.rollouts.offline.curation import RoundCurator, requirements_of
+from stillhouse.rollouts.offline.curation import CuratedRound, RoundCurator, requirements_of
 from stillhouse.rollouts.offline.filters import TEACHER_LOGPROB, FilterField
 from stillhouse.rollouts.offline.generation import CHUNK_SIZE, GenerationOptions, Refresh, RoundGenerator
 
@@ -88,7 +88,9 @@ class RoundsConfig(ResponsesConfig):
                 "Take teacher: {kind: live}, or leave out logprob_floor and scores."
             )
         scorers = {name: context.scorers[name] for name in sorted(wanted)}
-        return GenerationOptions(context.rank, context.world_size, context.decode, scorers, self.chunk_size)
+        return GenerationOptions(
+            context.world.rank, context.world.size, context.decode, scorers, self.chunk_size
+        )
 
 
 class RoundsPolicy:
@@ -99,6 +101,7 @@ class RoundsPolicy:
     ) -> None:
         self._refresh = config.refresh
         self._seed = context.seed
+        self._context = context
         self._generators = generators
         self._curator = RoundCurator(context, generators, config.filters, config.resample)
         self._metrics: dict[str, float] = {}
@@ -110,13 +113,22 @@ class RoundsPolicy:
             columns = [self._column(one, prompts, progress) for one in self._generators.values()]
             return [list(group) for group in zip(*columns, strict=True)]
         current = self._curator.round(int(progress.epoch) if self._refresh == "epoch" else 0)
-        taken = {prompt.id for prompt in prompts}
-        groups = [current.group(prompt, taken, self._seed) for prompt in prompts]
         self._metrics = dict(current.metrics)
         if self._metrics:
             dropped = sum(prompt.id not in current.groups for prompt in prompts)
-            self._metrics["curation/replaced"] = dropped / len(prompts)
-        return [list(group) for group in groups]
+            self._metrics["curation/replaced"] = dropped / max(1, len(prompts))
+        return [list(group) for group in self._groups(current, prompts)]
+
+    def _groups(self, current: CuratedRound, prompts: Sequence[Prompt]) -> list[list[Response]]:
+        """The responses to each prompt; those that stand in for dropped ones differ between processes."""
+        if len(current.kept) == len(self._context.prompts):
+            return [current.groups[prompt.id] for prompt in prompts]
+        world, ids = self._context.world, [prompt.id for prompt in prompts]
+        places = world.places(len(ids))
+        dealt = sorted(one for share in world.gather([*zip(places, ids, strict=True)]) for one in share)
+        taken = {id for _, id in dealt}
+        found = {place: current.group(id, taken, self._seed) for place, id in dealt}
+        return [found[place] for place in places]
 
     def metrics(self) -> dict[str, float]:
         """The share of prompts that the filters kept, what was resampled, and the step's replaced prompts."""
@@ -130,6 +142,10 @@ class RoundsPolicy:
         """Restore what `state_dict` returned."""
         for source, generator in self._generators.items():
             generator.load_state_dict(state.get(source, {}))
+
+    def dealt_out(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """That of any process: all have the same."""
+        return states[0]
 
     def _column(
         self, generator: RoundGenerator, prompts: Sequence[Prompt], progress: Progress
