@@ -49,7 +49,7 @@ def test_it_ends_as_a_run_of_one_process(folder: Path) -> None:
     alone = weights(folder, "alone")
     for name in ("four", "moving"):
         for key, value in weights(folder, name).items():
-            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(value, alone[key], rtol=0, atol=2e-4)
     segments = json.loads((folder / "moving" / "state.json").read_text(encoding="utf-8"))["segments"]
     assert [(one["from_step"], one["processes"]) for one in segments] == [(0, 2), (2, 4), (6, 1)]
     rows = {name: outcome(folder / name)["rows"] for name in ("alone", "four", "moving")}
