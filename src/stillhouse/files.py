@@ -53,6 +53,27 @@ def drop_unfinished(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give the weights in a folder the mode of other new files in it.
+
+    safetensors (since 0.8, github.com/safetensors/safetensors/issues/782) writes files that only their owner
+    may read, whatever the umask is.
+    """
+    owner_only = [
+        path
+        for path in folder.rglob("*.safetensors")
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR
+    ]
+    if not owner_only:
+        return
+    probe = folder / f".mode.{os.getpid()}.tmp"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in owner_only:
+        path.chmod(mode)
+
+
 @contextlib.contextmanager
 def os_errors_as_faults(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write into a message that says what to do."""

@@ -14,8 +14,8 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.files import write_jsonl
 from stillhouse.models import TeacherModel, hidden_rows, image_reader, load_teacher
 from stillhouse.runs.export.config import ExportConfig
-from stillhouse.runs.export.safetensors import write_safetensors
 from stillhouse.runs.export.student import read_student
+from stillhouse.runs.export.targets import export_student
 from tests.vision_models import image, picture, vision_model
 
 ROWS = [{"prompt": f"Number {number}?", "response": f"It is {number}."} for number in range(6)]
@@ -53,13 +53,13 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distil(tmp_path_factory.mktemp("seeing"), "llava")
 
 
-def test_the_exported_folder_is_a_pipeline_and_the_card_says_what_sees(seeing: Path) -> None:
-    from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+@pytest.mark.parametrize("folder", ["student", "checkpoints/checkpoint-2"])
+def test_checkpoint_and_student_are_pipelines(seeing: Path, folder: str) -> None:
+    from transformers import pipeline
 
-    student = seeing / "student"
     source = json.loads((seeing.parent / "teacher" / "processor_config.json").read_text())
-    assert json.loads((student / "processor_config.json").read_text()) == source
-    asks: Any = pipeline("image-text-to-text", model=str(student), device="cpu")
+    assert json.loads((seeing / folder / "processor_config.json").read_text()) == source
+    asks: Any = pipeline("image-text-to-text", model=str(seeing / folder), device="cpu")
     turns = [
         {
             "role": "user",
@@ -68,6 +68,12 @@ def test_the_exported_folder_is_a_pipeline_and_the_card_says_what_sees(seeing: P
     ]
     found = asks(text=turns, max_new_tokens=4, return_full_text=False)
     assert isinstance(found[0]["generated_text"], str)
+
+
+def test_the_card_says_what_sees(seeing: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    student = seeing / "student"
     assert AutoProcessor.from_pretrained(student).image_processor is not None
     assert AutoModelForImageTextToText.from_pretrained(student).config.text_config.num_hidden_layers == 2
     card = (student / "README.md").read_text()
@@ -88,8 +94,17 @@ def test_an_adapter_and_its_base_read_images_again(tmp_path: Path) -> None:
 
 
 def test_an_export_of_a_run_keeps_the_processor(seeing: Path, tmp_path: Path) -> None:
-    config = ExportConfig(prompt="Number 3?", max_tokens=2)
-    write_safetensors(read_student(seeing, config), config, tmp_path)
-    assert torch.equal(reads(tmp_path), reads(seeing))
-    assert "AutoModelForImageTextToText.from_pretrained" in (tmp_path / "smoke_test.py").read_text()
+    config = ExportConfig(prompt="Number 3?", max_tokens=2, smoke_test=False)
+    folder = export_student(seeing, config, tmp_path / "export")
+    assert torch.equal(reads(folder), reads(seeing))
+    assert "AutoModelForImageTextToText.from_pretrained" in (folder / "smoke_test.py").read_text()
     assert "France" in read_student(seeing, ExportConfig(max_tokens=1)).example.prompt, "no prompt of images"
+
+
+def test_whoever_may_read_the_other_files_may_read_the_weights(seeing: Path, tmp_path: Path) -> None:
+    config = ExportConfig(prompt="Number 3?", max_tokens=2, smoke_test=False)
+    folder = export_student(seeing, config, tmp_path / "export")
+    weights = [*seeing.rglob("*.safetensors"), *folder.rglob("*.safetensors")]
+    assert len(weights) == 3, "checkpoint, student, export"
+    for path in weights:
+        assert path.stat().st_mode == path.with_name("config.json").stat().st_mode

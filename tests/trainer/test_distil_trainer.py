@@ -182,8 +182,13 @@ def test_a_vision_language_student_learns_from_rows_with_images(tmp_path: Path) 
     assert len(shown.teacher_ids) > len(shown.token_ids), "the teacher's image has more tokens"
     trainer.train()
     trainer.save_model()
-    saved = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert saved.image_token
+    weights = [*(tmp_path / "out").rglob("*.safetensors")]
+    assert len(weights) == 2, "the last checkpoint, and what was saved"
+    for path in weights:
+        saved = AutoProcessor.from_pretrained(path.parent)
+        assert saved.image_token
+        assert saved.tokenizer.get_vocab() == trainer.processing_class.get_vocab()
+        assert path.stat().st_mode == path.with_name("config.json").stat().st_mode
 
 
 def test_a_longer_row_loses_the_oldest_tokens_of_its_prompt(

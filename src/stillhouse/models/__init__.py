@@ -13,7 +13,14 @@ from stillhouse.models.config import (
     TeacherModel,
 )
 from stillhouse.models.fingerprint import fingerprint, fingerprint_of_files, weights_digest
-from stillhouse.models.hidden import head_of, hidden_rows, image_reader, layer_rows, unwrap
+from stillhouse.models.hidden import (
+    copy_processor_of,
+    head_of,
+    hidden_rows,
+    image_reader,
+    layer_rows,
+    unwrap,
+)
 from stillhouse.models.load import (
     load_student,
     load_teacher,
@@ -21,7 +28,6 @@ from stillhouse.models.load import (
     parameter_counts,
 )
 from stillhouse.models.parts import vision_facts
-from stillhouse.models.processors import copy_processor
 from stillhouse.models.readers import model_reader, student_reader
 from stillhouse.models.reward import load_reward_model, rewards
 from stillhouse.models.tokenizers import (
@@ -50,7 +56,7 @@ __all__ = [
     "choose_packing",
     "compile_layers",
     "control_ends",
-    "copy_processor",
+    "copy_processor_of",
     "fingerprint",
     "fingerprint_of_files",
     "generation_ends",

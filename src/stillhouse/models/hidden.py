@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stillhouse.core.head import ModelHead
 from stillhouse.core.host import carried
 from stillhouse.errors import ModelError
 from stillhouse.models.packing import arguments, packed_for, sequence_ids
+from stillhouse.models.processors import copy_processor
 from stillhouse.models.vision import ImageReader, check_no_images, image_arguments, reader_of
 
 
@@ -38,6 +40,12 @@ def unwrap(model: nn.Module) -> Any:
 def image_reader(model: nn.Module) -> ImageReader | None:
     """What reads images for a loaded model, possibly wrapped; None: it reads text alone."""
     return reader_of(unwrap(model))
+
+
+def copy_processor_of(model: nn.Module, folder: Path) -> None:
+    """Copy the image processor of a loaded model, possibly wrapped, beside its weights, if it has one."""
+    if (reader := image_reader(model)) is not None:
+        copy_processor(reader.folder, folder)
 
 
 def hidden_rows(model: nn.Module, batch: TokenBatch, **options: Any) -> Tensor:

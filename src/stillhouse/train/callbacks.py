@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from stillhouse import console
 from stillhouse.core.types import Progress
 from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
+from stillhouse.models import copy_processor_of
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
 from stillhouse.train.device import device_memory
@@ -184,8 +185,10 @@ class Saver(StepStateSaver):
         if due(self._config.save_every, state.global_step, self._steps_per_epoch, last):
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Complete the checkpoint, and remove those that are too old."""
+        if state.is_world_process_zero:
+            copy_processor_of(model, self._folder / f"{checkpoints.PREFIX}{state.global_step}")
         super().on_save(args, state, control)
         if state.is_world_process_zero:
             checkpoints.rotate(self._folder, self._config.keep_checkpoints)

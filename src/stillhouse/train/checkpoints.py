@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import StillhouseError, TrainingError
-from stillhouse.files import atomic, os_errors_as_faults, write_json
+from stillhouse.files import atomic, follow_umask, os_errors_as_faults, write_json
 
 MANIFEST = "complete.json"
 STATE = "stillhouse.pt"
@@ -125,6 +125,7 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Declare a checkpoint whole."""
+    follow_umask(folder)
     files = {
         str(p.relative_to(folder)): _facts(p)
         for p in sorted(folder.rglob("*"))
@@ -200,6 +201,7 @@ def replace_folder(new: Path, final: Path) -> None:
     """Put a finished folder in the place of another, so that `final` is never half-written."""
     old = final.with_name(f".{final.name}.old")
     with os_errors_as_faults(final):
+        follow_umask(new)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)

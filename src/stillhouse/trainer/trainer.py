@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers.trainer_utils import speed_metrics
 from stillhouse.core.distributed import Ranks
 from stillhouse.errors import ConfigError, Fault, TrainingError
 from stillhouse.evaluate.likelihood import likelihood, references_of
+from stillhouse.files import follow_umask
 from stillhouse.models import image_reader
 from stillhouse.runs.build import make_step
 from stillhouse.runs.export.weights import name_ends
@@ -41,6 +43,8 @@ class DistilTrainer(StepTrainer):
 
     config_class: type[DistilConfig] = DistilConfig
     """What `args` is made of where it is not given."""
+    processing_class: Any
+    """The student's tokenizer, with the run's template in it."""
 
     def __init__(
         self,
@@ -230,8 +234,16 @@ class DistilTrainer(StepTrainer):
         """The student with its tokenizer, the run's template in it, and every end token in its generation
         config."""
         name_ends(self.parts)
-        super().save_model(output_dir, _internal_call)
-        reader = image_reader(self.model)
-        if reader is not None and self.args.should_save:
-            reader.processor.save_pretrained(output_dir or self.args.output_dir)
-            self.processing_class.save_pretrained(output_dir or self.args.output_dir)  # with the template
+        tokenizer = self.processing_class
+        if (
+            reader := image_reader(self.model)
+        ) is not None:  # its processor is saved with the tokenizer in it
+            processor = copy.copy(reader.processor)
+            processor.tokenizer, processor.chat_template = tokenizer, tokenizer.chat_template
+            self.processing_class = processor
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.processing_class = tokenizer
+        if self.args.should_save:
+            follow_umask(Path(output_dir or self.args.output_dir))

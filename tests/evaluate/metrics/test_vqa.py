@@ -1,4 +1,4 @@
-"""Answers are normalised and scored as the VQA challenge's page says."""
+"""Answers are normalised and scored as the VQA challenge's script does: cases of its own values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from stillhouse.evaluate.metrics.vqa import normalized_answer, vqa_accuracy
         ("an apple, a pear", "apple pear"),
         ("100,978", "100978"),
         ("3.5 m.", "3.5 m"),
+        (".5", ".5"),
+        ("U.S.A.", "usa"),
+        ("1,000 black/white", "1000 blackwhite"),
+        ("well-known - (man)", "wellknown man"),
+        ("black-white-", "black white"),
         ("Dont know", "don't know"),
+        ("couldnt've", "couldn't've"),
+        ("an id", "id"),
         ("don't", "don't"),
         ("bob's", "bob's"),
         ("10:30", "10:30"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.files import check_writable, os_errors_as_faults
+from stillhouse.files import check_writable, follow_umask, os_errors_as_faults
 from stillhouse.runs.export.config import ExportConfig, Target
 from stillhouse.runs.export.hub import push_to_hub
 from stillhouse.runs.export.smoke_test import run_smoke_test
@@ -44,6 +44,7 @@ def export_student(source: Path, config: ExportConfig, destination: Path) -> Pat
         if config.smoke_test:
             run_smoke_test(fresh)
         with os_errors_as_faults(destination):
+            follow_umask(fresh)
             if destination.exists():
                 destination.rmdir()
             fresh.rename(destination)

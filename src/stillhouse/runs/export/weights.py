@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from stillhouse.data.templates import with_template
 from stillhouse.files import atomic, locate, os_errors_as_faults
-from stillhouse.models import QuantiseConfig, copy_processor, image_reader, unwrap
+from stillhouse.models import QuantiseConfig, copy_processor_of, unwrap
 from stillhouse.models.adapters import restore_state
 from stillhouse.models.load import cast_parameters
 from stillhouse.models.paths import BASE_FOLDER
@@ -55,9 +55,8 @@ def export(parts: Parts, folder: RunFolder) -> UsageExample | None:
     with os_errors_as_faults(folder.student):
         _save_weights(parts, fresh, folder.student, dtype)
         tokenizer.save_pretrained(fresh)
-        if (reader := image_reader(parts.student)) is not None:
-            for place in {fresh, fresh / BASE_FOLDER} if (fresh / BASE_FOLDER).is_dir() else {fresh}:
-                copy_processor(reader.folder, place)
+        for place in {fresh, fresh / BASE_FOLDER} if (fresh / BASE_FOLDER).is_dir() else {fresh}:
+            copy_processor_of(parts.student, place)
         _card(parts, folder, usage).save(fresh / "README.md")
         write_own_settings(parts.config, fresh)
     replace_folder(fresh, folder.student)
