@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.conftest import ROOT
-from tests.devices import WITHOUT_GPU
-
-SCRIPT = """
-import sys
 from tests import tiny
+from tests.children import ranks
 from transformers import TrainingArguments
+
 from stillhouse.errors import EnvironmentFault
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
@@ -22,30 +18,35 @@ from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import StepTrainer
 
-more = {"fsdp": "full_shard", "fsdp_config": {"version": 2}} if "argument" in sys.argv else {}
-arguments = TrainingArguments(sys.argv[1], use_cpu=True, report_to=[], remove_unused_columns=False, **more)
-teachers = {"main": LiveTeacher(tiny.model(7), tiny.VOCAB)}
-step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teachers, 0, tiny.VOCAB)
-try:
-    StepTrainer(step=step, model=tiny.model(1), args=arguments, train_dataset=tiny.prompts(4))
-except EnvironmentFault as error:
-    print("refused:", error)
-else:
-    print("trains")
-"""
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def make(folder: Path, launcher: dict[str, str], hf: dict[str, Any]) -> None:
+    os.environ.update(launcher)
+    arguments = TrainingArguments(str(folder), use_cpu=True, report_to=[], remove_unused_columns=False, **hf)
+    teachers = {"main": LiveTeacher(tiny.model(7), tiny.VOCAB)}
+    step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teachers, 0, tiny.VOCAB)
+    said = "trains"
+    try:
+        StepTrainer(step=step, model=tiny.model(1), args=arguments, train_dataset=tiny.prompts(4))
+    except EnvironmentFault as error:
+        said = str(error)
+    (folder / "said").write_text(said)
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("launcher", "hf", "words"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "refused: ACCELERATE_USE_FSDP asks for FSDP"),
-        ({"argument": "fsdp"}, "refused: train.hf.fsdp asks for FSDP, and this is a single process"),
+        (FSDP2, {}, "ACCELERATE_USE_FSDP asks for FSDP"),
+        ({}, {"fsdp": True}, "train.hf.fsdp asks for FSDP, and this is a single process"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP of version 1 is asked for"),
+        (FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading lets"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision: bf16, and train.precision of the run"),
+        ({}, {}, "trains"),
     ],
 )
-def test_sharding_that_accelerate_leaves_out_is_refused(
-    asked: dict[str, str], words: str, tmp_path: Path
+def test_what_is_asked_for_and_not_active_is_refused(
+    launcher: dict[str, str], hf: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, **WITHOUT_GPU, **asked, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), *(["argument"] if "argument" in asked else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert words in done.stdout, done.stderr[-2000:]
+    assert ranks(1, make, tmp_path, launcher, hf) == [0]
+    assert words in (tmp_path / "said").read_text()

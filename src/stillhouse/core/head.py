@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,11 @@ class ModelHead:
         if self.softcap is not None:
             return (1 - (logits / self.softcap).square()).mul_(self.scale)
         return None if self.scale == 1.0 else logits.new_full((1, 1), self.scale)
+
+    def whole(self) -> ModelHead:
+        """The same with its weights gathered where they are sharded; what takes it gathers nothing more."""
+        bias = None if self.bias is None else gathered(self.bias)
+        return replace(self, weight=gathered(self.weight), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Full logits [N, height], as plain differentiable operations: the twin of the fused path."""

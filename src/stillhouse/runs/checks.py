@@ -20,6 +20,7 @@ from stillhouse.runs.folder import default_folder
 from stillhouse.runs.training_arguments import check_loggers, training_arguments
 from stillhouse.schedules import Schedule
 from stillhouse.train.config import interval
+from stillhouse.train.parallelism import check_launcher, shards_weights
 
 
 def preflight(config: RunConfig) -> None:
@@ -27,13 +28,15 @@ def preflight(config: RunConfig) -> None:
 
     Raises:
         ConfigError: with everything that is missing or unknown, at once.
-        EnvironmentFault: a package that a path, a logger or a backend needs is not installed.
+        EnvironmentFault: a package that a path, a logger or a backend needs is not installed, or the launcher
+            asks for what a run cannot do.
     """
+    check_launcher()
     faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
     start = f" (Relative paths start at the working directory, {Path.cwd()}.)"
     faults = [f"{fault}{start}" for fault in faults]
     try:
-        training_arguments(config, default_folder(config))
+        faults += _unfit_teachers(config, training_arguments(config, default_folder(config)))
     except ConfigError as error:
         faults += error.faults
     faults += _unfit_dtypes(config)
@@ -42,6 +45,20 @@ def preflight(config: RunConfig) -> None:
     config.engine.check_installed()
     config.train.fused.check_installed()
     check_loggers(config.train.report_to)
+
+
+def _unfit_teachers(config: RunConfig, arguments: Any) -> Iterator[Fault]:
+    """Teachers that read the student's own weights, where each process has a share of these alone."""
+    if not shards_weights(arguments):
+        return
+    for name, teacher in config.all_teachers.items():
+        if teacher.of_student:
+            yield Fault(
+                f"{teacher_path(name)}.kind",
+                "reads the weights of the student, of which each process has a share (FSDP, ZeRO-3)",
+                got=teacher.kind,
+                hint="Train with whole weights: DDP, or ZeRO-2.",
+            )
 
 
 def _unfit_dtypes(config: RunConfig) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import image_reader
 from stillhouse.models.adapters import save_state
 from stillhouse.models.quantise import is_quantised
+from stillhouse.models.sharding import TrainedStudent
 from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs import history
@@ -41,6 +42,7 @@ from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, Validation, last_row
 from stillhouse.train.interrupt import Interrupt
+from stillhouse.train.parallelism import shards_weights
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import StepTrainer, steps_in_all, steps_in_epoch
 
@@ -157,11 +159,12 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
     per_epoch, in_all = steps_in_epoch(arguments, prompts), steps_in_all(arguments, prompts)
     step = make_step(parts, folder, Ranks.of(arguments))
     log = MetricsLog(folder.metrics, step)
-    validation = _validation(parts, folder, step, log, per_epoch)
+    student = TrainedStudent(parts.student, shards_weights(arguments))
+    validation = _validation(parts, folder, step, log, student, per_epoch)
     saver = Saver(config.train, step, validation, folder.checkpoints, per_epoch)
     bar = ProgressBar(f"Training {config.name}", step)
     callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
-    trainer = make_trainer(parts, step, arguments, callbacks)
+    trainer = make_trainer(parts, step, student, arguments, callbacks)
     if checkpoint is not None:
         saved = trainer.load_step(checkpoint)
         if validation is not None:
@@ -187,6 +190,8 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
                 console.note(line)
         report_server_usage(parts.connected_engine, step.teachers.get(MAIN), folder)
     finished = not interrupt.requested or trainer.state.global_step >= trainer.state.max_steps
+    if finished:
+        student.gather()  # what is evaluated and exported is whole
     if finished and folder.main:
         _tell_unmoved(step, folder)
     return finished
@@ -217,13 +222,15 @@ def _arguments(parts: Parts, folder: RunFolder) -> Any:
     return training_arguments(parts.config, folder.checkpoints, more=more)
 
 
-def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any]) -> StepTrainer:
+def make_trainer(
+    parts: Parts, step: Step, student: TrainedStudent, arguments: Any, callbacks: list[Any]
+) -> StepTrainer:
     """The trainer for a run, with Hugging Face's own printing and saving switched off where ours does it."""
     from transformers import PrinterCallback, ProgressCallback
 
     trainer = StepTrainer(
         step=step,
-        model=parts.student,
+        model=student,
         args=arguments,
         train_dataset=list(parts.data.train),
         processing_class=parts.tokenizer,
@@ -235,7 +242,12 @@ def make_trainer(parts: Parts, step: Step, arguments: Any, callbacks: list[Any])
 
 
 def _validation(
-    parts: Parts, folder: RunFolder, step: Step, log: MetricsLog, steps_per_epoch: int
+    parts: Parts,
+    folder: RunFolder,
+    step: Step,
+    log: MetricsLog,
+    student: TrainedStudent,
+    steps_per_epoch: int,
 ) -> Validation | None:
     config = parts.config
     held_out = parts.data.valid[: config.evaluate.valid_limit]
@@ -272,7 +284,7 @@ def _validation(
         save_state(parts.student, fresh / "weights.pt")
         checkpoints.replace_folder(fresh, folder.best)
 
-    return Validation(config.train, step, log, measure, keep_best, steps_per_epoch)
+    return Validation(config.train, step, log, measure, keep_best, steps_per_epoch, student.gathered)
 
 
 def _changes(folder: RunFolder, resolved: Resolved) -> history.Changes:

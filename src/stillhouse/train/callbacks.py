@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,12 @@ class Validation(TrainerCallback):
         measure: Validate,
         keep_best: Callable[[], None],
         steps_per_epoch: int,
+        gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._config = config
         self._step = step
         self._log = log
+        self._gathered = gathered
         self._measure = measure
         self._keep_best = keep_best
         self._steps_per_epoch = steps_per_epoch
@@ -122,6 +125,10 @@ class Validation(TrainerCallback):
 
     def now(self, progress: Progress, main: bool = True) -> None:
         """Measure, log, update the schedules, keep the weights if they are the best so far."""
+        with self._gathered():
+            self._now(progress, main)
+
+    def _now(self, progress: Progress, main: bool) -> None:
         start, step = time.perf_counter(), progress.step
         with console.phase(f"Validating at step {step:,}", quiet=True):
             values = self._measure()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from stillhouse.core.types import Progress, Prompt
+from stillhouse.models.sharding import TrainedStudent, keep_head_whole
 from stillhouse.train.micro_batch import MicroBatch, PreparedStep, StepLoss
 from stillhouse.train.step import Step
 
@@ -22,15 +23,17 @@ class StepDriver(TrainerCallback):
     itself it adds the seconds of backward passes and of the optimiser.
     """
 
-    def __init__(self, step: Step, keep_casts: bool = True) -> None:
+    def __init__(self, step: Step, keep_casts: bool = True, student: TrainedStudent | None = None) -> None:
         """Around a step.
 
         Args:
             step: what it drives.
             keep_casts: whether weights that mixed precision casts for the first micro-batch of a step are
                 kept for the others; not for sharded weights, which would then be whole all the time.
+            student: the one that is trained; None: a model that is never sharded.
         """
         self.step = step
+        self._student = student
         self._keep_casts = keep_casts
         self._casts = ExitStack()
         self._prepared: PreparedStep | None = None
@@ -48,7 +51,8 @@ class StepDriver(TrainerCallback):
     ) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step; statistics of the whole step under `autocast`."""
         self.release()
-        prepared = self.step.prepare(prompts, progress, num_micro, num_new)
+        with self._whole_student():
+            prepared = self.step.prepare(prompts, progress, num_micro, num_new)
         with autocast:
             self._prepared = self.step.with_batch_statistics(model, prepared)
         self._losses = []
@@ -59,10 +63,23 @@ class StepDriver(TrainerCallback):
         assert self._prepared is not None
         later = self._prepared.micro_batches[len(self._losses) + 1 :]
         self._open_casts(next(model.parameters()).device.type)
+        if self._student is not None and self._student.sharded:
+            keep_head_whole(model, bool(later))
         found = self.step.loss(model, micro, later[0] if later else None)
         self._losses.append(found)
         self._forward_ended = self.step.metrics.mark()
         return found.loss
+
+    def _whole_student(self) -> AbstractContextManager[None]:
+        """The student gathered where responses may be drawn or judged with it: unless the data has all."""
+        if self._student is None or self.step.method.responses.sources() <= {"fixed"}:
+            return nullcontext()
+        return self._student.gathered()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The trainer has sharded the weights, if they are to be."""
+        if self._student is not None:
+            self._student.release()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A micro-batch that is not the last of its step has been through the backward pass."""

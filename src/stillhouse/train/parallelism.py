@@ -47,12 +47,52 @@ def check_parallelism(accelerator: Any, arguments: Any) -> None:
         )
 
 
+def shards_weights(arguments: Any) -> bool:
+    """Whether these TrainingArguments and the launcher ask for weights that are sharded: FSDP, or ZeRO-3."""
+    kinds = {kind for kind, _ in _asked(arguments)}
+    if "DEEPSPEED" in kinds:
+        plugin = arguments.deepspeed_plugin
+        return plugin is not None and plugin.deepspeed_config["zero_optimization"]["stage"] == 3
+    return "FSDP" in kinds
+
+
+def check_launcher() -> None:
+    """Refuse what a launcher's configuration asks for and a run cannot do, before anything is loaded.
+
+    Raises:
+        EnvironmentFault: weights that the first process alone loads, or FSDP of the first version.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
+        return
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in YES:
+        raise EnvironmentFault(
+            "fsdp_cpu_ram_efficient_loading lets the first process alone load weights, and would leave the "
+            "teachers of the others without any. Set it to false in accelerate's configuration, as "
+            "`stillhouse init --launch fsdp2` does."
+        )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise EnvironmentFault(
+            "FSDP of version 1 is asked for, and the loss over the student's head knows version 2. Set "
+            "fsdp_version: 2 in accelerate's configuration; `stillhouse init --launch fsdp2` writes one."
+        )
+
+
 def check_launched(arguments: Any) -> None:
-    """Refuse FSDP in a process that no launcher has started, where transformers stops with a traceback.
+    """Refuse FSDP in a process that no launcher has started, where transformers stops with a traceback, and
+    a launcher that decides the precision.
 
     Raises:
         EnvironmentFault: it is asked for.
     """
+    check_launcher()
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not (precision == "bf16" and arguments.bf16):
+        raise EnvironmentFault(
+            f"accelerate's configuration says mixed_precision: {precision}, and train.precision of the run "
+            f"{'bfloat16' if arguments.bf16 else 'float32'}. Set it to no there: the run decides."
+        )
+    if arguments.fsdp and int(arguments.fsdp_config.get("version", 2)) != 2:
+        raise EnvironmentFault("train.hf.fsdp_config.version: FSDP is supported in version 2.")
     if arguments.fsdp and int(os.environ.get("WORLD_SIZE") or 1) == 1:
         raise EnvironmentFault(
             "train.hf.fsdp asks for FSDP, and this is a single process. Start it with torchrun or accelerate "

@@ -376,7 +376,7 @@ class Step:
             hidden, layers = layer_rows(model, micro.batch, micro.objective.depths)
         else:
             hidden = hidden_rows(model, micro.batch)
-        return (hidden, head_of(model, self.vocab), found.signals), layers
+        return (hidden, head_of(model, self.vocab).whole(), found.signals), layers
 
     def _count(self, batches: Sequence[Batch], progress: Progress) -> None:
         """What the metrics log shows of the step's responses, schedules and tokens."""

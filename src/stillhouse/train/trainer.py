@@ -24,10 +24,11 @@ from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Prompt
 from stillhouse.errors import TrainingError
 from stillhouse.models import unwrap
+from stillhouse.models.sharding import TrainedStudent
 from stillhouse.train.checkpoints import load_renamed, load_state, reading
 from stillhouse.train.driver import StepDriver, progress_of, prompts_in_step
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
-from stillhouse.train.parallelism import check_launched, check_parallelism
+from stillhouse.train.parallelism import check_launched, check_parallelism, shards_weights
 from stillhouse.train.step import Step
 
 
@@ -39,7 +40,8 @@ class CheckpointLoading(Trainer):
         """The weights; a checkpoint of another student is an error that names it."""
         with reading(Path(resume_from_checkpoint), "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
+            if not self.is_fsdp_enabled:  # which has a file of its own, with the names of the model
+                load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The random states of this process; the file has one for each device.
@@ -83,12 +85,26 @@ class StepTrainer(CheckpointLoading):
 
     control: TrainerControl
 
-    def __init__(self, *, step: Step, **options: Any) -> None:
+    def __init__(self, *, step: Step, model: nn.Module | TrainedStudent, **options: Any) -> None:
+        """Around a step.
+
+        Args:
+            step: whose loss it takes.
+            model: the student.
+            **options: of `transformers.Trainer`.
+
+        Raises:
+            EnvironmentFault: the processes do not train in the way that was asked for.
+        """
         check_launched(options["args"])
-        super().__init__(data_collator=list, **options)
+        if not isinstance(model, TrainedStudent):
+            model = TrainedStudent(model, shards_weights(options["args"]))
+        self.student = model
+        """The student, whole for whatever reads it beside the training."""
+        super().__init__(data_collator=list, model=model.trained, **options)
         check_parallelism(self.accelerator, self.args)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.driver = StepDriver(step, keep_casts=not sharded)
+        self.driver = StepDriver(step, not sharded, self.student)
         self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
         self.loss_is_scaled_for_ga = True
 

@@ -195,14 +195,15 @@ class DistilTrainer(StepTrainer):
     def _measure(self, prompts: Any, prefix: str) -> dict[str, float]:
         began = time.time()
         parts = self.parts
-        measures = likelihood(
-            self.model,
-            references_of(prompts),
-            parts.facts.pad_id,
-            teacher=parts.comparable,
-            vocab_size=parts.vocab,
-            batch_size=self.args.per_device_eval_batch_size,
-        )
+        with self.student.gathered():
+            measures = likelihood(
+                self.student.model,
+                references_of(prompts),
+                parts.facts.pad_id,
+                teacher=parts.comparable,
+                vocab_size=parts.vocab,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
         values = {"loss": measures.loss, "calibration_error": measures.calibration_error}
         if measures.fidelity is not None:
             values |= measures.fidelity.as_metrics()

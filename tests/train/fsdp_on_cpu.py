@@ -1,0 +1,31 @@
+"""Turns on accelerate's FSDP2 on a CPU, where accelerate itself leaves FSDP out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ASKED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` sets for the configuration of `init --launch fsdp2`."""
+
+
+def switch_on() -> None:
+    """Let accelerate shard models of processes that have no GPU."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    plain = AcceleratorState.__init__
+
+    def with_fsdp(self: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+        plain(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+        if getattr(self, "fsdp_plugin", None) is not None:  # later calls read the state that all share
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_fsdp

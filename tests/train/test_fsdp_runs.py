@@ -1,0 +1,90 @@
+"""Whole runs under accelerate's FSDP2: as under DDP, also resumed, and saved whole by the first process.
+
+accelerate leaves FSDP out on a CPU; `fsdp_on_cpu` turns that one switch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tests.children import ranks
+from tests.small_runs import STUDENT, TEACHER, announce, nth, rows_of, tree_of_recipe, write_data
+from tests.train import fsdp_on_cpu
+from transformers import AutoModelForCausalLM
+
+import stillhouse
+from stillhouse.errors import ConfigError
+from stillhouse.runs.checks import preflight
+from stillhouse.runs.resolve import resolve
+
+
+def run(tree: dict[str, Any], fsdp: bool, resume: bool = False, dies: bool = False) -> None:
+    if fsdp:
+        os.environ.update(fsdp_on_cpu.ASKED)
+        fsdp_on_cpu.switch_on()
+    if dies:  # while the second checkpoint is sealed
+        announce(nth(2, "os.rename", "complete.json"), 9)
+    stillhouse.run(tree, resume=resume)
+
+
+def in_two(tree: dict[str, Any], **options: bool) -> list[int]:
+    return ranks(2, run, tree, *(options.get(name, False) for name in ("fsdp", "resume", "dies")))
+
+
+def short(folder: Path, name: str, recipe: str, **changes: Any) -> dict[str, Any]:
+    train = {"max_steps": 3, "save_every": 1, "log_every": 1, "validate_every": 2, "keep": "best"}
+    made = tree_of_recipe(folder, recipe, train={**train, "best_by": "loss"}, **changes)
+    return {**made, "name": name, "output": {"folder": str(folder / name), "report": False}}
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(folder)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("fsdp")
+    write_data(made, rows=12)
+    return made
+
+
+def test_a_sharded_run_that_is_killed_and_resumed_is_that_of_whole_models(folder: Path) -> None:
+    """On-policy, validated, with the best weights kept: all that reads the student beside the training."""
+    assert in_two(short(folder, "ddp", "gkd")) == [0, 0]
+    tree = short(folder, "fsdp", "gkd")
+    assert 0 not in in_two(tree, fsdp=True, dies=True)
+    assert in_two(tree, fsdp=True, resume=True) == [0, 0]
+    torch.testing.assert_close(losses(folder / "fsdp"), losses(folder / "ddp"), rtol=1e-5, atol=1e-7)
+    whole, gathered = (load_file(folder / name / "student" / "model.safetensors") for name in ("ddp", "fsdp"))
+    assert gathered.keys() == whole.keys()
+    for name, expected in whole.items():
+        torch.testing.assert_close(gathered[name], expected, rtol=1e-4, atol=1e-5)
+    checkpoint = AutoModelForCausalLM.from_pretrained(folder / "fsdp/checkpoints/checkpoint-3").state_dict()
+    torch.testing.assert_close(
+        checkpoint["transformer.wte.weight"], gathered["transformer.wte.weight"], rtol=0.1, atol=0.01
+    )
+
+
+def test_adapters_are_saved_whole(folder: Path) -> None:
+    student = {"tokenizer": TEACHER, "from_config": STUDENT, "lora": {"rank": 2, "merge": False}}
+    assert in_two(short(folder, "lora", "kd", student=student), fsdp=True) == [0, 0]
+    saved = folder / "lora" / "student"
+    base = AutoModelForCausalLM.from_pretrained(saved / "base")
+    adapted = PeftModel.from_pretrained(base, saved)
+    assert any(weight.abs().sum() > 0 for name, weight in adapted.named_parameters() if "lora_B" in name)
+    checkpoint = load_file(folder / "lora/checkpoints/checkpoint-3/adapter_model.safetensors")
+    ours = load_file(saved / "adapter_model.safetensors")
+    assert checkpoint.keys() == ours.keys()
+
+
+def test_a_teacher_made_of_the_sharded_student_is_refused(folder: Path) -> None:
+    train = {"hf": {"fsdp": True, "fsdp_config": {"version": 2}}}
+    tree = tree_of_recipe(folder, "kd", teacher={"kind": "student", "weights": "ema"}, train=train)
+    with pytest.raises(ConfigError, match=r"teacher\.kind.*Train with whole weights: DDP, or ZeRO-2"):
+        preflight(resolve(tree).config)
