@@ -16,11 +16,13 @@ from tests import vision_models
 from toy_tokenizers import byte_tokenizer
 
 from stillhouse.core.images import IMAGE, ImageRef, with_expander
-from stillhouse.data import Data, DataConfig, TeacherReads, load_data
+from stillhouse.data import Data, DataConfig, Encoder, TeacherReads, load_data
 from stillhouse.data.datasets.in_memory import InMemory
 from stillhouse.data.formats import read_row
 from stillhouse.data.rows import Fields
+from stillhouse.data.templates import Plain
 from stillhouse.errors import DataError, RowError
+from stillhouse.evaluate.tasks.vqa import VqaTask
 from stillhouse.models.processors import load_processor
 from stillhouse.models.vision import ImageReader
 from stillhouse.runs.resolve import resolve
@@ -399,3 +401,14 @@ def test_rows_with_images_as_a_page(folder: Path) -> None:
     assert "(9.png) is not there" in page
     assert "http" not in page
     assert views[0].as_json()["images"][0]["width"] == 48
+
+
+def test_first_tokens_of_a_task_never_cut_an_image(folder: Path) -> None:
+    rows = [{"prompt": "What is it, and where?", "response": "a"}, {"prompt": "It?", "images": ["0.png"]}]
+    path = folder / "asked.jsonl"
+    path.write_text("".join(json.dumps({"response": "a", **row}) + "\n" for row in rows), "utf-8")
+    task = VqaTask.model_validate({"data": str(path), "max_prompt": 10, "too_long": "first_tokens"})
+    found = task.load(Encoder(Plain(), tokenizer_of(folder, "llava")), DataConfig(train=str(path)))
+    assert [len(prompt.token_ids) for prompt in found.prompts] == [10]
+    assert found.dropped == {"prompt with images too long": 1}
+    assert found.truncated == {"prompt": 1}

@@ -16,8 +16,9 @@ from tests.vision_models import picture, vision_model
 
 from stillhouse import recipes
 from stillhouse.core.types import Progress
-from stillhouse.errors import DataError
+from stillhouse.errors import ConfigError, DataError
 from stillhouse.evaluate.judge_answers import find_answers, pair_answers
+from stillhouse.files import read_jsonl
 from stillhouse.runs.build import assemble, make_step
 from stillhouse.runs.execute import execute
 from stillhouse.runs.folder import RunFolder
@@ -139,11 +140,53 @@ def test_the_page_runs_and_its_answers_are_scored(folder: Path, monkeypatch: pyt
         ]  # fmt: skip
 
 
-def test_resumed_it_ends_as_one_that_was_not_killed(folder: Path) -> None:
-    """The buffer, rounds of the teacher's text and the checkpoint hold no pixels, only what names them."""
-    straight = tree(folder, "straight", **ADAPTIVE, **models(folder), train={"max_steps": 4})
+def test_shards_that_some_processes_would_not_gather_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tree_of_recipe(folder, "kd", **models(folder), train={"hf": {"fsdp": "full_shard"}})
+    with pytest.raises(ConfigError, match=r"train\.hf\.fsdp: .*got 6 of 9 rows with images"):
+        assemble(resolve(config).config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
+    config = tree_of_recipe(folder, "kd", **models(folder))
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP: "):
+        assemble(resolve(config).config)
+    rows = [row for row in read_jsonl(folder / "train.jsonl") if row["images"]]
+    write(folder / "seen.jsonl", rows)
+    config["data"]["train"] = str(folder / "seen.jsonl")
+    assert len(assemble(resolve(config).config).data.train) == 6
+
+
+def test_trimmed_tokens_of_a_model_that_sees_are_refused_before_rows_are_read(folder: Path) -> None:
+    student = {"from_teacher": {"layers": [0], "vocabulary": "data"}}
+    config = tree_of_recipe(folder, "kd", student=student, teacher=models(folder)["teacher"])
+    with pytest.raises(ConfigError, match=r"vocabulary: data: a model that reads images keeps all tokens"):
+        assemble(resolve(config).config)
+
+
+CACHE = {"kind": "cache", "of": "teacher", "store": "topk", "k": 16, "folder": "cache"}
+INTERRUPTED: dict[str, dict[str, Any]] = {
+    "adaptive": ADAPTIVE,
+    "gkd": {"recipe": "gkd", "responses": {"kind": "on_policy"}},
+    "distillm2": {"recipe": "distillm2"},
+    "kd": {"recipe": "kd", "teacher": CACHE},
+}
+"""A buffer and rounds of the teacher's text; the student's text; rounds of pairs with curricula; a cache."""
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_resumed_it_ends_as_one_that_was_not_killed(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers, rounds, caches and checkpoints hold no pixels, only what names them."""
+    monkeypatch.chdir(folder)
+    parts = {**models(folder), **INTERRUPTED[name]}
+    straight = tree(folder, f"straight-{name}", **parts, train={"max_steps": 4})
     assert in_child(straight) == 0
-    broken = {**straight, "output": {**straight["output"], "folder": str(folder / "broken")}}
+    broken = {**straight, "output": {**straight["output"], "folder": str(folder / f"broken-{name}")}}
+    if name == "kd":
+        broken["teacher"] = {**CACHE, "folder": "another-cache"}
     assert in_child(broken, die=nth(1, "open", "checkpoint-4/trainer_state.json")) < 0
     assert in_child(broken, resume=True) == 0
-    assert not differences(outcome(folder / "straight"), outcome(folder / "broken"))
+    ends = [outcome(folder / f"{which}-{name}") for which in ("straight", "broken")]
+    # What the killed run had asked the teacher already, the resumed one finds in the cache.
+    assert not [one for one in differences(*ends) if "cache/hits" not in one]

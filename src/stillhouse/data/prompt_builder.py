@@ -22,6 +22,8 @@ from stillhouse.errors import DataError, RowError
 
 RESPONSES, REJECTED, REASONING = "responses", "rejected", "reasoning"
 """What rows must have, as `Requirements.data` has it."""
+IMAGES_TOO_LONG = "prompt with images too long"
+"""The reason of prompts that are too long and have images, of which none may go."""
 
 
 class PromptBuilder:
@@ -221,7 +223,7 @@ class PromptBuilder:
             if rule != "drop" and found.answer is None:  # else the last turn is no part of the prompt
                 truncated = truncate_prompt(row, self.encoder, config.max_prompt, rule)
             if truncated is None:
-                self.dropped["prompt with images too long" if row.images else "prompt too long"] += 1
+                self.dropped[IMAGES_TOO_LONG if row.images else "prompt too long"] += 1
                 return None
             self.truncated["prompt"] += 1
             row, text, prompt_ids = truncated

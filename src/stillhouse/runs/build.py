@@ -56,6 +56,7 @@ from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
 from stillhouse.teachers import AnyTeacher, TeacherConfig
 from stillhouse.train.device import phase_clock
 from stillhouse.train.metrics import MetricAccumulator
+from stillhouse.train.parallelism import asked_for
 from stillhouse.train.step import Method, Step, TrainingClock
 
 logger = logging.getLogger("stillhouse")
@@ -221,14 +222,14 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
 
 def _check_shards_see(parts: Parts) -> None:
     """Refuse a sharded student of which some processes would use the vision tower and others not."""
-    sharded = next((name for name in ("fsdp", "deepspeed") if parts.config.train.hf.get(name)), None)
-    if sharded is None or image_reader(parts.student) is None:
+    asked = next(asked_for(parts.config.train.hf), None)
+    if asked is None or image_reader(parts.student) is None:
         return
     seen = [bool(prompt.images) for prompt in parts.data.train]
     if any(seen) and not all(seen):
         raise ConfigError(
             Fault(
-                f"train.hf.{sharded}",
+                asked[1],
                 "a process that reads rows of text alone would not gather the shards of vision tower and "
                 "projector that others wait for",
                 got=f"{sum(seen):,} of {len(seen):,} rows with images",

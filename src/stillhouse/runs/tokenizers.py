@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillhouse.core.images import with_expander
+from stillhouse.core.images import expander_of, with_expander
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data import Data, TeacherReads, load_data
@@ -178,10 +178,15 @@ def _trimmed(config: RunConfig, found: Tokenizers) -> Tokenizers:
     and `data.text`. Other text is read in smaller pieces of these.
 
     Raises:
-        ConfigError: a teacher's signal is kept under the ids of all tokens, or there are further teachers.
+        ConfigError: a teacher's signal is kept under the ids of all tokens, there are further teachers, or
+            the models read images.
     """
     assert config.teacher is not None
     path = "student.from_teacher.vocabulary"
+    if expander_of(found.student) is not None:
+        raise ConfigError(
+            Fault(path, "data: a model that reads images keeps all tokens", hint="Use vocabulary: all.")
+        )
     if config.teacher.caches or config.teachers:
         what = "further teachers" if config.teachers else f"teacher.kind={config.teacher.kind}"
         hint = "Use vocabulary: all, or one teacher of kind live."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stillhouse.errors import EnvironmentFault
@@ -32,7 +32,7 @@ def check_parallelism(accelerator: Any, arguments: Any) -> None:
             launcher started.
     """
     active = str(accelerator.distributed_type).rpartition(".")[2]
-    for kind, source in _asked(arguments):
+    for kind, source in asked_for(vars(arguments)):
         if active != kind:
             raise EnvironmentFault(
                 f"{source} asks for {kind}, and accelerate runs {active} on {accelerator.device.type} here: "
@@ -100,10 +100,10 @@ def check_launched(arguments: Any) -> None:
         )
 
 
-def _asked(arguments: Any) -> Iterator[tuple[str, str]]:
-    """(kind, where it is asked for)."""
+def asked_for(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(kind, where it is asked for): by a launcher, or by fields of TrainingArguments."""
     for kind, (variable, field) in KINDS.items():
         if os.environ.get(variable, "").lower() in YES:
             yield kind, variable
-        elif getattr(arguments, field, None):
+        elif arguments.get(field):
             yield kind, f"train.hf.{field}"

@@ -22,6 +22,7 @@ from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
 from stillhouse.data.config import TemplateField
 from stillhouse.data.formats import read_row
 from stillhouse.data.load import encode_rows
+from stillhouse.data.prompt_builder import IMAGES_TOO_LONG
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
 from stillhouse.data.templates import Template
@@ -101,7 +102,7 @@ class PromptTask(EvalTask):
     """Maximum tokens of a prompt; default: `data.max_prompt`."""
     too_long: Literal["drop", "truncate_left", "truncate_right", "first_tokens"] | None = None
     """What happens to longer prompts; default: `data.too_long.prompt`. `first_tokens` cuts the finished
-    prompt, template included."""
+    prompt, template included; prompts with images are dropped instead."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What its rows must have; see `load_prompts`. Others are left out and counted."""
@@ -151,7 +152,7 @@ class PromptTask(EvalTask):
         rules = self._length_rules(limits)
         prompts, dropped, truncated = encode_rows(rows, dataset, rules, encoder, most, needs=self.needs)
         if self.too_long == "first_tokens":
-            prompts = [_first_tokens(p, self.max_prompt or limits.max_prompt, truncated) for p in prompts]
+            prompts = _first_tokens(prompts, self.max_prompt or limits.max_prompt, dropped, truncated)
         dropped.update(rows.reading.dropped)
         if not prompts:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "empty"
@@ -330,11 +331,19 @@ def _question(row: Row) -> str:
     return without_images("\n\n".join(filter(None, (row.instruction, row.input))))
 
 
-def _first_tokens(prompt: Prompt, limit: int, truncated: Counter[str]) -> Prompt:
-    if len(prompt.token_ids) <= limit:
-        return prompt
-    truncated["prompt"] += 1
-    return replace(prompt, token_ids=prompt.token_ids[:limit])
+def _first_tokens(
+    prompts: Iterable[Prompt], limit: int, dropped: Counter[str], truncated: Counter[str]
+) -> list[Prompt]:
+    found = []
+    for prompt in prompts:
+        if len(prompt.token_ids) <= limit:
+            found.append(prompt)
+        elif prompt.images:  # a part of an image's tokens is no image
+            dropped[IMAGES_TOO_LONG] += 1
+        else:
+            truncated["prompt"] += 1
+            found.append(replace(prompt, token_ids=prompt.token_ids[:limit]))
+    return found
 
 
 Scores = Mapping[str, float | str | None]
