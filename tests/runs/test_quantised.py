@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import ConfigError, ModelError
 from stillhouse.models import QuantiseConfig, TeacherModel, fingerprint, load_teacher, parameter_counts
 from stillhouse.models.hidden import image_reader
-from stillhouse.models.quantise import dense, dequantise_layers, is_quantised_weight, quantise_layers
+from stillhouse.models.quantise import (
+    dense,
+    dequantise_layers,
+    is_quantised_weight,
+    quantise_layers,
+    quantised_dtype,
+)
 from stillhouse.runs.export.quantised import quantise_student
+from tests import tiny
 from tests.small_runs import TEACHER
 
 WEIGHTS = ("int8", "int4", "nf4")
@@ -55,6 +63,30 @@ def _local() -> Path:
     import stillhouse
 
     return Path(stillhouse.__file__).parent / "demo" / "teacher"
+
+
+class Shapes(TorchDispatchMode):
+    """Keeps how large the largest result of an operation was."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.largest = max(self.largest, getattr(found, "numel", lambda: 0)())
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_the_dtype_is_known_without_dequantising(weights: str, dtype: torch.dtype) -> None:
+    model = quantise_layers(tiny.model(1, width=64, dtype=dtype), QuantiseConfig(weights=weights))
+    weight = next(one for one in model.parameters() if is_quantised_weight(one))
+    with Shapes() as shapes:
+        assert dense(weight).dtype == dtype
+    assert shapes.largest >= 64 * 64, "what is to be avoided"
+    with Shapes() as shapes:
+        assert quantised_dtype(model) == dtype
+    assert shapes.largest < 64 * 64
 
 
 def test_our_own_loading_takes_it_as_a_teacher(written: tuple[str, Path]) -> None:

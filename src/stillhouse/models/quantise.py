@@ -229,8 +229,11 @@ def is_quantised(model: nn.Module) -> bool:
 def quantised_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype that the quantised layers of a model compute in; None if it has none."""
     for weight in model.parameters():
-        if is_quantised_weight(weight):
-            return dense(weight).dtype
+        if _is_nf4(weight):
+            written: torch.dtype = weight.quant_state.dtype
+            return written
+        if _is_torchao(weight):  # a tensor that says it is of the dtype that it dequantises to
+            return weight.dtype
     return None
 
 
