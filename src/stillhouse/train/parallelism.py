@@ -49,7 +49,7 @@ def check_parallelism(accelerator: Any, arguments: Any) -> None:
 
 def shards_weights(arguments: Any) -> bool:
     """Whether these TrainingArguments and the launcher ask for weights that are sharded: FSDP, or ZeRO-3."""
-    kinds = {kind for kind, _ in _asked(arguments)}
+    kinds = {kind for kind, _ in asked_for(vars(arguments))}
     if "DEEPSPEED" in kinds:
         plugin = arguments.deepspeed_plugin
         return plugin is not None and plugin.deepspeed_config["zero_optimization"]["stage"] == 3
