@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
+from stillhouse.urls import is_remote, is_url, path_at, uploaded
 
 
 @contextlib.contextmanager
@@ -33,6 +34,10 @@ def atomic(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """
     if path.is_dir():
         raise EnvironmentFault(f"{path}: is a folder, and a file is to be written. Name a file in it.")
+    if is_remote(path):
+        with uploaded(path, mode) as handle:
+            yield handle
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with os_errors_as_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,13 +203,13 @@ def check_writable(name: str, folder: Path) -> None:
         raise EnvironmentFault(f"{name}: {place} is not writable. Choose another folder.")
 
 
-def check_output_file(name: str, path: Path, ending: str) -> None:
+def check_output_file(name: str, path: Path, *endings: str) -> None:
     """Refuse a file that cannot be written, before the work whose result goes there.
 
     Args:
         name: the option that gave the path, such as "--output".
         path: the file.
-        ending: required, because files next to it have other endings.
+        endings: one of which is required, because files next to it have others.
 
     Raises:
         ConfigError: it has another ending, is a folder, or its folder is a file.
@@ -212,9 +217,10 @@ def check_output_file(name: str, path: Path, ending: str) -> None:
     """
     if path.is_dir():
         raise ConfigError(Fault(name, "is a folder, not a file", got=str(path), hint="Give a file in it."))
-    if path.suffix != ending:
-        raise ConfigError(Fault(name, f"must end in {ending}", got=str(path)))
-    check_writable(name, path.parent)
+    if path.suffix not in endings:
+        raise ConfigError(Fault(name, f"must end in {' or '.join(endings)}", got=str(path)))
+    if not is_remote(path):
+        check_writable(name, path.parent)
 
 
 STAGE = "stillhouse"
@@ -222,11 +228,14 @@ STAGE = "stillhouse"
 
 
 def shards_beside(path: Path) -> list[Path]:
-    """The shards of a stage file on disk by name; `NAME.shard-0-of-4.jsonl` is one of `NAME.jsonl`."""
+    """The shards of a stage file by name; `NAME.shard-0-of-4.jsonl` is one of `NAME.jsonl`.
+
+    In a store, which cannot append to a file, a shard is parts: `NAME.shard-0-of-4.part-0.jsonl`.
+    """
     if not path.parent.is_dir():
         return []
-    name = re.compile(rf"{re.escape(path.stem)}\.shard-\d+-of-\d+\.jsonl")
-    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
+    name = re.compile(rf"{re.escape(path.stem)}\.shard-\d+-of-\d+(\.part-\d+)?\.jsonl")
+    return sorted((one for one in path.parent.iterdir() if name.fullmatch(one.name)), key=str)
 
 
 PACKAGE = "package:"
@@ -257,6 +266,8 @@ def require_regular(path: Path) -> None:
     Raises:
         ConfigError: it is one.
     """
+    if is_remote(path):
+        return
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -269,7 +280,8 @@ def locate(path: str | Path) -> Path:
     """The place on disk of a path from a configuration.
 
     `package:NAME/inner/path` is inside an installed Python package, which is found without being imported;
-    anything else is relative to the working directory.
+    `s3://...` and the like are in a store (`stillhouse.urls`); anything else is relative to the working
+    directory.
 
     Raises:
         ConfigError: no file can have this name, or it leads out of the package.
@@ -278,6 +290,8 @@ def locate(path: str | Path) -> Path:
     text = str(path)
     if (problem := name_problem(text)) is not None:
         raise ConfigError(f"{text[:60]!r}: {problem}")
+    if is_url(text):
+        return path_at(text)
     if not text.startswith(PACKAGE):
         try:
             return Path(text).expanduser()

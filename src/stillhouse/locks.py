@@ -16,6 +16,7 @@ from typing import Any
 
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import existing_ancestor
+from stillhouse.urls import is_remote
 
 FILE = ".lock"
 """The file that is locked in a folder; whoever holds it writes there who it is."""
@@ -70,6 +71,8 @@ def only_one_writes(output: Path, share: str = "") -> contextlib.AbstractContext
         output: the file.
         share: of several processes that write it together, which one this is.
     """
+    if is_remote(output):  # stores have no locks
+        return contextlib.nullcontext()
     hint = "Wait for its end, or choose another file."
     return only_one(output.with_name(f".{output.name}{share}{FILE}"), "--output", output, hint)
 

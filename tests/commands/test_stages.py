@@ -120,6 +120,27 @@ def test_generate_from_a_model_and_prompts(workshop: Workshop) -> None:
     assert "must end in .jsonl" in workshop.refused(*model, "-o", "a.txt")
 
 
+def test_from_prompts_to_a_student_in_a_store(workshop: Workshop) -> None:
+    workshop.stillhouse("generate", "run.yaml", "--limit", "9", "-o", "teacher.jsonl")
+    made = ("generate", "run.yaml", "--limit", "9", "--chunk", "3", "-o", "memory://bucket/a.parquet")
+    for shard in ("0/2", "1/2"):
+        said = workshop.stillhouse(*made, "--shard", shard)
+        assert said.code == 0, said.err
+    assert "memory://bucket/a.parquet: 9 responses" in said.out
+    said = workshop.stillhouse(
+        "curate", "memory://bucket/a.parquet", "-o", "memory://bucket/b.parquet", "-f", "empty"
+    )
+    assert "memory://bucket/b.parquet: kept 9 of 9 prompts" in said.out, said.err
+    shown = [
+        workshop.stillhouse("show", "responses", name).out
+        for name in ("teacher.jsonl", "memory://bucket/b.parquet")
+    ]
+    assert shown[0] == shown[1]
+    run = ("run", "run.yaml", "train.max_steps=1", "name=stored", "data.train=memory://bucket/b.parquet")
+    said = workshop.stillhouse(*run)
+    assert said.code == 0, said.err
+
+
 def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) -> None:
     assert workshop.stillhouse(*GENERATE).code == 0
     curate = (

@@ -12,6 +12,7 @@ from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
 from stillhouse.commands.options import ShardOption, shard_choice
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.urls import path_at
 
 if TYPE_CHECKING:
     from stillhouse.models import TeacherModel
@@ -43,13 +44,19 @@ def curate(
         typer.Argument(
             help="Files of `generate` (one source, or both of pairs), JSONL with responses, or a run folder.",
             metavar="FILE|RUN...",
+            parser=path_at,
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Kept rows; OUTPUT.dropped.jsonl gets the others.", show_default=False
+            "--output",
+            "-o",
+            parser=path_at,
+            metavar="PATH",
+            help="Kept rows (.jsonl or .parquet); OUTPUT.dropped gets the others.",
+            show_default=False,
         ),
     ],
     filters: Annotated[
@@ -80,7 +87,7 @@ def curate(
     """
     from stillhouse.files import check_output_file
 
-    check_output_file("--output", output, ".jsonl")
+    check_output_file("--output", output, ".jsonl", ".parquet")
     index, count = shard_choice(shard)
     given = {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
     given["--shard"] = shard
@@ -177,7 +184,7 @@ def _print_result(output: Path, result: FilterResult, shard: tuple[int, int]) ->
     if result.cached:
         console.say(f"{summary}; it was there already with these filters, nothing to do.")
     else:
-        dropped = output.with_name(f"{output.stem}.dropped.jsonl")
+        dropped = output.with_name(f"{output.stem}.dropped{output.suffix}")
         console.say(f"{summary}; what was dropped, and why: {dropped}")
 
 

@@ -19,16 +19,28 @@ from stillhouse.commands.options import (
     template_choice,
 )
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.urls import path_at
 
 if TYPE_CHECKING:
     from stillhouse.runs.config import RunConfig
     from stillhouse.runs.generate import GenerateResult
+DataOption = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Without a YAML file: rows with prompts.")
+]
 
 
 @app.command("generate", rich_help_panel=RESPONSES)
 def generate(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file to write (JSONL).", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=path_at,
+            metavar="PATH",
+            help="The file to write (.jsonl or .parquet), also s3://... and the like.",
+            show_default=False,
+        ),
     ],
     file: Annotated[
         Path | None,
@@ -39,7 +51,7 @@ def generate(
         Literal["teacher", "student"], typer.Option(help="Which model of the run generates.")
     ] = "teacher",
     model: Annotated[str | None, typer.Option(help="Without a YAML file: folder or hub name.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Without a YAML file: rows with prompts.")] = None,
+    data: DataOption = None,
     template: TemplateOption = None,
     temperature: Annotated[float, typer.Option(help="With --model: 0 is greedy.", min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="With --model: 1 is all tokens.")] = 1.0,
@@ -72,7 +84,7 @@ def generate(
         raise ConfigError(
             Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
         )
-    check_output_file("--output", output, ".jsonl")
+    check_output_file("--output", output, ".jsonl", ".parquet")
     label = label or (model if file is None else None)
     arguments = GenerateArguments(output, by, label, samples, seed, limit, index, count, chunk, score)
     with faults_as_options(OPTIONS) if file is None else contextlib.nullcontext():
@@ -106,7 +118,7 @@ def _config(
     file: Path | None,
     overrides: list[str] | None,
     model: str | None,
-    data: Path | None,
+    data: str | None,
     template: str | None,
     max_prompt: int,
     sampling: dict[str, Any],
@@ -126,7 +138,7 @@ def _config(
             "student": {"path": model, "dtype": "auto"},
             "teacher": {"kind": "live", "path": model, "dtype": "auto"},
             "data": {
-                "train": str(data),
+                "train": data,
                 "template": template_choice(template) or own_settings(model).data.get("template", "auto"),
                 "max_prompt": max_prompt,
                 "max_response": sampling["max_tokens"],

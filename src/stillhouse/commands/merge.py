@@ -9,6 +9,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
+from stillhouse.urls import path_at
 
 
 @app.command("merge", rich_help_panel=RESPONSES)
@@ -16,7 +17,10 @@ def merge(
     output: Annotated[
         Path,
         typer.Argument(
-            help="The --output of the commands that had --shard.", metavar="OUTPUT", show_default=False
+            help="The --output of the commands that had --shard.",
+            metavar="OUTPUT",
+            parser=path_at,
+            show_default=False,
         ),
     ],
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.urls import path_at
 
 if TYPE_CHECKING:
     from stillhouse.evaluate.preference_files import PairsResult
@@ -23,6 +24,7 @@ def pairs(
         typer.Argument(
             help="Files of `generate -n 2` and more, JSONL with responses, or a run folder.",
             metavar="FILE|RUN...",
+            parser=path_at,
             show_default=False,
         ),
     ],

@@ -10,6 +10,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
+from stillhouse.urls import path_at
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Targets = Annotated[
     list[Path],
     typer.Argument(
+        parser=path_at,
         help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with values "
         "that override it.",
         metavar="RUN|FILE...",

@@ -31,6 +31,7 @@ from stillhouse.runs.config import RunConfig
 from stillhouse.runs.pruning import pruning_plan
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.tokenizers import Tokenizers, Translation, tokenizers
+from stillhouse.urls import is_remote
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def _engine(
     if server is None:
         return config.engine.for_student().build(model, info), partial(fingerprint, model)
     engine = server.build(None, info)
-    engine.use_journal(output.with_suffix(".answers.jsonl"))
+    if not is_remote(output):  # a store cannot append an answer to a file
+        engine.use_journal(output.with_suffix(".answers.jsonl"))
     return engine, engine.fingerprint
 
 

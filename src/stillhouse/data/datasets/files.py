@@ -20,6 +20,7 @@ from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
 from stillhouse.files import locate, require_regular
+from stillhouse.urls import is_remote, matching
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -30,7 +31,8 @@ class FileDataset(DatasetConfig):
 
     path: str
     """A file, or a pattern such as `train-*.jsonl`, relative to the working directory;
-    `package:NAME/inner/path` looks inside an installed Python package."""
+    `package:NAME/inner/path` looks inside an installed Python package, `s3://...` and the like in a store
+    that fsspec knows."""
 
     @property
     def title(self) -> str:
@@ -51,6 +53,10 @@ class FileDataset(DatasetConfig):
             )
         if path.is_file():
             return [path]
+        if is_remote(path) and glob.has_magic(str(path)):
+            if found := matching(path):
+                return found
+            raise DataError(f"{path}: no file has a name of this pattern")
         if glob.has_magic(str(path)):
             found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
             if files := [one for one in found if one.is_file()]:
@@ -67,7 +73,7 @@ class FileDataset(DatasetConfig):
         """The SHA-256 of the file; of several files, that of all their digests."""
         digests = []
         for path in self.files():
-            with open(path, "rb") as handle:
+            with path.open("rb") as handle:
                 digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -104,9 +110,11 @@ def _open(path: Path) -> io.BufferedReader:
     if path.suffix == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+        return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression="zstd"))
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return io.BufferedReader(cast(io.RawIOBase, openers.get(path.suffix, open)(path, "rb")))
+    unpack = openers.get(path.suffix)
+    opened = path.open("rb") if unpack is None else unpack(path.open("rb"), "rb")
+    return io.BufferedReader(cast(io.RawIOBase, opened))
 
 
 def _refuse_utf16(path: Path, start: bytes) -> None:

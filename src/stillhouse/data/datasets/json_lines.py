@@ -36,7 +36,7 @@ class JsonLines(FileDataset):
             if STAGE in row:
                 staged = True  # the header
             else:
-                yield location, _row_of_stage(row) if staged else row
+                yield location, row_of_stage(row) if staged else row
 
     def _objects(self, path: Path, reading: Reading) -> Iterator[LocatedRow]:
         with opened(path) as handle:
@@ -213,7 +213,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _row_of_stage(row: Mapping[str, Any]) -> dict[str, Any]:
+def row_of_stage(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a stage file as a dataset row: without token ids and scores."""
     cut = {name: False for name in CUT if row.get(name) is False}
     facts = {**dict(row.get("facts", {})), **({STAGE: cut} if cut else {})}

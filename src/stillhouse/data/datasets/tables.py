@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.core.stage_tables import row_of
 from stillhouse.data.datasets.base import DATASETS, LocatedRow
 from stillhouse.data.datasets.files import FileDataset, opened, wrong_encoding
+from stillhouse.data.datasets.json_lines import row_of_stage
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError, RowError
+from stillhouse.files import STAGE
+from stillhouse.urls import is_remote
 
 _LARGEST_CELL = 2**31 - 1
 
@@ -69,7 +73,7 @@ class Csv(FileDataset):
 
 @DATASETS.register
 class Parquet(FileDataset):
-    """A Parquet file."""
+    """A Parquet file; of one that `stillhouse generate` or `curate` wrote, what its rows hold."""
 
     kind: Literal["parquet"] = "parquet"
 
@@ -79,8 +83,11 @@ class Parquet(FileDataset):
         import pyarrow.parquet
 
         try:
-            file = pyarrow.parquet.ParquetFile(path)
-            yield from _located(path, file.iter_batches(batch_size=1024))
+            with path.open("rb") as handle:
+                file = pyarrow.parquet.ParquetFile(handle)
+                staged = STAGE.encode() in (file.schema_arrow.metadata or {})
+                for location, row in _located(path, file.iter_batches(batch_size=1024)):
+                    yield location, row_of_stage(row_of(row)) if staged else row
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, DataError):
                 raise
@@ -98,7 +105,7 @@ class Arrow(FileDataset):
         import pyarrow
 
         try:
-            with pyarrow.memory_map(str(path)) as source:
+            with path.open("rb") if is_remote(path) else pyarrow.memory_map(str(path)) as source:
                 try:
                     yield from _located(path, pyarrow.ipc.open_stream(source))
                 except pyarrow.ArrowInvalid:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.files import STAGE, atomic
 from stillhouse.rollouts.offline.curation import NO_RESPONSE
 from stillhouse.rollouts.offline.filters import REGISTRY, Drop, Filter, FilterContext
-from stillhouse.rollouts.offline.indexed_rows import IndexedRows
+from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row
 from stillhouse.rollouts.offline.samples import Sample
-from stillhouse.rollouts.offline.stage_files import read_header, read_rows
+from stillhouse.rollouts.offline.stage_files import read_header, read_rows, write_rows
 from stillhouse.rollouts.offline.stored_samples import key_hash
 
 Count = tuple[str, str, str, int]
@@ -121,7 +119,7 @@ def counts_of(reasons: Iterable[Sequence[Checked]], sources: Sequence[str]) -> t
 
 def dropped_path(output: Path) -> Path:
     """Where the rows that are not kept are written."""
-    return output.with_name(f"{output.stem}.dropped.jsonl")
+    return output.with_name(f"{output.stem}.dropped{output.suffix}")
 
 
 class _SomeSamples(Sequence[Sample]):
@@ -154,6 +152,7 @@ class _Verdicts:
         self.sources = list(header["sources"])
         self._rows = rows
         filters: list[Filter] = [REGISTRY.parse(options) for options in header["filters"]]
+        self._filters = len(filters)
         self._sources = np.zeros(len(rows), dtype=np.int16)
         self._places = np.zeros(len(rows), dtype=np.int16)
         keys = np.zeros(len(rows), dtype=np.int64)
@@ -181,10 +180,20 @@ class _Verdicts:
 
     def reasons(self, prompt: int) -> list[Checked]:
         """Why a prompt is dropped; none if it is kept."""
-        rows = self.prompts.rows_of(prompt)
-        return reasons_of(
-            (self._compared.get(n) or Checked.of_row(self._rows[n]) for n in rows), self.sources
-        )
+        return reasons_of(map(self._checked, self.prompts.rows_of(prompt)), self.sources)
+
+    def _checked(self, number: int) -> Checked:
+        if self._places[number] == self._filters:
+            return Checked(self.sources[self._sources[number]], self._filters)
+        return self._compared.get(number) or Checked.of_row(self._rows[number])
+
+    def rows(self, dropped: bool) -> Iterator[Row]:
+        """The rows that are kept, or those that are dropped, with their reasons, in their order."""
+        for number in self._rows:
+            reasons = [one.reason() for one in self.reasons(int(self.prompts.of_row[number]))]
+            if bool(reasons) == dropped:
+                row = self._rows[number]["row"]
+                yield {**row, "dropped": reasons} if dropped else row
 
 
 def write_filtered(output: Path, header: Mapping[str, Any], rows: IndexedRows) -> tuple[int, list[Count]]:
@@ -199,21 +208,9 @@ def write_filtered(output: Path, header: Mapping[str, Any], rows: IndexedRows) -
         How many prompts are kept, and how many responses are dropped for each reason.
     """
     verdicts = _Verdicts(header, rows)
-    with atomic(output) as kept, atomic(dropped_path(output)) as dropped:
-        kept.write(_line({STAGE: header}))
-        dropped.write(_line({STAGE: {**header, "stage": "dropped"}}))
-        for number in rows:
-            row = rows[number]["row"]
-            reasons = [one.reason() for one in verdicts.reasons(int(verdicts.prompts.of_row[number]))]
-            if reasons:
-                dropped.write(_line({**row, "dropped": reasons}))
-            else:
-                kept.write(_line(row))
+    write_rows(dropped_path(output), {**header, "stage": "dropped"}, verdicts.rows(dropped=True))
+    write_rows(output, header, verdicts.rows(dropped=False))
     return counts_of(map(verdicts.reasons, range(len(verdicts.prompts))), verdicts.sources)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
 def written_counts(output: Path, prompts: int) -> tuple[int, list[Count]]:

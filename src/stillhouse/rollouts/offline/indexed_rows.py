@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import DataError
+from stillhouse.urls import is_remote, local_copy
 
 Row = dict[str, Any]
 
@@ -26,12 +28,16 @@ class OpenFiles:
 
     def __init__(self, paths: Sequence[Path] = ()) -> None:
         self._paths = list(paths)
+        self._copies = tempfile.TemporaryDirectory() if any(map(is_remote, paths)) else None
+        self.local = [local_copy(path, Path(self._copies.name)) if self._copies else path for path in paths]
+        """Where they are on disk; of those in a store a copy."""
         self._open: dict[int, IO[bytes]] = {}
         self._spools: dict[int, IO[bytes]] = {}
 
     def add(self, path: Path, spool: IO[bytes] | None = None) -> int:
         """Add a file, or an open one that stands for it; its number."""
         self._paths.append(path)
+        self.local.append(path)
         if spool is not None:
             self._spools[len(self._paths) - 1] = spool
         return len(self._paths) - 1
@@ -56,7 +62,7 @@ class OpenFiles:
         if found is None:
             if len(self._open) == _MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            found = self._open[file] = self._paths[file].open("rb")
+            found = self._open[file] = self.local[file].open("rb")
         return found
 
     def __del__(self) -> None:
@@ -82,9 +88,9 @@ class IndexedRows(Mapping[int, Row]):
         """
         self._opened = OpenFiles(paths)
         numbers, offsets, sizes = array("q"), array("q"), []
-        for path in paths:
+        for path, local in zip(paths, self._opened.local, strict=True):
             before = len(numbers)
-            for number, offset in _places(path):
+            for number, offset in _places(path, local):
                 numbers.append(number)
                 offsets.append(offset)
             sizes.append(len(numbers) - before)
@@ -112,15 +118,6 @@ class IndexedRows(Mapping[int, Row]):
             raise KeyError(number)
         return self._opened.read(int(self._files[place]), int(self._offsets[place]))[1]
 
-    def lines(self) -> Iterator[bytes]:
-        """The lines of all rows as they are, in order.
-
-        Raises:
-            DataError: a line is damaged.
-        """
-        for file, offset in zip(self._files, self._offsets, strict=True):
-            yield self._opened.read(int(file), int(offset))[0]
-
     def _place(self, number: int) -> int | None:
         place = int(np.searchsorted(self._numbers, number))
         return place if place < len(self) and self._numbers[place] == number else None
@@ -139,10 +136,10 @@ def parsed(line: bytes, path: Path, at: int) -> Row:
     return found
 
 
-def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """Number and offset of each row."""
+def _places(path: Path, local: Path) -> Iterator[tuple[int, int]]:
+    """Number and offset of each row of a file, which lies on disk in another place if it is in a store."""
     offset = 0
-    with open(path, "rb") as handle:
+    with open(local, "rb") as handle:
         for at, line in enumerate(handle, start=1):
             if at > 1 and line.endswith(b"\n"):
                 found = _NUMBER.match(line)

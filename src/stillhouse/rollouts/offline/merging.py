@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillhouse.rollouts.offline.filtered_rows import Count, write_filtered
 from stillhouse.rollouts.offline.shards import finished_shards
-from stillhouse.rollouts.offline.stage_files import write_stage
+from stillhouse.rollouts.offline.stage_files import write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def merge_shards(path: Path) -> MergeResult | None:
         kept, counts = write_filtered(path, found.header, found.rows)
         result = MergeResult(len(found.rows), len(found.paths), kept, tuple(counts))
     else:
-        write_stage(path, found.header, found.rows)
+        write_rows(path, found.header, found.rows.values())
     for shard in found.paths:
         shard.unlink(missing_ok=True)
     return result

@@ -18,7 +18,7 @@ from stillhouse.rollouts.offline.stage_files import (
     shard_path,
 )
 
-_PLACE = re.compile(r"\.shard-(\d+)-of-(\d+)\.jsonl$")
+_PLACE = re.compile(r"\.shard-(\d+)-of-(\d+)(\.part-\d+)?\.jsonl$")
 
 
 def blocks(total: int, size: int, index: int, count: int) -> list[range]:
@@ -61,27 +61,30 @@ def finished_shards(path: Path) -> ShardSet:
     count = max(_place(one)[1] for one in paths)
     headers = {one: read_header(one) for one in paths}
     first = next((header for header in headers.values() if header is not None), {})
-    problems = []
-    rows = {one: IndexedRows([one]) for one, header in headers.items() if header is not None}
-    for index in range(count):
-        one = shard_path(path, index, count)
-        if one not in headers:
-            problems.append(f"{one.name} is missing: run the command with --shard {index}/{count}")
+    there = {_place(one) for one in paths}
+    problems = [
+        f"{shard_path(path, index, count).name} is missing: run the command with --shard {index}/{count}"
+        for index in range(count)
+        if (index, count) not in there
+    ]
     for one, header in headers.items():
-        index, of = _place(one)
-        again = f"run the command with --shard {index}/{of} again"
-        if of != count:
-            problems.append(f"{one.name} is one of {of} shards, and others are of {count}: delete it")
-        elif header is None:
-            problems.append(f"{one.name} is unfinished, 0 rows: {again}")
-        elif differing := header_differences(first, header):
+        if differing := header_differences(first, header):
             problems.append(f"{one.name} is foreign, made in another way: {'; '.join(differing)}")
-        elif len(rows[one]) < (wanted := header.get(SHARD, {}).get("rows", 0)):
-            problems.append(f"{one.name} is unfinished, {len(rows[one]):,} of {wanted:,} rows: {again}")
+    total = 0
+    for index, of in sorted(there):
+        parts = [one for one in paths if _place(one) == (index, of) and headers[one] is not None]
+        name, rows = shard_path(path, index, of).name, len(IndexedRows(parts))
+        wanted = (headers[parts[0]] or {}).get(SHARD, {}).get("rows", 0) if parts else 1
+        total += rows
+        if of != count:
+            problems.append(f"{name} is one of {of} shards, and others are of {count}: delete it")
+        elif rows < wanted:
+            told = f"{rows:,} of {wanted:,} rows" if parts else "0 rows"
+            problems.append(f"{name} is unfinished, {told}: run the command with --shard {index}/{of} again")
     if problems:
         raise DataError(f"{path}: cannot be joined of its shards:\n{listed(problems)}")
     found = IndexedRows(paths)
-    if len(found) != sum(map(len, rows.values())):
+    if len(found) != total:
         raise DataError(f"{path}: its shards hold some rows twice, as of commands with another --chunk")
     return ShardSet({name: value for name, value in first.items() if name != SHARD}, found, paths)
 

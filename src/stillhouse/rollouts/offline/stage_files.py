@@ -1,24 +1,27 @@
-"""Stage files: JSON Lines under a header that records how they were made, written by one process or many.
+"""Stage files: rows under a header that records how they were made, written by one process or many.
 
 While a stage file `NAME.jsonl` is being written, each process appends finished rows to a shard of its own,
 `NAME.shard-INDEX-of-COUNT.jsonl`. When every row is there, the shards are merged into `NAME.jsonl` in the
 order of the rows' numbers. The result has the same bytes for any number of processes and after any
-interruption.
+interruption. The finished file is JSON Lines, or Parquet if its name says so; both, and shards, may be in a
+store such as s3://.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stillhouse.config import flatten
+from stillhouse.core.stage_tables import table_header, table_rows, write_table
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, append_jsonl, atomic, shards_beside, whole_lines
-from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row
+from stillhouse.files import STAGE, append_jsonl, atomic, shards_beside, write_jsonl
+from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row, parsed
+from stillhouse.urls import is_remote
 
 FORMAT = 3
 SHARD = "shard"
@@ -93,7 +96,12 @@ class StageFile:
             share: how many rows the shard has when it is finished, where that is known.
         """
         place = {} if share is None else {SHARD: {**self._place, "rows": share}}
-        append_jsonl(self.shard, *rows, header={STAGE: {**self.header, **place}}, sync=True)
+        header = {STAGE: {**self.header, **place}}
+        if not is_remote(self.shard):
+            append_jsonl(self.shard, *rows, header=header, sync=True)
+            return
+        parts = sum(one.name.startswith(f"{self.shard.stem}.part-") for one in self.shards())
+        write_jsonl(self.shard.with_name(f"{self.shard.stem}.part-{parts}.jsonl"), [header, *rows])
 
     def is_finished(self) -> bool:
         """Whether the finished file is there.
@@ -115,7 +123,7 @@ class StageFile:
             if len(rows) < total:
                 return False
             if write is None:
-                write_stage(self.path, self.header, rows)
+                write_rows(self.path, self.header, rows.values())
             else:
                 write(rows)
         except FileNotFoundError:  # another process that found all of them has merged them meanwhile
@@ -143,7 +151,7 @@ class StageFile:
         for path in (self.path, *self.shards()):
             if path.exists() and (found := header_differences(self.header, read_header(path))):
                 free = _free_name(path)
-                os.replace(path, free)
+                path.replace(free)
                 renamed.append((free, found))
         return renamed
 
@@ -164,11 +172,14 @@ def shard_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.stem}.shard-{index}-of-{count}.jsonl")
 
 
-def write_stage(path: Path, header: Mapping[str, Any], rows: IndexedRows) -> None:
-    """Write a finished file, atomically, with the rows in the order of their numbers."""
+def write_rows(path: Path, header: Mapping[str, Any], rows: Iterable[Row]) -> None:
+    """Write a finished file of any rows, atomically."""
     with atomic(path, "wb") as handle:
-        handle.write((json.dumps({STAGE: header}, ensure_ascii=False, default=str) + "\n").encode())
-        handle.writelines(rows.lines())
+        if path.suffix == ".parquet":
+            write_table(handle, header, rows)
+        else:
+            for row in chain([{STAGE: header}], rows):
+                handle.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
@@ -177,7 +188,12 @@ def read_header(path: Path) -> dict[str, Any] | None:
     Raises:
         DataError: the file has no header.
     """
-    with open(path, "rb") as handle:
+    if path.suffix == ".parquet":
+        header = table_header(path)
+        if header is None:
+            raise DataError(f"{path}: is no stage file: its schema has no metadata {STAGE!r}.")
+        return header
+    with path.open("rb") as handle:
         line = handle.readline()
     if not line.endswith(b"\n"):
         return None
@@ -196,14 +212,21 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: another line cannot be read.
     """
-    for number, line in enumerate(whole_lines(path)[1:], start=2):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}:{number}: is damaged ({error}). Delete the file to make it again."
-            ) from None
+    if path.suffix == ".parquet":
+        yield from table_rows(path)
+        return
+    for _, row in located_rows(path):
         yield row
+
+
+def located_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of JSON Lines under a header, each with the offset of its line."""
+    offset = 0
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if number > 1 and line.endswith(b"\n"):
+                yield offset, parsed(line, path, number)
+            offset += len(line)
 
 
 def header_differences(wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> list[str]:
@@ -222,7 +245,7 @@ def header_differences(wanted: Mapping[str, Any], found: Mapping[str, Any] | Non
 
 
 def _free_name(path: Path) -> Path:
-    names = (path.with_name(f"{path.stem}.stale-{number}.jsonl") for number in range(1, 10_000))
+    names = (path.with_name(f"{path.stem}.stale-{number}{path.suffix}") for number in range(1, 10_000))
     return next(name for name in names if not name.exists())
 
 

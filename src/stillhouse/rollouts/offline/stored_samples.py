@@ -14,15 +14,17 @@ from typing import IO, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.core.stage_tables import table_header
 from stillhouse.data.datasets import dataset_at
 from stillhouse.data.images import image_references
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
 from stillhouse.files import STAGE, shards_beside
-from stillhouse.rollouts.offline.indexed_rows import OpenFiles, Row, parsed
+from stillhouse.rollouts.offline.indexed_rows import OpenFiles, Row
 from stillhouse.rollouts.offline.reading import round_files
 from stillhouse.rollouts.offline.samples import Sample, SampleKey, SamplesDigest
-from stillhouse.rollouts.offline.stage_files import read_header
+from stillhouse.rollouts.offline.stage_files import located_rows, read_header, read_rows
+from stillhouse.urls import is_remote
 
 
 class StoredSamples(Sequence[Sample]):
@@ -148,22 +150,20 @@ def _shards_hint(path: Path) -> str:
 def _located_rows(path: Path, opened: OpenFiles) -> tuple[int, Iterator[tuple[int, Row]]]:
     """The number of a file among those that are open, and its rows, each with the offset of its line."""
     dataset = dataset_at(path)
+    rows: Iterable[Row] | None = None
     if path.suffix == ".jsonl":
-        with open(path, "rb") as handle:
+        with path.open("rb") as handle:
             first = handle.readline()
         if f'"{STAGE}"'.encode() in first and read_header(path) is not None:
-            return opened.add(path), _stage_rows(path)
+            if not is_remote(path):
+                return opened.add(path), located_rows(path)
+            rows = read_rows(path)
+    elif path.suffix == ".parquet" and table_header(path) is not None:
+        rows = read_rows(path)
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the samples
-    return opened.add(path, spool), _spooled(_plain_rows(path, dataset.rows(Reading())), spool)
-
-
-def _stage_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    offset = 0
-    with open(path, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if number > 1 and line.endswith(b"\n"):
-                yield offset, parsed(line, path, number)
-            offset += len(line)
+    if rows is None:
+        rows = _plain_rows(path, dataset.rows(Reading()))
+    return opened.add(path, spool), _spooled(rows, spool)
 
 
 def _spooled(rows: Iterable[Row], spool: IO[bytes]) -> Iterator[tuple[int, Row]]:

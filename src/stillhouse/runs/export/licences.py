@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.files import locate
 from stillhouse.runs.config import RunConfig
+from stillhouse.urls import is_remote
 
 HUB_LICENCES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0", "artistic-2.0",
@@ -61,7 +62,7 @@ def of_data(dataset: DatasetConfig) -> str | None:
 def _of_path(path: Path) -> str | None:
     from datasets import DatasetInfo
 
-    if not path.exists():
+    if is_remote(path) or not path.exists():
         return None
     folder = path if path.is_dir() else path.parent
     for place in (folder, folder / "train"):
