@@ -4,6 +4,7 @@ Each case is a run of two steps in a process of its own, with validation, export
 the largest resident memory of that process, or on a GPU what torch held. Random weights: they do not matter.
 
     python benchmarks/estimates.py            # minutes; one thread
+    python benchmarks/estimates.py --only int4
     python benchmarks/estimates.py --small    # the smallest case; writes nothing
 
 Writes benchmarks/results/estimates.json.
@@ -49,6 +50,8 @@ def llama(width: int, layers: int, vocab: int) -> dict[str, Any]:
 SMALL = llama(256, 6, 8192), llama(512, 8, 8192)
 MIDDLE = llama(384, 8, 32000), llama(512, 12, 32000)
 LARGE = llama(768, 8, 49152), llama(1024, 10, 49152)
+ADAPTERS = {"rank": 16, "merge": False}
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes")
 CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
     "kd, 9M": (SMALL, {"recipe": "kd"}),
     "kd, 39M": (MIDDLE, {"recipe": "kd"}),
@@ -58,25 +61,39 @@ CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] =
     "kd, 133M, LoRA": (LARGE, {"recipe": "kd", "student": {"lora": {"rank": 16}}}),
     "kd, 133M, checkpointed": (LARGE, {"recipe": "kd", "student": {"gradient_checkpointing": True}}),
     "sft, 133M": (LARGE, {"recipe": "sft", "teacher": None}),
-}
+    **{
+        f"kd, 133M, {weights} under adapters": (
+            LARGE, {"recipe": "kd", "student": {"quantise": {"weights": weights}, "lora": ADAPTERS}},
+        )
+        for weights in ("int8", "int4", "nf4")
+    },
+    "kd, 133M, int4, QAT": (LARGE, {"recipe": "kd", "student": {"quantise": {"weights": "int4", "qat": True}}}),
+}  # fmt: skip
 
 
 def main() -> None:
     """Measure every case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the smallest case only; writes nothing")
-    small = parser.parse_args().small
-    rows = []
+    parser.add_argument("--only", help="cases with this in their names; the others keep their rows")
+    options = parser.parse_args()
+    small, only = options.small, options.only or ""
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if only else []
+    rows: dict[str, dict[str, Any]] = {row["case"]: row for row in before}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_data(folder)
-        for name, (models, changes) in list(CASES.items())[: 1 if small else None]:
-            rows.append(case(folder, name, models, changes))
-            print(json.dumps(rows[-1]), flush=True)
+        wanted = [name for name in CASES if only in name]
+        for name in wanted[: 1 if small else None]:
+            rows[name] = case(folder, name, *CASES[name])
+            print(json.dumps(rows[name]), flush=True)
     if not small:
-        versions = {one: metadata.version(one) for one in ("torch", "transformers", "accelerate", "peft")}
+        versions = {one: metadata.version(one) for one in PACKAGES}
         facts = {"command": "python benchmarks/estimates.py", "date": str(date.today()), "device": device()}
-        write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+        write_json(
+            RESULT,
+            {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": [*rows.values()]},
+        )
 
 
 def device() -> str:
