@@ -67,7 +67,9 @@ CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] =
         )
         for weights in ("int8", "int4", "nf4")
     },
-    "kd, 133M, int4, QAT": (LARGE, {"recipe": "kd", "student": {"quantise": {"weights": "int4", "qat": True}}}),
+    "kd, 133M, int4, QAT": (
+        LARGE, {"recipe": "kd", "student": {"quantise": {"weights": "int4", "qat": True}}},
+    ),
 }  # fmt: skip
 
 

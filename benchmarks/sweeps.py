@@ -105,9 +105,12 @@ def interrupted(
     step = source["run"]["train"]["save_every"]
     for name, number in stops.items():
         sign = Path(source["folder"]) / "runs" / name / "checkpoints" / f"checkpoint-{step}" / "complete.json"
+        assert not sign.exists(), f"{sign} is there already"
         status = run(folder, source, number, sign)
         lines = json.loads((Path(source["folder"]) / "sweep.json").read_text(encoding="utf-8"))["runs"]
         states = [line["state"] for line in lines.values()]
+        assert status != 0, f"{number.name} did not stop the sweep"
+        assert lines[name]["state"] != "done", f"{name} was done before it was interrupted"
         told.append(
             {"signal": number.name, "in": name, "exit status": status, "done before": states.count("done")}
         )
@@ -266,6 +269,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the JSON file to write, and a plot beside it")
     parser.add_argument("--folder", type=Path, help="where the sweeps go; default: a temporary folder")
     options = parser.parse_args()
+    # a shell's background job ignores SIGINT, and so would everything that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary:
         place = (options.folder or Path(temporary)).resolve()
         place.mkdir(parents=True, exist_ok=True)

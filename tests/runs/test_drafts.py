@@ -26,10 +26,12 @@ ROWS = 1100
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration's teacher with padding rows behind its tokens, as large models have."""
+    """The demonstration's teacher with padding rows behind its tokens, as large models have, and without a
+    cache, as trainers leave models."""
     folder = tmp_path_factory.mktemp("target")
     model: Any = load_teacher(TeacherModel(path=TEACHER, dtype="float32"))
     model.resize_token_embeddings(ROWS, mean_resizing=False)
+    model.generation_config.use_cache = False
     model.save_pretrained(folder)
     source = Path(stillhouse.__file__).parent / "demo" / "teacher"
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
@@ -63,7 +65,8 @@ def test_assisted_generation_takes_it_with_the_targets_text(run: Path, target: P
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(target).get_vocab()
     ids = tokenizer("name[The Phoenix], eatType[pub]\n", return_tensors="pt")
-    options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": tokenizer.pad_token_id}
+    options = {"do_sample": False, "max_new_tokens": 12, "use_cache": True}
+    options["pad_token_id"] = tokenizer.pad_token_id
     alone = large.generate(**ids, **options)
     assert torch.equal(large.generate(**ids, **options, assistant_model=draft), alone)
 

@@ -176,6 +176,7 @@ class DraftModelQuality(PromptTask):
         temperature = session.sampling.temperature
         options: dict[str, Any] = {
             "do_sample": temperature > 0,
+            "use_cache": True,  # a model may have been saved without, as trainers set it
             "max_new_tokens": session.sampling.max_tokens,
             "eos_token_id": list(session.facts.eos_ids),
             "pad_token_id": context.tokenizer_info.pad_id,
