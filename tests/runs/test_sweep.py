@@ -50,6 +50,29 @@ def test_a_grid_has_every_combination_and_names_that_seeds_share(tmp_path: Path)
     assert members[2].told == {"method": "SKL", "train.seed": "1"}
 
 
+def test_what_one_combination_sets_is_as_the_run_has_it_in_the_others(tmp_path: Path) -> None:
+    variants = {
+        "method": {"KD": {"recipe": "kd"}, "SKL": {"recipe": "skl", "objective.alpha": 0.3}},
+        "pace": {"slow": {"train.lr": 1e-4}, "warm": {"train.warmup": 0.5}},
+    }
+    members, _ = checked_members(SweepPlan(made(tmp_path, variants=variants, values={})))
+    found = {
+        one.name: (
+            getattr(one.resolved.config.objective, "alpha", None),
+            one.resolved.config.train.lr,
+            one.resolved.config.train.warmup,
+        )
+        for one in members
+    }
+    base = SweepPlan(made(tmp_path)).member(SweepPlan(made(tmp_path)).grid()[0]).resolved.config.train
+    assert found == {
+        "KD-slow": (None, 1e-4, base.warmup),
+        "KD-warm": (None, base.lr, 0.5),
+        "SKL-slow": (0.3, 1e-4, base.warmup),
+        "SKL-warm": (0.3, base.lr, 0.5),
+    }
+
+
 def test_values_have_the_origin_of_the_sweep_file(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     write_data(tmp_path)
@@ -97,47 +120,71 @@ def test_a_value_that_the_run_overrules_makes_no_difference(tmp_path: Path) -> N
     assert "recipe: makes no difference: kd and skl would be the same run" in message
 
 
-def _sweep_in_child(source: dict[str, Any], workers: int) -> None:
-    try:
-        sweep(source, workers=workers)
-    except BaseException:  # noqa: BLE001  (the child must end here, whatever it was)
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+STOPPED = 130
 
 
-def _killed_sweep(source: dict[str, Any], sign: str) -> None:
-    """Killed as soon as a file is there."""
+def _signalled_sweep(source: dict[str, Any], workers: int, sign: str, by: signal.Signals) -> None:
+    """Signalled as soon as a file is there."""
 
     def watch() -> None:
         while not Path(sign).exists():
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=watch, daemon=True).start()
-    _sweep_in_child(source, 1)
+    try:
+        sweep(source, workers=workers)
+    except KeyboardInterrupt:
+        os._exit(STOPPED)
+    os._exit(0)
 
 
-def test_killed_and_resumed_is_as_straight_and_finished_runs_stay(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of a sweep that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    sweep(made(folder))
+    return folder / "sweep" / "runs"
+
+
+def signalled(folder: Path, by: signal.Signals, workers: int, **changes: Any) -> tuple[int, dict[str, Any]]:
+    """The exit code of a sweep that gets a signal in the middle of its first run, and the sweep."""
+    source = made(folder, **changes)
+    sign = folder / "sweep" / "runs" / "seed-1" / "checkpoints" / "checkpoint-2" / "complete.json"
+    return end(start(_signalled_sweep, source, workers, str(sign), by)), source
+
+
+def assert_same(runs: Path, others: Path) -> None:
+    for name in ("seed-1", "seed-2"):
+        assert differences(outcome(runs / name), outcome(others / name)) == []
+
+
+def test_killed_and_resumed_is_as_straight_and_finished_runs_stay(tmp_path: Path, straight: Path) -> None:
     """The sweep's own process is killed in the middle of a run, whose process then saves and stops."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    straight, broken = made(tmp_path / "one"), made(tmp_path / "two")
-    sweep(straight)
-    first = tmp_path / "two" / "sweep" / "runs" / "seed-1"
-    sign = first / "checkpoints" / "checkpoint-2" / "complete.json"
-    assert end(start(_killed_sweep, broken, str(sign))) == -signal.SIGKILL
+    code, broken = signalled(tmp_path, signal.SIGKILL, workers=1)
+    assert code == -signal.SIGKILL
+    runs = tmp_path / "sweep" / "runs"
     result = sweep(broken)
-    written = (first / "state.json").stat().st_mtime_ns
+    written = (runs / "seed-1" / "state.json").stat().st_mtime_ns
     again = sweep(broken, workers=2)
     assert result.states == again.states == {"seed-1": "done", "seed-2": "done"}
-    assert (first / "state.json").stat().st_mtime_ns == written
-    for name in result.states:
-        one, other = (tmp_path / place / "sweep" / "runs" / name for place in ("one", "two"))
-        assert differences(outcome(one), outcome(other)) == []
-    assert not locks.is_held(tmp_path / "two" / "sweep" / locks.FILE)
+    assert (runs / "seed-1" / "state.json").stat().st_mtime_ns == written
+    assert_same(straight, runs)
+    assert not locks.is_held(tmp_path / "sweep" / locks.FILE)
+
+
+def test_ctrl_c_saves_all_runs_that_are_going_on_and_starts_no_other(tmp_path: Path, straight: Path) -> None:
+    code, source = signalled(tmp_path, signal.SIGINT, workers=2, values={"train.seed": [1, 2, 3]})
+    assert code == STOPPED
+    lines = json.loads((tmp_path / "sweep" / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    assert lines["seed-1"]["state"] == "interrupted"
+    assert lines["seed-2"]["state"] in ("interrupted", "to do")
+    assert lines["seed-3"]["state"] == "to do"
+    assert not (tmp_path / "sweep" / "runs" / "seed-3").exists()
+    result = sweep(source, workers=2)
+    assert result.states == dict.fromkeys(("seed-1", "seed-2", "seed-3"), "done")
+    assert_same(straight, tmp_path / "sweep" / "runs")
 
 
 def test_a_failing_run_costs_itself_and_is_tried_again(tmp_path: Path) -> None:
