@@ -73,7 +73,46 @@ def gammas() -> str:
     )
 
 
-TABLES = {"quantised": quantised, "drafts": drafts, "gammas": gammas}
+def sweep() -> str:
+    """Means over the seeds of each method."""
+    measures = {
+        "rouge_l": (1, 1), "kl_to_teacher": (1, 3), "top1_agreement": (100, 1), "seconds": (1, 0),
+    }  # fmt: skip
+    head = ["method", "ROUGE-L", "KL to the teacher", "same first choice, %", "seconds of the run"]
+    return _lines(
+        head,
+        [
+            [
+                row["method"],
+                *(
+                    f"{row[name] * factor:.{digits}f} ± {row[f'{name}_half'] * factor:.{digits}f}"
+                    for name, (factor, digits) in measures.items()
+                ),
+            ]
+            for row in _rows("sweeps.json")
+        ],
+    )
+
+
+def teacher_tokens() -> str:
+    """What the teacher wrote and read for a sweep, with and without sharing."""
+    found = json.loads((RESULTS / "sweeps.json").read_text(encoding="utf-8"))
+    alone, shared = (found[f"teacher tokens, {name}"] for name in ("not shared", "shared"))
+    rows = [[name, alone[name], shared[name]] for name in alone]
+    rows.append(["together", sum(alone.values()), sum(shared.values())])
+    return _lines(
+        ["tokens of the teacher", "each run alone", "shared", "saved"],
+        [[name, f"{one:,}", f"{other:,}", f"{1 - other / one:.0%}"] for name, one, other in rows],
+    )
+
+
+TABLES = {
+    "quantised": quantised,
+    "drafts": drafts,
+    "gammas": gammas,
+    "sweep": sweep,
+    "teacher tokens": teacher_tokens,
+}
 
 
 def pages() -> dict[str, str]:
