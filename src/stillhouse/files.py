@@ -311,3 +311,7 @@ def locate(path: str | Path) -> Path:
         way_out = f"Install it with: pip install {name}" if name else "Write package:NAME/path/in/it."
         raise EnvironmentFault(f"{text}: the Python package {name!r} is not installed. {way_out}")
     return Path(next(iter(spec.submodule_search_locations))) / inner
+
+
+ROWS_FILE = "rows.jsonl"
+"""What a stage of a chain that makes data leaves in its folder."""

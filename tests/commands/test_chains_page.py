@@ -19,13 +19,15 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_commands_run_in_order(workshop: Workshop) -> None:
-    [yaml] = blocks("yaml")
-    text = yaml.replace("limit: 64", "limit: 16").replace("max_steps: 8", "max_steps: 2")
-    text = text.replace("limit: 8, before", "limit: 2, teacher: false, before")
-    text = text.replace("{to: safetensors}", "{to: safetensors, smoke_test: false}")
-    (workshop.folder / "chain.yaml").write_text(text, encoding="utf-8")
+    for yaml in blocks("yaml"):
+        text = yaml.replace("limit: 64", "limit: 16").replace("max_steps: 8", "max_steps: 2")
+        text = text.replace("limit: 8, before", "limit: 2, teacher: false, before")
+        text = text.replace("{to: safetensors}", "{to: safetensors, smoke_test: false}")
+        text = text.replace("samples: 4", "samples: 2")
+        name = yaml.splitlines()[0].removeprefix("# ")
+        (workshop.folder / name).write_text(text, encoding="utf-8")
     said = {}
-    for command in blocks("console")[0].splitlines():
+    for command in (line for block in blocks("console") for line in block.splitlines()):
         said[command] = workshop.stillhouse(*shlex.split(command)[1:])
         assert said[command].code == 0, said[command].err
     chain = json.loads((workshop.folder / "runs" / "ship" / "chain.json").read_text(encoding="utf-8"))
@@ -38,6 +40,15 @@ def test_the_commands_run_in_order(workshop: Workshop) -> None:
     ]
     names = ("warm", "distil", "prefer", "int4", "exported")
     assert stages == [f"runs/ship/{name}" for name in names]
+    shown = said["stillhouse show stages runs/written"]
+    assert re.search(r"kept +curate +texts +done +– +\d+ rows of 32 ", shown.out)
+    assert "runs/written: the chain written is done" in shown.err
+    chain = workshop.refused("show", "rows", "runs/written")
+    assert "runs/written: is a chain of runs" in chain
+    assert "stillhouse show rows: runs/written/texts, runs/written/kept" in chain
+    assert "is a stage that made data, and no run" in workshop.refused("show", "rows", "runs/written/kept")
+    assert "has no student" in workshop.refused("quantise", "runs/written/kept", "-o", "q")
+    assert "is not the folder of a chain" in workshop.refused("show", "stages", "runs/written/kept")
     assert "--from: is for a single run" in workshop.refused("run", "chain.yaml", "--from", "runs/ship/warm")
     assert "--redo: is for a chain" in workshop.refused("run", "run.yaml", "--redo", "warm")
     assert "this file is a chain" in workshop.refused("generate", "chain.yaml", "-o", "out.jsonl")

@@ -152,7 +152,7 @@ def test_a_finished_chain_is_recognised_and_a_changed_one_is_told(data: Path, st
         ConfigError
     ) as told:  # a finished run may be made longer, and then what follows is stale
         stillhouse.run(made, resume=True, **{"stages.distil.train.max_steps": 4})
-    assert "stages.prefer: was made from the student of distil, which is now to be made otherwise" in str(
+    assert "stages.prefer: was made from what distil left, which is now to be made otherwise" in str(
         told.value
     )
     (folder / "distil" / "student" / "config.json").write_text("{}", encoding="utf-8")
@@ -258,7 +258,7 @@ def test_the_page_and_the_lists_have_all_stages_in_order(straight: Path) -> None
     assert [run.folder.name for run in runs] == list(STAGES)
     (table,) = stage_tables(runs[1:])
     assert [row[0].text for row in table.rows] == list(STAGES)
-    whole, int4 = (row[table.columns.index(next(c for c in table.columns if c.heading == "Student on disk"))]
+    whole, int4 = (row[table.columns.index(next(c for c in table.columns if c.heading == "Leaves"))]
                    for row in table.rows[2:4])  # fmt: skip
     assert int4.value < whole.value
     assert "×)" in int4.text

@@ -61,7 +61,9 @@ def compare(
 
 def _print_differences(runs: Sequence[RunRecord]) -> None:
     from stillhouse.report.configuration import config_diff
+    from stillhouse.report.record import trained
 
+    runs = trained(runs)
     differences = config_diff(runs)
     if not differences:
         return

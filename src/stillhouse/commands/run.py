@@ -64,6 +64,7 @@ def run(
     refuse_options_of_other(chained, start_from=start_from, redo=redo, until=until)
     given = list(overrides or ())
     resolved = resolve_chain(file, given) if chained else resolve(file, given, start_from=start_from)
+    from stillhouse.files import ROWS_FILE
     from stillhouse.report import load_runs, print_comparison
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
@@ -84,7 +85,8 @@ def run(
         raise typer.Exit(signals.exit_code_of(stopped))
     print_comparison(load_runs([result.folder]))
     last = list(result.stages.values())[-1].folder if result.stages else result.folder
-    console.say(f"Student: {last / 'student'}")
+    rows = last / ROWS_FILE
+    console.say(f"Rows: {rows}" if rows.is_file() else f"Student: {last / 'student'}")
 
 
 def _tell_how_to_go_on(stopped: KeyboardInterrupt, file: Path, options: Sequence[str], folder: Path) -> None:

@@ -22,7 +22,9 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
     """List runs: state (running, interrupted, failed, done), method, steps, best score, age."""
+    from stillhouse.report.chains import chain_line
     from stillhouse.report.listing import list_runs, runs_table
+    from stillhouse.report.record import CHAIN_FILE
 
     lines = list_runs(folders or [Path("runs")])
     if as_json:
@@ -32,3 +34,6 @@ def runs(
     for line in lines:
         if line.message and line.state in ("failed", "interrupted", "running"):
             console.note(f"{line.folder}: {line.message.splitlines()[0]}")
+    parents = dict.fromkeys(Path(line.folder).parent for line in lines)
+    for folder in (one for one in parents if (one / CHAIN_FILE).is_file()):
+        console.note(chain_line(folder))

@@ -1,4 +1,4 @@
-"""stillhouse show: rows as the models read them; responses and why they were kept or dropped."""
+"""stillhouse show: rows as the models read them; responses and why they were kept or dropped; a chain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Targets = Annotated[
     typer.Argument(
         parser=path_at,
         help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with values "
-        "that override it.",
+        "that override it; for stages a chain's folder.",
         metavar="RUN|FILE...",
         show_default=False,
     ),
@@ -38,10 +38,10 @@ Limit = Annotated[
 @app.command("show", rich_help_panel=RESPONSES)
 def show(
     what: Annotated[
-        Literal["rows", "pairs", "responses"],
+        Literal["rows", "pairs", "responses", "stages"],
         typer.Argument(
             help="rows: a run's data as the models read it; pairs: prompts with both responses; "
-            "responses: all.",
+            "responses: all; stages: what each stage of a chain has come to.",
             show_default=False,
         ),
     ],
@@ -67,6 +67,12 @@ def show(
     ] = None,
 ) -> None:
     """Show rows as the models read them, or prompts with responses, likelihoods and why some are dropped."""
+    if what == "stages":
+        _refuse_options(number=number, seed=seed, row=id, round=round, dropped=dropped or None)
+        _refuse_options(ids=ids or None, json=as_json or None, html=html)
+        _show_stages(targets)
+        return
+    _refuse_chains(what, targets)
     if what == "rows":
         _refuse_options(seed=seed, round=round)
         _show_rows(targets, number or (None if as_json else 5), id, dropped, ids, as_json, html)
@@ -75,6 +81,7 @@ def show(
     from stillhouse.errors import DataError
     from stillhouse.rollouts.offline.reading import PAIR_SOURCES, read_round, read_stage_files, select
 
+    targets = [file for target in targets for file in _files_of(target)]
     folders = [target for target in targets if target.is_dir()]
     asked = read_round(folders[0], round) if folders and len(targets) == 1 else read_stage_files(targets)
     if not asked:
@@ -96,6 +103,50 @@ def show(
         _print_table(one) if terminal else _print_lines(one)
     total = sum(bool(one.dropped) for one in asked)
     console.note(f"{len(shown)} of {len(asked)} {what} shown; {total} dropped")
+
+
+def _show_stages(targets: Sequence[Path]) -> None:
+    """Print the stages of chains, what those that make data have left out, and how each chain stands."""
+    from stillhouse.errors import DataError
+    from stillhouse.report import load_runs
+    from stillhouse.report.chains import chain_line, rows_of, rows_text, stage_tables
+    from stillhouse.report.record import CHAIN_FILE
+
+    for folder in targets:
+        if not (folder / CHAIN_FILE).is_file():
+            raise DataError(f"{folder}: is not the folder of a chain, as a file with `stages:` leaves it.")
+        runs = load_runs([folder])
+        for table in stage_tables(runs):
+            table.print()
+        for run in runs:
+            if ";" in (told := rows_text(rows_of(run))):
+                console.say(f"{run.folder}: {told}")
+        console.note(chain_line(folder))
+
+
+def _refuse_chains(what: str, targets: Sequence[Path]) -> None:
+    """Send who asks a chain for rows or responses to its stages."""
+    from stillhouse.errors import DataError
+    from stillhouse.report.record import CHAIN_FILE, find_runs
+
+    for folder in targets:
+        if (folder / CHAIN_FILE).is_file():
+            named = ", ".join(str(run) for run in find_runs([folder]))
+            raise DataError(
+                f"{folder}: is a chain of runs. What its stages have come to: stillhouse show stages "
+                f"{folder}; or name one of them with stillhouse show {what}: {named}"
+            )
+
+
+def _files_of(target: Path) -> list[Path]:
+    """Of a stage that made data its file, with what it has dropped; any other target is as it is."""
+    from stillhouse.files import ROWS_FILE
+
+    rows = target / ROWS_FILE
+    if not rows.is_file():
+        return [target]
+    dropped = rows.with_name(f"{rows.stem}.dropped.jsonl")
+    return [rows, *([dropped] if dropped.is_file() else [])]
 
 
 def _refuse_options(**given: Any) -> None:
@@ -124,11 +175,17 @@ def _show_rows(
     from itertools import islice
 
     from stillhouse.errors import DataError
+    from stillhouse.files import ROWS_FILE
     from stillhouse.runs.resolve import resolve
     from stillhouse.runs.row_page import write_row_page
     from stillhouse.runs.row_views import row_views
 
     file, *overrides = targets
+    if (file / ROWS_FILE).is_file():
+        raise DataError(
+            f"{file}: is a stage that made data, and no run. What it wrote: stillhouse show responses "
+            f"{file}; what a run makes of it: stillhouse show rows with the run that trains on it."
+        )
     config = resolve(file / "resolved.yaml" if file.is_dir() else file, list(map(str, overrides))).config
     wanted = f"train:{id}" if id is not None and id.isdecimal() else id
     views = row_views(config, "valid" if (wanted or "").startswith("valid:") else "train")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stillhouse.config import nearest
 from stillhouse.errors import ModelError, StillhouseError
-from stillhouse.files import locate
+from stillhouse.files import ROWS_FILE, locate
 
 FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".yaml")
 ADAPTER_FILE = "adapter_config.json"
@@ -28,6 +28,8 @@ def resolve_path(path: str) -> str:
     folder = locate(path)
     if is_run(folder):
         if not has_student(folder):
+            if (folder / ROWS_FILE).is_file():
+                raise ModelError(f"{path}: is a stage that made data ({ROWS_FILE}), and has no student.")
             raise ModelError(
                 f"{path}: is a run that has not exported its student. Finish it: stillhouse run ... --resume"
             )

@@ -14,7 +14,7 @@ from stillhouse.console.format import is_number
 from stillhouse.report.chains import stage_tables
 from stillhouse.report.configuration import config_diff
 from stillhouse.report.metrics import ENDS, shown_metrics
-from stillhouse.report.record import RunRecord
+from stillhouse.report.record import RunRecord, trained
 from stillhouse.report.results import task_results
 from stillhouse.report.systems import System, gather
 
@@ -101,10 +101,11 @@ def _facts(system: System, runs: Sequence[RunRecord]) -> dict[str, Any]:
 def _json(runs: Sequence[RunRecord]) -> str:
     """`{"systems": [...], "differences": {setting: [{run, value}]}, "measured_differently": {task: [text]},
     "paired": {task: [{system, difference, ...}]}}`; what is not finite becomes null."""
-    names = [run.name for run in runs]
+    compared = trained(runs)
+    names = [run.name for run in compared]
     differences = {
         row.path: [{"run": name, "value": value} for name, value in zip(names, row.values, strict=True)]
-        for row in config_diff(runs)
+        for row in config_diff(compared)
     }
     results = task_results(gather(runs))
     found = {

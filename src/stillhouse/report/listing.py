@@ -93,7 +93,7 @@ def _line(run: RunRecord, now: datetime.datetime) -> RunSummary:
         folder=str(run.folder),
         name=run.name,
         state=state,
-        method=run.recipe or _objective(run),
+        method=run.recipe or run.does or _objective(run),
         step=int(train[-1]["step"]) if train else 0,
         max_steps=int(limit) if is_number(limit) and limit > 0 else None,
         score=best_score(run),

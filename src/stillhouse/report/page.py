@@ -29,7 +29,7 @@ from stillhouse.report import (
 from stillhouse.report.headline import headline
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import DASHED
-from stillhouse.report.record import RunRecord, load_runs
+from stillhouse.report.record import RunRecord, load_runs, trained
 from stillhouse.report.systems import gather, run_colours
 
 
@@ -99,7 +99,10 @@ def render(runs: Sequence[RunRecord], title: str | None = None) -> str:
         data_tables=curation.data_tables(runs),
         curated=curation.curated_runs(runs),
         responses=responses.side_by_side(systems),
-        config_diff=configuration.config_diff(runs),
+        compared=[
+            (run.name, colour) for run, colour in zip(runs, colours, strict=True) if run in trained(runs)
+        ],
+        config_diff=configuration.config_diff(trained(runs)),
         not_set=configuration.NOT_SET,
         configs=configuration.config_tables(runs),
         environments=configuration.environments(runs),
@@ -127,7 +130,7 @@ def _subtitle(runs: Sequence[RunRecord]) -> list[str]:
 
 def _run_card(run: RunRecord, colour: str) -> dict[str, Any]:
     """What one run was, in a few lines."""
-    facts = [("Recipe", run.recipe)]
+    facts = [("Recipe", run.recipe), ("Stage", run.does), ("Left", chains.rows_text(chains.rows_of(run)))]
     facts += [
         (name.replace("teachers.", "teacher ").capitalize(), _model(model))
         for name, model in run.models.items()

@@ -85,6 +85,11 @@ class RunRecord:
         return str(self.state.get("recipe") or (entry.value if entry else "") or "")
 
     @property
+    def does(self) -> str:
+        """What a stage of a chain that trains nothing does; an empty text for a run that trains."""
+        return str(self.state.get("stage") or "")
+
+    @property
     def status(self) -> str:
         """running, interrupted, done, failed, or unknown."""
         return status_of(self.state)[0]
@@ -297,6 +302,11 @@ def _read_rows(path: Path, problems: list[str], rows: EvaluationRows) -> list[Ro
             for row in found
         ]
     return found
+
+
+def trained(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs among these that train; all of them if none does."""
+    return [run for run in runs if not run.does] or list(runs)
 
 
 GONE = "its process died without recording how it ended; continue with --resume"

@@ -90,9 +90,7 @@ def filter_files(
         ConfigError: a filter needs something that was not given.
     """
     by_source = read_samples(paths)
-    _check_held_out(filters, held_out)
-    scored = _scored_sources(by_source, filters)
-    unscored = _check_unscored(scored.values(), teacher)
+    scored, unscored = check_filters(by_source, filters, held_out, teacher)
     scorer = _fingerprint(teacher) if teacher is not None and unscored else None
     header = stage_header(
         "curated",
@@ -118,6 +116,26 @@ def filter_files(
     reasons = (reasons_of((Checked.of_row(here[n]) for n in rows), list(by_source)) for rows in units)
     pending = tuple(one.kind for one in filters if one.compares_responses())
     return FilterResult(len(units), *counts_of(reasons, list(by_source)), False, False, pending)
+
+
+def check_filters(
+    by_source: Mapping[str, StoredSamples],
+    filters: Sequence[Filter],
+    held_out: Sequence[str],
+    teacher: TeacherModel | None,
+) -> tuple[dict[str, StoredSamples], int]:
+    """Make sure that the filters are given what they need.
+
+    Returns:
+        The sources whose likelihood under the teacher they need, and how many responses have none yet.
+
+    Raises:
+        ConfigError: a filter needs something that was not given.
+        DataError: a response has no token ids to score.
+    """
+    _check_held_out(filters, held_out)
+    scored = _scored_sources(by_source, filters)
+    return scored, _check_unscored(scored.values(), teacher)
 
 
 class _Check:

@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from stillhouse.config import walk
 from stillhouse.runs.chains.faults import in_stage
-from stillhouse.runs.chains.references import PREFIX, stood_in
+from stillhouse.runs.chains.references import PREFIX, with_stand_ins
 from stillhouse.runs.chains.resolve import Chain
-from stillhouse.runs.config import RunConfig
+from stillhouse.runs.chains.stages import Stage
 
 logger = logging.getLogger("stillhouse")
 
@@ -41,8 +40,8 @@ def check_chain(chain: Chain, there: Collection[str] = (), quiet: bool = True) -
         for stage in chain.stages:
             meant = {path: f"{PREFIX}{Path(path).name}" for path in stand_ins.values()}
             with in_stage(stage.name, meant):
-                config = None if stage.config is None else _with_stand_ins(stage.config, stand_ins)
-                found[stage.name] = stage.check(config, stand_ins)
+                config = None if stage.config is None else with_stand_ins(stage.config, stand_ins)
+                found[stage.name] = stage.check(config, stand_ins) | _counted(chain, stage, stand_ins)
                 if stage.name not in there:
                     place = Path(folder) / stage.name
                     stage.write_stand_in(config, stand_ins, place)
@@ -50,14 +49,13 @@ def check_chain(chain: Chain, there: Collection[str] = (), quiet: bool = True) -
     return found
 
 
-def _with_stand_ins(config: RunConfig, stand_ins: dict[str, str]) -> RunConfig:
-    """The configuration with the folders of stand-ins in the place of those of stages."""
-
-    def visit(_: str, value: Any) -> Any:
-        return type(value)(stood_in(str(value), stand_ins)) if isinstance(value, str | Path) else value
-
-    replaced: RunConfig = walk(config, visit)
-    return replaced
+def _counted(chain: Chain, stage: Stage, stand_ins: Collection[str]) -> dict[str, str]:
+    """What the size of a stage takes for granted of rows that are not written yet."""
+    return {
+        f"rows of {one.name}": "not written yet, counted as if all were left, at full length"
+        for one in chain.stages
+        if one.leaves_rows and one.name in stage.after and str(one.folder) in stand_ins
+    }
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ from transformers import AutoConfig
 
 from stillhouse import console
 from stillhouse.config import Layer, Layered, StrictConfig, flatten, to_yaml, validate
-from stillhouse.errors import ConfigError, Fault, ModelError
+from stillhouse.errors import ConfigError, ModelError
 from stillhouse.models import QuantiseConfig, TeacherModel, fingerprint, load_tokenizer
 from stillhouse.models.paths import model_files
 from stillhouse.models.quantise import require_package
+from stillhouse.runs.chains.layers import only, refuse_idle
 from stillhouse.runs.chains.references import References, stood_in
 from stillhouse.runs.chains.stages import Stage, model_digests, write_stand_in
 from stillhouse.runs.checks import preflight
@@ -27,8 +28,7 @@ from stillhouse.runs.execute import Result, headline
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.export.quantised import quantise_student
 from stillhouse.runs.export.targets import export_student
-from stillhouse.runs.folder import RunFolder, environment
-from stillhouse.runs.recording import recorded
+from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import Resolved, resolve_layers
 
 EVALUATING = ("name", "data", "evaluate", "teacher", "engine")
@@ -84,6 +84,10 @@ class ConversionStage(Stage):
     values: ConversionConfig = field(kw_only=True)
     origins: dict[str, dict[str, Any]] = field(kw_only=True)
     evaluation: Resolved | None = field(kw_only=True)
+
+    @property
+    def distributed(self) -> bool:
+        return False
 
     @property
     def conversion(self) -> Conversion:
@@ -147,19 +151,13 @@ class ConversionStage(Stage):
         return model_digests({"student": TeacherModel(path=self.values.student.path)}, chain)
 
     def run(self, resume: bool) -> Result:
-        folder = RunFolder(self.folder)
-        with folder.alone("--resume" if resume else "output.folder"):
-            folder.check(resume)
-            with recorded(folder, self.values.name):
-                folder.write_text("resolved.yaml", to_yaml(self.values))
-                folder.write("provenance.json", self.provenance)
-                folder.write("environment.json", environment())
-                with console.phase(f"{self.what}: {self.values.student.path}"):
-                    shutil.rmtree(folder.student, ignore_errors=True)
-                    self.conversion.convert(Path(self.values.student.path), self.options, folder.student)
-                if self.evaluation is not None:
-                    self._evaluate(folder, self.evaluation.config)
-                folder.end("done")
+        with self.working(resume) as folder:
+            folder.write_text("resolved.yaml", to_yaml(self.values))
+            with console.phase(f"{self.what}: {self.values.student.path}"):
+                shutil.rmtree(folder.student, ignore_errors=True)
+                self.conversion.convert(Path(self.values.student.path), self.options, folder.student)
+            if self.evaluation is not None:
+                self._evaluate(folder, self.evaluation.config)
         return Result(folder.path, "done", headline(folder))
 
     def _evaluate(self, folder: RunFolder, config: RunConfig) -> None:
@@ -186,21 +184,9 @@ def conversion_stage(
     """
     known = {*ConversionConfig.model_fields, *(EVALUATING if CONVERSIONS[section].loads else ())}
     known -= CONVERSIONS.keys() - {section}
-    idle = [
-        Fault(
-            key,
-            f"has no effect in a stage with {section}",
-            allowed=", ".join(sorted(known)),
-            origin=layer.origins.get((key,)),
-        )
-        for layer in own
-        for key in layer.values
-        if key not in known
-    ]
-    if idle:
-        raise ConfigError(*idle)
+    refuse_idle(own, known, section)
     layered = Layered.merged(
-        Layer.of({"name": name}, "default"), *(_only(layer, ConversionConfig.model_fields) for layer in own)
+        Layer.of({"name": name}, "default"), *(only(layer, ConversionConfig.model_fields) for layer in own)
     )
     if isinstance(layered.values.get("student"), Mapping):
         references.put(layered)
@@ -226,7 +212,7 @@ def _evaluation(
     """How the result is evaluated, if it can be and there is anything to evaluate it on."""
     if not CONVERSIONS[section].loads:
         return None
-    shown = [_only(layer, EVALUATING) for layer in layers]
+    shown = [only(layer, EVALUATING) for layer in layers]
     if not any("data" in layer.values for layer in shown):
         return None
     merged = Layered.merged(*shown).values
@@ -242,10 +228,3 @@ def _evaluation(
     resolved = resolve_layers([beneath, *shown], references.put)
     config = resolved.config
     return resolved if config.evaluation_sets() or config.evaluate.tasks else None
-
-
-def _only(layer: Layer, keys: Any) -> Layer:
-    values = {key: value for key, value in layer.values.items() if key in keys}
-    return Layer(
-        values, {path: origin for path, origin in layer.origins.items() if path[:1] and path[0] in keys}
-    )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from stillhouse.config import nearest
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import ROWS_FILE
 from stillhouse.runs import history
 from stillhouse.runs.chains.record import ChainFolder, output_digest
 from stillhouse.runs.chains.resolve import Chain
@@ -86,15 +87,16 @@ def stale(chain: Chain, folder: ChainFolder, stage: Stage, plan: dict[str, Actio
         if name in now and now[name] != old
     ]
     faults += [
-        _fault(stage, f"was made from the student of {one}, which is now to be made otherwise")
+        _fault(stage, f"was made from what {one} left, which is now to be made otherwise")
         for one in stage.after
         if _remade(folder, one, plan, chain)
     ]
     output = folder.stage(stage.name).get("output")
     if output is not None and not faults and output_digest(stage.folder) != output:
-        faults.append(
-            _fault(stage, f"its student ({stage.folder / 'student'}) has been changed since it was made")
-        )
+        left = f"student ({stage.folder / 'student'}) has"
+        if stage.leaves_rows:
+            left = f"rows ({stage.folder / ROWS_FILE}) have"
+        faults.append(_fault(stage, f"its {left} been changed since it was made"))
     return faults or _changed(stage, finished=folder.finished(stage.name))
 
 

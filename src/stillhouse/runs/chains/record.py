@@ -13,6 +13,7 @@ from typing import Any
 
 from stillhouse import locks, signals
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
+from stillhouse.files import ROWS_FILE
 from stillhouse.models.fingerprint import HASH_CACHE
 from stillhouse.report.record import CHAIN_FILE as FILE
 from stillhouse.report.record import running_process
@@ -136,8 +137,9 @@ def output_digest(stage: Path) -> str:
     """
     whole = hashlib.blake2b(digest_size=16)
     left = stage / "student"
-    for file in sorted(path for path in left.rglob("*") if path.is_file() and path.name not in WORDS_ONLY):
+    files = [path for path in left.rglob("*") if path.is_file() and path.name not in WORDS_ONLY]
+    for file in sorted([*files, *stage.glob(ROWS_FILE)]):
         with open(file, "rb") as handle:
             content = hashlib.file_digest(handle, "blake2b").hexdigest()
-        whole.update(f"{file.relative_to(left)} {content}\n".encode())
+        whole.update(f"{file.relative_to(left if file in files else stage)} {content}\n".encode())
     return whole.hexdigest()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stillhouse.config import Layered, dotted, nearest
+from stillhouse.config import Layered, dotted, nearest, walk
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.errors import ConfigError, Fault
 
+TreeT = TypeVar("TreeT")
 PREFIX = "stage:"
 
 
@@ -26,6 +27,8 @@ class References:
     """All stages, in order."""
     stage: str
     """The one whose values these are."""
+    leaves: Mapping[str, str] = field(default_factory=dict)
+    """The stages that leave a file for others, and its name; of the others the folder is what they leave."""
     found: list[str] = field(default_factory=list)
     """The stages that were referred to, each once, in the order of their appearance."""
 
@@ -52,7 +55,8 @@ class References:
                 return value
             if name not in self.found:
                 self.found.append(name)
-            return f"{self.chain / name}{slash}{rest}"
+            left = "" if slash else self.leaves.get(name, "")
+            return str(self.chain / name / left) + slash + rest
 
         layered.values = visit(layered.values, ())
         if faults:
@@ -70,6 +74,16 @@ class References:
         if name in self.stages:
             return f"the stage {name} comes later, and a stage takes what earlier ones leave"
         return f"no stage is called {name!r}{nearest(name, list(self.stages))}"
+
+
+def with_stand_ins(tree: TreeT, stand_ins: Mapping[str, str]) -> TreeT:
+    """A configuration with the folders of stand-ins in the place of those of stages."""
+
+    def visit(_: str, value: Any) -> Any:
+        return type(value)(stood_in(str(value), stand_ins)) if isinstance(value, str | Path) else value
+
+    replaced: TreeT = walk(tree, visit)
+    return replaced
 
 
 def stood_in(path: str, stand_ins: Mapping[str, str]) -> str:

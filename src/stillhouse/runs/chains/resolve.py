@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.config import Layer, dotted, nearest
+from stillhouse.config import Layer, Layered, dotted, nearest
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import ROWS_FILE
 from stillhouse.runs.chains.conversions import CONVERSIONS, conversion_stage
+from stillhouse.runs.chains.data_stages import data_stage
 from stillhouse.runs.chains.references import References
+from stillhouse.runs.chains.sections import SECTIONS
 from stillhouse.runs.chains.stages import Stage, TrainingStage
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.resolve import STAGES, STARTS, given_layers, resolve_layers
@@ -77,6 +80,11 @@ def resolve_chain(
     shared = [_without(layer, STAGES) for layer in (given, upper)]
     _refuse_unknown_keys(shared)
     folder, name, report = _of_the_chain(shared)
+    values = {
+        stage: Layered.merged(*(_below(layer, (STAGES, stage)) for layer in (given, upper))).values
+        for stage in names
+    }
+    leaves = {stage: ROWS_FILE for stage, own in values.items() if SECTIONS.keys() & own.keys()}
     stages: list[Stage] = []
     set_here: dict[str, frozenset[str]] = {}
     faults: list[tuple[str, Fault | str]] = []
@@ -84,7 +92,7 @@ def resolve_chain(
         own = [_below(layer, (STAGES, stage)) for layer in (given, upper)]
         set_here[stage] = frozenset(dotted(path) for layer in own for path in layer.origins)
         try:
-            stages.append(_stage(stage, names, folder, shared, own))
+            stages.append(_stage(stage, names, leaves, folder, shared, own))
         except ConfigError as error:
             faults += [(stage, fault) for fault in error.faults]
     if faults:
@@ -184,12 +192,17 @@ def _of_the_chain(shared: Sequence[Layer]) -> tuple[Path, str, bool]:
 
 
 def _stage(
-    name: str, names: Sequence[str], folder: Path, shared: Sequence[Layer], own: Sequence[Layer]
+    name: str,
+    names: Sequence[str],
+    leaves: Mapping[str, str],
+    folder: Path,
+    shared: Sequence[Layer],
+    own: Sequence[Layer],
 ) -> Stage:
-    references = References(folder, names, name)
+    references = References(folder, names, name, leaves)
     given = [key for layer in own for key in layer.values]
-    sections = [key for key in CONVERSIONS if key in given]
-    faults = _unknown_keys(own, [*RunConfig.model_fields, *CONVERSIONS])
+    sections = [key for key in (*CONVERSIONS, *SECTIONS) if key in given]
+    faults = _unknown_keys(own, [*RunConfig.model_fields, *CONVERSIONS, *SECTIONS])
     for layer in own:
         if _taken(layer.values, ("output", "folder"))[0] is not _NOTHING:
             origin = layer.origins.get(("output", "folder"))
@@ -213,7 +226,8 @@ def _stage(
     common = [_without_start(shared[0]) if starts else shared[0], shared[1]]
     layers = [beneath, common[0], own[0], common[1], own[1], above]
     if sections:
-        return conversion_stage(sections[0], layers, own, name, references)
+        made = data_stage if sections[0] in SECTIONS else conversion_stage
+        return made(sections[0], layers, own, name, references)
     resolved = resolve_layers(layers, references.put)
     return TrainingStage(name, folder / name, tuple(references.found), resolved=resolved)
 

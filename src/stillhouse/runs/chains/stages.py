@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from stillhouse.core.requirements import teacher_path
 from stillhouse.data.templates import with_template
@@ -17,7 +17,9 @@ from stillhouse.runs.checks import check_length, data_sources, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import estimate
 from stillhouse.runs.execute import Result, execute
+from stillhouse.runs.folder import RunFolder, environment
 from stillhouse.runs.model_sizes import empty_student
+from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.tokenizers import tokenizers
 
@@ -32,8 +34,15 @@ class Stage(ABC):
     after: tuple[str, ...]
     """The earlier stages that it takes something from."""
 
-    distributed: ClassVar[bool] = False
-    """Whether several processes can run it together."""
+    @property
+    def leaves_rows(self) -> bool:
+        """Whether it leaves data for later stages, and no student."""
+        return False
+
+    @property
+    @abstractmethod
+    def distributed(self) -> bool:
+        """Whether several processes run it together; else the first one does, and the others wait."""
 
     @property
     @abstractmethod
@@ -89,13 +98,30 @@ class Stage(ABC):
             chain: the folder of the chain.
         """
 
+    @contextlib.contextmanager
+    def working(self, resume: bool) -> Iterator[RunFolder]:
+        """The run folder of a stage that trains nothing, with its state kept true; done at the end of the
+        block."""
+        folder = RunFolder(self.folder)
+        with folder.alone("--resume" if resume else "output.folder"):
+            folder.check(resume)
+            with recorded(folder, self.name):
+                folder.note(stage=self.what)
+                folder.write("provenance.json", self.provenance)
+                folder.write("environment.json", environment())
+                yield folder
+                folder.end("done")
+
 
 @dataclass(frozen=True)
 class TrainingStage(Stage):
     """A run like any other, whose student, teachers or data may come from earlier stages."""
 
-    distributed: ClassVar[bool] = True
     resolved: Resolved = field(kw_only=True)
+
+    @property
+    def distributed(self) -> bool:
+        return True
 
     @property
     def what(self) -> str:
