@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.errors import ConfigError, StillhouseError
@@ -19,7 +21,7 @@ from stillhouse.runs.chains.check import check_chain
 from stillhouse.runs.chains.record import output_digest
 from stillhouse.runs.chains.resolve import resolve_chain
 from tests.devices import WITHOUT_GPU
-from tests.small_runs import TEACHER, in_child, write_data
+from tests.small_runs import TEACHER, in_child, in_two, write_data
 
 STAGES = ("texts", "kept", "ranked", "distil")
 
@@ -39,7 +41,7 @@ def chain(data: Path, name: str) -> dict[str, Any]:
         "teacher": {"kind": "live", "path": TEACHER},
         "data": {"train": str(data / "train.jsonl"), "template": "plain", "max_response": 16},
         "engine": {"sampling": {"temperature": 1.0}},
-        "train": {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4, "lr": 1e-3},
+        "train": {"max_steps": 1, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-3},
         "output": {"folder": str(data / name), "report": False},
         "stages": {
             "texts": {"generate": {"samples": 2, "chunk": 4, "score": True}},
@@ -81,6 +83,20 @@ def test_stages_of_data_killed_while_they_write_end_as_the_straight_ones(data: P
     stillhouse.run(made, resume=True)
     for name in STAGES:
         assert output_digest(folder / name) == output_digest(straight / name), name
+
+
+def test_two_processes_write_and_train_together_and_one_does_the_rest(data: Path, straight: Path) -> None:
+    made = chain(data, "two")
+    made["stages"]["int8"] = {"quantise": {"weights": "int8"}, "student": {"path": "stage:distil"}}
+    made["stages"]["again"] = {**made["stages"]["distil"], "student": {"path": "stage:distil"}}
+    assert in_two(made) == [0, 0]
+    for name in ("texts", "kept", "ranked"):
+        assert output_digest(data / "two" / name) == output_digest(straight / name), name
+    for name in ("int8", "again"):
+        state = json.loads((data / "two" / name / "state.json").read_text(encoding="utf-8"))
+        assert (state["state"], state["segments"][0]["processes"]) == ("done", 1 if name == "int8" else 2)
+    one, two = (load_file(place / "distil/student/model.safetensors") for place in (straight, data / "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
 def test_what_stages_of_data_leave_is_data_for_others(straight: Path) -> None:

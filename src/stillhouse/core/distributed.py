@@ -5,8 +5,11 @@ In a collective operation all of them wait for one another, or the first one com
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stillhouse.errors import DataError, EnvironmentFault, StillhouseError
@@ -112,14 +115,42 @@ class Ranks:
         return found
 
 
-def barrier(world_size: int) -> None:
-    """Wait until all ranks have come here."""
+def barrier(world_size: int, patient: bool = False) -> None:
+    """Wait until all ranks have come here.
+
+    Args:
+        world_size: how many there are.
+        patient: wait without the time limit of the process group, for one that works alone meanwhile.
+    """
     if world_size > 1:
-        _group().barrier()
+        _group().barrier(group=_patient_group() if patient else None)
 
 
-def broadcast_from_first(rank: int, world_size: int, compute: Callable[[], T]) -> T:
+def first_alone(compute: Callable[[], T]) -> T:
+    """Run `compute` on rank 0 as if there were no other process, while these wait for it, however long.
+
+    Returns:
+        What it returned, on all ranks.
+
+    Raises:
+        StillhouseError: as `broadcast_from_first`.
+    """
+
+    def alone() -> T:
+        with _as_only_process():
+            return compute()
+
+    return broadcast_from_first(*rank_and_size(), alone, patient=True)
+
+
+def broadcast_from_first(rank: int, world_size: int, compute: Callable[[], T], patient: bool = False) -> T:
     """Run `compute` on rank 0 alone and return its result on all ranks.
+
+    Args:
+        rank: of this process.
+        world_size: how many there are.
+        compute: what rank 0 does.
+        patient: let the others wait without the time limit of the process group.
 
     Raises:
         StillhouseError: `compute` raised it; on the other ranks a DataError with the same message, so that
@@ -127,7 +158,7 @@ def broadcast_from_first(rank: int, world_size: int, compute: Callable[[], T]) -
     """
     if world_size == 1:
         return compute()
-    dist = _group()
+    dist, group = _group(), _patient_group() if patient else None  # made by all before one goes to work
     result: list[Any] = [None, None]  # the value, or the message of an error
     failure: StillhouseError | None = None
     if rank == 0:
@@ -135,13 +166,30 @@ def broadcast_from_first(rank: int, world_size: int, compute: Callable[[], T]) -
             result[0] = compute()
         except StillhouseError as error:
             failure, result[1] = error, str(error)
-    dist.broadcast_object_list(result, src=0)
+    dist.broadcast_object_list(result, src=0, group=group)
     if failure is not None:
         raise failure
     if result[1] is not None:
         raise DataError(result[1])
     value: T = result[0]
     return value
+
+
+@contextlib.contextmanager
+def _as_only_process() -> Iterator[None]:
+    """Have the environment say that this process is the only one."""
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    os.environ.update(RANK="0", WORLD_SIZE="1")
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@functools.cache
+def _patient_group() -> Any:
+    """All processes on the CPU, in operations that may wait for weeks."""
+    return _group().new_group(backend="gloo", timeout=timedelta(weeks=4))
 
 
 def _group() -> Any:

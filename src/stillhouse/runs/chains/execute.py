@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping
+from functools import partial
 
 from stillhouse import console
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.core.distributed import barrier, first_alone, rank_and_size
+from stillhouse.errors import ConfigError
 from stillhouse.runs.chains.check import check_chain
 from stillhouse.runs.chains.faults import in_stage
 from stillhouse.runs.chains.plan import Action, clear, inputs, named_stage, planned, stale
@@ -16,7 +17,6 @@ from stillhouse.runs.chains.resolve import Chain
 from stillhouse.runs.chains.stages import Stage
 from stillhouse.runs.execute import Result, headline
 from stillhouse.runs.folder import RunFolder
-from stillhouse.runs.resolve import STAGES
 
 
 def run_chain(
@@ -43,11 +43,11 @@ def run_chain(
     with folder.alone("--resume" if resume else "output.folder"):
         folder.check(resume)
         plan = planned(chain, folder, redo)
-        _refuse_conversions_in_several_processes(chain, plan, until)
         for note in chain.notes:
             console.warn(note)
         with console.phase("Checking all stages"):
             check_chain(chain, there=[name for name, action in plan.items() if action == "skip"])
+        barrier(rank_and_size()[1])  # all have seen the folder before the first one writes
         try:
             with folder.recorded():
                 for name in clear(chain, folder, redo) if redo is not None and folder.main else ():
@@ -80,28 +80,6 @@ def _run_stages(chain: Chain, folder: ChainFolder, plan: Mapping[str, Action], u
     return Result(chain.folder, state, last.metrics, last.signal, results)
 
 
-def _refuse_conversions_in_several_processes(
-    chain: Chain, plan: Mapping[str, Action], until: str | None
-) -> None:
-    """Only one process converts, and others would not know when it has.
-
-    Raises:
-        ConfigError: naming the last stage that several processes can run.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
-    before = None
-    for stage in chain.stages:
-        if not stage.distributed and plan[stage.name] != "skip":
-            way = f"End before it (--until {before}), then" if before else "Start"
-            hint = f"{way} go on in one process: --resume."
-            problem = f"{stage.what} runs in one process, and this is one of several"
-            raise ConfigError(Fault(f"{STAGES}.{stage.name}", problem, hint=hint))
-        if stage.name == until:
-            return
-        before = stage.name
-
-
 def _run_stage(chain: Chain, folder: ChainFolder, stage: Stage, plan: Mapping[str, Action]) -> Result:
     """Run one stage, and record what it was made from and what it has left."""
     going_on = plan[stage.name] == "resume"
@@ -111,10 +89,19 @@ def _run_stage(chain: Chain, folder: ChainFolder, stage: Stage, plan: Mapping[st
         folder.note_stage(stage.name)
         folder.note_stage(stage.name, inputs=inputs(chain, folder, stage))
     with in_stage(stage.name):
-        result = stage.run(resume=going_on)
+        result = _run_together(stage, going_on)
     gc.collect()  # models in cycles would take the memory of the next stage
     if result.state == "done":
         folder.note_stage(stage.name, output=output_digest(stage.folder))
+    return result
+
+
+def _run_together(stage: Stage, resume: bool) -> Result:
+    """Run a stage in all processes, or in the first one while the others wait for it."""
+    if not stage.distributed:
+        return first_alone(partial(stage.run, resume))
+    result = stage.run(resume)
+    barrier(rank_and_size()[1], patient=True)  # the first one writes on when the others are through
     return result
 
 

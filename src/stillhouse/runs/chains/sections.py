@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.config import FilePath, ListOf, StrictConfig
-from stillhouse.core.distributed import barrier
+from stillhouse.core.distributed import barrier, rank_and_size
 from stillhouse.core.types import Response
 from stillhouse.data import load_data
 from stillhouse.data.datasets import DatasetField
@@ -29,7 +28,7 @@ from stillhouse.rollouts.offline.filters import FilterField
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 from stillhouse.rollouts.offline.generation import CHUNK_SIZE
 from stillhouse.rollouts.offline.samples import Sample
-from stillhouse.rollouts.offline.stage_files import stage_header
+from stillhouse.rollouts.offline.stage_files import read_rows, stage_header
 from stillhouse.rollouts.offline.stored_samples import read_samples, samples_by_prompt
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
@@ -122,14 +121,15 @@ class GenerateSection(DataSection):
 
     def write(self, config: RunConfig | None, output: Path) -> dict[str, Any]:
         assert config is not None
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = rank_and_size()
         options = self.model_dump(include={"by", "label", "samples", "seed", "limit", "chunk", "score"})
         arguments = GenerateArguments(output, shard=rank, shards=world, **options)
         found = generate(config, arguments)
         barrier(world)
-        written = [one.response for one in found.samples or ()]
-        cut = sum(not one.finished for one in written)
-        return {"rows": found.total, "tokens": sum(len(one.token_ids) for one in written), "cut": cut}
+        tokens = cut = 0
+        for row in read_rows(output):  # of all processes
+            tokens, cut = tokens + len(row["token_ids"]), cut + (not row["finished"])
+        return {"rows": found.total, "tokens": tokens, "cut": cut}
 
     def stand_in(self, config: RunConfig | None) -> list[dict[str, Any]]:
         assert config is not None
