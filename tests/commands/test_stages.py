@@ -7,6 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from stillhouse.data import stored_prompts
 from stillhouse.files import write_jsonl
 from tests.workshop import Workshop, sends
 
@@ -139,6 +142,20 @@ def test_from_prompts_to_a_student_in_a_store(workshop: Workshop) -> None:
     run = ("run", "run.yaml", "train.max_steps=1", "name=stored", "data.train=memory://bucket/b.parquet")
     said = workshop.stillhouse(*run)
     assert said.code == 0, said.err
+
+
+def test_a_run_on_prompts_that_stay_on_disk_is_the_same(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("memory", "disk"):
+        said = workshop.stillhouse("run", "run.yaml", "train.max_steps=3", f"name={name}")
+        assert said.code == 0, said.err
+        logged = rows(workshop.folder / "runs" / name / "metrics.jsonl")
+        found.append([row["loss"] for row in logged if "loss" in row])
+        monkeypatch.setattr(stored_prompts, "IN_MEMORY", 5)
+    assert len(found[0]) >= 3
+    assert found[0] == found[1]
 
 
 def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) -> None:

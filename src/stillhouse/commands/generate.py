@@ -99,17 +99,15 @@ def _print_summary(output: Path, result: GenerateResult, index: int, count: int)
     if result.resumed == result.total:
         console.say(f"{output}: all {result.total:,} responses are there already; nothing to do.")
         return
-    if result.samples is None:
+    if not result.complete:
         console.say(
             f"{output}: shard {index}/{count} is finished, {result.share:,} responses; "
             f"{result.finished:,} of {result.total:,} are there. The last shard that finishes joins them all."
         )
         return
-    lengths = [len(sample.response.token_ids) for sample in result.samples]
-    truncated = sum(not sample.response.finished for sample in result.samples)
     console.say(
-        f"{output}: {result.total:,} responses, {sum(lengths):,} tokens; "
-        f"{truncated:,} truncated at the length limit"
+        f"{output}: {result.total:,} responses, {result.tokens:,} tokens; "
+        f"{result.truncated:,} truncated at the length limit"
         + (f"; {result.resumed:,} of them were there before" if result.resumed else "")
     )
 

@@ -17,6 +17,7 @@ from stillhouse.data.prompt_builder import REJECTED, RESPONSES, PromptBuilder, p
 from stillhouse.data.reading import Reading
 from stillhouse.data.row_teachers import rows_by_teacher
 from stillhouse.data.rows import Row
+from stillhouse.data.stored_prompts import PromptStore
 from stillhouse.data.teacher_prompts import TeacherReads, TemplatePair, teacher_encoder
 from stillhouse.data.templates import Tokenizer, settled_template
 from stillhouse.data.tokenise import Encoder
@@ -41,7 +42,8 @@ class PromptSet:
     """
 
     name: str
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
+    """A tuple; of very many prompts, those on disk."""
     report: dict[str, Any]
 
 
@@ -52,8 +54,8 @@ class Data:
     Example: `Data(train=(prompt,), valid=(), text=(), end_id=0, report={"sets": [...], "warnings": []})`
     """
 
-    train: tuple[Prompt, ...]
-    valid: tuple[Prompt, ...]
+    train: Sequence[Prompt]
+    valid: Sequence[Prompt]
     text: tuple[Response, ...]
     """Blocks of plain text as responses of source "text"; the prompt of a block is its first token."""
     end_id: int
@@ -147,20 +149,26 @@ def load_prompts(
         teacher=teacher,
     )
     rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
+    store = PromptStore()
+    kept: Counter[int] = Counter()
     for chunk in _chunks(rows, _BATCH_ROWS):
         builder.add(chunk)
+        kept.update(builder.source_of.get(prompt.id, 0) for prompt in builder.prompts)
+        builder.source_of.clear()
+        store.extend(builder.prompts)
+        builder.prompts.clear()
     builder.check_responses()
     builder.dropped.update(reading.dropped)
-    prompts = builder.prompts
+    prompts = store.prompts()
     if not prompts:
         raise _nothing_left(builder)
     for number, source in enumerate(reading.sources):
-        source["kept"] = sum(builder.source_of[prompt.id] == number for prompt in prompts)
+        source["kept"] = kept[number]
     log.info("%s (%s): %s", path_of(name), dataset.title, reading.format_line())
-    return PromptSet(name, tuple(prompts), _report(builder))
+    return PromptSet(name, prompts, _report(builder, prompts))
 
 
-def _report(builder: PromptBuilder) -> dict[str, Any]:
+def _report(builder: PromptBuilder, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What became of the rows of a dataset, for data.json."""
     reading, dataset = builder.reading, builder.dataset
     return {
@@ -168,13 +176,13 @@ def _report(builder: PromptBuilder) -> dict[str, Any]:
         "path": dataset.title,
         "sha256": dataset.fingerprint(),
         "rows": reading.rows,
-        "kept": len(builder.prompts),
+        "kept": len(prompts),
         "dropped": dict(builder.dropped),
         "truncated": dict(builder.truncated),
-        **_sizes(builder),
+        **_sizes(builder, prompts),
         **reading.report(),
         "turns": dict(builder.turns),
-        **({"teachers": named} if (named := rows_by_teacher([one.facts for one in builder.prompts])) else {}),
+        **({"teachers": named} if (named := rows_by_teacher(one.facts for one in prompts)) else {}),
         "notes": dict(builder.encoder.take_notes()),
     }
 
@@ -187,18 +195,17 @@ def _nothing_left(builder: PromptBuilder) -> DataError:
     return DataError(f"{where}: {reading.rows} rows read; {dropped}{first}")
 
 
-def _sizes(builder: PromptBuilder) -> dict[str, int]:
+def _sizes(builder: PromptBuilder, prompts: Sequence[Prompt]) -> dict[str, int]:
     """How many prompts have a response, and how many tokens there are; of pairs where there are some."""
-    prompts = builder.prompts
-    responses = [prompt.response_ids for prompt in prompts if prompt.response_ids is not None]
-    rejected = [prompt.rejected_ids for prompt in prompts if prompt.rejected_ids is not None]
-    return {
-        "with_response": len(responses),
-        "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
-        "response_tokens": sum(map(len, responses)),
-        **({"pairs": builder.pairs} if builder.pairs else {}),
-        **({"rejected_tokens": sum(map(len, rejected))} if rejected else {}),
-    }
+    found = {"with_response": 0, "prompt_tokens": 0, "response_tokens": 0}
+    rejected = 0
+    for prompt in prompts:
+        found["with_response"] += prompt.response_ids is not None
+        found["prompt_tokens"] += len(prompt.token_ids)
+        found["response_tokens"] += len(prompt.response_ids or ())
+        rejected += len(prompt.rejected_ids or ())
+    pairs = {"pairs": builder.pairs} if builder.pairs else {}
+    return {**found, **pairs, **({"rejected_tokens": rejected} if rejected else {})}
 
 
 def encode_rows(
@@ -323,7 +330,8 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _overlap_warnings(train: Sequence[Prompt], other: PromptSet) -> list[str]:
     """A warning if training prompts are in `other` too, equal token for token."""
-    seen = {prompt.content for prompt in train}
+    asked = {prompt.content for prompt in other.prompts}
+    seen = {prompt.content for prompt in train if prompt.content in asked}
     both = sum(prompt.content in seen for prompt in other.prompts)
     if not both:
         return []

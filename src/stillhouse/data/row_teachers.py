@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pydantic import Field
@@ -53,7 +53,7 @@ class RowTeacher(StrictConfig):
         )
 
 
-def rows_by_teacher(facts: list[Mapping[str, object]]) -> dict[str, int]:
+def rows_by_teacher(facts: Iterable[Mapping[str, object]]) -> dict[str, int]:
     """How many rows name each teacher; empty where none does."""
     counts: dict[str, int] = {}
     for one in facts:

@@ -42,7 +42,7 @@ HELD_OUT_TASK = "held-out prompts"
 def held_out_prompts(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Prompt, ...]:
     """The prompts of evaluate.data, or else of data.valid."""
     if config.evaluate.data is None and config.data.train_on == "last":
-        return data.valid[: config.evaluate.limit]
+        return tuple(data.valid[: config.evaluate.limit])
     encoder = (data.encoder or Encoder(config.data.template, tokenizer)).answering_last()
     dataset, name = config.evaluate.data, EVALUATED
     if dataset is None:
@@ -52,7 +52,7 @@ def held_out_prompts(config: RunConfig, data: Data, tokenizer: Any) -> tuple[Pro
     loaded = load_prompts(name, dataset, config.data, encoder, needs={"responses"})
     if name == EVALUATED:
         data.report[EVALUATED] = loaded.report
-    return loaded.prompts[: config.evaluate.limit]
+    return tuple(loaded.prompts[: config.evaluate.limit])
 
 
 def set_facts(data: Data, name: str) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def make_trainer(
         step=step,
         model=student,
         args=arguments,
-        train_dataset=list(parts.data.train),
+        train_dataset=parts.data.train,
         processing_class=parts.tokenizer,
     )
     for callback in (PrinterCallback, ProgressCallback):

@@ -21,12 +21,11 @@ from stillhouse.rollouts.offline.generation import (
     CHUNK_SIZE,
     GenerationOptions,
     GenerationRequest,
-    generate_stage,
+    write_generated,
 )
-from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
 from stillhouse.rollouts.offline.shards import blocks
-from stillhouse.rollouts.offline.stage_files import StageFile
+from stillhouse.rollouts.offline.stage_files import StageFile, read_rows
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.pruning import pruning_plan
 from stillhouse.runs.servers import teacher_text_server
@@ -65,7 +64,7 @@ class GenerateArguments:
 class GenerateResult:
     """The responses, and how many of them are done.
 
-    Example: `GenerateResult(total=100, share=100, finished=100, resumed=0, samples=[...])`
+    Example: `GenerateResult(100, 100, finished=100, resumed=0, complete=True, tokens=2400, truncated=3)`
     """
 
     total: int
@@ -75,8 +74,12 @@ class GenerateResult:
     """Responses on disk, of all shards."""
     resumed: int
     """Of these, responses that were there at the start."""
-    samples: list[Sample] | None
-    """All of them; None while other shards are not finished."""
+    complete: bool
+    """Whether all shards are finished, so that the file is written."""
+    tokens: int = 0
+    """Of all responses, when it is."""
+    truncated: int = 0
+    """Responses that were cut at the length limit."""
 
 
 def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
@@ -88,14 +91,16 @@ def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
     """
     request, header, options = _request(config, arguments)
     total = request.total
-    stage = StageFile(arguments.output, header)
-    resumed = total if stage.rows() is not None else len(stage.partial_rows())
-    samples = generate_stage(
-        arguments.output, request, options, header, f"Generating {arguments.output.name}"
-    )
-    finished = total if samples is not None else len(stage.partial_rows())
+    stage = StageFile(arguments.output, header, arguments.shard, arguments.shards)
+    resumed = total if stage.is_finished() else len(stage.partial_rows())
+    complete = write_generated(stage, request, options, f"Generating {arguments.output.name}")
+    finished = total if complete else len(stage.partial_rows())
     own = blocks(total, arguments.chunk, arguments.shard, arguments.shards)
-    return GenerateResult(total, sum(map(len, own)), finished, resumed, samples)
+    tokens = truncated = 0
+    for row in read_rows(arguments.output) if complete else ():
+        tokens += len(row["token_ids"])
+        truncated += not row["finished"]
+    return GenerateResult(total, sum(map(len, own)), finished, resumed, complete, tokens, truncated)
 
 
 def _request(

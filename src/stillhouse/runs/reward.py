@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -141,7 +142,7 @@ def train_reward_model(config: RewardRun, resume: bool = False) -> dict[str, flo
     return found
 
 
-def accuracy(model: nn.Module, pairs: tuple[Prompt, ...]) -> float:
+def accuracy(model: nn.Module, pairs: Iterable[Prompt]) -> float:
     """The share of preference pairs whose chosen response has the higher reward."""
     model.eval()
     both = [pair for prompt in pairs if (pair := prompt.preference_pair()) is not None]
@@ -156,7 +157,7 @@ def _held_out(config: RewardRun, encoder: Any) -> tuple[Prompt, ...]:
     if config.data.valid is None:
         return ()
     found = load_prompts("valid", config.data.valid, config.data, encoder, needs={"responses", "rejected"})
-    return found.prompts
+    return tuple(found.prompts)
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

@@ -152,7 +152,7 @@ def load_parts(given: Given, args: DistilConfig) -> Parts:
         config.data, found.student, needs=config.responses.requirements().data, teacher=found.reads
     )
     if args.max_length is not None:
-        data = replace(data, train=within(data.train, args.max_length))
+        data = replace(data, train=within(tuple(data.train), args.max_length))
     config = with_resolved_template(config, data)
     assert data.encoder is not None
     for note in format_notes(found, data).values():
@@ -187,7 +187,7 @@ def eval_prompts(parts: Parts, dataset: Any) -> tuple[Prompt, ...]:
     found = load_prompts("valid", rows, parts.config.data, data.encoder, needs={RESPONSES})
     for warning in set_warnings(found):
         logger.warning(warning)
-    return found.prompts
+    return tuple(found.prompts)
 
 
 def within(prompts: tuple[Prompt, ...], limit: int) -> tuple[Prompt, ...]:

@@ -20,7 +20,7 @@ from stillhouse.rollouts.base import RolloutContext
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.rollouts.offline.samples import Sample, missing_sample, prompts_digest, samples_digest
 from stillhouse.rollouts.offline.shards import blocks
-from stillhouse.rollouts.offline.stage_files import Row, StageFile, stage_header
+from stillhouse.rollouts.offline.stage_files import Row, StageFile, read_rows, stage_header
 
 logger = logging.getLogger("stillhouse")
 
@@ -102,9 +102,6 @@ def generate_stage(
 ) -> list[Sample] | None:
     """The requested responses in the order of the prompts, from the file at `path` or generated now.
 
-    Whatever an interrupted process has saved is kept. With several processes each generates every
-    `world_size`-th chunk.
-
     Returns:
         The samples; None if shards of other processes are still missing and `wait_for_others` is off.
 
@@ -112,20 +109,32 @@ def generate_stage(
         StageMismatch: the file was made in another way.
     """
     stage = StageFile(path, header, options.rank, options.world_size)
-    rows = stage.rows()
-    if rows is None:
+    written = write_generated(stage, request, options, title)
+    return _samples(path, list(read_rows(path)), request) if written else None
+
+
+def write_generated(
+    stage: StageFile, request: GenerationRequest, options: GenerationOptions, title: str
+) -> bool:
+    """Generate what a stage file lacks; whether it is finished.
+
+    Whatever an interrupted process has saved is kept. With several processes each generates every
+    `world_size`-th chunk. Shards of others may be missing if `wait_for_others` is off.
+
+    Raises:
+        StageMismatch: the file was made in another way.
+    """
+    if not stage.is_finished():
         _ShardGeneration(request, options, stage, title).run()
         if not options.wait_for_others:
-            stage.merge(request.total)
-        else:
-            barrier(options.world_size)
-            if options.rank == 0 and not stage.merge(request.total):
-                raise DataError(f"{path}: shards are missing; all processes must see the same folder.")
-            barrier(options.world_size)
-        rows = stage.rows()
+            return stage.merge(request.total)
+        barrier(options.world_size)
+        if options.rank == 0 and not stage.merge(request.total):
+            raise DataError(f"{stage.path}: shards are missing; all processes must see the same folder.")
+        barrier(options.world_size)
     elif options.rank == 0:
         stage.remove_shards()
-    return None if rows is None else _samples(path, rows, request)
+    return True
 
 
 def _samples(path: Path, rows: Sequence[Row], request: GenerationRequest) -> list[Sample]:
