@@ -71,9 +71,10 @@ def test_a_sharded_run_that_is_killed_and_resumed_is_that_of_whole_models(folder
     )
 
 
-def test_adapters_are_saved_whole(folder: Path) -> None:
+def test_adapters_are_saved_whole_beside_a_sharded_teacher(folder: Path) -> None:
     student = {"tokenizer": TEACHER, "from_config": STUDENT, "lora": {"rank": 2, "merge": False}}
-    assert in_two(short(folder, "lora", "kd", student=student), fsdp=True) == [0, 0]
+    teacher = {"kind": "live", "path": TEACHER, "shard": "fsdp2"}
+    assert in_two(short(folder, "lora", "kd", student=student, teacher=teacher), fsdp=True) == [0, 0]
     saved = folder / "lora" / "student"
     base = AutoModelForCausalLM.from_pretrained(saved / "base")
     adapted = PeftModel.from_pretrained(base, saved)
@@ -81,6 +82,17 @@ def test_adapters_are_saved_whole(folder: Path) -> None:
     checkpoint = load_file(folder / "lora/checkpoints/checkpoint-3/adapter_model.safetensors")
     ours = load_file(saved / "adapter_model.safetensors")
     assert checkpoint.keys() == ours.keys()
+
+
+def test_what_a_sharded_teacher_cannot_do_is_refused(folder: Path) -> None:
+    teacher = {"kind": "live", "path": TEACHER, "shard": "fsdp2"}
+    tree = tree_of_recipe(folder, "kd", teacher=teacher, evaluate={"teacher": True})
+    with pytest.raises(ConfigError, match=r"evaluate\.teacher.*Set it to false"):
+        preflight(resolve(tree).config)
+    with pytest.raises(ConfigError, match="text"):  # the teacher writes
+        resolve(tree_of_recipe(folder, "seqkd", teacher=teacher))
+    with pytest.raises(ConfigError, match=r"of\.shard"):
+        resolve(tree_of_recipe(folder, "kd", teacher={"kind": "cache", "of": teacher}))
 
 
 def test_a_teacher_made_of_the_sharded_student_is_refused(folder: Path) -> None:

@@ -26,10 +26,11 @@ from stillhouse import recipes
 from stillhouse.config import Layer, Layered
 from stillhouse.core.distributed import Ranks, SingleProcess, World
 from stillhouse.core.types import Progress, Prompt, Response
+from stillhouse.data.collate import collate
 from stillhouse.fused import FusedConfig
 from stillhouse.models import LoraConfig, unwrap
 from stillhouse.models.adapters import add_lora
-from stillhouse.models.sharding import TrainedStudent, keep_head_whole
+from stillhouse.models.sharding import TrainedStudent, is_sharded, keep_head_whole, shard_for_inference
 from stillhouse.objectives.base import REGISTRY as OBJECTIVES
 from stillhouse.rollouts.base import REGISTRY as POLICIES
 from stillhouse.rollouts.base import StatelessPolicy
@@ -104,7 +105,7 @@ def make_step(name: str, teacher: nn.Module, world: World, chunk_rows: int | Non
     return Step(
         Method(policy, objective, values.get("train", {}).get("normalise", "token")),
         GivenResponses(WRITERS[name], "pairs" in objective.requirements().rows),
-        {"main": LiveTeacher(teacher, teacher.config.vocab_size)},
+        {"main": LiveTeacher(teacher, teacher.config.vocab_size, in_step=is_sharded(teacher))},
         tiny.PAD,
         teacher.config.vocab_size,
         world=world,
@@ -162,8 +163,8 @@ def check_method(name: str, rank: int, size: int) -> None:
     for kind in ("ddp", "fsdp2"):
         student = make_student(more)
         model = DistributedDataParallel(student) if kind == "ddp" else sharded(student)
-        world = Ranks(rank, size)
-        found = taken(make_step(name, teacher, world), model, own, MICRO)
+        shared = shard_for_inference(copy.deepcopy(teacher)) if kind == "fsdp2" else teacher
+        found = taken(make_step(name, shared, Ranks(rank, size)), model, own, MICRO)
         assert abs(found / loss - 1) < 1e-9, f"{name}, {kind}: loss {found} instead of {loss}"
         compare(gradients(model), wanted, f"{name}, {kind}, {size} processes")
         clipped = whole(nn.utils.clip_grad_norm_(model.parameters(), 1e-3))
@@ -218,6 +219,21 @@ def check_whole_student(rank: int, size: int) -> None:
         assert not sum(weight.numel() for weight in student.parameters())
 
 
+def check_sharded_teacher(rank: int, size: int) -> None:
+    """Its hidden states are those of the whole model, and a process holds its share of all but the head."""
+    whole = tiny.model(7, width=24, layers=4, dtype=torch.float64).requires_grad_(False)
+    shared = shard_for_inference(copy.deepcopy(whole))
+    batch = collate(tiny.responses(5, seed=rank), tiny.PAD)
+    expected, teacher = LiveTeacher(whole, tiny.VOCAB), LiveTeacher(shared, tiny.VOCAB, in_step=True)
+    torch.testing.assert_close(teacher.hidden(batch), expected.hidden(batch), rtol=1e-12, atol=1e-12)
+    for _ in range(2):  # and after a pass
+        layers = (weight for weight in shared.parameters() if weight is not teacher.head.weight)
+        held = sum(w.to_local().numel() if isinstance(w, DTensor) else w.numel() for w in layers)
+        all_of_it = sum(weight.numel() for weight in whole.parameters()) - expected.head.weight.numel()
+        assert held < 1.15 * all_of_it / size + 64
+        teacher.hidden(batch)
+
+
 def main() -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
@@ -225,4 +241,5 @@ def main() -> None:
         check_method(name, rank, size)
     check_head_is_gathered_once(rank, size)
     check_whole_student(rank, size)
+    check_sharded_teacher(rank, size)
     dist.destroy_process_group()

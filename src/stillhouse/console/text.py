@@ -1,16 +1,20 @@
-"""Lines of text: results to standard output, notes, warnings and errors to standard error."""
+"""Lines of text: results to standard output, notes, warnings and errors to standard error.
+
+Of the processes of one run the first speaks for all; an error is told by whom it meets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 
 from stillhouse.console.format import visible
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ConfigError, StillhouseError
 
 _live: list[Console] = []
 """The console of a live display, while there is one."""
@@ -18,12 +22,16 @@ _live: list[Console] = []
 
 def output() -> Console:
     """Standard output as rich sees it at this moment."""
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not _first())
 
 
 def messages() -> Console:
     """Standard error as rich sees it at this moment; during a live display its console."""
-    return _live[-1] if _live else Console(stderr=True, highlight=False)
+    return _live[-1] if _live else Console(stderr=True, highlight=False, quiet=not _first())
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -57,12 +65,21 @@ def warn(text: str) -> None:
 def show_error(error: StillhouseError) -> int:
     """Print the message of a deliberate error to standard error, without a traceback.
 
+    Of several processes each tells its own with its number; what is wrong in the configuration, which all of
+    them read, once on a machine.
+
     Returns:
         The exit code: 2 where the user can mend the input, 3 where the environment failed.
     """
     text = visible(str(error))
     gap = "\n" if "\n" in text else " "
-    messages().print(Text.assemble(("error:", "bold red"), gap, text), soft_wrap=True)
+    if _first():
+        messages().print(Text.assemble(("error:", "bold red"), gap, text), soft_wrap=True)
+    elif not isinstance(error, ConfigError) or os.environ.get("LOCAL_RANK") == "0":
+        label = f"error in process {os.environ['RANK']}:"
+        Console(stderr=True, highlight=False).print(
+            Text.assemble((label, "bold red"), gap, text), soft_wrap=True
+        )
     return error.exit_code
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.models.hidden import unwrap
+from stillhouse.models.load import local_device
 
 
 def shard_for_inference(model: nn.Module) -> nn.Module:
@@ -21,11 +22,11 @@ def shard_for_inference(model: nn.Module) -> nn.Module:
     an input embedding that is tied to it, stays whole: the loss of each micro-batch needs all of it.
 
     Args:
-        model: a causal language model on the CPU; where there is a GPU, the shares are moved there.
+        model: a causal language model on the CPU, frozen; where there is a GPU, its share is moved there.
     """
     from torch.distributed.fsdp import fully_shard
 
-    head = unwrap(model).get_output_embeddings()
+    head = unwrap(model).get_output_embeddings().to(local_device())
     whole = set(head.parameters())
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -37,10 +37,12 @@ from stillhouse.models import (
     unwrap,
     vision_facts,
     vocab_digest,
+    weights_digest,
 )
 from stillhouse.models.packing import packs
 from stillhouse.models.pruning.plan import with_tokens
 from stillhouse.models.quantise import dense
+from stillhouse.models.sharding import is_sharded, shard_for_inference
 from stillhouse.objectives import Objective
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair
@@ -78,6 +80,8 @@ class Parts:
     """The teacher's prompts and ends, and what goes between two vocabularies."""
     pruning: Mapping[str, Any] | None = None
     """What of the teacher the student started with, and how it was chosen."""
+    sharded_digests: Mapping[str, str] = field(default_factory=dict)
+    """Of teachers whose weights processes share: the digest of the whole, known to the first process."""
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -115,7 +119,12 @@ class Parts:
     @property
     def comparable(self) -> nn.Module | None:
         """The teacher, where its distributions can be compared with the student's token by token."""
-        return self.teacher if self.translator is None else None
+        return self.whole_teacher if self.translator is None else None
+
+    @property
+    def whole_teacher(self) -> nn.Module | None:
+        """The main teacher's model, unless processes share its weights and so read with it together."""
+        return None if self.teacher is None or is_sharded(self.teacher) else self.teacher
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens of a response as text."""
@@ -198,16 +207,18 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
         if model is not None:
             _finite(name, model)
     device = local_device()
+    digests = _digests_of_sharded(config, teachers)
     parts = Parts(
         config,
         tokenizer,
         found.student_facts(encoder),
         student.to(device),
-        {name: None if model is None else model.to(device) for name, model in teachers.items()},
+        {name: _placed(config.all_teachers[name], model, device) for name, model in teachers.items()},
         found.ids,
         data,
         Translation.of(found, data, None if main is None else context_length(unwrap(main).config)),
         pruning=None if plan is None else plan.facts,
+        sharded_digests=digests,
     )
     _check_shards_see(parts)
     pack_where_possible(parts)
@@ -218,6 +229,22 @@ def assemble(config: RunConfig, pruning: Mapping[str, Any] | None = None) -> Par
     if config.responses.requirements().asks(MAIN, "text"):
         _ = parts.teacher_engine  # a server that cannot write is told of before anything is evaluated
     return parts
+
+
+def _placed(config: TeacherConfig, model: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """A teacher on its device, or this process's share of it."""
+    if model is None:
+        return None
+    return shard_for_inference(model) if config.sharded and rank_and_size()[1] > 1 else model.to(device)
+
+
+def _digests_of_sharded(config: RunConfig, teachers: Mapping[str, nn.Module | None]) -> dict[str, str]:
+    """Before they are sharded: afterwards no process has all weights of a teacher."""
+    rank, size = rank_and_size()
+    if rank or size == 1:
+        return {}
+    shared = {name: model for name, model in teachers.items() if config.all_teachers[name].sharded}
+    return {name: weights_digest(model) for name, model in shared.items() if model is not None}
 
 
 def _check_shards_see(parts: Parts) -> None:

@@ -48,7 +48,11 @@ def preflight(config: RunConfig) -> None:
 
 
 def _unfit_teachers(config: RunConfig, arguments: Any) -> Iterator[Fault]:
-    """Teachers that read the student's own weights, where each process has a share of these alone."""
+    """Teachers that read the student's own weights, where each process has a share of these alone; and the
+    evaluation of a teacher that processes share."""
+    if config.evaluate.teacher and config.teacher is not None and config.teacher.sharded:
+        problem = "the processes share the teacher (teacher.shard), and it cannot write"
+        yield Fault("evaluate.teacher", problem, got="true", hint="Set it to false.")
     if not shards_weights(arguments):
         return
     for name, teacher in config.all_teachers.items():

@@ -136,7 +136,8 @@ class _SystemEvaluation:
             "sampling": self.parts.limited(config.sampling).model_dump(mode="json"),
             "weights": self.fingerprint(self.model),
         }
-        teacher = None if self.parts.teacher is None else self.fingerprint(self.parts.teacher)
+        model = self.parts.whole_teacher
+        teacher = None if model is None else self.fingerprint(model)
         header = content_digest({**generation, "seeds": config.seeds, "teacher": teacher})
         if self.folder.has_evaluation(self.system, header=header):
             return

@@ -10,6 +10,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from torch import nn
+
 from stillhouse import console, signals
 from stillhouse.console.format import setting_text
 from stillhouse.core.distributed import Ranks
@@ -217,9 +219,16 @@ def _train_until_stopped(trainer: StepTrainer, interrupt: Interrupt, checkpoint:
 
 def _arguments(parts: Parts, folder: RunFolder) -> Any:
     name, more = "ddp_find_unused_parameters", {}
-    if image_reader(parts.student) is not None and name not in parts.config.train.hf:
-        more[name] = True  # projector and tower are not used by a process that has rows of text alone
+    if name not in parts.config.train.hf:  # looking for unused weights costs a pass over the graph a step
+        more[name] = _may_leave_weights_unused(parts.student)
     return training_arguments(parts.config, folder.checkpoints, more=more)
+
+
+def _may_leave_weights_unused(student: nn.Module) -> bool:
+    """Whether one process may have no use for weights that others use: a vision tower where all its rows are
+    of text alone, experts that none of its tokens is sent to."""
+    experts = any("expert" in name for name, _ in student.named_modules())
+    return experts or image_reader(student) is not None
 
 
 def make_trainer(

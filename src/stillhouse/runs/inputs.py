@@ -59,7 +59,8 @@ def input_digests(parts: Parts) -> dict[str, dict[str, Any]]:
     for name, model in parts.teachers.items():
         if model is not None:
             place = getattr(config.all_teachers[name].model_to_load(), "path", None)
-            found[teacher_path(name)] = {"path": place, "digest": weights_digest(model)}
+            digest = parts.sharded_digests.get(name) or weights_digest(model)
+            found[teacher_path(name)] = {"path": place, "digest": digest}
         elif (served := config.all_teachers[name].served_model()) is not None:
             found[teacher_path(name)] = {"path": served["path"], "digest": served["digest"]}
     return found

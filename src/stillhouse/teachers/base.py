@@ -141,6 +141,11 @@ class TeacherConfig(StrictConfig):
         return True
 
     @property
+    def sharded(self) -> bool:
+        """Whether several processes share its weights, and so ask it together."""
+        return False
+
+    @property
     def copies_student(self) -> bool:
         """Whether it keeps a copy of what is trained of the student in memory."""
         return False

@@ -128,6 +128,11 @@ class CacheTeacherConfig(TeacherConfig):
     def _fits(self) -> Self:
         if isinstance(self.of, CacheTeacherConfig):
             raise ValueError("of is a cache itself; name the teacher behind it")
+        if self.of.sharded:
+            raise ValueError(
+                "of.shard: processes that share a teacher ask it together, and a cache asks about what it "
+                "has not; leave shard out, or fill the cache elsewhere and set on_miss: error"
+            )
         others = {name for kind, names in OPTIONS.items() for name in names if kind != self.store}
         foreign = sorted((others - set(OPTIONS[self.store])) & self.model_fields_set)
         if foreign:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from stillhouse.core.batch import TokenBatch
@@ -18,18 +19,22 @@ from stillhouse.teachers.base import REGISTRY, MetricSums, TeacherConfig
 class LiveTeacher:
     """Runs the teacher on the very token ids that the student sees."""
 
-    def __init__(self, model: nn.Module, vocab: int, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, vocab: int, batch_invariant: bool = False, in_step: bool = False
+    ) -> None:
         """Around a loaded model.
 
         Args:
             model: a causal language model.
             vocab: number of token ids that student and teacher share.
             batch_invariant: run it on one sequence at a time.
+            in_step: its weights are sharded, so that all processes ask it together, about every micro-batch.
         """
         self.model = model.eval()
         self.head: ModelHead = head_of(model, vocab)
         self.tokens = 0
         """Tokens that have gone through it, those of prompts included."""
+        self.in_step = in_step
         self._batch_invariant = batch_invariant
 
     def hidden(self, batch: TokenBatch) -> Tensor:
@@ -68,8 +73,37 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     batch_invariant: bool = False
     """Run it on one sequence at a time. Slower, but then its signal for a text is bit for bit the same in
     every batch; otherwise rounding depends a little on what else is in the batch."""
+    shard: Literal["fsdp2"] | None = None
+    """fsdp2: each of several processes keeps its share of the weights, but for the head, and gathers a layer
+    at a time, so that a teacher that fits on no GPU fits on several. It reads whatever the training asks, and
+    cannot write responses, be evaluated, cached, or run on one sequence at a time. One process keeps it
+    whole."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"distribution", "layers", "text"})
+
+    @model_validator(mode="after")
+    def _asked_together(self) -> Self:
+        if self.shard and self.batch_invariant:
+            raise ValueError(
+                "batch_invariant asks about one sequence at a time, of which processes have different "
+                "numbers, while those that share a teacher (shard) ask together; leave one of the two out"
+            )
+        return self
+
+    @property
+    def sharded(self) -> bool:
+        """With `shard`."""
+        return self.shard is not None
+
+    @property
+    def keeps_signal(self) -> bool:
+        """Not where all processes ask together: one that remembers would not."""
+        return not self.sharded
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Of a sharded teacher what it says about given text alone."""
+        return super().signals - {"text", "weights"} if self.sharded else super().signals
 
     def model_to_load(self) -> TeacherModel:
         """Itself."""
@@ -78,7 +112,7 @@ class LiveTeacherConfig(TeacherConfig, TeacherModel):
     def build(self, model: nn.Module | None, vocab: int) -> LiveTeacher:
         """The teacher around its loaded model."""
         assert model is not None
-        return LiveTeacher(model, vocab, self.batch_invariant)
+        return LiveTeacher(model, vocab, self.batch_invariant, self.sharded)
 
     def fingerprint(self, memory: Path) -> str:
         """A hash of its files."""

@@ -123,8 +123,8 @@ def teacher_signal(
 ) -> Tensor | SparseLogprobs:
     """The teacher's signal as `fused_rows` takes it: hidden states [N, Dt], or sparse log-probabilities.
 
-    The teacher runs on cache misses only. Sequences that no loss needs get zeros or no entries; a sparse
-    teacher has a cache of its own.
+    The teacher runs on cache misses only, one that several processes share on everything. Sequences that no
+    loss needs get zeros or no entries; a sparse teacher has a cache of its own.
 
     Args:
         teacher: the running teacher.
@@ -138,7 +138,7 @@ def teacher_signal(
     slots = slots or [NO_SLOT] * len(batch)
     cached = {row: cache.get(slots[row]) for row in needed}
     missing = [row for row in needed if cached[row] is None]
-    if len(missing) == len(batch):
+    if len(missing) == len(batch) or getattr(teacher, "in_step", False):
         hidden = teacher.hidden(batch)
         new = dict(enumerate(hidden.split(list(batch.row_counts))))
     else:
