@@ -52,10 +52,13 @@ class Size:
     steps: int
     batch: int = 64
     seeds: tuple[int, ...] = (1, 2, 3)
+    methods: tuple[str, ...] = tuple(METHODS)
 
 
 FULL = Size({"teacher": 10000, "train": 2400, "eval": 500}, 1600, 300, 200, 150)
-SMALL = Size({"teacher": 40, "train": 30, "eval": 10}, 2, 20, 2, 5, batch=10, seeds=(1,))
+SMALL = Size(
+    {"teacher": 10, "train": 10, "eval": 5}, 2, 10, 2, 4, batch=5, seeds=(1,), methods=("kd", "distillm2")
+)
 
 
 def processor(folder: Path) -> Path:
@@ -178,7 +181,8 @@ def table(folder: Path, small: bool) -> list[dict[str, Any]]:
             **{"train.max_steps": size.start_steps},
         )  # fmt: skip
         found.setdefault("student, few labels", []).append(measured(start, data))
-        for name, changes in METHODS.items():
+        for name in size.methods:
+            changes = METHODS[name]
             place = folder / f"{changes['recipe']}-{seed}"
             more = {"train.max_steps": size.steps, "student": {"path": str(start / "student")}}
             if changes["recipe"] != "sft":
