@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ def _lines(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
-def quantised() -> str:
+def quantised(name: str = "quantised.json") -> str:
     """The model before, and each way quantised and recovered."""
     measures = {"kl_to_teacher": (1, 5), "top1_agreement": (100, 1), "loss": (1, 3), "rouge_l": (1, 1)}
     head = ["weights", "KL to the model before", "same first choice, %", "loss", "ROUGE-L"]
     rows = []
-    for row in _rows("quantised.json"):
+    for row in _rows(name):
         weights, _, way = row["weights"].partition(", ")
         if way == "qat" and row["state"] == "quantised":
             continue  # rounded alike
@@ -41,32 +42,29 @@ def quantised() -> str:
     return _lines(head, rows)
 
 
-def _mean(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value['mean']:.2f}" + (f" ± {value['half']:.2f}" if "half" in value else "")
-
-
 def drafts() -> str:
-    """By task: acceptance, block efficiency and speed-up, before and after."""
+    """By task: acceptance, block efficiency and speed-up, before and after each objective."""
     rows = _rows("drafts.json")
     head = ["task", "draft", "acceptance rate", "block efficiency", "speed-up"]
     names = ("acceptance_rate", "block_efficiency", "speed_up")
     tasks = dict.fromkeys(row["task"] for row in rows)
     ordered = [row for task in tasks for row in rows if row["task"] == task]
-    cells = [[row["task"], row["state"], *(_mean(row.get(name)) for name in names)] for row in ordered]
+    cells = [
+        [row["task"], row["state"], *(f"{row[name]:.2f}" if name in row else "–" for name in names)]
+        for row in ordered
+    ]
     return _lines(head, cells)
 
 
 def gammas() -> str:
-    """Acceptance and block efficiency by gamma, before and after."""
+    """Acceptance and block efficiency by gamma, before and after each objective."""
     curves = {row["state"]: row["by_gamma"] for row in _rows("drafts.json") if "by_gamma" in row}
     head = ["gamma", *(str(point["gamma"]) for point in curves["before"])]
     names = {"acceptance_rate": "acceptance rate", "block_efficiency": "block efficiency"}
     return _lines(
         head,
         [
-            [f"{title}, {state}", *(_mean(point[name]) for point in points)]
+            [f"{title}, {state}", *(f"{point[name]:.2f}" for point in points)]
             for name, title in names.items()
             for state, points in curves.items()
         ],
@@ -108,6 +106,7 @@ def teacher_tokens() -> str:
 
 TABLES = {
     "quantised": quantised,
+    "quantised smollm2": partial(quantised, "quantised_smollm2.json"),
     "drafts": drafts,
     "gammas": gammas,
     "sweep": sweep,
