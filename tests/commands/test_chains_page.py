@@ -43,6 +43,9 @@ def test_the_commands_run_in_order(workshop: Workshop) -> None:
     shown = said["stillhouse show stages runs/written"]
     assert re.search(r"kept +curate +texts +done +– +\d+ rows of 32 ", shown.out)
     assert "runs/written: the chain written is done" in shown.err
+    assert workshop.stillhouse("show", "runs/written").out == shown.out
+    assert "stillhouse show responses runs/written/kept" in workshop.refused("show", "runs/written/kept")
+    assert "show rows: needs a run's folder, or files" in workshop.refused("show", "rows")
     chain = workshop.refused("show", "rows", "runs/written")
     assert "runs/written: is a chain of runs" in chain
     assert "stillhouse show rows: runs/written/texts, runs/written/kept" in chain

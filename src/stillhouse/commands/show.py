@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from stillhouse.runs.row_views import RowView, TextPiece
 
 
+WORDS = ("rows", "pairs", "responses", "stages")
 Targets = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Argument(
         parser=path_at,
         help="A run folder, or files of `generate` or `curate`; for rows also a run's YAML file, with values "
@@ -38,14 +39,16 @@ Limit = Annotated[
 @app.command("show", rich_help_panel=RESPONSES)
 def show(
     what: Annotated[
-        Literal["rows", "pairs", "responses", "stages"],
+        str,
         typer.Argument(
+            metavar="|".join(WORDS),
             help="rows: a run's data as the models read it; pairs: prompts with both responses; "
-            "responses: all; stages: what each stage of a chain has come to.",
+            "responses: all; stages: what each stage of a chain has come to, as the chain's folder "
+            "alone shows too.",
             show_default=False,
         ),
     ],
-    targets: Targets,
+    targets: Targets = None,
     number: Limit = None,
     seed: Annotated[
         int | None, typer.Option(help="Sample prompts at random with this seed; default: the first ones.")
@@ -67,6 +70,7 @@ def show(
     ] = None,
 ) -> None:
     """Show rows as the models read them, or prompts with responses, likelihoods and why some are dropped."""
+    what, targets = _what_and_targets(what, targets or [])
     if what == "stages":
         _refuse_options(number=number, seed=seed, row=id, round=round, dropped=dropped or None)
         _refuse_options(ids=ids or None, json=as_json or None, html=html)
@@ -103,6 +107,23 @@ def show(
         _print_table(one) if terminal else _print_lines(one)
     total = sum(bool(one.dropped) for one in asked)
     console.note(f"{len(shown)} of {len(asked)} {what} shown; {total} dropped")
+
+
+def _what_and_targets(what: str, targets: list[Path]) -> tuple[str, list[Path]]:
+    """What is to be shown of which targets; the folder of a chain alone stands for its stages."""
+    from stillhouse.errors import ConfigError, Fault
+    from stillhouse.files import ROWS_FILE
+    from stillhouse.report.record import CHAIN_FILE
+
+    if what not in WORDS and (Path(what) / CHAIN_FILE).is_file():
+        return "stages", [Path(what), *targets]
+    if what not in WORDS:
+        word = "responses" if (Path(what) / ROWS_FILE).is_file() else "rows"
+        hint = f"Such as: stillhouse show {word} {what}" if Path(what).exists() else None
+        raise ConfigError(Fault("show", "does not know what to show", what, ", ".join(WORDS), hint=hint))
+    if not targets:
+        raise ConfigError(Fault(f"show {what}", "needs a run's folder, or files, to show them of"))
+    return what, targets
 
 
 def _show_stages(targets: Sequence[Path]) -> None:

