@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from torch.distributed.run import get_args_parser
 
+from stillhouse.runs.resolve import resolve
+from tests.conftest import ROOT
 from tests.workshop import Workshop
 
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
@@ -43,3 +50,24 @@ def test_what_it_refuses(workshop: Workshop) -> None:
     assert "--output" in workshop.refused("init", "kd", "--launch", "ddp")
     assert "Name a method" in workshop.refused("init")
     assert not (workshop.folder / "x.yaml").exists()
+
+
+def test_the_page_on_scale_launches_and_shards_as_it_says(workshop: Workshop) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    launching = page.split("## One node")[1].split("\n## ")[0]
+    lines = [line for line in launching.splitlines() if line.startswith("$ ")]
+    assert len(lines) == 3
+    torch_line, init, accelerate = (shlex.split(line.removeprefix("$ ")) for line in lines)
+    assert workshop.stillhouse(*init[1:], "--force").code == 0
+    assert (workshop.folder / accelerate[accelerate.index("--config_file") + 1]).is_file()
+    arguments = launch_command_parser().parse_args(accelerate[2:])
+    assert (arguments.module, arguments.training_script) == (True, "stillhouse")
+    options = get_args_parser().parse_args(torch_line[1:])
+    assert (options.module, options.training_script, options.nproc_per_node) == (True, "stillhouse", "8")
+    sharding = page.split("## What is sharded")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```yaml\n(.*?)```", sharding, flags=re.DOTALL)
+    given = yaml.safe_load(block)
+    given["teacher"]["path"] = yaml.safe_load((workshop.folder / "run.yaml").read_text())["teacher"]["path"]
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text())
+    tree["evaluate"] = {**tree.get("evaluate", {}), **given["evaluate"]}
+    assert resolve({**tree, "teacher": given["teacher"]}).config.teacher.sharded

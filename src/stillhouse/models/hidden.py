@@ -22,14 +22,17 @@ from stillhouse.models.packing import arguments, packed_for, sequence_ids
 from stillhouse.models.processors import copy_processor
 from stillhouse.models.vision import ImageReader, check_no_images, image_arguments, reader_of
 
+DEEPSPEED = "DeepSpeedEngine"
+"""The class of DeepSpeed's wrapper, which is not imported to be known."""
+
 
 def unwrap(model: nn.Module) -> Any:
-    """The transformers model inside DistributedDataParallel, torch.compile and peft wrappers."""
+    """The transformers model inside DistributedDataParallel, DeepSpeed, torch.compile and peft wrappers."""
     inner: Any = model
     while True:
         if hasattr(inner, "_orig_mod"):
             inner = inner._orig_mod
-        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+        elif isinstance(inner, nn.parallel.DistributedDataParallel) or type(inner).__name__ == DEEPSPEED:
             inner = inner.module
         elif hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()

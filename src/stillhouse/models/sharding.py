@@ -45,12 +45,18 @@ def keep_head_whole(model: nn.Module, keep: bool) -> None:
     """Whether the backward passes that come leave the head of an FSDP2 model gathered.
 
     The fused loss takes the whole head in each micro-batch; kept between them it is gathered once a step.
+    ZeRO-3 keeps it for good: it has no shorter time than that of the head's own forward pass.
     """
     from torch.distributed.fsdp import FSDPModule
 
     head = unwrap(model).get_output_embeddings()
     if isinstance(head, FSDPModule):
         head.set_reshard_after_backward(not keep, recurse=False)
+    for weight in head.parameters():
+        if hasattr(weight, "ds_id") and not weight.ds_persist:
+            weight.ds_persist = True
+            wrapper: Any = model
+            wrapper.optimizer.parameter_offload.persistent_parameters.append(weight)
 
 
 class TrainedStudent:
