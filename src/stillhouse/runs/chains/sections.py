@@ -136,7 +136,8 @@ class GenerateSection(DataSection):
         by, length = self.label or self.by, config.data.max_response
         scores: dict[str, float] = {self.by: 0.0} if self.score else {}
         text = " ".join([FILLER] * length)
-        places = [(index, prompt) for index in range(self.samples) for prompt in self._prompts(config)]
+        prompts = self._prompts(config)
+        places = [(index, prompt) for index in range(self.samples) for prompt in prompts]
         return [
             Sample(
                 number, Response(prompt, prompt.token_ids[-1:] * length, self.by), text, by, scores, index

@@ -1,4 +1,4 @@
-"""The stages of a chain: a training run, or a conversion of what an earlier stage has left."""
+"""What a stage of a chain is, and the one that trains."""
 
 from __future__ import annotations
 
