@@ -63,7 +63,7 @@ def test_the_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it(work
     assert plain > weights_and_adam
     assert peak(train__micro_batch_size=2) < plain
     assert peak(train__micro_batch_size=4, student__gradient_checkpointing=True) < plain
-    assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 10**9
+    assert peak(train__micro_batch_size=4, student__lora={"rank": 8}) < plain - 9 * 10**8
     wide = {"train__batch_size": 32, "train__micro_batch_size": 32}
     assert peak(**wide, train__precision="bfloat16") < peak(**wide)
     mixed = peak(train__micro_batch_size=4, train__precision="bfloat16")

@@ -18,6 +18,10 @@ TEACHER_ROWS = 1024
 KEPT_BY_A_LAYER = 28
 """Numbers of the hidden size that a layer keeps of each token for the backward pass, or needs while it runs
 without one."""
+FREED_BUT_KEPT = 0.5
+"""Of what a step on a CPU allocates and frees, the share that malloc has kept when a step needs most, where
+weights are frozen. Where all are trained, gradients make up for it, which are counted together with the
+activations that they replace."""
 
 MemoryParts = dict[str, float]
 """Bytes by what holds them: weights, activations and so on."""
@@ -115,6 +119,9 @@ def memory_by_phase(
     free = None if gpu is None else gpu.memory - sum(during.values())
     step = _student_step(config, student, tokens, work.length, casts=_casts(config, student, devices))
     step |= {"logits": _logits(config, student, len(teachers), tokens, free)}
+    if gpu is None and student.trainable is not None:
+        whole = student.quantised * student.dtype_bytes if student.quantised_bits is not None else 0
+        step |= {"freed, kept by malloc": FREED_BUT_KEPT * sum(step.values()) + whole}
     writing = held | _whole(student, devices)
     found = {
         "loading": held,
