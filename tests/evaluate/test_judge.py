@@ -212,6 +212,8 @@ def test_a_judgement_of_runs_stands_in_their_report(workshop: Workshop, service:
     assert (judged.task, judged.label, judged.system) == ("dolly against sft", "kd", "student after")
     assert judged.metrics["win_rate"] == 1.0
     assert len(judged.rows) == 2
+    by_student = find_answers(workshop.folder / "runs/kd/student", None, "A")
+    assert by_student == find_answers(workshop.folder / "runs/kd", None, "A")
     # The judgement itself is no task whose answers could be judged.
     assert find_answers(workshop.folder / "runs/kd", None, "A").path.name == "student-after.dolly.jsonl"
 

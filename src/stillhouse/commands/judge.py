@@ -25,7 +25,10 @@ RubricFile = Annotated[
 @app.command("judge", rich_help_panel=RESULTS)
 def judge(
     first: Annotated[
-        Path, typer.Argument(help="Run folder or JSONL file of answers.", metavar="A", show_default=False)
+        Path,
+        typer.Argument(
+            help="Run folder, its student's, or JSONL file of answers.", metavar="A", show_default=False
+        ),
     ],
     second: Annotated[
         Path, typer.Argument(help="Run folder or file to compare A with.", metavar="B", show_default=False)

@@ -51,7 +51,7 @@ def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
     """The system behind a path of the command line.
 
     Args:
-        path: a JSONL file, or a run folder, of which the student after training is taken.
+        path: a JSONL file, or a run folder or its student's, of which the student after training is taken.
         task: which task of a run folder; None: its only one, or the held-out prompts.
         option: name of the path in messages.
 
@@ -63,7 +63,8 @@ def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
         system = path.stem.partition(".")[0]
         own = run is not None and system == "student-after"
         return JudgedSystem(run.name if run is not None and own else path.stem, path, run if own else None)
-    folder = path / "evaluation"
+    of_student = path.name == "student" and (path.parent / "evaluation").is_dir()
+    folder = (path.parent if of_student else path) / "evaluation"
     named = {file.stem.partition(".")[2]: file for file in sorted(folder.glob("student-after*.jsonl"))}
     found = {name: file for name, file in named.items() if AGAINST not in name}
     if not found:
@@ -75,7 +76,7 @@ def find_answers(path: Path, task: str | None, option: str) -> JudgedSystem:
         problem = "is ambiguous" if task is None else f"{path} has no answers to it"
         allowed = ", ".join(one or "(none: the held-out prompts)" for one in found)
         raise ConfigError(Fault("--task", problem + nearest(name, list(found)), got=task, allowed=allowed))
-    return JudgedSystem(path.name, found[name], path)
+    return JudgedSystem(folder.absolute().parent.name, found[name], folder.parent)
 
 
 def pair_answers(
