@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +14,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from stillhouse.commands import main
 from stillhouse.runs.resolve import resolve
+from tests.children import ranks, write_to
 from tests.conftest import ROOT
 from tests.workshop import Workshop
 
@@ -50,6 +55,33 @@ def test_what_it_refuses(workshop: Workshop) -> None:
     assert "--output" in workshop.refused("init", "kd", "--launch", "ddp")
     assert "Name a method" in workshop.refused("init")
     assert not (workshop.folder / "x.yaml").exists()
+
+
+def as_launched(folder: Path, *words: str) -> None:
+    """`python -m stillhouse`, as a launcher starts it with the variables of its rank."""
+    os.chdir(folder)
+    write_to(*(folder / f"{name}{os.environ['RANK']}" for name in ("out", "err")))
+    sys.argv = ["stillhouse", *words]
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+
+
+def test_of_several_processes_the_first_speaks(workshop: Workshop) -> None:
+    command = ("run", "run.yaml", "name=both", "train.max_steps=1", "train.micro_batch_size=1")
+    command = (*command, "train.batch_size=2", "evaluate.before=false", "evaluate.teacher=false")
+    assert ranks(2, as_launched, workshop.folder, *command) == [0, 0]
+    said = {name: (workshop.folder / name).read_text() for name in ("out0", "out1", "err0", "err1")}
+    assert "both/student" in said["out0"]
+    assert not said["out1"]
+    assert "Training both" in said["err0"]
+    assert "Training both" not in said["err1"]
+    codes = ranks(2, as_launched, workshop.folder, "run", "run.yaml", "train.lrr=1")
+    assert codes == [2, 2]
+    errors = [(workshop.folder / name).read_text() for name in ("err0", "err1")]
+    assert "train.lrr" in errors[0]
+    assert "train.lrr" not in errors[1]
 
 
 def test_the_page_on_scale_launches_and_shards_as_it_says(workshop: Workshop) -> None:
