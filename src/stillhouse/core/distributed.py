@@ -63,6 +63,9 @@ class SingleProcess:
         return [value]
 
 
+SINGLE_PROCESS: World = SingleProcess()
+
+
 class Ranks:
     """The processes of a distributed run.
 
@@ -113,6 +116,12 @@ class Ranks:
         if self.size > 1:
             _group().all_gather_object(found, value)
         return found
+
+
+def sharded(model: Any) -> bool:
+    """Whether the weights of a model are spread over the processes (FSDP2, ZeRO-3), so that all of them have
+    to run the same forward passes."""
+    return any(hasattr(one, "full_tensor") or hasattr(one, "ds_id") for one in model.parameters())
 
 
 def barrier(world_size: int, patient: bool = False) -> None:

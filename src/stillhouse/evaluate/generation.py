@@ -10,9 +10,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
+from stillhouse.core.distributed import SINGLE_PROCESS, World, sharded
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Prompt, Response, images_of
@@ -22,8 +23,45 @@ from stillhouse.errors import DataError
 from stillhouse.evaluate.metrics.text import distinct_n, length_statistics, rouge_l
 from stillhouse.evaluate.shown_images import ShownImages
 
+if TYPE_CHECKING:
+    from torch import nn
+
 BLOCK_SIZE = 256
 """Prompts per call of the engine. Seeds depend on it, so that interrupted and straight evaluations agree."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the prompts that this process completes: every n-th of each block of `generate`."""
+
+    world: World = SINGLE_PROCESS
+    in_step: bool = False
+    """Every process completes all prompts, because the weights are spread over them."""
+
+    @classmethod
+    def of(cls, world: World, model: nn.Module) -> Share:
+        """The share in what a model completes."""
+        return cls(world, sharded(model))
+
+    def places(self, count: int) -> range:
+        """Those of this process."""
+        return range(count) if self.in_step else range(count)[self.world.rank :: self.world.size]
+
+    def of_first(self, value: Any) -> Any:
+        """What the first process has."""
+        return value if self.world.size == 1 else self.world.gather(value)[0]
+
+    def of_all(self, written: list[Any], count: int) -> list[Any]:
+        """What all processes have written, in the order of the prompts."""
+        if self.world.size == 1:
+            return written
+        shares = self.world.gather(written)
+        if self.in_step:
+            return list(shares[0])
+        return [shares[place % self.world.size][place // self.world.size] for place in range(count)]
+
+
+ALONE = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +85,12 @@ def generate(
     *,
     journal: Journal | None = None,
     title: str | None = None,
+    share: Share = ALONE,
 ) -> Generations:
     """Complete every prompt once per seed.
+
+    Of several processes each completes every n-th prompt of a block, with the random numbers that the prompt
+    has in one process, and all get the whole; the first one keeps the journal.
 
     Args:
         engine: generates.
@@ -57,18 +99,22 @@ def generate(
         seeds: one pass over the prompts for each.
         journal: the blocks that an interrupted evaluation has finished; new ones are added.
         title: show progress under this title.
+        share: of this process.
     """
     journal = Journal() if journal is None else journal
     by_seed: dict[int, list[Completion]] = {seed: [] for seed in seeds}
     seconds = 0.0
-    with _progress(title, len(by_seed) * len(prompts)) as advance:
+    with _progress(title if share.world.rank == 0 else None, len(by_seed) * len(prompts)) as advance:
         for seed, completions in by_seed.items():
             for index, start in enumerate(range(0, len(prompts), BLOCK_SIZE)):
                 inputs = prompts[start : start + BLOCK_SIZE]
-                block = journal.get(f"{seed}/{index}")
+                block = share.of_first(journal.get(f"{seed}/{index}"))
                 if block is None:
-                    block = _generate_block(engine, inputs, sampling, _block_seed(seed, index), advance)
-                    journal.put(f"{seed}/{index}", block)
+                    block = _generate_block(
+                        engine, inputs, sampling, _block_seed(seed, index), advance, share
+                    )
+                    if share.world.rank == 0:
+                        journal.put(f"{seed}/{index}", block)
                 else:
                     advance(len(inputs))
                 completions += [Completion(tuple(ids), finished) for ids, finished in block["completions"]]
@@ -86,20 +132,31 @@ def _generate_block(
     sampling: Sampling,
     seed: int,
     advance: Callable[[int], object],
+    share: Share,
 ) -> dict[str, Any]:
-    start, shown = time.perf_counter(), 0
+    start, shown, own = time.perf_counter(), 0, share.places(len(prompts))
 
     def progress(finished: int, _total: int) -> None:
         nonlocal shown
         advance(finished - shown)
         shown = finished
 
-    ids = [prompt.token_ids for prompt in prompts]
-    completions = engine.generate(ids, sampling, seed, progress=progress, images=images_of(prompts))
-    return {
-        "seconds": round(time.perf_counter() - start, 6),
-        "completions": [[list(one.token_ids), one.finished] for one in completions],
-    }
+    mine = [prompts[place] for place in own]
+    completions = (
+        engine.generate(
+            [prompt.token_ids for prompt in mine],
+            sampling,
+            seed,
+            sample_ids=own,
+            progress=progress,
+            images=images_of(mine),
+        )
+        if mine
+        else []
+    )
+    written = share.of_all([[list(one.token_ids), one.finished] for one in completions], len(prompts))
+    advance(len(prompts) - len(mine))
+    return {"seconds": round(time.perf_counter() - start, 6), "completions": written}
 
 
 @contextlib.contextmanager
@@ -143,9 +200,9 @@ def generate_and_score(
     seeds: Sequence[int],
     tokenizer: Any,
     *,
-    source: Any = "student",
     title: str | None = None,
     journal: Journal | None = None,
+    share: Share = ALONE,
 ) -> ScoredResponses:
     """Generate responses and score them: ROUGE-L, length, termination, distinct bigrams, speed.
 
@@ -155,9 +212,9 @@ def generate_and_score(
         sampling: temperature, length limit and so on.
         seeds: one pass over the prompts for each.
         tokenizer: decodes responses for scoring; text is never encoded again.
-        source: "student" or "teacher", noted in the responses.
         title: show progress under this title.
         journal: the blocks that an interrupted evaluation has finished.
+        share: of this process.
 
     Raises:
         DataError: no prompt has a reference.
@@ -167,7 +224,7 @@ def generate_and_score(
         raise DataError(
             "evaluation needs prompts with references, and there are none. Set evaluate.data or data.valid."
         )
-    generations = generate(engine, prompts, sampling, seeds, journal=journal, title=title)
+    generations = generate(engine, prompts, sampling, seeds, journal=journal, title=title, share=share)
     seed_means: list[float] = []
     rows: list[dict[str, Any]] = []
     shown = ShownImages()
@@ -185,7 +242,7 @@ def generate_and_score(
         **response_statistics(rows, generations.seconds),
     }
     first = next(iter(generations.by_seed.values()))
-    return ScoredResponses(metrics, rows, to_responses(prompts, first, source))
+    return ScoredResponses(metrics, rows, to_responses(prompts, first, "student"))
 
 
 def _row(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillhouse.core.batch import Batch
+from stillhouse.core.distributed import SINGLE_PROCESS, World, sharded
 from stillhouse.core.host import Ints
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate, read_by_teacher
@@ -60,8 +62,12 @@ def likelihood(
     teacher: nn.Module | None = None,
     vocab_size: int | None = None,
     batch_size: int = 32,
+    world: World = SINGLE_PROCESS,
 ) -> Likelihood:
     """Loss and calibration of a student on given responses; with a teacher also fidelity to it.
+
+    Of several processes each reads every n-th batch, unless the weights of a model are spread over them, and
+    all get the whole.
 
     Args:
         student: a causal language model; it is in eval mode meanwhile.
@@ -71,6 +77,7 @@ def likelihood(
         vocab_size: number of token ids that both share. A response is cut at its first token beyond, which a
             padded head can generate and no other model can read; a warning says how many were.
         batch_size: sequences per forward pass.
+        world: the processes that share the work.
 
     Raises:
         DataError: there are no responses.
@@ -78,12 +85,12 @@ def likelihood(
     responses = _readable(responses, vocab_size)
     training = student.training
     student.eval()
-    fidelity, calibration, teacher_calibration = Fidelity(), Calibration(), Calibration()
-    total, tokens = 0.0, 0
-    sums: TokenSums = {}
+    if any(model is not None and sharded(model) for model in (student, teacher)):
+        world = SINGLE_PROCESS
+    found = _Measured()
     try:
         with torch.no_grad():
-            for some in _batches(responses, batch_size):
+            for some in islice(_batches(responses, batch_size), world.rank, None, world.size):
                 batch = collate(some, pad_id).to(next(student.parameters()).device)
                 labels = batch.row_labels()
                 hidden = hidden_rows(student, batch)
@@ -92,26 +99,60 @@ def likelihood(
                 for rows in torch.arange(len(labels)).split(CHUNK):
                     logits = head_of(student, vocab_size).logits(hidden[rows])
                     nats = -logits.log_softmax(-1).gather(1, labels[rows, None])[:, 0].double()
-                    total += nats.sum().item()
+                    found.total += nats.sum().item()
                     values = nats[None]
-                    calibration.update(logits, labels[rows])
+                    found.calibration.update(logits, labels[rows])
                     if teacher is not None and teacher_hidden is not None:
                         teacher_logits = head_of(teacher, vocab_size).logits(teacher_hidden[rows])
-                        values = torch.cat([values, fidelity.update(logits, teacher_logits).double()])
-                        teacher_calibration.update(teacher_logits, labels[rows])
+                        compared = found.fidelity.update(logits, teacher_logits).double()
+                        values = torch.cat([values, compared])
+                        found.teacher_calibration.update(teacher_logits, labels[rows])
                     parts.append(values)
-                tokens += len(labels)
-                _add_sums(sums, some, torch.cat(parts, dim=1), batch.row_sequences)
+                found.tokens += len(labels)
+                _add_sums(found.sums, some, torch.cat(parts, dim=1), batch.row_sequences)
     finally:
         student.train(training)
-    return Likelihood(
-        total / tokens,
-        tokens,
-        None if teacher is None else fidelity.scores(),
-        calibration.error(),
-        None if teacher is None else teacher_calibration.error(),
-        sums,
-    )
+    if world.size > 1:
+        found = _Measured.of_all(world.gather(found))
+    return found.means(teacher is not None)
+
+
+@dataclass
+class _Measured:
+    """What is added up over batches."""
+
+    total: float = 0.0
+    tokens: int = 0
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    calibration: Calibration = field(default_factory=Calibration)
+    teacher_calibration: Calibration = field(default_factory=Calibration)
+    sums: TokenSums = field(default_factory=dict)
+
+    @classmethod
+    def of_all(cls, shares: Sequence[_Measured]) -> _Measured:
+        """Of several processes together."""
+        whole = cls(sum(one.total for one in shares), sum(one.tokens for one in shares))
+        whole.fidelity.add([one.fidelity for one in shares])
+        whole.calibration.add([one.calibration for one in shares])
+        whole.teacher_calibration.add([one.teacher_calibration for one in shares])
+        for one in shares:
+            for id, own in one.sums.items():
+                known = whole.sums.setdefault(id, {name: [0.0, 0] for name in own})
+                for name, (total, tokens) in own.items():
+                    known[name][0] += total
+                    known[name][1] += tokens
+        return whole
+
+    def means(self, with_teacher: bool) -> Likelihood:
+        """Over all tokens."""
+        return Likelihood(
+            self.total / self.tokens,
+            self.tokens,
+            self.fidelity.scores() if with_teacher else None,
+            self.calibration.error(),
+            self.teacher_calibration.error() if with_teacher else None,
+            self.sums,
+        )
 
 
 def _teacher_hidden(teacher: nn.Module | None, batch: Batch, pad_id: int) -> Tensor | None:

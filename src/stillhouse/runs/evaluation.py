@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from stillhouse.core.distributed import Ranks, broadcast_from_first, rank_and_size
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
 from stillhouse.data.templates import Template
 from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import generate_and_score
-from stillhouse.evaluate.generation import questions_digest, token_ids_digest, with_sums
+from stillhouse.evaluate.generation import Share, questions_digest, token_ids_digest, with_sums
 from stillhouse.evaluate.likelihood import likelihood_metrics
 from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask
 from stillhouse.models import fingerprint, parameter_counts, unwrap
@@ -125,7 +125,8 @@ class _SystemEvaluation:
         self.label = parts.config.name if system == "student after" else system
         self.fingerprint = functools.cache(fingerprint)  # no weights change meanwhile
         self.shared = None
-        if system in SHARED and folder.main and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        self.world = Ranks(*rank_and_size())
+        if system in SHARED and self.world.size == 1:
             self.shared = shared_results(parts, evaluate=parts.config.evaluate.model_dump(mode="json"))
 
     def on_held_out(self, prompts: tuple[Prompt, ...]) -> None:
@@ -139,7 +140,7 @@ class _SystemEvaluation:
         model = self.parts.whole_teacher
         teacher = None if model is None else self.fingerprint(model)
         header = content_digest({**generation, "seeds": config.seeds, "teacher": teacher})
-        if self.folder.has_evaluation(self.system, header=header):
+        if self._has(header):
             return
         with self._once(header, questions_digest(prompts)) as there:
             if not there:
@@ -157,7 +158,7 @@ class _SystemEvaluation:
         """Evaluate on one task."""
         context = self._context(task)
         header = content_digest(task.dependencies(context))
-        if self.folder.has_evaluation(self.system, task.title, header=header):
+        if self._has(header, task.title):
             return
         with self._once(header, "", task.title) as there:
             if not there:
@@ -173,6 +174,14 @@ class _SystemEvaluation:
         key = {"system": self.system, "task": task, "header": header, "questions": questions}
         with self.shared.once(path.stem, key, [path.with_suffix(".jsonl"), path]) as there:
             yield there
+
+    def _has(self, header: str, task: str | None = None) -> bool:
+        """Whether the first process finds the result."""
+
+        def there() -> bool:
+            return self.folder.has_evaluation(self.system, *([task] if task else []), header=header)
+
+        return broadcast_from_first(self.world.rank, self.world.size, there)
 
     def _task(self, task: EvalTask, context: EvalContext, header: str) -> None:
         training = self.model.training
@@ -212,6 +221,7 @@ class _SystemEvaluation:
             open_journal=lambda header, name: Journal(
                 self.folder.partial(self.system, task.title, name), header
             ),
+            world=self.world,
         )
 
 
@@ -240,8 +250,16 @@ def evaluate_prompts(
     sampling = parts.limited(config.sampling)
     training = model.training
     model.eval()
+    world = Ranks(*rank_and_size())
     scored = generate_and_score(
-        parts.engine(model), prompts, sampling, config.seeds, parts.tokenizer, title=title, journal=journal
+        parts.engine(model),
+        prompts,
+        sampling,
+        config.seeds,
+        parts.tokenizer,
+        title=title,
+        journal=journal,
+        share=Share.of(world, model),
     )
     likelihoods, sums = likelihood_metrics(
         model,
@@ -251,6 +269,7 @@ def evaluate_prompts(
         pad_id=parts.facts.pad_id,
         vocab_size=parts.vocab,
         batch_size=config.batch_size,
+        world=world,
     )
     parameters = parameter_counts(model)["parameters"]
     metrics = {**scored.metrics, **likelihoods, "parameters": parameters}

@@ -19,6 +19,7 @@ from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Progress, Prompt
 from stillhouse.errors import ModelError, TrainingError
 from stillhouse.evaluate import generate_and_score, likelihood
+from stillhouse.evaluate.generation import Share
 from stillhouse.evaluate.likelihood import references_of
 from stillhouse.models import image_reader
 from stillhouse.models.adapters import save_state
@@ -274,11 +275,19 @@ def _validation(
                 parts.facts.pad_id,
                 vocab_size=parts.vocab,
                 batch_size=config.evaluate.batch_size,
+                world=step.world,
             ).loss
         }
         if config.train.validate_rouge:
             seeds = config.evaluate.seeds[:1]
-            scored = generate_and_score(engine, held_out, sampling, seeds, parts.tokenizer)
+            scored = generate_and_score(
+                engine,
+                held_out,
+                sampling,
+                seeds,
+                parts.tokenizer,
+                share=Share.of(step.world, parts.student),
+            )
             values |= {
                 name: scored.metrics[name]
                 for name in ("rouge_l", "mean_length", "finished")

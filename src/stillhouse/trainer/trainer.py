@@ -203,6 +203,7 @@ class DistilTrainer(StepTrainer):
                 teacher=parts.comparable,
                 vocab_size=parts.vocab,
                 batch_size=self.args.per_device_eval_batch_size,
+                world=self.step.world,
             )
         values = {"loss": measures.loss, "calibration_error": measures.calibration_error}
         if measures.fidelity is not None:

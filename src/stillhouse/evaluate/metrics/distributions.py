@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -85,6 +86,12 @@ class Fidelity:
         self.tokens += student_logits.shape[0]
         return torch.cat(values, dim=1) if values else sums[:, None][:, :0]
 
+    def add(self, others: Sequence[Fidelity]) -> None:
+        """Add the positions of others."""
+        for other in others:
+            self._sums += other._sums
+            self.tokens += other.tokens
+
     def scores(self) -> FidelityScores:
         """The means so far.
 
@@ -148,6 +155,11 @@ class Calibration:
         values = torch.stack([torch.ones_like(confidence), confidence, (token == labels).double()])
         sums = torch.zeros(3, self.bins, dtype=torch.float64, device=values.device)
         self._sums += sums.index_add_(1, index, values).cpu()
+
+    def add(self, others: Sequence[Calibration]) -> None:
+        """Add the positions of others."""
+        for other in others:
+            self._sums += other._sums
 
     def error(self) -> float:
         """The expected calibration error so far.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from stillhouse.config import Registry, StrictConfig
+from stillhouse.core.distributed import SINGLE_PROCESS, World
 from stillhouse.core.journal import Journal
 from stillhouse.core.requirements import MAIN, Requirements
 from stillhouse.data import DataConfig, DatasetConfig
@@ -55,12 +56,16 @@ class EvalContext:
     open_journal: Callable[[dict[str, Any], str], Journal] = lambda header, name: Journal(None, header)
     """Opens the journal of pieces that depend on `header`, by name where a task has several."""
 
+    world: World = SINGLE_PROCESS
+    """The processes that share the work; only the first one's result is written."""
+
     def likelihood_options(self) -> dict[str, Any]:
         """Keyword arguments of `likelihood` besides the models."""
         return {
             "pad_id": self.tokenizer_info.pad_id,
             "vocab_size": self.vocab_size,
             "batch_size": self.batch_size,
+            "world": self.world,
         }
 
     @property

@@ -11,11 +11,13 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillhouse.config import ListOf
+from stillhouse.core.distributed import broadcast_from_first
 from stillhouse.core.images import without_images
 from stillhouse.core.types import Completion, Prompt, Response, turn_text
 from stillhouse.data import DataConfig, DatasetConfig, DatasetField, Encoder
@@ -32,6 +34,7 @@ from stillhouse.engines.base import Sampling, TokenizerInfo
 from stillhouse.errors import ConfigError, DataError, Fault, RowError
 from stillhouse.evaluate.generation import (
     Generations,
+    Share,
     generate,
     questions_digest,
     response_statistics,
@@ -244,6 +247,7 @@ class EvalSession:
             self.seeds,
             journal=self.context.open_journal(header, name),
             title=self.context.title and " ".join(filter(None, (self.context.title, name))),
+            share=Share.of(self.context.world, model),
         )
 
     @property
@@ -412,7 +416,8 @@ class ScoredTask(PromptTask):
         rows: list[dict[str, Any]] = []
         for seed, completions in generations.by_seed.items():
             texts = [session.decode(one, strip=self.strip_responses) for one in completions]
-            scored = self.score_all(examples, texts)
+            world, score = context.world, partial(self.score_all, examples, texts)
+            scored = broadcast_from_first(world.rank, world.size, score)
             for index, example in enumerate(examples):
                 row = session.row(example, seed, completions[index], texts[index])
                 sample = {"sample": index % self.samples} if self.samples > 1 else {}
