@@ -11,7 +11,10 @@ import typer
 import typer.core
 
 from stillhouse import __version__, console, signals
-from stillhouse.errors import EnvironmentFault, StillhouseError
+from stillhouse.core import other_processes
+from stillhouse.core.distributed import rank_and_size
+from stillhouse.core.other_processes import OtherProcesses
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
 
 START, RUN, RESPONSES, RESULTS = PANELS = ("Start", "Run", "Responses", "Results")
 """The panels of `stillhouse --help`, from the first thing a user does to the last."""
@@ -38,19 +41,50 @@ app = typer.Typer(
 )
 
 
+TOGETHER = frozenset({"run", "eval"})
+"""Commands that several processes run together (torchrun, accelerate launch)."""
+BY_SHARES = frozenset({"generate", "curate", "cache"})
+"""Commands of which each process does a share by itself."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.output().print(f"stillhouse {__version__}")
         raise typer.Exit
 
 
+def _join_others(command: str) -> None:
+    """Refuse a command that is not made for several processes; else join those that run it together.
+
+    Raises:
+        ConfigError: every process would do all of it.
+    """
+    rank, size = rank_and_size()
+    if size == 1 or command in BY_SHARES:
+        return
+    if command not in TOGETHER:
+        if rank != 0:  # the first one says it
+            raise typer.Exit(ConfigError.exit_code)
+        raise ConfigError(
+            Fault(
+                f"stillhouse {command}",
+                f"runs in one process, and this is one of {size}: each would do all of it",
+                got=f"WORLD_SIZE {size}",
+                hint="Start it once, without torchrun or accelerate launch, or unset RANK and WORLD_SIZE.",
+            )
+        )
+    OtherProcesses.join()
+
+
 @app.callback()
 def _global_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
+    _join_others(str(context.invoked_subcommand))
 
 
 TOLD = frozenset(
@@ -66,8 +100,45 @@ def main() -> None:
     """Run the command line. Deliberate errors become one message and an exit code, never a traceback.
 
     Exit codes: 0 success, 2 the input must be corrected, 3 the environment failed, 130 interrupted by Ctrl-C,
-    143 by SIGTERM.
+    143 by SIGTERM. Of several processes one tells what is wrong, and none goes on without another.
     """
+    try:
+        _run_command()
+    except SystemExit as error:
+        _leave(other_processes.DONE if error.code in (0, None) else f"exit code {error.code}")
+        raise
+    except BaseException as error:
+        others = other_processes.current()
+        told_by_another = others is not None and not others.tells()
+        _leave(f"{type(error).__name__}: {error}")
+        if told_by_another:
+            sys.exit(1)
+        raise
+
+
+def _leave(how: str) -> None:
+    """Tell the other processes, if there are any, that this one ends, and how."""
+    if (others := other_processes.current()) is not None:
+        others.leave(" ".join(how.split())[:300])
+
+
+def _show(error: StillhouseError) -> None:
+    """Say what is wrong, unless another process has."""
+    others = other_processes.current()
+    if others.tells() if others is not None else _speaks(error):
+        console.show_error(error)
+    _leave(str(error))
+
+
+def _speaks(error: StillhouseError) -> bool:
+    """Whether this process says what is wrong where it has met no others: not if another of its machine finds
+    the same in the same configuration."""
+    rank, _ = rank_and_size()
+    return rank == 0 or os.environ.get("LOCAL_RANK") == "0" or not isinstance(error, ConfigError)
+
+
+def _run_command() -> None:
+    """The command, and its errors as messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -77,7 +148,7 @@ def main() -> None:
         with signals.handled(signals.stop):
             app()
     except StillhouseError as error:
-        console.show_error(error)
+        _show(error)
         sys.exit(error.exit_code)
     except SystemExit as error:
         stopped = getattr(
@@ -86,6 +157,7 @@ def main() -> None:
         if not isinstance(stopped, KeyboardInterrupt):
             raise
         console.note(f"Interrupted by {signals.name_of(stopped)}.")
+        _leave(f"stopped by {signals.name_of(stopped)}")
         sys.exit(signals.exit_code_of(stopped))
     except BrokenPipeError:
         sys.stderr.close()
@@ -96,5 +168,5 @@ def main() -> None:
         fault = EnvironmentFault(
             f"{error.filename or 'writing'}: {error.strerror}. Files written earlier are intact."
         )
-        console.show_error(fault)
+        _show(fault)
         sys.exit(fault.exit_code)

@@ -11,6 +11,7 @@ import typer
 from stillhouse import console
 from stillhouse.commands.app import RESULTS, app
 from stillhouse.commands.options import TemplateOption, faults_as_options, template_choice
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, Fault
 
 OWN = "Default: that of the run which made the model, else"
@@ -120,11 +121,12 @@ def _evaluate_one(
 
     if output is not None:
         check_output_file("--output", output, ".json")
-    with faults_as_options(OPTIONS), only_one_writes(output) if output is not None else nullcontext():
+    main = rank_and_size()[0] == 0
+    with faults_as_options(OPTIONS), only_one_writes(output) if output and main else nullcontext():
         result, rows = evaluate_model(model, data, teacher=teacher, template=template, evaluate=settings)
         metrics = result["metrics"]
         sure = intervals(metrics, rows)
-        if output is not None:
+        if output is not None and main:
             write_jsonl(output.with_suffix(".jsonl"), rows)
             write_json(output, {**result, "intervals": sure})
     lines = [
@@ -156,11 +158,14 @@ def _evaluate_several(
 
     folder = output or Path("runs/comparison")
     check_writable("--output", folder)
-    with only_one_in(folder, "--output"):
+    main = rank_and_size()[0] == 0
+    with only_one_in(folder, "--output") if main else nullcontext():
         with faults_as_options(OPTIONS):
             folders = evaluate_models(
                 models, folder, teacher=teacher, template=template, data=data, evaluate=evaluate
             )
+        if not main:
+            return
         print_comparison(load_runs(folders))
         console.say(str(write_report(folders, folder / "report.html")))
 

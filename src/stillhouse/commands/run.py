@@ -12,6 +12,7 @@ import typer
 from stillhouse import console, signals
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
+from stillhouse.core import other_processes
 
 Redo = Annotated[
     str | None,
@@ -78,8 +79,12 @@ def run(
         else:
             result = execute(resolved, resume=resume)
         stopped = signals.Stopped(result.signal) if result.signal is not None else None
+        if (others := other_processes.current()) is not None:
+            others.leave()  # all have come to the same end
     except KeyboardInterrupt as error:
         stopped = error
+        if (others := other_processes.current()) is not None:
+            others.leave(f"stopped by {signals.name_of(error)}")
     if stopped is not None:
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))

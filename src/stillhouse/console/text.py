@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stillhouse.console.format import visible
-from stillhouse.errors import ConfigError, StillhouseError
+from stillhouse.errors import StillhouseError
 
 _live: list[Console] = []
 """The console of a live display, while there is one."""
@@ -75,7 +75,7 @@ def show_error(error: StillhouseError) -> int:
     gap = "\n" if "\n" in text else " "
     if _first():
         messages().print(Text.assemble(("error:", "bold red"), gap, text), soft_wrap=True)
-    elif not isinstance(error, ConfigError) or os.environ.get("LOCAL_RANK") == "0":
+    else:
         label = f"error in process {os.environ['RANK']}:"
         Console(stderr=True, highlight=False).print(
             Text.assemble((label, "bold red"), gap, text), soft_wrap=True

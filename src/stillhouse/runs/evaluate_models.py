@@ -193,7 +193,7 @@ def evaluate_models(
         del parts
     for student in students:
         target = RunFolder(folder / student.label)
-        if teacher is not None:
+        if teacher is not None and target.main:
             _copy(teacher_folder.path / "evaluation", target.path / "evaluation", "teacher*.json*")
         _evaluate(student, resolved[student.label], target)
     return [folder / student.label for student in students]
@@ -214,9 +214,10 @@ def _teacher_tasks(evaluate: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluate(student: NamedModel, resolved: Resolved, folder: RunFolder) -> None:
     """Evaluate one student, with the files of the run that made it next to the results."""
     parts = load_models(resolved.config)
-    _move_stale_results(folder, fingerprint(parts.student))
+    if folder.main:
+        _move_stale_results(folder, fingerprint(parts.student))
     if student.run is not None:
-        for name in RUN_FILES:
+        for name in RUN_FILES if folder.main else ():
             _copy(student.run, folder.path, name)
         evaluate_system(parts, scored_prompts(parts), folder, "student after", parts.student)
         return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 
 from stillhouse import signals
+from stillhouse.core import other_processes
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import EnvironmentFault, StillhouseError
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import Changes
@@ -58,6 +59,8 @@ def recorded(
             another process of the run has died.
     """
     folder.start(name, recipe, from_step, changes)
+    if (others := other_processes.current()) is not None:
+        others.on_lost = lambda message: _end(folder, "failed", message)
     try:
         with Interrupt() as interrupt:
             yield interrupt
@@ -90,13 +93,16 @@ def _disk_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | N
 
 def _process_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
     """The message for an error of a process whose peer has gone; None for other errors."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes = rank_and_size()
     if processes == 1 or not any(text in str(error) for text in PROCESS_GONE_MESSAGES):
         return None
+    others = other_processes.current()
+    if others is not None and (lost := others.why()) is not None:
+        return EnvironmentFault(f"{folder.path}: {lost}. {other_processes.GO_ON}")
     told = str(error).strip().splitlines()[0][:200]
     return EnvironmentFault(
         f"{folder.path}: another of the {processes} processes of the run has died or cannot be reached, as "
-        f"process {os.environ.get('RANK', '0')} sees ({told}). Its own output says why; if it has none, the "
+        f"process {rank} sees ({told}). Its own output says why; if it has none, the "
         "kernel may have killed it for memory. Continue with --resume from the last checkpoint."
     )
 
