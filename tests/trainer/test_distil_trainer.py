@@ -90,6 +90,9 @@ def test_a_recipe_trains_and_resumes_as_straight(recipe: str, models: Path, tmp_
     assert resumed.state.global_step == 4
     assert same_weights(straight, resumed)
     assert any(not torch.equal(value, start[name]) for name, value in weights(straight).items())
+    larger = trainer_of(models, options(tmp_path / "broken", **more, gradient_accumulation_steps=7))
+    with pytest.raises(TrainingError, match="its steps have .* prompts, and now they would have"):
+        larger.train(resume_from_checkpoint=True)
 
 
 def test_it_shadows_five_methods_of_the_trainer() -> None:
