@@ -417,7 +417,7 @@ class ScoredTask(PromptTask):
         for seed, completions in generations.by_seed.items():
             texts = [session.decode(one, strip=self.strip_responses) for one in completions]
             world, score = context.world, partial(self.score_all, examples, texts)
-            scored = broadcast_from_first(world.rank, world.size, score)
+            scored = broadcast_from_first(world.rank, world.size, score, patient=True)
             for index, example in enumerate(examples):
                 row = session.row(example, seed, completions[index], texts[index])
                 sample = {"sample": index % self.samples} if self.samples > 1 else {}
