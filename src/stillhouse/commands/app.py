@@ -105,21 +105,15 @@ def main() -> None:
     try:
         _run_command()
     except SystemExit as error:
-        _leave(other_processes.DONE if error.code in (0, None) else f"exit code {error.code}")
+        other_processes.leave(other_processes.DONE if error.code in (0, None) else f"exit code {error.code}")
         raise
     except BaseException as error:
         others = other_processes.current()
         told_by_another = others is not None and not others.tells()
-        _leave(f"{type(error).__name__}: {error}")
+        other_processes.leave(f"{type(error).__name__}: {error}")
         if told_by_another:
             sys.exit(1)
         raise
-
-
-def _leave(how: str) -> None:
-    """Tell the other processes, if there are any, that this one ends, and how."""
-    if (others := other_processes.current()) is not None:
-        others.leave(" ".join(how.split())[:300])
 
 
 def _show(error: StillhouseError) -> None:
@@ -127,7 +121,7 @@ def _show(error: StillhouseError) -> None:
     others = other_processes.current()
     if others.tells() if others is not None else _speaks(error):
         console.show_error(error)
-    _leave(str(error))
+    other_processes.leave(str(error))
 
 
 def _speaks(error: StillhouseError) -> bool:
@@ -157,7 +151,7 @@ def _run_command() -> None:
         if not isinstance(stopped, KeyboardInterrupt):
             raise
         console.note(f"Interrupted by {signals.name_of(stopped)}.")
-        _leave(f"stopped by {signals.name_of(stopped)}")
+        other_processes.leave(f"stopped by {signals.name_of(stopped)}")
         sys.exit(signals.exit_code_of(stopped))
     except BrokenPipeError:
         sys.stderr.close()

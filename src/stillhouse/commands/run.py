@@ -79,12 +79,10 @@ def run(
         else:
             result = execute(resolved, resume=resume)
         stopped = signals.Stopped(result.signal) if result.signal is not None else None
-        if (others := other_processes.current()) is not None:
-            others.leave()  # all have come to the same end
+        other_processes.leave()  # all have come to the same end
     except KeyboardInterrupt as error:
         stopped = error
-        if (others := other_processes.current()) is not None:
-            others.leave(f"stopped by {signals.name_of(error)}")
+        other_processes.leave(f"stopped by {signals.name_of(error)}")
     if stopped is not None:
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))

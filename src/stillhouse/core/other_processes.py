@@ -39,6 +39,12 @@ def current() -> OtherProcesses | None:
     return _current[-1] if _current else None
 
 
+def leave(how: str = DONE) -> None:
+    """Tell the others of this command, if there are any, that this process ends, and how."""
+    if (others := current()) is not None:
+        others.leave(" ".join(how.split())[:300])
+
+
 class OtherProcesses:
     """What is known of the other processes of a command.
 

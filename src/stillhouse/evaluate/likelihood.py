@@ -91,25 +91,7 @@ def likelihood(
     try:
         with torch.no_grad():
             for some in islice(_batches(responses, batch_size), world.rank, None, world.size):
-                batch = collate(some, pad_id).to(next(student.parameters()).device)
-                labels = batch.row_labels()
-                hidden = hidden_rows(student, batch)
-                teacher_hidden = _teacher_hidden(teacher, batch, pad_id)
-                parts = []
-                for rows in torch.arange(len(labels)).split(CHUNK):
-                    logits = head_of(student, vocab_size).logits(hidden[rows])
-                    nats = -logits.log_softmax(-1).gather(1, labels[rows, None])[:, 0].double()
-                    found.total += nats.sum().item()
-                    values = nats[None]
-                    found.calibration.update(logits, labels[rows])
-                    if teacher is not None and teacher_hidden is not None:
-                        teacher_logits = head_of(teacher, vocab_size).logits(teacher_hidden[rows])
-                        compared = found.fidelity.update(logits, teacher_logits).double()
-                        values = torch.cat([values, compared])
-                        found.teacher_calibration.update(teacher_logits, labels[rows])
-                    parts.append(values)
-                found.tokens += len(labels)
-                _add_sums(found.sums, some, torch.cat(parts, dim=1), batch.row_sequences)
+                found.measure(student, teacher, some, pad_id, vocab_size)
     finally:
         student.train(training)
     if world.size > 1:
@@ -127,6 +109,34 @@ class _Measured:
     calibration: Calibration = field(default_factory=Calibration)
     teacher_calibration: Calibration = field(default_factory=Calibration)
     sums: TokenSums = field(default_factory=dict)
+
+    def measure(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        responses: list[Response],
+        pad_id: int,
+        vocab_size: int | None,
+    ) -> None:
+        """Add one batch."""
+        batch = collate(responses, pad_id).to(next(student.parameters()).device)
+        labels = batch.row_labels()
+        hidden = hidden_rows(student, batch)
+        teacher_hidden = _teacher_hidden(teacher, batch, pad_id)
+        parts = []
+        for rows in torch.arange(len(labels)).split(CHUNK):
+            logits = head_of(student, vocab_size).logits(hidden[rows])
+            nats = -logits.log_softmax(-1).gather(1, labels[rows, None])[:, 0].double()
+            self.total += nats.sum().item()
+            values = nats[None]
+            self.calibration.update(logits, labels[rows])
+            if teacher is not None and teacher_hidden is not None:
+                teacher_logits = head_of(teacher, vocab_size).logits(teacher_hidden[rows])
+                values = torch.cat([values, self.fidelity.update(logits, teacher_logits).double()])
+                self.teacher_calibration.update(teacher_logits, labels[rows])
+            parts.append(values)
+        self.tokens += len(labels)
+        _add_sums(self.sums, responses, torch.cat(parts, dim=1), batch.row_sequences)
 
     @classmethod
     def of_all(cls, shares: Sequence[_Measured]) -> _Measured:
