@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,20 @@ from stillhouse.urls import path_at
 if TYPE_CHECKING:
     from stillhouse.runs.config import RunConfig
     from stillhouse.runs.generate import GenerateResult
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=path_at,
+        metavar="PATH",
+        help="The file to write (.jsonl or .parquet), also s3://... and the like.",
+        show_default=False,
+    ),
+]
+RayOption = Annotated[
+    int | None, typer.Option(help="So many workers of Ray Data, each with a shard.", min=1, metavar="N")
+]
 DataOption = Annotated[
     str | None, typer.Option(metavar="PATH", help="Without a YAML file: rows with prompts.")
 ]
@@ -31,17 +46,7 @@ DataOption = Annotated[
 
 @app.command("generate", rich_help_panel=RESPONSES)
 def generate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=path_at,
-            metavar="PATH",
-            help="The file to write (.jsonl or .parquet), also s3://... and the like.",
-            show_default=False,
-        ),
-    ],
+    output: OutputOption,
     file: Annotated[
         Path | None,
         typer.Argument(help="YAML file of a run; or give --model and --data.", metavar="RUN.YAML"),
@@ -68,6 +73,7 @@ def generate(
         bool, typer.Option("--score", help="Also score each response with the model that generated it.")
     ] = False,
     shard: ShardOption = None,
+    ray: RayOption = None,
     chunk: Annotated[int, typer.Option(help="Responses to generate between two saves.", min=1)] = 512,
 ) -> None:
     """Generate responses to prompts into a JSONL file; the same command resumes after an interruption.
@@ -80,6 +86,8 @@ def generate(
     from stillhouse.runs.generate import generate as generate_responses
 
     index, count = shard_choice(shard)
+    if ray is not None and count > 1:
+        raise ConfigError(Fault("--ray", "cannot be combined with --shard, which it sets for its workers"))
     if file is not None and model is not None:
         raise ConfigError(
             Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
@@ -91,6 +99,10 @@ def generate(
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         config = _config(file, overrides, model, data, template, max_prompt, sampling)
         with only_one_writes(output, f".{index}-of-{count}" if count > 1 else ""):
+            if ray is not None:
+                from stillhouse.runs.ray_data import generate_on_ray as generate_responses
+
+                arguments = replace(arguments, shards=ray)
             result = generate_responses(config, arguments)
     _print_summary(output, result, index, count)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -96,11 +96,18 @@ def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
     complete = write_generated(stage, request, options, f"Generating {arguments.output.name}")
     finished = total if complete else len(stage.partial_rows())
     own = blocks(total, arguments.chunk, arguments.shard, arguments.shards)
+    if not complete:
+        return GenerateResult(total, sum(map(len, own)), finished, resumed, complete)
+    return replace(written_result(arguments.output, total, resumed), share=sum(map(len, own)))
+
+
+def written_result(output: Path, total: int, resumed: int) -> GenerateResult:
+    """The result of a file that is complete."""
     tokens = truncated = 0
-    for row in read_rows(arguments.output) if complete else ():
+    for row in read_rows(output):
         tokens += len(row["token_ids"])
         truncated += not row["finished"]
-    return GenerateResult(total, sum(map(len, own)), finished, resumed, complete, tokens, truncated)
+    return GenerateResult(total, total, total, resumed, True, tokens, truncated)
 
 
 def _request(
