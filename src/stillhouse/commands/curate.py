@@ -27,6 +27,17 @@ Best = Annotated[
         show_default=False,
     ),
 ]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=path_at,
+        metavar="PATH",
+        help="Kept rows (.jsonl or .parquet); OUTPUT.dropped gets the others.",
+        show_default=False,
+    ),
+]
 Drafts = Annotated[
     int | None,
     typer.Option(
@@ -48,17 +59,7 @@ def curate(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=path_at,
-            metavar="PATH",
-            help="Kept rows (.jsonl or .parquet); OUTPUT.dropped gets the others.",
-            show_default=False,
-        ),
-    ],
+    output: OutputOption,
     filters: Annotated[
         list[str] | None,
         typer.Option(
