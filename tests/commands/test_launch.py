@@ -78,10 +78,10 @@ def test_of_several_processes_the_first_speaks(workshop: Workshop) -> None:
     assert "Training both" in said["err0"]
     assert "Training both" not in said["err1"]
     codes = ranks(2, as_launched, workshop.folder, "run", "run.yaml", "train.lrr=1")
-    assert codes == [2, 2]
+    assert 2 in codes
+    assert 0 not in codes
     errors = [(workshop.folder / name).read_text() for name in ("err0", "err1")]
-    assert "train.lrr" in errors[0]
-    assert "train.lrr" not in errors[1]
+    assert sum("train.lrr" in one for one in errors) == 1
 
 
 def test_the_page_on_scale_launches_and_shards_as_it_says(workshop: Workshop) -> None:
