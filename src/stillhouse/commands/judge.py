@@ -22,6 +22,14 @@ RubricFile = Annotated[
 ]
 
 
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="The result (JSON); default: in A's run folder, where the report finds it."
+    ),
+]
+
+
 @app.command("judge", rich_help_panel=RESULTS)
 def judge(
     first: Annotated[
@@ -51,12 +59,7 @@ def judge(
     price_out: Annotated[
         float | None, typer.Option(min=0.0, help="Price of a million completion tokens.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The result (JSON); default: in A's run folder, where the report finds it."
-        ),
-    ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Have a model judge the answers of A against those of B, each pair in both orders: A's win rate.
 

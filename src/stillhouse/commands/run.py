@@ -27,6 +27,17 @@ Until = Annotated[
 ]
 
 
+StartFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="A new run whose student starts as the one that this finished run has trained.",
+        metavar="RUN",
+        show_default=False,
+    ),
+]
+
+
 @app.command("run", rich_help_panel=RUN)
 def run(
     file: RunFile,
@@ -39,15 +50,7 @@ def run(
             "stages stay as they are.",
         ),
     ] = False,
-    start_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="A new run whose student starts as the one that this finished run has trained.",
-            metavar="RUN",
-            show_default=False,
-        ),
-    ] = None,
+    start_from: StartFrom = None,
     redo: Redo = None,
     until: Until = None,
 ) -> None:

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 
 WORDS = ("rows", "pairs", "responses", "stages")
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="|".join(WORDS),
+        help="rows: a run's data as the models read it; pairs: prompts with both responses; "
+        "responses: all; stages: what each stage of a chain has come to, as the chain's folder "
+        "alone shows too.",
+        show_default=False,
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="For rows: write them to this page, with their images.", show_default=False),
+]
 Targets = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -38,16 +52,7 @@ Limit = Annotated[
 
 @app.command("show", rich_help_panel=RESPONSES)
 def show(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="|".join(WORDS),
-            help="rows: a run's data as the models read it; pairs: prompts with both responses; "
-            "responses: all; stages: what each stage of a chain has come to, as the chain's folder "
-            "alone shows too.",
-            show_default=False,
-        ),
-    ],
+    what: What,
     targets: Targets = None,
     number: Limit = None,
     seed: Annotated[
@@ -62,12 +67,7 @@ def show(
     dropped: Annotated[bool, typer.Option("--dropped", help="Only what was dropped.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="For rows: the token ids too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="For rows: write them to this page, with their images.", show_default=False
-        ),
-    ] = None,
+    html: Html = None,
 ) -> None:
     """Show rows as the models read them, or prompts with responses, likelihoods and why some are dropped."""
     what, targets = _what_and_targets(what, targets or [])
