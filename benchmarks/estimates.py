@@ -1,13 +1,15 @@
-"""What `stillhouse check` estimates and what runs then take: peak memory at several sizes and methods.
+"""What `stillhouse check --measure` predicts and what two steps then take: memory and time, at several sizes.
 
-Each case is a run of two steps in a process of its own, with validation, export and evaluation; its truth is
-the largest resident memory of that process, or on a GPU what torch held. Random weights: they do not matter.
+Each case is a run of two steps in a process of its own, with validation, export and evaluation; its memory is
+the largest resident memory of that process, or on a GPU what its tensors held. Time is that of the second
+step, in seconds of the processor: on a machine that others use too the clock says little. It is predicted by
+the probe of `--measure`, which runs models of one and of three layers. Random weights: they do not matter.
 
     python benchmarks/estimates.py            # minutes; one thread
     python benchmarks/estimates.py --only int4
     python benchmarks/estimates.py --small    # the smallest case; writes nothing
 
-Writes benchmarks/results/estimates.json.
+Writes benchmarks/results/estimates.json, case by case.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse.files import write_json
 from stillhouse.models import StudentConfig, load_tokenizer
-from stillhouse.runs.estimate import PEAK_MEMORY, estimate
-from stillhouse.runs.measure import measure
+from stillhouse.runs.estimate import peak_of_steps, run_size
+from stillhouse.runs.measure import measure, predict
 from stillhouse.runs.resolve import resolve
 
 TOKENIZER = "package:stillhouse/demo/teacher"
@@ -47,12 +49,14 @@ def llama(width: int, layers: int, vocab: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+TINY = llama(128, 4, 8192), llama(256, 6, 8192)
 SMALL = llama(256, 6, 8192), llama(512, 8, 8192)
 MIDDLE = llama(384, 8, 32000), llama(512, 12, 32000)
 LARGE = llama(768, 8, 49152), llama(1024, 10, 49152)
 ADAPTERS = {"rank": 16, "merge": False}
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes")
 CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
+    "kd, 3M": (TINY, {"recipe": "kd"}),
     "kd, 9M": (SMALL, {"recipe": "kd"}),
     "kd, 39M": (MIDDLE, {"recipe": "kd"}),
     "kd, 133M": (LARGE, {"recipe": "kd"}),
@@ -89,13 +93,15 @@ def main() -> None:
         for name in wanted[: 1 if small else None]:
             rows[name] = case(folder, name, *CASES[name])
             print(json.dumps(rows[name]), flush=True)
-    if not small:
-        versions = {one: metadata.version(one) for one in PACKAGES}
-        facts = {"command": "python benchmarks/estimates.py", "date": str(date.today()), "device": device()}
-        write_json(
-            RESULT,
-            {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": [*rows.values()]},
-        )
+            if not small:
+                write([*rows.values()])
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The result so far."""
+    versions = {one: metadata.version(one) for one in PACKAGES}
+    facts = {"command": "python benchmarks/estimates.py", "date": str(date.today()), "device": device()}
+    write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
 
 
 def device() -> str:
@@ -130,12 +136,21 @@ def case(
     if "teacher" not in changes:
         tree["teacher"] = {"kind": "live", "path": str(saved(folder, teacher))}
     resolved = resolve(tree)
-    found, taken = estimate(resolved.config), measure(resolved)
-    said, truth = found[PEAK_MEMORY], taken.peak_memory / 1e9
+    size, probed, taken = run_size(resolved.config), predict(resolved, repeats=1), measure(resolved)
+    assert probed is not None
+    said = probed.for_tokens(taken.step.tokens)
+    memory = peak_of_steps(resolved.config, size, taken.tokens)
     return {
-        "case": name, "student parameters": found["student parameters"],
-        "estimated GB": said, "measured GB": round(truth, 2), "ratio": round(said / truth, 2),
-    }  # fmt: skip
+        "case": name,
+        "student parameters": size.rows["student parameters"],
+        "estimated GB": round(memory / 1e9, 2),
+        "measured GB": round(taken.peak_memory / 1e9, 2),
+        "ratio": round(memory / taken.peak_memory, 2),
+        "predicted seconds": round(said.processor, 2),
+        "measured seconds": round(taken.step.processor, 2),
+        "ratio of seconds": round(said.processor / taken.step.processor, 2),
+        "share of the processor": round(taken.share_of_processor, 2),
+    }
 
 
 def saved(folder: Path, config: dict[str, Any]) -> Path:

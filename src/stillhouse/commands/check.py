@@ -14,6 +14,8 @@ from stillhouse.commands.options import Overrides, RunFile
 
 if TYPE_CHECKING:
     from stillhouse.core.sharding import Parallelism
+    from stillhouse.runs.estimate import RunSize
+    from stillhouse.runs.measure import MeasuredCost, StepCost
     from stillhouse.runs.memory import Devices, GpuSize
     from stillhouse.runs.resolve import Resolved
 
@@ -30,7 +32,8 @@ def check(
         bool, typer.Option(help="Read data and model configurations to count tokens, steps and memory.")
     ] = True,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also train two steps aside: the memory and time they take.")
+        bool,
+        typer.Option("--measure", help="Also train two steps aside: predicted and measured memory and time."),
     ] = False,
     gpu_memory: Annotated[
         str | None,
@@ -70,7 +73,7 @@ def check(
         console.note(note)
     found = {} if size is None else size.rows
     if measure:
-        found |= _measured(resolved, found)
+        found |= _measured(resolved, size, gpu)
     if values:
         _print_values(resolved.provenance, everything)
     if found:
@@ -168,17 +171,64 @@ def _in_gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
 
 
-def _measured(resolved: Resolved, found: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(resolved: Resolved, size: RunSize | None, gpu: GpuSize | None) -> dict[str, Any]:
+    """Train two steps aside; print what was predicted of them and what they took."""
     from stillhouse.console.format import duration
-    from stillhouse.runs.measure import measure
+    from stillhouse.runs.estimate import peak_of_steps
+    from stillhouse.runs.measure import measure, predict
 
+    with console.phase("Probing this machine with small models"):
+        predicted = predict(resolved)
     with console.phase("Training two steps aside"):
         taken = measure(resolved)
-    rows: dict[str, Any] = {"peak memory, measured (GB)": round(taken.peak_memory / 1e9, 2)}
-    rows["seconds a step, measured"] = float(f"{taken.seconds_per_step:.3g}")
-    if steps := found.get("optimiser steps"):
-        rows["training at that pace"] = duration(steps * taken.seconds_per_step)
-    return rows
+    predicted = predicted and predicted.for_tokens(taken.step.tokens)
+    memory = None if size is None else peak_of_steps(resolved.config, size, taken.tokens, gpu)
+    _print_comparison(taken, predicted, memory)
+    if size is None:
+        return {}
+    return {"training at the measured pace": duration(size.rows["optimiser steps"] * taken.step.seconds)}
+
+
+def _print_comparison(taken: MeasuredCost, predicted: StepCost | None, memory: float | None) -> None:
+    """What was predicted of two steps beside what they took.
+
+    Args:
+        taken: what they took.
+        predicted: the time of the second one; None where no probe was possible.
+        memory: the predicted peak in bytes; None where it was not estimated.
+    """
+    names = {"student": "student forward"}
+    phases = {} if predicted is None else predicted.phases
+    said = None if predicted is None else (predicted.seconds, predicted.processor)
+    rows: list[tuple[str, float | None, float]] = [
+        ("peak memory (GB)", memory and memory / 1e9, taken.peak_memory / 1e9),
+        ("seconds a step", said and said[0], taken.step.seconds),
+        ("seconds of the processor", said and said[1], taken.step.processor),
+        *((names.get(one, one), phases.get(one), seconds) for one, seconds in taken.step.phases.items()),
+    ]
+    table = [
+        (name, _digits(told), _digits(found), f"{told / found:.2f}" if told and found > 0.005 else None)
+        for name, told, found in rows
+    ]
+    notes = (
+        [] if predicted else ["Time is not predicted: models of this kind cannot be made with few layers."]
+    )
+    if taken.share_of_processor < 0.9:
+        share = f"{taken.share_of_processor:.0%}"
+        notes.append(
+            f"The step had {share} of the processor that it asked for: other programs ran, and times by the "
+            "clock say little. Those of the processor hold."
+        )
+    console.print_table(
+        ("second of two steps", "predicted", "measured", "ratio"),
+        table,
+        title="Two steps, predicted and measured",
+        note=" ".join(notes),
+    )
+
+
+def _digits(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
 
 
 def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool, title: str = "") -> None:

@@ -51,13 +51,17 @@ def this_gpu() -> GpuSize | None:
 class RunSize:
     """What `check` says of a run before it begins.
 
-    Example: `RunSize({"prompts": 3101, ...}, {"loading": {"student weights": 6.6e5}, ...})`
+    Example: `RunSize({"prompts": 3101, ...}, {"loading": {"student weights": 6.6e5}, ...}, ...)`
     """
 
     rows: dict[str, Any]
     """Tokens, steps, parameters, the teacher's cache, peak memory, by name."""
     memory: dict[str, MemoryParts]
     """Bytes on one device by phase and part; see `memory_by_phase`."""
+    student: ModelSize
+    held: tuple[ModelSize, ...]
+    """The teachers that are loaded in this process, and copies of the student."""
+    work: Workload
 
 
 def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
@@ -112,7 +116,14 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     gpu = gpu or this_gpu()
     held = (*teachers.values(), *_copies(config, student))
     memory = memory_by_phase(config, student, held, work, gpu, devices)
-    return RunSize(rows | _memory_rows(most_memory(memory), gpu, devices), memory)
+    rows |= _memory_rows(most_memory(memory), gpu, devices)
+    return RunSize(rows, memory, student, held, work)
+
+
+def peak_of_steps(config: RunConfig, size: RunSize, tokens: int, gpu: GpuSize | None = None) -> float:
+    """The estimated peak in bytes of a part of a run, whose largest micro-batch has so many tokens."""
+    work = replace(size.work, tokens=tokens)
+    return most_memory(memory_by_phase(config, size.student, size.held, work, gpu or this_gpu()))
 
 
 def _steps(config: RunConfig, prompts: int) -> tuple[int, int]:

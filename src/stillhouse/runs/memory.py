@@ -9,7 +9,7 @@ from stillhouse.core.sharding import Parallelism, Part, share
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.model_sizes import ModelSize
 
-PROCESS = 0.6e9
+PROCESS = 0.65e9
 """Resident bytes of Python with torch, transformers, datasets and the trainer but no model, on a CPU."""
 GPU_BLOCKS = 1.05
 """What torch takes of a GPU for the tensors that it holds: a little more, for blocks that do not fit."""
@@ -76,6 +76,8 @@ class Workload:
     """Responses that a training step generates at the same time, at most."""
     evaluated: int = 0
     """Responses that are generated for evaluation at the same time, at most."""
+    tokens: int | None = None
+    """Of the largest micro-batch, with padding; None: as many as the longest sequence allows."""
 
 
 def most_memory(phases: Mapping[str, MemoryParts]) -> float:
@@ -96,11 +98,11 @@ def memory_by_phase(
 
     Gradients are there from the first backward pass of a step to the end of the step, Adam's two moments from
     the first step on. A step keeps about 28 numbers of the hidden size for each token and layer, or 2 and one
-    layer's 56 with gradient checkpointing, and a chunk of logits; generation keeps keys and values, on a GPU
-    also between its calls. Quantised weights are dequantised a layer at a time. Vision towers keep what
-    `TowerSize` says. Of sharded weights two layers are whole at a time, the one that runs and the one that is
-    fetched, and the head; all
-    of them while the student writes or is evaluated. docs/estimates.md compares it with measured runs.
+    layer's 56 with gradient checkpointing, a chunk of logits and the head's gradient before it is added;
+    generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
+    layer at a time. Vision towers keep what `TowerSize` says. Of sharded weights two layers are whole at a
+    time in a step, the one that runs and the one that is fetched, and the head; all of them while the student
+    writes or is evaluated. docs/estimates.md compares it with measured runs.
 
     Args:
         config: the run.
@@ -112,13 +114,16 @@ def memory_by_phase(
     """
     held = _held(config, student, teachers, work, gpu, devices)
     optimiser, gradients = _trained(student, devices)
-    tokens = _tokens_in_a_micro_batch(config, work.length)
+    tokens = work.tokens or _tokens_in_a_micro_batch(config, work.length)
     evaluated = min(work.evaluated, config.evaluate.batch_size) * work.length
     during = held | optimiser | gradients
     read = {"teacher activations": _read(teachers, tokens) + _images(teachers, tokens / work.length)}
+    beside: MemoryParts = {} if gpu is None else read  # a GPU runs teachers beside the student
     free = None if gpu is None else gpu.memory - sum(during.values())
-    step = _student_step(config, student, tokens, work.length, casts=_casts(config, student, devices))
+    step = _student_step(config, student, tokens, work.length)
     step |= {"logits": _logits(config, student, len(teachers), tokens, free)}
+    if _casts(config, student, devices):
+        step["weights cast for the products"] = 2.0 * student.parameters
     if gpu is None and student.trainable is not None:
         whole = student.quantised * student.dtype_bytes if student.quantised_bits is not None else 0
         step |= {"freed, kept by malloc": FREED_BUT_KEPT * sum(step.values()) + whole}
@@ -127,7 +132,7 @@ def memory_by_phase(
         "loading": held,
         "generation": writing | optimiser | _written(student, teachers, work.length, work.generated),
         "teacher forward": during | read,
-        "student forward and backward": during | read | step | _gathered(config, student, devices),
+        "student forward and backward": during | beside | step | _gathered(config, student, devices),
         "optimiser": during,
         "evaluation": writing
         | {"activations": _read((student, *teachers), evaluated)}
@@ -196,16 +201,12 @@ def _whole(student: ModelSize, devices: Devices) -> MemoryParts:
     return {"gathered weights": float(student.bytes)} if devices.shares_weights else {}
 
 
-def _student_step(
-    config: RunConfig, student: ModelSize, tokens: int, length: int, casts: bool
-) -> MemoryParts:
+def _student_step(config: RunConfig, student: ModelSize, tokens: int, length: int) -> MemoryParts:
     """What the student's forward pass keeps for its backward pass."""
     size = 2 if config.train.precision == "bfloat16" else student.dtype_bytes
     layers = KEPT_BY_A_LAYER * student.layers
     kept = 2 * (student.layers + KEPT_BY_A_LAYER) if config.student.gradient_checkpointing else layers
     parts = {"activations": tokens * student.hidden_size * kept * size + _images((student,), tokens / length)}
-    if casts:
-        parts["weights cast for the products"] = 2.0 * student.parameters
     if student.quantised and student.quantised_bits is None:  # the rounded ones, and which were clipped
         parts["rounded weights"] = float(student.quantised * (student.dtype_bytes + 1))
     return parts
@@ -240,11 +241,11 @@ def _images(models: Sequence[ModelSize], sequences: float) -> float:
 
 def _logits(config: RunConfig, student: ModelSize, teachers: int, tokens: int, free: float | None) -> float:
     """Bytes of a chunk of the loss over the head."""
+    head = student.vocab * student.hidden_size * 4 if student.trainable is None else 0
     if free is None:
-        return min(config.train.fused.budget(), tokens * student.vocab * 4 * 4)
+        return min(config.train.fused.budget(), tokens * student.vocab * 4 * 4) + head
     chunk = min(config.train.fused.budget(max(0, int(free))), tokens * student.vocab * 6)
     slab = min(tokens, TEACHER_ROWS) * student.vocab * 4 if teachers else 0
-    head = student.vocab * student.hidden_size * 4 if student.trainable is None else 0
     return chunk + slab + head  # fp32 logits and bf16 gradient; the teacher's; the head's gradient in fp32
 
 

@@ -1,0 +1,83 @@
+"""Two steps aside: what is predicted of them, and what they take."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from stillhouse.runs.measure import MeasuredCost, StepCost, predict, with_layers
+from stillhouse.runs.measured_steps import StepWatch, measured
+from stillhouse.runs.model_sizes import without_weights
+from stillhouse.runs.resolve import resolve
+from stillhouse.train.step import Step
+from tests.workshop import Workshop
+
+
+def test_check_predicts_two_steps_and_measures_them(workshop: Workshop) -> None:
+    before = sorted(path.name for path in workshop.folder.iterdir())
+    said = workshop.stillhouse("check", "run.yaml", "--no-values", "--measure").out
+    for name in ("peak memory (GB)", "seconds a step", "seconds of the processor", "student forward"):
+        numbers = re.search(rf"{re.escape(name)} +(\S+) +(\S+) +(\S+)", said)
+        assert numbers is not None, said
+        predicted, taken, ratio = map(float, numbers.groups())
+        assert ratio == pytest.approx(predicted / taken, rel=0.05)
+        assert name != "peak memory (GB)" or 0.5 < ratio < 2
+    assert "training at the measured pace" in said
+    assert sorted(path.name for path in workshop.folder.iterdir()) == before
+
+
+def test_a_run_is_watched_and_the_step_is_itself_again(workshop: Workshop, tmp_path: Path) -> None:
+    methods = Step.prepare, Step.loss, Step.finish
+    file = str(workshop.folder / "run.yaml")
+    found = measured(file, {"train.max_steps": 2, "output.folder": str(tmp_path / "run")})
+    log = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    row = [one for one in map(json.loads, log) if one["phase"] == "train"][-1]
+    assert found["phases"]["student"] == row["seconds/student"]
+    assert found["of_tokens"]["student"] == row["tokens/student"]
+    assert 2 * row["tokens/student"] / row["sequences"] <= found["tokens"] <= 2 * 104, "two rows, padded"
+    assert found["processor"] > 0
+    assert (Step.prepare, Step.loss, Step.finish) == methods
+    with pytest.raises(ZeroDivisionError), StepWatch().on(Step):
+        raise ZeroDivisionError
+    assert (Step.prepare, Step.loss, Step.finish) == methods
+
+
+def test_a_cost_in_proportion_to_tokens() -> None:
+    phases = {"generate": 4.0, "student": 2.0, "backward": 3.0, "optimiser": 1.0}
+    cost = StepCost(11.0, 20.0, phases, {"student": 100.0, "generate": 50.0})
+    half = cost.for_tokens({"student": 50.0, "generate": 10.0})
+    assert half.phases == pytest.approx({"generate": 0.8, "student": 1.0, "backward": 1.5, "optimiser": 1.0})
+    assert half.seconds == pytest.approx(11.0 - 10.0 + 4.3)
+    assert half.processor == pytest.approx(20.0 * 0.43)
+    assert cost.for_tokens(cost.tokens) == cost
+
+
+def test_the_share_of_the_processor() -> None:
+    step = StepCost(seconds=4.0, processor=4.0, phases={}, tokens={})
+    assert MeasuredCost(1e9, 64, step, threads=2).share_of_processor == 0.5
+    assert MeasuredCost(1e9, 64, step, threads=1).share_of_processor == 1.0
+
+
+def test_a_config_with_fewer_layers_makes_a_model() -> None:
+    config = AutoConfig.for_model(
+        "qwen2", hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=64, vocab_size=64, layer_types=["full_attention"] * 4,
+    )  # fmt: skip
+    smaller = with_layers(config, 2)
+    assert smaller.layer_types == ["full_attention"] * 2
+    assert (smaller.num_hidden_layers, config.num_hidden_layers) == (2, 4)
+    gpt2 = with_layers(AutoConfig.for_model("gpt2", n_layer=5), 1)
+    assert gpt2.n_layer == 1, "by the name that its class has"
+
+
+def test_models_that_cannot_be_probed_are_told(workshop: Workshop) -> None:
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    cached = {**tree, "teacher": {"kind": "cache", "of": "teacher", "folder": "store"}}
+    assert predict(resolve(cached)) is None
+    model = resolve("run.yaml").config.teacher.model_to_load()
+    assert without_weights(model).config.num_hidden_layers == 2
