@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from stillhouse import console, signals
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 from stillhouse.core import other_processes
+
+if TYPE_CHECKING:
+    from stillhouse.runs.execute import Result
 
 Redo = Annotated[
     str | None,
@@ -68,8 +71,6 @@ def run(
     refuse_options_of_other(chained, start_from=start_from, redo=redo, until=until)
     given = list(overrides or ())
     resolved = resolve_chain(file, given) if chained else resolve(file, given, start_from=start_from)
-    from stillhouse.files import ROWS_FILE
-    from stillhouse.report import load_runs, print_comparison
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
 
@@ -89,6 +90,13 @@ def run(
     if stopped is not None:
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))
+    _tell_result(result)
+
+
+def _tell_result(result: Result) -> None:
+    from stillhouse.files import ROWS_FILE
+    from stillhouse.report import load_runs, print_comparison
+
     print_comparison(load_runs([result.folder]))
     last = list(result.stages.values())[-1].folder if result.stages else result.folder
     rows = last / ROWS_FILE
