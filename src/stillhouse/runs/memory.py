@@ -124,9 +124,7 @@ def memory_by_phase(
     step |= {"logits": _logits(config, student, len(teachers), tokens, free)}
     if _casts(config, student, devices):
         step["weights cast for the products"] = 2.0 * student.parameters
-    if gpu is None and student.trainable is not None:
-        whole = student.quantised * student.dtype_bytes if student.quantised_bits is not None else 0
-        step |= {"freed, kept by malloc": FREED_BUT_KEPT * sum(step.values()) + whole}
+    step |= {"freed, kept by malloc": 0.0 if gpu is not None else _kept_by_malloc(student, step)}
     writing = held | _whole(student, devices)
     found = {
         "loading": held,
@@ -210,6 +208,14 @@ def _student_step(config: RunConfig, student: ModelSize, tokens: int, length: in
     if student.quantised and student.quantised_bits is None:  # the rounded ones, and which were clipped
         parts["rounded weights"] = float(student.quantised * (student.dtype_bytes + 1))
     return parts
+
+
+def _kept_by_malloc(student: ModelSize, step: MemoryParts) -> float:
+    """Bytes that a step on a CPU has freed and the process still has; dequantised weights among them."""
+    if student.trainable is None:
+        return 0.0
+    whole = student.quantised * student.dtype_bytes if student.quantised_bits is not None else 0
+    return FREED_BUT_KEPT * sum(step.values()) + whole
 
 
 def _read(models: Sequence[ModelSize], tokens: int) -> float:
