@@ -71,7 +71,11 @@ def recorded(
         _end(folder, "failed", str(error))
         raise
     except Exception as error:
-        fault = _disk_fault(error, folder) or _process_fault(error, folder)
+        try:
+            fault = _disk_fault(error, folder) or _process_fault(error, folder)
+        except KeyboardInterrupt as stopped:  # torchrun ends the others while they ask which one has died
+            _end(folder, "interrupted", f"stopped by {signals.name_of(stopped)}")
+            raise
         _end(folder, "failed", str(fault or f"{type(error).__name__}: {error}"))
         if fault is None:
             raise
