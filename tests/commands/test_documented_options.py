@@ -36,6 +36,7 @@ def lines(page: Path) -> list[str]:
 def read(line: str) -> None:
     """Parse a command as the command line does, without running it."""
     alone = re.split(r" [|<>] | && ", line[line.index("stillhouse ") :])[0]
+    alone = re.sub(r"\b(s3|gs|az)://", "memory://", alone)  # a store whose package is there
     _, *arguments = shlex.split(alone, comments=True)
     with GROUP.context_class(GROUP, info_name="stillhouse") as context:
         name, command, rest = GROUP.resolve_command(context, arguments)
