@@ -16,6 +16,9 @@ from toy_tokenizers import TURNS, byte_tokenizer
 
 from stillhouse.data import Data, DataConfig, load_data
 from stillhouse.data.collate import collate
+from stillhouse.data.rows import Row
+from stillhouse.data.templates import TEMPLATES
+from stillhouse.data.tokenise import EncodedRow, Encoder
 from stillhouse.errors import DataError, EnvironmentFault
 
 TOKENIZER = byte_tokenizer()
@@ -215,6 +218,27 @@ def test_validation_prompts_that_are_trained_on_are_told(tmp_path: Path) -> None
     assert "1 of 2 prompts of data.valid" in data.report["warnings"][0]
     assert about(data, "valid")["also_in_train"] == 1
     assert not {p.id for p in data.train} & {p.id for p in data.valid}
+
+
+def test_texts_of_megabytes_are_not_tokenised_to_their_ends(tmp_path: Path) -> None:
+    long = "many words " * 100_000
+    rows = [{"instruction": "say", "output": text} for text in (long, long[:50])]
+    rows += [{"instruction": long, "output": "much"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    data = loaded(path, max_prompt=64, max_response=20)
+    first, second = data.train
+    assert first.response_ids == second.response_ids
+    assert about(data)["truncated"] == {"response": 2}
+    assert about(data)["dropped"] == {"prompt too long": 1}
+    path = write(tmp_path / "one.jsonl", rows[2:])
+    [cut] = loaded(path, max_prompt=64, too_long={"prompt": "truncate_right"}).train
+    assert cut.text.startswith("many words ")
+    assert len(cut.token_ids) <= 64
+    encoder = Encoder(TEMPLATES.parse("plain"), TOKENIZER)
+    [some] = encoder.encode([Row("rows.jsonl:1", instruction="say", response=long)], most_tokens=64)
+    assert isinstance(some, EncodedRow)
+    assert some.response_ids is not None
+    assert 64 < len(some.response_ids) < len(TOKENIZER(long).input_ids)
 
 
 def test_plain_text_is_cut_into_whole_blocks(tmp_path: Path) -> None:

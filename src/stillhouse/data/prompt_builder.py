@@ -45,6 +45,7 @@ class PromptBuilder:
         self.dataset = dataset
         self.config = config
         self.encoder = encoder
+        self.most_tokens = max(config.max_prompt, config.max_response)
         self.needs = frozenset(needs)
         self.teacher = teacher or TeacherReads()
         self.contexts = config.teacher_context if name == "train" else {}
@@ -82,7 +83,7 @@ class PromptBuilder:
     def add(self, chunk: Sequence[tuple[str, Row]]) -> None:
         """Tokenise some rows and keep those that can be used."""
         usable = self._with_images([(id, row) for id, row in chunk if self._usable(row)])
-        encoded = self.encoder.encode([row for _, row in usable])
+        encoded = self._encoded([row for _, row in usable])
         others = self._encoded_others([row for _, row in usable])
         before = self._rows_before([row for _, row in usable])
         for (id, row), found, other, earlier in zip(usable, encoded, others, before, strict=True):
@@ -162,14 +163,18 @@ class PromptBuilder:
             return False
         return row.has_response or RESPONSES not in self.needs
 
+    def _encoded(self, rows: Sequence[Row]) -> list[EncodedRow | RowError]:
+        """The rows as ids, as far as the length rules can need them."""
+        return self.encoder.encode(rows, self.most_tokens)
+
     def _encoded_others(self, rows: Sequence[Row]) -> list[EncodedRow | RowError | None]:
         """The rejected responses, or the answers without their chain, rendered and tokenised as the response
         is; None where neither is needed."""
         if REJECTED in self.needs:
-            return [*self.encoder.encode([row.rejected_row() for row in rows])]
+            return [*self._encoded([row.rejected_row() for row in rows])]
         if REASONING in self.needs:
             direct = [without_chain(row) for row in rows]
-            return [*self.encoder.encode([row for row in direct if row is not None])]
+            return [*self._encoded([row for row in direct if row is not None])]
         return [None] * len(rows)
 
     def _with_rejected(
@@ -314,7 +319,7 @@ class PromptBuilder:
         """
         if not row.images:
             return None
-        [read] = own.encode([row])
+        [read] = own.encode([row], self.most_tokens)
         if isinstance(read, RowError):
             raise read
         if (read.prompt_ids, read.response_ids) == (found.prompt_ids, found.response_ids):

@@ -123,6 +123,18 @@ class TextTokenizer:
                 return both[len(before) :]
         raise UnspellableText(f"the tokenizer cannot read {unguarded(text)!r:.40} after other text")
 
+    def certainly_longer(self, tokens: int) -> int:
+        """A number of characters, a million or more, of which no text has as few as so many tokens.
+
+        Four times as many as the longest tokens would take, for what a normaliser leaves out; the cut that is
+        made there is far behind the last token that counts.
+        """
+        return max(1_000_000, 4 * (tokens + 1) * self._longest_token)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
     def following(self, before: Sequence[str], texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each pair, the ids of the text before and those of the text after it.
 

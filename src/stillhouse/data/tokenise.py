@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -99,9 +99,18 @@ class Encoder:
                 found.append(Chat().end_id(self.tokenizer))
         return tuple(dict.fromkeys(found))
 
-    def encode(self, rows: Sequence[Row]) -> list[EncodedRow | RowError]:
-        """For each row its ids, or why it has none: the template refuses it, or a text cannot be spelled."""
+    def encode(self, rows: Sequence[Row], most_tokens: int | None = None) -> list[EncodedRow | RowError]:
+        """For each row its ids, or why it has none: the template refuses it, or a text cannot be spelled.
+
+        Args:
+            rows: in the order of the result.
+            most_tokens: how many ids of a prompt or a response are ever looked at. Texts of megabytes, which
+                have more for certain, are not tokenised to their ends; they still come out longer than this.
+        """
         rendered = [self._rendered(row) for row in rows]
+        if most_tokens is not None:
+            longest = self.texts.certainly_longer(most_tokens)
+            rendered = [_cut(found, longest) if isinstance(found, Rendered) else found for found in rendered]
         known = self._together([found for found in rendered if isinstance(found, Rendered)])
         return [
             found if isinstance(found, RowError) else self._encoded(found, row, known.get(id(found)))
@@ -229,6 +238,18 @@ SPELLED = "a text spells a control token: it is read in ordinary tokens"
 """The note of rows whose texts had to be guarded."""
 
 
+def _cut(found: Rendered, longest: int) -> Rendered:
+    """The rendered row with so many characters of its prompt and of each part of its response at most."""
+    parts = found.response or ()
+    if len(found.prompt) <= longest and all(len(part.text) <= longest for part in parts):
+        return found
+    return replace(
+        found,
+        prompt=found.prompt[:longest],
+        response=found.response and tuple(replace(part, text=part.text[:longest]) for part in parts),
+    )
+
+
 def _is_plain(found: Rendered) -> bool:
     """Whether a row is tokenised with the others in one call: one part, and no guarded text."""
     parts = found.response or ()
@@ -261,6 +282,7 @@ def truncate_prompt(
     whole = row.user_text
     best: tuple[Row, str, tuple[int, ...]] | None = None
     low, high = 1, len(whole) - (whole.count(IMAGE) if row.images else 0) - 1
+    high = min(high, encoder.texts.certainly_longer(limit))
     while low <= high:
         keep = (low + high) // 2
         kept = _shortened(whole, keep, side, bool(row.images))
