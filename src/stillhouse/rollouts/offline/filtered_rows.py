@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillhouse.rollouts.offline.curation import NO_RESPONSE
 from stillhouse.rollouts.offline.filters import REGISTRY, Drop, Filter, FilterContext
 from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row
-from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.rollouts.offline.samples import Sample, SamplesOnDisk
 from stillhouse.rollouts.offline.stage_files import read_header, read_rows, write_rows
 from stillhouse.rollouts.offline.stored_samples import key_hash
 
@@ -122,7 +122,7 @@ def dropped_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.dropped{output.suffix}")
 
 
-class _SomeSamples(Sequence[Sample]):
+class _SomeSamples(SamplesOnDisk):
     """The samples of some rows of shards."""
 
     def __init__(self, rows: IndexedRows, numbers: NDArray[np.int64]) -> None:
@@ -132,17 +132,9 @@ class _SomeSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Sample]: ...
-    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+    def read(self, place: int) -> Sample:
+        """See the base class."""
         return Sample.from_row(self._rows[int(self._numbers[place])]["row"])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[place] for place in range(len(self)))
 
 
 class _Verdicts:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from stillhouse.core.types import Prompt, Response, Source
 
@@ -108,6 +109,26 @@ class Sample:
             row.get("scores", {}),
             row.get("sample", 0),
         )
+
+
+class SamplesOnDisk(Sequence[Sample]):
+    """Samples that are read when they are asked for."""
+
+    @abstractmethod
+    def read(self, place: int) -> Sample:
+        """The sample at a place, from 0."""
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Sample]: ...
+    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
+        if isinstance(place, slice):
+            return [self.read(one) for one in range(*place.indices(len(self)))]
+        return self.read(place)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, range(len(self)))
 
 
 def missing_sample(number: int, prompt: Prompt, source: Source) -> Sample:

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,12 @@ from stillhouse.errors import DataError
 from stillhouse.files import STAGE, shards_beside
 from stillhouse.rollouts.offline.indexed_rows import OpenFiles, Row
 from stillhouse.rollouts.offline.reading import round_files
-from stillhouse.rollouts.offline.samples import Sample, SampleKey, SamplesDigest
+from stillhouse.rollouts.offline.samples import Sample, SampleKey, SamplesDigest, SamplesOnDisk
 from stillhouse.rollouts.offline.stage_files import located_rows, read_header, read_rows
 from stillhouse.urls import is_remote
 
 
-class StoredSamples(Sequence[Sample]):
+class StoredSamples(SamplesOnDisk):
     """The samples of one source in files, in order.
 
     In memory are 19 bytes of each: where it is, a hash of its key, and whether it still needs a score.
@@ -96,17 +96,9 @@ class StoredSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._offset)
 
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Sample]: ...
-    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+    def read(self, place: int) -> Sample:
+        """See the base class."""
         return Sample.from_row(self._files.read(self._file[place], self._offset[place])[1])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[place] for place in range(len(self)))
 
 
 def key_hash(key: SampleKey) -> int:
