@@ -126,4 +126,6 @@ def serving(path: Path, context: int) -> Iterator[Callable[[str, dict[str, Any]]
         with urllib.request.urlopen(request) as reply:
             return json.load(reply)
 
+    with urllib.request.urlopen(server.listening_address + "/slots") as reply:
+        reply.read()  # its loop runs: a server that ends before its loop has begun waits for it for ever
     yield post
