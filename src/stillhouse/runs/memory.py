@@ -19,8 +19,8 @@ KEPT_BY_A_LAYER = 28
 """Numbers of the hidden size that a layer keeps of each token for the backward pass, or needs while it runs
 without one."""
 FREED_BUT_KEPT = 0.5
-"""Of what a step on a CPU allocates and frees, the share that malloc has kept when a step needs most, where
-weights are frozen. Where all are trained, gradients make up for it, which are counted together with the
+"""Of what a step on a CPU allocates and frees, the share that malloc has kept when a step needs most, under
+adapters. Where the weights are trained, gradients make up for it, which are counted together with the
 activations that they replace."""
 
 MemoryParts = dict[str, float]
@@ -212,7 +212,7 @@ def _student_step(config: RunConfig, student: ModelSize, tokens: int, length: in
 
 def _kept_by_malloc(student: ModelSize, step: MemoryParts) -> float:
     """Bytes that a step on a CPU has freed and the process still has; dequantised weights among them."""
-    if student.trainable is None:
+    if not student.adapter:
         return 0.0
     whole = student.quantised * student.dtype_bytes if student.quantised_bits is not None else 0
     return FREED_BUT_KEPT * sum(step.values()) + whole
