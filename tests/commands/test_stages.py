@@ -11,6 +11,7 @@ import pytest
 
 from stillhouse.data import stored_prompts
 from stillhouse.files import write_jsonl
+from stillhouse.rollouts.offline.stage_files import read_rows
 from tests.workshop import Workshop, sends
 
 GENERATE = ("generate", "run.yaml", "-o", "teacher.jsonl", "--chunk", "8")
@@ -335,6 +336,10 @@ def test_drafts_become_prompts_that_ask_for_the_best_answer(workshop: Workshop) 
     assert f"{len(asked)} prompts with 2 drafts each" in said.out
     again = workshop.stillhouse("curate", "drafts.jsonl", "-o", "asked.jsonl", "--drafts", "2")
     assert "nothing to do" in again.out
+    for done in ("2 drafts each", "nothing to do"):
+        table = workshop.stillhouse("curate", "drafts.jsonl", "-o", "asked.parquet", "--drafts", "2")
+        assert done in table.out
+    assert list(read_rows(workshop.folder / "asked.parquet")) == asked
     assert "drafts is 2, not 3" in workshop.refused(
         "curate", "drafts.jsonl", "-o", "asked.jsonl", "--drafts", "3"
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.evaluate.rankers import Ranker, RankingPlace
-from stillhouse.files import STAGE, write_jsonl
+from stillhouse.files import write_jsonl
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
-from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
+from stillhouse.rollouts.offline.stage_files import StageFile, stage_header, write_rows
 from stillhouse.rollouts.offline.stored_samples import samples_by_prompt
 
 
@@ -72,7 +72,7 @@ def best_of_files(paths: Sequence[Path], ranker: Ranker, output: Path) -> BestRe
     if not kept:
         raise DataError(f"{', '.join(map(str, paths))}: no response has a score by {ranker.kind}.")
     write_jsonl(output.with_name(f"{output.stem}.dropped.jsonl"), dropped)
-    write_jsonl(output, [{STAGE: header}, *kept])
+    write_rows(output, header, kept)
     left_out = Counter({"unanswerable: no score": len(groups) - len(kept)})
     return BestResult(len(groups), len(kept), +left_out, sum(gains) / len(gains), False)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.evaluate.rankers import Ranker, RankingPlace
-from stillhouse.files import STAGE, write_jsonl
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
-from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
+from stillhouse.rollouts.offline.stage_files import StageFile, stage_header, write_rows
 from stillhouse.rollouts.offline.stored_samples import samples_by_prompt
 
 
@@ -70,7 +69,7 @@ def pairs_of_files(
     if not rows:
         told = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())
         raise DataError(f"{', '.join(map(str, paths))}: no prompt gives a pair ({told}).")
-    write_jsonl(output, [{STAGE: header}, *rows])
+    write_rows(output, header, rows)
     return PairsResult(len(rows), left_out, _mean_margin(rows), False)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from stillhouse.core.types import question_of
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, write_jsonl
 from stillhouse.rollouts.offline.samples import Sample, samples_digest
-from stillhouse.rollouts.offline.stage_files import StageFile, stage_header
+from stillhouse.rollouts.offline.stage_files import StageFile, stage_header, write_rows
 from stillhouse.rollouts.offline.stored_samples import samples_by_prompt
 
 WORDING = "Here are drafts of an answer. Some may be wrong.\n\n{drafts}\n\nWrite the one best answer."
@@ -60,7 +59,7 @@ def aggregate_drafts(paths: Sequence[Path], count: int, output: Path) -> DraftsR
         raise DataError(f"{', '.join(map(str, paths))}: no prompt has {count} drafts ({reasons}).")
     done = StageFile(output, header).rows()
     if done is None:
-        write_jsonl(output, [{STAGE: header}, *rows])
+        write_rows(output, header, rows)
     return DraftsResult(len(rows), sum("response" in row for row in rows), left_out, done is not None)
 
 
