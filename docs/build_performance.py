@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_tables import kernels, without_kernel
-from tables import with_table
+from tables import with_tables
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "performance.md"
@@ -53,8 +53,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, (source, table) in TABLES.items():
-        result = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
-        text = with_table(text, name, table(result))
-    return {PAGE.name: text}
+    return with_tables(
+        PAGE,
+        {
+            name: table(json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8")))
+            for name, (source, table) in TABLES.items()
+        },
+    )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tables import with_table
+from tables import with_tables
 
 from stillhouse.evaluate.rankers import REGISTRY as RANKERS
 
@@ -60,10 +60,7 @@ TABLES = {
 
 def pages() -> dict[str, str]:
     """The page with its tables as they are now."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        text = with_table(text, name, table())
-    return {PAGE.name: text}
+    return with_tables(PAGE, {name: table() for name, table in TABLES.items()})
 
 
 def _option(name: str, info: Any) -> str:

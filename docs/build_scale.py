@@ -6,9 +6,10 @@ that and from the sizes of the models, by the functions that `stillhouse check` 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from tables import with_table
+from tables import with_tables
 
 from stillhouse.models.config import StudentConfig
 from stillhouse.runs.memory import Devices, GpuSize, MemoryParts, Workload, memory_by_phase
@@ -24,6 +25,7 @@ from stillhouse.teachers.store.codecs import (
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "scale.md"
+ROWS = DOCS.parent / "benchmarks" / "results" / "rows.json"
 RUN = DOCS.parent / "examples" / "scale" / "run.yaml"
 
 GPUS = 64
@@ -45,16 +47,30 @@ VOCAB = 128_256
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
     student, teacher = size("8B", "float32"), size("70B", "bfloat16")
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in {
-        "memory": memory_table(student, teacher),
-        "throughput": throughput_table(student, teacher),
-        "store": store_table(student, teacher),
-        "network": network_table(student, teacher),
-        "tenfold": tenfold_table(student, teacher),
-    }.items():
-        text = with_table(text, name, table)
-    return {PAGE.name: text}
+    return with_tables(
+        PAGE,
+        {
+            "rows": rows_table(),
+            "memory": memory_table(student, teacher),
+            "throughput": throughput_table(student, teacher),
+            "store": store_table(student, teacher),
+            "network": network_table(student, teacher),
+            "tenfold": tenfold_table(student, teacher),
+        },
+    )
+
+
+def rows_table() -> str:
+    """What `benchmarks/rows.py` has measured: peaks in MB."""
+    peaks: dict[tuple[int, int], dict[str, float]] = {}
+    for row in json.loads(ROWS.read_text(encoding="utf-8"))["rows"]:
+        peaks.setdefault((row["rows"], row["large_row_bytes"]), {})[row["work"]] = row["peak_mb"]
+    lines = [
+        f"| {count:,}{f', one of {large >> 20} MB' if large else ''} "
+        f"| {one['load']:,.0f} | {one['curate']:,.0f} |"
+        for (count, large), one in peaks.items()
+    ]
+    return "\n".join(["| rows | reading them for a run | `curate` |", "|---|---:|---:|", *lines])
 
 
 def size(name: str, dtype: str) -> ModelSize:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tables import with_table
+from tables import with_tables
 
 PAGE = Path(__file__).resolve().parent / "ship.md"
 RESULTS = PAGE.parents[1] / "benchmarks" / "results"
@@ -116,8 +116,4 @@ TABLES = {
 
 def pages() -> dict[str, str]:
     """The page with every table that stands in it."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, made in TABLES.items():
-        if f"<!-- {name} table -->" in text:
-            text = with_table(text, name, made())
-    return {PAGE.name: text}
+    return with_tables(PAGE, {name: table() for name, table in TABLES.items()})

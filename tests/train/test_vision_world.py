@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 from tests.children import ranks
-from tests.train.test_world import weights
+from tests.train.test_world import arguments_of_a_rank, weights
 from tests.vision_models import image, tokenizer, vision_model
-from transformers import TrainingArguments
 
 from stillhouse.core.distributed import Ranks
 from stillhouse.core.types import Prompt
@@ -20,23 +19,7 @@ from stillhouse.train.trainer import StepTrainer
 
 
 def train(folder: Path, accumulation: int) -> None:
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=3,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.5,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        seed=5,
-        optim="sgd",
-        ddp_find_unused_parameters=True,
-    )
+    arguments = arguments_of_a_rank(folder, 3, 1, accumulation, ddp_find_unused_parameters=True)
     words = tokenizer()
     config = StudentConfig(path=str(folder.parent / "student"), tower="trained", gradient_checkpointing=True)
     student = load_student(config, words, None, 0).double()

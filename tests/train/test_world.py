@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests import tiny
@@ -17,11 +18,13 @@ from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import StepTrainer
 
 
-def train(folder: Path, accumulation: int, tokens: int) -> None:
-    arguments = TrainingArguments(
+def arguments_of_a_rank(
+    folder: Path, steps: int, batch: int, accumulation: int, **more: Any
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
-        max_steps=4,
-        per_device_train_batch_size=6 if tokens else 3,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-2,
         lr_scheduler_type="constant",
@@ -33,7 +36,12 @@ def train(folder: Path, accumulation: int, tokens: int) -> None:
         disable_tqdm=True,
         seed=5,
         optim="sgd",
+        **more,
     )
+
+
+def train(folder: Path, accumulation: int, tokens: int) -> None:
+    arguments = arguments_of_a_rank(folder, 4, 6 if tokens else 3, accumulation)
     student, teacher = tiny.model(1, dtype=torch.float64), tiny.model(7, width=24, dtype=torch.float64)
     step = Step(
         Method(FixedConfig(), build("forward_kl"), "token"),

@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillhouse import recipes
 from stillhouse.config import Layer, Layered
-from stillhouse.core.distributed import Ranks, SingleProcess, World
+from stillhouse.core.distributed import Ranks, SingleProcess, World, is_sharded
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.data.collate import collate
 from stillhouse.fused import FusedConfig
 from stillhouse.models import LoraConfig, unwrap
 from stillhouse.models.adapters import add_lora
-from stillhouse.models.sharding import TrainedStudent, is_sharded, keep_head_whole, shard_for_inference
+from stillhouse.models.sharding import TrainedStudent, keep_head_whole, shard_for_inference
 from stillhouse.objectives.base import REGISTRY as OBJECTIVES
 from stillhouse.rollouts.base import REGISTRY as POLICIES
 from stillhouse.rollouts.base import StatelessPolicy

@@ -10,7 +10,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
-from stillhouse.commands.options import ShardOption, shard_choice
+from stillhouse.commands.options import ShardOption, shard_choice, stage_output
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.urls import path_at
 
@@ -28,15 +28,7 @@ Best = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=path_at,
-        metavar="PATH",
-        help="Kept rows (.jsonl or .parquet); OUTPUT.dropped gets the others.",
-        show_default=False,
-    ),
+    Path, stage_output("Kept rows (.jsonl or .parquet); OUTPUT.dropped gets the others.")
 ]
 Drafts = Annotated[
     int | None,
@@ -171,6 +163,8 @@ def _aggregate(files: Sequence[Path], count: int, output: Path) -> None:
 
 
 def _print_result(output: Path, result: FilterResult, shard: tuple[int, int]) -> None:
+    from stillhouse.rollouts.offline.filtered_rows import dropped_path
+
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), result.counts)
     unit = "prompts" if len({source for source, *_ in result.counts}) < 2 else "pairs"
@@ -185,8 +179,7 @@ def _print_result(output: Path, result: FilterResult, shard: tuple[int, int]) ->
     if result.cached:
         console.say(f"{summary}; it was there already with these filters, nothing to do.")
     else:
-        dropped = output.with_name(f"{output.stem}.dropped{output.suffix}")
-        console.say(f"{summary}; what was dropped, and why: {dropped}")
+        console.say(f"{summary}; what was dropped, and why: {dropped_path(output)}")
 
 
 def _filters(texts: Sequence[str], config: RunConfig | None) -> list[Filter]:

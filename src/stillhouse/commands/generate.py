@@ -17,24 +17,16 @@ from stillhouse.commands.options import (
     TemplateOption,
     faults_as_options,
     shard_choice,
+    stage_output,
     template_choice,
 )
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.urls import path_at
 
 if TYPE_CHECKING:
     from stillhouse.runs.config import RunConfig
     from stillhouse.runs.generate import GenerateResult
 OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=path_at,
-        metavar="PATH",
-        help="The file to write (.jsonl or .parquet), also s3://... and the like.",
-        show_default=False,
-    ),
+    Path, stage_output("The file to write (.jsonl or .parquet), also s3://... and the like.")
 ]
 RayOption = Annotated[
     int | None, typer.Option(help="So many workers of Ray Data, each with a shard.", min=1, metavar="N")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, DataError, Fault
+from stillhouse.urls import path_at
 
 RunFile = Annotated[
     Path, typer.Argument(help="YAML file of the run.", metavar="RUN.YAML", show_default=False)
@@ -38,6 +39,13 @@ ShardOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def stage_output(help: str) -> Any:
+    """The option for a file of rows that a command writes, on disk or in a store."""
+    return typer.Option("--output", "-o", parser=path_at, metavar="PATH", help=help, show_default=False)
+
+
 RunFolders = Annotated[
     list[Path],
     typer.Argument(help="Run folders, or folders that contain some.", metavar="FOLDER", show_default=False),
@@ -104,9 +112,11 @@ def shard_choice(text: str | None) -> tuple[int, int]:
     Raises:
         ConfigError: it is not `i/n` with i from 0 to n - 1.
     """
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    found = re.fullmatch(r"(\d+)/(\d+)", f"{rank}/{world}" if text is None else text)
-    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if text is None:
+        index, count = rank_and_size()
+    else:
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not index < count:
         allowed = f"0/{count} to {count - 1}/{count}" if count else "i/n, such as 0/8 to 7/8"
         raise ConfigError(Fault("--shard", "is none of n shards, counted from 0", got=text, allowed=allowed))

@@ -162,11 +162,12 @@ def _refuse_chains(what: str, targets: Sequence[Path]) -> None:
 def _files_of(target: Path) -> list[Path]:
     """Of a stage that made data its file, with what it has dropped; any other target is as it is."""
     from stillhouse.files import ROWS_FILE
+    from stillhouse.rollouts.offline.filtered_rows import dropped_path
 
     rows = target / ROWS_FILE
     if not rows.is_file():
         return [target]
-    dropped = rows.with_name(f"{rows.stem}.dropped.jsonl")
+    dropped = dropped_path(rows)
     return [rows, *([dropped] if dropped.is_file() else [])]
 
 

@@ -118,7 +118,7 @@ class Ranks:
         return found
 
 
-def sharded(model: Any) -> bool:
+def is_sharded(model: Any) -> bool:
     """Whether the weights of a model are spread over the processes (FSDP2, ZeRO-3), so that all of them have
     to run the same forward passes."""
     return any(hasattr(one, "full_tensor") or hasattr(one, "ds_id") for one in model.parameters())

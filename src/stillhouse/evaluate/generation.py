@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
-from stillhouse.core.distributed import SINGLE_PROCESS, World, sharded
+from stillhouse.core.distributed import SINGLE_PROCESS, World, is_sharded
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Completion, Prompt, Response, images_of
@@ -41,7 +41,7 @@ class Share:
     @classmethod
     def of(cls, world: World, model: nn.Module) -> Share:
         """The share in what a model completes."""
-        return cls(world, sharded(model))
+        return cls(world, is_sharded(model))
 
     def places(self, count: int) -> range:
         """Those of this process."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.batch import Batch
-from stillhouse.core.distributed import SINGLE_PROCESS, World, sharded
+from stillhouse.core.distributed import SINGLE_PROCESS, World, is_sharded
 from stillhouse.core.host import Ints
 from stillhouse.core.types import Prompt, Response
 from stillhouse.data.collate import collate, read_by_teacher
@@ -85,7 +85,7 @@ def likelihood(
     responses = _readable(responses, vocab_size)
     training = student.training
     student.eval()
-    if any(model is not None and sharded(model) for model in (student, teacher)):
+    if any(model is not None and is_sharded(model) for model in (student, teacher)):
         world = SINGLE_PROCESS
     found = _Measured()
     try:

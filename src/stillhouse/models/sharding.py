@@ -36,11 +36,6 @@ def shard_for_inference(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold shares of its weights (FSDP2, ZeRO-3)."""
-    return any(hasattr(weight, "full_tensor") or hasattr(weight, "ds_id") for weight in model.parameters())
-
-
 def keep_head_whole(model: nn.Module, keep: bool) -> None:
     """Whether the backward passes that come leave the head of an FSDP2 model gathered.
 

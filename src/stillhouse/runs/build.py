@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillhouse.core.distributed import Ranks, SingleProcess, World, rank_and_size
+from stillhouse.core.distributed import Ranks, SingleProcess, World, is_sharded, rank_and_size
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.shared import SharedResults
@@ -42,7 +42,7 @@ from stillhouse.models import (
 from stillhouse.models.packing import packs
 from stillhouse.models.pruning.plan import with_tokens
 from stillhouse.models.quantise import dense
-from stillhouse.models.sharding import is_sharded, shard_for_inference
+from stillhouse.models.sharding import shard_for_inference
 from stillhouse.objectives import Objective
 from stillhouse.rollouts import ResponseGenerator, RolloutContext, TeacherHiddenCache
 from stillhouse.rollouts.base import ModelPair

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__, locks
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
@@ -35,7 +35,7 @@ class RunFolder:
     def __init__(self, path: Path, main: bool | None = None) -> None:
         """A run folder; of several processes only the main one (rank 0) writes."""
         self.path = path
-        self.main = os.environ.get("RANK", "0") == "0" if main is None else main
+        self.main = rank_and_size()[0] == 0 if main is None else main
         self.checkpoints = path / "checkpoints"
         self.responses = path / "responses"
         self.student = path / "student"

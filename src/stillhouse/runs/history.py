@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.console.format import setting_text
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, Fault
 
 Changes = dict[str, list[Any]]
@@ -133,7 +134,7 @@ def begun(
         "started": now(),
         "ended": None,
         "seconds": None,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": rank_and_size()[1],
         "changed": changes,
     }
     kept: State = {name: saved[name] for name in ("max_steps", "parent") if name in saved}

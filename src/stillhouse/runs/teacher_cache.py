@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from stillhouse import console
 from stillhouse.config import nearest
 from stillhouse.core.batch import TokenBatch
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.core.requirements import MAIN, teacher_path
 from stillhouse.core.types import Progress, Response
 from stillhouse.data.collate import collate, read_by_teacher
@@ -81,7 +81,7 @@ def _filled_caches(config: RunConfig, only: str | None) -> list[str]:
 
 def _fill(parts: Parts, name: str, responses: Sequence[Response], size: int) -> str:
     """Fill the cache of one teacher with this process's share of the responses that it is needed for."""
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = rank_and_size()
     objective: Objective = parts.config.objective
     needed = [
         response

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from stillhouse.config import nearest
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.runs.config import RunConfig
 
@@ -99,7 +99,7 @@ def training_arguments(
     from transformers import TrainingArguments
 
     train = config.train
-    ranks = max(1, int(os.environ.get("WORLD_SIZE") or 1))
+    _, ranks = rank_and_size()
     micro_batch_size = prompts_in_a_micro_batch(config, ranks)
     if faults := list(_invalid_fields(train.hf, TrainingArguments)):
         raise ConfigError(*faults)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import EnvironmentFault
 
 YES = frozenset({"1", "true", "yes", "y", "on", "t"})
@@ -39,7 +40,7 @@ def check_parallelism(accelerator: Any, arguments: Any) -> None:
                 "each process would hold the whole model. FSDP and DeepSpeed need GPUs that torch sees "
                 "(and the package deepspeed); without them, train without."
             )
-    started = int(os.environ.get("WORLD_SIZE") or 1)
+    _, started = rank_and_size()
     if accelerator.num_processes != started:
         raise EnvironmentFault(
             f"WORLD_SIZE is {started}, and the process group has {accelerator.num_processes}: each process "
@@ -93,7 +94,7 @@ def check_launched(arguments: Any) -> None:
         )
     if arguments.fsdp and int(arguments.fsdp_config.get("version", 2)) != 2:
         raise EnvironmentFault("train.hf.fsdp_config.version: FSDP is supported in version 2.")
-    if arguments.fsdp and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if arguments.fsdp and rank_and_size()[1] == 1:
         raise EnvironmentFault(
             "train.hf.fsdp asks for FSDP, and this is a single process. Start it with torchrun or accelerate "
             "launch."

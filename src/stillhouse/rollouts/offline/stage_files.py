@@ -109,7 +109,10 @@ class StageFile:
         Raises:
             StageMismatch: its header differs; the message says in what.
         """
-        return self.path.exists() and (self._check_header(self.path) or True)
+        if not self.path.exists():
+            return False
+        self._check_header(self.path)
+        return True
 
     def merge(self, total: int, write: Callable[[IndexedRows], None] | None = None) -> bool:
         """Merge the shards into the finished file if all `total` rows are there; whether they are.

@@ -28,11 +28,11 @@ from stillhouse.rollouts.offline.filters import FilterField
 from stillhouse.rollouts.offline.filters.overlap import held_out_texts
 from stillhouse.rollouts.offline.generation import CHUNK_SIZE
 from stillhouse.rollouts.offline.samples import Sample
-from stillhouse.rollouts.offline.stage_files import read_rows, stage_header
+from stillhouse.rollouts.offline.stage_files import stage_header
 from stillhouse.rollouts.offline.stored_samples import read_samples, samples_by_prompt
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.generate import GenerateArguments, generate
+from stillhouse.runs.generate import GenerateArguments, generate, written_result
 from stillhouse.runs.tokenizers import tokenizers
 
 FilesField = Annotated[
@@ -126,10 +126,8 @@ class GenerateSection(DataSection):
         arguments = GenerateArguments(output, shard=rank, shards=world, **options)
         found = generate(config, arguments)
         barrier(world)
-        tokens = cut = 0
-        for row in read_rows(output):  # of all processes
-            tokens, cut = tokens + len(row["token_ids"]), cut + (not row["finished"])
-        return {"rows": found.total, "tokens": tokens, "cut": cut}
+        written = written_result(output, found.total, found.resumed)  # of all processes
+        return {"rows": written.total, "tokens": written.tokens, "cut": written.truncated}
 
     def stand_in(self, config: RunConfig | None) -> list[dict[str, Any]]:
         assert config is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import warnings
@@ -13,10 +12,11 @@ from typing import Any
 
 import torch
 
-from stillhouse.errors import EnvironmentFault, ModelError
+from stillhouse.errors import ModelError
 from stillhouse.models.vision import reads_images
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.export.description import write_description
+from stillhouse.runs.export.packages import require_packages
 from stillhouse.runs.export.safetensors import copy_kept, facts
 from stillhouse.runs.export.smoke_test import SmokeTest, write_smoke_test
 from stillhouse.runs.export.student import FinishedStudent
@@ -62,13 +62,7 @@ def require_onnx(smoke_test: bool) -> None:
     Raises:
         EnvironmentFault: a package is missing.
     """
-    for package in ("onnx", "onnxscript", *(("onnxruntime",) if smoke_test else ())):
-        if importlib.util.find_spec(package) is None:
-            way_out = ", or leave the smoke test out: --no-smoke-test" if package == "onnxruntime" else ""
-            raise EnvironmentFault(
-                f"--to onnx needs the package {package}. Install it with: "
-                f"pip install 'stillhouse[onnx]'{way_out}"
-            )
+    require_packages("onnx", ("onnx", "onnxscript"), "onnxruntime", smoke_test)
 
 
 def write_onnx(student: FinishedStudent, config: ExportConfig, folder: Path) -> None:

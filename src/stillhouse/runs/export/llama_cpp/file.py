@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.errors import EngineError, EnvironmentFault
+from stillhouse.errors import EngineError
 from stillhouse.runs.export.llama_cpp.families import family_of, tensors_of
 from stillhouse.runs.export.llama_cpp.vocabulary import write_vocabulary
+from stillhouse.runs.export.packages import require_packages
 from stillhouse.runs.export.student import Example, FinishedStudent
 
 TYPES = {
@@ -31,14 +31,7 @@ def require_gguf(smoke_test: bool) -> None:
     Raises:
         EnvironmentFault: a package is missing.
     """
-    needed = ("gguf", "xllamacpp") if smoke_test else ("gguf",)
-    for package in needed:
-        if importlib.util.find_spec(package) is None:
-            way_out = ", or leave the smoke test out: --no-smoke-test" if package == "xllamacpp" else ""
-            raise EnvironmentFault(
-                f"--to gguf needs the package {package}. Install it with: "
-                f"pip install 'stillhouse[gguf]'{way_out}"
-            )
+    require_packages("gguf", ("gguf",), "xllamacpp", smoke_test)
 
 
 def write_file(student: FinishedStudent, dtype: str, path: Path) -> None:
