@@ -67,6 +67,10 @@ class DataConfig(StrictConfig):
     text_block: Annotated[int, Field(ge=2)] = 512
     """Number of tokens of each block that plain text is split into."""
 
+    workers: PositiveInt | None = None
+    """Processes that tokenise a large set of data.train or data.valid. null: as many as there are processors;
+    a small set is tokenised by one."""
+
     def reading(self) -> Reading:
         """How datasets are read, with an account that is still empty."""
         return Reading(

@@ -11,13 +11,15 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from stillhouse.core.types import Prompt, Response
+from stillhouse.data.account import Account
+from stillhouse.data.chunks import ChunkEncoder, chunked
 from stillhouse.data.config import DataConfig
 from stillhouse.data.datasets import DatasetConfig
-from stillhouse.data.prompt_builder import REJECTED, RESPONSES, PromptBuilder, path_of
+from stillhouse.data.large_sets import tokenised
+from stillhouse.data.prompt_builder import REJECTED, RESPONSES, PromptBuilder, check_responses, path_of
 from stillhouse.data.reading import Reading
-from stillhouse.data.row_teachers import rows_by_teacher
 from stillhouse.data.rows import Row
-from stillhouse.data.stored_prompts import PromptStore
+from stillhouse.data.stored_prompts import renumbered
 from stillhouse.data.teacher_prompts import TeacherReads, TemplatePair, teacher_encoder
 from stillhouse.data.templates import Tokenizer, settled_template
 from stillhouse.data.tokenise import Encoder
@@ -29,9 +31,6 @@ log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 1024
 """Rows that are tokenised in one call."""
-
-_PROGRESS_ROWS = 20_000
-"""Rows from which on reading shows progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,74 +137,77 @@ def load_prompts(
     Raises:
         DataError: see `load_data`.
     """
-    reading = config.reading()
-    builder = PromptBuilder(
-        name,
-        dataset,
-        config,
-        encoder,
-        reading=reading,
-        needs=needs,
-        teacher=teacher,
-    )
-    rows = builder.with_ids(_with_progress(dataset.rows(reading), name))
-    store = PromptStore()
-    kept: Counter[int] = Counter()
-    for chunk in _chunks(rows, _BATCH_ROWS):
-        builder.add(chunk)
-        kept.update(builder.source_of.get(prompt.id, 0) for prompt in builder.prompts)
-        builder.source_of.clear()
-        store.extend(builder.prompts)
-        builder.prompts.clear()
-    builder.check_responses()
-    builder.dropped.update(reading.dropped)
-    prompts = store.prompts()
+    work = ChunkEncoder(name, dataset, config, encoder, needs, teacher)
+    # Images are not written with tokens: they may change, and rows hold them by reference.
+    on_disk = encoder.expander is None and dataset.is_large()
+    prompts, account = tokenised(work) if on_disk else _at_once(work)
+    check_responses(name, account.without_response, needs)
+    reading = account.restore(config.reading())
     if not prompts:
-        raise _nothing_left(builder)
-    for number, source in enumerate(reading.sources):
-        source["kept"] = kept[number]
+        raise _nothing_left(name, dataset, account)
     log.info("%s (%s): %s", path_of(name), dataset.title, reading.format_line())
-    return PromptSet(name, prompts, _report(builder, prompts))
+    return PromptSet(name, prompts, _report(work, account, reading, len(prompts)))
 
 
-def _report(builder: PromptBuilder, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _at_once(work: ChunkEncoder) -> tuple[tuple[Prompt, ...], Account]:
+    """The prompts of a small dataset, in memory."""
+    prompts: list[Prompt] = []
+    account = Account()
+    for chunk in chunked(work.dataset.found_rows()):
+        found, counts = work(chunk)
+        prompts += renumbered(found, work.name, account.numbered)
+        account.add(counts)
+    return tuple(prompts), account
+
+
+def _report(work: ChunkEncoder, account: Account, reading: Reading, kept: int) -> dict[str, Any]:
     """What became of the rows of a dataset, for data.json."""
-    reading, dataset = builder.reading, builder.dataset
+    dataset = work.dataset
     return {
-        "name": builder.name,
+        "name": work.name,
         "path": dataset.title,
         "sha256": dataset.fingerprint(),
-        "rows": reading.rows,
-        "kept": len(prompts),
-        "dropped": dict(builder.dropped),
-        "truncated": dict(builder.truncated),
-        **_sizes(builder, prompts),
+        "rows": account.rows,
+        "kept": kept,
+        "dropped": account.all_dropped,
+        "truncated": dict(account.truncated),
+        "with_response": account.with_response,
+        "prompt_tokens": account.prompt_tokens,
+        "response_tokens": account.response_tokens,
+        **({"pairs": account.pairs} if account.pairs else {}),
+        **({"rejected_tokens": account.rejected_tokens} if account.rejected_tokens else {}),
         **reading.report(),
-        "turns": dict(builder.turns),
-        **({"teachers": named} if (named := rows_by_teacher(one.facts for one in prompts)) else {}),
-        "notes": dict(builder.encoder.take_notes()),
+        **_sources(dataset, account),
+        "turns": dict(account.turns),
+        **({"teachers": dict(account.teachers)} if account.teachers else {}),
+        "notes": dict(account.notes),
     }
 
 
-def _nothing_left(builder: PromptBuilder) -> DataError:
-    reading = builder.reading
-    dropped = ", ".join(f"{count} x {reason}" for reason, count in builder.dropped.items()) or "empty"
-    first = "".join(f"\n- {problem}" for problem in reading.first_dropped)
-    where = f"{builder.dataset.title}: no row is left for {path_of(builder.name)}"
-    return DataError(f"{where}: {reading.rows} rows read; {dropped}{first}")
+def _sources(dataset: DatasetConfig, account: Account) -> dict[str, Any]:
+    """Of several mixed datasets what came of each."""
+    parts = dataset.parts()
+    if parts[0] is dataset:
+        return {}
+    return {
+        "sources": [
+            {
+                "path": part.title,
+                "weight": part.weight,
+                "sha256": part.fingerprint(),
+                "rows": account.read_by_part[str(number)],
+                "kept": account.kept_by_part[str(number)],
+            }
+            for number, part in enumerate(parts)
+        ]
+    }
 
 
-def _sizes(builder: PromptBuilder, prompts: Sequence[Prompt]) -> dict[str, int]:
-    """How many prompts have a response, and how many tokens there are; of pairs where there are some."""
-    found = {"with_response": 0, "prompt_tokens": 0, "response_tokens": 0}
-    rejected = 0
-    for prompt in prompts:
-        found["with_response"] += prompt.response_ids is not None
-        found["prompt_tokens"] += len(prompt.token_ids)
-        found["response_tokens"] += len(prompt.response_ids or ())
-        rejected += len(prompt.rejected_ids or ())
-    pairs = {"pairs": builder.pairs} if builder.pairs else {}
-    return {**found, **pairs, **({"rejected_tokens": rejected} if rejected else {})}
+def _nothing_left(name: str, dataset: DatasetConfig, account: Account) -> DataError:
+    dropped = ", ".join(f"{count} x {reason}" for reason, count in account.all_dropped.items()) or "empty"
+    first = "".join(f"\n- {problem}" for problem in account.first_unread)
+    where = f"{dataset.title}: no row is left for {path_of(name)}"
+    return DataError(f"{where}: {account.rows} rows read; {dropped}{first}")
 
 
 def encode_rows(
@@ -306,20 +308,6 @@ def encoder_of(config: DataConfig, tokenizer: Tokenizer, teacher: TeacherReads |
     pair = TemplatePair(config.template, config.teacher_template)
     theirs = teacher_encoder(template, pair, tokenizer, teacher)
     return Encoder(template, tokenizer, theirs, config.train_on)
-
-
-def _with_progress(rows: Iterable[Row], name: str) -> Iterator[Row]:
-    """The same rows, with a progress bar if there are many."""
-    iterator = iter(rows)
-    start = list(islice(iterator, _PROGRESS_ROWS))
-    yield from start
-    if len(start) < _PROGRESS_ROWS:
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(iterator, f"reading data.{name}", console=console, disable=not console.is_terminal)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

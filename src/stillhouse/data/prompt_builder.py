@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from stillhouse.core.requirements import MAIN
 from stillhouse.core.types import Prompt
+from stillhouse.data.account import Account
 from stillhouse.data.config import DataConfig
 from stillhouse.data.conversation import without_chain
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.data.images import opened
 from stillhouse.data.reading import Reading
+from stillhouse.data.row_teachers import rows_by_teacher
 from stillhouse.data.rows import Row
 from stillhouse.data.teacher_context import NO_ROW_BEFORE, in_context
 from stillhouse.data.teacher_prompts import TeacherReads
@@ -49,8 +51,10 @@ class PromptBuilder:
         self.needs = frozenset(needs)
         self.teacher = teacher or TeacherReads()
         self.contexts = config.teacher_context if name == "train" else {}
-        self._before: Row | None = None
+        self.before: Row | None = None
         """The row with a response that was read last, for what contexts show of another row."""
+        self.numbered = 0
+        """Rows that could be read: the last number of an id."""
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
@@ -66,7 +70,8 @@ class PromptBuilder:
     def with_ids(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         """(Id of the prompt, row); with `each_output` one for each output."""
         parts = self.dataset.parts()
-        for number, row in enumerate(rows, start=1):
+        for row in rows:
+            self.numbered += 1
             if not row.has_prompt:
                 problem = (
                     "holds plain text, no prompt: give the file as data.text, or name the field with the "
@@ -76,7 +81,7 @@ class PromptBuilder:
                 continue
             examples = row.per_reference() if parts[row.source].each_output else (row,)
             for index, one in enumerate(examples, start=1):
-                id = f"{self.name}:{number}" + (f":{index}" if index > 1 else "")
+                id = f"{self.name}:{self.numbered}" + (f":{index}" if index > 1 else "")
                 self.source_of[id] = row.source
                 yield id, one
 
@@ -130,8 +135,8 @@ class PromptBuilder:
         """For each the row with a response that was read last before it."""
         found = []
         for row in rows:
-            found.append(self._before)
-            self._before = row if row.has_response else self._before
+            found.append(self.before)
+            self.before = row if row.has_response else self.before
         return found
 
     def _refused(self, error: RowError) -> None:
@@ -330,27 +335,39 @@ class PromptBuilder:
             raise RowError(row.location, problem, "image tokens of student and teacher differ")
         return read.prompt_ids
 
-    def check_responses(self) -> None:
-        """Raise if rows lack a response that they need.
+    def account(self) -> Account:
+        """What became of the rows."""
+        found = Account(numbered=self.numbered, pairs=self.pairs)
+        found.add_reading(self.reading)
+        found.dropped, found.truncated, found.turns = self.dropped, self.truncated, self.turns
+        found.without_response = self.without_response
+        found.notes = self.encoder.take_notes()
+        found.add_prompts(self.prompts)
+        found.teachers.update(rows_by_teacher(prompt.facts for prompt in self.prompts))
+        found.kept_by_part.update(str(self.source_of.get(prompt.id, 0)) for prompt in self.prompts)
+        return found
 
-        Raises:
-            DataError: names the first of them.
-        """
-        missing = self.without_response
-        if not missing:
-            return
-        first = ", ".join(missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        path = path_of(self.name)
-        way_out = ", or choose a method whose responses are generated" if self.name == "train" else ""
-        lacks = "no response" + (" or no rejected one" if REJECTED in self.needs else "")
-        needs = "a preference pair" if REJECTED in self.needs else "one"
-        if REASONING in self.needs:
-            lacks, needs = "no reasoning before the answer", "that"
-        raise DataError(
-            f"{first}{more}: {lacks}, but {path} needs {needs} in each row here. "
-            f"Add them, or set data.no_response: drop{way_out}"
-        )
+
+def check_responses(name: str, missing: Sequence[str], needs: Collection[str]) -> None:
+    """Raise if rows of the set `name` lack a response that they need.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    if not missing:
+        return
+    first = ", ".join(missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    path = path_of(name)
+    way_out = ", or choose a method whose responses are generated" if name == "train" else ""
+    lacks = "no response" + (" or no rejected one" if REJECTED in needs else "")
+    asked = "a preference pair" if REJECTED in needs else "one"
+    if REASONING in needs:
+        lacks, asked = "no reasoning before the answer", "that"
+    raise DataError(
+        f"{first}{more}: {lacks}, but {path} needs {asked} in each row here. "
+        f"Add them, or set data.no_response: drop{way_out}"
+    )
 
 
 def path_of(name: str) -> str:

@@ -68,8 +68,8 @@ class Reading:
         """The fields by which the first row of a format was recognised."""
         self.unused: Counter[str] = Counter()
         """Rows with text in a field that nothing uses, by field."""
-        self.sources: list[dict[str, Any]] = []
-        """Of several mixed datasets: path, weight, rows, examples of each."""
+        self.rows_by_part: Counter[int] = Counter()
+        """Of several mixed datasets: rows of each."""
         self._way_out = way_out
         self._used = USED_FACTS | set(used)
 
@@ -131,7 +131,6 @@ class Reading:
             "unused_fields": dict(self.unused),
             "unused": self.unused_line(),
             "bad_rows": list(self.first_dropped),
-            "sources": self.sources,
         }
         return {"formats": formats, **{name: value for name, value in optional.items() if value}}
 

@@ -1,45 +1,96 @@
-"""The prompts of large data sets: on disk, and read when they are asked for."""
+"""The prompts of large data sets: on disk in Arrow files, and read when they are asked for."""
 
 from __future__ import annotations
 
-import os
+import io
+import json
 import pickle
-import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, overload
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, overload
 
 from stillhouse.core.types import Prompt
+from stillhouse.data.account import Account
 
-IN_MEMORY = 65_536
-"""Prompts up to which a data set is held in memory."""
+PROMPTS, ACCOUNT = "prompts", "account"
+"""The columns of the Arrow files, in which a row is a chunk: its prompts, and what became of its rows."""
+
+_FIELDS = tuple(one.name for one in fields(Prompt))
+_DATA_TYPES = frozenset({
+    ("datetime", "date"), ("datetime", "datetime"), ("datetime", "time"), ("datetime", "timedelta"),
+    ("datetime", "timezone"), ("decimal", "Decimal"), ("uuid", "UUID"),
+})  # fmt: skip
+"""What a value of a row may be besides numbers, texts, bytes, lists and mappings."""
+
+
+class _DataOnly(pickle.Unpickler):
+    """Reads data and nothing that could run: a cache may be shared with others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _DATA_TYPES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no data")
+
+
+def packed(prompt: Prompt) -> bytes:
+    """A prompt as bytes."""
+    values = tuple(getattr(prompt, name) for name in _FIELDS)
+    return pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def unpacked(content: bytes) -> Prompt:
+    """The prompt that `packed` wrote.
+
+    Raises:
+        pickle.UnpicklingError: it holds more than data.
+    """
+    return Prompt(*_DataOnly(io.BytesIO(content)).load())
+
+
+def renumbered(prompts: Sequence[Prompt], name: str, before: int) -> Sequence[Prompt]:
+    """The prompts of a chunk with their numbers among all: so many rows come before it."""
+    return [replace(prompt, id=_later(prompt.id, name, before)) for prompt in prompts] if before else prompts
+
+
+def _later(id: str, name: str, before: int) -> str:
+    number, colon, output = id.removeprefix(f"{name}:").partition(":")
+    return f"{name}:{int(number) + before}{colon}{output}"
 
 
 class StoredPrompts(Sequence[Prompt]):
-    """Prompts in a temporary file, which goes with the process. In memory are eight bytes of each.
+    """Prompts in Arrow files that are mapped into memory, of which a process holds what it reads.
 
-    Example: `StoredPrompts(prompts)[17]`
+    Example: `StoredPrompts("train", dataset)[17]`
     """
 
-    def __init__(self, prompts: Iterable[Prompt] = ()) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the prompts
-        self._ends = array("q", [0])
-        self._places = range(0)
-        self.extend(prompts)
+    def __init__(self, name: str, chunks: Any) -> None:
+        """Prompts on disk.
 
-    def extend(self, prompts: Iterable[Prompt]) -> None:
-        """Add prompts at the end."""
-        for prompt in prompts:
-            content = pickle.dumps(prompt, protocol=pickle.HIGHEST_PROTOCOL)
-            self._file.write(content)
-            self._ends.append(self._ends[-1] + len(content))
-        self._file.flush()
-        self._places = range(len(self._ends) - 1)
+        Args:
+            name: of the set, with which the ids begin.
+            chunks: a `datasets.Dataset` with the columns `PROMPTS` and `ACCOUNT`.
+        """
+        self.name = name
+        self.account = Account()
+        self._ends = array("q")
+        self._before = array("q")
+        self._chunks = chunks.with_format("arrow")
+        total = 0
+        for number in range(len(chunks)):
+            chunk = self._chunks[number]
+            self._before.append(self.account.numbered)
+            self.account.add(Account.from_json(json.loads(chunk[ACCOUNT][0].as_py())))
+            total += len(chunk[PROMPTS][0])
+            self._ends.append(total)
+        self._places = range(total)
+        self._last: tuple[int, Any] = (-1, None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self._ends.itemsize * len(self._ends)
+        """Bytes in memory, without the mapped files."""
+        return self._ends.itemsize * (len(self._ends) + len(self._before))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -51,34 +102,16 @@ class StoredPrompts(Sequence[Prompt]):
     def __getitem__(self, place: int | slice) -> Prompt | StoredPrompts:
         if isinstance(place, slice):
             part = StoredPrompts.__new__(StoredPrompts)
-            part._file, part._ends, part._places = self._file, self._ends, self._places[place]
+            part.__dict__.update(self.__dict__, _places=self._places[place])
             return part
-        start, end = self._ends[self._places[place]], self._ends[self._places[place] + 1]
-        # In one call without a position of its own, so that processes that share the file may read at once.
-        prompt: Prompt = pickle.loads(os.pread(self._file.fileno(), end - start, start))
-        return prompt
+        at = self._places[place]
+        number = bisect_right(self._ends, at)
+        last, chunk = self._last
+        if last != number:
+            chunk = self._chunks[number][PROMPTS].chunk(0).flatten()
+            self._last = number, chunk
+        prompt = unpacked(chunk[at - (self._ends[number - 1] if number else 0)].as_py())
+        return renumbered([prompt], self.name, self._before[number])[0]
 
     def __iter__(self) -> Iterator[Prompt]:
         return (self[place] for place in range(len(self)))
-
-
-class PromptStore:
-    """Gathers the prompts of a data set, in memory while they are few."""
-
-    def __init__(self) -> None:
-        self._few: list[Prompt] = []
-        self._many: StoredPrompts | None = None
-
-    def extend(self, prompts: Iterable[Prompt]) -> None:
-        """Add prompts at the end."""
-        if self._many is not None:
-            self._many.extend(prompts)
-            return
-        self._few.extend(prompts)
-        if len(self._few) > IN_MEMORY and not any(one.images or one.response_images for one in self._few):
-            self._many = StoredPrompts(self._few)
-            self._few.clear()
-
-    def prompts(self) -> Sequence[Prompt]:
-        """All of them, in order."""
-        return tuple(self._few) if self._many is None else self._many

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from math import floor
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -15,10 +16,48 @@ from stillhouse.config import Registry, StrictConfig, nearest
 from stillhouse.data.formats.base import OPTIONAL_ROLES
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Fields, Row
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RowError
 
 LocatedRow = tuple[str, Mapping[str, Any]]
 """The location of a row ("train.jsonl:17"), and the row as the file has it."""
+
+
+LARGE_BYTES, LARGE_ROWS = 2**23, 20_000
+"""Sizes of files, and of datasets of the `datasets` library, from which on a dataset is large."""
+
+
+class FoundRow(NamedTuple):
+    """A row of a dataset before it is parsed, with all that parsing it needs; or a line that holds no row.
+
+    Example: `FoundRow("train.jsonl:17", {"prompt": "A fruit?"})`
+    """
+
+    location: str
+    content: Mapping[str, Any] | RowError
+    folder: str = ""
+    """Where paths in it begin."""
+    part: int = 0
+    """Which of the dataset's `parts` it is from."""
+    copies: int = 1
+    """How often it comes, by `weight`."""
+    labelled: bool = True
+    """Whether it keeps its response."""
+
+
+class _Lines(Reading):
+    """Gathers the lines that hold no row, in their place among the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[RowError] = []
+
+    def drop(self, error: RowError) -> None:
+        self.faults.append(error)
+
+    def taken(self, part: int) -> Iterator[FoundRow]:
+        """Those since the last call."""
+        faults, self.faults = self.faults, []
+        return (FoundRow(error.location, error, self.folder, part) for error in faults)
 
 
 class DatasetConfig(StrictConfig):
@@ -58,6 +97,14 @@ class DatasetConfig(StrictConfig):
             DataError: the file or folder is missing.
         """
 
+    def is_large(self) -> bool:
+        """Whether its prompts are better on disk than in memory."""
+        return False
+
+    def without_rows(self) -> DatasetConfig:
+        """The same without rows that it holds itself."""
+        return self
+
     def parts(self) -> tuple[DatasetConfig, ...]:
         """The datasets that it is mixed from; itself if it is one."""
         return (self,)
@@ -80,27 +127,61 @@ class DatasetConfig(StrictConfig):
         Raises:
             DataError: the file is missing, a line cannot be parsed or a row has no known format.
         """
+        for found in self.found_rows():
+            yield from self.parsed(found, reading)
+
+    def found_rows(self) -> Iterator[FoundRow]:
+        """The rows before they are parsed, with `limit`, `labelled` and `weight` applied.
+
+        Raises:
+            DataError: a file is missing or broken, or `fields` names what no row has.
+        """
+        for number, part in enumerate(self.parts()):
+            yield from part.found_rows_of_part(number)
+
+    def found_rows_of_part(self, part: int) -> Iterator[FoundRow]:
+        """The same of one of `parts`."""
         weight = Fraction(str(self.weight))
         missing = {role: name for role, name in self.fields.named().items() if role in OPTIONAL_ROLES}
-        number = 0
-        for number, (location, raw) in enumerate(self.raw(reading), start=1):
-            missing = {role: name for role, name in missing.items() if name not in raw}
-            copies = floor(number * weight) - floor((number - 1) * weight)
-            row = reading.read(raw, self.fields, location)
-            if row is not None and self.labelled is not None and number > self.labelled:
-                reading.unlabelled += row.has_response
-                row = row.without_response()
-            if row is not None:
-                reading.rows += copies
-                for _ in range(copies):
-                    yield row
+        lines, number, content = _Lines(), 0, dict[str, Any]()
+        for number, (location, content) in enumerate(self.raw(lines), start=1):  # type: ignore[assignment]
+            yield from lines.taken(part)
+            if missing:
+                missing = {role: name for role, name in missing.items() if name not in content}
+            copies = 1 if weight == 1 else floor(number * weight) - floor((number - 1) * weight)
+            labelled = self.labelled is None or number <= self.labelled
+            yield FoundRow(location, content, lines.folder, part, copies, labelled)
             if number == self.limit:
                 break
+        yield from lines.taken(part)
         if missing and number:
             role, name = next(iter(missing.items()))
             raise DataError(
-                f"{self.title}: no row has a field {name!r} (fields.{role}){nearest(name, list(raw))}"
+                f"{self.title}: no row has a field {name!r} (fields.{role}){nearest(name, list(content))}"
             )
+
+    def parsed(self, found: FoundRow, reading: Reading) -> Iterator[Row]:
+        """A row of `found_rows` as often as it comes; none if it cannot be read and is dropped.
+
+        Raises:
+            DataError: it cannot be read, and such rows are refused.
+        """
+        if isinstance(found.content, RowError):
+            reading.drop(found.content)
+            return
+        reading.folder = found.folder
+        row = reading.read(found.content, self.parts()[found.part].fields, found.location)
+        if row is None:
+            return
+        if not found.labelled:
+            reading.unlabelled += row.has_response
+            row = row.without_response()
+        reading.rows += found.copies
+        reading.rows_by_part[found.part] += found.copies
+        if found.part:
+            row = replace(row, source=found.part)
+        for _ in range(found.copies):
+            yield row
 
 
 DATASETS: Registry[DatasetConfig] = Registry("dataset kind", DatasetConfig)  # type: ignore[type-abstract]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from stillhouse.config import nearest
+from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
@@ -68,6 +69,10 @@ class FileDataset(DatasetConfig):
     def check_found(self) -> None:
         """See the base class."""
         self.files()
+
+    def is_large(self) -> bool:
+        """See the base class."""
+        return sum(path.stat().st_size for path in self.files()) >= base.LARGE_BYTES
 
     def fingerprint(self) -> str:
         """The SHA-256 of the file; of several files, that of all their digests."""

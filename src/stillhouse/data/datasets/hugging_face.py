@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse.config import nearest
+from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.datasets.parse import kind_of
 from stillhouse.data.datasets.stored_images import with_encoded_images
@@ -64,6 +65,13 @@ class HuggingFace(DatasetConfig):
     def check_found(self) -> None:
         """See the base class."""
         self.found()
+
+    def is_large(self) -> bool:
+        """See the base class."""
+        files = self._files()
+        if files is None:
+            return len(self.load()) >= base.LARGE_ROWS
+        return any(one.is_large() for one in files)
 
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
         """The rows of the split."""

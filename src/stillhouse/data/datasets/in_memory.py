@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DatasetConfig, LocatedRow
 from stillhouse.data.datasets.stored_images import with_encoded_images
 from stillhouse.data.datasets.tables import without_nested_nulls
@@ -31,6 +32,14 @@ class InMemory(DatasetConfig):
     @property
     def title(self) -> str:
         return self.name
+
+    def is_large(self) -> bool:
+        """Whether it is a large dataset of the `datasets` library; other rows are in memory anyway."""
+        return hasattr(self.records, "_fingerprint") and len(self.records) >= base.LARGE_ROWS
+
+    def without_rows(self) -> InMemory:
+        """See the base class."""
+        return InMemory.model_construct(**{**dict(self), "records": ()})
 
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
         """The rows as they are."""

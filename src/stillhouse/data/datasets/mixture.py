@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -13,7 +12,6 @@ from stillhouse.config import ListOf
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.datasets.parse import DatasetField
 from stillhouse.data.reading import Reading
-from stillhouse.data.rows import Row
 
 
 @DATASETS.register
@@ -49,24 +47,14 @@ class Mixture(DatasetConfig):
         for source in self.sources:
             source.check_found()
 
+    def is_large(self) -> bool:
+        """Whether one of them is."""
+        return any(source.is_large() for source in self.sources)
+
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
         """The rows of all sources, each once."""
         for source in self.sources:
             yield from source.raw(reading)
-
-    def rows(self, reading: Reading) -> Iterator[Row]:
-        """The rows of all sources in their order, each with its source; counted by source."""
-        for number, source in enumerate(self.sources):
-            before = reading.rows
-            entry: dict[str, Any] = {
-                "path": source.title,
-                "weight": source.weight,
-                "sha256": source.fingerprint(),
-            }
-            reading.sources.append(entry)
-            for row in source.rows(reading):
-                yield replace(row, source=number)
-            entry["rows"] = reading.rows - before
 
     def fingerprint(self) -> str:
         """That of all sources and weights."""

@@ -1,0 +1,170 @@
+"""The tokens of large datasets: made by several processes through `datasets`, on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillhouse.data.account import Account
+from stillhouse.data.chunks import ChunkEncoder, chunked
+from stillhouse.data.prompt_builder import path_of
+from stillhouse.data.stored_prompts import ACCOUNT, PROMPTS, StoredPrompts, packed
+from stillhouse.errors import DataError, EnvironmentFault
+from stillhouse.files import os_errors_as_faults
+
+log = logging.getLogger(__name__)
+
+_ROWS = "rows"
+"""The column of the rows that wait to be tokenised: a chunk of them, pickled."""
+_CHUNKS_WRITTEN_AT_ONCE = 4
+
+
+def tokenised(work: ChunkEncoder) -> tuple[StoredPrompts, Account]:
+    """The prompts of a dataset on disk, and what became of its rows.
+
+    Raises:
+        DataError: a row cannot be used, and such rows are refused; the first of them is named.
+        EnvironmentFault: the disk is full, or a process was killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = StoredPrompts(work.name, write_tokens(work, Path(folder), workers_for(work)))
+        return prompts, prompts.account
+
+
+def workers_for(work: ChunkEncoder) -> int:
+    """How many processes tokenise: `data.workers`, or as many as there are processors."""
+    import multiprocess
+
+    if work.in_order or multiprocess.current_process().daemon:  # which may have no children
+        return 1
+    if work.config.workers is not None:
+        return work.config.workers
+    # Where processes are not forked, each imports the user's script anew, which that must be written for.
+    return len(os.sched_getaffinity(0)) if multiprocess.get_start_method() == "fork" else 1
+
+
+def write_tokens(work: ChunkEncoder, folder: Path, workers: int) -> Any:
+    """Tokenise a dataset into Arrow files in a folder; the `datasets.Dataset` of its chunks.
+
+    Raises:
+        DataError: see `tokenised`.
+        EnvironmentFault: see `tokenised`.
+    """
+    import datasets
+
+    waiting = folder / "rows.arrow"
+    with os_errors_as_faults(folder):
+        fault = _write_rows(work, waiting)
+        rows = datasets.Dataset.from_file(str(waiting))
+        try:
+            found = _mapped(rows, work, folder, min(workers, len(rows)))
+        except DataError:
+            for (
+                one
+            ) in rows:  # in their order, so that the first fault is told however many processes there are
+                work(pickle.loads(one[_ROWS]))
+            raise
+        if fault is not None:
+            raise fault
+    waiting.unlink()
+    return found
+
+
+def _mapped(rows: Any, work: ChunkEncoder, folder: Path, workers: int) -> Any:
+    try:
+        with _as_before(), _quiet_unless_watched():
+            return rows.map(
+                _Tokens(work.without_rows()),
+                batched=True,
+                batch_size=1,
+                remove_columns=[_ROWS],
+                features=_features(),
+                num_proc=workers if workers > 1 else None,
+                new_fingerprint="0" * 16,  # else the library pickles the tokenizer to make one
+                cache_file_name=str(folder / "tokens.arrow"),
+                load_from_cache_file=False,
+                desc=f"tokenising {path_of(work.name)}",
+            )
+    except RuntimeError as error:
+        if "abruptly died" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{path_of(work.name)}: one of {workers} processes that tokenise was killed, most often because "
+            "memory ran out. Set data.workers to fewer."
+        ) from error
+
+
+def _write_rows(work: ChunkEncoder, path: Path) -> DataError | None:
+    """Write the rows as they are found, in chunks; what kept them from being read to the end."""
+    from datasets import Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    features = Features({_ROWS: Value("large_binary")})
+    with ArrowWriter(features=features, path=str(path), writer_batch_size=_CHUNKS_WRITTEN_AT_ONCE) as writer:
+        fault = None
+        try:
+            for chunk in chunked(work.dataset.found_rows()):
+                writer.write({_ROWS: pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL)})
+        except DataError as error:
+            fault = error
+        writer.finalize()
+    return fault
+
+
+def _features() -> Any:
+    from datasets import Features, List, Value
+
+    return Features({PROMPTS: List(Value("large_binary")), ACCOUNT: Value("string")})
+
+
+class _Tokens:
+    """What `datasets` maps: a chunk of rows to a chunk of prompts."""
+
+    def __init__(self, work: ChunkEncoder) -> None:
+        self.work = work
+
+    def __call__(self, batch: dict[str, list[bytes]]) -> Any:
+        import pyarrow
+
+        prompts, account = self.work(pickle.loads(batch[_ROWS][0]))
+        content = [[packed(prompt) for prompt in prompts]]
+        return pyarrow.table(
+            {PROMPTS: content, ACCOUNT: [json.dumps(account.as_json())]}, schema=_features().arrow_schema
+        )
+
+
+@contextlib.contextmanager
+def _as_before() -> Iterator[None]:
+    """Undo what `datasets` does for its processes: it replaces `os.environ`, and tokenizers stay single."""
+    environment, name = os.environ, "TOKENIZERS_PARALLELISM"
+    before = environment.get(name)
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003 - it is the same object as before
+        environment.pop(name, None)
+        if before is not None:
+            environment[name] = before
+
+
+@contextlib.contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """Without the progress bars of `datasets` where nobody looks at them."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    if shown and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
