@@ -1,14 +1,50 @@
-"""Schedules that follow losses: DistiLLM's share and TAID's target, against the rules of paper and code."""
+"""Schedules: ramps by their values, those that follow losses against the rules of paper and code."""
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.core.types import Progress
-from stillhouse.schedules import DevLoss, GradualBeta, Momentum, PreviousRound, ScheduleTracker
+from stillhouse.schedules import DevLoss, GradualBeta, Momentum, PreviousRound, Schedule, ScheduleTracker
+from stillhouse.schedules.base import Share
+from stillhouse.schedules.ramps import Constant, Cosine, Linear
+
+
+def at(schedule: Schedule, *fractions: float) -> list[float]:
+    return [schedule.value(Progress(round(100 * x), 100, x, 1.0), {}) for x in fractions]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Constant(at=0.3), [0.3, 0.3, 0.3, 0.3, 0.3]),
+        (Linear(start=0.2, end=1.0), [0.2, 0.4, 0.6, 0.8, 1.0]),
+        (Linear(start=1.0, end=0.2, until=0.5), [1.0, 0.6, 0.2, 0.2, 0.2]),
+        (Linear(start=0.2, end=1.0, until=0.0), [1.0] * 5),
+        (Cosine(start=1.0, end=0.0), [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0.0]),
+        (Cosine(start=0.2, end=0.6, until=0.5), [0.2, 0.4, 0.6, 0.6, 0.6]),
+    ],
+    ids=str,
+)
+def test_ramps_have_their_values_on_the_way(schedule: Schedule, expected: list[float]) -> None:
+    found = at(schedule, 0.0, 0.25, 0.5, 0.75, 1.0)
+    assert found == pytest.approx(expected, abs=1e-12)
+    low, high = schedule.bounds()
+    assert low - 1e-12 <= min(found) <= max(found) <= high + 1e-12
+
+
+@pytest.mark.parametrize(("low", "high", "fits"), [(0.0, 1.0, True), (-0.01, 1.0, False), (0.0, 1.01, False)])
+def test_a_share_may_touch_its_limits_and_no_more(low: float, high: float, fits: bool) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(Share)
+    with nullcontext() if fits else pytest.raises(ValidationError, match="between 0 and 1"):
+        adapter.validate_python({"kind": "linear", "start": low, "end": high})
+
 
 LOSSES = [2.0, 2.05, 2.2, 2.25, 2.4, 2.3, 2.45]
 START = Progress(0, 10, 0.0, 1.0)
@@ -68,15 +104,16 @@ def test_momentum_is_the_recurrence_of_the_released_code() -> None:
     t, mean, before = 0.4, 0.0, None
     state = schedule.initial()
     for step, loss in enumerate(losses):
-        now = Progress(step, 20, step / 20, 1.0)
-        t = min(1.0, max(0.4 + 0.6 * step / 20, t))
+        now = Progress(step, 2000, step / 2000, 1.0)  # so long that the straight line does not lead
+        t = min(1.0, max(0.4 + 0.6 * step / 2000, t))
         assert schedule.value(now, state) == pytest.approx(t, abs=1e-12)
         if before is not None:
             mean = 0.9 * mean + 0.1 * (before - loss) / (before + 1e-15)
             t = min(1.0, t + 0.05 / (1 + math.exp(-mean)) * (1 - t))
         before = loss
         state = schedule.observe(state, "train_loss", loss, now)
-    assert schedule.value(Progress(20, 20, 1.0, 1.0), state) == 1.0
+    assert t > 0.47 > 0.4 + 0.6 * len(losses) / 2000
+    assert schedule.value(Progress(2000, 2000, 1.0, 1.0), state) == 1.0
 
 
 def test_momentum_is_never_behind_the_straight_line() -> None:
