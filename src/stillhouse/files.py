@@ -80,8 +80,13 @@ def follow_umask(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def os_errors_as_faults(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a message that says what to do."""
+def os_errors_as_faults(path: Path, option: str = "output.folder") -> Iterator[None]:
+    """Turn the operating system's refusal to write into a message that says what to do.
+
+    Args:
+        path: what is written.
+        option: what names another place for it.
+    """
     try:
         yield
     except OSError as error:
@@ -89,7 +94,7 @@ def os_errors_as_faults(path: Path) -> Iterator[None]:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EnvironmentFault(
-                f"{path}: the disk is full. Free some space or set output.folder to another disk; "
+                f"{path}: the disk is full. Free some space or set {option} to another disk; "
                 "what was written before is intact."
             ) from error
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pickle
 import resource
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def loaded(path: Path, tokenizer: Any = TOKENIZER, **options: Any) -> Data:
     train = [{"path": str(path), "each_output": True}, {"path": str(path), "weight": 2, "limit": 30}]
     values = {"train": train, "valid": {"path": str(path), "labelled": 20}}
     defaults = {"template": "plain", "no_response": "drop", "ignore": ["kind"], "bad_rows": "drop"}
+    defaults["token_cache"] = False
     config = DataConfig.model_validate({**values, **defaults, **options})
     return load_data(config, tokenizer, needs={"responses"})
 
@@ -105,7 +108,9 @@ def test_the_first_fault_is_told_with_any_number_of_processes(
     rules = {name: value for name, value in options.items() if name != "input"}
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     train = {"path": str(tmp_path / "rows.jsonl"), "fields": fields}
-    config = DataConfig.model_validate({"train": train, "template": "plain", "workers": workers, **rules})
+    config = DataConfig.model_validate(
+        {"train": train, "template": "plain", "workers": workers, "token_cache": False, **rules}
+    )
     with pytest.raises(DataError, match=fault):
         load_data(config, TOKENIZER)
 
@@ -135,10 +140,16 @@ def test_they_take_bytes_by_the_chunk_and_other_processes_read_them(tmp_path: Pa
 
 
 def test_a_stored_prompt_is_data_and_nothing_that_could_run() -> None:
-    prompt = Prompt("train:1", (5, 9), "?", facts={"deep": [{"a": None}, 1.5, b"x"]}, references=("Fig",))
-    assert unpacked(packed(prompt)).facts == prompt.facts
+    facts = {"deep": [{"a": None}, 1.5, b"x"], "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)}
+    found: Counter[str] = Counter()
+    prompt = Prompt("train:1", (5, 9), "?", facts=facts, references=("Fig",))
+    assert unpacked(packed(prompt, found)).facts == facts
+    assert not found
+    content = packed(Prompt("train:1", (5,), "?", facts={"run": json.dumps, "where": Path("x")}), found)
+    assert set(found) == {"builtins.function", "pathlib.PosixPath"}
     with pytest.raises(pickle.UnpicklingError, match="is no data"):
-        unpacked(packed(Prompt("train:1", (5,), "?", facts={"run": pytest.exit})))
+        unpacked(content)
+    assert unpacked(content, own=True).facts["where"] == Path("x")
 
 
 @pytest.mark.usefixtures("large")

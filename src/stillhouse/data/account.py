@@ -44,6 +44,8 @@ class Account:
     read_by_part: Counter[str] = field(default_factory=Counter)
     """Of several mixed datasets, by its number: the rows of each."""
     kept_by_part: Counter[str] = field(default_factory=Counter)
+    no_data: Counter[str] = field(default_factory=Counter)
+    """Values of facts that are no data, by their type."""
     format_fields: dict[str, list[str]] = field(default_factory=dict)
     """The fields by which the first row of a format was recognised."""
     first_unread: list[str] = field(default_factory=list)

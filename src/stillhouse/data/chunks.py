@@ -71,10 +71,14 @@ class ChunkEncoder:
         return builder.prompts, builder.account()
 
     @property
+    def contexts(self) -> dict[str, str]:
+        """What teachers read beside the prompt; see `data.teacher_context`."""
+        return dict(self.config.teacher_context) if self.name == "train" else {}
+
+    @property
     def in_order(self) -> bool:
         """Whether a chunk can only be read after the one before it: a context shows the row before."""
-        contexts = self.config.teacher_context if self.name == "train" else {}
-        return any(f"{{{OTHER}" in context for context in contexts.values())
+        return any(f"{{{OTHER}" in context for context in self.contexts.values())
 
     def without_rows(self) -> ChunkEncoder:
         """The same for another process: the dataset holds no rows of its own."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillhouse.config import ListOf, StrictConfig
+from stillhouse.config import FilePath, ListOf, StrictConfig
 from stillhouse.data.chat import TrainOn
 from stillhouse.data.datasets import DatasetField
 from stillhouse.data.images import ImageOptions
@@ -70,6 +70,10 @@ class DataConfig(StrictConfig):
     workers: PositiveInt | None = None
     """Processes that tokenise a large set of data.train or data.valid. null: as many as there are processors;
     a small set is tokenised by one."""
+    token_cache: bool | FilePath = True
+    """The folder in which the tokens of large sets are kept for the next run, which reads them if rows,
+    tokenizer, templates and settings are the same. true: in the cache of `datasets` (HF_DATASETS_CACHE);
+    false: none."""
 
     def reading(self) -> Reading:
         """How datasets are read, with an account that is still empty."""

@@ -10,6 +10,7 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from stillhouse.data.account import Account
 from stillhouse.data.chunks import ChunkEncoder, chunked
 from stillhouse.data.prompt_builder import path_of
 from stillhouse.data.stored_prompts import ACCOUNT, PROMPTS, StoredPrompts, packed
+from stillhouse.data.token_cache import TokenCache, default_folder
+from stillhouse.data.token_key import token_key
 from stillhouse.errors import DataError, EnvironmentFault
 from stillhouse.files import os_errors_as_faults
 
@@ -28,15 +31,41 @@ _CHUNKS_WRITTEN_AT_ONCE = 4
 
 
 def tokenised(work: ChunkEncoder) -> tuple[StoredPrompts, Account]:
-    """The prompts of a dataset on disk, and what became of its rows.
+    """The prompts of a dataset on disk, and what became of its rows; from the cache if they are there.
 
     Raises:
         DataError: a row cannot be used, and such rows are refused; the first of them is named.
         EnvironmentFault: the disk is full, or a process was killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = StoredPrompts(work.name, write_tokens(work, Path(folder), workers_for(work)))
-        return prompts, prompts.account
+    setting = work.config.token_cache
+    key = None if setting is False else token_key(work)
+    cache = TokenCache(default_folder() if isinstance(setting, bool) else setting)
+    told = [work.name, *work.dataset.places(), str(work.encoder.tokenizer.name_or_path)]
+    prompts = None if key is None else cache.read(key, work.name, told)
+    if prompts is None and key is not None and not cache.is_writable:
+        log.warning("%s: cannot be written; the tokens of %s are not kept", cache.folder, path_of(work.name))
+        key = None
+    if prompts is None and key is not None:
+        with os_errors_as_faults(cache.folder, "data.token_cache"):
+            prompts = cache.read_or_make(key, work.name, told, partial(_made_for_cache, work, key))
+    if prompts is None:
+        with tempfile.TemporaryDirectory() as folder, os_errors_as_faults(Path(folder), "TMPDIR"):
+            prompts = StoredPrompts(work.name, write_tokens(work, Path(folder)), own=True)
+    return prompts, prompts.account
+
+
+def _made_for_cache(work: ChunkEncoder, key: str, folder: Path) -> tuple[StoredPrompts, bool]:
+    """The prompts in a folder of the cache, and whether they may stay there."""
+    prompts = StoredPrompts(work.name, write_tokens(work, folder, key), own=True)
+    account = prompts.account
+    if account.no_data:
+        kinds = ", ".join(account.no_data)
+        log.warning("%s: its tokens are not kept, because rows hold values of %s", path_of(work.name), kinds)
+        return prompts, False
+    if token_key(work) != key:
+        log.warning("%s: changed while it was read; its tokens are not kept", work.dataset.title)
+        return prompts, False
+    return prompts, bool(prompts) and not account.without_response
 
 
 def workers_for(work: ChunkEncoder) -> int:
@@ -51,7 +80,7 @@ def workers_for(work: ChunkEncoder) -> int:
     return len(os.sched_getaffinity(0)) if multiprocess.get_start_method() == "fork" else 1
 
 
-def write_tokens(work: ChunkEncoder, folder: Path, workers: int) -> Any:
+def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) -> Any:
     """Tokenise a dataset into Arrow files in a folder; the `datasets.Dataset` of its chunks.
 
     Raises:
@@ -61,24 +90,22 @@ def write_tokens(work: ChunkEncoder, folder: Path, workers: int) -> Any:
     import datasets
 
     waiting = folder / "rows.arrow"
-    with os_errors_as_faults(folder):
-        fault = _write_rows(work, waiting)
-        rows = datasets.Dataset.from_file(str(waiting))
-        try:
-            found = _mapped(rows, work, folder, min(workers, len(rows)))
-        except DataError:
-            for (
-                one
-            ) in rows:  # in their order, so that the first fault is told however many processes there are
-                work(pickle.loads(one[_ROWS]))
-            raise
-        if fault is not None:
-            raise fault
+    fault = _write_rows(work, waiting)
+    rows = datasets.Dataset.from_file(str(waiting))
+    try:
+        found = _mapped(rows, work, folder, fingerprint)
+    except DataError:
+        for one in rows:  # in order: with any number of processes the first fault is told
+            work(pickle.loads(one[_ROWS]))
+        raise
+    if fault is not None:
+        raise fault
     waiting.unlink()
     return found
 
 
-def _mapped(rows: Any, work: ChunkEncoder, folder: Path, workers: int) -> Any:
+def _mapped(rows: Any, work: ChunkEncoder, folder: Path, fingerprint: str) -> Any:
+    workers = min(workers_for(work), len(rows))
     try:
         with _as_before(), _quiet_unless_watched():
             return rows.map(
@@ -88,7 +115,7 @@ def _mapped(rows: Any, work: ChunkEncoder, folder: Path, workers: int) -> Any:
                 remove_columns=[_ROWS],
                 features=_features(),
                 num_proc=workers if workers > 1 else None,
-                new_fingerprint="0" * 16,  # else the library pickles the tokenizer to make one
+                new_fingerprint=fingerprint,  # the library's own would be of pickled objects
                 cache_file_name=str(folder / "tokens.arrow"),
                 load_from_cache_file=False,
                 desc=f"tokenising {path_of(work.name)}",
@@ -135,7 +162,7 @@ class _Tokens:
         import pyarrow
 
         prompts, account = self.work(pickle.loads(batch[_ROWS][0]))
-        content = [[packed(prompt) for prompt in prompts]]
+        content = [[packed(prompt, account.no_data) for prompt in prompts]]
         return pyarrow.table(
             {PROMPTS: content, ACCOUNT: [json.dumps(account.as_json())]}, schema=_features().arrow_schema
         )

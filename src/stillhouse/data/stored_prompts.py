@@ -7,6 +7,7 @@ import json
 import pickle
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, overload
@@ -34,19 +35,38 @@ class _DataOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no data")
 
 
-def packed(prompt: Prompt) -> bytes:
-    """A prompt as bytes."""
-    values = tuple(getattr(prompt, name) for name in _FIELDS)
-    return pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL)
+class _Witness(pickle.Pickler):
+    """Counts the values that `_DataOnly` would not read, by their type."""
+
+    def __init__(self, file: io.BytesIO, no_data: Counter[str]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.no_data = no_data
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = value if isinstance(value, type) else type(value)
+        if (kind.__module__, kind.__qualname__) not in _DATA_TYPES:
+            self.no_data[f"{kind.__module__}.{kind.__qualname__}"] += 1
+        return NotImplemented
 
 
-def unpacked(content: bytes) -> Prompt:
+def packed(prompt: Prompt, no_data: Counter[str]) -> bytes:
+    """A prompt as bytes; what in it is no data is counted by its type."""
+    content = io.BytesIO()
+    _Witness(content, no_data).dump(tuple(getattr(prompt, name) for name in _FIELDS))
+    return content.getvalue()
+
+
+def unpacked(content: bytes, own: bool = False) -> Prompt:
     """The prompt that `packed` wrote.
 
+    Args:
+        content: the bytes.
+        own: whether this process has written them, so that they may hold more than data.
+
     Raises:
-        pickle.UnpicklingError: it holds more than data.
+        pickle.UnpicklingError: they hold more, and may not.
     """
-    return Prompt(*_DataOnly(io.BytesIO(content)).load())
+    return Prompt(*(pickle.loads(content) if own else _DataOnly(io.BytesIO(content)).load()))
 
 
 def renumbered(prompts: Sequence[Prompt], name: str, before: int) -> Sequence[Prompt]:
@@ -65,14 +85,16 @@ class StoredPrompts(Sequence[Prompt]):
     Example: `StoredPrompts("train", dataset)[17]`
     """
 
-    def __init__(self, name: str, chunks: Any) -> None:
+    def __init__(self, name: str, chunks: Any, own: bool = False) -> None:
         """Prompts on disk.
 
         Args:
             name: of the set, with which the ids begin.
             chunks: a `datasets.Dataset` with the columns `PROMPTS` and `ACCOUNT`.
+            own: whether this process has written them.
         """
         self.name = name
+        self._own = own
         self.account = Account()
         self._ends = array("q")
         self._before = array("q")
@@ -110,7 +132,7 @@ class StoredPrompts(Sequence[Prompt]):
         if last != number:
             chunk = self._chunks[number][PROMPTS].chunk(0).flatten()
             self._last = number, chunk
-        prompt = unpacked(chunk[at - (self._ends[number - 1] if number else 0)].as_py())
+        prompt = unpacked(chunk[at - (self._ends[number - 1] if number else 0)].as_py(), self._own)
         return renumbered([prompt], self.name, self._before[number])[0]
 
     def __iter__(self) -> Iterator[Prompt]:

@@ -24,8 +24,8 @@ Changes = dict[str, list[Any]]
 State = dict[str, Any]
 
 NOT_TRAINED_BY = (
-    "data.workers", "evaluate.*", "output.*", "train.epochs", "train.keep_checkpoints", "train.log_every",
-    "train.max_steps", "train.report_to", "train.save_every",
+    "data.token_cache", "data.workers", "evaluate.*", "output.*", "train.epochs", "train.keep_checkpoints",
+    "train.log_every", "train.max_steps", "train.report_to", "train.save_every",
 )  # fmt: skip
 """Settings of a finished run that may change: how long, how it is measured, what is kept and shown."""
 PLACES = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from math import floor
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -63,6 +65,8 @@ class _Lines(Reading):
 class DatasetConfig(StrictConfig):
     """A dataset. A bare path is enough if its ending tells the kind: `train: data/train.jsonl`."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"path"})
+    """The options that say where it is, and nothing about what it holds."""
     kind: str
     fields: Fields = Fields()
     """Which field of a row holds what; only needed for rows in none of the known formats."""
@@ -89,6 +93,22 @@ class DatasetConfig(StrictConfig):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hexadecimal digest of the content."""
+
+    def content_digest(self) -> str | None:
+        """A digest of the rows, as they are read with the settings of the dataset, wherever they are.
+
+        None where rows are not on disk.
+        """
+        return None
+
+    def digest_with_settings(self, content: str) -> str:
+        """The digest of content that is read with the settings of the dataset."""
+        settings = self.model_dump(mode="json", exclude=set(self.PLACES))
+        return hashlib.sha256(json.dumps([content, settings], sort_keys=True).encode()).hexdigest()
+
+    def places(self) -> list[str]:
+        """Where the rows are, as messages about them say."""
+        return [self.title]
 
     def check_found(self) -> None:
         """Refuse files that are not there, before anything loads.

@@ -7,11 +7,13 @@ import glob
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -74,12 +76,18 @@ class FileDataset(DatasetConfig):
         """See the base class."""
         return sum(path.stat().st_size for path in self.files()) >= base.LARGE_BYTES
 
+    def content_digest(self) -> str:
+        """See the base class. The endings of names say how files are read."""
+        endings = ["".join(path.suffixes) for path in self.files()]
+        return self.digest_with_settings(json.dumps([self.fingerprint(), endings]))
+
+    def places(self) -> list[str]:
+        """See the base class."""
+        return list(map(str, self.files()))
+
     def fingerprint(self) -> str:
         """The SHA-256 of the file; of several files, that of all their digests."""
-        digests = []
-        for path in self.files():
-            with path.open("rb") as handle:
-                digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+        digests = [_digest(path, _state(path)) for path in self.files()]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def raw(self, reading: Reading) -> Iterator[LocatedRow]:
@@ -91,6 +99,22 @@ class FileDataset(DatasetConfig):
     @abstractmethod
     def rows_of(self, path: Path, reading: Reading) -> Iterator[LocatedRow]:
         """The rows of one file."""
+
+
+def _state(path: Path) -> str:
+    """What is another text once the content of a file is another."""
+    if is_remote(path):
+        stored: Any = path
+        return repr(sorted(stored.fs.info(stored.path).items(), key=str))
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+@lru_cache
+def _digest(path: Path, state: str) -> str:
+    """The SHA-256 of a file, which is asked for several times while it is in this state."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from stillhouse.config import nearest
 from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.datasets.parse import kind_of
 from stillhouse.data.datasets.stored_images import with_encoded_images
-from stillhouse.data.datasets.tables import without_nested_nulls
+from stillhouse.data.datasets.tables import table_digest, without_nested_nulls
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError, EnvironmentFault
 from stillhouse.files import PACKAGE, locate
@@ -27,6 +27,7 @@ class HuggingFace(DatasetConfig):
     """A dataset of the `datasets` library: a `save_to_disk` folder, a folder of data files (the shards of
     `split` by their names), or a name on the hub. What is on disk is read without the hub."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"path", "subset", "split", "revision"})
     kind: Literal["hf"] = "hf"
     path: str
     """A folder, or a name on the hub such as `org/name`."""
@@ -65,6 +66,19 @@ class HuggingFace(DatasetConfig):
     def check_found(self) -> None:
         """See the base class."""
         self.found()
+
+    def content_digest(self) -> str | None:
+        """See the base class."""
+        files = self._files()
+        if files is None:
+            return self.digest_with_settings(table_digest(self.load()))
+        digests = [one.content_digest() for one in files]
+        return None if None in digests else self.digest_with_settings(" ".join(map(str, digests)))
+
+    def places(self) -> list[str]:
+        """See the base class."""
+        files = self._files()
+        return [f"{self.path} {self.split}"] if files is None else [one.title for one in files]
 
     def is_large(self) -> bool:
         """See the base class."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DatasetConfig, LocatedRow
 from stillhouse.data.datasets.stored_images import with_encoded_images
-from stillhouse.data.datasets.tables import without_nested_nulls
+from stillhouse.data.datasets.tables import table_digest, without_nested_nulls
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
 
@@ -23,6 +23,7 @@ class InMemory(DatasetConfig):
     Example: `InMemory(name="train_dataset", records=[{"prompt": "A fruit?", "response": "Fig"}])`
     """
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"name", "records"})
     kind: Literal["memory"] = "memory"
     name: str
     """What messages call it: the argument that it was given as."""
@@ -36,6 +37,11 @@ class InMemory(DatasetConfig):
     def is_large(self) -> bool:
         """Whether it is a large dataset of the `datasets` library; other rows are in memory anyway."""
         return hasattr(self.records, "_fingerprint") and len(self.records) >= base.LARGE_ROWS
+
+    def content_digest(self) -> str | None:
+        """That of a dataset of the `datasets` library."""
+        known = hasattr(self.records, "_fingerprint")
+        return self.digest_with_settings(table_digest(self.records)) if known else None
 
     def without_rows(self) -> InMemory:
         """See the base class."""

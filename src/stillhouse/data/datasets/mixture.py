@@ -47,6 +47,15 @@ class Mixture(DatasetConfig):
         for source in self.sources:
             source.check_found()
 
+    def content_digest(self) -> str | None:
+        """See the base class."""
+        digests = [source.content_digest() for source in self.sources]
+        return None if None in digests else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
+
+    def places(self) -> list[str]:
+        """See the base class."""
+        return [place for source in self.sources for place in source.places()]
+
     def is_large(self) -> bool:
         """Whether one of them is."""
         return any(source.is_large() for source in self.sources)
