@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from stillhouse.core.rows import Rows
     from stillhouse.fused.api import fused_loss
     from stillhouse.runs.api import run
-    from stillhouse.runs.execute import Result
+    from stillhouse.runs.result import Result
     from stillhouse.runs.sweep import SweepResult, sweep
     from stillhouse.trainer import DistilConfig, DistilTrainer, distil
 
 _LAZY = {
     "run": ("stillhouse.runs.api", "run"),
-    "Result": ("stillhouse.runs.execute", "Result"),
+    "Result": ("stillhouse.runs.result", "Result"),
     "fused_loss": ("stillhouse.fused.api", "fused_loss"),
     "ModelHead": ("stillhouse.core.head", "ModelHead"),
     "Rows": ("stillhouse.core.rows", "Rows"),

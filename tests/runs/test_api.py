@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,27 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "distillm2" in done.stdout
+
+
+def test_what_is_wrong_with_a_file_is_told_before_what_trains_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("recipe: kd\nstudnet: {path: x}\n")
+    (tmp_path / "chain.yaml").write_text("stages: {warm: {recipe: kdd}, small: {quantise: {wieghts: int4}}}")
+    code = """
+import sys
+from stillhouse.commands import main
+slow = {"transformers.modeling_utils", "peft", "bitsandbytes", "torchao", "torch._dynamo", "datasets"}
+for arguments in (["check", "run.yaml"], ["run", "chain.yaml"]):
+    sys.argv = ["stillhouse", *arguments]
+    try:
+        main()
+    except SystemExit as stopped:
+        assert stopped.code == 2, stopped.code
+    assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "studnet" in done.stderr
+    assert "wieghts" in done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -51,10 +51,9 @@ def check(
 
     What is wrong is said before anything else.
     """
-    from stillhouse.runs.chains.resolve import is_chain
     from stillhouse.runs.checks import check_length, preflight
     from stillhouse.runs.estimate import run_size
-    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.resolve import is_chain, resolve
     from stillhouse.runs.training_arguments import prompts_in_a_micro_batch
 
     gpu, together = _gpu(gpu_memory), _devices(devices, parallel)

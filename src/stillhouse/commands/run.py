@@ -15,7 +15,7 @@ from stillhouse.commands.options import Overrides, RunFile
 from stillhouse.core import other_processes
 
 if TYPE_CHECKING:
-    from stillhouse.runs.execute import Result
+    from stillhouse.runs.result import Result
 
 Redo = Annotated[
     str | None,
@@ -63,14 +63,14 @@ def run(
     saves a checkpoint and stops; continue with --resume.
     """
     from stillhouse.runs.api import refuse_options_of_other
-    from stillhouse.runs.chains.execute import run_chain
-    from stillhouse.runs.chains.resolve import Chain, is_chain, resolve_chain
-    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.chains.resolve import Chain, resolve_chain
+    from stillhouse.runs.resolve import is_chain, resolve
 
     chained = is_chain(file)
     refuse_options_of_other(chained, start_from=start_from, redo=redo, until=until)
     given = list(overrides or ())
     resolved = resolve_chain(file, given) if chained else resolve(file, given, start_from=start_from)
+    from stillhouse.runs.chains.execute import run_chain  # with all that trains: after what may be refused
     from stillhouse.runs.execute import execute
     from stillhouse.runs.folder import default_folder
 

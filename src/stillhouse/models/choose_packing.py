@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ModelError
 from stillhouse.models.hidden import hidden_rows, unwrap
-from stillhouse.models.packing import HALF, KERNEL, Packing, Way, attention_of, set_packing
+from stillhouse.models.packing import HALF, Packing, Way, attention_of, has_torch_kernel, set_packing
 from stillhouse.models.vision import reads_images
 
 PackingMode = Literal["auto", "on", "off"]
@@ -79,7 +79,7 @@ def _ways(attention: str, mode: PackingMode, device: torch.device) -> Sequence[W
     if mode == "off":
         return ()
     if mode == "auto":
-        kernel = flash or (attention == "sdpa" and KERNEL is not None)
+        kernel = flash or (attention == "sdpa" and has_torch_kernel())
         return ("variable-length",) if device.type == "cuda" and kernel else ()
     if flash:
         return ("variable-length",)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.runs.chains.execute import run_chain
-from stillhouse.runs.chains.resolve import is_chain, resolve_chain
-from stillhouse.runs.execute import Result, execute
-from stillhouse.runs.resolve import resolve
+from stillhouse.runs.resolve import is_chain, resolve
+from stillhouse.runs.result import Result
 
 
 def run(
@@ -44,11 +42,19 @@ def run(
         >>> result = stillhouse.run("run.yaml", train={"epochs": 2.0})
         >>> result.metrics["rouge_l"]
     """
-    chain = is_chain(source)
-    refuse_options_of_other(chain, start_from=start_from, redo=redo, until=until)
-    if chain:
-        return run_chain(resolve_chain(source, overrides), resume=resume, redo=redo, until=until)
-    return execute(resolve(source, overrides, start_from=start_from), resume=resume)
+    chained = is_chain(source)
+    refuse_options_of_other(chained, start_from=start_from, redo=redo, until=until)
+    if chained:
+        from stillhouse.runs.chains.resolve import resolve_chain
+
+        chain = resolve_chain(source, overrides)
+        from stillhouse.runs.chains.execute import run_chain
+
+        return run_chain(chain, resume=resume, redo=redo, until=until)
+    resolved = resolve(source, overrides, start_from=start_from)
+    from stillhouse.runs.execute import execute  # with all that trains: after what may be refused
+
+    return execute(resolved, resume=resume)
 
 
 def refuse_options_of_other(chain: bool, *, start_from: Any, redo: Any, until: Any) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from torch import nn
@@ -40,34 +37,17 @@ from stillhouse.runs.pruning import FILE as PRUNING
 from stillhouse.runs.pruning import told
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
+from stillhouse.runs.result import Result, headline
 from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
-from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, Validation, last_row
+from stillhouse.train.callbacks import MetricsLog, ProgressBar, Saver, StopOnSignal, Validation
 from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.parallelism import shards_weights
 from stillhouse.train.step import Step
 from stillhouse.train.trainer import StepTrainer, steps_in_all, steps_in_epoch
 
 logger = logging.getLogger("stillhouse")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run has come to.
-
-    Example: `Result(folder=Path("runs/kd"), state="done", metrics={"rouge_l": 57.1, ...})`
-    """
-
-    folder: Path
-    state: str
-    """"done", or "interrupted" after Ctrl-C or another signal."""
-    metrics: dict[str, float]
-    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
-    signal: Signals | None = None
-    """What has interrupted it."""
-    stages: Mapping[str, Result] = field(default_factory=dict)
-    """Of a chain: the result of each stage that has come to an end."""
 
 
 def execute(resolved: Resolved, resume: bool = False) -> Result:
@@ -166,7 +146,7 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
     validation = _validation(parts, folder, step, log, student, per_epoch)
     saver = Saver(config.train, step, validation, folder.checkpoints, per_epoch)
     bar = ProgressBar(f"Training {config.name}", step)
-    callbacks = [log, *([validation] if validation else []), saver, bar, interrupt]
+    callbacks = [log, *([validation] if validation else []), saver, bar, StopOnSignal(interrupt)]
     trainer = make_trainer(parts, step, student, arguments, callbacks)
     if checkpoint is not None:
         saved = trainer.load_step(checkpoint)
@@ -363,21 +343,10 @@ def _write_report(folder: RunFolder) -> None:
     console.note(f"Report: {path}")
 
 
-def headline(folder: RunFolder) -> dict[str, float]:
-    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
-    import json
-
-    after = folder.path / "evaluation" / "student-after.json"
-    if after.exists():
-        metrics: dict[str, float] = json.loads(after.read_text(encoding="utf-8"))["metrics"]
-        return metrics
-    return {k: v for k, v in last_row(folder.metrics).items() if isinstance(v, int | float)}
-
-
 def _bytes_needed(config: RunConfig, facts: dict[str, Any]) -> int:
     trainable, whole = facts["student"]["trainable"], facts["student"]["bytes"]
     checkpoint = whole + 8 * trainable
     return int((config.train.keep_checkpoints + 1) * checkpoint + 2 * whole)
 
 
-__all__ = ["Result", "TrainingError", "execute", "headline", "make_trainer", "train"]
+__all__ = ["TrainingError", "execute", "make_trainer", "train"]

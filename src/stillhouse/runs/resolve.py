@@ -82,6 +82,15 @@ def resolve(
     return resolve_layers(layers, None if start_from is None else partial(_start_from, str(start_from)))
 
 
+def is_chain(source: str | Path | Mapping[str, Any]) -> bool:
+    """Whether a YAML file, or the same as a dictionary, has stages.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return STAGES in given_layers(source)[0].values
+
+
 def refuse_chain(layers: Sequence[Layer]) -> None:
     """Refuse what says `stages` where one run is asked for.
 

@@ -6,7 +6,6 @@ One callback each. They read the step, which `StepDriver` alone drives; only val
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
 from stillhouse.train.device import device_memory
 from stillhouse.train.driver import progress_of, prompts_in_step
+from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.metrics import over_processes
 from stillhouse.train.step import Step
 
@@ -231,8 +231,14 @@ class ProgressBar(TrainerCallback):
             self._context = self._bar = None
 
 
-def last_row(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics log."""
-    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    last: dict[str, Any] = json.loads(rows[-1]) if rows else {}
-    return last
+class StopOnSignal(TrainerCallback):
+    """Saves a checkpoint and ends training after the step in which a signal came."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop if any process was asked to."""
+        if self._interrupt.after_step():
+            control.should_save = True
+            control.should_training_stop = True

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
 from stillhouse import console, signals
 from stillhouse.core.distributed import World
@@ -37,7 +36,7 @@ class Interruptible(Protocol):
         ...
 
 
-class Interrupt(TrainerCallback):
+class Interrupt:
     """Decides what a signal does: outside training it stops at once, within it after the step.
 
     Of several processes all stop after the same step, whichever of them got the signal. A second Ctrl-C stops
@@ -104,8 +103,8 @@ class Interrupt(TrainerCallback):
             signal.signal(signal.SIGALRM, self._alarm)
             self._alarm = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop if any process was asked to."""
+    def after_step(self) -> bool:
+        """Whether any process was asked to save and stop; all of them have to ask, after each step."""
         assert self._step is not None
         if self._step.world.size > 1:
             here = torch.tensor(
@@ -113,10 +112,8 @@ class Interrupt(TrainerCallback):
             )
             asked = self._step.world.add(here).nonzero().flatten().tolist()
             self.by = signals.Stopped(signals.ENDING[asked[0]]) if asked else None
-        if self.requested:
-            control.should_save = True
-            control.should_training_stop = True
         self._random_states = _random_states()
+        return self.requested
 
     def give_up_step(self) -> bool:
         """Go back to the end of the step before one that was given up; whether there is one to go back to."""

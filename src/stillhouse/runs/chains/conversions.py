@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from transformers import AutoConfig
 
 from stillhouse import console
 from stillhouse.config import Layer, Layered, StrictConfig, flatten, to_yaml, validate
@@ -22,14 +21,12 @@ from stillhouse.runs.chains.references import References, stood_in
 from stillhouse.runs.chains.stages import Stage, model_digests, write_stand_in
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.evaluate_models import load_models, scored_prompts
-from stillhouse.runs.evaluation import evaluate_system
-from stillhouse.runs.execute import Result, headline
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.export.quantised import quantise_student
 from stillhouse.runs.export.targets import export_student
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import Resolved, resolve_layers
+from stillhouse.runs.result import Result, headline
 
 EVALUATING = ("name", "data", "evaluate", "teacher", "engine")
 """Values of a conversion that say how its result is evaluated; shared ones are those of the trainings."""
@@ -142,6 +139,8 @@ class ConversionStage(Stage):
         return {"evaluated": "yes"}
 
     def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
+        from transformers import AutoConfig
+
         source = TeacherModel(path=stood_in(self.values.student.path, stand_ins))
         write_stand_in(
             folder, AutoConfig.from_pretrained(model_files(source.path).model), load_tokenizer(source)
@@ -161,6 +160,9 @@ class ConversionStage(Stage):
         return Result(folder.path, "done", headline(folder))
 
     def _evaluate(self, folder: RunFolder, config: RunConfig) -> None:
+        from stillhouse.runs.evaluate_models import load_models, scored_prompts
+        from stillhouse.runs.evaluation import evaluate_system
+
         parts = load_models(config)
         folder.write("models.json", parts.model_facts())
         folder.write("weights.json", fingerprint(parts.student))

@@ -25,8 +25,8 @@ from stillhouse.runs.chains.sections import (
 )
 from stillhouse.runs.chains.stages import Stage, model_digests
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.execute import Result
 from stillhouse.runs.resolve import Resolved, resolve_layers
+from stillhouse.runs.result import Result
 
 READ = ("teacher", "student", "data", "engine")
 """What writing responses takes of a run."""

@@ -15,8 +15,8 @@ from stillhouse.runs.chains.plan import Action, clear, inputs, named_stage, plan
 from stillhouse.runs.chains.record import ChainFolder, output_digest
 from stillhouse.runs.chains.resolve import Chain
 from stillhouse.runs.chains.stages import Stage
-from stillhouse.runs.execute import Result, headline
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.result import Result, headline
 
 
 def run_chain(

@@ -53,15 +53,6 @@ class Chain:
         return tuple(one.name for one in self.stages if one.name in found and one.name != stage)
 
 
-def is_chain(source: str | Path | Mapping[str, Any]) -> bool:
-    """Whether a YAML file, or the same as a dictionary, has stages.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    return STAGES in given_layers(source)[0].values
-
-
 def resolve_chain(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Chain:

@@ -16,11 +16,11 @@ from stillhouse.models import ModelConfig, TeacherModel, fingerprint_of_files
 from stillhouse.runs.checks import check_length, data_sources, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import estimate
-from stillhouse.runs.execute import Result, execute
 from stillhouse.runs.folder import RunFolder, environment
 from stillhouse.runs.model_sizes import empty_student
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
+from stillhouse.runs.result import Result
 from stillhouse.runs.tokenizers import tokenizers
 
 
@@ -159,6 +159,8 @@ class TrainingStage(Stage):
         return data | model_digests({"student": self.config.student, **teachers}, chain)
 
     def run(self, resume: bool) -> Result:
+        from stillhouse.runs.execute import execute
+
         return execute(self.resolved, resume=resume)
 
 

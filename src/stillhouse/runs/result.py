@@ -1,0 +1,41 @@
+"""What a run has come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from stillhouse.runs.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run has come to.
+
+    Example: `Result(folder=Path("runs/kd"), state="done", metrics={"rouge_l": 57.1, ...})`
+    """
+
+    folder: Path
+    state: str
+    """"done", or "interrupted" after Ctrl-C or another signal."""
+    metrics: dict[str, float]
+    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
+    signal: Signals | None = None
+    """What has interrupted it."""
+    stages: Mapping[str, Result] = field(default_factory=dict)
+    """Of a chain: the result of each stage that has come to an end."""
+
+
+def headline(folder: RunFolder) -> dict[str, float]:
+    """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
+    after = folder.path / "evaluation" / "student-after.json"
+    if after.exists():
+        metrics: dict[str, float] = json.loads(after.read_text(encoding="utf-8"))["metrics"]
+        return metrics
+    rows = folder.metrics.read_text(encoding="utf-8").splitlines() if folder.metrics.exists() else []
+    last: dict[str, Any] = json.loads(rows[-1]) if rows else {}
+    return {name: value for name, value in last.items() if isinstance(value, int | float)}
