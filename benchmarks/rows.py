@@ -1,4 +1,4 @@
-"""What the commands hold in memory of millions of rows: reading, curating and joining, by peak memory.
+"""What millions of rows take: tokenising, reading tokens from the cache, curating; memory and time.
 
 Each measurement is a process of its own. A row is a question of some 50 characters with an answer of 80.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,50 +46,74 @@ def _row(number: int, response: str) -> dict[str, Any]:
     return {"number": number, "id": f"train:{number + 1}", **facts, **asked, **ids}
 
 
-def load(path: Path) -> None:
-    """What `stillhouse run` and `generate` hold: the tokenised prompts."""
+def load(path: Path, workers: int) -> None:
+    """The prompts of `stillhouse run` and `generate`: tokenised, or read from the cache beside the file."""
     from stillhouse.data import DataConfig, load_data
     from stillhouse.files import locate
     from stillhouse.models import TeacherModel, load_tokenizer
 
     tokenizer = load_tokenizer(TeacherModel(path=str(locate("package:stillhouse/demo/teacher"))))
-    options = {"template": "plain", "max_prompt": 128, "max_response": 64}
-    load_data(DataConfig.model_validate({"train": str(path), **options}), tokenizer)
+    options = {"template": "plain", "max_prompt": 128, "max_response": 64, "workers": workers}
+    cache = str(path.with_name("cache"))
+    load_data(DataConfig.model_validate({"train": str(path), "token_cache": cache, **options}), tokenizer)
 
 
-def curate(path: Path) -> None:
-    """`stillhouse curate` with a filter of single responses and one that compares them."""
+def curate(path: Path, workers: int) -> None:
+    """`stillhouse curate` with a filter of single responses and one that compares them; one process."""
     from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.rollouts.offline.filters import REGISTRY
 
     filters = [REGISTRY.parse("empty"), REGISTRY.parse("duplicates")]
-    filter_files([path], filters, path.with_name("kept.jsonl"))
+    filter_files([path], filters, path.with_name(f"kept-{workers}.jsonl"))
 
 
-WORK = {"load": load, "curate": curate}
+WORK: dict[str, tuple[Callable[[Path, int], None], int]] = {
+    "tokenise": (load, 1),
+    "tokenise-2": (load, 2),
+    "cached": (load, 1),
+    "curate": (curate, 1),
+}
+"""What is done, with how many processes."""
 
 
-def measured(work: str, path: Path, count: int, large: int) -> dict[str, Any]:
-    """Peak memory of a process that does the work on a file."""
-    command = [sys.executable, __file__, "--work", work, "--file", str(path)]
+def measured(name: str, path: Path, count: int, large: int) -> dict[str, Any]:
+    """Peak memory and time of a process that does the work on a file."""
+    if name == "tokenise-2" and path.with_name("cache").exists():
+        shutil.rmtree(path.with_name("cache"))
+    command = [sys.executable, __file__, "--do", name, "--file", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"exit": done.returncode}
     megabytes = round(path.stat().st_size / 1e6, 1)
-    return {"work": work, "rows": count, "large_row_bytes": large, "file_mb": megabytes, **found}
+    return {"work": name, "rows": count, "large_row_bytes": large, "file_mb": megabytes, **found}
 
 
-def work(name: str, path: Path) -> None:
-    """Do it, and print the peak before and at the end in MB, and the seconds of processor time."""
+def do(name: str, path: Path) -> None:
+    """Do it, and print MB before, at the peak and at the largest worker's peak, and processor seconds."""
     import stillhouse.data
     import stillhouse.models
     import stillhouse.rollouts.offline.filter_files  # noqa: F401 - what is imported is no row
 
     before = peak_of_process() / 2**20
-    WORK[name](path)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = used.ru_utime + used.ru_stime
-    found = {"imports_mb": before, "peak_mb": peak_of_process() / 2**20, "cpu_seconds": seconds}
+    function, workers = WORK[name]
+    function(path, workers)
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    found = {
+        "imports_mb": before,
+        "peak_mb": peak_of_process() / 2**20,
+        "worker_peak_mb": others.ru_maxrss / 1024,
+        "cpu_seconds": own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime,
+    }
     print(json.dumps({name: round(value, 1) for name, value in found.items()}))
+
+
+def merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a file of results, with these in the place of those that measure the same."""
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = {(row["work"], row["rows"]): row for row in (*before, *rows)}
+    order = list(WORK)
+    return sorted(
+        found.values(), key=lambda row: (order.index(row["work"]), row["large_row_bytes"], row["rows"])
+    )
 
 
 def main() -> None:
@@ -96,24 +122,26 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--work", choices=WORK)
+    parser.add_argument("--only", nargs="*", choices=WORK, default=list(WORK), help="add to earlier results")
+    parser.add_argument("--do", choices=WORK)
     parser.add_argument("--file", type=Path)
     options = parser.parse_args()
-    if options.work:
-        work(options.work, options.file)
+    if options.do:
+        do(options.do, options.file)
         return
     count = options.rows or (SMALL_ROWS if options.small else ROWS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in WORK:
-            for many, large in ((count // 10, 0), (count, 0), (1000, LARGE)):
-                path = Path(folder) / f"{name}-{many}-{large}" / "rows.jsonl"
-                path.parent.mkdir()
-                write_rows(path, many, large)
+        for many, large in ((count // 10, 0), (count, 0), (1000, LARGE)):
+            path = Path(folder) / f"{many}-{large}" / "rows.jsonl"
+            path.parent.mkdir()
+            write_rows(path, many, large)
+            for name in options.only:
                 rows.append(measured(name, path, many + bool(large), large))
                 print(rows[-1], flush=True)
-                for one in path.parent.iterdir():
-                    one.unlink()
+            shutil.rmtree(path.parent)
+    if options.only != list(WORK):
+        rows = merged(options.output, rows)
     write_json(
         options.output,
         {

@@ -10,7 +10,7 @@ from tests.conftest import shared
 from tests.data.toy_tokenizers import byte_tokenizer
 
 from stillhouse.data.rows import Row
-from stillhouse.data.templates import Chat, Custom, Plain
+from stillhouse.data.templates import Alpaca, Chat, Custom, Plain, Template
 from stillhouse.data.text_tokens import GUARD, TextTokenizer, is_control, response_text
 from stillhouse.data.tokenise import EncodedRow, Encoder
 from stillhouse.errors import RowError
@@ -167,3 +167,35 @@ def test_what_cannot_be_spelled_is_said() -> None:
     assert str(found[0]) == "rows.jsonl:7: holds '§', which is a control token of the tokenizer"
     assert isinstance(found[1], EncodedRow)
     assert isinstance(encoder.encode([Row("x", instruction=GUARD)])[0], RowError)
+
+
+WORDS = (
+    "Name a fruit.",
+    "  two  spaces\n\n",
+    "\u00e9t\u00e9 \u4f60\u597d \U0001f600\u200d\U0001f525",
+    "<|im_end|> </s>",
+    "a\tb\r\n1,234",
+    "",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("template", [Plain(), Alpaca(), Chat(), Custom(without_input="Q {instruction} A")])
+def test_many_texts_have_the_ids_that_a_call_of_the_tokenizer_gives(name: str, template: Template) -> None:
+    tokenizer = tokenizer_of(name)
+    renderer, texts = template.renderer(tokenizer), TextTokenizer(tokenizer)
+    rows = [Row("", instruction=one + other, response=other + one) for one in WORDS for other in WORDS]
+    rendered = [renderer.render(row) for row in rows]
+    whole = [one.prompt + "".join(part.text for part in one.response or ()) for one in rendered]
+    whole += [one.prompt for one in rendered]
+    called = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert texts.ids(whole) == called
+    tokenizer(whole[:3], truncation=True, max_length=2)
+    assert texts.ids(whole) == called
+    tokenizer.split_special_tokens = True
+    try:
+        split = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert TextTokenizer(tokenizer).ids(whole) == split != called
+    finally:
+        tokenizer.split_special_tokens = False
+    assert texts.ids(whole) == called

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from stillhouse.config import StrictConfig
@@ -41,6 +42,7 @@ class Fields(StrictConfig):
     images: str | None = None
     """The field with the images: one, or a list."""
 
+    @cached_property
     def named(self) -> dict[str, str]:
         """The fields that are named, by role."""
         return {role: name for role, name in self if name is not None}

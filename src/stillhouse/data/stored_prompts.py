@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Any, overload
 
 from stillhouse.core.types import Prompt
@@ -18,7 +19,7 @@ from stillhouse.data.account import Account
 PROMPTS, ACCOUNT = "prompts", "account"
 """The columns of the Arrow files, in which a row is a chunk: its prompts, and what became of its rows."""
 
-_FIELDS = tuple(one.name for one in fields(Prompt))
+_values_of = attrgetter(*(one.name for one in fields(Prompt)))
 _DATA_TYPES = frozenset({
     ("datetime", "date"), ("datetime", "datetime"), ("datetime", "time"), ("datetime", "timedelta"),
     ("datetime", "timezone"), ("decimal", "Decimal"), ("uuid", "UUID"),
@@ -52,7 +53,7 @@ class _Witness(pickle.Pickler):
 def packed(prompt: Prompt, no_data: Counter[str]) -> bytes:
     """A prompt as bytes; what in it is no data is counted by its type."""
     content = io.BytesIO()
-    _Witness(content, no_data).dump(tuple(getattr(prompt, name) for name in _FIELDS))
+    _Witness(content, no_data).dump(_values_of(prompt))
     return content.getvalue()
 
 

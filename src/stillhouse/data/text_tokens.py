@@ -106,8 +106,8 @@ class TextTokenizer:
             UnspellableText: a guarded text has no ordinary tokens.
         """
         plain = [text for text in texts if GUARD not in text]
-        encoded = iter(self._encode(plain)["input_ids"] if plain else ())
-        return [self._guarded_ids(text) if GUARD in text else list(next(encoded)) for text in texts]
+        encoded = iter(self._batch(plain) if plain else ())
+        return [self._guarded_ids(text) if GUARD in text else next(encoded) for text in texts]
 
     def continuation(self, text: str) -> list[int]:
         """The ids of a text that follows other text: without the space that SentencePiece puts before a text.
@@ -164,6 +164,26 @@ class TextTokenizer:
         """Whether the tokenizer puts a space before every text, as SentencePiece does."""
         first = self.tokenizer.convert_ids_to_tokens(self._encode("a")["input_ids"][:1])
         return bool(first) and str(first[0])[:1] in (SPACE, "\u0120", " ")
+
+    def _batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of many texts. Where a call of the tokenizer would only pass them on to the library that it
+        is made of, without the offsets, masks and checks that the call adds."""
+        backend = self._backend if self._passes_on else None
+        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+            return [list(ids) for ids in self._encode(texts)["input_ids"]]
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _passes_on(self) -> bool:
+        """Whether a call of the tokenizer is that of transformers' common class, with its defaults."""
+        from transformers import PreTrainedTokenizerFast
+
+        kind = type(self.tokenizer)
+        common = all(
+            getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name)
+            for name in ("__call__", "_encode_plus", "set_truncation_and_padding")
+        )
+        return common and not getattr(self.tokenizer, "split_special_tokens", False)
 
     def _encode(self, text: str | list[str], **options: Any) -> Any:
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)

@@ -162,7 +162,7 @@ class DatasetConfig(StrictConfig):
     def found_rows_of_part(self, part: int) -> Iterator[FoundRow]:
         """The same of one of `parts`."""
         weight = Fraction(str(self.weight))
-        missing = {role: name for role, name in self.fields.named().items() if role in OPTIONAL_ROLES}
+        missing = {role: name for role, name in self.fields.named.items() if role in OPTIONAL_ROLES}
         lines, number, content = _Lines(), 0, dict[str, Any]()
         for number, (location, content) in enumerate(self.raw(lines), start=1):  # type: ignore[assignment]
             yield from lines.taken(part)

@@ -99,7 +99,7 @@ def read_row(raw: RawRow, fields: Fields, location: str, ignore: Collection[str]
     cut = {name for name in CUT if isinstance(mark, Mapping) and mark.get(name) is False}
     hidden = {*ignore, STAGE} if cut else ignore
     seen = {name: value for name, value in raw.items() if name not in hidden} if hidden else raw
-    for role, name in fields.named().items():
+    for role, name in fields.named.items():
         if name not in seen and role not in OPTIONAL_ROLES:
             raise RowError(
                 location,

@@ -17,7 +17,9 @@ class TurnsFormat(RowFormat):
     turns_fields: tuple[str, ...]
 
     def matches(self, raw: RawRow, fields: Fields) -> bool:
-        return is_detected(fields) and any(holds_turns(raw.get(name)) for name in self.turns_fields)
+        return is_detected(fields) and any(
+            name in raw and holds_turns(raw[name]) for name in self.turns_fields
+        )
 
     def read(self, raw: RawRow, fields: Fields, location: str) -> Row:
         name = fields.messages or next(name for name in self.turns_fields if holds_turns(raw.get(name)))

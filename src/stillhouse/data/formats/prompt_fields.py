@@ -104,16 +104,16 @@ class PromptParts:
             "tools": TOOLS_FIELDS,
             "reasoning": REASONING_FIELDS,
         }
-        named = fields.named()
+        named = fields.named
         taken = {prompt, *named.values()}
         for role, usual in places.items():
             names = (named[role],) if role in named else tuple(name for name in usual if name not in taken)
-            parts.known |= {name for name in names if name in raw and is_blank(raw[name])}
-            filled = [name for name in names if name in raw and not is_blank(raw[name])]
+            names = tuple(name for name in names if name in raw)
+            filled = [name for name in names if not is_blank(raw[name])]
+            parts.known.update(names)
             if filled:
                 _check_single(raw, role, filled, location)
                 parts.names[role] = filled[0]
-                parts.known |= set(filled)
         for role in ("input", "system", "reasoning"):
             if role in parts.names:
                 setattr(parts, role, read_string(raw[parts.names[role]], parts.names[role], location))
@@ -176,7 +176,7 @@ def read_answers(raw: RawRow, fields: Fields, location: str, usual: tuple[str, .
     Raises:
         RowError: a value is neither text nor turns.
     """
-    taken = set(fields.named().values())
+    taken = set(fields.named.values())
     names = (fields.response,) if fields.response else tuple(name for name in usual if name not in taken)
     name = first_filled(raw, names)
     blank = tuple(one for one in names if one in raw and is_blank(raw[one]))
