@@ -299,7 +299,9 @@ def test_an_architecture_with_an_unknown_change_of_logits_is_refused() -> None:
         ("nowhere", "does not exist"),
         ("a/b/c", "does not exist"),
         ("{file}", "is a file, not a folder"),
-        ("{empty}", "it has no config.json"),
+        ("{empty}", "is not a model folder. It has no config.json"),
+        ("{packed}", "It holds GGUF: set gguf_file: small.gguf"),
+        ("{packed}/small.gguf", r"Name its folder as path .*: \{path: .*packed, gguf_file: small.gguf\}"),
         ("{broken}", "no causal language model could be loaded"),
     ],
 )
@@ -308,6 +310,9 @@ def test_a_wrong_path_is_explained(path: str, message: str, tmp_path: Path) -> N
     places["file"].write_bytes(b"x")
     places["empty"].mkdir()
     places["broken"].mkdir()
+    places["packed"] = tmp_path / "packed"
+    places["packed"].mkdir()
+    (places["packed"] / "small.gguf").write_bytes(b"GGUF")
     (places["broken"] / "config.json").write_text(json.dumps({"model_type": "nothing-of-the-kind"}))
     with pytest.raises(ModelError, match=message):
         load_teacher(TeacherModel(path=path.format(**{name: str(place) for name, place in places.items()})))
@@ -319,7 +324,10 @@ def test_a_package_that_is_not_installed_is_named() -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+    with pytest.raises(ModelError, match=r"no tokenizer could be loaded.*It has no config.json"):
+        load_tokenizer(TeacherModel(path=str(tmp_path)))
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"no tokenizer could be loaded.*set gguf_file: small.gguf"):
         load_tokenizer(TeacherModel(path=str(tmp_path)))
 
 

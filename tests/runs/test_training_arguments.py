@@ -21,6 +21,7 @@ from stillhouse.runs.training_arguments import (
     WITHOUT_EFFECT,
     training_arguments,
 )
+from stillhouse.train.config import TrainConfig
 
 
 def tree(**train: Any) -> dict[str, Any]:
@@ -90,3 +91,13 @@ def test_what_this_machine_cannot_do_is_refused_before_anything_loads(
 def test_adamw_is_fused_unless_somebody_says_otherwise(tmp_path: Path) -> None:
     assert arguments(tmp_path).optim == "adamw_torch_fused"
     assert arguments(tmp_path, hf={"optim": "adamw_torch"}).optim == "adamw_torch"
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro"), [(1, 1), (2, 2), (6, 6), (8, 8), (12, 6), (13, 1), (20, 5), (24, 8), (30, 6)]
+)
+def test_the_default_micro_batch_divides_the_batch(batch: int, micro: int) -> None:
+    assert TrainConfig(batch_size=batch).micro_batch_size == micro
+    assert TrainConfig(batch_size=batch, micro_batch_size=1).micro_batch_size == 1
+    by_tokens = TrainConfig(batch_size=batch, micro_batch_tokens=99)
+    assert "micro_batch_size" not in by_tokens.model_fields_set, "nobody set what has no effect"

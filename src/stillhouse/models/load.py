@@ -16,7 +16,7 @@ from stillhouse.models.adapters import add_lora, merge_adapter
 from stillhouse.models.config import Dtype, ModelConfig, StudentConfig, TeacherModel
 from stillhouse.models.hidden import check_head, image_reader, unwrap
 from stillhouse.models.parts import freeze_tower
-from stillhouse.models.paths import error_summary, foreign_files, missing_folder_hint, model_files
+from stillhouse.models.paths import error_summary, foreign_files, model_files, path_hint
 from stillhouse.models.pruning.choose import Kept
 from stillhouse.models.pruning.plan import plan_pruning, pruned
 from stillhouse.models.quantise import (
@@ -147,10 +147,10 @@ def _load_whole(config: ModelConfig, path: str, folder: str, dtype: Dtype) -> nn
         _require_gguf(path)
         options |= {"gguf_file": config.gguf_file, "quantization_config": _dequantise()}
     if Path(folder).is_dir() and not config.gguf_file and not (Path(folder) / "config.json").is_file():
-        raise ModelError(f"{path}: is not a model folder: it has no config.json.")
+        raise ModelError(f"{path}: is not a model folder.{path_hint(path, None)}")
     model: nn.Module
     problem = f"{path}: no causal language model could be loaded from there"
-    with foreign_files(problem, missing_folder_hint(path)):
+    with foreign_files(problem, path_hint(path, config.gguf_file)):
         kind = AutoModelForCausalLM if config.gguf_file else auto_class(config_of(config, folder))
         model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:

@@ -39,6 +39,11 @@ def resolve_path(path: str) -> str:
     if folder.is_dir():
         return str(folder)
     if _looks_local(path, folder):
+        if folder.suffix == ".gguf" and folder.is_file():
+            raise ModelError(
+                f"{path}: is a file. Name its folder as path and the file as gguf_file: "
+                f"{{path: {Path(path).parent}, gguf_file: {folder.name}}}"
+            )
         problem = "is a file, not a folder" if folder.is_file() else f"does not exist{_similar(folder)}"
         raise ModelError(
             f"{path}: {problem}. A model path is a folder with config.json and weights, or a hub name "
@@ -133,9 +138,19 @@ def resolve_adapter(path: str) -> str:
     return folder
 
 
-def missing_folder_hint(path: str) -> str:
-    """For messages about a hub name that may be a mistyped folder: that there is no such folder either."""
+def path_hint(path: str, gguf_file: str | None) -> str:
+    """For messages about a model that could not be read: what the folder has or lacks.
+
+    Args:
+        path: a folder, or a hub name that may be a mistyped folder.
+        gguf_file: the file in it that was asked for.
+    """
     folder = locate(path)
+    if folder.is_dir() and gguf_file is None and not (folder / "config.json").is_file():
+        packed = sorted(file.name for file in folder.glob("*.gguf"))
+        return (
+            f" It holds GGUF: set gguf_file: {' or '.join(packed)}." if packed else " It has no config.json."
+        )
     if folder.exists() or "/" not in path or not folder.parent.is_dir():
         return ""
     return f" Nor does the folder {folder.parent} hold {folder.name}{_similar(folder)}."

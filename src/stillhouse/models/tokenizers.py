@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.models.config import ModelConfig
-from stillhouse.models.paths import foreign_files, missing_folder_hint, model_files
+from stillhouse.models.paths import foreign_files, model_files, path_hint
 
 
 def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> Any:
@@ -33,7 +33,8 @@ def load_tokenizer(config: ModelConfig, fallback: ModelConfig | None = None) -> 
     if owner.gguf_file and not config.tokenizer:
         options["gguf_file"] = owner.gguf_file
     folder = _tokenizer_folder(path)
-    with foreign_files(f"{path}: no tokenizer could be loaded from there", missing_folder_hint(path)):
+    hint = path_hint(path, options.get("gguf_file"))
+    with foreign_files(f"{path}: no tokenizer could be loaded from there", hint):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return with_padding(tokenizer, path)
 

@@ -293,7 +293,7 @@ def _student(
         empty = without_weights(teacher)
         smaller = pruned_without_weights(student.from_teacher, empty, vocab)
         found, whole = sizes_of(smaller.config), sizes_of(empty.config)
-        which = "; which is measured when the run starts" if student.from_teacher.measures else ""
+        which = "; which parts stay is measured when the run starts" if student.from_teacher.measures else ""
         rows["student's sizes"] = f"{found.told()}; the teacher's: {whole.told()}{which}"
     if size.trainable is not None:
         rows["trainable parameters"] = size.trainable

@@ -22,7 +22,7 @@ from stillhouse.models import load_reward_model, load_tokenizer, local_device, r
 from stillhouse.models.config import ModelConfig
 from stillhouse.runs.training_arguments import optimisation
 from stillhouse.train import checkpoints
-from stillhouse.train.config import check_divisible
+from stillhouse.train.config import MICRO_BATCH, check_divisible, dividing
 
 MODEL, METRICS, SCORE = "model", "metrics.jsonl", "accuracy.json"
 
@@ -45,8 +45,8 @@ class RewardRun(StrictConfig):
     """Optimiser steps; if given, it decides instead of `epochs`."""
     batch_size: int = Field(64, ge=1)
     """Pairs in one optimiser step."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Pairs in one forward pass."""
+    micro_batch_size: int = Field(MICRO_BATCH, ge=1)
+    """Pairs in one forward pass. Default: the largest of 1 to 8 that divides `batch_size`."""
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -68,6 +68,11 @@ class RewardRun(StrictConfig):
 
     def options_without_effect(self) -> dict[str, str]:
         return {} if self.max_steps is None else {"epochs": "max_steps decides"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_micro_batch(cls, values: Any) -> Any:
+        return dividing(values)
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

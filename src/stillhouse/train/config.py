@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,9 @@ Every = Literal["epoch", "never"] | int
 EveryShare = Every | float
 """As `Every`; a number with a point below 1 is a share of an epoch: 0.1 is ten times an epoch."""
 
+MICRO_BATCH = 8
+"""Prompts in one forward pass, where nothing is said and batches can be divided by it."""
+
 
 class TrainConfig(StrictConfig):
     """How the student is optimised. What else Hugging Face's TrainingArguments know goes into `hf`."""
@@ -25,8 +29,9 @@ class TrainConfig(StrictConfig):
     """Optimiser steps; if given, it decides instead of `epochs`."""
     batch_size: int = Field(32, ge=1)
     """Prompts in one optimiser step, over all processes."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Prompts in one forward pass on one process; changes memory and speed, not the gradient."""
+    micro_batch_size: int = Field(MICRO_BATCH, ge=1)
+    """Prompts in one forward pass on one process; changes memory and speed, not the gradient. Default: the
+    largest of 1 to 8 that divides `batch_size`."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Instead of `micro_batch_size`: tokens in one forward pass on one process, with prompts and padding, in
     as many passes as that takes; a longer sequence goes alone. Changes memory and speed, not the gradient."""
@@ -91,6 +96,11 @@ class TrainConfig(StrictConfig):
             found |= because("train.save_every is never", "keep_checkpoints")
         return found
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_micro_batch(cls, values: Any) -> Any:
+        return values if isinstance(values, Mapping) and "micro_batch_tokens" in values else dividing(values)
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.micro_batch_tokens is None:
@@ -102,6 +112,16 @@ class TrainConfig(StrictConfig):
             if isinstance(every, float) and not 0 < every < 1:
                 raise ValueError(f"{name}: a share of an epoch lies between 0 and 1, got {every:g}")
         return self
+
+
+def dividing(values: Any) -> Any:
+    """Values of a config, with a `micro_batch_size` that divides their `batch_size` where they name none."""
+    if not isinstance(values, Mapping) or "micro_batch_size" in values:
+        return values
+    batch_size = values.get("batch_size")
+    if not isinstance(batch_size, int) or batch_size % MICRO_BATCH == 0:
+        return values
+    return {**values, "micro_batch_size": max(n for n in range(1, MICRO_BATCH) if batch_size % n == 0)}
 
 
 def check_divisible(batch_size: int, micro_batch_size: int) -> None:
