@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.data import stored_prompts
+from stillhouse.data.datasets import base
 from stillhouse.files import write_jsonl
 from stillhouse.rollouts.offline.stage_files import read_rows
 from tests.workshop import Workshop, sends
@@ -148,15 +148,25 @@ def test_from_prompts_to_a_student_in_a_store(workshop: Workshop) -> None:
 def test_a_run_on_prompts_that_stay_on_disk_is_the_same(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for name in ("memory", "disk"):
-        said = workshop.stillhouse("run", "run.yaml", "train.max_steps=3", f"name={name}")
+    found, reports = [], []
+    for name in ("memory", "disk", "cache"):
+        said = workshop.stillhouse(
+            "run",
+            "run.yaml",
+            "train.max_steps=3",
+            "data.token_cache=tokens",
+            "data.workers=2",
+            f"name={name}",
+        )
         assert said.code == 0, said.err
-        logged = rows(workshop.folder / "runs" / name / "metrics.jsonl")
-        found.append([row["loss"] for row in logged if "loss" in row])
-        monkeypatch.setattr(stored_prompts, "IN_MEMORY", 5)
+        folder = workshop.folder / "runs" / name
+        found.append([row["loss"] for row in rows(folder / "metrics.jsonl") if "loss" in row])
+        reports.append((folder / "data.json").read_text())
+        monkeypatch.setattr(base, "LARGE_BYTES", 0)
     assert len(found[0]) >= 3
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
+    assert reports[0] == reports[1] == reports[2]
+    assert len(list((workshop.folder / "tokens").glob("*/tokens.json"))) == 2
 
 
 def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) -> None:

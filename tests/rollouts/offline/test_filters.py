@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,16 @@ def test_length_ratio_to_the_other_side_judges_the_student() -> None:
     assert kept(options, student) == [True, True, True]
 
 
+class _Many(Sequence[Sample]):
+    """Samples that are made when they are read, as those on disk are."""
+
+    def __len__(self) -> int:
+        return 4000
+
+    def __getitem__(self, place: Any) -> Any:
+        return sample(f"the number {place}") if place < len(self) else [][place]
+
+
 def test_duplicates() -> None:
     given = [
         sample("A fig.", 0, prompt="Fruit?"),
@@ -105,6 +117,21 @@ def test_duplicates() -> None:
     assert REGISTRY.parse("duplicates").apply(given, FilterContext())[1] == Drop("duplicate", "of train:1")
     signs = samples("x = 5 - 3", "x = 5 + 3", "#### -5", "#### 5", "कि", "की", "Über", "U\u0308ber")
     assert kept({"kind": "duplicates", "compare": "response"}, signs) == [True] * 7 + [False]
+
+
+def test_duplicates_are_of_the_first_that_is_equal_and_take_few_bytes_each() -> None:
+    numbers = [(7 * n * n + n) % 40 for n in range(300)]
+    given = samples(*(f"the number {number}" for number in numbers))
+    found = REGISTRY.parse("duplicates").apply(given, FilterContext())
+    first = {number: numbers.index(number) for number in numbers}
+    told = [f"of train:{place}" if one is None else one.detail for place, one in enumerate(found, start=1)]
+    assert told == [f"of train:{first[number] + 1}" for number in numbers]
+    assert REGISTRY.parse("duplicates").apply([], FilterContext()) == []
+    tracemalloc.start()
+    REGISTRY.parse("duplicates").apply(_Many(), FilterContext())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * len(_Many())
 
 
 def test_near_duplicates() -> None:

@@ -7,8 +7,9 @@ what is kept and dropped is written (`filtered_rows.py`). One process is the onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def filter_files(
     score = _scorer(teacher, scored.values()) if teacher is not None and unscored else None
     check = _Check(by_source, filters, held_out, tuple(scored), score)
     own = blocks(len(prompts), BLOCK, *shard)
-    _check_shard([[n for prompt in block for n in prompts.rows_of(prompt)] for block in own], check, stage)
+    _check_shard(prompts, own, check, stage)
     written: list[tuple[int, list[Count]]] = []
     if stage.merge(len(prompts.of_row), lambda rows: written.append(write_filtered(output, header, rows))):
         result = written[0] if written else written_counts(output, len(prompts))
@@ -199,22 +200,29 @@ class _Check:
         return dropped
 
 
-def _check_shard(own: Sequence[Sequence[int]], check: _Check, stage: StageFile) -> None:
-    """Check the blocks of a shard that are not saved yet; each is the numbers of its rows."""
-    share = sum(map(len, own))
+def _check_shard(prompts: Prompts, own: Sequence[range], check: _Check, stage: StageFile) -> None:
+    """Check the blocks of prompts of a shard that are not saved yet."""
+    share = sum(map(prompts.count, own))
     saved = stage.partial_rows()
-    left = [(block, wanted) for block in own if (wanted := [n for n in block if n not in saved])]
-    if not left:
+    done = sum(number in saved for block in own for number in prompts.rows_in(block)) if saved else 0
+    if done == share:
         if not own:
             stage.append([], share)
         return
-    done = share - sum(len(wanted) for _, wanted in left)
+
+    def unsaved() -> Iterator[tuple[list[int], list[int]]]:
+        for block in own:
+            numbers = prompts.rows_in(block)
+            if wanted := [number for number in numbers if number not in saved]:
+                yield numbers, wanted
+
+    left = unsaved()
     title, group = ("Scoring responses", 1) if check.scores else ("Filtering responses", _SAVED_BLOCKS)
     with console.progress(title, total=share, done=done) as bar:
-        for start in range(0, len(left), group):
+        while some := list(islice(left, group)):
             rows = []
-            for block, wanted in left[start : start + group]:  # whole, so that rounding stays the same
-                found = check.rows(block)
+            for numbers, wanted in some:  # a block as a whole, so that rounding stays the same
+                found = check.rows(numbers)
                 rows += [found[number] for number in wanted]
             stage.append(rows, share)
             bar.advance(len(rows))

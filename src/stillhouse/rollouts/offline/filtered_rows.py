@@ -83,6 +83,15 @@ class Prompts:
         found: list[int] = self._rows[self._starts[prompt] : self._starts[prompt + 1]].tolist()
         return found
 
+    def rows_in(self, block: range) -> list[int]:
+        """The rows of neighbouring prompts, prompt after prompt."""
+        found: list[int] = self._rows[self._starts[block.start] : self._starts[block.stop]].tolist()
+        return found
+
+    def count(self, block: range) -> int:
+        """How many rows neighbouring prompts have."""
+        return int(self._starts[block.stop] - self._starts[block.start])
+
 
 def applies(one: Filter, source: str, sources: int) -> bool:
     """Whether a filter is for the responses of a source; of a single source it is."""
