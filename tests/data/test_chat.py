@@ -225,6 +225,25 @@ def test_all_answers_of_a_conversation_are_trained_on_and_nothing_else() -> None
     assert (last.trained_turns, last.context_turns, last.trained) == (1, 2, None)
 
 
+REWRITTEN = (  # the headers of earlier answers change with what follows
+    "{% for m in messages %}<|start|>{{ m.role }} {{ loop.length if m.role == 'assistant' }}\n"
+    "{{ m.content }}<|turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant {{ messages|length + 1 }}\n{% endif %}"
+)
+NO_TURN_END = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [REWRITTEN, NO_TURN_END])
+def test_answers_that_cannot_be_told_apart_are_refused_together_and_trained_on_alone(template: str) -> None:
+    conversation = row(USER, says("Cold."), USER, response="Warm.")
+    with pytest.raises(DataError, match="writes turn 2 in another way .* data.train_on: last"):
+        texts(encoder(template, train_on="all"), conversation)
+    assert texts(encoder(template), conversation)[1].startswith("Warm.")
+
+
 def _parsed(turns: Any) -> list[Message]:
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
     return [{**turn, "tool_calls": [call]} if "tool_calls" in turn else turn for turn in turns]
