@@ -239,7 +239,7 @@ NO_TURN_END = (
 @pytest.mark.parametrize("template", [REWRITTEN, NO_TURN_END])
 def test_answers_that_cannot_be_told_apart_are_refused_together_and_trained_on_alone(template: str) -> None:
     conversation = row(USER, says("Cold."), USER, response="Warm.")
-    with pytest.raises(DataError, match="writes turn 2 in another way .* data.train_on: last"):
+    with pytest.raises(DataError, match=r"writes turn 2 in another way .* data\.train_on: last"):
         texts(encoder(template, train_on="all"), conversation)
     assert texts(encoder(template), conversation)[1].startswith("Warm.")
 
