@@ -63,6 +63,43 @@ The ending tells the kind: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow,
 A folder is a dataset saved by `save_to_disk`, or data files, of which `split` chooses by their names. Nothing
 on disk is looked for on the hub. Text is UTF-8, with or without a byte-order mark.
 
+## Large sets
+
+A set is large from 8 MiB of files on, or from 20,000 rows of the `datasets` library. Its rows are read as a
+stream, tokenised by several processes through `datasets`, and stay on disk in Arrow files: a process holds
+16 bytes of every 1,024 rows, and the pages of the files that it reads. What 2,000,000 rows and a row of 40
+MB take is measured in [scale.md](scale.md#writing-and-curating-over-shards).
+
+```yaml
+data:
+  train: "s3://bucket/shards/train-*.jsonl"    # or a path on disk, a folder, a name on the hub
+  workers: 8                                   # default: one a processor, at most 16
+  token_cache: /scratch/tokens                 # default: true, in the cache of datasets; false: none
+```
+
+**Workers.** Prompts, their order, reports and messages are those of one process; of several faults the
+first is told. Where processes are not forked (macOS, Python 3.14), and where `data.teacher_context` shows
+the row before, one process tokenises unless, in the first case, `workers` says more. Of the processes of a
+run on one machine one tokenises, and the others wait for it; with `token_cache: false` each does, with its
+share of the processors.
+
+**Cache.** The next run reads the tokens if nothing has changed that they depend on: the content of the
+files (not their paths), the rules under `data`, the tokenizers with their chat templates, what the method
+asks of a row, the versions of transformers and tokenizers, and the code of Stillhouse that reads rows.
+Templates that write the date hold for one day. data.json and warnings are the same, from the cache or not.
+`true` means the folder `stillhouse-tokens` in `HF_DATASETS_CACHE` (by default
+`~/.cache/huggingface/datasets`): some 430 bytes for a row of 50 tokens, which nothing deletes; any entry
+may be deleted at any time. An entry is written in a folder of its own and renamed when it is whole, so a
+killed process leaves none; its digests are checked when it is read, and what is damaged is made again.
+Entries hold data and nothing that could run, so a cache may be shared.
+
+Not kept are: small sets, sets of vision-language models (which are in memory, as images may change: rows
+hold them by reference and never by pixels), rows in a Python list, and rows with values that are no data,
+such as timestamps of pandas; of the last a warning says so.
+
+While it is tokenised, a set takes about twice its size on disk, in the cache's folder or, without one, in
+`TMPDIR`.
+
 ## Mixtures
 
 A list of datasets is read as one, in its order:

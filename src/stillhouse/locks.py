@@ -98,14 +98,18 @@ def is_held(file: Path) -> bool:
 
 
 @contextlib.contextmanager
-def in_turn(file: Path) -> Iterator[None]:
+def in_turn(file: Path) -> Iterator[bool]:
     """Let one process at a time into the block; others wait for their turn.
 
     The file stays, because another process may be waiting for it.
+
+    Yields:
+        Whether no other process is in the block: False where the file system has no locks.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     _held.add(handle)
+    alone = True
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -113,7 +117,8 @@ def in_turn(file: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             logger.warning("%s: its file system has no locks (%s).", file, error.strerror)
-        yield
+            alone = False
+        yield alone
     finally:
         _close(handle)
 

@@ -105,9 +105,10 @@ def test_a_new_format_is_one_class() -> None:
 def test_the_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert script(ROOT / "docs" / "build_data.py").pages() == {"data.md": page}, "run: make docs"
-    first, mixed, *_ = (
+    first, large, mixed, *_ = (
         DataConfig.model_validate(parse(text, "data.md")[0]["data"])
         for text in re.findall(r"```yaml\n(data:.*?)```", page, flags=re.DOTALL)
     )
     assert (first.train.kind, first.valid and first.valid.fields.prompt) == ("jsonl", "query")
+    assert (large.workers, large.token_cache) == (8, Path("/scratch/tokens"))
     assert [(one.kind, one.weight) for one in mixed.train.parts()] == [("jsonl", 0.5), ("parquet", 2.0)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -251,6 +253,28 @@ def test_a_killed_process_leaves_nothing_and_of_two_one_makes_the_tokens(tmp_pat
     shutil.rmtree(cache)
     alone = repr(tuple(loaded(path, cache).train))
     assert (found, made) == ([alone, alone], calls())
+
+
+def test_where_there_are_no_locks_the_work_of_others_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = write(tmp_path / "rows.jsonl"), tmp_path / "cache"
+    loaded(path, cache)
+    [entry] = entries(cache)
+    shutil.rmtree(entry)
+    others = cache / f".{entry.name}.other.tmp"
+    others.mkdir()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", refuse)
+        assert len(loaded(path, cache).train) == 40
+    assert others.exists()
+    shutil.rmtree(entry)
+    loaded(path, cache)
+    assert not others.exists()
 
 
 def test_a_full_disk_names_the_folder_and_leaves_nothing(tmp_path: Path) -> None:

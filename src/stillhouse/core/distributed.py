@@ -26,6 +26,11 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def processes_here() -> int:
+    """How many of them the launcher has started on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
 class World(Protocol):
     """The processes that train together, as far as a step and its responses need to know."""
 

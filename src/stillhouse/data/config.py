@@ -68,8 +68,8 @@ class DataConfig(StrictConfig):
     """Number of tokens of each block that plain text is split into."""
 
     workers: PositiveInt | None = None
-    """Processes that tokenise a large set of data.train or data.valid. null: as many as there are processors;
-    a small set is tokenised by one."""
+    """Processes that tokenise a large set of data.train or data.valid. null: as many as there are processors,
+    at most 16; a small set is tokenised by one."""
     token_cache: bool | FilePath = True
     """The folder in which the tokens of large sets are kept for the next run, which reads them if rows,
     tokenizer, templates and settings are the same. true: in the cache of `datasets` (HF_DATASETS_CACHE);

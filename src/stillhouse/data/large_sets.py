@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stillhouse.core.distributed import processes_here
 from stillhouse.data.account import Account
 from stillhouse.data.chunks import ChunkEncoder, chunked
 from stillhouse.data.prompt_builder import path_of
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 _ROWS = "rows"
 """The column of the rows that wait to be tokenised: a chunk of them, pickled."""
 _CHUNKS_WRITTEN_AT_ONCE = 4
+_MOST_WORKERS = 16
+"""One process writes rows down for the others, which that many keep busy."""
 
 
 def tokenised(work: ChunkEncoder) -> tuple[StoredPrompts, Account]:
@@ -76,8 +79,12 @@ def workers_for(work: ChunkEncoder) -> int:
         return 1
     if work.config.workers is not None:
         return work.config.workers
-    # Where processes are not forked, each imports the user's script anew, which that must be written for.
-    return len(os.sched_getaffinity(0)) if multiprocess.get_start_method() == "fork" else 1
+    if multiprocess.get_start_method() != "fork":  # each would import the user's script anew
+        return 1
+    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(
+        1, min(_MOST_WORKERS, len(here) // (processes_here() if work.config.token_cache is False else 1))
+    )
 
 
 def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) -> Any:

@@ -86,10 +86,10 @@ class TokenCache:
         lock = self.folder / f".{key}.lock"
         if is_held(lock):
             log.warning("data.%s: waiting for another process, which tokenises the same rows", name)
-        with in_turn(lock):
+        with in_turn(lock) as alone:
             if (found := self.read(key, name, told)) is not None:
                 return found
-            for left in self.folder.glob(f".{key}.*.tmp"):  # of processes that were killed
+            for left in self.folder.glob(f".{key}.*.tmp") if alone else ():  # of processes that were killed
                 shutil.rmtree(left, ignore_errors=True)
             working = self.folder / f".{key}.{uuid.uuid4().hex[:12]}.tmp"
             working.mkdir()
