@@ -117,6 +117,8 @@ def test_a_template_with_options_can_be_given_for_any_model(ready: Workshop) -> 
     )
     said = ready.stillhouse(*asked)
     assert said.code == 0, said.err
+    told = "warning: --data (held.jsonl): of 6 rows 6 x response cut. See --max-prompt, --max-tokens"
+    assert told in said.err, "in the words of the command, not of a configuration that nobody wrote"
     text = (ready.folder / "text.jsonl").read_text("utf-8")
     assert "A" in text
 

@@ -205,6 +205,23 @@ def test_differences_leave_out_what_follows_from_a_kind(three_runs):
     assert "responses.extra" not in {row.path for row in config_diff(runs)}
 
 
+def test_a_teacher_that_a_sweep_shares_is_the_teacher_that_was_asked_for(three_runs):
+    runs = [load_run(folder) for folder in find_runs([three_runs])]
+    before = config_diff(runs)
+    entry = replace(runs[0].config["train.seed"], origin="sweep")
+    own = {path: one for path, one in runs[0].config.items() if path.startswith("teacher.")}
+    assert own, "the run names its teacher"
+    for path in own:
+        del runs[0].config[path]
+        runs[0].config[path.replace("teacher.", "teacher.of.")] = replace(own[path], origin="sweep")
+    runs[0].config["teacher.kind"] = replace(entry, value="cache")
+    runs[0].config["teacher.folder"] = replace(entry, value="shared")
+    assert config_diff(runs) == before
+    for path, one in runs[0].config.items():
+        runs[0].config[path] = replace(one, origin="run.yaml:3")
+    assert "teacher.folder" in {row.path for row in config_diff(runs)}, "a cache that somebody chose is shown"
+
+
 def test_the_shared_teacher_is_shown_once(three_runs):
     runs = [load_run(folder) for folder in find_runs([three_runs])]
     assert [(system.label, system.run) for system in gather(runs)] == [

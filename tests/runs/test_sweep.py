@@ -91,6 +91,17 @@ def test_everything_that_is_wrong_is_told_at_once_with_the_runs_that_have_it(tmp
     assert "batch_size (3) must be a multiple of micro_batch_size (2) (in 1 of 4 runs" in message
 
 
+def test_a_warning_is_told_once_for_all_runs_of_whichever_room_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = made(tmp_path, values={"train.batch_size": [4, 8, 16], "train.seed": [1, 2]})
+    tree["run"]["data"]["max_response"] = 2
+    members, _ = checked_members(SweepPlan(tree))
+    assert len(members) == 6
+    said = [record.getMessage() for record in caplog.records if "response cut" in record.getMessage()]
+    assert [text.partition(" (")[0] for text in said] == ["data.train", "data.valid"], said
+
+
 def test_refused_combinations_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
     values = {"train.batch_size": [4, 3], "train.seed": [1, 2]}
     members, refused = checked_members(SweepPlan(made(tmp_path, values=values, skip_refused=True)))

@@ -62,15 +62,24 @@ def compare(
 def _print_differences(runs: Sequence[RunRecord]) -> None:
     from stillhouse.report.configuration import config_diff
     from stillhouse.report.record import trained
+    from stillhouse.report.seeds import SEED, name_of_seeds, seed_groups
 
     runs = trained(runs)
-    differences = config_diff(runs)
+    groups = seed_groups(runs)
+    if len(groups) == 1:  # the seed is all that differs
+        groups = [[index] for index in range(len(runs))]
+    names = [name_of_seeds([runs[index].name for index in members]) for members in groups]
+    differences = [
+        row
+        for row in config_diff([runs[members[0]] for members in groups])
+        if row.path != SEED or len(groups) == len(runs)
+    ]
     if not differences:
         return
     rows = [(row.path, *row.values) for row in differences[:MAX_DIFFERENCES]]
     more = len(differences) - len(rows)
     console.print_table(
-        ["setting", *(run.name for run in runs)],
+        ["setting", *names],
         rows,
         title="Settings that differ",
         note=f"{more} more on the page of `stillhouse report`" if more else "",

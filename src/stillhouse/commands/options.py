@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.console.text import filtered_records
 from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.urls import path_at
@@ -56,15 +58,23 @@ LIVE_TEACHER = "teacher: {kind: live, path: FOLDER}"
 
 @contextlib.contextmanager
 def faults_as_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Name the command's options in errors about a configuration that was built from them.
+    """Name the command's options in errors and warnings about a configuration that was built from them.
 
     An option that stands for two fields of the configuration is reported once.
 
     Args:
         options: field of the configuration -> option, such as {"student.path": "MODEL"}; with "data.train".
     """
+    names = "|".join(re.escape(name) for name in sorted(options, key=len, reverse=True))
+
+    def renamed(record: logging.LogRecord) -> bool:
+        record.msg = re.sub(rf"\b({names})\b", lambda found: options[found[0]], record.getMessage())
+        record.args = None
+        return True
+
     try:
-        yield
+        with filtered_records(renamed):
+            yield
     except ConfigError as error:
         raise ConfigError(*dict.fromkeys(_as_option(fault, options) for fault in error.faults)) from error
     except DataError as error:

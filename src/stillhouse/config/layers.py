@@ -14,6 +14,8 @@ from stillhouse.errors import ConfigError
 COMMAND_LINE = "command line"
 CALL = "keyword"
 """The origin of values given to `stillhouse.run(..., name=value)`."""
+OF_THE_SWEEP = "sweep"
+"""The origin of values that a sweep sets itself."""
 
 
 @dataclass(frozen=True, slots=True)

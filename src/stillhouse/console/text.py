@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.text import Text
@@ -98,6 +98,33 @@ def print_log_records() -> None:
     log = logging.getLogger("stillhouse")
     log.propagate = False
     log.handlers[:] = [_ConsoleHandler()]
+
+
+@contextlib.contextmanager
+def filtered_records(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Within the block the package's log records are printed only if `keep` says so, which may change them.
+
+    A filter of a logger sees nothing of the loggers below it, so this is one of the handlers.
+    """
+    package = logging.getLogger("stillhouse")
+
+    def of_the_package(record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] != package.name or keep(record)
+
+    handlers = [*package.handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(of_the_package)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(of_the_package)
+
+
+def each_text_once() -> Callable[[logging.LogRecord], bool]:
+    """For `filtered_records`: keeps the first record of each text, in every handler that sees it."""
+    first: dict[str, logging.LogRecord] = {}
+    return lambda record: first.setdefault(record.getMessage(), record) is record
 
 
 CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from stillhouse.config.layers import OF_THE_SWEEP
 from stillhouse.console.format import setting_text
 from stillhouse.report.history import parent_text, spans, text_of_spans
-from stillhouse.report.record import RunRecord
+from stillhouse.report.record import ConfigEntry, RunRecord
 
 NOT_SET = "not set"
 
@@ -31,10 +32,11 @@ def config_diff(runs: Sequence[RunRecord]) -> list[SettingDifference]:
     """Settings that are not the same in all runs; those that all runs have come first.
 
     Left out are the names of the runs, and defaults of parts that only some of the runs have, which follow
-    from the part's kind.
+    from the part's kind. A teacher that a sweep shares among its runs is the teacher that they ask for.
     """
     if len(runs) < 2:
         return []
+    runs = [replace(run, config=_asked_for(run.config)) for run in runs]
     paths = dict.fromkeys(path for run in runs for path in run.config)
     rows = []
     for path in paths:
@@ -44,6 +46,23 @@ def config_diff(runs: Sequence[RunRecord]) -> list[SettingDifference]:
         if len(set(values)) > 1 and not follows and path not in ("name", "output.folder"):
             rows.append(SettingDifference(path, tuple(values)))
     return sorted(rows, key=lambda row: row.partial)
+
+
+def _asked_for(config: Mapping[str, ConfigEntry]) -> dict[str, ConfigEntry]:
+    """The settings without what a sweep has put between a run and its teacher, which changes no result."""
+    between = {
+        path.partition(".of.")[0]
+        for path, entry in config.items()
+        if ".of." in path and entry.origin == OF_THE_SWEEP
+    }
+    found = {}
+    for path, entry in config.items():
+        owner = next((one for one in between if path.startswith(f"{one}.")), None)
+        if owner is None:
+            found[path] = entry
+        elif path.startswith(f"{owner}.of."):
+            found[f"{owner}.{path.removeprefix(f'{owner}.of.')}"] = entry
+    return found
 
 
 def config_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:

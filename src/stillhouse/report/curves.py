@@ -13,7 +13,7 @@ from stillhouse.report.breakdown import SOURCE_COLOURS
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.plots import Curve, Plot, area_plot, line_plot
 from stillhouse.report.record import Row, RunRecord
-from stillhouse.report.seeds import common_name, seed_groups
+from stillhouse.report.seeds import name_of_seeds, seed_groups
 from stillhouse.report.systems import System, run_colours
 
 
@@ -236,8 +236,7 @@ def _labelled(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, str, str]]:
     labels: dict[int, str] = {}
     for members in seed_groups(runs):
         names = [runs[index].name for index in members]
-        several = f"{common_name(names)} ({len(names)} seeds)"
-        labels |= dict.fromkeys(members, several if len(names) > 1 else names[0])
+        labels |= dict.fromkeys(members, name_of_seeds(names))
     return [
         (run, labels[n], colour) for n, (run, colour) in enumerate(zip(runs, run_colours(runs), strict=True))
     ]

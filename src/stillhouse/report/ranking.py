@@ -55,8 +55,8 @@ def differences_table(metric: MetricInfo, systems: Sequence[System]) -> Table | 
                 TableCell(other.label, other.label),
                 TableCell(apart.value, metric.change(apart.value, 0)),
                 TableCell(ends, ends),
-                *_counts(metric, other, best),
                 TableCell(apart.told_apart, "yes" if apart.told_apart else "no"),
+                *_counts(metric, other, best),
             ]
         )
     if not rows:
@@ -66,8 +66,8 @@ def differences_table(metric: MetricInfo, systems: Sequence[System]) -> Table | 
         TableColumn("System", "system"),
         TableColumn(metric.label, "difference", numeric=True),
         TableColumn(f"{100 * level:.3g}% interval", "interval", numeric=True),
-        *(TableColumn(name, name, numeric=True) for name in ("higher", "lower", "equal")),
         TableColumn("told apart", "told_apart", numeric=True),
+        *(TableColumn(name, name, numeric=True) for name in ("higher", "lower", "equal")),
     ]
     together = " for all comparisons together (Bonferroni)" if len(others) > 1 else ""
     note = f"Paired bootstrap over the same prompts; told apart at 95%{together}."

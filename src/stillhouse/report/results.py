@@ -145,19 +145,19 @@ def _left_out(systems: Sequence[System]) -> list[str]:
 def rows_left_out(settings: Mapping[str, Any]) -> str:
     """In words, how many rows of the set of a result were left out or cut; empty if all were taken whole.
 
-    Example: "11 of 20 rows left out (11 prompt too long)"
+    Example: "11 of 20 rows left out (11 prompt too long), 3 of 20 rows cut (response too long)"
     """
     dropped, cut = (
         {str(k): int(v) for k, v in (settings.get(name) or {}).items() if v}
         for name in ("dropped", "truncated")
     )
+    rows = settings.get("rows")
+    of = f" of {rows:,} rows" if is_number(rows) and rows else ""
     parts = []
     if dropped:
-        rows = settings.get("rows")
-        of = f" of {rows:,}" if is_number(rows) and rows else ""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        parts.append(f"{sum(dropped.values()):,}{of} rows left out ({reasons})")
-    parts += [f"{count:,} cut ({reason} too long)" for reason, count in cut.items()]
+        parts.append(f"{sum(dropped.values()):,}{of or ' rows'} left out ({reasons})")
+    parts += [f"{count:,}{of} cut ({reason} too long)" for reason, count in cut.items()]
     return ", ".join(parts)
 
 

@@ -44,3 +44,8 @@ def common_name(names: Sequence[str]) -> str:
     if start == names[0]:
         return start
     return re.sub(r"[-_. ]+((seed|s)[-_. ]*)?\d*$", "", start) or names[0]
+
+
+def name_of_seeds(names: Sequence[str]) -> str:
+    """How runs of several seeds are called together, such as `kd (2 seeds)`; of one its own name."""
+    return names[0] if len(names) == 1 else f"{common_name(names)} ({len(names)} seeds)"

@@ -26,7 +26,7 @@ from stillhouse.report.scores import (
     prompt_sums,
     resample_all,
 )
-from stillhouse.report.seeds import common_name, group_of_each, seed_groups
+from stillhouse.report.seeds import group_of_each, name_of_seeds, seed_groups
 
 SystemRole = Literal["teacher", "before", "after"]
 ROLES: tuple[SystemRole, ...] = ("teacher", "before", "after")
@@ -202,7 +202,7 @@ def _grouped(
 
 def _mean_system(members: list[System], runs: Sequence[RunRecord]) -> System:
     names = [runs[member.run or 0].name for member in members]
-    label = f"{common_name([member.label for member in members])} ({len(members)} seeds)"
+    label = name_of_seeds([member.label for member in members])
     first = members[0]
     metrics = _means([member.metrics for member in members])
     rows = [{**row, "run": name} for name, member in zip(names, members, strict=True) for row in member.rows]

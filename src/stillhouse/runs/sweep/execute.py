@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Any
 
 from stillhouse import console, signals
+from stillhouse.config.layers import OF_THE_SWEEP
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.runs import history
 from stillhouse.runs.folder import RunFolder, default_folder
 from stillhouse.runs.sweep.folder import SweepFolder
-from stillhouse.runs.sweep.origins import OF_THE_SWEEP
 from stillhouse.runs.sweep.plan import Member, Refusals, SweepPlan, metric_of
 from stillhouse.runs.sweep.processes import Place, RunProcess, places, wait_for, wait_until_free
 from stillhouse.runs.sweep.search import GridSearch, OptunaSearch, Search, validations

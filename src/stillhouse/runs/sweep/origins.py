@@ -1,4 +1,4 @@
-"""What a sweep sets itself, and what makes two of its runs the same."""
+"""What makes two runs of a sweep the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Collection
 
 from stillhouse.config.trees import plain
 from stillhouse.runs.config import RunConfig
-
-OF_THE_SWEEP = "sweep"
-"""The origin of values that the sweep sets itself."""
 
 
 def configuration_key(config: RunConfig, but: Collection[str]) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stillhouse.config import Layer, Layered, dotted, validate
-from stillhouse.config.layers import COMMAND_LINE
+from stillhouse.config.layers import COMMAND_LINE, OF_THE_SWEEP
 from stillhouse.config.strict_yaml import KeyPath
 from stillhouse.config.trees import plain
 from stillhouse.config.writing import dump
 from stillhouse.console.format import setting_text
+from stillhouse.console.text import each_text_once, filtered_records
 from stillhouse.errors import ConfigError, Fault, StillhouseError
 from stillhouse.runs.checks import check_length, preflight
 from stillhouse.runs.config import RunConfig
@@ -24,7 +24,7 @@ from stillhouse.runs.estimate import estimate
 from stillhouse.runs.resolve import Resolved, given_layers, refuse_chain, resolve_layers
 from stillhouse.runs.sweep.config import RangeConfig, SweepConfig
 from stillhouse.runs.sweep.folder import SweepFolder
-from stillhouse.runs.sweep.origins import OF_THE_SWEEP, configuration_key
+from stillhouse.runs.sweep.origins import configuration_key
 from stillhouse.runs.sweep.sharing import with_shared_signal
 
 logger = logging.getLogger("stillhouse")
@@ -187,7 +187,7 @@ class SweepPlan:
         """
         found: list[Member] = []
         refused = Refusals()
-        with _told_once():
+        with filtered_records(each_text_once()):
             for combination, name in _named(combinations):
                 try:
                     found.append(self.member(combination, name))
@@ -223,24 +223,6 @@ class SweepPlan:
     def as_yaml(self) -> str:
         """The sweep with all of its values, the run included."""
         return dump({**plain(self.config), "run": Layer.joined(self._base).values})
-
-
-@contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """Within the block each warning is printed once, however many runs it is about."""
-    seen: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        new = text not in seen
-        seen.add(text)
-        return new
-
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
 
 
 def slug(text: str) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from stillhouse.config.layers import OF_THE_SWEEP
 from stillhouse.console.format import setting_text
 from stillhouse.core.seeds import derived_seed
 from stillhouse.errors import EnvironmentFault, StillhouseError
 from stillhouse.files import read_jsonl
 from stillhouse.runs.sweep.config import OptunaConfig, SweepConfig
 from stillhouse.runs.sweep.plan import (
-    OF_THE_SWEEP,
     Choice,
     Combination,
     Member,

@@ -8,10 +8,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stillhouse.config import flatten, to_yaml
+from stillhouse.config.layers import OF_THE_SWEEP
 from stillhouse.core.requirements import MAIN
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.resolve import Resolved
-from stillhouse.runs.sweep.origins import OF_THE_SWEEP, configuration_key
+from stillhouse.runs.sweep.origins import configuration_key
 from stillhouse.teachers.cached import cached_in
 
 NOT_READ = (
