@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from stillhouse.data.collate import collate
 from stillhouse.data.text_tokens import response_text
 from stillhouse.engines.base import Engine, Sampling
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.evaluate.generation import Share
 from stillhouse.evaluate.tasks.base import EvalContext
 from stillhouse.models import head_of, hidden_rows
 
@@ -31,7 +34,8 @@ class HarnessModel(TemplateLM):
     """Answers the harness's three kinds of requests with the model and engine of an `EvalContext`.
 
     Tokenisation, windows and truncation are those of lm-eval's own HFLM, and so are the results. Finished
-    batches are kept in `journal`.
+    batches are kept in `journal`. Of several processes each answers every n-th batch, and all get the whole:
+    to the harness each is the only one, so that its numbers are those of one process.
     """
 
     def __init__(self, context: EvalContext, journal: Journal) -> None:
@@ -41,6 +45,7 @@ class HarnessModel(TemplateLM):
         self._journal = journal
         self._context_length = context.context_length or 2048
         self._device = next(context.model.parameters()).device
+        self._share = Share.of(context.world, context.model)
 
     @property
     def eot_token_id(self) -> int:
@@ -85,19 +90,32 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Log-probability (nats) of each continuation, and whether greedy decoding generates it."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
-        results: dict[int, tuple[float, bool]] = {}
-        with console.progress(f"{self._context.title or 'lm-eval'}, likelihoods", total=len(requests)) as bar:
-            for start in range(0, len(order), self._context.batch_size):
-                batch = order[start : start + self._context.batch_size]
-                key = content_digest(["likelihood", [requests[index][1:] for index in batch]])
-                piece = self._journal.get(key)
-                if piece is None:
-                    piece = self._likelihoods([requests[index] for index in batch])
-                    self._journal.put(key, piece)
-                for index, (value, greedy) in zip(batch, piece, strict=True):
-                    results[index] = (value, greedy)
-                bar.advance(len(batch))
-        return [results[index] for index in range(len(requests))]
+        batches = _batches(order, self._context.batch_size)
+        asked = [[requests[index] for index in batch] for batch in batches]
+        found = self._answers(
+            "likelihoods",
+            [content_digest(["likelihood", [request[1:] for request in batch]]) for batch in asked],
+            [partial(self._likelihoods, batch) for batch in asked],
+        )
+        results = dict(zip(order, itertools.chain.from_iterable(found), strict=True))
+        return [(value, greedy) for value, greedy in map(results.__getitem__, range(len(requests)))]
+
+    def _answers(
+        self, what: str, keys: Sequence[str], compute: Sequence[Callable[[], list[Any]]]
+    ) -> list[list[Any]]:
+        """What each batch comes to: from the journal of the first process, or computed by one of them."""
+        found = self._share.of_first([self._journal.get(key) for key in keys])
+        missing = [place for place, piece in enumerate(found) if piece is None]
+        with console.progress(f"{self._context.title or 'lm-eval'}, {what}", total=len(found)) as bar:
+            bar.advance(len(found) - len(missing))
+            for some in _batches(missing, self._context.world.size):
+                mine = [compute[some[own]]() for own in self._share.places(len(some))]
+                for place, piece in zip(some, self._share.of_all(mine, len(some)), strict=True):
+                    found[place] = piece
+                    if self._context.world.rank == 0:
+                        self._journal.put(keys[place], piece)
+                bar.advance(len(some))
+        return found
 
     @torch.no_grad()
     def _likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[tuple[float, bool]]:
@@ -138,38 +156,30 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Responses, cut at the first stop sequence of the task."""
-        responses = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(content_digest(request.args[1]), []).append(index)
-        with console.progress(f"{self._context.title or 'lm-eval'}, responses", total=len(requests)) as bar:
-            for indices in groups.values():
-                sampling, stops = self._sampling(dict(requests[indices[0]].args[1]))
-                for start in range(0, len(indices), self._context.batch_size):
-                    batch = indices[start : start + self._context.batch_size]
-                    texts = self._responses([requests[index].args[0] for index in batch], sampling, stops)
-                    for index, text in zip(batch, texts, strict=True):
-                        responses[index] = text
-                    bar.advance(len(batch))
-        return responses
+        order, keys, compute = list[int](), list[str](), list[Callable[[], list[str]]]()
+        stops_of: dict[int, list[str]] = {}
+        for indices in groups.values():
+            sampling, stops = self._sampling(dict(requests[indices[0]].args[1]))
+            stops_of |= dict.fromkeys(indices, stops)
+            for batch in _batches(indices, self._context.batch_size):
+                contexts = [requests[index].args[0] for index in batch]
+                order += batch
+                keys.append(content_digest(["responses", contexts, sampling.model_dump(), stops]))
+                compute.append(partial(self._responses, contexts, sampling))
+        texts = itertools.chain.from_iterable(self._answers("responses", keys, compute))
+        responses = dict(zip(order, texts, strict=True))
+        return [_cut(responses[index], stops_of[index]) for index in range(len(requests))]
 
-    def _responses(self, contexts: list[str], sampling: Sampling, stops: list[str]) -> list[str]:
-        key = content_digest(["responses", contexts, sampling.model_dump(), stops])
-        piece = self._journal.get(key)
-        if piece is None:
-            room = self._context_length - sampling.max_tokens
-            ids = [self.tok_encode(context)[-room:] for context in contexts]
-            facts = self._context.tokenizer_info.ended_by([self.eot_token_id])
-            engine: Engine = self._context.engine.build(self._context.model, facts)
-            completions = engine.generate(ids, sampling, self._context.seeds[0])
-            piece = [response_text(self.tokenizer, one.token_ids) for one in completions]
-            self._journal.put(key, piece)
-        texts = []
-        for text in piece:
-            for stop in stops:
-                text = text.split(stop)[0]
-            texts.append(text)
-        return texts
+    def _responses(self, contexts: list[str], sampling: Sampling) -> list[str]:
+        room = self._context_length - sampling.max_tokens
+        ids = [self.tok_encode(context)[-room:] for context in contexts]
+        facts = self._context.tokenizer_info.ended_by([self.eot_token_id])
+        engine: Engine = self._context.engine.build(self._context.model, facts)
+        completions = engine.generate(ids, sampling, self._context.seeds[0])
+        return [response_text(self.tokenizer, one.token_ids) for one in completions]
 
     def _sampling(self, given: dict[str, Any]) -> tuple[Sampling, list[str]]:
         options = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
@@ -193,3 +203,13 @@ class HarnessModel(TemplateLM):
         settings = {"temperature": temperature, **values} if sample else {"temperature": 0.0}
         sampling = Sampling.model_validate({**settings, "max_tokens": max_tokens}, strict=False)
         return sampling, [stop for stop in stops if stop]
+
+
+def _batches(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (places[start : start + size] for start in range(0, len(places), size))
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text

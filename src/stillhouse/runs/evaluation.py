@@ -10,7 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from stillhouse.core.distributed import Ranks, broadcast_from_first, rank_and_size
+from stillhouse.core.distributed import (
+    SINGLE_PROCESS,
+    Ranks,
+    broadcast_from_first,
+    first_alone,
+    rank_and_size,
+)
 from stillhouse.core.journal import Journal, content_digest
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_prompts
@@ -19,7 +25,7 @@ from stillhouse.data.tokenise import Encoder
 from stillhouse.evaluate import generate_and_score
 from stillhouse.evaluate.generation import Share, questions_digest, token_ids_digest, with_sums
 from stillhouse.evaluate.likelihood import likelihood_metrics
-from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask
+from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask, TaskResult
 from stillhouse.models import fingerprint, parameter_counts, unwrap
 from stillhouse.runs.build import Parts, shared_results
 from stillhouse.runs.checks import context_length
@@ -187,7 +193,7 @@ class _SystemEvaluation:
         training = self.model.training
         self.model.eval()
         try:
-            result = task.evaluate(context)
+            result = self._measured(task, context)
         finally:
             self.model.train(training)
         facts = {
@@ -198,6 +204,11 @@ class _SystemEvaluation:
             "header": header,
         }
         self.folder.write_evaluation(self.system, facts, result.rows, task.title)
+
+    def _measured(self, task: EvalTask, context: EvalContext) -> TaskResult:
+        if not task.measures_time:
+            return task.evaluate(context)
+        return first_alone(functools.partial(task.evaluate, replace(context, world=SINGLE_PROCESS)))
 
     def _context(self, task: EvalTask) -> EvalContext:
         parts, config = self.parts, self.parts.config

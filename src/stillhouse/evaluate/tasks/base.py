@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -102,6 +102,9 @@ class EvalTask(StrictConfig):
     kind: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """The task's name in files and tables; default: its kind, or the name of its data."""
+    measures_time: ClassVar[bool] = False
+    """Whether its result is a time. Of several processes the first one then measures while the others wait:
+    neighbours at work would be measured too."""
 
     @property
     def title(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ class InferenceCost(EvalTask):
     """
 
     kind: Literal["cost"] = "cost"
+    measures_time: ClassVar[bool] = True
     prompt_tokens: Annotated[int, Field(ge=1)] = 64
     new_tokens: Annotated[int, Field(ge=2)] = 32
     batch_size: Annotated[int, Field(ge=1)] = 8

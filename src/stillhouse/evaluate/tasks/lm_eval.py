@@ -10,7 +10,11 @@ from pydantic import Field
 
 from stillhouse.config import FilePath, ListOf, nearest
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
+from stillhouse.evaluate.generation import Share
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, EvalTask, TaskResult
+
+BOOTSTRAPS = 100_000
+"""Samples of the standard error of a metric that has no formula for it; lm-eval's own."""
 
 
 @REGISTRY.register
@@ -93,7 +97,9 @@ class LmEvalHarness(EvalTask):
             apply_chat_template=self.chat_template,
             task_manager=manager,
             verbosity="ERROR",
+            bootstrap_iters=BOOTSTRAPS if context.world.rank == 0 else 0,
         )
+        results = Share(context.world).of_first(results)  # the harness gives them to one process of a machine
         settings = {
             "lm_eval": lm_eval.__version__,
             "task_version": results["versions"].get(task),

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,7 @@ class DraftModelQuality(PromptTask):
     """
 
     kind: Literal["speculative"] = "speculative"
+    measures_time: ClassVar[bool] = True
     limit: Annotated[int, Field(ge=1)] | None = 16
     """At most this many prompts: the batch size is 1."""
     gamma: Gamma = 4
