@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import pickle
-import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stillhouse import console
 from stillhouse.core.distributed import processes_here
 from stillhouse.data.account import Account
 from stillhouse.data.chunks import ChunkEncoder, chunked
@@ -72,7 +73,7 @@ def _made_for_cache(work: ChunkEncoder, key: str, folder: Path) -> tuple[StoredP
 
 
 def workers_for(work: ChunkEncoder) -> int:
-    """How many processes tokenise: `data.workers`, or as many as there are processors."""
+    """How many processes tokenise: `data.workers`, or as many as there are processors for this process."""
     import multiprocess
 
     if work.in_order or multiprocess.current_process().daemon:  # which may have no children
@@ -81,10 +82,9 @@ def workers_for(work: ChunkEncoder) -> int:
         return work.config.workers
     if multiprocess.get_start_method() != "fork":  # each would import the user's script anew
         return 1
-    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(
-        1, min(_MOST_WORKERS, len(here) // (processes_here() if work.config.token_cache is False else 1))
-    )
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sharing = processes_here() if work.config.token_cache is False else 1
+    return max(1, min(_MOST_WORKERS, here // sharing))
 
 
 def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) -> Any:
@@ -96,27 +96,29 @@ def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) 
     """
     import datasets
 
-    waiting = folder / "rows.arrow"
-    fault = _write_rows(work, waiting)
+    waiting, done = folder / "rows.arrow", folder / "done"
+    count, fault = _write_rows(work, waiting)
     rows = datasets.Dataset.from_file(str(waiting))
     try:
-        found = _mapped(rows, work, folder, fingerprint)
+        with _shown(f"Tokenising {path_of(work.name)}", count, done):
+            found = _mapped(rows, _Tokens(work.without_rows(), done), folder, fingerprint)
     except DataError:
         for one in rows:  # in order: with any number of processes the first fault is told
             work(pickle.loads(one[_ROWS]))
         raise
     if fault is not None:
         raise fault
-    waiting.unlink()
+    for path in (waiting, done):
+        path.unlink(missing_ok=True)
     return found
 
 
-def _mapped(rows: Any, work: ChunkEncoder, folder: Path, fingerprint: str) -> Any:
-    workers = min(workers_for(work), len(rows))
+def _mapped(rows: Any, tokens: _Tokens, folder: Path, fingerprint: str) -> Any:
+    workers = min(workers_for(tokens.work), len(rows))
     try:
-        with _as_before(), _quiet_unless_watched():
+        with _as_before():
             return rows.map(
-                _Tokens(work.without_rows()),
+                tokens,
                 batched=True,
                 batch_size=1,
                 remove_columns=[_ROWS],
@@ -125,32 +127,35 @@ def _mapped(rows: Any, work: ChunkEncoder, folder: Path, fingerprint: str) -> An
                 new_fingerprint=fingerprint,  # the library's own would be of pickled objects
                 cache_file_name=str(folder / "tokens.arrow"),
                 load_from_cache_file=False,
-                desc=f"tokenising {path_of(work.name)}",
             )
     except RuntimeError as error:
         if "abruptly died" not in str(error):
             raise
         raise EnvironmentFault(
-            f"{path_of(work.name)}: one of {workers} processes that tokenise was killed, most often because "
-            "memory ran out. Set data.workers to fewer."
+            f"{path_of(tokens.work.name)}: one of {workers} processes that tokenise was killed, most often "
+            "because memory ran out. Set data.workers to fewer."
         ) from error
 
 
-def _write_rows(work: ChunkEncoder, path: Path) -> DataError | None:
-    """Write the rows as they are found, in chunks; what kept them from being read to the end."""
+def _write_rows(work: ChunkEncoder, path: Path) -> tuple[int, DataError | None]:
+    """Write the rows as they are found, in chunks; how many, and what kept others from being read."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
     features = Features({_ROWS: Value("large_binary")})
-    with ArrowWriter(features=features, path=str(path), writer_batch_size=_CHUNKS_WRITTEN_AT_ONCE) as writer:
-        fault = None
+    count, fault = 0, None
+    with (
+        console.phase(f"Reading {path_of(work.name)}", quiet=True),
+        ArrowWriter(features=features, path=str(path), writer_batch_size=_CHUNKS_WRITTEN_AT_ONCE) as writer,
+    ):
         try:
             for chunk in chunked(work.dataset.found_rows()):
                 writer.write({_ROWS: pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL)})
+                count += len(chunk)
         except DataError as error:
             fault = error
         writer.finalize()
-    return fault
+    return count, fault
 
 
 def _features() -> Any:
@@ -162,13 +167,16 @@ def _features() -> Any:
 class _Tokens:
     """What `datasets` maps: a chunk of rows to a chunk of prompts."""
 
-    def __init__(self, work: ChunkEncoder) -> None:
-        self.work = work
+    def __init__(self, work: ChunkEncoder, done: Path) -> None:
+        self.work, self.done = work, done
 
     def __call__(self, batch: dict[str, list[bytes]]) -> Any:
         import pyarrow
 
-        prompts, account = self.work(pickle.loads(batch[_ROWS][0]))
+        chunk = pickle.loads(batch[_ROWS][0])
+        prompts, account = self.work(chunk)
+        with self.done.open("ab") as handle:
+            handle.write(b"." * len(chunk))
         content = [[packed(prompt, account.no_data) for prompt in prompts]]
         return pyarrow.table(
             {PROMPTS: content, ACCOUNT: [json.dumps(account.as_json())]}, schema=_features().arrow_schema
@@ -190,15 +198,30 @@ def _as_before() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_unless_watched() -> Iterator[None]:
-    """Without the progress bars of `datasets` where nobody looks at them."""
+def _shown(title: str, total: int, done: Path) -> Iterator[None]:
+    """Show how many rows all processes have done: as many as the file has bytes."""
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
-    if shown and not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    over = threading.Event()
+    with console.progress(title, total) as meter:
+
+        def follow() -> None:
+            seen = 0
+            while not over.wait(0.5) or seen < size():
+                meter.advance(size() - seen)
+                seen = size()
+
+        def size() -> int:
+            return done.stat().st_size if done.exists() else 0
+
+        follower = threading.Thread(target=follow, daemon=True)
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()  # which would break up ours
+        follower.start()
+        try:
+            yield
+        finally:
+            over.set()
+            follower.join()
+            if bars:
+                datasets.enable_progress_bars()
