@@ -216,6 +216,9 @@ def test_colocated_weights_stay_in_one_process() -> None:
         VllmConfig(mode="colocate", tensor_parallel_size=2)
     assert VllmConfig(mode="colocate").arguments(Path("folder"))["enable_sleep_mode"] is True
     assert "enable_sleep_mode" not in VllmConfig().arguments(Path("folder"))
+    assert "distributed_executor_backend" not in VllmConfig().arguments(Path("folder"))
+    wide = VllmConfig(tensor_parallel_size=4, options={"pipeline_parallel_size": 2})
+    assert (wide.gpus, wide.arguments(Path("folder"))["distributed_executor_backend"]) == (8, "mp")
     assert list(VllmConfig(sleep=False).options_without_effect()) == ["sleep"]
 
 

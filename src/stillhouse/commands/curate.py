@@ -10,7 +10,7 @@ import typer
 
 from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
-from stillhouse.commands.options import ShardOption, shard_choice, stage_output
+from stillhouse.commands.options import RayOption, ShardOption, shard_choice, stage_output
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.urls import path_at
 
@@ -73,6 +73,7 @@ def curate(
     best: Best = None,
     drafts: Drafts = None,
     shard: ShardOption = None,
+    ray: RayOption = None,
 ) -> None:
     """Filter responses: a file of what is kept, one of what is dropped and why, and counts.
 
@@ -81,9 +82,9 @@ def curate(
     from stillhouse.files import check_output_file
 
     check_output_file("--output", output, ".jsonl", ".parquet")
-    index, count = shard_choice(shard)
-    given = {"--filter": filters, "--like": like, "--held-out": held_out, "--teacher": teacher}
-    given["--shard"] = shard
+    place = shard_choice(shard, ray)
+    given: dict[str, Any] = {"--filter": filters, "--like": like, "--held-out": held_out}
+    given |= {"--teacher": teacher, "--shard": shard, "--ray": ray}
     if drafts is not None:
         _refuse_beside("--drafts", {**given, "--best": best})
         _aggregate(files, drafts, output)
@@ -91,7 +92,7 @@ def curate(
         _refuse_beside("--best", given)
         _keep_best(files, best, output)
     else:
-        _filter(files, output, filters or (), like, held_out or (), teacher, (index, count))
+        _filter(files, output, filters or (), like, held_out or (), teacher, place if ray is None else ray)
 
 
 def _filter(
@@ -101,24 +102,25 @@ def _filter(
     like: Path | None,
     held_out: Sequence[Path],
     teacher: str | None,
-    shard: tuple[int, int],
+    share: tuple[int, int] | int,
 ) -> None:
+    """Filter one of so many shards, or so many shards on Ray."""
     from stillhouse.locks import only_one_writes
     from stillhouse.rollouts.offline.filter_files import filter_files
     from stillhouse.runs.resolve import resolve
 
     config = resolve(like).config if like is not None else None
-    index, count = shard
+    chosen = _filters(filters, config)
+    given: dict[str, Any] = {"held_out": _held_out(held_out, config), "teacher": _teacher(teacher, config)}
+    index, count = (0, 1) if isinstance(share, int) else share
     with only_one_writes(output, f".{index}-of-{count}" if count > 1 else ""):
-        result = filter_files(
-            files,
-            _filters(filters, config),
-            output,
-            held_out=_held_out(held_out, config),
-            teacher=_teacher(teacher, config),
-            shard=shard,
-        )
-    _print_result(output, result, shard)
+        if isinstance(share, int):
+            from stillhouse.runs.ray_data import filter_on_ray
+
+            result = filter_on_ray(files, chosen, output, shards=share, **given)
+        else:
+            result = filter_files(files, chosen, output, shard=share, **given)
+    _print_result(output, result, (index, count))
 
 
 def _refuse_beside(option: str, others: Mapping[str, Any]) -> None:

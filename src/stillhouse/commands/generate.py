@@ -13,6 +13,7 @@ from stillhouse import console
 from stillhouse.commands.app import RESPONSES, app
 from stillhouse.commands.options import (
     Overrides,
+    RayOption,
     ShardOption,
     TemplateOption,
     faults_as_options,
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from stillhouse.runs.generate import GenerateResult
 OutputOption = Annotated[
     Path, stage_output("The file to write (.jsonl or .parquet), also s3://... and the like.")
-]
-RayOption = Annotated[
-    int | None, typer.Option(help="So many workers of Ray Data, each with a shard.", min=1, metavar="N")
 ]
 DataOption = Annotated[
     str | None, typer.Option(metavar="PATH", help="Without a YAML file: rows with prompts.")
@@ -74,12 +72,11 @@ def generate(
     """
     from stillhouse.files import check_output_file
     from stillhouse.locks import only_one_writes
+    from stillhouse.runs.checks import preflight
     from stillhouse.runs.generate import GenerateArguments
     from stillhouse.runs.generate import generate as generate_responses
 
-    index, count = shard_choice(shard)
-    if ray is not None and count > 1:
-        raise ConfigError(Fault("--ray", "cannot be combined with --shard, which it sets for its workers"))
+    index, count = shard_choice(shard, ray)
     if file is not None and model is not None:
         raise ConfigError(
             Fault("--model", "cannot be combined with a YAML file", hint="Give one of the two.")
@@ -90,6 +87,7 @@ def generate(
     with faults_as_options(OPTIONS) if file is None else contextlib.nullcontext():
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         config = _config(file, overrides, model, data, template, max_prompt, sampling)
+        preflight(config, engine_here=ray is None)
         with only_one_writes(output, f".{index}-of-{count}" if count > 1 else ""):
             if ray is not None:
                 from stillhouse.runs.ray_data import generate_on_ray as generate_responses
@@ -126,7 +124,6 @@ def _config(
     sampling: dict[str, Any],
 ) -> RunConfig:
     """The configuration of the YAML file, or one in which --model is both student and teacher."""
-    from stillhouse.runs.checks import preflight
     from stillhouse.runs.own_settings import own_settings
     from stillhouse.runs.resolve import resolve
 
@@ -149,7 +146,6 @@ def _config(
             "objective": "cross_entropy",
         }
         config = resolve(tree).config
-    preflight(config)
     return config
 
 

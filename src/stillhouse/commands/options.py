@@ -42,6 +42,11 @@ ShardOption = Annotated[
     ),
 ]
 
+RayOption = Annotated[
+    int | None,
+    typer.Option(help="So many shards, each a task of Ray Data.", min=1, metavar="N", show_default=False),
+]
+
 
 def stage_output(help: str) -> Any:
     """The option for a file of rows that a command writes, on disk or in a store."""
@@ -116,11 +121,11 @@ def template_choice(text: str | None) -> str | dict[str, Any] | None:
     return value
 
 
-def shard_choice(text: str | None) -> tuple[int, int]:
+def shard_choice(text: str | None, ray: int | None) -> tuple[int, int]:
     """Index and count of --shard; without it those of torchrun, or the only one.
 
     Raises:
-        ConfigError: it is not `i/n` with i from 0 to n - 1.
+        ConfigError: it is not `i/n` with i from 0 to n - 1, or there is --ray too.
     """
     if text is None:
         index, count = rank_and_size()
@@ -130,4 +135,8 @@ def shard_choice(text: str | None) -> tuple[int, int]:
     if not index < count:
         allowed = f"0/{count} to {count - 1}/{count}" if count else "i/n, such as 0/8 to 7/8"
         raise ConfigError(Fault("--shard", "is none of n shards, counted from 0", got=text, allowed=allowed))
+    if ray is not None and (text is not None or count > 1):
+        raise ConfigError(
+            Fault("--ray", "starts all shards, so it cannot be combined with --shard or with torchrun")
+        )
     return index, count

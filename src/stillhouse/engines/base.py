@@ -180,6 +180,11 @@ class EngineConfig(StrictConfig):
         return 0
 
     @property
+    def gpus(self) -> int:
+        """How many GPUs one engine takes, where there are any."""
+        return 1
+
+    @property
     def casts_weights(self) -> bool:
         """Whether it generates with a copy of the model in another dtype."""
         return False

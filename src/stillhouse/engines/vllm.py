@@ -82,6 +82,10 @@ class VllmConfig(EngineConfig):
             )
         return self
 
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel_size * int(self.options.get("pipeline_parallel_size", 1))
+
     def options_without_effect(self) -> dict[str, str]:
         return {} if self.mode == "colocate" else because("mode: saved keeps vLLM awake", "sleep")
 
@@ -119,6 +123,10 @@ class VllmConfig(EngineConfig):
             "tensor_parallel_size": self.tensor_parallel_size,
             "generation_config": "vllm",  # not the model's own sampling defaults
         }
+        if self.gpus > 1:
+            # vLLM's own choice on one machine, but for a process in a placement group of Ray: there it would
+            # ask Ray for GPUs that this process holds already, and wait for them.
+            arguments["distributed_executor_backend"] = "mp"
         if self.max_model_len is not None:
             arguments["max_model_len"] = self.max_model_len
         if self.mode == "colocate":

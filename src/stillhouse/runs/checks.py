@@ -23,8 +23,12 @@ from stillhouse.train.config import interval
 from stillhouse.train.parallelism import check_launcher, shards_weights
 
 
-def preflight(config: RunConfig) -> None:
+def preflight(config: RunConfig, engine_here: bool = True) -> None:
     """Check every file and folder that a run names, and its options for Hugging Face's trainer.
+
+    Args:
+        config: of the run.
+        engine_here: whether the engine runs on this machine, so that its package and device must be here.
 
     Raises:
         ConfigError: with everything that is missing or unknown, at once.
@@ -42,7 +46,8 @@ def preflight(config: RunConfig) -> None:
     faults += _unfit_dtypes(config)
     if faults:
         raise ConfigError(*faults)
-    config.engine.check_installed()
+    if engine_here:
+        config.engine.check_installed()
     config.train.fused.check_installed()
     check_loggers(config.train.report_to)
 
