@@ -15,7 +15,7 @@ from stillhouse.report import load_runs, summary_table
 from stillhouse.report.comparison import comparison_tables
 from stillhouse.report.metrics import metric_info
 from stillhouse.report.ranking import best_students, differences_table
-from stillhouse.report.scores import prompt_sums
+from stillhouse.report.scores import ResultScores, confidence_interval, prompt_sums
 from stillhouse.report.seeds import common_name
 from stillhouse.report.statistics import (
     bootstrap_interval,
@@ -188,6 +188,16 @@ def test_seeds_are_one_system_with_their_error(tmp_path):
     told = page([tmp_path / "runs"], tmp_path / "page.html")[1].text
     assert "kd (3 seeds)" in told
     assert "over the training seeds" in told
+
+
+def test_over_few_seeds_a_share_stays_between_nothing_and_all():
+    measured = {"finished": 0.84, "finished_std": 0.13, "rouge_l": 41.0, "rouge_l_std": 2.0}
+    none = ResultScores({}, {})
+    assert confidence_interval(measured, none, "finished", runs=2) == (0.0, 1.0), "Student's t reaches 1.17"
+    low, high = confidence_interval(measured, none, "rouge_l", runs=2)
+    assert (low, high) == pytest.approx(
+        (41 - 12.706 * 2 / math.sqrt(2), 41 + 12.706 * 2 / math.sqrt(2)), rel=1e-3
+    )
 
 
 def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path):

@@ -64,6 +64,8 @@ ALONE = {"of": {"kind": "live", "path": TEACHER, "batch_invariant": True}}
 def test_losses_are_those_of_the_live_teacher_bit_for_bit_and_it_runs_once(folder: Path, live: Any) -> None:
     assert in_child(cached(folder, "alone", "first", teacher=ALONE)) == 0
     assert losses(folder / "first") == same(live())
+    facts = json.loads((folder / "first/models.json").read_text(encoding="utf-8"))["teacher"]
+    assert facts["path"] == TEACHER, "named though it stands behind a cache"
     hits = [row["cache/hits"] for row in rows_of(folder / "first") if "cache/hits" in row]
     assert hits[0] == 0.0
     assert hits[-1] == 1.0

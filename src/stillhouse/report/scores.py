@@ -145,7 +145,10 @@ def confidence_interval(
     if around is None and not seeds:
         return None
     low, high = around or (value, value)
-    return value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds)
+    low, high = value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds)
+    if metric_info(name).style == "share":  # which Student's t over two or three seeds does not know
+        return max(low, 0.0), min(high, 1.0)
+    return low, high
 
 
 def intervals(

@@ -165,8 +165,11 @@ class Parts:
         for name, config in self.config.all_teachers.items():
             model = self.teachers.get(name)
             if model is not None:
-                path = getattr(config, "path", None)
-                teachers[teacher_path(name)] = {"path": path, **parameter_counts(model)}
+                loaded = config.model_to_load()  # of a teacher behind a cache, too
+                teachers[teacher_path(name)] = {
+                    "path": getattr(loaded, "path", None),
+                    **parameter_counts(model),
+                }
         return {"student": student, **teachers}
 
 
