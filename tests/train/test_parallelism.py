@@ -15,6 +15,7 @@ from stillhouse.errors import EnvironmentFault
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
 from stillhouse.teachers.live import LiveTeacher
+from stillhouse.train.parallelism import check_launcher
 from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import StepTrainer
 
@@ -50,3 +51,14 @@ def test_what_is_asked_for_and_not_active_is_refused(
 ) -> None:
     assert ranks(1, make, tmp_path, launcher, hf) == [0]
     assert words in (tmp_path / "said").read_text()
+
+
+def test_deepspeed_without_its_package_or_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed, by the want of a launcher: it would look for MPI."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    refusal = r"(not installed\. Install it with: pip install 'stillhouse\[deepspeed\]'|Start it with)"
+    with pytest.raises(EnvironmentFault, match=rf"train\.hf\.deepspeed asks for DeepSpeed.*{refusal}"):
+        check_launcher({"deepspeed": {"zero_optimization": {"stage": 2}}})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(EnvironmentFault, match=rf"ACCELERATE_USE_DEEPSPEED asks for DeepSpeed.*{refusal}"):
+        check_launcher({})

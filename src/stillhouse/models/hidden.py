@@ -207,6 +207,9 @@ def head_of(model: nn.Module, vocab: int | None = None) -> ModelHead:
             "student.lora.targets: the head (lm_head) has an adapter, which the fused loss would not see. "
             "Leave it out of the targets."
         )
+    for weight in layer.parameters():
+        if hasattr(weight, "ds_id") and weight.numel() == 0:  # ZeRO-3 has let go of it after the forward pass
+            weight.all_gather()
     config: Any = getattr(inner.config, "get_text_config", lambda: inner.config)()
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return ModelHead(

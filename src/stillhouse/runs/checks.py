@@ -35,7 +35,7 @@ def preflight(config: RunConfig, engine_here: bool = True) -> None:
         EnvironmentFault: a package that a path, a logger or a backend needs is not installed, or the launcher
             asks for what a run cannot do.
     """
-    check_launcher()
+    check_launcher(config.train.hf)
     faults: list[Fault | str] = [*_missing_data(config), *_missing_models(config)]
     start = f" (Relative paths start at the working directory, {Path.cwd()}.)"
     faults = [f"{fault}{start}" for fault in faults]

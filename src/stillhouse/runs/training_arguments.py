@@ -13,6 +13,7 @@ from stillhouse.config import nearest
 from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.runs.config import RunConfig
+from stillhouse.train.parallelism import let_models_be_whole
 
 CONTROLLED_BY = {
     "output_dir": "output.folder",
@@ -127,6 +128,7 @@ def training_arguments(
         raise ConfigError(
             Fault("train.hf", f"transformers does not accept it: {error}", got=str(train.hf))
         ) from error
+    let_models_be_whole()  # those that are loaded from here on
     # With several GPUs one process would take all of them, with a batch for each (nn.DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

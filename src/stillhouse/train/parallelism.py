@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,12 +58,29 @@ def shards_weights(arguments: Any) -> bool:
     return "FSDP" in kinds
 
 
-def check_launcher() -> None:
+def let_models_be_whole() -> None:
+    """Have transformers take every model but the trained one for what it is, while DeepSpeed shards that.
+
+    Its flag of ZeRO-3 is global: with it `from_pretrained` would share any model out among the processes, and
+    `generate` of any model would wait for all of them.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+def check_launcher(hf: Mapping[str, Any]) -> None:
     """Refuse what a launcher's configuration asks for and a run cannot do, before anything is loaded.
 
+    Args:
+        hf: `train.hf`.
+
     Raises:
-        EnvironmentFault: weights that the first process alone loads, or FSDP of the first version.
+        EnvironmentFault: weights that the first process alone loads, FSDP of the first version, or DeepSpeed
+            where it is not installed or no launcher has started the process.
     """
+    if "DEEPSPEED" in dict(asked_for(hf)):
+        _check_deepspeed(dict(asked_for(hf))["DEEPSPEED"])
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
         return
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in YES:
@@ -78,6 +96,19 @@ def check_launcher() -> None:
         )
 
 
+def _check_deepspeed(source: str) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise EnvironmentFault(
+            f"{source} asks for DeepSpeed, which is not installed. Install it with: "
+            "pip install 'stillhouse[deepspeed]'"
+        )
+    if "LOCAL_RANK" not in os.environ:
+        raise EnvironmentFault(
+            f"{source} asks for DeepSpeed, and no launcher has started this process. Start it with torchrun "
+            "or accelerate launch."
+        )
+
+
 def check_launched(arguments: Any) -> None:
     """Refuse FSDP in a process that no launcher has started, where transformers stops with a traceback, and
     a launcher that decides the precision.
@@ -85,7 +116,7 @@ def check_launched(arguments: Any) -> None:
     Raises:
         EnvironmentFault: it is asked for.
     """
-    check_launcher()
+    check_launcher(vars(arguments))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not (precision == "bf16" and arguments.bf16):
         raise EnvironmentFault(

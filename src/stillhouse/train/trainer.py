@@ -28,7 +28,12 @@ from stillhouse.models.sharding import TrainedStudent
 from stillhouse.train.checkpoints import load_renamed, load_state, reading
 from stillhouse.train.driver import StepDriver, progress_of, prompts_in_step
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
-from stillhouse.train.parallelism import check_launched, check_parallelism, shards_weights
+from stillhouse.train.parallelism import (
+    check_launched,
+    check_parallelism,
+    let_models_be_whole,
+    shards_weights,
+)
 from stillhouse.train.step import Step
 
 
@@ -103,6 +108,7 @@ class StepTrainer(CheckpointLoading):
         """The student, whole for whatever reads it beside the training."""
         super().__init__(data_collator=list, model=model.trained, **options)
         check_parallelism(self.accelerator, self.args)
+        let_models_be_whole()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.driver = StepDriver(step, not sharded, self.student)
         self.callback_handler.callbacks.insert(0, self.driver)  # the others see a finished step
