@@ -93,8 +93,8 @@ may be deleted at any time. An entry is written in a folder of its own and renam
 killed process leaves none; its digests are checked when it is read, and what is damaged is made again.
 Entries hold data and nothing that could run, so a cache may be shared.
 
-Not kept are: small sets, sets of vision-language models (which are in memory, as images may change: rows
-hold them by reference and never by pixels), rows in a Python list, and rows with values that are no data,
+Not kept are: small sets, sets with images (which are in memory, as images may change: rows hold them by
+reference and never by pixels), rows in a Python list, and rows with values that are no data,
 such as timestamps of pandas; of the last a warning says so.
 
 While it is tokenised, a set takes about twice its size on disk, in the cache's folder or, without one, in

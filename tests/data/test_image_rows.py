@@ -16,10 +16,13 @@ from tests import vision_models
 from toy_tokenizers import byte_tokenizer
 
 from stillhouse.core.images import IMAGE, ImageRef, with_expander
-from stillhouse.data import Data, DataConfig, Encoder, TeacherReads, load_data
+from stillhouse.data import Data, DataConfig, Encoder, TeacherReads, chunks, load_data
+from stillhouse.data.datasets import base
 from stillhouse.data.datasets.in_memory import InMemory
 from stillhouse.data.formats import read_row
+from stillhouse.data.images import NOT_READ
 from stillhouse.data.rows import Fields
+from stillhouse.data.stored_prompts import StoredPrompts
 from stillhouse.data.templates import Plain
 from stillhouse.errors import DataError, RowError
 from stillhouse.evaluate.tasks.vqa import VqaTask
@@ -238,6 +241,26 @@ def test_a_chat_template_of_content_parts_alone_reads_text_rows_too(folder: Path
     shown, text = loaded(folder, rows, tokenizer).train
     assert (shown.text, text.text) == ("user:<image>A?</s>assistant:", "user:A?</s>assistant:")
     assert shown.response_ids == text.response_ids == tuple(tokenizer("B</s>").input_ids)
+
+
+def test_a_large_set_is_on_disk_until_a_row_has_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_of(folder, "llava")
+    text = [{"prompt": f"Say {number}", "response": "A"} for number in range(9)]
+    both = [*text, {"prompt": "What?", "images": ["0.png"], "response": "B"}]
+    rules: dict[str, Any] = {"token_cache": str(tmp_path / "cache"), "bad_rows": "drop", "workers": 2}
+    few = [loaded(folder, rows, tokenizer, **rules).train for rows in (text, both)]
+    monkeypatch.setattr(base, "LARGE_BYTES", 0)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(chunks, "LOOKED_AT", 5)
+    without = loaded(folder, both, vision_models.tokenizer(), **rules)
+    assert without.report["sets"][0]["dropped"] == {NOT_READ: 1}
+    many = [loaded(folder, rows, tokenizer, **rules).train for rows in (text, both)]
+    assert [type(prompts) for prompts in many] == [StoredPrompts, tuple]
+    assert [tuple(prompts) for prompts in many] == few
+    assert many[1][-1].images == few[1][-1].images != ()
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
 
 
 def test_a_spelled_image_token_is_text(folder: Path) -> None:

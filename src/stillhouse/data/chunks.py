@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from stillhouse.core.types import Prompt
@@ -11,6 +12,7 @@ from stillhouse.data.config import DataConfig
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.data.datasets.base import FoundRow
 from stillhouse.data.prompt_builder import PromptBuilder
+from stillhouse.data.reading import Reading
 from stillhouse.data.teacher_context import OTHER
 from stillhouse.data.teacher_prompts import TeacherReads
 from stillhouse.data.tokenise import Encoder
@@ -18,6 +20,8 @@ from stillhouse.errors import DataError
 
 CHUNK_ROWS = 1024
 """Rows of a chunk."""
+LOOKED_AT = 64
+"""Rows that are looked at for images before a set is tokenised."""
 CHUNK_CHARACTERS = 2**24
 """Characters of the rows of a chunk, but for the one that goes beyond."""
 
@@ -79,6 +83,14 @@ class ChunkEncoder:
     def in_order(self) -> bool:
         """Whether a chunk can only be read after the one before it: a context shows the row before."""
         return any(f"{{{OTHER}" in context for context in self.contexts.values())
+
+    def begins_with_images(self) -> bool:
+        """Whether one of the first rows has images."""
+        if self.encoder.expander is None:
+            return False
+        reading = Reading("drop")
+        first = islice(self.dataset.found_rows(), LOOKED_AT)
+        return any(row.image_values for found in first for row in self.dataset.parsed(found, reading))
 
     def without_rows(self) -> ChunkEncoder:
         """The same for another process: the dataset holds no rows of its own."""

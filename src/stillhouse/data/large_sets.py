@@ -34,10 +34,15 @@ _MOST_WORKERS = 16
 """One process writes rows down for the others, which that many keep busy."""
 
 
+class ImagesFoundError(Exception):
+    """A prompt has images. Such sets are in memory: prompts hold images by reference, and they may change."""
+
+
 def tokenised(work: ChunkEncoder) -> tuple[StoredPrompts, Account]:
     """The prompts of a dataset on disk, and what became of its rows; from the cache if they are there.
 
     Raises:
+        ImagesFoundError: a prompt has images.
         DataError: a row cannot be used, and such rows are refused; the first of them is named.
         EnvironmentFault: the disk is full, or a process was killed.
     """
@@ -175,6 +180,8 @@ class _Tokens:
 
         chunk = pickle.loads(batch[_ROWS][0])
         prompts, account = self.work(chunk)
+        if any(prompt.images or prompt.response_images for prompt in prompts):
+            raise ImagesFoundError
         with self.done.open("ab") as handle:
             handle.write(b"." * len(chunk))
         content = [[packed(prompt, account.no_data) for prompt in prompts]]

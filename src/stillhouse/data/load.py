@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from stillhouse.data.account import Account
 from stillhouse.data.chunks import ChunkEncoder, chunked
 from stillhouse.data.config import DataConfig
 from stillhouse.data.datasets import DatasetConfig
-from stillhouse.data.large_sets import tokenised
+from stillhouse.data.large_sets import ImagesFoundError, tokenised
 from stillhouse.data.prompt_builder import REJECTED, RESPONSES, PromptBuilder, check_responses, path_of
 from stillhouse.data.reading import Reading
 from stillhouse.data.rows import Row
@@ -138,15 +139,21 @@ def load_prompts(
         DataError: see `load_data`.
     """
     work = ChunkEncoder(name, dataset, config, encoder, needs, teacher)
-    # Images are not written with tokens: they may change, and rows hold them by reference.
-    on_disk = encoder.expander is None and dataset.is_large()
-    prompts, account = tokenised(work) if on_disk else _at_once(work)
+    prompts, account = _tokenised(work)
     check_responses(name, account.without_response, needs)
     reading = account.restore(config.reading())
     if not prompts:
         raise _nothing_left(name, dataset, account)
     log.info("%s (%s): %s", path_of(name), dataset.title, reading.format_line())
     return PromptSet(name, prompts, _report(work, account, reading, len(prompts)))
+
+
+def _tokenised(work: ChunkEncoder) -> tuple[Sequence[Prompt], Account]:
+    """The prompts of a large dataset on disk, those of others and those with images in memory."""
+    if work.dataset.is_large() and not work.begins_with_images():
+        with contextlib.suppress(ImagesFoundError):
+            return tokenised(work)
+    return _at_once(work)
 
 
 def _at_once(work: ChunkEncoder) -> tuple[tuple[Prompt, ...], Account]:

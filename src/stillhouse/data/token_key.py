@@ -62,6 +62,7 @@ def _encoder(encoder: Encoder) -> dict[str, Any] | None:
         "template": [encoder.template.kind, encoder.template.model_dump(mode="json")],
         "train_on": encoder.train_on,
         "end": encoder.end_id,
+        "reads_images": encoder.expander is not None,  # else rows with images are left out
         "differs_in_images": encoder.differs_in_images,
         "teacher": teacher,
     }
