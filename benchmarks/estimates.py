@@ -60,8 +60,20 @@ CASES: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, Any]]] =
     "kd, 9M": (SMALL, {"recipe": "kd"}),
     "kd, 39M": (MIDDLE, {"recipe": "kd"}),
     "kd, 133M": (LARGE, {"recipe": "kd"}),
-    "gkd, 39M": (MIDDLE, {"recipe": "gkd"}),
-    "distillm2, 39M": (MIDDLE, {"recipe": "distillm2"}),
+    **{
+        f"{recipe}, {size}": (models, {"recipe": recipe, "batch": 4})
+        for recipe in ("gkd", "distillm", "distillm2", "csd")
+        for size, models in (("9M", SMALL), ("39M", MIDDLE))
+    },
+    **{
+        f"kd, {size}, {name}": (models, {"recipe": "kd", "batch": 4, **changes})
+        for name, changes in (
+            ("LoRA", {"student": {"lora": {"rank": 16}}}),
+            ("checkpointed", {"student": {"gradient_checkpointing": True}}),
+            ("cached teacher", {"cached": True}),
+        )
+        for size, models in (("9M", SMALL), ("39M", MIDDLE))
+    },
     "kd, 133M, LoRA": (LARGE, {"recipe": "kd", "student": {"lora": {"rank": 16}}}),
     "kd, 133M, checkpointed": (LARGE, {"recipe": "kd", "student": {"gradient_checkpointing": True}}),
     "sft, 133M": (LARGE, {"recipe": "sft", "teacher": None}),
@@ -130,13 +142,23 @@ def case(
             "template": {"kind": "plain"}, "max_prompt": 128, "max_response": 128,
             "too_long": {"prompt": "truncate_right"},
         },
-        "train": {"max_steps": 2, "batch_size": 8, "micro_batch_size": 4, "validate_rouge": False},
+        "train": {
+            "max_steps": 2, "batch_size": changes.get("batch", 8), "micro_batch_size": 4,
+            "validate_rouge": False,
+        },
         "evaluate": {"before": False, "teacher": False},
     }  # fmt: skip
     if "teacher" not in changes:
-        tree["teacher"] = {"kind": "live", "path": str(saved(folder, teacher))}
+        path = str(saved(folder, teacher))
+        live = {"kind": "live", "path": path}
+        cache = {"kind": "cache", "of": path, "folder": str(folder / "cache")}
+        tree["teacher"] = cache if changes.get("cached") else live
     resolved = resolve(tree)
-    size, probed, taken = run_size(resolved.config), predict(resolved, repeats=1), measure(resolved)
+    size, probed, taken = (
+        run_size(resolved.config),
+        predict(resolved.config, repeats=1),
+        measure(resolved.config),
+    )
     assert probed is not None
     said = probed.for_tokens(taken.step.tokens)
     memory = peak_of_steps(resolved.config, size, taken.tokens)

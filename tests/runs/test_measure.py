@@ -10,10 +10,11 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from stillhouse.runs.measure import MeasuredCost, StepCost, predict, with_layers
+from stillhouse.runs.measure import PROBE, StepCost, aside, predict, with_layers
 from stillhouse.runs.measured_steps import StepWatch, measured
 from stillhouse.runs.model_sizes import without_weights
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.teacher_cache import fill_cache
 from stillhouse.train.step import Step
 from tests.workshop import Workshop
 
@@ -21,14 +22,65 @@ from tests.workshop import Workshop
 def test_check_predicts_two_steps_and_measures_them(workshop: Workshop) -> None:
     before = sorted(path.name for path in workshop.folder.iterdir())
     said = workshop.stillhouse("check", "run.yaml", "--no-values", "--measure").out
+    found = re.search(r"^ *time +(\S+ s|\S+ min \S+ s)( to \S+.*)?$", said, flags=re.MULTILINE)
+    assert found is not None, said
     for name in ("peak memory (GB)", "seconds a step", "seconds of the processor", "student forward"):
         numbers = re.search(rf"{re.escape(name)} +(\S+) +(\S+) +(\S+)", said)
         assert numbers is not None, said
         predicted, taken, ratio = map(float, numbers.groups())
         assert ratio == pytest.approx(predicted / taken, rel=0.05)
         assert name != "peak memory (GB)" or 0.5 < ratio < 2
-    assert "training at the measured pace" in said
+    for name in ("loading", "training", "validation", "checkpoints", "export", "evaluation"):
+        assert re.search(rf"^ *{name} +\d", said, flags=re.MULTILINE), said
     assert sorted(path.name for path in workshop.folder.iterdir()) == before
+
+
+def test_measuring_leaves_every_file_as_it_was(
+    workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("aside")
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    tree |= {"recipe": "distillm", "teacher": {"kind": "cache", "of": "teacher"}}
+    tree["data"]["train"] = ["train.jsonl", {"path": "valid.jsonl", "limit": 1}]
+    (workshop.folder / "cached.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert workshop.stillhouse("run", "cached.yaml", "train.max_steps=1").code == 0
+    before = _files(workshop.folder)
+    file, changes = aside(resolve("cached.yaml").config, place)
+    assert measured(str(file), changes)["seconds"] > 0
+    assert _files(workshop.folder) == before
+    assert sorted(path.name for path in place.iterdir()) == ["cache-0", "run", "run.yaml"]
+
+
+@pytest.mark.parametrize("recipe", ["distillm", "distillm2"])
+def test_two_steps_of_a_method_that_counts_on_more(
+    workshop: Workshop, tmp_path_factory: pytest.TempPathFactory, recipe: str
+) -> None:
+    place = tmp_path_factory.mktemp("aside")
+    resolved = resolve("run.yaml", {"recipe": recipe, "train.epochs": 3.0})
+    file, changes = aside(resolved.config, place)
+    found = measured(str(file), {**changes, **PROBE})
+    assert found["seconds"] > 0
+    assert found["run"]["validation"] > 0
+
+
+def test_measuring_finds_what_a_cache_has(
+    workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("aside")
+    cached = {"kind": "cache", "of": "teacher"}
+    fill_cache(resolve("run.yaml", {"teacher": cached}).config)
+    before = _files(workshop.folder)
+    file, changes = aside(resolve("run.yaml", {"teacher": {**cached, "on_miss": "error"}}).config, place)
+    assert measured(str(file), changes)["seconds"] > 0
+    assert _files(workshop.folder) == before
+
+
+def _files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was changed, and what is in it."""
+    return {
+        str(path): (path.lstat().st_mtime_ns, b"" if path.is_dir() else path.read_bytes())
+        for path in folder.rglob("*")
+    }
 
 
 def test_a_run_is_watched_and_the_step_is_itself_again(workshop: Workshop, tmp_path: Path) -> None:
@@ -57,12 +109,6 @@ def test_a_cost_in_proportion_to_tokens() -> None:
     assert cost.for_tokens(cost.tokens) == cost
 
 
-def test_the_share_of_the_processor() -> None:
-    step = StepCost(seconds=4.0, processor=4.0, phases={}, tokens={})
-    assert MeasuredCost(1e9, 64, step, threads=2).share_of_processor == 0.5
-    assert MeasuredCost(1e9, 64, step, threads=1).share_of_processor == 1.0
-
-
 def test_a_config_with_fewer_layers_makes_a_model() -> None:
     config = AutoConfig.for_model(
         "qwen2", hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
@@ -77,7 +123,7 @@ def test_a_config_with_fewer_layers_makes_a_model() -> None:
 
 def test_models_that_cannot_be_probed_are_told(workshop: Workshop) -> None:
     tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
-    cached = {**tree, "teacher": {"kind": "cache", "of": "teacher", "folder": "store"}}
-    assert predict(resolve(cached)) is None
+    cached = {**tree, "teacher": {"kind": "cache", "of": "teacher", "on_miss": "error"}}
+    assert predict(resolve(cached).config) is None
     model = resolve("run.yaml").config.teacher.model_to_load()
     assert without_weights(model).config.num_hidden_layers == 2

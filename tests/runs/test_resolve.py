@@ -47,6 +47,20 @@ def test_a_list_of_datasets_is_a_mixture_whose_values_have_their_origins() -> No
     assert origin(found, "data.train.each_output") == "default"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": {"kind": "cache", "of": "teacher", "store": "topk", "k": 8}},
+        {"data": {"train": ["a.jsonl", {"path": "b.csv", "weight": 2}]}},
+    ],
+)
+def test_a_file_with_all_values_in_it_is_the_same_run(change: dict[str, Any]) -> None:
+    found = resolve({**TREE, **change})
+    again = resolve(yaml.safe_load(found.yaml))
+    assert again.yaml == found.yaml
+    assert again.config == found.config
+
+
 def test_a_file_extends_the_recipes_short_form_and_is_extended_itself() -> None:
     tree = {**TREE, "recipe": "csd_pairs", "evaluate": {"data": "eval.jsonl"}}
     del tree["objective"]

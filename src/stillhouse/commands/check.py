@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -11,13 +12,18 @@ import typer
 from stillhouse import console
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
+from stillhouse.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     from stillhouse.core.sharding import Parallelism
+    from stillhouse.runs.config import RunConfig
     from stillhouse.runs.estimate import RunSize
     from stillhouse.runs.measure import MeasuredCost, StepCost
     from stillhouse.runs.memory import Devices, GpuSize
-    from stillhouse.runs.resolve import Resolved
+    from stillhouse.runs.size_facts import Machine
+
+VERSION = 1
+"""Of the keys that --json prints; a key that changes its meaning or goes makes it one more."""
 
 
 @app.command("check", rich_help_panel=RUN)
@@ -45,72 +51,163 @@ def check(
     parallel: Annotated[
         str | None, typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, zero2, zero3.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of tables; docs/estimates.md has its keys.")
+    ] = False,
 ) -> None:
     """Validate a YAML file; show what is set with its origin, and the size of the run. Trains nothing, unless
     two steps in a temporary folder are asked for by --measure.
 
     What is wrong is said before anything else.
     """
+    from stillhouse.runs.resolve import is_chain, is_reward_run
+    from stillhouse.runs.size_facts import Machine
+
+    machine = Machine(_gpu(gpu_memory), _devices(devices, parallel))
+    shown = Shown(values, everything, sizes, as_json)
+    texts = list(overrides or ())
+    if is_chain(file):
+        _check_chain(file, texts, shown, machine, measure)
+    elif is_reward_run(file):
+        if measure:
+            raise ConfigError(Fault("--measure", "is for runs, and this is a reward model"))
+        _check_reward(file, texts, shown, machine)
+    else:
+        _check_run(file, texts, shown, machine, measure)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is printed of what was found.
+
+    Example: `Shown(values=True, everything=False, sizes=True, as_json=False)`
+    """
+
+    values: bool
+    everything: bool
+    sizes: bool
+    as_json: bool
+
+    def json(self, found: Mapping[str, Any]) -> None:
+        """All of it on standard output."""
+        typer.echo(console.json_text({"version": VERSION, **found}, indent=2))
+
+
+def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine, measure: bool) -> None:
+    """One run."""
+    from stillhouse.commands import check_output
     from stillhouse.runs.checks import check_length, preflight
     from stillhouse.runs.estimate import run_size
-    from stillhouse.runs.resolve import is_chain, resolve
+    from stillhouse.runs.resolve import resolve
+    from stillhouse.runs.size_facts import REMEDY
     from stillhouse.runs.training_arguments import prompts_in_a_micro_batch
 
-    gpu, together = _gpu(gpu_memory), _devices(devices, parallel)
-    if is_chain(file):
-        given = {"--measure": measure, "--gpu-memory": gpu_memory, "--parallel": parallel}
-        alone = [name for name, value in {**given, "--devices": devices > 1}.items() if value]
-        _check_chain(file, list(overrides or ()), values, everything, sizes, alone)
-        return
-    resolved = resolve(file, list(overrides or ()))
+    resolved = resolve(file, overrides)
     preflight(resolved.config)
-    for note in resolved.notes:
+    prompts_in_a_micro_batch(resolved.config, machine.devices.count)
+    size = run_size(resolved.config, machine.gpu, machine.devices) if shown.sizes else None
+    notes = [*resolved.notes, *(check_length(resolved.config, size.rows["prompts"]) if size else ())]
+    for note in notes:
         console.note(note)
-    prompts_in_a_micro_batch(resolved.config, devices)
-    size = run_size(resolved.config, gpu, together) if sizes else None
-    for note in check_length(resolved.config, size.rows["prompts"]) if size else ():
-        console.note(note)
-    found = {} if size is None else size.rows
-    if measure:
-        found |= _measured(resolved, size, gpu)
-    if values:
-        _print_values(resolved.provenance, everything)
-    if found:
-        console.print_table(("quantity", "value"), list(found.items()))
+    measured = _measured(resolved.config, size, machine.gpu) if measure else Measured()
+    if shown.as_json:
+        found = {"kind": "run", "name": resolved.config.name, "notes": notes}
+        if size is not None:
+            found |= {"size": size.facts, "details": size.rows}
+        if measure:
+            found |= _measured_keys(measured)
+        shown.json(found | ({"values": resolved.provenance} if shown.values else {}))
+        return
     if size is not None:
-        _print_phases(size.memory)
+        name, unknown = resolved.config.name, "unknown; --measure trains two steps to find out"
+        check_output.print_summary(name, size.facts, measured.time, REMEDY, unknown)
+    if measured.taken is not None:
+        check_output.print_comparison(measured.taken, measured.predicted, measured.memory)
+    if measured.time is not None:
+        check_output.print_times(measured.time)
+    if size is not None:
+        check_output.print_phases(size.memory)
+        console.print_table(("quantity", "value"), list(size.rows.items()))
+    if shown.values:
+        check_output.print_values(resolved.provenance, shown.everything)
 
 
-def _check_chain(
-    file: Path, overrides: list[str], values: bool, everything: bool, sizes: bool, alone: list[str]
-) -> None:
-    """Every stage of a chain, those with the students of others by stand-ins for these.
-
-    Raises:
-        ConfigError: options were given that are for one run alone.
-    """
-    from stillhouse.errors import ConfigError, Fault
+def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machine, measure: bool) -> None:
+    """Every stage of a chain, those with the students of others by stand-ins for these."""
+    from stillhouse.commands import check_output
     from stillhouse.runs.chains.check import check_chain
     from stillhouse.runs.chains.record import ChainFolder
     from stillhouse.runs.chains.resolve import resolve_chain
+    from stillhouse.runs.size_facts import REMEDY
 
-    if alone:
-        hint = "Ask about one of its stages in a file of its own."
-        raise ConfigError(*(Fault(name, "is for one run, and this is a chain", hint=hint) for name in alone))
     chain = resolve_chain(file, overrides)
     folder = ChainFolder(chain)
-    found = check_chain(chain, there=[one.name for one in chain.stages if folder.finished(one.name)])
+    done = [one.name for one in chain.stages if folder.finished(one.name)]
+    measured: dict[str, Measured] = {}
+
+    def try_out(name: str, config: RunConfig, size: RunSize) -> None:
+        console.note(f"{name}:")
+        measured[name] = _measured(config, size, machine.gpu)
+
+    found = check_chain(chain, there=done, machine=machine, try_out=try_out if measure else None)
     for note in chain.notes:
         console.note(note)
+    sizes = {name: size.facts for name, size in found.items()}
+    stages: dict[str, dict[str, Any]] = {
+        stage.name: {
+            "does": stage.what,
+            "after": list(stage.after),
+            "folder": str(stage.folder),
+            **({"size": sizes[stage.name], "details": found[stage.name].rows} if shown.sizes else {}),
+            **(_measured_keys(measured.get(stage.name, Measured())) if measure else {}),
+            **({"values": stage.provenance} if shown.values else {}),
+        }
+        for stage in chain.stages
+    }
+    times = {name: measured.get(name, Measured()).time for name in stages} if measure else {}
+    total = check_output.chain_total(sizes, times)
+    if shown.as_json:
+        more = {"total": total} if shown.sizes else {}
+        shown.json({"kind": "chain", "notes": list(chain.notes), "stages": stages, **more})
+        return
+    if shown.sizes:
+        check_output.print_chain(stages, total, REMEDY)
     rows = [(one.name, one.what, ", ".join(one.after), str(one.folder)) for one in chain.stages]
     console.print_table(("stage", "does", "from", "folder"), rows)
     for stage in chain.stages:
-        if values:
-            _print_values(stage.provenance, everything, f"{stage.name}: values")
-        if sizes:
-            console.print_table(
-                ("quantity", "value"), list(found[stage.name].items()), title=f"{stage.name}: size"
-            )
+        if shown.sizes:
+            details = list(found[stage.name].rows.items())
+            console.print_table(("quantity", "value"), details, title=f"{stage.name}: size")
+        if shown.values:
+            check_output.print_values(stage.provenance, shown.everything, f"{stage.name}: values")
+
+
+def _check_reward(file: Path, overrides: list[str], shown: Shown, machine: Machine) -> None:
+    """The training of a reward model."""
+    from stillhouse.commands import check_output
+    from stillhouse.runs.memory import ALONE
+    from stillhouse.runs.reward import reward_run
+    from stillhouse.runs.reward_size import reward_size, reward_values
+    from stillhouse.runs.size_facts import REWARD_REMEDY
+
+    if machine.devices != ALONE:
+        raise ConfigError(Fault("--devices", "a reward model is trained by one process"))
+    config = reward_run(file, overrides)
+    size = reward_size(config, machine) if shown.sizes else None
+    values = reward_values(file, overrides)
+    if shown.as_json:
+        found: dict[str, Any] = {"kind": "reward", "name": config.name}
+        if size is not None:
+            found |= {"size": size.facts, "details": size.rows}
+        shown.json(found | ({"values": values} if shown.values else {}))
+        return
+    if size is not None:
+        unknown = "unknown: it is not measured for reward models"
+        check_output.print_summary(config.name, size.facts, None, REWARD_REMEDY, unknown)
+        check_output.print_phases(size.facts["memory_bytes"]["phases"])
+        console.print_table(("quantity", "value"), list(size.rows.items()))
+    if shown.values:
+        check_output.print_values(values, shown.everything)
 
 
 def _gpu(memory: str | None) -> GpuSize | None:
@@ -120,7 +217,6 @@ def _gpu(memory: str | None) -> GpuSize | None:
         ConfigError: it is no size.
     """
     from stillhouse.config.sizes import parse_bytes
-    from stillhouse.errors import ConfigError, Fault
     from stillhouse.runs.memory import GpuSize
 
     if memory is None:
@@ -138,7 +234,6 @@ def _devices(count: int, parallel: str | None) -> Devices:
         ConfigError: there is no such parallelism, or only one process.
     """
     from stillhouse.core.sharding import SHARDED
-    from stillhouse.errors import ConfigError, Fault
     from stillhouse.runs.memory import ALONE, Devices
 
     if parallel is None:
@@ -152,94 +247,36 @@ def _devices(count: int, parallel: str | None) -> Devices:
     return Devices(count, cast("Parallelism", parallel))
 
 
-def _print_phases(memory: Mapping[str, Mapping[str, float]]) -> None:
-    """What each phase takes of the memory of one device, and what of that is most."""
-    most = max(sum(parts.values()) for parts in memory.values())
-    rows = []
-    for phase, parts in memory.items():
-        told = [
-            f"{name} {_in_gigabytes(size)}"
-            for name, size in sorted(parts.items(), key=lambda part: -part[1])
-            if size > 0.02 * most
-        ]
-        rows.append((phase, _in_gigabytes(sum(parts.values())), ", ".join(told)))
-    console.print_table(("phase", "memory (GB)", "of which"), rows, title="Memory by phase, estimated")
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Two steps aside, where they were asked for."""
+
+    taken: MeasuredCost | None = None
+    predicted: StepCost | None = None
+    memory: float | None = None
+    """The predicted peak in bytes; None where it was not estimated."""
+    facts: dict[str, Any] | None = None
+    time: dict[str, Any] | None = None
+    """Of the whole run; None without its size."""
 
 
-def _in_gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
+def _measured_keys(measured: Measured) -> dict[str, Any]:
+    """For --json."""
+    return {"time": measured.time, "two_steps": measured.facts}
 
 
-def _measured(resolved: Resolved, size: RunSize | None, gpu: GpuSize | None) -> dict[str, Any]:
-    """Train two steps aside; print what was predicted of them and what they took."""
-    from stillhouse.console.format import duration
+def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> Measured:
+    """Train two steps aside; what was predicted of them and what they took."""
+    from stillhouse.commands.check_output import steps_facts, time_facts
     from stillhouse.runs.estimate import peak_of_steps
     from stillhouse.runs.measure import measure, predict
+    from stillhouse.runs.wall_time import time_of_run
 
     with console.phase("Probing this machine with small models"):
-        predicted = predict(resolved)
+        predicted = predict(config)
     with console.phase("Training two steps aside"):
-        taken = measure(resolved)
+        taken = measure(config)
     predicted = predicted and predicted.for_tokens(taken.step.tokens)
-    memory = None if size is None else peak_of_steps(resolved.config, size, taken.tokens, gpu)
-    _print_comparison(taken, predicted, memory)
-    if size is None:
-        return {}
-    return {"training at the measured pace": duration(size.rows["optimiser steps"] * taken.step.seconds)}
-
-
-def _print_comparison(taken: MeasuredCost, predicted: StepCost | None, memory: float | None) -> None:
-    """What was predicted of two steps beside what they took.
-
-    Args:
-        taken: what they took.
-        predicted: the time of the second one; None where no probe was possible.
-        memory: the predicted peak in bytes; None where it was not estimated.
-    """
-    names = {"student": "student forward"}
-    phases = {} if predicted is None else predicted.phases
-    said = None if predicted is None else (predicted.seconds, predicted.processor)
-    rows: list[tuple[str, float | None, float]] = [
-        ("peak memory (GB)", memory and memory / 1e9, taken.peak_memory / 1e9),
-        ("seconds a step", said and said[0], taken.step.seconds),
-        ("seconds of the processor", said and said[1], taken.step.processor),
-        *((names.get(one, one), phases.get(one), seconds) for one, seconds in taken.step.phases.items()),
-    ]
-    table = [
-        (name, _digits(told), _digits(found), f"{told / found:.2f}" if told and found > 0.005 else None)
-        for name, told, found in rows
-    ]
-    notes = (
-        [] if predicted else ["Time is not predicted: models of this kind cannot be made with few layers."]
-    )
-    if taken.share_of_processor < 0.9:
-        share = f"{taken.share_of_processor:.0%}"
-        notes.append(
-            f"The step had {share} of the processor that it asked for: other programs ran, and times by the "
-            "clock say little. Those of the processor hold."
-        )
-    console.print_table(
-        ("second of two steps", "predicted", "measured", "ratio"),
-        table,
-        title="Two steps, predicted and measured",
-        note=" ".join(notes),
-    )
-
-
-def _digits(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3g}"
-
-
-def _print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool, title: str = "") -> None:
-    rows = [(path, _shown(fact["value"]), str(fact["origin"])) for path, fact in provenance.items()]
-    chosen = [row for row in rows if row[2] != "default"]
-    defaults = [row for row in rows if row[2] == "default"] if everything else []
-    left_out = len(rows) - len(chosen) - len(defaults)
-    note = f"{left_out} more values are defaults; --all shows them." if left_out else ""
-    console.print_table(("value", "is", "from"), [*chosen, *defaults], title=title, note=note)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    memory = None if size is None else peak_of_steps(config, size, taken.tokens, gpu)
+    time = None if size is None else time_facts(time_of_run(config, size, taken.run))
+    return Measured(taken, predicted, memory, steps_facts(taken, predicted, memory), time)

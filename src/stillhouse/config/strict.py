@@ -29,6 +29,14 @@ class StrictConfig(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def changed_fields(self) -> set[str]:
+        """The options that were given another value than their default.
+
+        `model_fields_set` also has those of a file with all values in it, such as a run's resolved.yaml.
+        """
+        fields = type(self).model_fields
+        return {name for name in self.model_fields_set if getattr(self, name) != fields[name].get_default()}
+
     def options_without_effect(self) -> dict[str, str]:
         """Its options that change nothing beside its other values, each with the reason; none by default.
 

@@ -63,7 +63,7 @@ class TeacherMixture(ObjectiveHolder):
         ]
         if wrong:
             raise ValueError(f"objective {self.objective.name} {wrong[0]}; it cannot stand inside a mixture")
-        if "teacher_model" in self.model_fields_set and self.teacher_model not in self.weights:
+        if "teacher_model" in self.changed_fields() and self.teacher_model not in self.weights:
             raise ValueError("teacher_model has no effect: weights name the teachers")
         if all(weight == 0 for weight in self.weights.values()):
             raise ValueError("weights are all zero")

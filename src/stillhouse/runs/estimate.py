@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,6 @@ import torch
 from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data import Data, load_data
-from stillhouse.engines.base import EngineConfig
-from stillhouse.evaluate import EvaluateConfig
 from stillhouse.models.config import StudentConfig, TeacherModel
 from stillhouse.models.pruning.plan import pruned_without_weights
 from stillhouse.models.pruning.sizes import sizes_of
@@ -31,10 +30,12 @@ from stillhouse.runs.memory import (
     most_memory,
 )
 from stillhouse.runs.model_sizes import ModelSize, model_size, student_size, without_weights
+from stillhouse.runs.size_facts import EVALUATION, REMEDY, Writing, memory_facts, writing_facts, writings
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 from stillhouse.runs.towers import image_rows
 
+COUNTED = "prompts", "held-out prompts", "prompt tokens", "response tokens"
 PEAK_MEMORY = "peak memory, estimated (GB)"
 """The estimate's row with the memory of the process, or of the GPU where there is one."""
 
@@ -48,6 +49,19 @@ def this_gpu() -> GpuSize | None:
 
 
 @dataclass(frozen=True, slots=True)
+class DataPace:
+    """How the training data of a run compares with the first rows of it, which `check --measure` trains on.
+
+    Example: `DataPace(reading=1.2, longer=1.05)`
+    """
+
+    reading: float
+    """Seconds that it took to read and tokenise all data."""
+    longer: float
+    """Mean length of its prompts and responses, over that of the first rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunSize:
     """What `check` says of a run before it begins.
 
@@ -58,10 +72,30 @@ class RunSize:
     """Tokens, steps, parameters, the teacher's cache, peak memory, by name."""
     memory: dict[str, MemoryParts]
     """Bytes on one device by phase and part; see `memory_by_phase`."""
+    facts: dict[str, Any]
+    """The same for programs; docs/estimates.md has the names."""
+    writes: dict[str, Writing]
+    """By "teacher", "student" and "evaluation"."""
+    pace: DataPace
     student: ModelSize
     held: tuple[ModelSize, ...]
     """The teachers that are loaded in this process, and copies of the student."""
     work: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class StageSize:
+    """What `check` says of a stage of a chain, or of a reward model's training.
+
+    Example: `StageSize({"prompts": 3101}, {"prompts": 3101, "tokens_to_write": {...}})`
+    """
+
+    rows: dict[str, Any]
+    """For people, by name."""
+    facts: dict[str, Any]
+    """For programs; docs/estimates.md has the names."""
+    run: RunSize | None = None
+    """Of a stage that trains."""
 
 
 def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
@@ -83,9 +117,11 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
     found = tokenizers(config)
     tokenizer = found.student
+    began = time.perf_counter()
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
     data = with_known_rows(config, data)
     prompts = held_out_prompts(config, data, tokenizer)
+    reading = time.perf_counter() - began
     check_tasks(config, tokenizer)
     seen = model_reader(teacher_model) if teacher_model is not None else None
     reader = student_reader(config.student, tokenizer, seen)
@@ -93,23 +129,26 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     teachers = _teacher_sizes(config, data.train)
     contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
+    per_epoch, steps = _steps(config, len(data.train))
+    writes = writings(config, len(data.train), steps, len(prompts))
     rows: dict[str, Any] = {
         "prompts": len(data.train),
         "held-out prompts": len(prompts),
         **_formats(data),
         **_pairs(data),
-        **_dropped(data),
+        **dropped_rows(data),
         "prompt tokens": sum(len(p.token_ids) for p in data.train),
         "response tokens": sum(prompt.num_trained for prompt in data.train),
         **_turns(data),
-        **_work(config, len(data.train), len(prompts)),
+        **_work(config, len(data.train), writes),
         **_student(config.student, student, teacher_model, len(tokenizer)),
     }
     rows |= {f"{name} parameters": size.parameters for name, size in teachers.items()}
     if "teacher" in teachers:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
-    rows |= _teacher_caches(config, data, teachers)
+    caches = _teacher_caches(config, data, teachers)
+    rows |= {f"{path} cache, expected (GB)": _gigabytes(size) for path, size in caches.items()}
     rows |= image_rows(data.train, reader)
     work = workload(config, data, len(prompts))
     rows["longest sequence (tokens)"] = work.length
@@ -117,7 +156,29 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     held = (*teachers.values(), *_copies(config, student))
     memory = memory_by_phase(config, student, held, work, gpu, devices)
     rows |= _memory_rows(most_memory(memory), gpu, devices)
-    return RunSize(rows, memory, student, held, work)
+    facts: dict[str, Any] = {
+        **{name.replace(" ", "_").replace("-", "_"): rows[name] for name in COUNTED},
+        "steps": steps,
+        "steps_in_an_epoch": per_epoch,
+        "longest_sequence": work.length,
+        "parameters": {name: size.parameters for name, size in {"student": student, **teachers}.items()},
+        "trainable_parameters": student.parameters if student.trainable is None else student.trainable,
+        "tokens_to_write": writing_facts(writes),
+        "cache_bytes": caches,
+        **memory_facts(memory, gpu, devices),
+    }
+    pace = DataPace(reading, _longer(data.train, config.train.batch_size))
+    return RunSize(rows, memory, facts, writes, pace, student, held, work)
+
+
+def _longer(prompts: Sequence[Prompt], batch_size: int) -> float:
+    """The mean length of all prompts with their responses, over that of those of the first two steps."""
+
+    def mean(some: Sequence[Prompt]) -> float:
+        lengths = [len(p.token_ids) + len(p.response_ids or ()) + len(p.rejected_ids or ()) for p in some]
+        return sum(lengths) / len(lengths)
+
+    return mean(prompts) / mean(prompts[: 2 * batch_size])
 
 
 def peak_of_steps(config: RunConfig, size: RunSize, tokens: int, gpu: GpuSize | None = None) -> float:
@@ -132,27 +193,17 @@ def _steps(config: RunConfig, prompts: int) -> tuple[int, int]:
     return per_epoch, config.train.max_steps or math.ceil(per_epoch * config.train.epochs)
 
 
-def _work(config: RunConfig, prompts: int, held_out: int) -> dict[str, int]:
+def _work(config: RunConfig, prompts: int, writes: Mapping[str, Writing]) -> dict[str, int]:
     """Steps, and what there is to generate, at most: every response as long as it may be."""
     per_epoch, steps = _steps(config, prompts)
     rows = {"optimiser steps": steps, "optimiser steps in an epoch": per_epoch}
-    generated = config.responses.generated_responses(prompts, steps, config.train.batch_size)
-    for model, count in generated.items():
-        rows[f"responses to generate by the {model}, at most"] = count
-        rows[f"tokens to write by the {model}, at most"] = count * _max_tokens(config, config.engine)
-    systems = 1 + config.evaluate.before + (config.evaluate.teacher and config.teacher is not None)
-    evaluated = systems * held_out * len(config.evaluate.seeds)
-    if evaluated:
-        rows["tokens to write for evaluation, at most"] = evaluated * _max_tokens(config, config.evaluate)
+    for model, one in writes.items():
+        if model == EVALUATION:
+            rows["tokens to write for evaluation, at most"] = one.tokens
+        else:
+            rows[f"responses to generate by the {model}, at most"] = one.responses
+            rows[f"tokens to write by the {model}, at most"] = one.tokens
     return rows
-
-
-def _max_tokens(config: RunConfig, settings: EngineConfig | EvaluateConfig) -> int:
-    """The most tokens of a response: what its sampling says, or else data.max_response."""
-    sampling = settings.sampling
-    if "max_tokens" in sampling.model_fields_set:
-        return int(sampling.max_tokens)
-    return int(config.data.max_response)
 
 
 def workload(config: RunConfig, data: Data, held_out: int) -> Workload:
@@ -187,10 +238,7 @@ def _memory_rows(memory: float, gpu: GpuSize | None, devices: Devices) -> dict[s
         return rows
     rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)
     if memory > gpu.memory:
-        rows["does not fit"] = (
-            "lower train.micro_batch_size or engine.batch_size, or set student.gradient_checkpointing, "
-            "student.lora or teacher.kind: cache"
-        )
+        rows["does not fit"] = REMEDY
     return rows
 
 
@@ -224,7 +272,7 @@ def _pairs(data: Data) -> dict[str, str]:
     return {"train: preference pairs": f"{train['pairs']:,} of {train['kept']:,} rows; used: {used}"}
 
 
-def _dropped(data: Data) -> dict[str, str]:
+def dropped_rows(data: Data) -> dict[str, str]:
     """How many rows of each set take no part or were cut, and why; nothing where none was."""
     found = {}
     for one in data.report.get("sets", ()):
@@ -248,13 +296,13 @@ def _gigabytes(size: float) -> float:
     return float(f"{size / 1e9:.2g}")
 
 
-def _teacher_caches(config: RunConfig, data: Data, teachers: Mapping[str, ModelSize]) -> dict[str, float]:
-    """The expected size of each teacher's cache, of those that have one."""
+def _teacher_caches(config: RunConfig, data: Data, teachers: Mapping[str, ModelSize]) -> dict[str, int]:
+    """The expected bytes of each teacher's cache, of those that have one, by its path."""
     found = {}
     for name in config.all_teachers:
         size = teachers.get(teacher_path(name))
         if size is not None and (cached := teacher_cache_bytes(config, data, size, name)) is not None:
-            found[f"{teacher_path(name)} cache, expected (GB)"] = _gigabytes(cached)
+            found[teacher_path(name)] = cached
     return found
 
 

@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
+from stillhouse.config import to_yaml
 from stillhouse.core.requirements import teacher_path
 from stillhouse.errors import TrainingError
 from stillhouse.models import load_tokenizer
 from stillhouse.models.config import ModelConfig
 from stillhouse.models.readers import auto_class
+from stillhouse.runs.config import RunConfig
 from stillhouse.runs.measured_steps import MARK
 from stillhouse.runs.model_sizes import empty_student, without_weights
-from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.tokenizers import tokenizers
+from stillhouse.runs.wall_time import MeasuredEvaluation, MeasuredPhases
 
 STEPS = 2
 REPEATS = 2
@@ -39,7 +41,7 @@ PROBE: Mapping[str, Any] = {
     "evaluate.before": False,
     "evaluate.teacher": False,
     "evaluate.limit": 1,
-    "train.validate_every": "never",
+    "evaluate.valid_limit": 1,
     "train.save_every": "never",
     "train.keep": "last",
 }
@@ -83,7 +85,7 @@ class StepCost:
 class MeasuredCost:
     """What two steps took.
 
-    Example: `MeasuredCost(1.21e9, tokens=1024, step=StepCost(0.84, 0.83, {...}), threads=1)`
+    Example: `MeasuredCost(1.21e9, tokens=1024, step=StepCost(0.84, 0.83, {...}), threads=1, run=...)`
     """
 
     peak_memory: float
@@ -93,6 +95,8 @@ class MeasuredCost:
     step: StepCost
     """The second one; the first one also pays for what is set up once."""
     threads: int
+    run: MeasuredPhases
+    """What the run of these steps took besides."""
 
     @property
     def share_of_processor(self) -> float:
@@ -100,7 +104,7 @@ class MeasuredCost:
         return min(1.0, self.step.processor / max(1e-9, self.step.seconds * self.threads))
 
 
-def measure(resolved: Resolved) -> MeasuredCost:
+def measure(config: RunConfig) -> MeasuredCost:
     """Run the configuration for two optimiser steps in a new process, with export and evaluation.
 
     Tasks are left out, and at most as many held-out prompts are evaluated as one batch of the engine takes.
@@ -110,25 +114,27 @@ def measure(resolved: Resolved) -> MeasuredCost:
         TrainingError: the run failed; the message ends with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="stillhouse-measure-") as folder:
-        (found,) = _run(resolved, [{}], Path(folder))
-    return MeasuredCost(found["memory"], found["tokens"], _step_cost(found), found["threads"])
+        (found,) = _run(config, [{}], Path(folder))
+    cost, phases = _step_cost(found), _phases(found)
+    return MeasuredCost(found["memory"], found["tokens"], cost, found["threads"], phases)
 
 
-def predict(resolved: Resolved, repeats: int = REPEATS) -> StepCost | None:
+def predict(config: RunConfig, repeats: int = REPEATS) -> StepCost | None:
     """What the second of two steps will take on this machine, by a probe with small models.
 
     Args:
-        resolved: the run.
+        config: the run.
         repeats: how often the probe runs.
 
     Returns:
         None where the models of the run cannot be made with fewer layers: those that come with code of their
-        own, read images, or answer from a cache or another process.
+        own, read images, or answer from a cache alone or another process. A cache that a teacher fills is
+        taken for empty.
 
     Raises:
         TrainingError: the probe failed; the message ends with what it said.
     """
-    models = _models(resolved)
+    models = _models(config)
     if models is None:
         return None
     depths = {name: min(PROBED, model.layers) for name, model in models.items()}
@@ -141,7 +147,11 @@ def predict(resolved: Resolved, repeats: int = REPEATS) -> StepCost | None:
             for name, model in models.items():
                 more |= model.write(folder, depths[name] if name == large else 1)
             changes.append(more)
-        found = _run(resolved, [{**PROBE, **one} for one in changes for _ in range(repeats)], folder)
+        stores = _cache_fields(config)
+        runs = [{**PROBE, **one} for one in changes for _ in range(repeats)]
+        for n, one in enumerate(runs):  # a store of its own for each, so that none finds what another stored
+            one.update({field: str(folder / f"store-{n}") for field in stores})
+        found = _run(config, runs, folder)
     costs = [_fastest(found[n : n + repeats]) for n in range(0, len(found), repeats)]
     layers = [(models[name].layers - 1) / (depths[name] - 1) for name in grown]
     return _extended(costs[0], list(zip(layers, costs[1:], strict=True)))
@@ -190,19 +200,19 @@ def with_layers(config: Any, depth: int) -> Any:
     return smaller
 
 
-def _models(resolved: Resolved) -> dict[str, ProbedModel] | None:
+def _models(config: RunConfig) -> dict[str, ProbedModel] | None:
     """The models that a run loads, by path; None where one cannot be made with fewer layers."""
-    config = resolved.config
     main = None if config.teacher is None else config.teacher.model_to_load()
     tokenizer = tokenizers(config).student
     empty, dtype = empty_student(config.student, main, len(tokenizer))
     found = {"student": ProbedModel("student", empty.config, dtype, tokenizer)}
     for name, teacher in config.all_teachers.items():
-        path, model = teacher_path(name), teacher.model_to_load()
         if teacher.of_student:
             continue
-        if model is None or "distribution" not in teacher.provides or teacher.caches or not _plain(model):
+        model = teacher.model_to_load()
+        if model is None or not _plain(model):
             return None
+        path = ".".join(filter(None, (teacher_path(name), teacher.model_field)))
         empty = without_weights(model)
         found[path] = ProbedModel(path, empty.config, _dtype(model.dtype, empty), load_tokenizer(model))
     if not _plain(config.student):
@@ -222,26 +232,74 @@ def _dtype(dtype: str, model: Any) -> str:
     return str(model.config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype
 
 
-def _run(resolved: Resolved, changes: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Two steps of each of these runs, one after the other in a new process."""
-    config = resolved.config
+def _linked_caches(config: RunConfig, folder: Path) -> dict[str, str]:
+    """Links to what the teachers' caches hold, so that they are read and nothing is added to them.
+
+    Returns:
+        The values that make a run use the folders with these links.
+    """
+    fields = _cache_fields(config)
+    places = {cache: folder / f"cache-{n}" for n, cache in enumerate(dict.fromkeys(fields.values()))}
+    for cache, place in places.items():
+        _link(cache, place)
+    return {field: str(places[cache]) for field, cache in fields.items()}
+
+
+def _cache_fields(config: RunConfig) -> dict[str, Path]:
+    """The folders of all teachers' caches, by the path of the value."""
+    return {
+        f"{teacher_path(name)}.{field}": cache
+        for name, teacher in config.all_teachers.items()
+        for field, cache in teacher.cache_folders().items()
+    }
+
+
+def _link(source: Path, to: Path) -> None:
+    """A folder of links to the files of another one."""
+    to.mkdir()
+    for path in sorted(source.rglob("*")) if source.is_dir() else ():
+        link = to / path.relative_to(source)
+        if path.is_dir():
+            link.mkdir()
+        else:
+            link.symlink_to(path.absolute())
+
+
+def aside(config: RunConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The run of two steps that leaves everything outside of a folder as it is.
+
+    Args:
+        config: the run.
+        folder: where its own folder, links to teachers' caches and so on go.
+
+    Returns:
+        Its YAML file, and the values that lie over those of the file.
+    """
     batch = getattr(config.engine, "batch_size", 1)
-    rows = STEPS * config.train.batch_size
-    common: dict[str, Any] = {
+    train = config.data.train.limited(STEPS * config.train.batch_size)
+    data = config.data.model_copy(update={"train": train, "token_cache": False})
+    file = folder / "run.yaml"
+    file.write_text(to_yaml(config.model_copy(update={"data": data})), encoding="utf-8")
+    return file, {
+        **_linked_caches(config, folder),
+        "output.folder": str(folder / "run"),
         "output.report": False,
         "output.shared": None,
-        "data.train.limit": min(rows, config.data.train.limit or rows),
         "train.max_steps": STEPS,
         "train.log_every": 1,
         "train.report_to": [],
         "evaluate.tasks": [],
         "evaluate.limit": min(batch, config.evaluate.limit or batch),
     }
+
+
+def _run(config: RunConfig, changes: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Two steps of each of these runs, one after the other in a new process."""
+    file, common = aside(config, folder)
     overrides = [common | {"output.folder": str(folder / f"run-{n}"), **one} for n, one in enumerate(changes)]
-    files = folder / "run.yaml", folder / "changes.json"
-    files[0].write_text(resolved.yaml, encoding="utf-8")
-    files[1].write_text(json.dumps(overrides), encoding="utf-8")
-    command = [sys.executable, "-m", MODULE, *map(str, files)]
+    listed = folder / "changes.json"
+    listed.write_text(json.dumps(overrides), encoding="utf-8")
+    command = [sys.executable, "-m", MODULE, str(file), str(listed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     marked = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not marked:
@@ -253,6 +311,11 @@ def _run(resolved: Resolved, changes: Sequence[Mapping[str, Any]], folder: Path)
 
 def _step_cost(found: Mapping[str, Any]) -> StepCost:
     return StepCost(found["seconds"], found["processor"], found["phases"], found["of_tokens"])
+
+
+def _phases(found: Mapping[str, Any]) -> MeasuredPhases:
+    evaluations = [MeasuredEvaluation(**one) for one in found["run"]["evaluations"]]
+    return MeasuredPhases(**{**found["run"], "evaluations": evaluations})
 
 
 def _fastest(found: Sequence[Mapping[str, Any]]) -> StepCost:

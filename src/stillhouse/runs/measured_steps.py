@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,27 @@ def main(file: str, changes: str) -> None:
 
 
 def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """What one run took: its peak memory so far, and the seconds of its last step."""
+    """What one run took: its peak memory so far, the seconds of its last step, and those of all else."""
     import torch
 
+    from stillhouse.runs import execute
     from stillhouse.runs.api import run
     from stillhouse.train.step import Step
+    from stillhouse.train.trainer import StepTrainer
 
-    watch = StepWatch()
-    with watch.on(Step):
+    watch, phases = StepWatch(), Stopwatch()
+    with (
+        watch.on(Step),
+        replaced(execute, check_length=lambda *_: []),  # what fits the whole run need not fit two steps
+        phases.on(execute, assemble="loading", evaluate_system="evaluations", export="export"),
+        phases.on(StepTrainer, _save_checkpoint="checkpoint"),
+    ):
         result = run(file, **changes)
-    rows = map(json.loads, (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    last = [row for row in rows if row["phase"] == "train"][-1]
+    lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    steps = [row for row in rows if row["phase"] == "train"]
+    validations = [row["seconds/evaluate"] for row in rows if row["phase"] == "valid"]
+    last = steps[-1]
     return {
         "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_of_process(),
         "tokens": watch.tokens,
@@ -49,7 +61,87 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
             for name, value in last.items()
             if name.startswith("seconds/")
         },
+        "run": {
+            "loading": phases.longest("loading"),
+            "first_step": steps[0]["seconds"] - steps[0].get("seconds/generate", 0.0),
+            "last_step": last["seconds"] - last.get("seconds/generate", 0.0),
+            "teacher": last.get("seconds/teacher", 0.0),
+            "generation": sum(row.get("seconds/generate", 0.0) for row in steps),
+            "generated": sum(row.get("tokens/generate", 0.0) for row in steps),
+            "checkpoint": phases.longest("checkpoint"),
+            "validation": max(validations, default=None),
+            "export": phases.longest("export"),
+            "evaluations": _evaluations(result.folder / "evaluation", phases.of("evaluations")),
+        },
     }
+
+
+def _evaluations(folder: Path, seconds: Sequence[float]) -> list[dict[str, Any]]:
+    """Of each system what its evaluation took, and what it wrote, in the order of the evaluations."""
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = []
+    for path, took in zip(files, seconds, strict=False):  # without held-out prompts there are no files
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        responses = facts["settings"]["prompts"] * len(facts["settings"]["seeds"])
+        tokens = responses * facts["metrics"]["mean_length"]
+        found.append({"seconds": took, "responses": responses, "tokens": tokens})
+    return found
+
+
+@contextmanager
+def replaced(owner: Any, **functions: Any) -> Iterator[None]:
+    """Others in the place of functions of a module or methods of a class while the block runs."""
+    before = {name: getattr(owner, name) for name in functions}
+    for name, function in functions.items():
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(owner, name, original)
+
+
+class Stopwatch:
+    """Seconds by the clock of each call of some functions.
+
+    Example:
+        >>> with watch.on(execute, export="export"):
+        ...     run("run.yaml")
+        >>> watch.longest("export")
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def of(self, name: str) -> Sequence[float]:
+        """Of each call."""
+        return self._seconds.get(name, [])
+
+    def longest(self, name: str) -> float | None:
+        """Of the longest call; None if there was none."""
+        return max(self.of(name), default=None)
+
+    @contextmanager
+    def on(self, owner: Any, **names: str) -> Iterator[None]:
+        """Time functions of a module or methods of a class while the block runs.
+
+        Args:
+            owner: the module or class.
+            names: the function -> what its seconds are called.
+        """
+        timed = {function: self._timed(getattr(owner, function), name) for function, name in names.items()}
+        with replaced(owner, **timed):
+            yield
+
+    def _timed(self, function: Any, name: str) -> Any:
+        def timed(*args: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                self._seconds.setdefault(name, []).append(time.perf_counter() - began)
+
+        return timed
 
 
 def peak_of_process() -> int:
@@ -80,8 +172,6 @@ class StepWatch:
 
     def on(self, step: Any) -> Any:
         """Watch every instance of a class of steps while the block runs."""
-        from contextlib import contextmanager
-
         prepare, loss, finish = step.prepare, step.loss, step.finish
         began = 0.0
 
@@ -99,15 +189,7 @@ class StepWatch:
             self.processor = time.process_time() - began
             return found
 
-        @contextmanager
-        def watching() -> Any:
-            step.prepare, step.loss, step.finish = watched_prepare, watched_loss, watched_finish
-            try:
-                yield
-            finally:
-                step.prepare, step.loss, step.finish = prepare, loss, finish
-
-        return watching()
+        return replaced(step, prepare=watched_prepare, loss=watched_loss, finish=watched_finish)
 
 
 if __name__ == "__main__":

@@ -139,11 +139,57 @@ def memory_by_phase(
         "export": held | ({"merged copy": float(student.bytes)} if student.adapter else {}),
     }
     left_out = {"generation": not work.generated, "teacher forward": not teachers}
+    return _of_device({phase: parts for phase, parts in found.items() if not left_out.get(phase)}, gpu)
+
+
+def memory_of_writing(
+    name: str, model: ModelSize, length: int, rows: int, buffered: int, gpu: GpuSize | None = None
+) -> dict[str, MemoryParts]:
+    """As `memory_by_phase`, of a process that only writes responses with one model.
+
+    Args:
+        name: of the model.
+        model: its size.
+        length: tokens of the longest prompt and response.
+        rows: responses that are written at the same time.
+        buffered: tokens that the engine keeps buffers of keys and values for.
+        gpu: where the model is; None: on a CPU.
+    """
+    held: MemoryParts = {
+        "process": PROCESS if gpu is None else 0.0,
+        f"{name} weights": float(model.bytes),
+        "buffers of keys and values": float(buffered * model.key_value_bytes),
+    }
+    return _of_device({"loading": held, "generation": held | _written(model, (), length, rows)}, gpu)
+
+
+def memory_of_reward(model: ModelSize, tokens: int, gpu: GpuSize | None = None) -> dict[str, MemoryParts]:
+    """As `memory_by_phase`, of the training of a reward model, which has a head of one number.
+
+    Args:
+        model: the size of its body.
+        tokens: of the largest micro-batch, both responses of each pair and padding included.
+        gpu: where the model is; None: on a CPU.
+    """
+    optimiser, gradients = _trained(model, ALONE)
+    held: MemoryParts = {"process": PROCESS if gpu is None else 0.0, "weights": float(model.bytes)}
+    during = held | optimiser | gradients
+    kept = float(tokens * model.hidden_size * KEPT_BY_A_LAYER * model.layers * model.dtype_bytes)
+    found: dict[str, MemoryParts] = {
+        "loading": held,
+        "forward and backward": during | {"activations": kept},
+        "optimiser": during,
+        "checkpoint": held | optimiser,
+    }
+    return _of_device(found, gpu)
+
+
+def _of_device(phases: Mapping[str, MemoryParts], gpu: GpuSize | None) -> dict[str, MemoryParts]:
+    """What the device has to hold for these tensors, without what is nothing."""
     blocks = 1.0 if gpu is None else GPU_BLOCKS
     return {
         phase: {name: size * blocks for name, size in parts.items() if size}
-        for phase, parts in found.items()
-        if not left_out.get(phase)
+        for phase, parts in phases.items()
     }
 
 

@@ -91,6 +91,16 @@ def is_chain(source: str | Path | Mapping[str, Any]) -> bool:
     return STAGES in given_layers(source)[0].values
 
 
+def is_reward_run(source: Path) -> bool:
+    """Whether a YAML file is one of `stillhouse reward`: it names the model that is trained, and no student.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    values = Layer.read(source).values
+    return "model" in values and not values.keys() & {"student", "teacher", "recipe", "objective"}
+
+
 def refuse_chain(layers: Sequence[Layer]) -> None:
     """Refuse what says `stages` where one run is asked for.
 

@@ -133,7 +133,7 @@ def train_reward_model(config: RewardRun, resume: bool = False) -> dict[str, flo
 
     tokenizer = load_tokenizer(ModelConfig(path=config.model))
     data = load_data(config.data, tokenizer, needs={"responses", "rejected"})
-    sets = {"train": data.train, "valid": _held_out(config, data.encoder)}
+    sets = {"train": data.train, "valid": held_out_pairs(config, data.encoder)}
     disable_progress_bar()  # bars for shards of weights would break up ours
     torch.manual_seed(config.seed)
     model = load_reward_model(config.model, tokenizer, start=True).to(local_device())
@@ -158,7 +158,8 @@ def accuracy(model: nn.Module, pairs: Iterable[Prompt]) -> float:
     return sum(one > other for one, other in zip(chosen, rejected, strict=True)) / len(both)
 
 
-def _held_out(config: RewardRun, encoder: Any) -> tuple[Prompt, ...]:
+def held_out_pairs(config: RewardRun, encoder: Any) -> tuple[Prompt, ...]:
+    """The pairs of `data.valid`; none without it."""
     if config.data.valid is None:
         return ()
     found = load_prompts("valid", config.data.valid, config.data, encoder, needs={"responses", "rejected"})

@@ -130,6 +130,8 @@ class TeacherConfig(StrictConfig):
     "layers" if it shows its hidden states, and "text" if it can write responses."""
     in_process: ClassVar[bool] = True
     """True if it computes in this process, so that autocast around it changes its numbers."""
+    model_field: ClassVar[str] = ""
+    """Where the model that is loaded stands in the configuration; "": in the configuration itself."""
     caches: ClassVar[bool] = False
     """True if it caches its signal by itself, so that replay need not."""
     of_student: ClassVar[bool] = False
@@ -222,6 +224,10 @@ class TeacherConfig(StrictConfig):
         """`path`, `digest` and `tokenizer` (`vocab_digest`) of a model in another process that says so; None
         where there is none."""
         return None
+
+    def cache_folders(self) -> dict[str, Path]:
+        """The folders on disk that it reads from and adds to, by the field that names each."""
+        return {}
 
     def without_cache(self) -> TeacherConfig:
         """Itself without a store of its own, for a cache around it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class CacheTeacherConfig(TeacherConfig):
     limit: Bytes | None = None
     """Size of the store, such as 20GB, beyond which nothing more is stored."""
 
+    model_field: ClassVar[str] = "of"
     caches = True
 
     @property
@@ -118,6 +119,10 @@ class CacheTeacherConfig(TeacherConfig):
 
     def options_without_effect(self) -> dict[str, str]:
         return {} if self.fills_cache else because(f"on_miss: {self.on_miss} stores nothing", "limit")
+
+    def cache_folders(self) -> dict[str, Path]:
+        """Its own."""
+        return {"folder": self.folder}
 
     @property
     def skips_rows(self) -> bool:
@@ -134,7 +139,7 @@ class CacheTeacherConfig(TeacherConfig):
                 "has not; leave shard out, or fill the cache elsewhere and set on_miss: error"
             )
         others = {name for kind, names in OPTIONS.items() for name in names if kind != self.store}
-        foreign = sorted((others - set(OPTIONS[self.store])) & self.model_fields_set)
+        foreign = sorted((others - set(OPTIONS[self.store])) & self.changed_fields())
         if foreign:
             raise ValueError(f"store: {self.store} has no {' or '.join(foreign)}")
         if self.store == "sampled" and self.logprobs == "uint8":

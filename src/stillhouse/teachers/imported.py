@@ -47,6 +47,10 @@ class ImportedTeacherConfig(TeacherConfig):
         """From its name."""
         return hashlib.sha256(f"imported\n{self.name}".encode()).hexdigest()[:16]
 
+    def cache_folders(self) -> dict[str, Path]:
+        """That of the store."""
+        return {"folder": self.folder}
+
     @property
     def store(self) -> CacheTeacherConfig:
         """The store as a cached teacher."""

@@ -103,6 +103,10 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
             name = self.identity or f"{client.url} {self.model_name(client)}"
         return hashlib.sha256(f"server\n{name}".encode()).hexdigest()[:16]
 
+    def cache_folders(self) -> dict[str, Path]:
+        """Its own, if it has one."""
+        return {} if self.cache is None else {"cache": self.cache}
+
     def without_cache(self) -> ServerTeacherConfig:
         """The same without `cache`."""
         return self.model_copy(update={"cache": None})

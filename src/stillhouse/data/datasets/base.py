@@ -10,7 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from math import floor
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
@@ -128,6 +128,10 @@ class DatasetConfig(StrictConfig):
     def parts(self) -> tuple[DatasetConfig, ...]:
         """The datasets that it is mixed from; itself if it is one."""
         return (self,)
+
+    def limited(self, rows: int) -> Self:
+        """The same, with no more than so many rows of each of its `parts`."""
+        return self.model_copy(update={"limit": min(rows, self.limit or rows)})
 
     def raw_by_part(self, reading: Reading) -> Iterator[tuple[DatasetConfig, LocatedRow]]:
         """The first `limit` rows as the files have them, each with the one of `parts` that it is from."""

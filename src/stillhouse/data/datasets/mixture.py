@@ -31,7 +31,7 @@ class Mixture(DatasetConfig):
     def _options_belong_to_the_sources(self) -> Self:
         if not self.sources:
             raise ValueError("a list of datasets needs at least one")
-        given = sorted(self.model_fields_set - {"kind", "sources"})
+        given = sorted(self.changed_fields() - {"kind", "sources"})
         if given:
             raise ValueError(f"{given[0]} belongs to the datasets of a mixture: give it to each of them")
         if any(isinstance(source, Mixture) for source in self.sources):
@@ -41,6 +41,10 @@ class Mixture(DatasetConfig):
     def parts(self) -> tuple[DatasetConfig, ...]:
         """All of them."""
         return self.sources
+
+    def limited(self, rows: int) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"sources": tuple(source.limited(rows) for source in self.sources)})
 
     def check_found(self) -> None:
         """See the base class."""

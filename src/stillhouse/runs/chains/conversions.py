@@ -21,12 +21,14 @@ from stillhouse.runs.chains.references import References, stood_in
 from stillhouse.runs.chains.stages import Stage, model_digests, write_stand_in
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.estimate import StageSize
 from stillhouse.runs.export.config import ExportConfig
 from stillhouse.runs.export.quantised import quantise_student
 from stillhouse.runs.export.targets import export_student
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.resolve import Resolved, resolve_layers
 from stillhouse.runs.result import Result, headline
+from stillhouse.runs.size_facts import HERE, Machine
 
 EVALUATING = ("name", "data", "evaluate", "teacher", "engine")
 """Values of a conversion that say how its result is evaluated; shared ones are those of the trainings."""
@@ -125,18 +127,20 @@ class ConversionStage(Stage):
     def config(self) -> RunConfig | None:
         return None if self.evaluation is None else self.evaluation.config
 
-    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+    def check(
+        self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
+    ) -> StageSize:
         try:
             model_files(stood_in(self.values.student.path, stand_ins))
         except ModelError as error:
             raise ConfigError(f"student.path: {error}") from error
         self.conversion.check(self.options)
         if config is None:
-            return {"evaluated": "no"}
+            return StageSize({"evaluated": "no"}, {})
         started = {**stand_ins, str(self.folder): stood_in(self.values.student.path, stand_ins)}
         student = config.student.model_copy(update={"path": stood_in(str(self.folder), started)})
         preflight(config.model_copy(update={"student": student}))
-        return {"evaluated": "yes"}
+        return StageSize({"evaluated": "yes"}, {})
 
     def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
         from transformers import AutoConfig

@@ -25,8 +25,10 @@ from stillhouse.runs.chains.sections import (
 )
 from stillhouse.runs.chains.stages import Stage, model_digests
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.estimate import StageSize
 from stillhouse.runs.resolve import Resolved, resolve_layers
 from stillhouse.runs.result import Result
+from stillhouse.runs.size_facts import HERE, Machine
 
 READ = ("teacher", "student", "data", "engine")
 """What writing responses takes of a run."""
@@ -87,8 +89,10 @@ class DataStage(Stage):
     def config(self) -> RunConfig | None:
         return None if self.resolved is None else self.resolved.config
 
-    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
-        return with_stand_ins(self.options, stand_ins).check(config)
+    def check(
+        self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
+    ) -> StageSize:
+        return with_stand_ins(self.options, stand_ins).check(config, machine)
 
     def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
         with_stand_ins(self.options, stand_ins).write_stand_in(config, folder / ROWS_FILE)

@@ -32,8 +32,11 @@ from stillhouse.rollouts.offline.stage_files import stage_header
 from stillhouse.rollouts.offline.stored_samples import read_samples, samples_by_prompt
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
+from stillhouse.runs.estimate import StageSize
 from stillhouse.runs.generate import GenerateArguments, generate, written_result
+from stillhouse.runs.size_facts import HERE, Machine
 from stillhouse.runs.tokenizers import tokenizers
+from stillhouse.runs.writing_size import writing_size
 
 FilesField = Annotated[
     ListOf[FilePath], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
@@ -55,14 +58,15 @@ class DataSection(StrictConfig):
         """What it does, in a word or two."""
 
     @abstractmethod
-    def check(self, config: RunConfig | None) -> dict[str, Any]:
+    def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:
         """Refuse what can be refused before anything runs.
 
         Args:
             config: models, data and sampling, where it asks for them.
+            machine: what its memory is estimated for.
 
         Returns:
-            How much there is to do, by name.
+            How much there is to do.
         """
 
     @abstractmethod
@@ -109,15 +113,15 @@ class GenerateSection(DataSection):
     def told(self) -> str:
         return f"generate by {self.by}"
 
-    def check(self, config: RunConfig | None) -> dict[str, Any]:
+    def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:
         assert config is not None
         preflight(config)
         if self.by == "teacher" and config.teacher is None:
             raise ConfigError(
                 Fault("generate.by", "there is no teacher", hint="Set teacher, or generate.by: student.")
             )
-        prompts = len(self._prompts(config))
-        return {"prompts": prompts, "responses": prompts * self.samples}
+        prompts = self._prompts(config)
+        return writing_size(config, self.by, prompts, self.samples, machine)
 
     def write(self, config: RunConfig | None, output: Path) -> dict[str, Any]:
         assert config is not None
@@ -188,12 +192,12 @@ class CurateSection(DataSection):
             return f"curate, best by {self.best.kind}"
         return "curate into drafts" if self.drafts else "curate"
 
-    def check(self, config: RunConfig | None) -> dict[str, Any]:
+    def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:
         by_source = read_samples(self.of)
         if self.filters:
             with _as_values():
                 check_filters(by_source, self.filters, held_out_texts(self.held_out), self._teacher)
-        return {"responses to read": sum(map(len, by_source.values()))}
+        return _read(sum(map(len, by_source.values())))
 
     def write(self, config: RunConfig | None, output: Path) -> dict[str, Any]:
         if self.best is not None:
@@ -237,8 +241,8 @@ class PairsSection(DataSection):
     def told(self) -> str:
         return f"pairs by {self.rank.kind}"
 
-    def check(self, config: RunConfig | None) -> dict[str, Any]:
-        return {"responses to read": sum(map(len, read_samples(self.of).values()))}
+    def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:
+        return _read(sum(map(len, read_samples(self.of).values())))
 
     def write(self, config: RunConfig | None, output: Path) -> dict[str, Any]:
         found = pairs_of_files(self.of, self.rank, output, min_margin=self.min_margin)
@@ -258,6 +262,11 @@ class PairsSection(DataSection):
 
     def files(self) -> Sequence[Path]:
         return self.of
+
+
+def _read(responses: int) -> StageSize:
+    """The size of a stage that reads responses. What its memory is depends on filters and rankers."""
+    return StageSize({"responses to read": responses}, {"responses_to_read": responses})
 
 
 @contextlib.contextmanager

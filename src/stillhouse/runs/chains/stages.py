@@ -13,14 +13,16 @@ from stillhouse.core.requirements import teacher_path
 from stillhouse.data.templates import with_template
 from stillhouse.errors import ModelError
 from stillhouse.models import ModelConfig, TeacherModel, fingerprint_of_files
+from stillhouse.models.readers import auto_class
 from stillhouse.runs.checks import check_length, data_sources, preflight
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.estimate import estimate
+from stillhouse.runs.estimate import StageSize, run_size
 from stillhouse.runs.folder import RunFolder, environment
 from stillhouse.runs.model_sizes import empty_student
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.result import Result
+from stillhouse.runs.size_facts import HERE, Machine
 from stillhouse.runs.tokenizers import tokenizers
 
 
@@ -65,15 +67,18 @@ class Stage(ABC):
         """How the student is trained, or a converted one evaluated; None for one that is only converted."""
 
     @abstractmethod
-    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+    def check(
+        self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
+    ) -> StageSize:
         """Refuse what can be refused before anything runs.
 
         Args:
             config: that of the stage, with stand-ins for what earlier stages have not left yet.
             stand_ins: the folder of each such stage -> that of its stand-in.
+            machine: what its memory is estimated for.
 
         Returns:
-            The size of the stage, by name.
+            The size of the stage.
         """
 
     @abstractmethod
@@ -139,12 +144,14 @@ class TrainingStage(Stage):
     def config(self) -> RunConfig:
         return self.resolved.config
 
-    def check(self, config: RunConfig | None, stand_ins: Mapping[str, str]) -> dict[str, Any]:
+    def check(
+        self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
+    ) -> StageSize:
         assert config is not None
         preflight(config)
-        found = estimate(config)
-        check_length(config, found["prompts"])
-        return found
+        found = run_size(config, machine.gpu, machine.devices)
+        check_length(config, found.rows["prompts"])
+        return StageSize(found.rows, found.facts, found)
 
     def write_stand_in(self, config: RunConfig | None, stand_ins: Mapping[str, str], folder: Path) -> None:
         assert config is not None
@@ -179,6 +186,17 @@ def model_digests(models: Mapping[str, ModelConfig | None], chain: Path) -> dict
         with contextlib.suppress(ModelError):  # a name on the hub that has not been downloaded yet
             found[name] = fingerprint_of_files(TeacherModel(**options), chain)
     return found
+
+
+def add_weights(folder: Path) -> None:
+    """Give the student of a stand-in random weights, if there is one: with them it takes the time and the
+    memory of the one that will be there."""
+    from transformers import AutoConfig
+
+    place = folder / "student"
+    if place.is_dir():
+        config = AutoConfig.from_pretrained(place)
+        auto_class(config).from_config(config).save_pretrained(place)
 
 
 def write_stand_in(folder: Path, model_config: Any, tokenizer: Any) -> None:
