@@ -86,7 +86,7 @@ def test_a_chain_counts_what_each_stage_writes(workshop: Workshop) -> None:
         "written": {"generate": {"by": "teacher", "samples": 2, "limit": 5}},
         "trained": {"recipe": "gkd", "data": {"train": "stage:written"}},
     }
-    (workshop.folder / "chain.yaml").write_text(yaml.safe_dump({**shared, "stages": stages}))
+    (workshop.folder / "chain.yaml").write_text(yaml.safe_dump({**shared, "stages": stages}, sort_keys=False))
     found = asked(workshop, "chain.yaml", "--no-values")
     assert set(found) == {"version", "kind", "notes", "stages", "total"}
     written, trained = found["stages"]["written"]["size"], found["stages"]["trained"]["size"]

@@ -123,7 +123,8 @@ def test_a_config_with_fewer_layers_makes_a_model() -> None:
 
 def test_models_that_cannot_be_probed_are_told(workshop: Workshop) -> None:
     tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
-    cached = {**tree, "teacher": {"kind": "cache", "of": "teacher", "on_miss": "error"}}
-    assert predict(resolve(cached).config) is None
+    cached = {"kind": "cache", "of": "teacher"}
+    fill_cache(resolve({**tree, "teacher": cached}).config)
+    assert predict(resolve({**tree, "teacher": {**cached, "on_miss": "error"}}).config) is None
     model = resolve("run.yaml").config.teacher.model_to_load()
     assert without_weights(model).config.num_hidden_layers == 2

@@ -111,7 +111,7 @@ def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine,
         console.note(note)
     measured = _measured(resolved.config, size, machine.gpu) if measure else Measured()
     if shown.as_json:
-        found = {"kind": "run", "name": resolved.config.name, "notes": notes}
+        found: dict[str, Any] = {"kind": "run", "name": resolved.config.name, "notes": notes}
         if size is not None:
             found |= {"size": size.facts, "details": size.rows}
         if measure:

@@ -41,12 +41,15 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
         phases.on(execute, assemble="loading", evaluate_system="evaluations", export="export"),
         phases.on(StepTrainer, _save_checkpoint="checkpoint"),
     ):
+        began = time.perf_counter()
         result = run(file, **changes)
+        took = time.perf_counter() - began
     lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row for row in rows if row["phase"] == "train"]
     validations = [row["seconds/evaluate"] for row in rows if row["phase"] == "valid"]
     last = steps[-1]
+    named = phases.together() + sum(row["seconds"] for row in steps) + sum(validations)
     return {
         "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_of_process(),
         "tokens": watch.tokens,
@@ -71,6 +74,7 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
             "checkpoint": phases.longest("checkpoint"),
             "validation": max(validations, default=None),
             "export": phases.longest("export"),
+            "rest": max(0.0, took - named),
             "evaluations": _evaluations(result.folder / "evaluation", phases.of("evaluations")),
         },
     }
@@ -116,6 +120,10 @@ class Stopwatch:
     def of(self, name: str) -> Sequence[float]:
         """Of each call."""
         return self._seconds.get(name, [])
+
+    def together(self) -> float:
+        """Of all calls of all functions."""
+        return sum(map(sum, self._seconds.values()))
 
     def longest(self, name: str) -> float | None:
         """Of the longest call; None if there was none."""

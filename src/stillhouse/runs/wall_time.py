@@ -68,6 +68,8 @@ class MeasuredPhases:
     checkpoint: float | None
     validation: float | None
     export: float | None
+    rest: float
+    """Of the run, which is not in these: digests, facts, the card."""
     evaluations: Sequence[MeasuredEvaluation]
 
 
@@ -99,6 +101,7 @@ def time_of_run(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> dict
     found["export"] = None if taken.export is None else exactly(taken.export)
     if EVALUATION in size.writes:
         found["evaluation"] = _evaluation(config, size, taken)
+    found["all else"] = exactly(taken.rest)
     if config.evaluate.tasks:
         found["evaluation tasks"] = None
     if found["generation"] == exactly(0.0):
