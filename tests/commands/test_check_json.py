@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stillhouse.files import write_jsonl
 from tests.workshop import Workshop
 
 RUN_KEYS = {
@@ -97,7 +98,7 @@ def test_a_chain_counts_what_each_stage_writes(workshop: Workshop) -> None:
     peaks = [one["memory_bytes"]["peak"] for one in (written, trained)]
     assert found["total"]["memory_bytes"]["peak"] == max(peaks)
     said = workshop.stillhouse("check", "chain.yaml", "--no-values").out
-    assert re.search(rf"all, one after the other .* {total}$", said.replace(" \n", "\n"), flags=re.MULTILINE)
+    assert re.search(rf"^ *all .* {total}$", said.replace(" \n", "\n"), flags=re.MULTILINE)
     small = asked(workshop, "chain.yaml", "--no-values", "--gpu-memory", "1MB")
     assert small["total"]["fits"] is False
 
@@ -115,5 +116,8 @@ def test_a_reward_model(workshop: Workshop) -> None:
     assert re.search(r"^ *training +3 steps, 24 pairs", said, flags=re.MULTILINE)
     assert "is for runs" in workshop.refused("check", "reward.yaml", "--measure")
     assert "one process" in workshop.refused("check", "reward.yaml", "--devices", "2")
-    assert "data.max_response" in workshop.refused("check", "reward.yaml", "data.max_response=600")
+    long = [{"prompt": "Where?", "chosen": "and " * 600, "rejected": "here"}]
+    write_jsonl(workshop.folder / "long.jsonl", long)
+    longer = ("data.train=long.jsonl", "data.max_response=700")
+    assert "512, the context of the model" in workshop.refused("check", "reward.yaml", *longer)
     assert "model" in workshop.refused("check", "reward.yaml", "model=nowhere")

@@ -44,17 +44,18 @@ def print_chain(stages: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any
         rows.append((name, stage["does"], _short_fit(facts), told, *_steps_and_tokens(facts)))
     peak = total["memory_bytes"]["peak"]
     whole = (
-        "all, one after the other", "",
+        "all", "",
         MISSING if peak is None else byte_size(peak), _time(total["time"], "unknown"),
         str(total["steps"]), count(total["tokens_to_write"]),
     )  # fmt: skip
     notes = ["--measure trains two steps of each to find the time out."] if total["time"] is None else []
+    notes.append("Tokens: at most. Stages run one after the other.")
     if total["unknown_memory"]:
         notes.append(f"Memory is unknown of {', '.join(total['unknown_memory'])}.")
     if total["fits"] is False:
         notes.append(f"To make it fit: {remedy}.")
     console.print_table(
-        ("stage", "does", "memory", "time", "steps", "tokens to write, at most"),
+        ("stage", "does", "memory", "time", "steps", "tokens to write"),
         [*rows, whole],
         note=" ".join(notes),
     )
@@ -79,7 +80,7 @@ def print_phases(memory: Mapping[str, Mapping[str, float]]) -> None:
         told = [
             f"{name} {_in_gigabytes(size)}"
             for name, size in sorted(parts.items(), key=lambda part: -part[1])
-            if size > 0.02 * most
+            if size > 0.05 * most
         ]
         rows.append((phase, _in_gigabytes(sum(parts.values())), ", ".join(told)))
     console.print_table(("phase", "memory (GB)", "of which"), rows, title="Memory by phase, estimated")
