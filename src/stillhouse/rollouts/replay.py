@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from stillhouse.core.types import Prompt, Response
@@ -15,17 +16,34 @@ from stillhouse.errors import DataError
 from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 
 
-@dataclass
 class Entry:
-    """A response in the buffer."""
+    """A response in the buffer, its tokens and log-probabilities as arrays: 4 and 8 bytes a token."""
 
-    response: Response
-    uses: int = 0
-    """How often it has been sampled."""
+    __slots__ = ("_logprobs", "_rest", "_tokens", "uses")
+
+    def __init__(self, response: Response, uses: int = 0) -> None:
+        """An entry that has been sampled so often."""
+        self._rest = replace(response, token_ids=(), logprobs=None)
+        self._tokens = np.array(response.token_ids, dtype=np.int32)
+        self._logprobs = None if response.logprobs is None else np.array(response.logprobs, dtype=np.float64)
+        self.uses = uses
+
+    @property
+    def response(self) -> Response:
+        """The response as it was written."""
+        known = None if self._logprobs is None else tuple(self._logprobs.tolist())
+        return replace(self._rest, token_ids=tuple(self._tokens.tolist()), logprobs=known)
+
+    @property
+    def version(self) -> int:
+        """The optimiser step whose weights wrote it."""
+        return self._rest.student_version or 0
 
 
 class ReplayBuffer:
     """Holds the newest `capacity` responses. Samples depend on a seed alone, not on a generator's state.
+
+    An entry takes some 400 bytes, 4 more for each token and 8 for each log-probability beside its prompt.
 
     Example:
         >>> buffer = ReplayBuffer(1000)
@@ -70,7 +88,7 @@ class ReplayBuffer:
 
     def total_age(self, step: int) -> int:
         """Optimiser steps since the entries were generated, sum over the entries."""
-        return sum(step - (entry.response.student_version or 0) for entry in self._entries)
+        return sum(step - entry.version for entry in self._entries)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and plain values: `torch.load(weights_only=True)` reads it."""
@@ -130,7 +148,7 @@ def dealt_out(
         hidden = state.get("teacher_hidden") or [None] * len(responses)
         entries = [Entry(response, used) for response, used in zip(responses, uses, strict=True)]
         found += zip(entries, hidden, strict=True)
-    found.sort(key=lambda one: one[0].response.student_version or 0)
+    found.sort(key=lambda one: one[0].version)
     mine = found[rank::size]
     with_hidden = any("teacher_hidden" in state for state in states)
     return _state([entry for entry, _ in mine], [one for _, one in mine] if with_hidden else None)
