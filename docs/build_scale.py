@@ -12,7 +12,7 @@ from pathlib import Path
 from tables import with_tables
 
 from stillhouse.models.config import StudentConfig
-from stillhouse.runs.memory import Devices, GpuSize, MemoryParts, Workload, memory_by_phase
+from stillhouse.runs.memory import Devices, GpuSize, Workload, memory_by_phase, sharded_teacher
 from stillhouse.runs.model_sizes import ModelSize, student_size
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.store.codecs import (
@@ -96,20 +96,13 @@ def memory_table(student: ModelSize, teacher: ModelSize) -> str:
     kinds = {name: Devices(GPUS, name) for name in ("ddp", "zero2", "fsdp2")}  # type: ignore[arg-type]
     found = {name: memory_by_phase(config, student, (), work, CARD, one) for name, one in kinds.items()}
     columns = {name: phases["student forward and backward"] for name, phases in found.items()}
-    columns["fsdp2, teacher sharded too"] = columns["fsdp2"] | sharded_teacher(teacher)
+    columns["fsdp2, teacher sharded too"] = columns["fsdp2"] | sharded_teacher(teacher, GPUS)
     parts = list(dict.fromkeys(part for column in columns.values() for part in column))
     rows = [[part, *(gigabytes(column.get(part)) for column in columns.values())] for part in parts]
     rows.append(["**a step**", *(f"**{gigabytes(sum(column.values()))}**" for column in columns.values())])
     for phase in ("evaluation", "checkpoint"):
         rows.append([phase, *(gigabytes(sum(found[name][phase].values())) for name in kinds), "–"])
     return markdown(["GB on each GPU", *columns], rows)
-
-
-def sharded_teacher(teacher: ModelSize) -> MemoryParts:
-    """Of a teacher whose weights are sharded over all GPUs: its share, and two layers and the head whole."""
-    head = teacher.vocab * teacher.hidden_size * teacher.dtype_bytes
-    layer = (teacher.bytes - 2 * head) / teacher.layers
-    return {"teacher weights": teacher.bytes / GPUS, "gathered weights of the teacher": 2 * layer + head}
 
 
 def flops(student: ModelSize, teacher: ModelSize) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -35,6 +37,19 @@ def test_each_parallelism_cuts_what_it_cuts(workshop: Workshop, parallel: Parall
         alone["optimiser states"]
     )
     assert shared["teacher weights"] == alone["teacher weights"]
+
+
+def test_a_sharded_teacher_counts_as_a_share_with_what_is_gathered_of_it(workshop: Workshop) -> None:
+    config, work = resolve("run.yaml").config, Workload(512)
+
+    def of_the_teacher(count: int) -> float:
+        teacher = replace(TEACHER, sharded=True)
+        parts = memory_by_phase(config, STUDENT, (teacher,), work, CARD, Devices(count, "fsdp2"))["optimiser"]
+        return sum(size for name, size in parts.items() if "teacher" in name)
+
+    alone = phases("ddp", 1)["optimiser"]["teacher weights"]
+    assert of_the_teacher(1) == alone
+    assert alone / 8 < of_the_teacher(8) < alone / 4
 
 
 def test_the_more_is_cut_the_less_a_device_holds(workshop: Workshop) -> None:

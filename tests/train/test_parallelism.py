@@ -62,3 +62,26 @@ def test_deepspeed_without_its_package_or_a_launcher_is_refused(monkeypatch: pyt
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(EnvironmentFault, match=rf"ACCELERATE_USE_DEEPSPEED asks for DeepSpeed.*{refusal}"):
         check_launcher({})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"TP_SIZE": "2"}, "tp_size: 2, which is tensor parallelism"),
+        ({"CP_SIZE": "4"}, "context parallelism"),
+        ({"SP_SIZE": "2"}, "sequence parallelism"),
+        ({"DP_REPLICATE_SIZE": "2", "DP_SHARD_SIZE": "2"}, "hybrid sharding"),
+    ],
+)
+def test_groups_of_processes_are_refused_by_name(
+    sizes: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "4")
+    check_launcher({})  # all processes in one group
+    for name, size in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", size)
+    with pytest.raises(EnvironmentFault, match=words):
+        check_launcher({})
+    with pytest.raises(EnvironmentFault, match=r"train\.hf\.parallelism_config cannot be given"):
+        check_launcher({"parallelism_config": {"tp_size": 2}})

@@ -222,7 +222,7 @@ def workload(config: RunConfig, data: Data, held_out: int) -> Workload:
 def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, ModelSize]:
     """Of each teacher that is loaded in this process, by its path."""
     return {
-        teacher_path(name): model_size(model, prompts)
+        teacher_path(name): replace(model_size(model, prompts), sharded=one.sharded)
         for name, one in config.all_teachers.items()
         if (model := one.model_to_load()) is not None
     }

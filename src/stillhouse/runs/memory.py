@@ -215,14 +215,31 @@ def _held(
     parts = {
         "process": PROCESS if gpu is None else 0.0,
         "student weights": student.bytes * devices.share("weights"),
-        "teacher weights": float(sum(teacher.bytes for teacher in teachers)),
     }
+    for name in ("teacher weights", "gathered weights of the teacher"):
+        parts[name] = sum(_weights(teacher, devices).get(name, 0.0) for teacher in teachers)
     rows = max(work.generated, work.evaluated)
     if buffered := config.engine.kept_tokens(rows, work.length, gpu is not None):
         parts["buffers of keys and values"] = float(buffered * student.key_value_bytes)
         if _casts(config, student, devices):
             parts["weights cast for generation"] = 2.0 * student.parameters
     return parts
+
+
+def _weights(teacher: ModelSize, devices: Devices) -> MemoryParts:
+    if teacher.sharded and devices.count > 1:
+        return sharded_teacher(teacher, devices.count)
+    return {"teacher weights": float(teacher.bytes)}
+
+
+def sharded_teacher(teacher: ModelSize, processes: int) -> MemoryParts:
+    """Of a teacher whose weights are sharded: its share, and two layers and the head whole."""
+    head = teacher.vocab * teacher.hidden_size * teacher.dtype_bytes
+    layer = max(0.0, teacher.bytes - 2 * head) / max(1, teacher.layers)
+    return {
+        "teacher weights": teacher.bytes / processes,
+        "gathered weights of the teacher": 2 * layer + head,
+    }
 
 
 def _casts(config: RunConfig, student: ModelSize, devices: Devices) -> bool:

@@ -52,6 +52,8 @@ class ModelSize:
 
     tower: TowerSize | None = None
     """Of a vision-language model whose rows have images."""
+    sharded: bool = False
+    """Whether the processes of a run share its weights; of a teacher."""
 
     @property
     def key_value_bytes(self) -> int:

@@ -18,6 +18,14 @@ KINDS = {
 """Name in accelerate's DistributedType -> the environment variable of its launcher, and the field of
 TrainingArguments."""
 
+UNKNOWN = {
+    "tp_size": "tensor parallelism",
+    "cp_size": "context parallelism",
+    "sp_size": "sequence parallelism",
+    "dp_replicate_size": "hybrid sharding (HSDP)",
+}
+"""Sizes in accelerate's ParallelismConfig -> the parallelism that they ask for."""
+
 
 def check_parallelism(accelerator: Any, arguments: Any) -> None:
     """Refuse to train in another way than was asked for.
@@ -76,9 +84,11 @@ def check_launcher(hf: Mapping[str, Any]) -> None:
         hf: `train.hf`.
 
     Raises:
-        EnvironmentFault: weights that the first process alone loads, FSDP of the first version, or DeepSpeed
-            where it is not installed or no launcher has started the process.
+        EnvironmentFault: weights that the first process alone loads, FSDP of the first version, DeepSpeed
+            where it is not installed or no launcher has started the process, or a parallelism that a run does
+            not know.
     """
+    _check_sizes(hf.get("parallelism_config"))
     if "DEEPSPEED" in dict(asked_for(hf)):
         _check_deepspeed(dict(asked_for(hf))["DEEPSPEED"])
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
@@ -94,6 +104,28 @@ def check_launcher(hf: Mapping[str, Any]) -> None:
             "FSDP of version 1 is asked for, and the loss over the student's head knows version 2. Set "
             "fsdp_version: 2 in accelerate's configuration; `stillhouse init --launch fsdp2` writes one."
         )
+
+
+def _check_sizes(given: Any) -> None:
+    """Of accelerate's ParallelismConfig: a run shards over all its processes or over none."""
+    if isinstance(given, Mapping):
+        raise EnvironmentFault(
+            "train.hf.parallelism_config cannot be given in a run: sizes of groups of processes belong to "
+            "accelerate's configuration."
+        )
+    asked = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() in YES
+
+    def size(name: str) -> int:
+        if given is not None:
+            return int(getattr(given, name))
+        return int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) if asked else 1
+
+    for name, kind in UNKNOWN.items():
+        if size(name) > 1 and (name != "dp_replicate_size" or size("dp_shard_size") > 1):
+            raise EnvironmentFault(
+                f"accelerate's parallelism_config asks for {name}: {size(name)}, which is {kind}, and a run "
+                "is data-parallel alone: DDP, or weights sharded over all processes (FSDP2, ZeRO). Leave it out."
+            )
 
 
 def _check_deepspeed(source: str) -> None:
