@@ -16,9 +16,10 @@ from transformers import PrinterCallback, TrainerCallback
 
 from stillhouse.core.distributed import Ranks
 from stillhouse.models.sharding import TrainedStudent
-from stillhouse.runs.build import assemble, make_step, pack_where_possible
+from stillhouse.runs.build import assemble, pack_where_possible
 from stillhouse.runs.execute import make_trainer
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.training_arguments import training_arguments
 

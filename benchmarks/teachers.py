@@ -39,7 +39,7 @@ from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy, reference_response
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.teacher_cache import measure_bias
-from stillhouse.teachers.cached import CachedTeacher
+from stillhouse.teachers.cached_teachers import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store import Manifest, Store
 from stillhouse.teachers.store.codecs import HiddenCodec

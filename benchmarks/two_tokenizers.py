@@ -32,7 +32,7 @@ from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
 from stillhouse.files import locate
-from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.rollouts.base import StatelessPolicy
 from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.teachers.live import LiveTeacher

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.core.types import Progress
-from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.resolve import resolve
 from stillhouse.train.micro_batch import PreparedStep
 from stillhouse.train.step import Step

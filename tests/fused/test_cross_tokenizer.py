@@ -16,7 +16,8 @@ from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import Objective, build
-from stillhouse.objectives.base import label_logprobs, parse_objective
+from stillhouse.objectives.logits import label_logprobs
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.objectives.span import merged
 from stillhouse.objectives.transport import profiles, sinkhorn_divergence, transport_cost
 

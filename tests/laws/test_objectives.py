@@ -16,7 +16,7 @@ from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.rows import TeacherRows
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import REGISTRY, Objective, build
-from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.registry import parse_objective
 
 COUNT, VOCAB = 8, 11
 CASES = cases()

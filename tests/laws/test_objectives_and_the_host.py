@@ -24,8 +24,8 @@ from stillhouse.data.collate import collate
 from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective, build
-from stillhouse.objectives.base import parse_objective
 from stillhouse.objectives.mixtures import _head_by_bisection, head_mask
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.objectives.transport import _potentials
 
 COUNT, VOCAB = 12, 13

@@ -16,7 +16,7 @@ from stillhouse.core.rows import Rows, TeacherRows, with_gaps
 from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, topk_of
 from stillhouse.core.types import SOURCES
 from stillhouse.objectives import build
-from stillhouse.objectives.base import with_logprobs
+from stillhouse.objectives.logits import with_logprobs
 from stillhouse.objectives.mixtures import head_mask
 
 NONE = Rows()

@@ -11,7 +11,7 @@ from tests.objectives.problems import gradient, logits
 from stillhouse.core.rows import Rows, TeacherRows
 from stillhouse.errors import ConfigError
 from stillhouse.objectives import build
-from stillhouse.objectives.base import label_logprobs
+from stillhouse.objectives.logits import label_logprobs
 
 N, V = 12, 7
 IDS = np.repeat([0, 1, 2], [6, 4, 2])

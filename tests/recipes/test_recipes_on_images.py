@@ -19,9 +19,10 @@ from stillhouse.core.types import Progress
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.evaluate.judge_answers import find_answers, pair_answers
 from stillhouse.files import read_jsonl
-from stillhouse.runs.build import assemble, make_step
+from stillhouse.runs.build import assemble
 from stillhouse.runs.execute import execute
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.resolve import resolve
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]

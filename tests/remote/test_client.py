@@ -18,14 +18,8 @@ from tenacity import Future as TenacityFuture
 from stillhouse.config import Layer, Layered, StrictConfig, validate
 from stillhouse.errors import ConfigError, EnvironmentFault, RequestRejected, ServerError
 from stillhouse.remote import ServedModel, ServerConnection
-from stillhouse.remote.client import (
-    MAX_BACKOFF,
-    Backoff,
-    Client,
-    TransientError,
-    is_loopback,
-    parse_retry_after,
-)
+from stillhouse.remote.client import Client, is_loopback
+from stillhouse.remote.retries import MAX_BACKOFF, Backoff, TransientError, parse_retry_after
 from tests.servers import Fault, Service, broken, free_port, serving
 
 

@@ -22,7 +22,7 @@ from stillhouse.engines.server import ServerEngine
 from stillhouse.errors import ServerError, StillhouseError
 from stillhouse.evaluate.judge import AnswerPair, Rubric, judge_pairs
 from stillhouse.models import TeacherModel, load_tokenizer
-from stillhouse.remote import ServerConnection, client
+from stillhouse.remote import ServerConnection, replies
 from stillhouse.remote.answers import answer_limit
 from stillhouse.rollouts.fixed import reference_response
 from stillhouse.teachers import SparseTeacher
@@ -120,8 +120,8 @@ def logprobs(value: Any) -> Lie:
 @pytest.mark.parametrize("said", [INF, NAN, -3, "many", [4], {}, True, 2**70])
 def test_a_usage_that_is_no_number_of_tokens_is_not_counted(said: Any) -> None:
     reply = {"usage": {"prompt_tokens": said, "completion_tokens": said}}
-    assert client._token_usage(reply) == (0, 0)
-    assert client._token_usage({"usage": said}) == (0, 0)
+    assert replies.token_usage(reply) == (0, 0)
+    assert replies.token_usage({"usage": said}) == (0, 0)
 
 
 WRITTEN: dict[str, tuple[Lie, str]] = {

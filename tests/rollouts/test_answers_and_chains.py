@@ -14,8 +14,9 @@ from stillhouse.core.types import Progress
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.files import write_jsonl
 from stillhouse.objectives.transport import sinkhorn_divergence
-from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.resolve import resolve
 from stillhouse.train.step import Step
 

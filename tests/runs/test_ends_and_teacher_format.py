@@ -26,11 +26,12 @@ from stillhouse.models import (
     load_teacher,
     load_tokenizer,
 )
-from stillhouse.runs.build import assemble, make_context
+from stillhouse.runs.build import assemble
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import estimate
 from stillhouse.runs.evaluation import evaluate_prompts, held_out_prompts
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_context
 from stillhouse.runs.resolve import resolve
 from tests.devices import same
 from tests.small_runs import TEACHER, tree, write_data
@@ -138,7 +139,7 @@ def test_one_tokenizer_and_a_template_of_the_teachers_own(place: Path) -> None:
     assert held["kl_to_teacher"] == pytest.approx(by_hand, rel=1e-4)
 
     from stillhouse.core.types import Progress
-    from stillhouse.runs.build import make_step
+    from stillhouse.runs.make_step import make_step
 
     losses = {}
     cached = {"kind": "cache", "of": str(place / "chat"), "folder": str(place / "cache")}

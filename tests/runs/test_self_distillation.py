@@ -14,9 +14,10 @@ import yaml
 
 from stillhouse.core.types import Progress
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.estimate import PEAK_MEMORY, estimate
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.resolve import resolve
 from stillhouse.runs.row_views import row_views
 from stillhouse.train.step import Step

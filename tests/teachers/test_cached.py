@@ -25,7 +25,8 @@ from stillhouse.models import fingerprint_of_files
 from stillhouse.objectives import build
 from stillhouse.sandbox.confine import _drop_capabilities
 from stillhouse.teachers import SparseTeacher, Teacher
-from stillhouse.teachers.cached import CachedTeacher, CacheTeacherConfig
+from stillhouse.teachers.cached import CacheTeacherConfig
+from stillhouse.teachers.cached_teachers import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher, LiveTeacherConfig
 from stillhouse.teachers.store import find_stores, maintenance
 

@@ -19,7 +19,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.core.host import Staging
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig
-from stillhouse.runs.build import head_dtype
+from stillhouse.runs.make_step import head_dtype
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.driver import StepDriver
 from stillhouse.train.step import Method, Step

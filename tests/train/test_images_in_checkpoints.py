@@ -18,7 +18,8 @@ from stillhouse.data.collate import collate
 from stillhouse.errors import DataError
 from stillhouse.rollouts.hidden_cache import TeacherHiddenCache
 from stillhouse.rollouts.replay import pack, unpack
-from stillhouse.teachers.cached import concatenated, content_keys
+from stillhouse.teachers.cached_teachers import concatenated
+from stillhouse.teachers.read_through import content_keys
 from stillhouse.train.checkpoints import load_renamed
 
 

@@ -15,7 +15,7 @@ from stillhouse.core.sparse import SparseLogprobs, topk_of
 from stillhouse.core.types import Response
 from stillhouse.data.collate import collate
 from stillhouse.objectives import Objective
-from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.rollouts import TeacherHiddenCache
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.train.teacher_signals import sequences_needing, teacher_signal

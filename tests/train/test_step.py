@@ -14,7 +14,7 @@ from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.errors import TrainingError
 from stillhouse.models import choose_packing
 from stillhouse.objectives import Objective, build
-from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.rollouts.base import StatelessPolicy
 from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.teachers.live import LiveTeacher

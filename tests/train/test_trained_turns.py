@@ -13,7 +13,8 @@ from stillhouse.models import head_of, hidden_rows
 from stillhouse.rollouts.hidden_cache import NO_SLOT, TeacherHiddenCache
 from stillhouse.rollouts.offline.samples import Sample
 from stillhouse.rollouts.offline.scoring import mean_logprobs
-from stillhouse.teachers.cached import concatenated, content_keys
+from stillhouse.teachers.cached_teachers import concatenated
+from stillhouse.teachers.read_through import content_keys
 from stillhouse.train.reduce import token_weights
 
 PROMPT = Prompt("train:1", (5, 6, 7), "x")

@@ -24,7 +24,7 @@ from stillhouse.engines import Sampling
 from stillhouse.files import locate
 from stillhouse.models import choose_packing
 from stillhouse.objectives import Objective
-from stillhouse.objectives.base import parse_objective
+from stillhouse.objectives.registry import parse_objective
 from stillhouse.rollouts.fixed import FixedConfig
 from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.teachers.live import LiveTeacher

@@ -31,7 +31,7 @@ from stillhouse.fused import FusedConfig
 from stillhouse.models import LoraConfig, unwrap
 from stillhouse.models.adapters import add_lora
 from stillhouse.models.sharding import TrainedStudent, keep_head_whole, shard_for_inference
-from stillhouse.objectives.base import REGISTRY as OBJECTIVES
+from stillhouse.objectives.registry import REGISTRY as OBJECTIVES
 from stillhouse.rollouts.base import REGISTRY as POLICIES
 from stillhouse.rollouts.base import StatelessPolicy
 from stillhouse.teachers.live import LiveTeacher

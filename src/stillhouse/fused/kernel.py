@@ -21,8 +21,9 @@ from stillhouse.fused.products import (
     ModelOutput,
     free_memory,
 )
-from stillhouse.objectives.base import Objective, differentiated, label_logprobs, without_excluded
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.kernels import KernelTerm
+from stillhouse.objectives.logits import differentiated, label_logprobs, without_excluded
 
 BLOCK_ENTRIES_CPU = 2**19
 """Logits of one block on a CPU: so few that the temporaries of the arithmetic stay in its cache."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import model_validator
 from torch import Tensor
 
-from stillhouse.config import Layer, Layered, Registry, StrictConfig, nearest, validate, walk
-from stillhouse.core.host import Ints, known
+from stillhouse.config import StrictConfig
+from stillhouse.core.host import Ints
 from stillhouse.core.requirements import LOGPROBS, MAIN, Granularity, Requirements, RunFacts
-from stillhouse.core.rows import Rows, Signal, TeacherRows, with_gaps
-from stillhouse.core.sparse import EXCLUDED, SparseLogprobs, buckets, sampled_entries
-from stillhouse.core.types import SOURCES, Progress
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.core.rows import Rows, Signal, TeacherRows
+from stillhouse.core.sparse import SparseLogprobs, buckets, sampled_entries
+from stillhouse.core.types import Progress
+from stillhouse.errors import Fault
 from stillhouse.objectives.kernels import KernelTerm
+from stillhouse.objectives.logits import differentiated, raised, with_logprobs, without_excluded
 from stillhouse.schedules import NonNegative
 
 Split = tuple[float, "Objective", Ints | None]
@@ -84,12 +84,12 @@ class Objective(StrictConfig):
             raise ValueError(
                 f"{self.name}: {student_logits.shape[0]} rows of logits but facts on {rows.count}"
             )
-        student = _raised(student_logits)
+        student = raised(student_logits)
         signals = {name: one.signal for name, one in rows.teachers.items() if one.signal is not None}
         signals |= by_teacher(teacher_logits)
         signals = {name: signal for name, signal in signals.items() if name in needs.model_names}
         logits = {
-            name: _raised(signal).detach().to(student.dtype)
+            name: raised(signal).detach().to(student.dtype)
             for name, signal in signals.items()
             if isinstance(signal, Tensor)
         }
@@ -376,86 +376,11 @@ class Objective(StrictConfig):
         return self
 
 
-REGISTRY: Registry[Objective] = Registry("objective", Objective, "forward_kl")  # type: ignore[type-abstract]
-
-
-def build(kind: str, **options: Any) -> Objective:
-    """The objective of that name. Example: `build("skew_kl", alpha=0.1)(student_logits, teacher_logits)`.
-
-    Raises:
-        ConfigError: no objective has that name, or an option is wrong.
-    """
-    if kind not in kinds():
-        problem = f"no objective is called {kind!r}{nearest(kind, kinds())}"
-        raise ConfigError(Fault("kind", problem, allowed=", ".join(kinds())))
-    return validate(REGISTRY[kind], Layered.merged(Layer.of(options, "keyword")))[0]
-
-
-def kinds() -> tuple[str, ...]:
-    """All names that `build` knows."""
-    return REGISTRY.kinds()
-
-
-def parse_objective(value: Any) -> Objective:
-    """Accept `{kind: ...}`, or a map from source to objective, which is short for `{kind: by_source,
-    ...}`."""
-    if isinstance(value, Mapping) and "kind" not in value and value:
-        unknown = [key for key in value if key not in SOURCES]
-        if unknown and len(unknown) == len(value):
-            return REGISTRY.parse(value)  # no source at all: the message about the missing kind fits
-        if unknown:
-            raise PydanticCustomError(
-                "objective_source",
-                "no source is called {source}{near}; allowed: {allowed}",
-                {
-                    "source": repr(unknown[0]),
-                    "near": nearest(str(unknown[0]), SOURCES),
-                    "allowed": ", ".join(SOURCES),
-                },
-            )
-        value = {"kind": "by_source", **value}
-    return REGISTRY.parse(value)
-
-
-TreeT = TypeVar("TreeT")
-
-
-def each_objective(tree: TreeT, how: Callable[[Objective], Objective]) -> TreeT:
-    """The tree of parts with every objective in it replaced by `how(objective)`."""
-    changed: TreeT = walk(tree, lambda _, value: how(value) if isinstance(value, Objective) else value)
-    return changed
-
-
-ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(parse_objective)]
-"""The annotation of a config field that holds an objective in any of the accepted spellings."""
-
-
 def by_teacher(given: Any) -> dict[str, Any]:
     """What is given for one teacher as that for the main one; a mapping by name as it is."""
     if given is None:
         return {}
     return dict(given) if isinstance(given, Mapping) else {MAIN: given}
-
-
-def without_excluded(
-    student: Tensor, teachers: Mapping[str, Tensor], same_vocabulary: Collection[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take entries that are -inf in one of several models out of all; on a CPU finite logits come back as
-    they are.
-
-    Teachers of another vocabulary only lose their own.
-    """
-    masks = {name: torch.isneginf(logits) for name, logits in teachers.items()}
-    own = torch.isneginf(student.detach())
-    shared = torch.stack([own, *(mask for name, mask in masks.items() if name in same_vocabulary)]).any(0)
-
-    def cut(logits: Tensor, mask: Tensor) -> Tensor:
-        return logits if known(mask.any()) is False else logits.masked_fill(mask, EXCLUDED)
-
-    return cut(student, shared), {
-        name: cut(logits, shared if name in same_vocabulary else masks[name])
-        for name, logits in teachers.items()
-    }
 
 
 def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> None:
@@ -476,52 +401,3 @@ def check_aligned(objective: Objective, ours: int, theirs: int, rows: Rows) -> N
             raise ValueError(f"{name}: {got} rows, but {expected[name]} are aligned")
     if rows.labels is None:
         raise ValueError(f"{objective.name}: aligned rows need labels")
-
-
-def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(logits)[label], [N] nats."""
-    return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def with_logprobs(student: Tensor, rows: Rows) -> Rows:
-    """Rows with the log-probabilities of their labels under student and teachers."""
-    if rows.labels is None:
-        raise ValueError("objectives over sequences need labels")
-    teachers = {
-        name: replace(facts, label_logprobs=label_logprobs(facts.signal, rows.labels))
-        if facts.label_logprobs is None and isinstance(facts.signal, Tensor) and rows.shares_labels(name)
-        else facts
-        for name, facts in rows.teachers.items()
-    }
-    return with_gaps(replace(rows, student_logprobs=label_logprobs(student, rows.labels), teachers=teachers))
-
-
-def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
-    """The number of `value` with the gradient of `surrogate`."""
-    return value.detach() + surrogate - surrogate.detach()
-
-
-ConfigT = TypeVar("ConfigT", bound=type[Objective])
-
-
-def register(objective: ConfigT) -> ConfigT:
-    """Add an objective to the registry under the default of its `kind`."""
-    REGISTRY.register(objective)
-    return objective
-
-
-def differentiated(student: Tensor, value_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Values and the gradient of their sum for the student's logits."""
-    with torch.enable_grad():
-        leaf = student.detach().requires_grad_()
-        value = value_of(leaf)
-        if not value.requires_grad:
-            return value, torch.zeros_like(student)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), gradient
-
-
-def _raised(logits: Tensor) -> Tensor:
-    if logits.dim() != 2:
-        raise ValueError(f"logits are [rows, vocabulary], got {list(logits.shape)}")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

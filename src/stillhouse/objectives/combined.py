@@ -18,8 +18,10 @@ from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.rows import Rows, TeacherRows
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Layers, Objective, ObjectiveField, Split, differentiated, register
+from stillhouse.objectives.base import Layers, Objective, Split
 from stillhouse.objectives.kernels import KernelTerm
+from stillhouse.objectives.logits import differentiated
+from stillhouse.objectives.registry import ObjectiveField, register
 
 
 class ObjectiveHolder(Objective):

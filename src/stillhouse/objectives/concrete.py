@@ -12,10 +12,12 @@ from torch import Tensor
 
 from stillhouse.config import because
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import EXCLUDED, Objective, register
+from stillhouse.core.sparse import EXCLUDED
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import ValueAndGradient, dot
 from stillhouse.objectives.kernels import KernelTerm, Mean
 from stillhouse.objectives.ranges import Temperature
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import Share
 
 Weight = Literal["student", "teacher", "uniform", "mix"]

@@ -15,7 +15,7 @@ from stillhouse.core.requirements import MAIN, Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES, Progress
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Objective, Split, register
+from stillhouse.objectives.base import Objective, Split
 from stillhouse.objectives.divergences import (
     both,
     closed_skew_kl,
@@ -27,6 +27,7 @@ from stillhouse.objectives.divergences import (
 )
 from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.objectives.ranges import Skew
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import NonNegative, Share
 
 TEACHER, STUDENT = SOURCES.index("teacher"), SOURCES.index("student")

@@ -20,9 +20,10 @@ from torch import Tensor
 from stillhouse.config import because
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.kernels import KernelTerm, Mean
 from stillhouse.objectives.ranges import InnerShare, Skew, Temperature
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import Share
 
 ValueAndGradient = tuple[Tensor, Tensor]

@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from stillhouse.config import because
 from stillhouse.core.requirements import LOGPROBS, REFERENCE, Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.pairs import pair_gaps
+from stillhouse.objectives.registry import register
 
 
 @register

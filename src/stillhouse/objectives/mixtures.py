@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import (
     ValueAndGradient,
     both,
@@ -30,6 +30,7 @@ from stillhouse.objectives.divergences import (
 )
 from stillhouse.objectives.kernels import KernelTerm
 from stillhouse.objectives.ranges import Exponent, InnerShare, MixtureAlpha
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import Share
 
 PositiveExponent = Annotated[float, Field(gt=0.0)]

@@ -15,9 +15,11 @@ from stillhouse.core.host import Ints, to_device
 from stillhouse.core.requirements import LOGPROBS, Requirements, RunFacts
 from stillhouse.core.rows import Rows
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Objective, register, with_gradient
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import both, kl
+from stillhouse.objectives.logits import with_gradient
 from stillhouse.objectives.ranges import Discount
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import NonNegative, Share
 
 LARGEST = 80.0

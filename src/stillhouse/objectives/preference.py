@@ -17,9 +17,11 @@ from stillhouse.core.requirements import LOGPROBS, REFERENCE, Requirements, RunF
 from stillhouse.core.rows import Rows
 from stillhouse.core.sparse import SparseLogprobs, gathered_at, looked_up
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Objective, differentiated, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import both, closed_reverse_kl, dot, kl, log_softmax
+from stillhouse.objectives.logits import differentiated
 from stillhouse.objectives.pairs import pair_gaps
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import NonNegative
 
 LEAST_STORED = math.log(1e-7)

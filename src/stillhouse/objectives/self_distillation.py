@@ -15,8 +15,9 @@ from stillhouse.core.host import to_device
 from stillhouse.core.requirements import MAIN, REFERENCE, Requirements, RunFacts
 from stillhouse.core.rows import Rows, TeacherRows, sequence_means
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.objectives.base import Layers, Objective, ObjectiveField, register
+from stillhouse.objectives.base import Layers, Objective
 from stillhouse.objectives.combined import ObjectiveHolder
+from stillhouse.objectives.registry import ObjectiveField, register
 from stillhouse.schedules import NonNegative
 
 LEAST_WEIGHT = 0.01

@@ -13,8 +13,9 @@ from stillhouse.core.requirements import Requirements, RunFacts
 from stillhouse.core.rows import Rows, sequence_means
 from stillhouse.core.types import SOURCES
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.pairs import PREFERRED
+from stillhouse.objectives.registry import register
 
 
 @register

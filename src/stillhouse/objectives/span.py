@@ -12,9 +12,11 @@ from stillhouse.core.alignment import Members, VocabularyMatch
 from stillhouse.core.host import to_device
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, label_logprobs, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import kl, mixture
+from stillhouse.objectives.logits import label_logprobs
 from stillhouse.objectives.ranges import InnerShare
+from stillhouse.objectives.registry import register
 from stillhouse.objectives.uld import ascending, ascending_values
 from stillhouse.schedules import NonNegative
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, label_logprobs, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import log_normaliser
 from stillhouse.objectives.kernels import KernelTerm
+from stillhouse.objectives.logits import label_logprobs
+from stillhouse.objectives.registry import register
 
 
 @register

@@ -15,9 +15,10 @@ from stillhouse.core.requirements import MAIN, ModelNeed, Requirements, RunFacts
 from stillhouse.core.rows import Rows, Signal, TeacherRows
 from stillhouse.core.sparse import EXCLUDED, MIN_TAIL, SparseLogprobs, gathered_at, looked_up
 from stillhouse.errors import Fault
-from stillhouse.objectives.base import Objective, ObjectiveField, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.combined import ObjectiveHolder
 from stillhouse.objectives.divergences import log_softmax
+from stillhouse.objectives.registry import ObjectiveField, register
 from stillhouse.schedules import NonNegative
 
 

@@ -15,7 +15,8 @@ from stillhouse.core.alignment import Members, TokenAlignment
 from stillhouse.core.host import RowIndex, known, to_device
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Layers, Objective, register
+from stillhouse.objectives.base import Layers, Objective
+from stillhouse.objectives.registry import register
 from stillhouse.schedules import NonNegative
 
 HALF = (torch.float16, torch.bfloat16)

@@ -11,8 +11,9 @@ from torch import Tensor
 from stillhouse.core.alignment import TokenAlignment
 from stillhouse.core.requirements import Requirements
 from stillhouse.core.rows import Rows
-from stillhouse.objectives.base import Objective, register
+from stillhouse.objectives.base import Objective
 from stillhouse.objectives.divergences import dot
+from stillhouse.objectives.registry import register
 
 
 def ranked(logits: Tensor, size: int) -> Tensor:

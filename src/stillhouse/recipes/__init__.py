@@ -43,7 +43,7 @@ class Recipe:
     @property
     def requirements(self) -> Requirements:
         """What its objective and its responses need of models and data."""
-        from stillhouse.objectives.base import parse_objective
+        from stillhouse.objectives.registry import parse_objective
         from stillhouse.rollouts.base import REGISTRY
 
         values = self._values

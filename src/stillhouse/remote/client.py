@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import email.utils
 import functools
 import ipaddress
 import itertools
 import json
 import logging
-import math
 import os
 import queue
-import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -26,36 +21,40 @@ from urllib.parse import urlsplit
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
-from tenacity.wait import wait_base, wait_exponential
 
 from stillhouse.console import duration
 from stillhouse.errors import RequestRejected, ServerError, StillhouseError
 from stillhouse.remote.answers import InvalidAnswer, answer_limit
+from stillhouse.remote.replies import (
+    ENCODINGS,
+    RequestBody,
+    error_message,
+    not_an_answer_message,
+    received,
+    shorten,
+    token_usage,
+)
+from stillhouse.remote.retries import (
+    MAX_RETRY_AFTER,
+    RETRIED_STATUSES,
+    UNREACHABLE_STATUSES,
+    Backoff,
+    TransientError,
+    exhausted_message,
+    failure_of,
+    parse_retry_after,
+)
 
 T = TypeVar("T")
-RequestBody = Mapping[str, Any]
 
 logger = logging.getLogger("stillhouse")
 
-MAX_BACKOFF = 60.0
-"""Seconds; the doubling ends here."""
-MAX_RETRY_AFTER = 900.0
-"""Seconds; a server that asks to wait longer than this is not waited for."""
 LOGGED_WAIT = 10.0
 """Seconds of backoff from which on a retry is logged, and the least between two such lines."""
 FIRST_CONTACT = 5.0
 """Seconds within which a server must have answered anything at all, if only that it is busy; an outage later
 is waited for as the connection's `retries` say."""
-UNREACHABLE_STATUSES = frozenset({502, 504, 521, 522, 523})
-"""A proxy answers, and says that nobody is behind it."""
-RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-"""Rate limits, restarts and overload, also those of common proxies: statuses that a retry may change."""
 
-
-MAX_ERROR_BYTES = 1 << 16
-"""Of the body of a refusal."""
-ENCODINGS = ("gzip", "deflate", "identity")
-"""How a body may be packed: both expand at most a thousandfold, and a chunk at a time."""
 
 Reader = Callable[[Any, RequestBody], T]
 """From decoded JSON, and the body to which it is the answer, to a result."""
@@ -244,13 +243,13 @@ class Client:
             retry=retry_if_exception_type(TransientError),
             stop=self._gives_up,
             wait=Backoff(self._server.backoff, seed=next(self._request_numbers)),
-            after=lambda state: failures.append(_failure(state)),
+            after=lambda state: failures.append(failure_of(state)),
             before_sleep=lambda state: self._before_retry(url, state),
         )
         try:
             return await retrying(self._attempt, url, body, read)
         except RetryError:
-            raise ServerError(_exhausted(url, failures, time.monotonic() - start)) from None
+            raise ServerError(exhausted_message(url, failures, time.monotonic() - start)) from None
 
     async def _attempt(self, url: str, body: RequestBody | None, read: Reader[T]) -> T:
         while (rest := self._rate_limited_until - time.monotonic()) > 0:
@@ -263,24 +262,24 @@ class Client:
         try:
             reply = response.json()
             result = read(reply, body or {})
-            prompt_tokens, completion_tokens = _token_usage(reply)
+            prompt_tokens, completion_tokens = token_usage(reply)
         except StillhouseError:
             raise
         except InvalidAnswer as error:
-            raise ServerError(self._redact(_not_an_answer(url, body, error))) from None
+            raise ServerError(self._redact(not_an_answer_message(url, body, error))) from None
         except RecursionError:
             raise ServerError(f"{url}: answers with JSON that is nested too deeply to be one.") from None
         except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
             kind = "an answer that is not whole JSON" if garbled else "an unexpected answer"
-            detail = self._redact(f"{type(error).__name__} {error}; got {_shorten(response.text)}")
+            detail = self._redact(f"{type(error).__name__} {error}; got {shorten(response.text)}")
             raise TransientError(kind, detail) from None
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
         return result
 
     def _gives_up(self, state: RetryCallState) -> bool:
-        failure, waited = _failure(state), (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        failure, waited = failure_of(state), (state.seconds_since_start or 0.0) + state.upcoming_sleep
         return (
             state.attempt_number > self._server.retries
             or (failure.retry_after or 0.0) > MAX_RETRY_AFTER
@@ -288,7 +287,7 @@ class Client:
         )
 
     def _before_retry(self, url: str, state: RetryCallState) -> None:
-        failure, wait = _failure(state), state.upcoming_sleep
+        failure, wait = failure_of(state), state.upcoming_sleep
         now = time.monotonic()
         self.usage.retries += 1
         if failure.retry_after is not None:  # the limit is on all of this client's requests
@@ -307,7 +306,7 @@ class Client:
             async with asyncio.timeout(timeout):  # that of httpx restarts with every byte
                 method = "GET" if body is None else "POST"
                 async with self._http.stream(method, url, json=body) as response:
-                    return await _received(response, answer_limit(body))
+                    return await received(response, answer_limit(body))
         except UnicodeEncodeError as error:
             raise RequestRejected(
                 f"{url}: a prompt with half a character cannot be sent ({error.reason})."
@@ -324,7 +323,7 @@ class Client:
 
     def _status_error(self, url: str, response: httpx.Response) -> Exception:
         status = f"status {response.status_code} {response.reason_phrase}".strip()
-        message = self._redact(_error_message(response))
+        message = self._redact(error_message(response))
         if response.status_code in RETRIED_STATUSES:
             gone = response.status_code in UNREACHABLE_STATUSES
             return TransientError(status, message, parse_retry_after(response.headers), unreachable=gone)
@@ -352,149 +351,9 @@ class Client:
         return text.replace(self._api_key, "[key]") if self._api_key else text
 
 
-class TransientError(Exception):
-    """An attempt failed in a way that a retry may not.
-
-    Example: `TransientError("status 429", retry_after=2.0)`
-    """
-
-    def __init__(
-        self, kind: str, detail: str = "", retry_after: float | None = None, *, unreachable: bool = False
-    ) -> None:
-        super().__init__(kind)
-        self.kind = kind
-        """Failures of one kind are counted together."""
-        self.detail = detail
-        """What else is known, such as the server's own message."""
-        self.retry_after = retry_after
-        """Seconds that the server asked to wait; None: it did not say."""
-        self.unreachable = unreachable
-        """Nothing shows that there is a server at all."""
-
-
-class Backoff(wait_base):
-    """Exponential backoff with jitter, at least as long as the server asks for (Retry-After).
-
-    base * 2^(attempt - 1) seconds up to a minute, times a number in [1/2, 1), so that requests that failed
-    together do not come back together.
-    """
-
-    def __init__(self, base: float, seed: int) -> None:
-        """Equal arguments, equal waits.
-
-        Args:
-            base: seconds before the first retry.
-            seed: of the jitter.
-        """
-        self._exponential = wait_exponential(multiplier=base, max=MAX_BACKOFF)
-        self._random = random.Random(seed)
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        """Seconds before the next attempt."""
-        wait = self._exponential(retry_state) * self._random.uniform(0.5, 1.0)
-        return max(wait, _failure(retry_state).retry_after or 0.0)
-
-
-def _failure(state: RetryCallState) -> TransientError:
-    failure = state.outcome.exception() if state.outcome is not None else None
-    assert isinstance(failure, TransientError)  # nothing else is retried
-    return failure
-
-
-def parse_retry_after(headers: Mapping[str, str], now: datetime.datetime | None = None) -> float | None:
-    """The seconds of a Retry-After header, which holds seconds or a date; None without a readable one."""
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=datetime.UTC)
-    return max(0.0, (date - (now or datetime.datetime.now(datetime.UTC))).total_seconds())
-
-
-def _exhausted(url: str, failures: Sequence[TransientError], seconds: float) -> str:
-    """The message for a request whose retries are used up."""
-    counts = Counter(failure.kind for failure in failures)
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
-    last = failures[-1]
-    detail = f" Last: {last.detail.rstrip('.')}." if last.detail else ""
-    if (last.retry_after or 0.0) > MAX_RETRY_AFTER:
-        advice = f"It asks to wait {duration(last.retry_after or 0.0)}; start again then."
-    else:
-        advice = "Look whether the server runs and has room; lower concurrency, or raise retries or timeout."
-    times = "time" if len(failures) == 1 else "times"
-    return (
-        f"{url}: not answered, asked {len(failures)} {times} in {duration(seconds)} ({kinds}).{detail} "
-        f"{advice} What was answered before is kept where it is saved."
-    )
-
-
-async def _received(response: httpx.Response, limit: int) -> httpx.Response:
-    """A response with its body, of which no more is taken than an answer to the request can have.
-
-    Raises:
-        ServerError: it is larger, packed in a way that was not offered, or says that it is no JSON.
-    """
-    headers = response.headers
-    url, whole = response.url, response.status_code == 200
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if whole and kind and not ("json" in kind or kind in ("text/plain", "application/octet-stream")):
-        raise RequestRejected(
-            f"{url}: answers with {_shorten(kind)}, not with JSON. Look at url: it should lead to the API "
-            "(http://HOST:PORT/v1), not to a web page."
-        )
-    if headers.get("content-encoding", "identity").strip().lower() not in ENCODINGS:
-        raise ServerError(f"{url}: packs its answer as {_shorten(headers['content-encoding'])}, unasked.")
-    limit = limit if whole else MAX_ERROR_BYTES
-    too_large = ServerError(
-        f"{url}: sent more than {limit >> 20} MiB, which no answer to what was asked can have. The rest was "
-        "not read, and nothing of it is kept."
-    )
-    declared = headers.get("content-length", "")
-    if whole and declared.isdecimal() and int(declared[:20]) > limit:
-        raise too_large
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > limit:
-            if whole:
-                raise too_large
-            break
-    kept = {name: value for name, value in headers.items() if name != "content-encoding"}
-    return httpx.Response(
-        response.status_code, headers=kept, content=bytes(content), extensions=response.extensions
-    )
-
-
 def _of_reply(parse: Callable[[Any], T] | None) -> Reader[T]:
     """A reader that does not look at what was asked."""
     return lambda reply, body: reply if parse is None else parse(reply)
-
-
-def _not_an_answer(url: str, body: RequestBody | None, error: InvalidAnswer) -> str:
-    """The message for an answer that is not one to what was asked: server, request and field."""
-    prompt = (body or {}).get("prompt")
-    asked = "a request"
-    if isinstance(prompt, list):
-        first = " ".join(map(str, prompt[:6])) + (" ..." if len(prompt) > 6 else "")
-        asked = f"the request with a prompt of {len(prompt)} tokens ({first})"
-    elif isinstance(prompt, str):
-        asked = f"the request with the prompt {_shorten(prompt)[:60]!r}"
-    limit = (body or {}).get("max_tokens")
-    asked += "" if limit is None else f" and max_tokens {limit}"
-    return (
-        f"{url}: its answer to {asked} is not one: {error}. Nothing of it is kept. Look whether the server "
-        "serves the model that is meant, and whether something stands between; then go on with --resume."
-    )
 
 
 def is_loopback(url: str) -> bool:
@@ -505,40 +364,6 @@ def is_loopback(url: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
-
-
-def _token_usage(reply: Any) -> tuple[int, int]:
-    """Tokens of prompt and completion, as OpenAI's API or llama.cpp's own reports them; 0 where neither, or
-    where what is said is no number of tokens: they are only counted."""
-    if not isinstance(reply, dict):
-        return 0, 0
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    prompt = usage.get("prompt_tokens") or reply.get("tokens_evaluated")
-    completion = usage.get("completion_tokens") or reply.get("tokens_predicted")
-    return _count_of(prompt), _count_of(completion)
-
-
-def _count_of(value: Any) -> int:
-    return value if type(value) is int and 0 <= value < 1 << 53 else 0
-
-
-def _error_message(response: httpx.Response) -> str:
-    """The server's own message, whichever of the usual shapes it has."""
-    try:
-        found: Any = response.json()
-        if isinstance(found, dict):
-            found = found.get("error", found)
-        if isinstance(found, dict):
-            found = found.get("message") or found.get("detail") or found
-    except ValueError:
-        found = response.text
-    return _shorten(str(found))
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _in_background(work: Coroutine[Any, Any, T]) -> Future[T]:

@@ -27,10 +27,11 @@ from stillhouse.evaluate.generation import Share, questions_digest, token_ids_di
 from stillhouse.evaluate.likelihood import likelihood_metrics
 from stillhouse.evaluate.tasks import EvalContext, EvalTask, PromptTask, TaskResult
 from stillhouse.models import fingerprint, parameter_counts, unwrap
-from stillhouse.runs.build import Parts, shared_results
+from stillhouse.runs.build import Parts
 from stillhouse.runs.checks import context_length
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import shared_results
 from stillhouse.runs.tokenizers import Translation
 
 EVALUATED = "eval"

@@ -25,7 +25,7 @@ from stillhouse.models.sharding import TrainedStudent
 from stillhouse.report.history import with_history
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs import history
-from stillhouse.runs.build import Parts, assemble, make_step
+from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.checks import check_context_lengths, check_length, preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.evaluation import check_tasks, evaluate_system, held_out_prompts
@@ -33,6 +33,7 @@ from stillhouse.runs.export.weights import export, write_card
 from stillhouse.runs.folder import RunFolder, check_space, default_folder, environment
 from stillhouse.runs.inputs import FILE as INPUTS
 from stillhouse.runs.inputs import check_inputs, input_digests, parent_of
+from stillhouse.runs.make_step import make_step
 from stillhouse.runs.pruning import FILE as PRUNING
 from stillhouse.runs.pruning import told
 from stillhouse.runs.recording import recorded

@@ -20,9 +20,10 @@ from stillhouse.data.collate import collate, read_by_teacher
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.models import local_device
 from stillhouse.objectives import Objective
-from stillhouse.runs.build import Parts, assemble, make_context, make_step
+from stillhouse.runs.build import Parts, assemble
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.folder import RunFolder, default_folder
+from stillhouse.runs.make_step import make_context, make_step
 from stillhouse.teachers import AnyTeacher, SparseTeacher
 from stillhouse.teachers.bias import CodecBias, compare_codecs, live_teacher_of
 from stillhouse.teachers.cached import require_cache

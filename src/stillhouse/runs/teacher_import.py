@@ -21,7 +21,6 @@ from stillhouse.errors import DataError, RowError
 from stillhouse.models import load_tokenizer, model_reader, vocab_digest
 from stillhouse.runs.config import RunConfig
 from stillhouse.teachers.base import StoredTeacher
-from stillhouse.teachers.cached import content_keys
 from stillhouse.teachers.imported import require_imported
 from stillhouse.teachers.logprob_rows import (
     RecordedText,
@@ -30,6 +29,7 @@ from stillhouse.teachers.logprob_rows import (
     recorded_text,
     sparse_rows,
 )
+from stillhouse.teachers.read_through import content_keys
 from stillhouse.teachers.store import Manifest, Record, Store
 from stillhouse.teachers.store.codecs import SparseCodec
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from stillhouse import console
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.teachers.base import AnyTeacher, Teacher, TeacherConfig
-from stillhouse.teachers.cached import CachedSparseTeacher, CachedTeacher, CacheTeacherConfig, require_cache
+from stillhouse.teachers.cached import CacheTeacherConfig, require_cache
+from stillhouse.teachers.cached_teachers import CachedSparseTeacher, CachedTeacher
 from stillhouse.teachers.live import LiveTeacherConfig
 from stillhouse.teachers.store import Manifest, Store
 from stillhouse.teachers.store.codecs import Codec, HiddenCodec, SampledCodec, SparseCodec, TopkCodec

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
-import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from stillhouse.config import Bytes, FilePath, because
-from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
-from stillhouse.core.host import carried
 from stillhouse.core.requirements import LOGPROBS
-from stillhouse.core.sparse import SparseLogprobs, concat_sparse, sampled_of, topk_of
 from stillhouse.errors import ConfigError, Fault, ModelError, TeacherError
 from stillhouse.models import TeacherModel, load_tokenizer, local_device, shared_ids, vocab_digest
 from stillhouse.remote import ServerConnection
 from stillhouse.teachers.base import (
     REGISTRY,
     AnyTeacher,
-    MetricSums,
-    PrefetchingTeacher,
-    RunningTeacher,
-    SparseTeacher,
-    StreamingTeacher,
     Teacher,
     TeacherConfig,
 )
+from stillhouse.teachers.cached_teachers import CachedSparseTeacher, CachedTeacher
 from stillhouse.teachers.store import (
     HEAD,
     DamagedShard,
@@ -61,12 +51,6 @@ OPTIONS = {
     "labels": (),
 }
 """The fields that belong to each kind of store."""
-
-MAX_LOGITS = 2**25
-"""Entries of logits that exist at a time while hidden states become sparse log-probabilities."""
-
-Compute = Callable[[TokenBatch, Sequence[str]], list[Record]]
-"""Sequences of a batch and their keys -> the record of each, from the teacher itself."""
 
 
 def parse_of(value: Any) -> Any:
@@ -356,279 +340,3 @@ def require_cache(config: TeacherConfig | None, path: str = "teacher") -> CacheT
         return config
     got = "no teacher" if config is None else f"kind {config.kind}"
     raise ConfigError(Fault(path, "is not cached", got=got, hint=f"Set {path}: {{kind: cache, of: FOLDER}}."))
-
-
-def content_keys(batch: TokenBatch, in_process: bool = True) -> list[str]:
-    """For each sequence of a batch 32 hexadecimal digits that change with its token ids and the pixels of its
-    images, with where the response begins and which of its tokens have rows and, for a teacher in this
-    process, with the dtype of autocast, but not with padding, order or step."""
-    device = batch.input_ids.device.type
-    autocast = in_process and torch.is_autocast_enabled(device)
-    dtype = str(torch.get_autocast_dtype(device)) if autocast else ""
-    keys = []
-    shown = batch.images or ((),) * len(batch)
-    sequences = zip(batch.token_ids, batch.prompt_lengths, batch.trained, shown, strict=True)
-    for ids, start, kept, images in sequences:
-        content = f"{start} {dtype}\n".encode() + np.array(ids, dtype="<i8").tobytes()
-        if kept is not None:
-            content += bytes(kept)
-        content += b"".join(bytes.fromhex(image.digest) for image in images)
-        keys.append(hashlib.blake2b(content, digest_size=16).hexdigest())
-    return keys
-
-
-class ReadThroughCache:
-    """The records of a batch's sequences: read from a store, or on a miss computed and stored."""
-
-    def __init__(self, store: Store, compute: Compute | None, in_process: bool = True) -> None:
-        """A cache over a store.
-
-        Args:
-            store: where records are.
-            compute: makes those that are missing; None where the teacher is not available.
-            in_process: whether the teacher computes in this process; see `TeacherConfig`.
-        """
-        self.store = store
-        self._compute = compute
-        self._in_process = in_process
-        self._lookups = self._hits = 0
-        self._reported = (0, 0)
-        self._prefetched: dict[str, Record] = {}
-
-    def prefetch(self, batch: TokenBatch) -> None:
-        """Have the records of these sequences in memory, and no others, even where the store has no room."""
-        self._prefetched = {}
-        records = self.records(batch)
-        self._prefetched = dict(zip(content_keys(batch, self._in_process), records, strict=True))
-
-    def records(self, batch: TokenBatch) -> list[Record]:
-        """One for each sequence of the batch.
-
-        Raises:
-            TeacherError: some are missing, and there is no teacher to compute them.
-        """
-        keys = content_keys(batch, self._in_process)
-        if all(key in self._prefetched for key in keys):
-            return [self._prefetched[key] for key in keys]
-        found = [self.store.get(key) for key in keys]
-        if None in found:
-            self.store.refresh()  # another process may have written them
-            found = [one or self.store.get(key) for key, one in zip(keys, found, strict=True)]
-        missing = [row for row, one in enumerate(found) if one is None]
-        self._lookups += len(keys)
-        self._hits += len(keys) - len(missing)
-        if missing:
-            computed = self._fill(batch, missing, [keys[row] for row in missing])
-            for row, record in zip(missing, computed, strict=True):
-                found[row] = record
-        return [one for one in found if one is not None]
-
-    def knows(self, batch: TokenBatch) -> list[bool]:
-        """For each sequence whether its record is there."""
-        return [key in self.store for key in content_keys(batch, self._in_process)]
-
-    def _fill(self, batch: TokenBatch, rows: list[int], keys: list[str]) -> list[Record]:
-        if self._compute is None:
-            raise TeacherError(
-                f"{self.store.folder}: {len(rows)} of the {len(batch)} sequences of a batch are "
-                f"not in the teacher cache, which holds {len(self.store):,}, and its on_miss is error. "
-                "Build the cache for this run where the teacher is (stillhouse cache build), with the same "
-                "data, template and limits; set its on_miss: fill, where the teacher is available; or "
-                "on_miss: skip, which leaves out rows of the data set that are not there."
-            )
-        part = batch.select(rows)
-        computed = self._compute(part, keys)
-        self.store.put(dict(zip(keys, computed, strict=True)))
-        return computed
-
-    def pop_metrics(self) -> MetricSums:
-        """The share of hits since this was last called, and the size of the store."""
-        lookups, hits = self._lookups - self._reported[0], self._hits - self._reported[1]
-        self._reported = (self._lookups, self._hits)
-        if not lookups:
-            return {}
-        return {"cache/hits": (hits, lookups), "cache/megabytes": (self.store.size / 1e6, 1)}
-
-    def close(self) -> str | None:
-        """Let go of the files; a line on what the cache was good for."""
-        self.store.close()
-        if not self._lookups:
-            return None
-        line = (
-            f"Teacher cache: {self._hits / self._lookups:.1%} of {self._lookups:,} sequences were there; "
-            f"{self.store.size / 1e6:,.1f} MB in {self.store.folder}"
-        )
-        if self.store.refused:
-            line += f"; {self.store.refused:,} were not stored (teacher.limit)"
-        return f"{line}; {self.store.damaged:,} damaged" if self.store.damaged else line
-
-
-class CachedTeacher:
-    """The exact distribution: hidden states from a store, with the teacher's head."""
-
-    def __init__(self, store: Store, codec: HiddenCodec, head: ModelHead, teacher: Teacher | None) -> None:
-        self.head = head
-        self.teacher = teacher
-        """The teacher behind it; None if it is not available."""
-        self._codec = codec
-        self._cache = ReadThroughCache(store, None if teacher is None else self._compute)
-
-    def knows(self, batch: TokenBatch) -> list[bool]:
-        """See `ReadThroughCache.knows`."""
-        return self._cache.knows(batch)
-
-    def prefetch(self, batches: Sequence[TokenBatch]) -> None:
-        """Ask a teacher that is elsewhere about all sequences of a step that are not there."""
-        teacher: RunningTeacher | None = self.teacher
-        if not isinstance(teacher, PrefetchingTeacher):
-            return
-        missing = [[row for row, known in enumerate(self.knows(batch)) if not known] for batch in batches]
-        teacher.prefetch([batch.select(rows) for batch, rows in zip(batches, missing, strict=True) if rows])
-
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """[N, Dt]: the teacher's last hidden states at the response rows, as they are stored."""
-        parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return carried([torch.cat(parts)], batch.input_ids.device)[0]
-
-    def _compute(self, batch: TokenBatch, _keys: Sequence[str]) -> list[Record]:
-        assert self.teacher is not None
-        counts = list(batch.row_counts)
-        hidden = self.teacher.hidden(batch).cpu().split(counts)
-        return [Record(count, self._codec.encode(part)) for count, part in zip(counts, hidden, strict=True)]
-
-    def pop_metrics(self) -> MetricSums:
-        """See `ReadThroughCache.pop_metrics`."""
-        return self._cache.pop_metrics()
-
-    def usage(self) -> dict[str, Any] | None:
-        """That of the teacher behind it."""
-        return None if self.teacher is None else self.teacher.usage()
-
-    def close(self) -> str | None:
-        """See `ReadThroughCache.close`."""
-        return self._cache.close()
-
-
-class CachedSparseTeacher:
-    """Log-probabilities of a few tokens of each row, from a store."""
-
-    def __init__(
-        self,
-        store: Store,
-        codec: SparseCodec,
-        teacher: AnyTeacher | None,
-        seed: int = 0,
-        in_process: bool = True,
-    ) -> None:
-        """Answer from a store.
-
-        Args:
-            store: where records are.
-            codec: how they are encoded.
-            teacher: computes those that are missing; None if it is not available.
-            seed: decides what is sampled, together with the text.
-            in_process: whether the teacher computes in this process; see `TeacherConfig`.
-        """
-        self.form: str = codec.form
-        self.teacher = teacher
-        """The teacher behind it; None if it is not available."""
-        self._codec = codec
-        self._seed = seed
-        self._cache = ReadThroughCache(store, None if teacher is None else self._compute, in_process)
-
-    def prefetch(self, batches: Sequence[TokenBatch]) -> None:
-        """Ask a streaming teacher about all micro-batches of a step at once."""
-        if batches and isinstance(self.teacher, StreamingTeacher):
-            self._cache.prefetch(concatenated(batches))
-
-    def knows(self, batch: TokenBatch) -> list[bool]:
-        """See `ReadThroughCache.knows`."""
-        return self._cache.knows(batch)
-
-    def sparse_logprobs(self, batch: TokenBatch) -> SparseLogprobs:
-        """N rows, as they are stored."""
-        parts = [self._codec.decode(record.tensors) for record in self._cache.records(batch)]
-        return concat_sparse(parts).to(batch.input_ids.device)
-
-    def _compute(self, batch: TokenBatch, keys: Sequence[str]) -> list[Record]:
-        counts = list(batch.row_counts)
-        if isinstance(self.teacher, StreamingTeacher):
-            records: dict[str, Record] = {}
-            for row, part in self.teacher.stream(batch):
-                records[keys[row]] = Record(counts[row], self._codec.encode(part))
-                # At once, so that an interruption loses nothing that was paid for.
-                self._cache.store.put({keys[row]: records[keys[row]]})
-            return [records[key] for key in keys]
-        if isinstance(self.teacher, Teacher):
-            labels = batch.row_labels().split(counts)
-            hidden = self.teacher.hidden(batch).split(counts)
-            parts = [
-                sparsified(self._codec, self.teacher.head, states, ids, self._seed_of(key))
-                for states, ids, key in zip(hidden, labels, keys, strict=True)
-            ]
-        else:
-            assert isinstance(self.teacher, SparseTeacher)
-            whole = self.teacher.sparse_logprobs(batch)
-            ends = torch.tensor(counts).cumsum(0).tolist()
-            parts = [whole[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        return [Record(count, self._codec.encode(part)) for count, part in zip(counts, parts, strict=True)]
-
-    def _seed_of(self, key: str) -> int:
-        """The same text always has the same samples."""
-        return int(key[:14], 16) ^ self._seed
-
-    def pop_metrics(self) -> MetricSums:
-        """See `ReadThroughCache.pop_metrics`."""
-        return self._cache.pop_metrics()
-
-    def usage(self) -> dict[str, Any] | None:
-        """That of the teacher behind it."""
-        return None if self.teacher is None else self.teacher.usage()
-
-    def close(self) -> str | None:
-        """See `ReadThroughCache.close`."""
-        line = self._cache.close()
-        if self.teacher is not None:
-            self.teacher.close()
-        return line
-
-
-def concatenated(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """The sequences of several batches in one, padded on the right to the longest."""
-    whole = TokenBatch.of(
-        [ids for batch in batches for ids in batch.token_ids],
-        [length for batch in batches for length in batch.prompt_lengths],
-        pad_id=0,
-        trained=[kept for batch in batches for kept in batch.trained],
-        images=[shown for batch in batches for shown in batch.images or ((),) * len(batch)],
-    )
-    return whole.to(batches[0].input_ids.device)
-
-
-def sparsified(
-    codec: SparseCodec, head: ModelHead, hidden: Tensor, labels: Tensor, seed: int
-) -> SparseLogprobs:
-    """A few tokens of exact distributions, in blocks of rows.
-
-    Args:
-        codec: decides which tokens.
-        head: the teacher's.
-        hidden: [R, Dt] of one sequence.
-        labels: [R], the tokens that follow.
-        seed: decides what is sampled.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    size = max(1, MAX_LOGITS // head.height)
-    parts = []
-    for start in range(0, hidden.shape[0], size):
-        rows = slice(start, start + size)
-        logprobs = torch.log_softmax(head.logits(hidden[rows]), -1)
-        if isinstance(codec, LabelsCodec):
-            part = SparseLogprobs.of_labels(logprobs.gather(-1, labels[rows, None]).squeeze(-1))
-        elif isinstance(codec, SampledCodec):
-            part = sampled_of(logprobs.cpu(), codec.samples, generator, codec.temperature, labels[rows].cpu())
-        else:
-            assert isinstance(codec, TopkCodec)
-            part = topk_of(logprobs, codec.k, labels[rows])
-        parts.append(part)
-    return concat_sparse(parts)

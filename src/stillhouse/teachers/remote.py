@@ -23,8 +23,8 @@ from stillhouse.errors import EnvironmentFault, TeacherError
 from stillhouse.models import local_device, vocab_digest
 from stillhouse.remote import check_url
 from stillhouse.teachers.base import REGISTRY, MetricSums, TeacherConfig
-from stillhouse.teachers.cached import content_keys
 from stillhouse.teachers.hidden.protocol import KEY, ServedFacts
+from stillhouse.teachers.read_through import content_keys
 from stillhouse.teachers.store.codecs import HiddenCodec
 
 

@@ -29,7 +29,8 @@ from stillhouse.errors import TrainingError
 from stillhouse.fused import FusedConfig, fused_label_facts, fused_rows
 from stillhouse.models import head_of, hidden_rows, layer_rows
 from stillhouse.objectives import Objective
-from stillhouse.objectives.base import Layers, each_objective
+from stillhouse.objectives.base import Layers
+from stillhouse.objectives.registry import each_objective
 from stillhouse.rollouts import ResponsePolicy, ResponsesConfig, TeacherHiddenCache
 from stillhouse.schedules import ScheduleTracker
 from stillhouse.teachers import AnyTeacher, FollowingTeacher

@@ -16,9 +16,9 @@ from stillhouse.errors import ConfigError, Fault, TrainingError
 from stillhouse.evaluate.likelihood import likelihood, references_of
 from stillhouse.files import follow_umask
 from stillhouse.models import image_reader
-from stillhouse.runs.build import make_step
 from stillhouse.runs.export.weights import name_ends
 from stillhouse.runs.folder import RunFolder
+from stillhouse.runs.make_step import make_step
 from stillhouse.train import checkpoints
 from stillhouse.train.callbacks import StepStateSaver, measured
 from stillhouse.train.driver import progress_of

@@ -18,7 +18,8 @@ from torch import Tensor
 from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.errors import TeacherError
-from stillhouse.remote.client import RETRIED_STATUSES, TransientError, is_loopback
+from stillhouse.remote.client import is_loopback
+from stillhouse.remote.retries import RETRIED_STATUSES, TransientError
 from stillhouse.teachers.hidden.protocol import (
     DTYPE,
     FINGERPRINT,
