@@ -120,7 +120,9 @@ def _reference(source: ImageSource, location: str, name: str, limits: ImageLimit
             facts = source.path.stat()
         except OSError as error:
             raise RowError(location, f"{name} is not there: no such file", MISSING) from error
-        key: Hashable = (source.path, facts.st_ino, facts.st_size, facts.st_mtime_ns, limits)
+        # The change time too: whoever replaces an image may set its other times to those of the former.
+        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        key: Hashable = (source.path, stamp, limits)
     else:
         with source.opened() as handle:
             key = (hashlib.sha256(handle.read()).digest(), limits)

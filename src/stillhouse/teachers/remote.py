@@ -100,7 +100,7 @@ class RemoteTeacherConfig(TeacherConfig):
         return HiddenClient(self, self.key())
 
     def facts(self) -> ServedFacts:
-        """What the servers say about their teacher; asked for once in a process.
+        """What the servers say about their teacher; asked for once in a run, by `check_tokenizer`.
 
         Raises:
             TeacherError: they do not answer, or are not of one teacher.
@@ -113,6 +113,7 @@ class RemoteTeacherConfig(TeacherConfig):
         Raises:
             TeacherError: they are not, or a server does not answer.
         """
+        _facts.cache_clear()  # another teacher may be served there since an earlier run of this process
         theirs = self.facts().tokenizer
         if theirs is not None and theirs != vocab_digest(tokenizer.get_vocab()):
             raise TeacherError(

@@ -80,3 +80,12 @@ def test_a_reference_shows_how_far_the_model_has_moved(file: str, tmp_path: Path
     alone = REGISTRY.parse({"kind": "preference", "data": file})
     assert alone.dependencies(context())["reference"] is None
     assert task.dependencies(context())["reference"] != other.dependencies(context())["reference"]
+
+
+def test_a_reference_that_another_run_has_replaced_is_loaded_anew(file: str, tmp_path: Path) -> None:
+    models()[2].save_pretrained(tmp_path / "start")
+    task = REGISTRY.parse({"kind": "preference", "data": file, "reference": str(tmp_path / "start")})
+    before = task.dependencies(context())
+    models()[1].save_pretrained(tmp_path / "start")
+    assert task.dependencies(context())["reference"] != before["reference"]
+    assert task.evaluate(context()).metrics["kl_to_reference"] > 0.1

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stillhouse.config import FilePath
 from stillhouse.core.types import Prompt, Response
+from stillhouse.errors import ModelError
 from stillhouse.evaluate.generation import response_statistics, to_responses, with_sums
 from stillhouse.evaluate.tasks.base import REGISTRY, EvalContext, TaskResult
 from stillhouse.evaluate.tasks.prompts import EvalSession, PromptTask, mean_over_seeds
-from stillhouse.models import TeacherModel, load_teacher
+from stillhouse.models import TeacherModel, fingerprint_of_files, load_teacher
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,11 +79,20 @@ class PreferenceTask(PromptTask):
     def _reference(self, context: EvalContext) -> nn.Module | None:
         if self.reference is None:
             return None
-        return _loaded(str(self.reference)).to(next(context.model.parameters()).device)
+        return _reference_at(str(self.reference)).to(next(context.model.parameters()).device)
+
+
+def _reference_at(path: str) -> nn.Module:
+    """The model that is there now; loaded once for all systems and tasks, while its files stay the same."""
+    try:
+        return _loaded(path, fingerprint_of_files(TeacherModel(path=path)))
+    except ModelError:  # a name on the hub whose weights have not been downloaded yet, or no model at all
+        return load_teacher(TeacherModel(path=path))
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: str) -> nn.Module:
+def _loaded(path: str, _files: str) -> nn.Module:
+    """The model at a path, by the digest of its files too: what is there may change while Python runs."""
     return load_teacher(TeacherModel(path=path))
 
 
