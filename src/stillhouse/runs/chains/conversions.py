@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import Field
 
 from stillhouse import console
-from stillhouse.config import Layer, Layered, StrictConfig, flatten, to_yaml, validate
+from stillhouse.config import Layer, Layered, StrictConfig, to_yaml
 from stillhouse.errors import ConfigError, ModelError
 from stillhouse.models import QuantiseConfig, TeacherModel, fingerprint, load_tokenizer
 from stillhouse.models.paths import model_files
 from stillhouse.models.quantise import require_package
-from stillhouse.runs.chains.layers import only, refuse_idle
+from stillhouse.runs.chains.layers import checked, only, refuse_idle
 from stillhouse.runs.chains.references import References, stood_in
-from stillhouse.runs.chains.stages import Stage, model_digests, write_stand_in
+from stillhouse.runs.chains.stages import SectionStage, model_digests, write_stand_in
 from stillhouse.runs.checks import preflight
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import StageSize
@@ -76,13 +76,11 @@ CONVERSIONS: Mapping[str, Conversion] = {
 
 
 @dataclass(frozen=True)
-class ConversionStage(Stage):
+class ConversionStage(SectionStage):
     """Converts the student of an earlier stage, and evaluates the result where it can be loaded here."""
 
-    section: str = field(kw_only=True)
+    reads = ("data", "evaluate", "teacher", "engine")
     values: ConversionConfig = field(kw_only=True)
-    origins: dict[str, dict[str, Any]] = field(kw_only=True)
-    evaluation: Resolved | None = field(kw_only=True)
 
     @property
     def distributed(self) -> bool:
@@ -92,11 +90,6 @@ class ConversionStage(Stage):
     def conversion(self) -> Conversion:
         """What is done."""
         return CONVERSIONS[self.section]
-
-    @property
-    def options(self) -> Any:
-        """With which values."""
-        return getattr(self.values, self.section)
 
     @property
     def what(self) -> str:
@@ -111,21 +104,6 @@ class ConversionStage(Stage):
             for name, reason in inert.items()
             if (path := f"{self.section}.{name}") in set_here
         ]
-
-    @property
-    def provenance(self) -> dict[str, dict[str, Any]]:
-        if self.evaluation is None:
-            return self.origins
-        measured = {
-            path: fact
-            for path, fact in self.evaluation.provenance.items()
-            if path.partition(".")[0] in ("data", "evaluate", "teacher", "engine")
-        }
-        return {**self.origins, **measured}
-
-    @property
-    def config(self) -> RunConfig | None:
-        return None if self.evaluation is None else self.evaluation.config
 
     def check(
         self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
@@ -159,8 +137,8 @@ class ConversionStage(Stage):
             with console.phase(f"{self.what}: {self.values.student.path}"):
                 shutil.rmtree(folder.student, ignore_errors=True)
                 self.conversion.convert(Path(self.values.student.path), self.options, folder.student)
-            if self.evaluation is not None:
-                self._evaluate(folder, self.evaluation.config)
+            if self.config is not None:
+                self._evaluate(folder, self.config)
         return Result(folder.path, "done", headline(folder))
 
     def _evaluate(self, folder: RunFolder, config: RunConfig) -> None:
@@ -196,19 +174,16 @@ def conversion_stage(
     )
     if isinstance(layered.values.get("student"), Mapping):
         references.put(layered)
-    values, origins = validate(ConversionConfig, layered)
-    flat = flatten(values)
-    facts = {path: {"value": flat[path], "origin": origin} for path, origin in origins.items()}
+    values, origins = checked(ConversionConfig, layered)
     folder = references.chain / name
-    evaluation = _evaluation(section, layers, folder, references)
     return ConversionStage(
         name,
         folder,
         tuple(references.found),
         section=section,
         values=values,
-        origins=facts,
-        evaluation=evaluation,
+        origins=origins,
+        resolved=_evaluation(section, layers, folder, references),
     )
 
 

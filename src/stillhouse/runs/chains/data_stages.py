@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from stillhouse import console
-from stillhouse.config import Layer, Layered, StrictConfig, flatten, to_yaml, validate
+from stillhouse.config import Layer, Layered, StrictConfig, to_yaml
 from stillhouse.data.datasets import dataset_at
 from stillhouse.files import ROWS_FILE
 from stillhouse.report.chains import rows_text
-from stillhouse.runs.chains.layers import only, refuse_idle
+from stillhouse.runs.chains.layers import checked, only, refuse_idle
 from stillhouse.runs.chains.references import References, with_stand_ins
 from stillhouse.runs.chains.sections import (
     SECTIONS,
@@ -23,7 +23,7 @@ from stillhouse.runs.chains.sections import (
     GenerateSection,
     PairsSection,
 )
-from stillhouse.runs.chains.stages import Stage, model_digests
+from stillhouse.runs.chains.stages import SectionStage, model_digests
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.estimate import StageSize
 from stillhouse.runs.resolve import Resolved, resolve_layers
@@ -48,19 +48,16 @@ class DataStageConfig(StrictConfig):
 
 
 @dataclass(frozen=True)
-class DataStage(Stage):
+class DataStage(SectionStage):
     """Writes rows into its folder; for later stages `stage:NAME` is the file with them."""
 
-    section: str = field(kw_only=True)
+    reads = (*READ, "train.seed")
     values: DataStageConfig = field(kw_only=True)
-    origins: dict[str, dict[str, Any]] = field(kw_only=True)
-    resolved: Resolved | None = field(kw_only=True)
-    """Models, data and sampling, for a section that asks for them."""
 
     @property
     def options(self) -> DataSection:
         """What it does."""
-        found: DataSection = getattr(self.values, self.section)
+        found: DataSection = super().options
         return found
 
     @property
@@ -78,16 +75,6 @@ class DataStage(Stage):
     @property
     def notes(self) -> Sequence[str]:
         return ()
-
-    @property
-    def provenance(self) -> dict[str, dict[str, Any]]:
-        read = {} if self.resolved is None else self.resolved.provenance
-        used = (*READ, "train.seed")
-        return {**self.origins, **{path: fact for path, fact in read.items() if _within(path, used)}}
-
-    @property
-    def config(self) -> RunConfig | None:
-        return None if self.resolved is None else self.resolved.config
 
     def check(
         self, config: RunConfig | None, stand_ins: Mapping[str, str], machine: Machine = HERE
@@ -137,18 +124,15 @@ def data_stage(
         Layer.of({"name": name}, "default"), *(only(layer, ("name", section)) for layer in own)
     )
     references.put(layered)
-    values, origins = validate(DataStageConfig, layered)
-    flat = flatten(values)
-    facts = {path: {"value": flat[path], "origin": origin} for path, origin in origins.items()}
-    resolved = _resolved(layers, references) if asks else None
+    values, origins = checked(DataStageConfig, layered)
     return DataStage(
         name,
         references.chain / name,
         tuple(references.found),
         section=section,
         values=values,
-        origins=facts,
-        resolved=resolved,
+        origins=origins,
+        resolved=_resolved(layers, references) if asks else None,
     )
 
 
@@ -163,7 +147,3 @@ def _resolved(layers: Sequence[Layer], references: References) -> Resolved:
         beneath["student"] = {"path": teacher.get("path"), "dtype": "auto"}
     read = (only(layer, READ) for layer in layers)
     return resolve_layers([Layer.of(beneath, "default"), *read], references.put)
-
-
-def _within(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in names)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
 
-from stillhouse.config import Layer
+from stillhouse.config import Layer, Layered, StrictConfig, flatten, validate
 from stillhouse.errors import ConfigError, Fault
+
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 
 def only(layer: Layer, keys: Collection[str]) -> Layer:
@@ -40,3 +43,14 @@ def refuse_idle(own: Sequence[Layer], known: Collection[str], section: str) -> N
     ]
     if idle:
         raise ConfigError(*idle)
+
+
+def checked(kind: type[ConfigT], layered: Layered) -> tuple[ConfigT, dict[str, dict[str, Any]]]:
+    """The values of a stage, and each with its origin.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    values, origins = validate(kind, layered)
+    flat = flatten(values)
+    return values, {path: {"value": flat[path], "origin": origin} for path, origin in origins.items()}

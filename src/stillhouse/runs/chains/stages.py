@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from stillhouse.config import StrictConfig
 from stillhouse.core.requirements import teacher_path
 from stillhouse.data.templates import with_template
 from stillhouse.errors import ModelError
@@ -169,6 +170,39 @@ class TrainingStage(Stage):
         from stillhouse.runs.execute import execute
 
         return execute(self.resolved, resume=resume)
+
+
+@dataclass(frozen=True)
+class SectionStage(Stage):
+    """One that trains nothing: a section of its values, such as `quantise` or `pairs`, says what it does."""
+
+    reads: ClassVar[tuple[str, ...]]
+    """The values of a run that it makes use of beside its section."""
+
+    section: str = field(kw_only=True)
+    values: StrictConfig = field(kw_only=True)
+    origins: dict[str, dict[str, Any]] = field(kw_only=True)
+    """Where each of its values comes from."""
+    resolved: Resolved | None = field(kw_only=True)
+    """What it takes of a run; None where it takes nothing."""
+
+    @property
+    def options(self) -> Any:
+        """The values of its section."""
+        return getattr(self.values, self.section)
+
+    @property
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        found = {} if self.resolved is None else self.resolved.provenance
+        return {**self.origins, **{path: fact for path, fact in found.items() if _within(path, self.reads)}}
+
+    @property
+    def config(self) -> RunConfig | None:
+        return None if self.resolved is None else self.resolved.config
+
+
+def _within(path: str, names: Sequence[str]) -> bool:
+    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in names)
 
 
 def model_digests(models: Mapping[str, ModelConfig | None], chain: Path) -> dict[str, str]:
