@@ -63,3 +63,17 @@ def test_init_writes_a_chain_that_resolves(workshop: Workshop) -> None:
     assert [(stage.name, stage.after) for stage in chain.stages] == [
         ("warm", ()), ("distil", ("warm",)), ("int4", ("distil",)), ("exported", ("distil",)),
     ]  # fmt: skip
+
+
+def test_init_writes_a_chain_with_a_training_on_pairs_behind_the_method(workshop: Workshop) -> None:
+    assert workshop.stillhouse("init", "kd", "--chain", "--then", "dpo", "-o", "made.yaml").code == 0
+    chain = resolve_chain("made.yaml")
+    assert [(stage.name, stage.after) for stage in chain.stages] == [
+        ("warm", ()), ("distil", ("warm",)), ("dpo", ("distil",)), ("int4", ("dpo",)), ("exported", ("dpo",)),
+    ]  # fmt: skip
+    trained = {stage.name: stage.config for stage in chain.stages if stage.config is not None}
+    assert str(trained["distil"].data.train.path) == "train.jsonl"
+    assert str(trained["dpo"].data.train.path) == "pairs.jsonl"
+    assert trained["dpo"].all_teachers["reference"].path == str(chain.folder_of("distil"))
+    assert "no method" in workshop.refused("init", "kd", "--chain", "--then", "dop")
+    assert "--then: is a stage of a chain" in workshop.refused("init", "kd", "--then", "dpo")

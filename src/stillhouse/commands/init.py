@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -14,7 +14,13 @@ from stillhouse.core.sharding import Parallelism
 from stillhouse.errors import ConfigError, Fault
 from stillhouse.files import atomic
 
+if TYPE_CHECKING:
+    from stillhouse.recipes import Recipe
+
 STUDENT = {"path": "path/or/hub-name/of/the/student"}
+TRAIN = "train.jsonl"
+ROWS = {"rejected": "pairs.jsonl", "reasoning": "chains.jsonl"}
+"""What a method asks of its rows -> a name for their file, where they are no ordinary ones."""
 LENGTHS = {"max_prompt": 256, "max_response": 256}
 USAGE = """# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.
 # A line that starts with # and no space is an option at its default: remove the # to set it.
@@ -36,6 +42,14 @@ def init(
     chain: Annotated[
         bool, typer.Option("--chain", help="A chain: a supervised warm start, the method, int4, an export.")
     ] = False,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a chain: a method that trains the student further, such as dpo on preference pairs.",
+            metavar="METHOD",
+            show_default=False,
+        ),
+    ] = None,
     launch: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +62,9 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented YAML file for a method; fill in the paths and run it."""
-    files = _files(method, output, chain, launch)
+    if then is not None and not chain:
+        raise ConfigError(Fault("--then", "is a stage of a chain", got=then, hint="Add --chain."))
+    files = _files(method, output, chain, launch, then)
     if None in files:
         typer.echo(files[None], nl=False)
         return
@@ -72,7 +88,7 @@ def init(
 
 
 def _files(
-    method: str | None, output: Path | None, chain: bool, launch: str | None
+    method: str | None, output: Path | None, chain: bool, launch: str | None, then: str | None
 ) -> dict[Path | None, str]:
     """What to write where, the run's file first; None: to the terminal."""
     if launch is not None and launch not in get_args(Parallelism):
@@ -82,7 +98,7 @@ def _files(
         if launch is None or chain:
             raise ConfigError("Name a method; `stillhouse methods` lists them.")
         return {output or Path(launch_file(launch)): launch_yaml(launch)}
-    text = starting_chain(method) if chain else starting_yaml(method)
+    text = starting_chain(method, then) if chain else starting_yaml(method)
     if launch is None:
         return {output: text}
     if output is None:
@@ -114,8 +130,6 @@ def starting_yaml(method: str) -> str:
 
     recipe = recipes.find(method)
     values = Layered.merged(Layer.read(recipe.path, "recipe")).values
-    files = {"rejected": "pairs.jsonl", "reasoning": "chains.jsonl"}
-    rows = next((file for need, file in files.items() if need in recipe.requirements.data), "train.jsonl")
     tree = {
         "name": method,
         "recipe": method,
@@ -123,7 +137,7 @@ def starting_yaml(method: str) -> str:
         **_teachers(recipe.teachers),
         **values,
         "data": {
-            "train": {"kind": "jsonl", "path": rows},
+            "train": {"kind": "jsonl", "path": _rows_for(recipe)},
             "valid": "valid.jsonl",
             **LENGTHS,
             **values.get("data", {}),
@@ -133,32 +147,58 @@ def starting_yaml(method: str) -> str:
     return f"{header}\n\n{USAGE}\n{commented_yaml(RunConfig, tree)}"
 
 
-def starting_chain(method: str) -> str:
+def starting_chain(method: str, then: str | None = None) -> str:
     """A chain around a method: a warm start before it, the student in int4 and exported behind it.
 
+    Args:
+        method: its name.
+        then: the name of one that trains the student of the first further.
+
     Raises:
-        ConfigError: no method has that name.
+        ConfigError: no method has one of the names.
     """
     from stillhouse import recipes
     from stillhouse.config.writing import dump
 
-    recipe = recipes.find(method)
+    stages: dict[str, Any] = {"warm": {"recipe": "sft", "student": STUDENT}}
+    stages["distil"] = _training(recipes.find(method), "stage:warm")
+    last = "distil"
+    if then is not None:
+        stages[then] = _training(recipes.find(then), "stage:distil")
+        last = then
+    stages["int4"] = {"quantise": {"weights": "int4"}, "student": {"path": f"stage:{last}"}}
+    stages["exported"] = {"export": {"to": "safetensors"}, "student": {"path": f"stage:{last}"}}
     tree = {
         "name": method,
-        "data": {"train": "train.jsonl", "valid": "valid.jsonl", **LENGTHS},
-        "stages": {
-            "warm": {"recipe": "sft", "student": STUDENT},
-            "distil": {"recipe": method, "student": {"path": "stage:warm"}, **_teachers(recipe.teachers)},
-            "int4": {"quantise": {"weights": "int4"}, "student": {"path": "stage:distil"}},
-            "exported": {"export": {"to": "safetensors"}, "student": {"path": "stage:distil"}},
-        },
+        "data": {"train": TRAIN, "valid": "valid.jsonl", **LENGTHS},
+        "stages": stages,
     }
     header = (
         "# What is outside of `stages` holds for all; `stage:NAME` is the student of an earlier stage.\n"
         "# Set the paths of models and data, then: stillhouse check FILE, and stillhouse run FILE.\n"
         f"# The options of a training stage: stillhouse init {method}\n"
     )
+    if any(ROWS["rejected"] in str(stage.get("data")) for stage in stages.values()):
+        header += (
+            f"# {ROWS['rejected']} holds rows with prompt, chosen and rejected; stages with `generate` and "
+            "`pairs` can make them.\n"
+        )
     return header + dump(tree)
+
+
+def _training(recipe: Recipe, start: str) -> dict[str, Any]:
+    """A stage that trains by a recipe from the student of an earlier one."""
+    teachers = _teachers(recipe.teachers)
+    if list(teachers) == ["teachers"] and list(teachers["teachers"]) == ["reference"]:
+        teachers["teachers"]["reference"]["path"] = start  # without a teacher: the student at its start
+    rows = _rows_for(recipe)
+    data = {} if rows == TRAIN else {"data": {"train": rows}}
+    return {"recipe": recipe.name, "student": {"path": start}, **teachers, **data}
+
+
+def _rows_for(recipe: Recipe) -> str:
+    """A name for the file with the rows that a recipe needs."""
+    return next((file for need, file in ROWS.items() if need in recipe.requirements.data), TRAIN)
 
 
 def _teachers(names: tuple[str, ...]) -> dict[str, Any]:
