@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -320,3 +321,15 @@ def locate(path: str | Path) -> Path:
 
 ROWS_FILE = "rows.jsonl"
 """What a stage of a chain that makes data leaves in its folder."""
+
+IMAGES_FOLDER = "images"
+"""Beside files of answers: the images of their questions that were no files of their own, by digest."""
+
+
+def copy_images(source: Path, target: Path) -> None:
+    """Copy images that lie beside files of answers in one folder to another, unless they are there."""
+    for image in (source / IMAGES_FOLDER).glob("*"):
+        place = target / IMAGES_FOLDER / image.name
+        if not place.exists():
+            with atomic(place, "wb") as handle, open(image, "rb") as original:
+                shutil.copyfileobj(original, handle)

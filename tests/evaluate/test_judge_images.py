@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.workshop import Workshop
 
 from stillhouse.core.images import IMAGE, EncodedImage, ImageFile, ImageLimits, ImageRef
 from stillhouse.core.journal import Journal
+from stillhouse.core.shared import SharedResults
 from stillhouse.core.types import Prompt, Response
 from stillhouse.evaluate.judge import AnswerPair, Rubric, fill_rubric, judge_pairs
 from stillhouse.evaluate.rankers.base import RankingPlace
@@ -24,6 +26,7 @@ from stillhouse.evaluate.rankers.judge import JudgeRanker
 from stillhouse.evaluate.shown_images import ShownImages
 from stillhouse.remote import ServerConnection
 from stillhouse.rollouts.offline.samples import Sample
+from stillhouse.runs.folder import RunFolder
 
 CHAT = "/v1/chat/completions"
 
@@ -201,6 +204,37 @@ def test_answers_of_an_evaluation_are_judged_at_the_limits_of_their_run(workshop
         assert "the images of 2 of 2 answers cannot be shown to the judge: a.jsonl:1: its image" in said
         assert ") is not there" in said  # its path may be shortened
         assert len(service.bodies(CHAT)) == 4
+
+
+def test_images_without_a_file_lie_beside_the_rows_of_an_evaluation_once(workshop: Workshop) -> None:
+    held = io.BytesIO()
+    picture(0, 40, 20).save(held, "JPEG")
+    shown = ImageRef.of(EncodedImage(held.getvalue()), "valid.parquet:1")
+    first = RunFolder(workshop.folder / "runs" / "a")
+    with SharedResults(workshop.folder / "shared", "a").once("a", {}, [first.evaluation("student after")]):
+        for system in ("student before", "student after"):
+            entries, asked = ShownImages(), ("What is it?", "And where?")
+            rows = [{"id": q, "prompt": q, "response": "x", **entries.fields(q, [shown])} for q in asked]
+            first.write_evaluation(system, {}, rows)
+    files = sorted(path.name for path in (first.path / "evaluation" / "images").iterdir())
+    assert files == [f"{shown.digest}.jpeg"]
+    assert (first.path / "evaluation" / "images" / files[0]).read_bytes() == held.getvalue()
+    rows_file = first.evaluation("student after").with_suffix(".jsonl")
+    assert "base64" not in re.sub('"thumbnail": "[^"]*"', "", rows_file.read_text("utf-8"))
+
+    copied = workshop.folder / "elsewhere" / "evaluation" / rows_file.name  # as another run of a sweep has it
+    with SharedResults(workshop.folder / "shared", "b").once("a", {}, [copied.with_suffix(".json")]) as there:
+        assert there
+    copied.write_bytes(rows_file.read_bytes())
+    first.path.rename(workshop.folder / "runs" / "moved")
+    moved = "runs/moved/evaluation/student-after.jsonl"
+    with serving(says_first) as service:
+        command = ("judge", moved, str(copied), "-o", "judged.json", "--url", service.url)
+        said = workshop.stillhouse(*command)
+        assert said.code == 0, said.err
+        assert {parts_of(body)[1] for body in service.bodies(CHAT)} == {pixels(shown.open())}
+        picture(1, 40, 20).save(copied.parent / "images" / files[0])
+        assert "is another one than when it was answered" in " ".join(workshop.refused(*command).split())
 
 
 def test_images_without_a_file_are_judged_from_the_rows(workshop: Workshop) -> None:

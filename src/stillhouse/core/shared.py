@@ -14,7 +14,7 @@ from typing import Any
 
 from stillhouse import locks
 from stillhouse.core.journal import content_digest
-from stillhouse.files import append_jsonl, atomic
+from stillhouse.files import append_jsonl, atomic, copy_images
 
 LEDGER = "ledger.jsonl"
 
@@ -46,6 +46,7 @@ class SharedResults:
             what: the beginning of the file's name, for people.
             key: what the result depends on.
             files: where this run has them; of the last one, written last, it is told whether all are there.
+                With them go the images that lie beside them by digest.
         """
         digest = content_digest({**self.depends_on, **key})
         place = self.folder / f"{what}-{digest}"
@@ -55,10 +56,12 @@ class SharedResults:
         with locks.in_turn(place.with_name(f".{place.name}.lock")):
             there = kept[-1].exists()
             if there:
+                copy_images(self.folder, files[-1].parent)
                 _copy(kept, files)
                 self._tell(what, digest, taken=True)
             yield there
             if not there and files[-1].exists():
+                copy_images(files[-1].parent, self.folder)
                 _copy(files, kept)
                 self._tell(what, digest, taken=False)
 

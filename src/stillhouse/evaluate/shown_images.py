@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stillhouse.core.images import EncodedImage, ImageLimits, ImageRef
+from stillhouse.files import IMAGES_FOLDER, atomic
 
 SIDE = 96
 """The longer side of a thumbnail in pixels."""
@@ -29,7 +33,8 @@ class ShownImages:
     def fields(self, id: str, images: Sequence[ImageRef]) -> dict[str, Any]:
         """What the next row of a question says about its images; nothing but in its first row.
 
-        Of an image that is no file of its own the encoded bytes are kept (`bytes`, a data URL).
+        Of an image that is no file of its own the encoded bytes are kept (`bytes`, a data URL), which
+        `with_images_beside` puts into files.
 
         Args:
             id: of the question.
@@ -55,6 +60,37 @@ class ShownImages:
         thumbnail = image.thumbnail(SIDE) if self._left > 0 else ""
         self._left -= len(thumbnail)
         return {**entry, "thumbnail": thumbnail} if thumbnail and self._left >= 0 else entry
+
+
+def with_images_beside(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The rows with a path in the place of encoded bytes: each image is written once, by its digest.
+
+    Args:
+        rows: of answers.
+        folder: that of the file for the rows, to which the paths are relative.
+    """
+    found = []
+    for row in rows:
+        entries = row.get("images")
+        if entries:
+            row = {**row, "images": [_beside(entry, folder) for entry in entries]}
+        found.append(row)
+    return found
+
+
+def _beside(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if "bytes" not in entry:
+        return dict(entry)
+    from PIL import Image
+
+    data = base64.b64decode(entry["bytes"].removeprefix(EncodedImage.PREFIX))
+    with Image.open(io.BytesIO(data)) as image:
+        kind = str(image.format).lower()
+    path = Path(IMAGES_FOLDER) / f"{entry['digest']}.{kind}"
+    if not (folder / path).is_file():
+        with atomic(folder / path, "wb") as handle:
+            handle.write(data)
+    return {"path": str(path), **{name: value for name, value in entry.items() if name != "bytes"}}
 
 
 def kept_limits(entry: Any) -> ImageLimits | None:

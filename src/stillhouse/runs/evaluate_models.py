@@ -23,7 +23,7 @@ from stillhouse.data.tokenise import Encoder
 from stillhouse.engines import TokenizerInfo
 from stillhouse.errors import ConfigError, Fault, ModelError
 from stillhouse.evaluate.tasks import REGISTRY as TASKS
-from stillhouse.files import atomic, check_writable, locate
+from stillhouse.files import atomic, check_writable, copy_images, locate
 from stillhouse.models import (
     check_same_tokenizer,
     fingerprint,
@@ -195,6 +195,7 @@ def evaluate_models(
         target = RunFolder(folder / student.label)
         if teacher is not None and target.main:
             _copy(teacher_folder.path / "evaluation", target.path / "evaluation", "teacher*.json*")
+            copy_images(teacher_folder.path / "evaluation", target.path / "evaluation")
         _evaluate(student, resolved[student.label], target)
     return [folder / student.label for student in students]
 
@@ -241,6 +242,7 @@ def _move_stale_results(folder: RunFolder, weights: str) -> None:
         away.mkdir(exist_ok=True)
         for path in old:
             os.replace(path, away / path.name)
+        copy_images(folder.path / "evaluation", away)
         logger.warning("%s: results of other weights were moved to %s", folder.path, away)
     folder.write(kept.name, weights)
 

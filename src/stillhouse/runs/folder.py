@@ -17,6 +17,7 @@ from stillhouse import __version__, locks
 from stillhouse.core.distributed import rank_and_size
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
+from stillhouse.evaluate.shown_images import with_images_beside
 from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
 from stillhouse.locks import only_one
 from stillhouse.report.record import running_process
@@ -181,7 +182,7 @@ class RunFolder:
         if not self.main:
             return
         path = self.evaluation(system, task)
-        write_jsonl(path.with_name(f"{path.stem}.jsonl"), rows)
+        write_jsonl(path.with_name(f"{path.stem}.jsonl"), with_images_beside(rows, path.parent))
         write_json(path, {"system": system, **facts})
         kept = path.parent / ".partial"
         for piece in (*kept.glob(f"{path.stem}.jsonl"), *kept.glob(f"{path.stem}~*.jsonl")):
