@@ -3,8 +3,10 @@
 The task is E2E NLG with the demonstration's teacher. Its samples (4 a prompt, temperature 1) are ranked by
 ROUGE-L against the references; best and worst are the pairs, those of the evaluation from its own prompts.
 Every method starts from the same distilled student of a seed. A further method is one entry of `METHODS`.
+DPO runs twice, one after the other: as the recipe `dpo`, and with the steps of TRL's DPOTrainer over the same
+models, token ids and order.
 
-    python benchmarks/preferences.py            # about 15 minutes on one thread
+    python benchmarks/preferences.py            # about 8 minutes on one thread
     python benchmarks/preferences.py --small    # a check that it runs; writes nothing
 
 Writes benchmarks/results/preferences.json.
@@ -42,9 +44,12 @@ RESULT = Path(__file__).parent / "results" / "preferences.json"
 SAMPLES = 4
 METHODS: dict[str, dict[str, Any]] = {
     "DPO": {"recipe": "dpo", "objective": {"beta": 0.1}},
+    "DPO by TRL": {"recipe": "dpo", "objective": {"beta": 0.1}},
     "SimPER": {"recipe": "simper"},
 }
 """By name: what the run after the distillation has otherwise than its recipe."""
+OF_TRL = "DPO-by-TRL"
+"""How the folders of runs begin whose steps TRL takes."""
 TRAIN = {
     "epochs": 2.0, "batch_size": 32, "micro_batch_size": 16, "lr": 3e-4, "weight_decay": 0.0,
     "validate_every": "never", "save_every": "never",
@@ -56,7 +61,7 @@ MEASURES = ("preference_accuracy", "reward_accuracy", "rouge_l", "kl_to_referenc
 class Size:
     """How much of everything."""
 
-    prompts: int = 600
+    prompts: int = 300
     held_out: int = 120
     seeds: tuple[int, ...] = (1, 2, 3)
     warm_start: Mapping[str, Any] | None = None
@@ -145,7 +150,12 @@ def preferring(
     }  # fmt: skip
     tree["data"] = {**tree["data"], "train": str(pairs), "valid": None}
     if not (folder / "student").is_dir():
-        execute(resolve(tree))
+        if folder.name.startswith(OF_TRL):
+            from _trl_dpo import run_by_trl
+
+            run_by_trl(resolve(tree), folder)
+        else:
+            execute(resolve(tree))
     return folder
 
 
@@ -185,7 +195,8 @@ def table(folder: Path, size: Size, methods: Mapping[str, Mapping[str, Any]]) ->
         if seed == size.seeds[0]:
             found["student"].append(measured(student, "student-before"))
         for name, method in methods.items():
-            place = preferring(folder / f"{name}-{seed}", seed, student, size, (pairs, held_out), method)
+            place = folder / f"{name.replace(' ', '-')}-{seed}"
+            preferring(place, seed, student, size, (pairs, held_out), method)
             if name == next(iter(methods)):
                 found["distilled"].append(measured(place, "student-before"))
             found.setdefault(f"distilled + {name}", []).append(measured(place, "student-after"))
