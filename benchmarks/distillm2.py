@@ -19,13 +19,10 @@ papers do, five times by sampling at temperature 1. Writes benchmarks/results/di
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from _distillm2_methods import METHODS, OTHERS, PAIRED, PROBES
 from _distillm2_table import bleu, lines, markdown, plot, summary
 from _distillm_runs import DATA, RESULTS, done, llama, measure_processor_time, parser
 from _distillm_runs import run as once
+from _result import result, save
 
 measure_processor_time()
 SAMPLED = (10, 20, 30, 40, 50)
@@ -255,19 +253,13 @@ def systems(size: Size, folder: Path, models: tuple[Path, Path]) -> list[dict[st
 
 def write(out: Path, record: dict[str, Any]) -> None:
     """JSON, table and plot."""
-    from stillhouse.files import atomic, write_json
+    from stillhouse.files import atomic
 
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "distillm2.json", record)
+    save(out / "distillm2.json", record)
     with atomic(out / "distillm2.md") as handle:
         handle.write(markdown(record))
     plot(record["rows"], out / "distillm2.png")
-
-
-def versions() -> dict[str, str]:
-    """Of everything that a number may depend on."""
-    packages = ("torch", "transformers", "rouge-score", "sacrebleu", "stillhouse")
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def main() -> None:
@@ -285,11 +277,12 @@ def main() -> None:
     folder, out = options.folder.resolve(), options.folder.resolve() if options.small else RESULTS
     models = make_teacher(size, folder), make_student(size, folder)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.only or METHODS}
-    record: dict[str, Any] = {
-        "command": "python benchmarks/distillm2.py" + " --finished --probes" * options.finished,
-        "date": date.today().isoformat(), "versions": versions(), "threads": 1,
-        "cpu": torch.backends.cpu.get_cpu_capability(), "size": asdict(size),
-    }  # fmt: skip
+    record = result(
+        [],
+        ("transformers", "rouge-score", "sacrebleu"),
+        cpu=torch.backends.cpu.get_cpu_capability(),
+        size=asdict(size),
+    )
     for seed in range(options.seeds or size.seeds):
         for name in found:
             if options.finished and not done(folder / f"{slug(name)}-{seed}"):

@@ -31,15 +31,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import platform
-import sys
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from _distillm_results import markdown, measure, plot, summary, timed
 from _distillm_runs import DATA, RESULTS, done, llama, measure_processor_time, parser, run
+from _result import result, save
 
 measure_processor_time()
 SHARE = {"kind": "dev_loss", "start": 0.2, "step": 0.1, "tolerance": 0.0}
@@ -232,20 +230,10 @@ def once(
 def write(rows: list[dict[str, Any]], size: Size, out: Path) -> None:
     """JSON, table and plot."""
     import torch
-    import transformers
 
-    from stillhouse.files import write_json
-
-    command = " ".join(["python", "benchmarks/distillm_speed.py", *sys.argv[1:]])
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["transformers"] = transformers.__version__
     facts = {"cpu": torch.backends.cpu.get_cpu_capability(), "size": vars(size), "methods": METHODS}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out / "distillm_speed.json",
-        {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1, **facts,
-         "rows": rows},
-    )  # fmt: skip
+    save(out / "distillm_speed.json", result(rows, **facts))
     (out / "distillm_speed.md").write_text(markdown(rows), encoding="utf-8")
     plot(rows, out / "distillm_speed.png")
     print(markdown(rows))

@@ -12,15 +12,14 @@ all prompts, and judged on held-out ones, also greedily, and on those of three k
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 import tempfile
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from _result import result, save
 
 from stillhouse.files import write_jsonl
 
@@ -158,19 +157,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         rows = table(Path(place), options.small)
-    found = {
-        "command": "nice -n 15 python benchmarks/drafts.py --output benchmarks/results/drafts.json",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "seeds": [SEED],
-        "rows": rows,
-    }
-    text = json.dumps(found, indent=2) + "\n"
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text, encoding="utf-8")
+    found = result(rows, seeds=[SEED])
+    print(json.dumps(found, indent=2))
+    save(options.output, found)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import argparse
 import json
 import os
 import tempfile
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from _result import result, save
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stillhouse.files import write_json
 from stillhouse.models import StudentConfig, load_tokenizer
 from stillhouse.runs.estimate import peak_of_steps, run_size
 from stillhouse.runs.measure import measure, predict
@@ -111,9 +109,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """The result so far."""
-    versions = {one: metadata.version(one) for one in PACKAGES}
-    facts = {"command": "python benchmarks/estimates.py", "date": str(date.today()), "device": device()}
-    write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+    save(RESULT, result(rows, PACKAGES, device=device()))
 
 
 def device() -> str:

@@ -13,19 +13,16 @@ Writes benchmarks/results/generate_batch.json.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from _result import result, save
 from generation import Case, Subject, random_llama, some_prompts, with_engine
 from transformers import ContinuousBatchingConfig, GenerationConfig
-
-from stillhouse.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "generate_batch.json"
 
@@ -90,13 +87,7 @@ def main() -> None:
     rows.append({"keeps": kept(subject)})
     print(rows[-1])
     if not small:
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        facts = {"command": "python benchmarks/generate_batch.py", "date": date.today().isoformat()}
-        write_json(RESULTS, {**facts, "versions": versions, "threads": 1, "rows": rows})
+        save(RESULTS, result(rows))
 
 
 if __name__ == "__main__":

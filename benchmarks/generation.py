@@ -22,24 +22,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from _result import result, save
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from stillhouse.engines import Sampling, TokenizerInfo, TransformersConfig
-from stillhouse.files import locate, write_json
+from stillhouse.files import locate
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 MAX_TOKENS = 64
@@ -237,18 +235,6 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (order[row["model"]], row["vocabulary"]))
 
 
-def save(rows: list[dict[str, Any]], path: Path) -> None:
-    """The rows with what is needed to repeat them."""
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
-    facts = {"command": command, "date": date.today().isoformat(), "versions": versions, "threads": 1}
-    write_json(path, {**facts, "rows": in_order(rows)})
-
-
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The ratio against the batch size, a line for each model; dashed is one batch alone."""
     import matplotlib
@@ -307,7 +293,7 @@ def main() -> None:
         rows.append(measure(subjects[key], case, options.rounds or (1 if options.small else 3)))
         print("  ".join(str(value) for value in rows[-1].values()), flush=True)
         if output:
-            save(rows, output)
+            save(output, result(in_order(rows)))
             plot(rows, output.with_suffix(".svg"))
 
 

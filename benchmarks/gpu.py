@@ -45,9 +45,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+from _result import result, save
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "gpu.json"
@@ -172,16 +173,13 @@ def say(stage: str, row: dict[str, Any]) -> None:
 
 def write(options: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
     """All rows so far with what is needed to repeat them, in one atomic file."""
-    from stillhouse.files import write_json
 
     device = device_name()
     target = options.output or (RESULT if device != "cpu" and not options.small else None)
     if target is None:
         return
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
-    command = " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
-    facts = {"command": command, "date": date.today().isoformat(), "device": device, "versions": versions}
-    write_json(target, {**facts, "threads": os.cpu_count() if device != "cpu" else 1, "rows": rows})
+    threads = os.cpu_count() if device != "cpu" else 1
+    save(target, result(rows, PACKAGES, device=device, threads=threads))
 
 
 @functools.cache

@@ -19,8 +19,6 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import transformers
+from _result import result, save
 from accelerate import init_empty_weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ModelError
-from stillhouse.files import write_json
 from stillhouse.models import head_of, hidden_rows
 from stillhouse.models.hidden import check_head
 
@@ -60,14 +58,14 @@ def main() -> None:
 
 
 def try_all(
-    attempt: Callable[[str], dict[str, Any]], some: Sequence[str], result: Path, description: str | None
+    attempt: Callable[[str], dict[str, Any]], some: Sequence[str], output: Path, description: str | None
 ) -> None:
     """Try every causal architecture of transformers, or `some` with --small, which writes nothing.
 
     Args:
         attempt: the name of an architecture to a row with its `verdict`.
         some: a few names.
-        result: the JSON file, called as the script.
+        output: the JSON file, called as the script.
         description: of the script.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
@@ -81,9 +79,7 @@ def try_all(
         print(json.dumps(rows[-1]), flush=True)
     print(dict(Counter(row["verdict"] for row in rows)))
     if not small:
-        facts = {"command": f"python benchmarks/{result.stem}.py", "date": str(date.today())}
-        versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-        write_json(result, {**facts, "versions": versions, "threads": 1, "rows": rows})
+        save(output, result(rows))
 
 
 def give_up(*_: Any) -> None:

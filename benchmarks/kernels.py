@@ -14,26 +14,23 @@ estimate, not a measurement, and without the products.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import platform
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton
 import triton.language as tl
+from _result import result, save
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stillhouse.core.rows import Rows
 from stillhouse.core.types import SOURCES
-from stillhouse.files import write_json
 from stillhouse.fused.triton.launch import BLOCK, NUMBERS, compile_options, constants
 from stillhouse.fused.triton.template import LabelRows, LogitRows, template
 from stillhouse.objectives import REGISTRY, build
@@ -180,19 +177,7 @@ def main() -> None:
     for row in rows(asked.small):
         found.append(row)
         print(*row.values(), sep="  ", flush=True)
-    out = asked.out or (None if asked.small else RESULT)
-    if out is not None:
-        result = {
-            "command": "python benchmarks/kernels.py" + (" --small" if asked.small else ""),
-            "date": date.today().isoformat(),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in ("triton", "torch", "stillhouse")},
-            },
-            "threads": 1,
-            "rows": found,
-        }
-        write_json(out, result)
+    save(asked.out or (None if asked.small else RESULT), result(found, ["triton"], threads=1))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _result import result, save
 from torch import Tensor
 
 from stillhouse.core.rows import Rows
-from stillhouse.files import write_json
 from stillhouse.fused import FusedConfig, fused_rows
 from stillhouse.objectives import build
 
@@ -48,9 +46,7 @@ def main() -> None:
             rows.append({"logit_spread": spread, "objective": kind, **errors(kind, models)})
             print(json.dumps(rows[-1]), flush=True)
     if not small:
-        facts = {"command": "python benchmarks/logit_precision.py", "date": str(date.today())}
-        versions = {"torch": metadata.version("torch")}
-        write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+        save(RESULT, result(rows, []))
 
 
 def pair(spread: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

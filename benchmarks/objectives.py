@@ -28,20 +28,18 @@ import gc
 import importlib.metadata
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from _peers import FULL, peer
+from _result import result, save
 from torch import Tensor
 
 from stillhouse.core.head import ModelHead, ModelSignal
 from stillhouse.core.rows import Rows
-from stillhouse.files import write_json
 from stillhouse.fused import fused_loss
 from stillhouse.objectives import Objective, build
 
@@ -288,13 +286,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = "objectives_small.json" if arguments.small else "objectives.json"
     output = arguments.output or RESULTS / name
-    record: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/objectives.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "threads": [],
-        "rows": [],
-    }
+    record = result([], versions=versions(), threads=[])
     for vocab, width, dtype, threads, kinds, rounds in settings(arguments.small):
         precision = str(dtype).removeprefix("torch.")
         setting = f"V={vocab} D={width} {precision} threads={threads}"
@@ -307,7 +299,7 @@ def main() -> None:
             row = {"setting": setting, **measure(step, kind, arguments.rounds or rounds)}
             record["rows"].append(row)
             print(" ".join(f"{key}={value}" for key, value in row.items() if key != "note"), flush=True)
-            write_json(output, record)  # after each row: a run that is cut off has measured something
+            save(output, record)  # after each row: a run that is cut off has measured something
     plot(record["rows"], output.with_suffix(".png"))
 
 

@@ -24,8 +24,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +32,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import heads
 import torch
 import transformers
+from _result import result, save
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stillhouse.core.batch import TokenBatch
-from stillhouse.files import write_json
 from stillhouse.models import choose_packing, hidden_rows
 from stillhouse.models.packing import Packing, set_packing
 
@@ -80,10 +78,8 @@ def main() -> None:
         print({f"float32 {a}, bfloat16 {b}": count for (a, b), count in counts.most_common()})
         found["architectures"] = rows
     if not small:
-        facts = {"command": "python benchmarks/packing.py", "date": str(date.today())}
-        versions = {name: metadata.version(name) for name in ("torch", "transformers")}
         kept = {name: found[name] for name in PARTS if name in found}
-        write_json(RESULT, {**facts, "versions": versions, "threads": 1, **kept})
+        save(RESULT, {**result([]), **kept})
 
 
 def said(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

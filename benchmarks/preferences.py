@@ -21,8 +21,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from _result import result, save
 
 from stillhouse.config import Layer, Layered
 from stillhouse.evaluate.preference_files import pairs_of_files
 from stillhouse.evaluate.rankers import REGISTRY as RANKERS
-from stillhouse.files import locate, write_json
+from stillhouse.files import locate
 from stillhouse.runs.execute import execute
 from stillhouse.runs.generate import GenerateArguments, generate
 from stillhouse.runs.resolve import resolve
@@ -216,7 +215,7 @@ def main() -> None:
 
 def measure(
     rows_of: Callable[[Path, bool], list[dict[str, Any]]],
-    result: Path,
+    output: Path,
     description: str | None,
     **facts: Any,
 ) -> None:
@@ -224,7 +223,7 @@ def measure(
 
     Args:
         rows_of: a folder for the runs, and whether it is only a check, to the rows of the table.
-        result: the JSON file, called as the script.
+        output: the JSON file, called as the script.
         description: of the script.
         facts: what the file says besides.
     """
@@ -242,11 +241,8 @@ def measure(
     for one in rows:
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in one.items()})
     if not arguments.small:
-        versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "trl")}
-        command = f"python benchmarks/{result.stem}.py"
-        today = date.today().isoformat()
-        found = {"command": command, "date": today, "versions": versions, "threads": 1, **facts}
-        write_json(result, {**found, "rows": rows})
+        facts["command"] = f"python benchmarks/{output.stem}.py"  # wherever its runs were kept
+        save(output, result(rows, ["transformers", "trl"], **facts))
 
 
 if __name__ == "__main__":

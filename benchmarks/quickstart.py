@@ -7,13 +7,12 @@ python benchmarks/quickstart.py --small    # a few steps of each stage, writes n
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
+
+from _result import result, save
 
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
 METRICS = ("rouge_l", "kl_to_teacher")
@@ -26,8 +25,6 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few steps, no result file")
     small = parser.parse_args().small
 
-    import torch
-
     from stillhouse.commands.quickstart import quickstart
     from stillhouse.report import load_runs, summary_table
 
@@ -39,18 +36,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     table = summary_table(load_runs([folder / "kd", folder / "distillm2"]))
     rows = [{"system": row["system"], **{name: row.get(name) for name in SHOWN}} for row in table.records()]
-    result = {
-        "command": "python benchmarks/quickstart.py",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "rows": rows,
-    }
-    print(json.dumps(result, indent=2))
-    if not small:
-        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    found = result(rows, seconds=round(seconds, 1))
+    print(json.dumps(found, indent=2))
+    save(None if small else RESULT, found)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import json
 import logging
 import platform
 import sys
@@ -24,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 from _reliability_trials import PARTS, Trial  # noqa: E402
+from _result import result, save  # noqa: E402
 
-import stillhouse  # noqa: E402
 from stillhouse.files import append_jsonl, read_jsonl_leniently  # noqa: E402
 
 TRIALS = {"kills": 320, "starts": 40, "fuzz": 2000, "lies": 1000, "programs": 120}
@@ -117,20 +114,10 @@ def main() -> int:
     for row in rows:
         kills = f" ({row['kills']} kills)" if "kills" in row else ""
         print(f"{row['part']}: {row['failures']} failures in {row['trials']} trials{kills}")
-    result = {
-        "command": "python benchmarks/reliability.py",
-        "date": datetime.date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "stillhouse": stillhouse.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "platform": platform.system(),
-        "rows": rows,
-    }
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(
+        options.output,
+        result(rows, command="python benchmarks/reliability.py", platform=platform.system()),
+    )
     return int(any(row["failures"] for row in rows))
 
 

@@ -11,20 +11,18 @@ the page's main thread: parsing, scripts, styles and layout, which other work on
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from _result import result, save
 from tests.report.browser import Page, browser, chromium
 from tests.report.made_runs import make_run
 
@@ -106,18 +104,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rows = [measured(Path(name), runs, prompts, 2 if small else 7) for runs, prompts in sizes]
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    result = {
-        "command": "python benchmarks/report.py",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "matplotlib", "jinja2")}
-        | {"python": platform.python_version(), "chromium": version.strip()},
-        "threads": 1,
-        "load_average": round(os.getloadavg()[0], 1),
-        "rows": rows,
-    }
-    print(json.dumps(result, indent=2))
-    if not small:
-        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    found = result(
+        rows,
+        ("matplotlib", "jinja2"),
+        versions={"chromium": version.strip()},
+        threads=1,
+        load_average=round(os.getloadavg()[0], 1),
+    )
+    print(json.dumps(found, indent=2))
+    save(None if small else RESULT, found)
 
 
 if __name__ == "__main__":

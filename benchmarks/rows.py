@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stillhouse.core.versions import installed_version
-from stillhouse.files import STAGE, write_json
+from _result import result, save
+
+from stillhouse.files import STAGE
 from stillhouse.rollouts.offline.stage_files import stage_header
 from stillhouse.runs.measured_steps import peak_of_process
 
@@ -142,16 +142,7 @@ def main() -> None:
             shutil.rmtree(path.parent)
     if options.only != list(WORK):
         rows = merged(options.output, rows)
-    write_json(
-        options.output,
-        {
-            "command": "python benchmarks/rows.py" + (" --small" if options.small else ""),
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": {name: installed_version(name) for name in ("stillhouse", "torch", "datasets")},
-            "threads": 1,
-            "rows": rows,
-        },
-    )
+    save(options.output, result(rows, ["datasets"], threads=1))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,18 @@ and restaurants what was kept. Steps, batch and learning rate are equal; the sta
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from _result import result, save
 
 import stillhouse
-from stillhouse.files import locate, write_json, write_jsonl
+from stillhouse.files import locate, write_jsonl
 
 DEMO = "package:stillhouse/demo"
 CONTEXT = "{prompt}\nExample: {response}"
@@ -183,24 +180,11 @@ def main() -> None:
                 found[method].append(bench.method(method, seed))
                 print(seed, method, found[method][-1], flush=True)
         table += [summary(method, some) for method, some in found.items()]
-    result = {
-        "command": " ".join(["python", "benchmarks/self_distillation.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "stillhouse": stillhouse.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "threads": 1,
-        **bench.counts,
-        "rouge_l_new_of_the_start_that_reads_an_example": round(start["hinted"], 2),
-        "rows": table,
-    }
+    hinted = round(start["hinted"], 2)
+    counted = {**bench.counts, "rouge_l_new_of_the_start_that_reads_an_example": hinted}
     for row in table:
         print(row)
-    if options.output is not None:
-        write_json(options.output, result)
+    save(options.output, result(table, **counted))
 
 
 if __name__ == "__main__":

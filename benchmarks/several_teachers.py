@@ -13,18 +13,17 @@ commands of both halves, with nothing else. Measured is the exact match of greed
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import platform
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from _result import result, save
 
 from stillhouse.files import write_jsonl
 
@@ -201,20 +200,9 @@ def main() -> None:
             [statistics.mean(one[system].values()) for one in results]
         )
         rows.append(row)
-    found = {
-        "command": "python benchmarks/several_teachers.py --output benchmarks/results/several_teachers.json",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "seeds": list(seeds),
-        "steps": sizes[0],
-        "rows": rows,
-    }
-    text = json.dumps(found, indent=2) + "\n"
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text, encoding="utf-8")
+    found = result(rows, seeds=list(seeds), steps=sizes[0])
+    print(json.dumps(found, indent=2))
+    save(options.output, found)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,22 @@ recorded; its reading of references where a student is evaluated is left out, wh
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from _result import result, save
 
 from stillhouse.files import write_json
 
@@ -275,18 +274,10 @@ def main() -> None:
         place = (options.folder or Path(temporary)).resolve()
         place.mkdir(parents=True, exist_ok=True)
         measured = measure(place, options.small)
-    found = {
-        "command": "python benchmarks/sweeps.py --output benchmarks/results/sweeps.json",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "threads": 1,
-        "seeds": list(SEEDS),
-        **measured,
-    }
+    found = {**result([], seeds=list(SEEDS), threads=1), **measured}
     print(json.dumps(found, indent=2))
     if options.output is not None:
-        write_json(options.output, found)
+        save(options.output, found)
         plot(found, options.output.with_suffix(".svg"))
     if found["differing"]:
         raise SystemExit(f"not as the straight sweep: {', '.join(found['differing'])}")

@@ -19,8 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from _result import result, save
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse.core.types import Progress, Prompt
 from stillhouse.data import DataConfig, load_data
 from stillhouse.data.collate import collate
-from stillhouse.files import write_json
 from stillhouse.models import TeacherModel, load_teacher, load_tokenizer
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy, reference_response
@@ -209,12 +207,6 @@ def main() -> None:
         tokenizer,
         needs={"responses"},
     )
-    versions = {name: metadata.version(name) for name in ("stillhouse", "torch", "transformers", "numpy")}
-    facts = {
-        "command": "python benchmarks/teachers.py",
-        "date": date.today().isoformat(),
-        "versions": versions,
-    }
     rows: list[dict[str, Any]] = []
     vocab = len(tokenizer)
     for row in itertools.chain(
@@ -224,7 +216,7 @@ def main() -> None:
         rows.append(row)
         if not small:  # after each row, so that an interruption loses none
             note = "processor seconds of one thread"
-            write_json(RESULT, {**facts, "threads": 1, "seconds": note, "rows": rows})
+            save(RESULT, result(rows, ("transformers", "numpy"), seconds=note))
 
 
 if __name__ == "__main__":

@@ -18,21 +18,19 @@ import statistics
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _result import result, save
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse.core.types import Progress, Prompt
-from stillhouse.files import write_json
 from stillhouse.models import compile_layers
 from stillhouse.objectives import build
 from stillhouse.rollouts.fixed import FixedConfig, FixedPolicy
@@ -84,9 +82,7 @@ def main() -> None:
     ]
     print("\n".join(map(json.dumps, rows)))
     if not small:
-        facts = {"command": "python benchmarks/training_step.py", "date": str(date.today())}
-        versions = {one: metadata.version(one) for one in ("torch", "transformers", "accelerate")}
-        write_json(RESULT, {**facts, "versions": versions, "threads": torch.get_num_threads(), "rows": rows})
+        save(RESULT, result(rows, ("transformers", "accelerate")))
 
 
 class Prepared:

@@ -12,22 +12,18 @@ takes its turn in each round; the table has medians of processor seconds.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from _result import result, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import stillhouse
 from stillhouse.core.types import Progress, Prompt, Response
 from stillhouse.data.token_bytes import TokenBytes
 from stillhouse.data.translate import Translator
@@ -174,29 +170,11 @@ def main() -> None:
         for name, seconds in medians.items()
     ]
     matching = bench.translator.vocabulary_match
-    result = {
-        "command": " ".join(["python", "benchmarks/two_tokenizers.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "stillhouse": stillhouse.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "threads": 1,
-        "response_tokens": tokens,
-        "vocabularies": {
-            "student": len(bench.ours),
-            "teacher": len(bench.theirs),
-            "shared": len(matching.student),
-        },
-        "one_to_one": round(single / groups, 3),
-        "rows": table,
-    }
+    sizes = {"student": len(bench.ours), "teacher": len(bench.theirs), "shared": len(matching.student)}
+    found = result(table, response_tokens=tokens, vocabularies=sizes, one_to_one=round(single / groups, 3))
     for row in table:
         print(row)
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(options.output, found)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def test_a_result_says_where_it_is_from(path: Path) -> None:
     assert {"threads", "device", "platform"} & found.keys()  # the last where nothing is timed
 
 
+def test_one_module_says_where_results_are_from() -> None:
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if path.name != "_result.py"]
+    assert len(scripts) > 20
+    assert [path.name for path in scripts if "date.today" in path.read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.parametrize(
     "path", [path for path in PICTURES if path.suffix in (".svg", ".png")], ids=lambda path: path.name
 )
