@@ -109,7 +109,7 @@ def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine,
     notes = [*resolved.notes, *(check_length(resolved.config, size.rows["prompts"]) if size else ())]
     for note in notes:
         console.note(note)
-    measured = _measured(resolved.config, size, machine.gpu) if measure else Measured()
+    measured = _measured(resolved.config, size, machine.gpu) if measure else TwoSteps()
     if shown.as_json:
         found: dict[str, Any] = {"kind": "run", "name": resolved.config.name, "notes": notes}
         if size is not None:
@@ -143,7 +143,7 @@ def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machin
     chain = resolve_chain(file, overrides)
     folder = ChainFolder(chain)
     done = [one.name for one in chain.stages if folder.finished(one.name)]
-    measured: dict[str, Measured] = {}
+    measured: dict[str, TwoSteps] = {}
 
     def try_out(name: str, config: RunConfig, size: RunSize) -> None:
         console.note(f"{name}:")
@@ -159,12 +159,12 @@ def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machin
             "after": list(stage.after),
             "folder": str(stage.folder),
             **({"size": sizes[stage.name], "details": found[stage.name].rows} if shown.sizes else {}),
-            **(_measured_keys(measured.get(stage.name, Measured())) if measure else {}),
+            **(_measured_keys(measured.get(stage.name, TwoSteps())) if measure else {}),
             **({"values": stage.provenance} if shown.values else {}),
         }
         for stage in chain.stages
     }
-    times = {name: measured.get(name, Measured()).time for name in stages} if measure else {}
+    times = {name: measured.get(name, TwoSteps()).time for name in stages} if measure else {}
     total = check_output.chain_total(sizes, times)
     if shown.as_json:
         more = {"total": total} if shown.sizes else {}
@@ -248,7 +248,7 @@ def _devices(count: int, parallel: str | None) -> Devices:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TwoSteps:
     """Two steps aside, where they were asked for."""
 
     taken: MeasuredCost | None = None
@@ -260,12 +260,12 @@ class Measured:
     """Of the whole run; None without its size."""
 
 
-def _measured_keys(measured: Measured) -> dict[str, Any]:
+def _measured_keys(measured: TwoSteps) -> dict[str, Any]:
     """For --json."""
     return {"time": measured.time, "two_steps": measured.facts}
 
 
-def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> Measured:
+def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> TwoSteps:
     """Train two steps aside; what was predicted of them and what they took."""
     from stillhouse.commands.check_output import steps_facts, time_facts
     from stillhouse.runs.estimate import peak_of_steps
@@ -279,4 +279,4 @@ def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> M
     predicted = predicted and predicted.for_tokens(taken.step.tokens)
     memory = None if size is None else peak_of_steps(config, size, taken.tokens, gpu)
     time = None if size is None else time_facts(time_of_run(config, size, taken.run))
-    return Measured(taken, predicted, memory, steps_facts(taken, predicted, memory), time)
+    return TwoSteps(taken, predicted, memory, steps_facts(taken, predicted, memory), time)

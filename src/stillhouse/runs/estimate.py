@@ -35,7 +35,16 @@ from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 from stillhouse.runs.towers import image_rows
 
-COUNTED = "prompts", "held-out prompts", "prompt tokens", "response tokens"
+COUNTED = {
+    "prompts": "prompts",
+    "held-out prompts": "held_out_prompts",
+    "prompt tokens": "prompt_tokens",
+    "response tokens": "response_tokens",
+    "optimiser steps": "steps",
+    "optimiser steps in an epoch": "steps_in_an_epoch",
+    "longest sequence (tokens)": "longest_sequence",
+}
+"""Rows of a run's size that are plain counts, and what programs read them as."""
 PEAK_MEMORY = "peak memory, estimated (GB)"
 """The estimate's row with the memory of the process, or of the GPU where there is one."""
 
@@ -129,17 +138,9 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     teachers = _teacher_sizes(config, data.train)
     contexts = {name: size.context for name, size in {"student": student, **teachers}.items()}
     check_context_lengths(config, data.train, prompts, contexts)
-    per_epoch, steps = _steps(config, len(data.train))
-    writes = writings(config, len(data.train), steps, len(prompts))
+    writes = writings(config, len(data.train), _steps(config, len(data.train))[1], len(prompts))
     rows: dict[str, Any] = {
-        "prompts": len(data.train),
-        "held-out prompts": len(prompts),
-        **_formats(data),
-        **_pairs(data),
-        **dropped_rows(data),
-        "prompt tokens": sum(len(p.token_ids) for p in data.train),
-        "response tokens": sum(prompt.num_trained for prompt in data.train),
-        **_turns(data),
+        **_data_rows(data, len(prompts)),
         **_work(config, len(data.train), writes),
         **_student(config.student, student, teacher_model, len(tokenizer)),
     }
@@ -156,19 +157,43 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     held = (*teachers.values(), *_copies(config, student))
     memory = memory_by_phase(config, student, held, work, gpu, devices)
     rows |= _memory_rows(most_memory(memory), gpu, devices)
-    facts: dict[str, Any] = {
-        **{name.replace(" ", "_").replace("-", "_"): rows[name] for name in COUNTED},
-        "steps": steps,
-        "steps_in_an_epoch": per_epoch,
-        "longest_sequence": work.length,
-        "parameters": {name: size.parameters for name, size in {"student": student, **teachers}.items()},
-        "trainable_parameters": student.parameters if student.trainable is None else student.trainable,
+    facts = {
+        **_facts(rows, {"student": student, **teachers}),
         "tokens_to_write": writing_facts(writes),
         "cache_bytes": caches,
         **memory_facts(memory, gpu, devices),
     }
     pace = DataPace(reading, _longer(data.train, config.train.batch_size))
     return RunSize(rows, memory, facts, writes, pace, student, held, work)
+
+
+def _data_rows(data: Data, held_out: int) -> dict[str, Any]:
+    """What the data holds, and what of it takes no part."""
+    return {
+        "prompts": len(data.train),
+        "held-out prompts": held_out,
+        **_formats(data),
+        **_pairs(data),
+        **dropped_rows(data),
+        "prompt tokens": sum(len(p.token_ids) for p in data.train),
+        "response tokens": sum(prompt.num_trained for prompt in data.train),
+        **_turns(data),
+    }
+
+
+def _facts(rows: Mapping[str, Any], sizes: Mapping[str, ModelSize]) -> dict[str, Any]:
+    """The counts and the models of a run for programs.
+
+    Args:
+        rows: of the run's size.
+        sizes: of each model by name, the student among them.
+    """
+    student = sizes["student"]
+    return {
+        **{name: rows[row] for row, name in COUNTED.items()},
+        "parameters": {name: size.parameters for name, size in sizes.items()},
+        "trainable_parameters": student.parameters if student.trainable is None else student.trainable,
+    }
 
 
 def _longer(prompts: Sequence[Prompt], batch_size: int) -> float:
