@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +22,16 @@ from stillhouse.models import load_teacher
 from stillhouse.models.config import TeacherModel
 from stillhouse.runs.serve import ServeConfig, serve
 from stillhouse.teachers.cached import CacheTeacherConfig
-from stillhouse.teachers.hidden.protocol import DTYPE, FINGERPRINT, KEY, pack_request, unpack_request
+from stillhouse.teachers.hidden.protocol import (
+    DTYPE,
+    FINGERPRINT,
+    KEY,
+    VERSION,
+    ServedFacts,
+    pack_request,
+    pack_tensors,
+    unpack_request,
+)
 from stillhouse.teachers.live import LiveTeacher, LiveTeacherConfig
 from stillhouse.teachers.remote import RemoteTeacherConfig
 
@@ -188,21 +199,72 @@ def test_what_a_user_gets_wrong_is_told(
         serve(ServeConfig(path=TEACHER, port=taken))
 
 
-def test_a_server_of_something_else_is_told_from_one_of_ours(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def answers(**bodies: bytes) -> Iterator[str]:
+    """A server whose answers are these, by the last part of the path; its URL."""
+
     class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
             self.send_response(200)
+            self.send_header(FINGERPRINT, "0" * 16)
             self.end_headers()
-            self.wfile.write(b'{"data": []}')
+            with contextlib.suppress(OSError):
+                self.wfile.write(bodies[self.path.rpartition("/")[2]])
+
+        do_POST = do_GET
 
         def log_message(self, *_: Any) -> None:
             """Nothing."""
 
-    server = http.server.HTTPServer(("127.0.0.1", 0), Other)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(TeacherError, match="is no server of `stillhouse serve`"):
-            remote(f"http://127.0.0.1:{server.server_address[1]}").check_signal(10)
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+FACTS = ServedFacts(VERSION, "0" * 16, "teacher", "float32", 1024, 4, 64, None, 1.0, None).as_json()
+HEAD = pack_tensors({"weight": torch.zeros(1024, 4)})
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b'{"data": []}',
+        b"[" * 5000,
+        b"{" + b" " * (1 << 17) + json.dumps(FACTS).encode()[1:],
+        json.dumps({**FACTS, "rows": "many"}).encode(),
+        json.dumps({**FACTS, "scale": float("nan")}).encode(),
+        json.dumps({**FACTS, "dtype": "int8"}).encode(),
+    ],
+    ids=["other", "nested", "large", "rows", "scale", "dtype"],
+)
+def test_a_server_of_something_else_is_told_from_one_of_ours(description: bytes) -> None:
+    with (
+        answers(teacher=description) as url,
+        pytest.raises(TeacherError, match="is no server of"),
+    ):
+        remote(url).check_signal(10)
+
+
+@pytest.mark.parametrize(
+    ("head", "hidden", "told"),
+    [
+        (pack_tensors({"weight": torch.zeros(1024, 4).half()}), b"", "the head is not one"),
+        (HEAD + bytes(1 << 17), b"", "the head is not one: .* more than"),
+        (HEAD, pack_tensors({"hidden": torch.zeros(2, 4).half()}), "not whole"),
+        (HEAD, bytes(1 << 17), "more than"),
+        (HEAD, pack_tensors({"hidden": torch.tensor([[0.0] * 4, [0, 0, torch.nan, 0]])}), "NaN or infinite"),
+    ],
+    ids=["dtype of the head", "size of the head", "dtype", "size", "nan"],
+)
+def test_what_a_server_answers_is_checked_before_it_is_used(head: bytes, hidden: bytes, told: str) -> None:
+    asked = TokenBatch.of([[3, 5, 7]], [1], pad_id=0)
+    with (
+        answers(teacher=json.dumps(FACTS).encode(), head=head, hidden=hidden) as url,
+        pytest.raises(TeacherError, match=told),
+    ):
+        remote(url, retries=0).build(None, 1024).hidden(asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
+from stillhouse.rollouts.offline.indexed_rows import IndexedRows
 from stillhouse.rollouts.offline.stage_files import (
     StageFile,
     StageMismatch,
@@ -15,6 +16,7 @@ from stillhouse.rollouts.offline.stage_files import (
     read_header,
     read_rows,
     stage_header,
+    write_rows,
 )
 
 HEAD = stage_header("responses", seed=1, sampling={"temperature": 0.8})
@@ -108,3 +110,11 @@ def test_damage_in_the_middle_and_files_without_a_header_are_named(tmp_path: Pat
     path.write_text(json.dumps({"prompt": "x"}) + "\n")
     with pytest.raises(DataError, match="is no stage file"):
         read_header(path)
+
+
+def test_rows_of_the_65537th_file_are_its_own(tmp_path: Path) -> None:
+    first, last = tmp_path / "first.jsonl", tmp_path / "last.jsonl"
+    write_rows(first, HEAD, ROWS[:1])
+    write_rows(last, HEAD, ROWS[1:2])
+    rows = IndexedRows([first] * 2**16 + [last])
+    assert rows[1] == ROWS[1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import random
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 from torch import Tensor
@@ -19,8 +20,10 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.core.head import ModelHead
 from stillhouse.errors import TeacherError
 from stillhouse.remote.client import is_loopback
+from stillhouse.remote.replies import MAX_ERROR_BYTES
 from stillhouse.remote.retries import RETRIED_STATUSES, TransientError
 from stillhouse.teachers.hidden.protocol import (
+    BIAS,
     DTYPE,
     FINGERPRINT,
     BadBody,
@@ -28,9 +31,11 @@ from stillhouse.teachers.hidden.protocol import (
     pack_request,
     unpack_tensors,
 )
-from stillhouse.teachers.store.codecs import HiddenCodec
+from stillhouse.teachers.store.codecs import DTYPES, HiddenCodec
 
 CONNECT_SECONDS = 5.0
+MOST_BESIDE = 1 << 16
+"""Bytes of an answer besides its tensors, and of a description."""
 LONGEST_REST = 30.0
 """Seconds for which a server that failed again and again is left alone."""
 
@@ -86,7 +91,7 @@ class HiddenClient:
 
     def _connection(self, url: str, key: str) -> httpx.Client:
         return httpx.Client(
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(self._settings.timeout, connect=CONNECT_SECONDS, pool=None),
             trust_env=not is_loopback(url),
         )
@@ -111,23 +116,22 @@ class HiddenClient:
         return self._facts
 
     def _describe(self, server: _Server) -> ServedFacts:
-        response = self._get(server, "/v1/teacher")
         try:
-            return ServedFacts.of_json(response.json())
-        except ValueError as error:
+            return ServedFacts.of_json(json.loads(self._get(server, "/v1/teacher", MOST_BESIDE)))
+        except (ValueError, RecursionError) as error:
             raise TeacherError(f"{server.url}: is no server of `stillhouse serve`: {error}") from None
 
-    def _get(self, server: _Server, path: str) -> httpx.Response:
+    def _get(self, server: _Server, path: str, most: int) -> bytes:
         try:
-            response = server.http.get(f"{server.url}{path}")
+            answer = _exchanged(server, "GET", path, most)
         except httpx.HTTPError as error:
             raise TeacherError(
                 f"{server.url}: does not answer ({type(error).__name__} {error}). Start it with `stillhouse "
                 "serve TEACHER.yaml`, or mend teacher.url."
             ) from None
-        if response.status_code != 200:
-            raise TeacherError(_refusal(server.url, response))
-        return response
+        if answer.status != 200:
+            raise TeacherError(_refusal(server.url, answer))
+        return answer.content
 
     def head(self, vocab: int) -> ModelHead:
         """The teacher's head, on the CPU.
@@ -136,16 +140,14 @@ class HiddenClient:
             TeacherError: it cannot be had.
         """
         facts = self.facts
-        body = self._get(self._servers[0], "/v1/head").content
-        shapes: dict[str, tuple[int, ...]] = {"weight": (facts.rows, facts.width)}
+        dtype = DTYPES[facts.dtype]
+        forms = {"weight": (dtype, (facts.rows, facts.width)), BIAS: (dtype, (facts.rows,))}
         try:
-            tensors = unpack_tensors(body, shapes)
-        except BadBody:
-            try:
-                tensors = unpack_tensors(body, {**shapes, "bias": (facts.rows,)})
-            except BadBody as error:
-                raise TeacherError(f"{self._servers[0].url}: the head is not one: {error}") from None
-        return ModelHead(tensors["weight"], tensors.get("bias"), facts.scale, facts.softcap, vocab)
+            body = self._get(self._servers[0], "/v1/head", 4 * facts.rows * (facts.width + 1) + MOST_BESIDE)
+            tensors = unpack_tensors(body, forms, optional=(BIAS,))
+        except BadBody as error:
+            raise TeacherError(f"{self._servers[0].url}: the head is not one: {error}") from None
+        return ModelHead(tensors["weight"], tensors.get(BIAS), facts.scale, facts.softcap, vocab)
 
     def submit(self, batch: TokenBatch, sequences: Sequence[int], codec: HiddenCodec) -> Future[list[Tensor]]:
         """Ask for some sequences of a batch: the states of each, [R, D] on the CPU, in their order."""
@@ -179,26 +181,33 @@ class HiddenClient:
     def _attempt(self, server: _Server, body: bytes, rows: int, codec: HiddenCodec) -> Tensor:
         facts = self.facts
         headers = {FINGERPRINT: facts.fingerprint, DTYPE: codec.dtype}
+        most = 4 * rows * (facts.width + 1) + MOST_BESIDE
         try:
-            response = server.http.post(f"{server.url}/v1/hidden", content=body, headers=headers)
+            answer = _exchanged(server, "POST", "/v1/hidden", most, content=body, headers=headers)
+        except BadBody as error:
+            raise TransientError(str(error)) from None
         except httpx.TimeoutException:
             raise TransientError(f"no answer within {self._settings.timeout:g} s") from None
         except httpx.HTTPError as error:
             raise TransientError(f"{type(error).__name__} {error}".strip()) from None
-        if response.status_code in RETRIED_STATUSES - {409}:
-            raise TransientError(f"status {response.status_code}: {response.text[:200]}")
-        if response.status_code != 200:
-            raise TeacherError(_refusal(server.url, response))
-        if response.headers.get(FINGERPRINT) != facts.fingerprint:
+        if answer.status in RETRIED_STATUSES - {409}:
+            raise TransientError(f"status {answer.status}: {answer.text}")
+        if answer.status != 200:
+            raise TeacherError(_refusal(server.url, answer))
+        if answer.fingerprint != facts.fingerprint:
             raise TeacherError(
                 f"{server.url}: an answer names no teacher. Is it a server of `stillhouse serve`?"
             )
-        shape = (rows, facts.width)
-        shapes = {"codes": shape, "scale": (rows,)} if codec.dtype == "int8" else {"hidden": shape}
         try:
-            return codec.decode(unpack_tensors(response.content, shapes))
+            states = codec.decode(unpack_tensors(answer.content, codec.forms(rows, facts.width)))
         except BadBody as error:
             raise TransientError(f"an answer that is not whole: {error}") from None
+        if not states.isfinite().all():
+            raise TeacherError(
+                f"{server.url}: a hidden state of the teacher is NaN or infinite. Serve it in another dtype "
+                "than float16, and see whether its weights are whole."
+            )
+        return states
 
     def _take(self) -> _Server:
         """The server with the fewest requests among those that do not rest; waits for one."""
@@ -240,14 +249,42 @@ class HiddenClient:
                 server.http.close()
 
 
-def _refusal(url: str, response: httpx.Response) -> str:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    fingerprint: str | None
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")[:200]
+
+
+def _exchanged(server: _Server, method: str, path: str, most: int, **sent: Any) -> _Answer:
+    """One request and its answer, of which no more than `most` bytes are taken.
+
+    Raises:
+        BadBody: it has more.
+        httpx.HTTPError: there is none.
+    """
+    with server.http.stream(method, f"{server.url}{path}", **sent) as response:
+        limit = most if response.status_code == 200 else MAX_ERROR_BYTES
+        content = bytearray()
+        for chunk in response.iter_raw():  # packed bodies are not asked for, and could grow without end
+            content += chunk
+            if len(content) > limit:
+                raise BadBody(f"{path} answers with more than {limit:,} bytes")
+        return _Answer(response.status_code, response.headers.get(FINGERPRINT), bytes(content))
+
+
+def _refusal(url: str, answer: _Answer) -> str:
     try:
-        said = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        said = response.text[:200]
+        said = str(json.loads(answer.content)["error"])[:200]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = answer.text
     advice = {
         401: " teacher.key_env must name the variable that holds the server's key.",
         404: " Is it a server of `stillhouse serve`?",
         409: " It has other weights than this run began with: start that teacher again, or a new run.",
-    }.get(response.status_code, "")
-    return f"{url}: refused with status {response.status_code}: {said}.{advice}"
+    }.get(answer.status, "")
+    return f"{url}: refused with status {answer.status}: {said}.{advice}"

@@ -6,7 +6,8 @@ of some sequences. Every answer names the fingerprint of the teacher that gave i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from typing import Any
@@ -17,8 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stillhouse.core.batch import TokenBatch
+from stillhouse.teachers.store.codecs import DTYPES
 
 VERSION = 1
+BIAS = "bias"
+"""The tensor of a head that not all have."""
 FINGERPRINT = "x-stillhouse-teacher"
 """The header that names the teacher of an answer, and in a request the one that is meant."""
 DTYPE = "x-stillhouse-dtype"
@@ -68,7 +72,21 @@ class ServedFacts:
             raise ValueError("it is no description of a teacher")
         if found["version"] != VERSION:
             raise ValueError(f"it speaks version {found['version']} of the protocol, this is {VERSION}")
+        for name, value in found.items():
+            if not _may_be(name, value):
+                raise ValueError(f"its description has {str(value)[:40]!r} for {name}")
         return cls(**found)
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a field of `ServedFacts` can have such a value."""
+    if value is None:
+        return name in ("context", "tokenizer", "softcap")
+    if name in ("rows", "width", "context", "version"):
+        return type(value) is int and value > 0
+    if name in ("scale", "softcap"):
+        return type(value) in (int, float) and math.isfinite(value) and value > 0
+    return isinstance(value, str) and (name != "dtype" or value in DTYPES)
 
 
 class BadBody(ValueError):
@@ -152,18 +170,22 @@ def _tensors(body: bytes) -> dict[str, Tensor]:
         raise BadBody(f"it is not in the safetensors format ({error})") from None
 
 
-def unpack_tensors(body: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def unpack_tensors(
+    body: bytes, forms: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], optional: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of an answer.
 
     Args:
         body: what `pack_tensors` gave.
-        shapes: of each tensor that there must be.
+        forms: dtype and shape of each tensor.
+        optional: those that may be missing.
 
     Raises:
         BadBody: there are others.
     """
     tensors = _tensors(body)
-    found = {name: tuple(one.shape) for name, one in tensors.items()}
-    if found != dict(shapes):
-        raise BadBody(f"it holds {found}, and not {dict(shapes)}")
+    found = {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()}
+    wanted = {name: form for name, form in forms.items() if name in tensors or name not in optional}
+    if found != wanted:
+        raise BadBody(f"it holds {found}, and not {wanted}")
     return tensors

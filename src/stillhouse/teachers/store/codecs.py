@@ -72,6 +72,12 @@ class HiddenCodec(Codec):
             )
         return {"hidden": stored}
 
+    def forms(self, rows: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each tensor that `encode` makes of [rows, width]."""
+        if self.dtype == "int8":
+            return {"codes": (torch.int8, (rows, width)), "scale": (torch.float32, (rows,))}
+        return {"hidden": (DTYPES[self.dtype], (rows, width))}
+
     def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """[R, D] on the CPU, in fp32 where int8 is stored."""
         if self.dtype == "int8":
