@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import stillhouse
+from stillhouse.objectives import REGISTRY
 from tests.conftest import ROOT, script
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -16,8 +17,12 @@ PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
-        exec(compile(block, "python.md", "exec"), names)
+    try:
+        for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+            exec(compile(block, "python.md", "exec", dont_inherit=True), names)
+        assert "unsure_tokens" in REGISTRY.kinds()
+    finally:
+        REGISTRY._classes.pop("unsure_tokens", None)  # the other tests are about the package's own
     assert (tmp_path / "runs" / "small" / "student" / "config.json").exists()
 
 

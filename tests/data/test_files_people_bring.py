@@ -100,6 +100,24 @@ def test_patterns_folders_and_saved_datasets(tmp_path: Path) -> None:
         read({"kind": "hf", "path": str(tmp_path / "jsonl"), "split": "valid"})
 
 
+def test_files_of_a_folder_that_no_split_has_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "plain" / "a.jsonl", LINES)
+    write(tmp_path / "plain" / "b.jsonl", LINES)
+    assert len(read(str(tmp_path / "plain"))) == 8
+    write(tmp_path / "mixed" / "train.jsonl", LINES)
+    write(tmp_path / "mixed" / "test.jsonl", LINES)
+    assert len(read(str(tmp_path / "mixed"))) == 4
+    assert not caplog.records, "each file has a split"
+    write(tmp_path / "mixed" / "more.jsonl", LINES)
+    write(tmp_path / "mixed" / "notes.md", "no data")
+    assert len(read(str(tmp_path / "mixed"))) == 4
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "1 data files have no split in their names, as others have, and are not read: more.jsonl." in told
+    assert f"Name all with a pattern, such as {tmp_path}/mixed/*.jsonl" in told
+
+
 def test_a_local_file_is_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "rows.jsonl", b"\xef\xbb\xbf" + LINES)

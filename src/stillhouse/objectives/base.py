@@ -117,7 +117,9 @@ class Objective(StrictConfig):
         teacher = self._signal(rows)
         if isinstance(teacher, SparseLogprobs):
             return self.per_token_sparse(student, teacher, rows)
-        return self.per_token(student, teacher, rows)
+        value = self.per_token(student, teacher, rows)
+        self._check_per_row(value, student)
+        return value
 
     def token_values_and_gradient(self, student: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """As `token_values`, with the gradient of their sum [n, V]. The logits of the student and of its
@@ -188,7 +190,25 @@ class Objective(StrictConfig):
     ) -> tuple[Tensor, Tensor]:
         """`per_token`, and the gradient of its sum [n, V]. Both logits are scratch: they may be
         overwritten."""
-        return differentiated(student, lambda leaf: self.per_token(leaf, teacher, rows))
+
+        def value_of(leaf: Tensor) -> Tensor:
+            value = self.per_token(leaf, teacher, rows)
+            self._check_per_row(value, leaf)
+            if self.has_token_part and not value.requires_grad:
+                raise ValueError(
+                    f"{self.name}: what per_token returns does not depend on the student's logits for the "
+                    "gradient (detached, or computed without them), so that nothing would be learnt"
+                )
+            return value
+
+        return differentiated(student, value_of)
+
+    def _check_per_row(self, value: Tensor, student: Tensor) -> None:
+        if value.shape != student.shape[:1]:
+            raise ValueError(
+                f"{self.name}: per_token returned values of shape {list(value.shape)} for logits of "
+                f"{list(student.shape)}; it gives one value a row, [{student.shape[0]}], not averaged"
+            )
 
     def kernel_terms(self, rows: Rows) -> tuple[KernelTerm, ...] | None:
         """What the Triton template adds up in the place of `per_token` for these rows; None if it cannot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from stillhouse.data.datasets.tables import table_digest, without_nested_nulls
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError, EnvironmentFault
 from stillhouse.files import PACKAGE, locate
+
+logger = logging.getLogger(__name__)
 
 _SAVED = ("state.json", "dataset_dict.json")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,6 +94,7 @@ class HuggingFace(DatasetConfig):
         """The rows of the split."""
         files = self._files()
         if files is not None:
+            self._tell_of_no_split()
             for dataset in files:
                 yield from dataset.raw(reading)
             return
@@ -170,6 +174,28 @@ class HuggingFace(DatasetConfig):
                 raise DataError(f"{self.path}: holds no data files")
             raise self._no_split(list(splits))
         return [self._file(path) for path in splits[self.split]]
+
+    def _tell_of_no_split(self) -> None:
+        """Name the data files of the folder that no split has, because none is in their names."""
+        place = self.found()
+        if not place.is_dir():
+            return
+        sorted_in = {path.resolve() for files in _split_files(place).values() for path in files}
+        rest = [
+            str(path.relative_to(place))
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
+            and kind_of(path.name) is not None
+            and path.resolve() not in sorted_in
+            and not path.relative_to(place).as_posix().startswith((".", "__"))
+        ]
+        if rest:
+            logger.warning(
+                "%s: %d data files have no split in their names, as others have, and are not read: "
+                "%s. Name all with a pattern, such as %s/*%s",
+                self.path, len(rest), ", ".join(rest[:3]) + (", ..." if len(rest) > 3 else ""),
+                self.path.rstrip("/"), Path(rest[0]).suffix,
+            )  # fmt: skip
 
     def _file(self, path: Path) -> DatasetConfig:
         kind = kind_of(str(path))
