@@ -124,7 +124,7 @@ def _check_sizes(given: Any) -> None:
         if size(name) > 1 and (name != "dp_replicate_size" or size("dp_shard_size") > 1):
             raise EnvironmentFault(
                 f"accelerate's parallelism_config asks for {name}: {size(name)}, which is {kind}, and a run "
-                "is data-parallel alone: DDP, or weights sharded over all processes (FSDP2, ZeRO). Leave it out."
+                "is data-parallel alone: DDP, or weights sharded over all processes (FSDP2, ZeRO)."
             )
 
 
