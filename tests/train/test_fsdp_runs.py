@@ -24,9 +24,12 @@ from stillhouse.runs.checks import preflight
 from stillhouse.runs.resolve import resolve
 
 
-def run(tree: dict[str, Any], fsdp: bool, resume: bool = False, dies: bool = False) -> None:
+def run(
+    tree: dict[str, Any], fsdp: bool, resume: bool = False, dies: bool = False, shards: bool = False
+) -> None:
     if fsdp:
-        os.environ.update(fsdp_on_cpu.ASKED)
+        kind = "SHARDED_STATE_DICT" if shards else "FULL_STATE_DICT"
+        os.environ.update(fsdp_on_cpu.ASKED | {"FSDP_STATE_DICT_TYPE": kind})
         fsdp_on_cpu.switch_on()
     if dies:  # while the second checkpoint is sealed
         announce(nth(2, "os.rename", "complete.json"), 9)
@@ -34,7 +37,7 @@ def run(tree: dict[str, Any], fsdp: bool, resume: bool = False, dies: bool = Fal
 
 
 def in_two(tree: dict[str, Any], **options: bool) -> list[int]:
-    return ranks(2, run, tree, *(options.get(name, False) for name in ("fsdp", "resume", "dies")))
+    return ranks(2, run, tree, *(options.get(name, False) for name in ("fsdp", "resume", "dies", "shards")))
 
 
 def short(folder: Path, name: str, recipe: str, **changes: Any) -> dict[str, Any]:
@@ -82,6 +85,22 @@ def test_adapters_are_saved_whole_beside_a_sharded_teacher(folder: Path) -> None
     checkpoint = load_file(folder / "lora/checkpoints/checkpoint-3/adapter_model.safetensors")
     ours = load_file(saved / "adapter_model.safetensors")
     assert checkpoint.keys() == ours.keys()
+
+
+def test_checkpoints_of_shards_resume_a_killed_run(folder: Path) -> None:
+    """With adapters; the student is saved whole beside them."""
+    student = {"tokenizer": TEACHER, "from_config": STUDENT, "lora": {"rank": 2, "merge": False}}
+    assert in_two(short(folder, "straight", "kd", student=student), fsdp=True, shards=True) == [0, 0]
+    tree = short(folder, "shards", "kd", student=student)
+    assert 0 not in in_two(tree, fsdp=True, shards=True, dies=True)
+    assert in_two(tree, fsdp=True, shards=True, resume=True) == [0, 0]
+    assert losses(folder / "shards") == losses(folder / "straight")
+    saved = (
+        load_file(folder / name / "student/adapter_model.safetensors") for name in ("straight", "shards")
+    )
+    straight, resumed = saved
+    assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+    assert [*(folder / "shards/checkpoints/checkpoint-3").glob("*/*.distcp")]
 
 
 def test_what_a_sharded_teacher_cannot_do_is_refused(folder: Path) -> None:
