@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +18,9 @@ from tests.children import end, start
 
 from stillhouse.errors import EnvironmentFault
 from stillhouse.teachers.store import Manifest, Record, Store, maintenance
+from stillhouse.teachers.store import shard as shard_module
 from stillhouse.teachers.store import store as store_module
+from stillhouse.teachers.store.shard import new_path, write_shard
 
 MANIFEST = Manifest("hidden-float32", "abc", teacher={"path": "teacher", "kind": "live"})
 
@@ -137,6 +142,42 @@ def test_a_long_run_leaves_few_files(
     assert most < 24
     assert 1 < len(shards(tmp_path)) < 8
     assert readable(tmp_path) == list(range(28))
+
+
+def test_a_record_takes_36_bytes_of_memory(tmp_path: Path) -> None:
+    """28, and 4 for each of its two tensors; as Python's own objects they took some 900."""
+
+    def held(folder: Path, count: int) -> int:
+        for first in range(0, count, 500):
+            numbers = range(first, first + 500)
+            part = {key(n): Record(1, {"a": torch.zeros(1), "b": torch.zeros(1)}) for n in numbers}
+            write_shard(new_path(folder), MANIFEST, part)
+        tracemalloc.start()
+        store = Store(folder, MANIFEST)
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(store) == count
+        assert store.get(key(count - 1)) is not None
+        return size
+
+    held(tmp_path / "first", 500)  # what Python and regular expressions keep
+    more = held(tmp_path / "more", 6000) - held(tmp_path / "few", 1000)
+    assert 5000 * 36 <= more < 5000 * 36 + 10 * 10_000, "and some kB a shard"
+
+
+def test_keys_are_told_apart_though_their_hashes_are_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (shard_module, store_module):
+        monkeypatch.setattr(module, "key_hash", lambda key: np.uint64(int(key, 16) % 2))
+    for number in range(4):
+        with Store(tmp_path, MANIFEST) as store:
+            store.put({key(number): record(number)})
+    store = Store(tmp_path, MANIFEST)
+    for number in range(4):
+        one = store.get(key(number))
+        assert one is None or same(one, record(number))
 
 
 def test_large_shards_are_not_written_twice(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def list_stores(folder: Path) -> list[StoreInfo]:
 
 def _info(folder: Path, manifest: Manifest) -> StoreInfo:
     shards = [shard for path in folder.glob(PATTERN) if (shard := _opened(path)) is not None]
-    rows = {key: rows for shard in shards for key, (rows, _) in shard.records.items()}
+    rows = {key: rows for shard in shards for key, (rows, _) in shard.records().items()}
     return StoreInfo(
         folder=folder,
         manifest=manifest,
@@ -83,8 +83,9 @@ def verify(folder: Path) -> Iterator[tuple[Path, int, list[str]]]:
         except (OSError, DamagedShard) as error:
             yield path, 0, [str(error)]
             continue
-        damaged = [key for key in shard.records if shard.read(key) is None]
-        yield path, len(shard.records) - len(damaged), [f"{path}: record {key} is damaged" for key in damaged]
+        records = shard.records()
+        damaged = [key for key in records if shard.read(key) is None]
+        yield path, len(records) - len(damaged), [f"{path}: record {key} is damaged" for key in damaged]
 
 
 def repair(path: Path) -> None:
@@ -93,7 +94,7 @@ def repair(path: Path) -> None:
     Whoever has it mapped still reads it. A head is removed whole: a teacher that is available writes it anew.
     """
     if (shard := _opened(path)) is not None:
-        sound = {key: record for key in shard.records if (record := shard.read(key)) is not None}
+        sound = {key: record for key in shard.records() if (record := shard.read(key)) is not None}
         if sound and path.name != HEAD:
             fresh, times = new_path(path.parent), path.stat()
             write_shard(fresh, shard.manifest, sound)

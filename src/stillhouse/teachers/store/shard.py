@@ -9,7 +9,10 @@ CRC-32 of key, names, dtypes, shapes and bytes. "checksum" is the CRC-32 of the 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import struct
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -17,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -27,6 +30,18 @@ from stillhouse.files import atomic
 PATTERN = "shard-*.safetensors"
 HEAD = "head.safetensors"
 """The file beside the shards that holds the teacher's head as its one record."""
+_LENGTH = struct.Struct("<Q")
+"""A file begins with the length of its header."""
+_METADATA = b'{"__metadata__":'
+_DESCRIBED = re.compile(rb'"([^"\\]+/[^"/\\]+)":\{')
+"""A tensor's name in a header, up to its description."""
+_DESCRIPTION = 256
+"""More bytes than describe a tensor."""
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,11 @@ class DamagedShard(ValueError):
 
 
 class Shard:
-    """A shard that is mapped into memory, to read."""
+    """A shard that is mapped into memory, to read.
+
+    In memory it has, for each record, 16 bytes and 4 for each of its tensors: a hash of the key, sorted, the
+    number of rows, the checksum, and where in the header the tensor is described. The rest stays in the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the header.
@@ -83,29 +102,103 @@ class Shard:
         self.path = path
         self.size = path.stat().st_size
         try:
-            self._file = safe_open(path, "pt")
-            metadata = self._file.metadata()
-            index = json.loads(metadata["index"])
-            sound = zlib.crc32(metadata["index"].encode()) == int(metadata["checksum"])
-            self.manifest = Manifest(**index["manifest"])
-            self._names: list[str] = index["tensors"]
-            self.records: dict[str, tuple[int, int]] = index["records"]
-            """Rows and checksum of each record, by key."""
-        except (SafetensorError, ValueError, TypeError, KeyError):
+            mapped: Any = torch.UntypedStorage.from_file(str(path), False, self.size)
+            self._bytes = torch.empty(0, dtype=torch.uint8).set_(mapped)
+            self._begin = _LENGTH.size + _LENGTH.unpack(self._read(0, _LENGTH.size))[0]
+            header = self._read(_LENGTH.size, self._begin)
+            sound = self._take(header)
+        except (struct.error, ValueError, TypeError, KeyError, OverflowError):
             sound = False
-        except RuntimeError as error:  # safe_open opens the file twice, and it went in between
-            raise FileNotFoundError(path) from error
+        except RuntimeError as error:
+            if not path.exists():
+                raise FileNotFoundError(path) from error
+            sound = False  # it is empty
         if not sound:
             raise DamagedShard(f"{path}: its header is damaged or of another version")
 
+    def __contains__(self, key: str) -> bool:
+        return self._row(key) >= 0
+
+    def records(self) -> dict[str, tuple[int, int]]:
+        """Rows and checksum of each record, by key; read from the file."""
+        found = json.loads(_metadata(self._read(_LENGTH.size, self._begin))["index"])["records"]
+        return {key: (rows, checksum) for key, (rows, checksum) in found.items() if key in self}
+
+    def forget(self, key: str) -> None:
+        """Do without a record from now on."""
+        self._forgotten.add(key)
+
     def read(self, key: str) -> Record | None:
         """The record of a key, without a copy; None if it is not, bit for bit, what was written."""
-        rows, checksum = self.records[key]
+        row = self._row(key)
         try:
-            record = Record(rows, {name: self._file.get_tensor(f"{key}/{name}") for name in self._names})
-        except SafetensorError:  # a name in the header is not as it was written
+            places = zip(self._names, self._places[row].tolist(), strict=True)
+            record = Record(int(self._rows[row]), {name: self._tensor(key, name, at) for name, at in places})
+        except (ValueError, TypeError, KeyError, RuntimeError):  # the header is not as it was written
             return None
-        return record if record.checksum(key) == checksum else None
+        return record if record.checksum(key) == int(self._checksums[row]) else None
+
+    def _take(self, header: bytes) -> bool:
+        """Index the records of a header; whether it is sound and the file has all that it describes."""
+        metadata = _metadata(header)
+        index = json.loads(metadata["index"])
+        self.manifest = Manifest(**index["manifest"])
+        self._names: list[str] = index["tensors"]
+        records = index["records"]
+        self._forgotten: set[str] = set()
+        hashes = np.array([key_hash(key) for key in records], dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        self.hashes = hashes[order]
+        """Of the keys, sorted."""
+        facts = np.array(list(records.values()), dtype=np.uint32).reshape(len(records), 2)[order]
+        self._rows, self._checksums = facts[:, 0].copy(), facts[:, 1].copy()
+        places = {found[1]: _LENGTH.size + found.end() - 1 for found in _DESCRIBED.finditer(header)}
+        wanted = [[places.get(f"{key}/{name}".encode(), 0) for name in self._names] for key in records]
+        self._places = np.array(wanted, dtype=np.uint32).reshape(len(records), len(self._names))[order]
+        last = max(places.values(), default=0)
+        end = self._described(last)["data_offsets"][1] if last else 0
+        whole = bool(self._begin + end == self.size)
+        return whole and zlib.crc32(metadata["index"].encode()) == int(metadata["checksum"])
+
+    def _row(self, key: str) -> int:
+        """Where a key is in the index; -1 if it is not."""
+        if key in self._forgotten:
+            return -1
+        hashed = key_hash(key)
+        at = int(np.searchsorted(self.hashes, hashed))
+        return at if at < len(self.hashes) and self.hashes[at] == hashed else -1
+
+    def _read(self, begin: int, end: int) -> bytes:
+        return bytes(self._bytes[begin:end].numpy())
+
+    def _described(self, place: int) -> dict[str, Any]:
+        """Dtype, shape and offsets of the tensor that is described at this place of the header."""
+        text = self._read(place, place + _DESCRIPTION)
+        found: dict[str, Any] = json.loads(text[: text.index(b"}") + 1])
+        return found
+
+    def _tensor(self, key: str, name: str, place: int) -> Tensor:
+        """A tensor, described at this place of the header; its name stands before."""
+        told = f'"{key}/{name}":'.encode()
+        if self._read(place - len(told), place) != told:
+            raise KeyError(name)
+        found = self._described(place)
+        begin, end = (self._begin + int(one) for one in found["data_offsets"])
+        return self._bytes[begin:end].view(_DTYPES[found["dtype"]]).reshape(found["shape"])
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    """What stands first in a header, before what may be megabytes about tensors."""
+    if not header.startswith(_METADATA):
+        raise ValueError("no metadata")
+    text = header.decode()
+    found: dict[str, str] = json.JSONDecoder().raw_decode(text, len(_METADATA))[0]
+    return found
+
+
+def key_hash(key: str) -> np.uint64:
+    """64 bits that stand for a key."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
 
 
 def serialised(manifest: Manifest, records: Mapping[str, Record]) -> bytes:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from stillhouse.errors import EnvironmentFault
 from stillhouse.files import atomic
 from stillhouse.teachers.store.shard import (
@@ -16,12 +18,15 @@ from stillhouse.teachers.store.shard import (
     Manifest,
     Record,
     Shard,
+    key_hash,
     new_path,
     serialised,
 )
 
 SHARD_BYTES = 128 * 2**20
 MERGED_FILES = 256
+RECENT = 64
+"""Shards that are looked through one by one before they are indexed."""
 RETRIES = 10
 """How often a folder is listed again whose shards another process merges meanwhile."""
 
@@ -59,7 +64,11 @@ class Store:
         self._limit = limit
         self._shard_bytes = shard_bytes
         self._shards: dict[Path, Shard] = {}
-        self._shard_of: dict[str, Shard] = {}
+        self._indexed: list[Shard] = []
+        self._hashes = np.empty(0, dtype=np.uint64)
+        self._holders = np.empty(0, dtype=np.uint32)
+        self._recent: list[Shard] = []
+        """Shards that `_hashes` has not yet."""
         self._unusable: set[Path] = set()
         self._small: list[Path] = []
         self._small_bytes = 0
@@ -68,6 +77,7 @@ class Store:
         self._warned: set[str] = set()
         self._bytes = 0
         self.refresh()
+        self._index()
 
     def __enter__(self) -> Store:
         return self
@@ -76,10 +86,11 @@ class Store:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._shard_of)
+        self._index()
+        return len(np.unique(self._hashes))
 
     def __contains__(self, key: str) -> bool:
-        return key in self._shard_of
+        return self._holder(key) is not None
 
     @property
     def size(self) -> int:
@@ -93,7 +104,7 @@ class Store:
 
     def get(self, key: str) -> Record | None:
         """The record of a key, without a copy; None if it is not there or is damaged."""
-        shard = self._shard_of.get(key)
+        shard = self._holder(key)
         if shard is None:
             return None
         record = shard.read(key)
@@ -105,7 +116,7 @@ class Store:
             f"{shard.path}: record {key} is damaged and not used; it is computed anew where the teacher is "
             "available. `stillhouse cache verify --repair` removes it."
         )
-        self._drop(key, shard)
+        shard.forget(key)
         return self.get(key)
 
     def put(self, records: Mapping[str, Record]) -> int:
@@ -116,7 +127,7 @@ class Store:
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
-        new = {key: record for key, record in records.items() if key not in self._shard_of}
+        new = {key: record for key, record in records.items() if key not in self}
         if not new:
             return 0
         data = serialised(self._manifest, new)
@@ -132,6 +143,8 @@ class Store:
         if len(data) < self._shard_bytes // 16:
             self._small.append(path)
             self._small_bytes += len(data)
+        if len(self._recent) > RECENT:
+            self._index()
         if len(self._small) >= MERGED_FILES or self._small_bytes >= self._shard_bytes:
             self._merge()
         return len(new)
@@ -142,10 +155,11 @@ class Store:
             present = set(self.folder.glob(PATTERN))
             if all([self._open(path) for path in present - self._shards.keys() - self._unusable]):
                 break
-        for path in self._shards.keys() - present:
-            shard = self._shards.pop(path)
-            for key in list(shard.records):
-                self._drop(key, shard)
+        gone = self._shards.keys() - present
+        for path in gone:
+            del self._shards[path]
+        if gone or len(self._recent) > RECENT:
+            self._index()
         self._bytes = sum(shard.size for shard in self._shards.values())
 
     def close(self) -> None:
@@ -158,7 +172,7 @@ class Store:
                 os.utime(path)
         self._read_from.clear()
         self._shards.clear()  # tensors that are still in use keep their map
-        self._shard_of.clear()
+        self._index()
 
     def _open(self, path: Path) -> bool:
         """Map a shard and note its records, if it can be used; False if it is gone."""
@@ -172,7 +186,7 @@ class Store:
             return True
         if shard.manifest.same_store(self._manifest):
             self._shards[path] = shard
-            self._shard_of.update(dict.fromkeys(shard.records, shard))
+            self._recent.append(shard)
         else:
             self._ignore(path, f"{path}: belongs to another store")
         return True
@@ -194,7 +208,7 @@ class Store:
         small, self._small, self._small_bytes = [p for p in self._small if p in self._shards], [], 0
         if len(small) < 2:
             return
-        keys = [key for path in small for key in self._shards[path].records]
+        keys = [key for path in small for key in self._shards[path].records()]
         records = {key: record for key in keys if (record := self.get(key)) is not None}
         try:
             self._write(serialised(self._manifest, records), sync=True)
@@ -205,15 +219,29 @@ class Store:
             path.unlink(missing_ok=True)
         self.refresh()
 
-    def _drop(self, key: str, shard: Shard) -> None:
-        """Do without the record of this shard; that of another one takes its place."""
-        del shard.records[key]
-        if self._shard_of.get(key) is shard:
-            other = next((one for one in self._shards.values() if key in one.records), None)
-            if other is None:
-                del self._shard_of[key]
-            else:
-                self._shard_of[key] = other
+    def _holder(self, key: str) -> Shard | None:
+        """A shard that has the record of this key."""
+        for shard in self._recent:
+            if key in shard:
+                return shard
+        hashed = key_hash(key)
+        at = int(np.searchsorted(self._hashes, hashed))
+        while at < len(self._hashes) and self._hashes[at] == hashed:
+            shard = self._indexed[self._holders[at]]
+            if key in shard:
+                return shard
+            at += 1
+        return None
+
+    def _index(self) -> None:
+        """Note of all records which shard has them, in 12 bytes each."""
+        self._indexed, self._recent = list(self._shards.values()), []
+        hashes = [shard.hashes for shard in self._indexed]
+        holders = [np.full(len(one), place, dtype=np.uint32) for place, one in enumerate(hashes)]
+        joined = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+        order = np.argsort(joined, kind="stable")
+        self._hashes = joined[order]
+        self._holders = np.concatenate([np.empty(0, dtype=np.uint32), *holders])[order]
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
