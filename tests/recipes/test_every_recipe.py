@@ -12,6 +12,8 @@ from tests.small_runs import in_child, rows_of, tree, tree_of_recipe, write_data
 from stillhouse import recipes
 
 NAMES = [recipe.name for recipe in recipes.all_recipes()]
+LONGER = {"max_steps": 24, "micro_batch_size": 8, "validate_every": 24}
+"""For methods whose loss falls slowly, or is noisy."""
 EXTRA: dict[str, dict[str, Any]] = {
     # So short a run does not over-fit, and the share of student text starts at zero.
     "distillm": {"responses": {"student_share": 0.5}},
@@ -20,13 +22,13 @@ EXTRA: dict[str, dict[str, Any]] = {
     # Policy gradients are noisy: less of the future, a smaller step, a student that has begun to learn.
     "minillm": {"objective": {"discount": 0.5}, "train": {"lr": 3e-3}},
     # Far from the teacher every token has a bad reward; a baseline tells the better from the worse.
-    "on_policy_distillation": {"objective": {"whiten": True}, "train": {"lr": 3e-3}},
+    "on_policy_distillation": {"objective": {"whiten": True}, "train": {"lr": 3e-3, **LONGER}},
     "skd": {"train": {"max_steps": 12}},
     "cot2align": {
         "data": {"max_response": 20},
-        "train": {"max_steps": 8, "batch_size": 8, "validate_every": 8},
+        "train": {"max_steps": 8, "batch_size": 8, "micro_batch_size": 8, "validate_every": 8},
     },
-    "simper": {"train": {"lr": 3e-3}},
+    "simper": {"train": {"lr": 3e-3, **LONGER, "log_every": 6}},
     "dpo": {"train": {"lr": 3e-3}},
     # Between models that differ in everything so far an extrapolation leads away from the text.
     "aligndistil": {"objective": {"extrapolation": 0.1}},
@@ -72,8 +74,8 @@ def warm(folder: Path) -> Any:
 
 
 LENGTH = {
-    "max_steps": 24, "batch_size": 16, "micro_batch_size": 8, "lr": 5e-3, "validate_every": 24,
-    "save_every": "never", "log_every": 6,
+    "max_steps": 16, "batch_size": 16, "micro_batch_size": 16, "lr": 5e-3, "validate_every": 16,
+    "save_every": "never", "log_every": 4,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,37 @@ def refused(workshop: Workshop, *arguments: str) -> str:
     return " ".join(said.err.split())
 
 
+_MADE: dict[tuple[str, ...], Path] = {}
+"""Run folders that several tests begin with, by what was run; each gets a copy."""
+
+
+def begun(workshop: Workshop, make: Callable[[], None], *by: str) -> None:
+    """The folder runs/kd as `make` leaves it, which is called once for all tests of this process."""
+    folder = workshop.folder / "runs" / "kd"
+    if by in _MADE:
+        shutil.copytree(_MADE[by], folder)
+        return
+    make()
+    _MADE[by] = Path(shutil.copytree(folder, workshop.folder.parent / f"begun-{len(_MADE)}"))
+
+
 def killed(workshop: Workshop, *more: str, step: int = 5) -> None:
     """A run that dies after so many steps."""
-    said = workshop.in_child(*RUN, *more, hook=sends(("metrics.jsonl", step + 1), sig=signal.SIGKILL))
-    assert said.code == -signal.SIGKILL, said.err
+
+    def make() -> None:
+        said = workshop.in_child(*RUN, *more, hook=sends(("metrics.jsonl", step + 1), sig=signal.SIGKILL))
+        assert said.code == -signal.SIGKILL, said.err
+
+    begun(workshop, make, "killed", str(step), *more)
+
+
+def finished(workshop: Workshop) -> None:
+    """A run that came to its end."""
+
+    def make() -> None:
+        assert workshop.stillhouse(*RUN).code == 0
+
+    begun(workshop, make, "finished")
 
 
 def rates(workshop: Workshop) -> list[float]:
@@ -63,7 +91,7 @@ def rates(workshop: Workshop) -> list[float]:
 
 
 def test_a_finished_run_is_not_rewritten(workshop: Workshop) -> None:
-    assert workshop.stillhouse(*RUN).code == 0
+    finished(workshop)
     for change in ("recipe=rkl", "train.seed=7", "train.lr=1e-5", "objective.kind=jsd"):
         told = refused(workshop, *RUN, change, "--resume")
         assert "was finished with other values" in told
@@ -83,7 +111,7 @@ def test_a_finished_run_is_not_rewritten(workshop: Workshop) -> None:
 
 
 def test_evaluation_of_a_finished_run_may_change_and_takes_its_own_time(workshop: Workshop) -> None:
-    assert workshop.stillhouse(*RUN).code == 0
+    finished(workshop)
     weights = (workshop.folder / "runs/kd/student/model.safetensors").read_bytes()
     log = (workshop.folder / "runs/kd/metrics.jsonl").read_bytes()
     said = workshop.stillhouse(*RUN, "evaluate.limit=2", "--resume")
@@ -426,7 +454,7 @@ class _Term:
 
 
 def test_a_new_run_starts_from_the_student_of_another(workshop: Workshop) -> None:
-    assert workshop.stillhouse(*RUN).code == 0
+    finished(workshop)
     said = workshop.stillhouse(*RUN, "name=second", "recipe=rkl", "--from", "runs/kd")
     assert said.code == 0, said.err
     parent = workshop.state("second")["parent"]
