@@ -152,7 +152,7 @@ def case(
     resolved = resolve(tree)
     size, probed, taken = (
         run_size(resolved.config),
-        predict(resolved.config, repeats=1),
+        predict(resolved.config),
         measure(resolved.config),
     )
     assert probed is not None
