@@ -32,7 +32,7 @@ class DPO(Objective):
     When: preference pairs, with the student at its start as the reference.
     Source: Rafailov et al. 2023 (arXiv 2305.18290); label smoothing after conservative DPO (Mitchell 2023),
         robust DPO (arXiv 2403.00409), hinge as in SLiC (arXiv 2305.10425), IPO (arXiv 2310.12036); values as
-        TRL 1.16 has them, which a test compares.
+        TRL 1.16 has them, which a test compares; it smooths `robust` alone.
     """
 
     kind: Literal["dpo"] = "dpo"
