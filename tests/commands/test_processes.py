@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import stillhouse
-from tests.children import ranks, write_to
+from tests.children import end, ranks, start, write_to
 from tests.small_runs import STUDENT, Event, announce, nth, outcome, tree, write_data
 
 
@@ -101,6 +102,37 @@ def test_killed_and_stopped_it_is_said_which_and_goes_on(folder: Path) -> None:
     assert "Student:" in (folder / "0.out").read_text()
     assert (folder / "1.out").read_text() == ""
     assert outcome(folder / "together")["rows"][-1]["step"] == 6
+
+
+def test_a_signal_that_follows_a_death_names_the_death(folder: Path) -> None:
+    """As torchrun ends the processes that are left once one has died."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    words = {0: ["run", str(folder / "run.yaml"), "name=ended", f"output.folder={folder / 'ended'}"]}
+    dies = {1: nth(1, "open", "train.jsonl")}
+    first, second = (
+        start(command, folder, words, dies, signal.SIGKILL, env={**env, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    )
+    assert end(second) == -9
+    first.terminate()
+    assert end(first) == 3
+    heard, _ = said(folder)
+    assert heard.count("process 1 of 2") == 1
+    assert "has died" in heard
+    assert "Interrupted by" not in heard
+    assert "Traceback" not in heard
+
+
+def test_how_long_silence_may_last_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_LOST_AFTER", "soon")
+    assert 2 in in_two(folder, "run", str(folder / "run.yaml"))
+    together = "".join(said(folder))
+    assert "STILLHOUSE_LOST_AFTER" in together
+    assert "at least 4" in together
+    assert "Traceback" not in together
 
 
 def test_eval_shares_the_prompts_and_says_the_same(folder: Path) -> None:

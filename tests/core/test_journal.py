@@ -96,3 +96,14 @@ def test_without_a_path_nothing_outlives_the_process() -> None:
     journal.put("a", 1)
     assert journal.get("a") == 1
     assert Journal().get("a") is None
+
+
+def test_what_another_process_has_kept_is_known_and_left_to_it(tmp_path: Path) -> None:
+    own, theirs = tmp_path / "answers.jsonl", tmp_path / "answers-1.jsonl"
+    Journal(theirs).put("a", "of the other")
+    kept = theirs.read_bytes()
+    journal = Journal(own, others=[theirs])
+    assert journal.get("a") == "of the other"
+    journal.put("b", "own")
+    assert theirs.read_bytes() == kept
+    assert len(Journal(own)) == 1

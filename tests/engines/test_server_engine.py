@@ -123,11 +123,17 @@ def test_answers_are_kept_and_never_asked_for_again(service: Service, demo: Any,
     assert 0 < done < 12
     with open(tmp_path / "answers.jsonl", "a", encoding="utf-8") as file:
         file.write('{"key": "a line that a kill cut')
+    before = (tmp_path / "answers.jsonl").read_bytes()
     again = engine(service.url, demo)
-    again.use_journal(tmp_path / "answers.jsonl")
+    again.use_journal(tmp_path / "answers.jsonl", share=1)  # another process of the run has its own file
     completions = again.generate(asked, sampling, seed=1)
     assert again.counts()["reused"] == done
     assert completions == engine(service.url, demo).generate(asked, sampling, seed=1)
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+    alone = engine(service.url, demo)
+    alone.use_journal(tmp_path / "answers.jsonl")
+    assert alone.generate(asked, sampling, seed=1) == completions
+    assert alone.counts()["reused"] == 12
     asked_for = [str(body["prompt"]) for body in service.bodies("/v1/completions") if "seed" in body]
     assert len(asked_for) == 12 + 12  # once for the two above together, once for the plain one
 

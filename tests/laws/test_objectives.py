@@ -251,6 +251,25 @@ def test_fused_equals_plain(objective: Objective, count: int, vocab: int, chunk:
         torch.testing.assert_close(got, 2 * wanted, rtol=1e-8, atol=1e-10)
 
 
+@every
+def test_rows_without_weight_are_a_loss_of_zero(objective: Objective) -> None:
+    """As in a process whose share of a step is used up."""
+    hidden, weight = logits(COUNT, 5, 0).requires_grad_(), logits(VOCAB, 5, 1).requires_grad_()
+    signals = {
+        name: ModelSignal(logits(COUNT, 4, seed), ModelHead(logits(VOCAB, 4, seed + 1)))
+        for name, seed in (("main", 2), ("reference", 4), ("code", 6))
+    }
+    rows = replace(drawn_rows(COUNT, VOCAB, 0), teachers={})
+    nothing = torch.zeros(COUNT, dtype=torch.float64)
+    loss, values = fused_rows(objective, hidden, weight, signals, token_weight=nothing, rows=rows)
+    loss.backward()
+    assert loss == 0
+    assert (values == 0).all()
+    for leaf in (hidden, weight):
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
+
+
 @pytest.mark.parametrize("kind", REGISTRY.kinds())
 def test_the_docstring_says_what_a_reader_needs(kind: str) -> None:
     part = REGISTRY[kind]

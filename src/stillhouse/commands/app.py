@@ -150,8 +150,11 @@ def _run_command() -> None:
         )  # typer turns every interruption into exit code 130, without a word
         if not isinstance(stopped, KeyboardInterrupt):
             raise
+        if (fault := other_processes.fault_before_signal()) is not None:
+            _show(fault)
+            sys.exit(fault.exit_code)
         console.note(f"Interrupted by {signals.name_of(stopped)}.")
-        other_processes.leave(f"stopped by {signals.name_of(stopped)}")
+        other_processes.leave(f"{other_processes.STOPPED} {signals.name_of(stopped)}")
         sys.exit(signals.exit_code_of(stopped))
     except BrokenPipeError:
         sys.stderr.close()

@@ -85,8 +85,10 @@ def run(
         stopped = signals.Stopped(result.signal) if result.signal is not None else None
         other_processes.leave()  # all have come to the same end
     except KeyboardInterrupt as error:
+        if (fault := other_processes.fault_before_signal()) is not None:
+            raise fault from error
         stopped = error
-        other_processes.leave(f"stopped by {signals.name_of(error)}")
+        other_processes.leave(f"{other_processes.STOPPED} {signals.name_of(error)}")
     if stopped is not None:
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
         raise typer.Exit(signals.exit_code_of(stopped))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,18 @@ class Journal:
         >>> journal.put("10/0", {"seconds": 1.2, "answers": [[[41, 2], True]]})
     """
 
-    def __init__(self, path: Path | None = None, header: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        header: Mapping[str, Any] | None = None,
+        others: Iterable[Path] = (),
+    ) -> None:
         """Read what is there.
 
         Args:
             path: the file, made at the first `put`; None: nothing outlives the process.
             header: what the results belong to; None where their keys say it all.
+            others: files without header of other processes, whose results are known too.
         """
         self.path = path
         self._header = None if header is None else {"header": json.loads(json.dumps(header, default=str))}
@@ -43,6 +49,8 @@ class Journal:
         elif self._header is not None:
             rows = rows[1:]
         whole = [row for row in rows if row.keys() >= {"key", "value"}]
+        for other in others:
+            whole += [row for row in read_jsonl_leniently(other)[0] if row.keys() >= {"key", "value"}]
         self._results = {row["key"]: row["value"] for row in whole}
         if damaged := damaged + len(rows) - len(whole):
             logger.warning("%s: %d damaged lines; what they held is computed again", path, damaged)

@@ -16,7 +16,7 @@ from typing import Any
 
 from stillhouse import console
 from stillhouse.core.distributed import rank_and_size
-from stillhouse.errors import EnvironmentFault
+from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -27,9 +27,13 @@ LOST_AFTER = 120.0
 holds Python's lock, as some libraries do while they load, is silent too."""
 LOST_AFTER_VARIABLE = "STILLHOUSE_LOST_AFTER"
 """The environment variable that says another number of seconds."""
+SHORTEST = 4 * INTERVAL
+"""The least that it may say: a process tells that it lives once an interval."""
 START_SECONDS = 300.0
 """Seconds in which the other processes have to start."""
 DONE = "done"
+STOPPED = "stopped by"
+"""How the end of a process begins that a signal has ended."""
 
 _current: list[OtherProcesses] = []
 
@@ -37,6 +41,12 @@ _current: list[OtherProcesses] = []
 def current() -> OtherProcesses | None:
     """Those of this command; None where there are none, or nothing has joined them."""
     return _current[-1] if _current else None
+
+
+def fault_before_signal() -> EnvironmentFault | None:
+    """What ends this process where a signal came because another had ended; None where it is meant."""
+    gone = None if (others := current()) is None else others.ended_before()
+    return None if gone is None else EnvironmentFault(f"{gone}. {GO_ON}")
 
 
 def leave(how: str = DONE) -> None:
@@ -86,11 +96,13 @@ class OtherProcesses:
 
         Raises:
             EnvironmentFault: the store cannot be reached.
+            ConfigError: `LOST_AFTER_VARIABLE` holds no number of seconds.
         """
         rank, size = rank_and_size()
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         if size == 1 or not address or not port:
             return None
+        lost_after = _lost_after()
         from datetime import timedelta
 
         from torch.distributed import PrefixStore, TCPStore
@@ -114,7 +126,6 @@ class OtherProcesses:
                 f"MASTER_PORT): {str(error).splitlines()[0][:200]}. Start all of them, with the same address."
             ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        lost_after = float(os.environ.get(LOST_AFTER_VARIABLE) or LOST_AFTER)
         return cls(PrefixStore(f"stillhouse/{attempt}", store), rank, size, lost_after)
 
     def tells(self) -> bool:
@@ -130,6 +141,20 @@ class OtherProcesses:
         while self.lost is None and time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(INTERVAL / 10)
         return self.lost
+
+    def ended_before(self) -> str | None:
+        """Which process had died or failed when a signal came to this one: launchers send the others SIGTERM
+        then. None where the signal is meant for all.
+        """
+        try:
+            failed = self._failed()
+            for one, (host, process) in self._places.items():
+                told = one in self._done or failed is not None or self._store.check([f"end/{one}"])
+                if host == socket.gethostname() and not told and not _lives(process):
+                    return f"{self._name(one)} has died. {ITS_OUTPUT}"
+        except RuntimeError:
+            return f"process 0 of {self._size} has ended. {ITS_OUTPUT}"
+        return None if failed is None or f": {STOPPED}" in failed else failed
 
     def leave(self, how: str = DONE) -> None:
         """Tell the others that this process ends, and how; the first one waits until they know."""
@@ -159,7 +184,9 @@ class OtherProcesses:
             except RuntimeError:
                 if 0 in self._done:
                     return
-                self.lost = f"process 0 of {self._size} has ended, or its machine cannot be reached"
+                self.lost = (
+                    f"process 0 of {self._size} has ended, or its machine cannot be reached. {ITS_OUTPUT}"
+                )
             if self.lost is not None:
                 self._end_with(self.lost)
                 return
@@ -183,11 +210,10 @@ class OtherProcesses:
         for one, (host, process) in self._places.items():
             if one in self._done:
                 continue
-            name = f"process {one} of {self._size} (id {process} on {host})"
             if host == socket.gethostname() and not _lives(process):
                 failed = self._failed()  # it may have said so since
                 if failed or one not in self._done:
-                    return failed or f"{name} has died"
+                    return failed or f"{self._name(one)} has died. {ITS_OUTPUT}"
                 continue
             beat, heard = self._beats.get(one, (-1, now))
             if now - heard < self._lost_after / 4 and beat >= 0:
@@ -195,8 +221,12 @@ class OtherProcesses:
             if (found := self._store.add(f"beat/{one}", 0)) != beat:
                 self._beats[one] = found, now
             elif now - heard > self._lost_after:
-                return f"{name} has said nothing for {self._lost_after:.0f} s"
+                return f"{self._name(one)} has said nothing for {self._lost_after:.0f} s. {SILENT}"
         return None
+
+    def _name(self, one: int) -> str:
+        host, process = self._places[one]
+        return f"process {one} of {self._size} (id {process} on {host})"
 
     def _arrivals(self, now: float) -> str | None:
         if self._store.add("joined", 0) >= self._size:
@@ -218,10 +248,30 @@ class OtherProcesses:
         os._exit(EnvironmentFault.exit_code)
 
 
-GO_ON = (
-    "Its own output says why; if it has none, the kernel may have killed it for memory. All processes of the "
-    "command end; a run continues with --resume from its last checkpoint."
+def _lost_after() -> float:
+    given = os.environ.get(LOST_AFTER_VARIABLE) or str(LOST_AFTER)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not SHORTEST <= seconds < float("inf"):
+        raise ConfigError(
+            Fault(
+                LOST_AFTER_VARIABLE,
+                "is the silence after which a process counts as dead",
+                got=given,
+                allowed=f"seconds, at least {SHORTEST:g}",
+            )
+        )
+    return seconds
+
+
+ITS_OUTPUT = "Its own output says why; if it has none, the kernel may have killed it for memory"
+SILENT = (
+    "It is stopped, held by a library, or out of reach; where it needs longer, set "
+    f"{LOST_AFTER_VARIABLE} (seconds) in the environment of all processes"
 )
+GO_ON = "All processes of the command end; a run continues with --resume from its last checkpoint."
 
 
 def _lives(process: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,9 +145,13 @@ class ServerEngine:
         self.reused = 0
         """Number of completions found in the journal."""
 
-    def use_journal(self, path: Path) -> None:
-        """Record completions in a file, and take them from it instead of requesting them again."""
-        self.journal = Journal(path)
+    def use_journal(self, path: Path, share: int = 0) -> None:
+        """Keep completions in a file, of every other share than the first in one beside it, as processes that
+        append to one file may tear each other's lines; completions that any of them has are not requested.
+        """
+        own = path.with_stem(f"{path.stem}-{share}") if share else path
+        beside = {path, *path.parent.glob(f"{glob.escape(path.stem)}-*{path.suffix}")}
+        self.journal = Journal(own, others=sorted(beside - {own}))
 
     def fingerprint(self) -> str:
         """A digest of the URL and the model's name; the weights on a server cannot be read."""

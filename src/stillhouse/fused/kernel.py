@@ -321,7 +321,7 @@ class FusedHeadLoss:
         gradient for labels goes into `block`."""
         block = self.block
         values = torch.zeros_like(block.token_weight)
-        if not block.objective.sequence_level:
+        if not block.objective.sequence_level or not len(values):  # a process may have no row with weight
             return values
         block.rows = self.label_facts()
         if not block.objective.has_sequence_part:

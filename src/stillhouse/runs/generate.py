@@ -127,7 +127,7 @@ def _request(
     assert data.encoder is not None
     info = found.student_facts(data.encoder) if translation is None else translation.facts
     model: Any = None if server is not None else _model(config, arguments.by, found, data)
-    engine, weights = _engine(config, server, model, info, arguments.output)
+    engine, weights = _engine(config, server, model, info, arguments.output, arguments.shard)
     generator = ResponseGenerator(
         engine,
         arguments.by,
@@ -173,14 +173,14 @@ def _check_score(server: ServerConfig | None, translator: Translator | None) -> 
 
 
 def _engine(
-    config: RunConfig, server: ServerConfig | None, model: Any, info: TokenizerInfo, output: Path
+    config: RunConfig, server: ServerConfig | None, model: Any, info: TokenizerInfo, output: Path, shard: int
 ) -> tuple[Engine, Callable[[], str]]:
     """The engine, and what gives the fingerprint of its model."""
     if server is None:
         return config.engine.for_student().build(model, info), partial(fingerprint, model)
     engine = server.build(None, info)
     if not is_remote(output):  # a store cannot append an answer to a file
-        engine.use_journal(output.with_suffix(".answers.jsonl"))
+        engine.use_journal(output.with_suffix(".answers.jsonl"), shard)
     return engine, engine.fingerprint
 
 

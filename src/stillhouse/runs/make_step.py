@@ -140,7 +140,7 @@ def _teacher_generator(
         return None
     digest = partial(fingerprint, parts.teacher) if parts.teacher is not None else lambda: "unknown"
     if isinstance(engine, ServerEngine):
-        engine.use_journal(folder.responses / "answers.jsonl")
+        engine.use_journal(folder.responses / "answers.jsonl", rank_and_size()[0])
     return ResponseGenerator(
         engine,
         "teacher",

@@ -65,7 +65,7 @@ def recorded(
         with Interrupt() as interrupt:
             yield interrupt
     except KeyboardInterrupt as error:
-        _end(folder, "interrupted", f"stopped by {signals.name_of(error)}")
+        _end_by_signal(folder, error)
         raise
     except StillhouseError as error:
         _end(folder, "failed", str(error))
@@ -74,12 +74,24 @@ def recorded(
         try:
             fault = _disk_fault(error, folder) or _process_fault(error, folder)
         except KeyboardInterrupt as stopped:  # torchrun ends the others while they ask which one has died
-            _end(folder, "interrupted", f"stopped by {signals.name_of(stopped)}")
+            _end_by_signal(folder, stopped)
             raise
         _end(folder, "failed", str(fault or f"{type(error).__name__}: {error}"))
         if fault is None:
             raise
         raise fault from error
+
+
+def _end_by_signal(folder: RunFolder, stopped: KeyboardInterrupt) -> None:
+    """Record what a signal has ended, or the death of another process that has brought it about.
+
+    Raises:
+        EnvironmentFault: the latter.
+    """
+    if (fault := other_processes.fault_before_signal()) is not None:
+        _end(folder, "failed", str(fault))
+        raise fault from stopped
+    _end(folder, "interrupted", f"{other_processes.STOPPED} {signals.name_of(stopped)}")
 
 
 def _disk_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
