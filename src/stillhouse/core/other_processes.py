@@ -148,6 +148,8 @@ class OtherProcesses:
         """
         try:
             failed = self._failed()
+            if len(self._places) < len(self._others):  # it has not looked round since the last one came
+                self._arrivals(time.monotonic())
             for one, (host, process) in self._places.items():
                 told = one in self._done or failed is not None or self._store.check([f"end/{one}"])
                 if host == socket.gethostname() and not told and not _lives(process):
