@@ -74,6 +74,14 @@ def test_the_most_probable_tokens(number: str, error: float, vocab: int) -> None
     assert_same(back.labels, sparse.labels)
 
 
+def test_log_probabilities_in_a_byte_are_within_half_a_step_of_each_row() -> None:
+    sparse = topk_of(logprobs(50), 20, LABELS)
+    codec = TopkCodec(20, "uint8", 50)
+    error = (codec.decode(codec.encode(sparse)).logprobs - sparse.logprobs).abs()
+    span = sparse.logprobs.amax(-1, keepdim=True) - sparse.logprobs.amin(-1, keepdim=True)
+    assert (error <= span / 510 + 1e-6).all()
+
+
 @pytest.mark.parametrize("vocab", [50, 70_000])
 def test_samples_take_as_many_bytes_as_there_are_different_tokens(vocab: int) -> None:
     sparse = sampled_of(logprobs(vocab), 16, torch.Generator().manual_seed(0), 1.5, LABELS)

@@ -9,6 +9,7 @@ import pytest
 
 from stillhouse.errors import DataError
 from stillhouse.rollouts.offline.indexed_rows import IndexedRows
+from stillhouse.rollouts.offline.shards import finished_shards
 from stillhouse.rollouts.offline.stage_files import (
     StageFile,
     StageMismatch,
@@ -118,3 +119,10 @@ def test_rows_of_the_65537th_file_are_its_own(tmp_path: Path) -> None:
     write_rows(last, HEAD, ROWS[1:2])
     rows = IndexedRows([first] * 2**16 + [last])
     assert rows[1] == ROWS[1]
+
+
+def test_shards_that_hold_a_row_twice_are_not_joined(tmp_path: Path) -> None:
+    for index, rows in enumerate((ROWS[:3], ROWS[2:4])):
+        StageFile(tmp_path / "all.jsonl", HEAD, index, 2).append(rows, share=len(rows))
+    with pytest.raises(DataError, match="hold some rows twice"):
+        finished_shards(tmp_path / "all.jsonl")
