@@ -61,16 +61,26 @@ def pages() -> dict[str, str]:
 
 
 def rows_table() -> str:
-    """What `benchmarks/rows.py` has measured: peaks in MB."""
-    peaks: dict[tuple[int, int], dict[str, float]] = {}
+    """What `benchmarks/rows.py` has measured: peaks of processes, and seconds of one core."""
+    found: dict[tuple[int, int], dict[str, str]] = {}
     for row in json.loads(ROWS.read_text(encoding="utf-8"))["rows"]:
-        peaks.setdefault((row["rows"], row["large_row_bytes"]), {})[row["work"]] = row["peak_mb"]
-    lines = [
-        f"| {count:,}{f', one of {large >> 20} MB' if large else ''} "
-        f"| {one['load']:,.0f} | {one['curate']:,.0f} |"
-        for (count, large), one in peaks.items()
+        workers = f" + 2 x {row['worker_peak_mb']:,.0f}" if row["work"] == "tokenise-2" else ""
+        cell = f"{row['peak_mb']:,.0f}{workers} MB, {row['cpu_seconds']:,.0f} s"
+        found.setdefault((row["large_row_bytes"], row["rows"]), {})[row["work"]] = cell
+    head = {
+        "tokenise": "tokenised",
+        "tokenise-2": "by 2 processes more",
+        "cached": "from the cache",
+        "curate": "`curate`",
+    }
+    rows = [
+        [
+            f"{count:,}{f', one of {large >> 20} MB' if large else ''}",
+            *(cells.get(work, "–") for work in head),
+        ]
+        for (large, count), cells in sorted(found.items())
     ]
-    return "\n".join(["| rows | reading them for a run | `curate` |", "|---|---:|---:|", *lines])
+    return markdown(["rows", *head.values()], rows)
 
 
 def size(name: str, dtype: str) -> ModelSize:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,14 +23,17 @@ from stillhouse.data.prompt_builder import path_of
 from stillhouse.data.stored_prompts import ACCOUNT, PROMPTS, StoredPrompts, packed
 from stillhouse.data.token_cache import TokenCache, default_folder
 from stillhouse.data.token_key import token_key
-from stillhouse.errors import DataError, EnvironmentFault
+from stillhouse.errors import DataError, EnvironmentFault, StillhouseError
 from stillhouse.files import os_errors_as_faults
+from stillhouse.signals import ENDING
 
 log = logging.getLogger(__name__)
 
 _ROWS = "rows"
 """The column of the rows that wait to be tokenised: a chunk of them, pickled."""
 _CHUNKS_WRITTEN_AT_ONCE = 4
+_DONE, _FAULT = "done", "fault"
+"""Files beside the tokens: with a byte for each row that is done; there once a process has met a fault."""
 _MOST_WORKERS = 16
 """One process writes rows down for the others, which that many keep busy."""
 
@@ -101,12 +105,12 @@ def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) 
     """
     import datasets
 
-    waiting, done = folder / "rows.arrow", folder / "done"
+    waiting, done = folder / "rows.arrow", folder / _DONE
     count, fault = _write_rows(work, waiting)
     rows = datasets.Dataset.from_file(str(waiting))
     try:
         with _shown(f"Tokenising {path_of(work.name)}", count, done):
-            found = _mapped(rows, _Tokens(work.without_rows(), done), folder, fingerprint)
+            found = _mapped(rows, _Tokens(work.without_rows(), folder), folder, fingerprint)
     except DataError:
         for one in rows:  # in order: with any number of processes the first fault is told
             work(pickle.loads(one[_ROWS]))
@@ -119,6 +123,8 @@ def write_tokens(work: ChunkEncoder, folder: Path, fingerprint: str = "0" * 16) 
 
 
 def _mapped(rows: Any, tokens: _Tokens, folder: Path, fingerprint: str) -> Any:
+    import multiprocess
+
     workers = min(workers_for(tokens.work), len(rows))
     try:
         with _as_before():
@@ -133,6 +139,10 @@ def _mapped(rows: Any, tokens: _Tokens, folder: Path, fingerprint: str) -> Any:
                 cache_file_name=str(folder / "tokens.arrow"),
                 load_from_cache_file=False,
             )
+    except multiprocess.TimeoutError as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise error.__context__ from None  # the library would hide what ended its wait
     except RuntimeError as error:
         if "abruptly died" not in str(error):
             raise
@@ -172,22 +182,35 @@ def _features() -> Any:
 class _Tokens:
     """What `datasets` maps: a chunk of rows to a chunk of prompts."""
 
-    def __init__(self, work: ChunkEncoder, done: Path) -> None:
-        self.work, self.done = work, done
+    def __init__(self, work: ChunkEncoder, folder: Path) -> None:
+        self.work, self.done, self.fault = work, folder / _DONE, folder / _FAULT
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, which ends with the one that reads: that alone answers to Ctrl-C."""
+        self.__dict__.update(state)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
     def __call__(self, batch: dict[str, list[bytes]]) -> Any:
-        import pyarrow
-
+        if self.fault.exists():  # the library waits for all processes before it tells of the fault of one
+            return self._table([], Account())
         chunk = pickle.loads(batch[_ROWS][0])
-        prompts, account = self.work(chunk)
-        if any(prompt.images or prompt.response_images for prompt in prompts):
-            raise ImagesFoundError
+        try:
+            prompts, account = self.work(chunk)
+            if any(prompt.images or prompt.response_images for prompt in prompts):
+                raise ImagesFoundError
+        except (StillhouseError, ImagesFoundError):
+            self.fault.touch()
+            raise
         with self.done.open("ab") as handle:
             handle.write(b"." * len(chunk))
-        content = [[packed(prompt, account.no_data) for prompt in prompts]]
-        return pyarrow.table(
-            {PROMPTS: content, ACCOUNT: [json.dumps(account.as_json())]}, schema=_features().arrow_schema
-        )
+        return self._table([packed(prompt, account.no_data) for prompt in prompts], account)
+
+    def _table(self, prompts: list[bytes], account: Account) -> Any:
+        import pyarrow
+
+        columns = {PROMPTS: [prompts], ACCOUNT: [json.dumps(account.as_json())]}
+        return pyarrow.table(columns, schema=_features().arrow_schema)
 
 
 @contextlib.contextmanager
