@@ -64,7 +64,7 @@ def rows_table() -> str:
     """What `benchmarks/rows.py` has measured: peaks of processes, and seconds of one core."""
     found: dict[tuple[int, int], dict[str, str]] = {}
     for row in json.loads(ROWS.read_text(encoding="utf-8"))["rows"]:
-        workers = f" + 2 x {row['worker_peak_mb']:,.0f}" if row["work"] == "tokenise-2" else ""
+        workers = f" + 2 x {row['worker_peak_mb']:,.0f}" if row["worker_peak_mb"] else ""
         cell = f"{row['peak_mb']:,.0f}{workers} MB, {row['cpu_seconds']:,.0f} s"
         found.setdefault((row["large_row_bytes"], row["rows"]), {})[row["work"]] = cell
     head = {
