@@ -13,6 +13,7 @@ from stillhouse.data.account import Account
 from stillhouse.data.config import DataConfig
 from stillhouse.data.conversation import without_chain
 from stillhouse.data.datasets import DatasetConfig
+from stillhouse.data.formats.conversation import up_to_last_answer
 from stillhouse.data.images import opened
 from stillhouse.data.reading import Reading
 from stillhouse.data.row_teachers import rows_by_teacher
@@ -24,6 +25,7 @@ from stillhouse.errors import DataError, RowError
 
 RESPONSES, REJECTED, REASONING = "responses", "rejected", "reasoning"
 """What rows must have, as `Requirements.data` has it."""
+ENDS_UNANSWERED = "nobody answers the last turns of a conversation: they are left out"
 IMAGES_TOO_LONG = "prompt with images too long"
 """The reason of prompts that are too long and have images, of which none may go."""
 
@@ -60,6 +62,8 @@ class PromptBuilder:
         self.truncated: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
         """Turns of the assistant in kept rows: trained on, and only read as context."""
+        self.notes: Counter[str] = Counter()
+        """What was done to rows that their user should know."""
         self.pairs = 0
         """Kept rows that are preference pairs, whether the rejected response is used or not."""
         self.without_response: list[str] = []
@@ -87,6 +91,7 @@ class PromptBuilder:
 
     def add(self, chunk: Sequence[tuple[str, Row]]) -> None:
         """Tokenise some rows and keep those that can be used."""
+        chunk = [(id, self._answered(row)) for id, row in chunk]
         usable = self._with_images([(id, row) for id, row in chunk if self._usable(row)])
         encoded = self._encoded([row for _, row in usable])
         others = self._encoded_others([row for _, row in usable])
@@ -107,6 +112,14 @@ class PromptBuilder:
                 if prompt.response_ids is not None:
                     self.turns["trained on"] += found.trained_turns
                     self.turns["context"] += found.context_turns
+
+    def _answered(self, row: Row) -> Row:
+        """With `train_on: all` a conversation that nobody answers in the end is one up to its last answer."""
+        if RESPONSES not in self.needs or self.config.train_on != "all" or row.unlabelled:
+            return row
+        shorter = up_to_last_answer(row)
+        self.notes[ENDS_UNANSWERED] += shorter is not row
+        return shorter
 
     def _with_images(self, rows: list[tuple[str, Row]]) -> list[tuple[str, Row]]:
         """The rows with their images opened, side by side; without those whose images cannot be."""
@@ -341,7 +354,7 @@ class PromptBuilder:
         found.add_reading(self.reading)
         found.dropped, found.truncated, found.turns = self.dropped, self.truncated, self.turns
         found.without_response = self.without_response
-        found.notes = self.encoder.take_notes()
+        found.notes = self.notes + self.encoder.take_notes()
         found.add_prompts(self.prompts)
         found.teachers.update(rows_by_teacher(prompt.facts for prompt in self.prompts))
         found.kept_by_part.update(str(self.source_of.get(prompt.id, 0)) for prompt in self.prompts)

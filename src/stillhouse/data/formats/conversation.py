@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stillhouse.core.types import turn_text
@@ -44,6 +44,16 @@ def split_conversation(turns: Sequence[Message]) -> tuple[tuple[Message, ...], A
     if turns and turns[-1]["role"] == "assistant":
         return tuple(turns[:-1]), Answers(turns=(turns[-1],))
     return tuple(turns), Answers()
+
+
+def up_to_last_answer(row: Row) -> Row:
+    """The row without the turns that follow its last answer, which becomes the response; the row itself if it
+    has a response, or no answer behind a prompt."""
+    answers = [at for at, turn in enumerate(row.messages) if at and turn["role"] == "assistant"]
+    if row.has_response or not answers:
+        return row
+    turns, answer = split_conversation(row.messages[: answers[-1] + 1])
+    return replace(row, messages=turns, **answer.of())
 
 
 def check_completion(turns: Sequence[Message], name: str, location: str) -> None:
