@@ -272,3 +272,30 @@ def test_the_packaged_demo_data() -> None:
     assert len(teacher.train) == 8349
     assert len(teacher.valid) == 150
     assert data.report["warnings"] == teacher.report["warnings"] == []
+
+
+def test_with_all_turns_trained_on_a_conversation_without_a_last_answer_is_cut_behind_the_one_before(
+    tmp_path: Path,
+) -> None:
+    def said(*texts: str) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)
+            ]
+        }
+
+    rows = [said("Fruit?", "Fig.", "Root?", "Beet.", "Nut?"), said("Leaf?", "Kale.", "Sea?"), said("Nut?")]
+    path, tokenizer = write(tmp_path / "rows.jsonl", rows), byte_tokenizer(TURNS)
+    options: dict[str, Any] = {"needs": {"responses"}, "tokenizer": tokenizer, "template": "chat"}
+    data = loaded(path, train_on="all", no_response="drop", **options)
+    answers = [tokenizer.decode(prompt.response_ids) for prompt in data.train]
+    assert answers == [
+        "Fig.<|turn|>\n<|start|>user\nRoot?<|turn|>\n<|start|>assistant\nBeet.<|turn|>",
+        "Kale.<|turn|>",
+    ]
+    assert about(data)["dropped"] == {"no response": 1}
+    assert about(data)["notes"] == {"nobody answers the last turns of a conversation: they are left out": 2}
+    with pytest.raises(DataError, match="no response"):
+        loaded(path, train_on="last", **options)
+    asked = loaded(path, tokenizer=tokenizer, template="chat", train_on="all").train
+    assert [prompt.response_ids for prompt in asked] == [None] * 3

@@ -41,7 +41,8 @@ class DataConfig(StrictConfig):
     train_on: TrainOn = "last"
     """Which turns of the assistant are trained on: the last of a conversation, or all. With `all` the prompt
     ends before the first of them, also where responses are generated; what users and tools say between them
-    is read and not trained on. A turn of `weight` 0 is never trained on."""
+    is read and not trained on, and turns behind the last answer are left out. A turn of `weight` 0 is never
+    trained on."""
     max_prompt: PositiveInt = 512
     """Maximum number of tokens of a prompt, template included."""
     max_response: PositiveInt = 512
