@@ -250,7 +250,7 @@ class HiddenClient:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _ServerAnswer:
     status: int
     fingerprint: str | None
     content: bytes
@@ -260,7 +260,7 @@ class _Answer:
         return self.content.decode(errors="replace")[:200]
 
 
-def _exchanged(server: _Server, method: str, path: str, most: int, **sent: Any) -> _Answer:
+def _exchanged(server: _Server, method: str, path: str, most: int, **sent: Any) -> _ServerAnswer:
     """One request and its answer, of which no more than `most` bytes are taken.
 
     Raises:
@@ -274,10 +274,10 @@ def _exchanged(server: _Server, method: str, path: str, most: int, **sent: Any) 
             content += chunk
             if len(content) > limit:
                 raise BadBody(f"{path} answers with more than {limit:,} bytes")
-        return _Answer(response.status_code, response.headers.get(FINGERPRINT), bytes(content))
+        return _ServerAnswer(response.status_code, response.headers.get(FINGERPRINT), bytes(content))
 
 
-def _refusal(url: str, answer: _Answer) -> str:
+def _refusal(url: str, answer: _ServerAnswer) -> str:
     try:
         said = str(json.loads(answer.content)["error"])[:200]
     except (ValueError, KeyError, TypeError, RecursionError):
