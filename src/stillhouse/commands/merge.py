@@ -33,8 +33,13 @@ def merge(
 
     with only_one_writes(output):
         result = merge_shards(output)
-    if result is None:
-        console.say(f"{output}: is finished already; nothing to do.")
+    if not result.written:
+        left = (
+            f"{result.shards:,} shards whose rows are all in it are deleted"
+            if result.shards
+            else "nothing to do"
+        )
+        console.say(f"{output}: is finished already; {left}.")
         return
     if result.counts:
         console.print_table(("source", "filter", "reason", "dropped"), list(result.counts))

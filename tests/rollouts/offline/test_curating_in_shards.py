@@ -107,7 +107,6 @@ def test_counts_of_shards_add_up(tmp_path: Path) -> None:
         merge_shards(tmp_path / "a.jsonl")
     (tmp_path / "b.shard-3-of-4.jsonl").rename(tmp_path / "a.shard-3-of-4.jsonl")
     merged = merge_shards(tmp_path / "a.jsonl")
-    assert merged is not None
     assert (merged.kept, list(merged.counts)) == (whole.kept, whole.counts)
 
 
@@ -119,3 +118,34 @@ def test_samples_in_files_are_the_samples_and_take_few_bytes(tmp_path: Path) -> 
     assert stored[3:5] == samples[3:5]
     assert stored.digest == samples_digest(samples)
     assert stored.nbytes == 19 * len(samples)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_merge_that_was_killed_before_it_deleted_its_shards_is_ended_by_another(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = write(tmp_path / "teacher.jsonl", made(3, "teacher", 200))
+    output = tmp_path / f"kept{suffix}"
+
+    for index, name in enumerate(("kept", "other")):  # so that the last shard does not join them
+        target = tmp_path / f"{name}{suffix}"
+        filter_files([path], FILTERS[:4], target, held_out=HELD_OUT, shard=(index, 2))
+    (tmp_path / "other.shard-1-of-2.jsonl").rename(tmp_path / "kept.shard-1-of-2.jsonl")
+    shards = {one: one.read_bytes() for one in tmp_path.glob("kept.shard-?-of-2.jsonl")}
+    assert merge_shards(output).written
+    finished = output.read_bytes()
+    for left in (list(shards), list(shards)[1:]):
+        for shard in left:
+            shard.write_bytes(shards[shard])
+        again = merge_shards(output)
+        assert (again.written, again.shards) == (False, len(left))
+        assert not any(shard.exists() for shard in shards)
+    one = next(iter(shards))
+    one.write_bytes(shards[one])
+    assert filter_files([path], FILTERS[:4], output, held_out=HELD_OUT).cached
+    assert not one.exists()
+    one.write_bytes(shards[one].replace(b'"id": "', b'"id": "other '))
+    with pytest.raises(DataError, match=f"hold other rows or were made in another way: {one.name}"):
+        merge_shards(output)
+    assert one.exists()
+    assert output.read_bytes() == finished

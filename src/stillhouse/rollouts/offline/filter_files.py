@@ -103,6 +103,7 @@ def filter_files(
     stage = StageFile(output, header, *shard)
     prompts = Prompts(np.concatenate([samples.keys_hashed for samples in by_source.values()]))
     if stage.is_finished():
+        stage.remove_shards()
         return FilterResult(len(prompts), *written_counts(output, len(prompts)), True)
     score = _scorer(teacher, scored.values()) if teacher is not None and unscored else None
     check = _Check(by_source, filters, held_out, tuple(scored), score)
