@@ -108,8 +108,8 @@ def main() -> None:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """The result so far."""
-    save(RESULT, result(rows, PACKAGES, device=device()))
+    """The result so far; the command is the one that makes all rows, also where `--only` made some anew."""
+    save(RESULT, result(rows, PACKAGES, device=device(), command="python benchmarks/estimates.py"))
 
 
 def device() -> str:

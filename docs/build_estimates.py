@@ -1,20 +1,22 @@
-"""Fills the table of docs/estimates.md from benchmarks/results/estimates.json."""
+"""Fills the tables of docs/estimates.md from benchmarks/results/estimates.json and wall_time.json."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tables import with_table
+from tables import with_tables
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "estimates.md"
-RESULT = DOCS.parent / "benchmarks" / "results" / "estimates.json"
+RESULTS = DOCS.parent / "benchmarks" / "results"
 
 
-def table() -> str:
-    """One row for each measured run."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
+def two_steps() -> str:
+    """One row for each measured run of two steps."""
+    found = _read("estimates")
     names = ("predicted seconds", "measured seconds", "ratio of seconds")
     rows = [
         f"| {row['case']} | {row['student parameters'] / 1e6:.0f}M | {row['estimated GB']:g} | "
@@ -23,15 +25,49 @@ def table() -> str:
         + " |"
         for row in found["rows"]
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     head = [
         "| run | student | estimated (GB) | measured (GB) | ratio | predicted (s) | measured (s) | ratio |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    device = found.get("device", "CPU")
-    return "\n".join([*head, *rows, "", f"{found['date']}, {versions}, {device}, `{found['command']}`."])
+    return "\n".join([*head, *rows, "", _how(found)])
+
+
+def whole_runs() -> str:
+    """One row for each phase, with the prediction and the truth of each run."""
+    found = _read("wall_time")
+    runs = found["rows"]
+    head = [
+        "| seconds | " + " | ".join(f"{run['case']}: predicted | measured" for run in runs) + " |",
+        "|---|" + "--:|--:|" * len(runs),
+    ]
+    rows = [
+        f"| {phase} | " + " | ".join(_pair(run["phases"][phase]) for run in runs) + " |"
+        for phase in runs[0]["phases"]
+    ]
+    rows.append("| **whole run** | " + " | ".join(map(_pair, runs)) + " |")
+    rows.append("| ratio | " + " | ".join(f"{_range(run['ratio'], 2)} |" for run in runs) + " |")
+    return "\n".join([*head, *rows, "", _how(found)])
+
+
+def _pair(one: Mapping[str, Any]) -> str:
+    return f"{_range(one['predicted'], 1)} | {one['measured']:.1f}"
+
+
+def _range(ends: Sequence[float], digits: int) -> str:
+    low, high = (f"{end:.{digits}f}" for end in ends)
+    return low if low == high else f"{low} to {high}"
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    """When, with what and by which command it was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['date']}, {versions}, {found.get('device', 'CPU')}, `{found['command']}`."
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def pages() -> dict[str, str]:
     """The page by its path below docs/."""
-    return {PAGE.name: with_table(PAGE.read_text(encoding="utf-8"), "estimates", table())}
+    return with_tables(PAGE, {"estimates": two_steps(), "whole runs": whole_runs()})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stillhouse.commands.check_output import chain_total
 from stillhouse.files import write_jsonl
 from tests.workshop import Workshop
 
@@ -78,6 +79,18 @@ def test_measured_steps(workshop: Workshop) -> None:
     assert found["time"]["unknown"] == []
     ends = [seconds[0] for seconds in found["time"]["phases"].values()]
     assert sum(ends) == pytest.approx(low)
+
+
+def test_a_chain_starts_once() -> None:
+    times = {
+        "first": {"seconds": [12.0, 15.0], "unknown": [], "phases": {"starting": [5.0, 5.0]}},
+        "quantised": None,
+        "second": {"seconds": [26.0, 26.0], "unknown": ["export"], "phases": {"starting": [6.0, 6.0]}},
+    }
+    assert chain_total({}, times)["time"] == {
+        "seconds": [33.0, 36.0],
+        "unknown": ["quantised", "second: export"],
+    }
 
 
 def test_a_chain_counts_what_each_stage_writes(workshop: Workshop) -> None:

@@ -19,3 +19,6 @@ def test_the_estimates_are_as_near_as_the_page_says() -> None:
     timed = [row["ratio of seconds"] for row in rows if "ratio of seconds" in row]
     assert timed
     assert all(0.75 <= ratio <= 1.25 for ratio in timed), rows
+    runs = json.loads((ROOT / "benchmarks" / "results" / "wall_time.json").read_text())["rows"]
+    assert len(runs) == 2
+    assert all(0.75 <= run["ratio"][0] <= 1.25 for run in runs), "the low end of a whole run"

@@ -22,7 +22,7 @@ from tests.workshop import Workshop
 def test_check_predicts_two_steps_and_measures_them(workshop: Workshop) -> None:
     before = sorted(path.name for path in workshop.folder.iterdir())
     said = workshop.stillhouse("check", "run.yaml", "--no-values", "--measure").out
-    found = re.search(r"^ *time +(\S+ s|\S+ min \S+ s)( to \S+.*)?$", said, flags=re.MULTILINE)
+    found = re.search(r"^ *time +(\S+ s|\S+ min \S+ s)( to \S+.*)? *$", said, flags=re.MULTILINE)
     assert found is not None, said
     for name in ("peak memory (GB)", "seconds a step", "seconds of the processor", "student forward"):
         numbers = re.search(rf"{re.escape(name)} +(\S+) +(\S+) +(\S+)", said)
@@ -30,7 +30,7 @@ def test_check_predicts_two_steps_and_measures_them(workshop: Workshop) -> None:
         predicted, taken, ratio = map(float, numbers.groups())
         assert ratio == pytest.approx(predicted / taken, rel=0.05)
         assert name != "peak memory (GB)" or 0.5 < ratio < 2
-    for name in ("loading", "training", "validation", "checkpoints", "export", "evaluation"):
+    for name in ("starting", "loading", "training", "validation", "checkpoints", "export", "evaluation"):
         assert re.search(rf"^ *{name} +\d", said, flags=re.MULTILINE), said
     assert sorted(path.name for path in workshop.folder.iterdir()) == before
 

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ PROBE: Mapping[str, Any] = {
     "evaluate.valid_limit": 1,
     "train.save_every": "never",
     "train.keep": "last",
+    "output.report": False,
 }
 """What a probe leaves out."""
 MODULE = "stillhouse.runs.measured_steps"
@@ -114,8 +116,10 @@ def measure(config: RunConfig) -> MeasuredCost:
         TrainingError: the run failed; the message ends with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="stillhouse-measure-") as folder:
+        began = time.perf_counter()
         (found,) = _run(config, [{}], Path(folder))
-    cost, phases = _step_cost(found), _phases(found)
+        process = time.perf_counter() - began
+    cost, phases = _step_cost(found), _phases(found, starting=max(0.0, process - found["took"]))
     return MeasuredCost(found["memory"], found["tokens"], cost, found["threads"], phases)
 
 
@@ -283,7 +287,6 @@ def aside(config: RunConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
     return file, {
         **_linked_caches(config, folder),
         "output.folder": str(folder / "run"),
-        "output.report": False,
         "output.shared": None,
         "train.max_steps": STEPS,
         "train.log_every": 1,
@@ -313,9 +316,9 @@ def _step_cost(found: Mapping[str, Any]) -> StepCost:
     return StepCost(found["seconds"], found["processor"], found["phases"], found["of_tokens"])
 
 
-def _phases(found: Mapping[str, Any]) -> MeasuredPhases:
+def _phases(found: Mapping[str, Any], starting: float) -> MeasuredPhases:
     evaluations = [MeasuredEvaluation(**one) for one in found["run"]["evaluations"]]
-    return MeasuredPhases(**{**found["run"], "evaluations": evaluations})
+    return MeasuredPhases(starting=starting, **{**found["run"], "evaluations": evaluations})
 
 
 def _fastest(found: Sequence[Mapping[str, Any]]) -> StepCost:

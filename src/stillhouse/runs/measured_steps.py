@@ -34,16 +34,17 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
     from stillhouse.train.step import Step
     from stillhouse.train.trainer import StepTrainer
 
-    watch, phases = StepWatch(), Stopwatch()
+    watch, phases, whole = StepWatch(), Stopwatch(), Stopwatch()
     with (
         watch.on(Step),
         replaced(execute, check_length=lambda *_: []),  # what fits the whole run need not fit two steps
         phases.on(execute, assemble="loading", evaluate_system="evaluations", export="export"),
+        phases.on(execute, _write_report="report"),
         phases.on(StepTrainer, _save_checkpoint="checkpoint"),
+        whole.on(execute, execute="run"),
     ):
-        began = time.perf_counter()
         result = run(file, **changes)
-        took = time.perf_counter() - began
+    took = whole.together()
     lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row for row in rows if row["phase"] == "train"]
@@ -52,6 +53,7 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
     named = phases.together() + sum(row["seconds"] for row in steps) + sum(validations)
     return {
         "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_of_process(),
+        "took": took,
         "tokens": watch.tokens,
         "seconds": last["seconds"],
         "processor": watch.processor,
@@ -74,6 +76,7 @@ def measured(file: str, changes: dict[str, Any]) -> dict[str, Any]:
             "checkpoint": phases.longest("checkpoint"),
             "validation": max(validations, default=None),
             "export": phases.longest("export"),
+            "report": phases.longest("report"),
             "rest": max(0.0, took - named),
             "evaluations": _evaluations(result.folder / "evaluation", phases.of("evaluations")),
         },

@@ -10,6 +10,9 @@ from stillhouse.runs.estimate import RunSize
 from stillhouse.runs.size_facts import EVALUATION, max_tokens
 from stillhouse.train.config import EveryShare, interval
 
+STARTING = "starting"
+"""The phase that all stages of a chain have once, for one process runs them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
@@ -51,9 +54,11 @@ class MeasuredEvaluation:
 class MeasuredPhases:
     """What two steps took besides their steps, in seconds by the clock; None for what did not happen.
 
-    Example: `MeasuredPhases(loading=4.1, first_step=2.0, last_step=1.5, ...)`
+    Example: `MeasuredPhases(starting=5.2, loading=4.1, first_step=2.0, last_step=1.5, ...)`
     """
 
+    starting: float
+    """Python, imports and the reading of the configuration, and the end of the process."""
     loading: float
     """Models and a few rows."""
     first_step: float
@@ -68,6 +73,7 @@ class MeasuredPhases:
     checkpoint: float | None
     validation: float | None
     export: float | None
+    report: float | None
     rest: float
     """Of the run, which is not in these: digests, facts, the card."""
     evaluations: Sequence[MeasuredEvaluation]
@@ -77,9 +83,11 @@ def time_of_run(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> dict
     """Seconds of each phase of the whole run; None for one that nothing is known of.
 
     The low end of a phase that writes is for responses as long as the measured ones, the high end for such as
-    are as long as they may be. The low end of training is for rows as short, the high end for rows as long,
-    as the shorter and the longer of all rows and the measured ones in the mean; where a teacher's cache is
-    filled, the low end is that of steps that find all in it.
+    are as long as they may be; that of what the student writes later is for responses as short as those of
+    the system that writes shortest, for training changes them. The low end of training is the faster of the
+    two steps and for rows as short, the high end the second step and for rows as long, as the shorter and the
+    longer of all rows and the measured ones in the mean; where a teacher's cache is filled, the low end is
+    that of steps that find all in it.
 
     Args:
         config: the run.
@@ -88,19 +96,26 @@ def time_of_run(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> dict
     """
     steps, per_epoch = size.facts["steps"], size.facts["steps_in_an_epoch"]
     found: dict[str, Seconds | None] = {
+        STARTING: exactly(taken.starting),
         "loading": Seconds(max(taken.loading, size.pace.reading), taken.loading + size.pace.reading),
         "generation": _generation(config, size, taken),
         "training": _training(config, size, taken),
     }
     if config.train.validate_every != "never" and size.facts["held_out_prompts"]:
         count = 1 + _times(config.train.validate_every, steps, per_epoch)
-        found["validation"] = None if taken.validation is None else exactly(count * taken.validation)
+        found["validation"] = (
+            None
+            if taken.validation is None
+            else exactly(taken.validation).times(1 + (count - 1) * _shortest(taken), count)
+        )
     if config.train.save_every != "never":
         count = _times(config.train.save_every, steps, per_epoch)
         found["checkpoints"] = None if taken.checkpoint is None else exactly(count * taken.checkpoint)
     found["export"] = None if taken.export is None else exactly(taken.export)
     if EVALUATION in size.writes:
         found["evaluation"] = _evaluation(config, size, taken)
+    if config.output.report:
+        found["report"] = None if taken.report is None else exactly(taken.report)
     found["all else"] = exactly(taken.rest)
     if config.evaluate.tasks:
         found["evaluation tasks"] = None
@@ -121,11 +136,13 @@ def _times(every: EveryShare, steps: int, per_epoch: int) -> int:
 
 
 def _training(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> Seconds:
-    """The steps without generation, of which the first one also sets up."""
+    """The steps without generation; the first one also sets up, and the last of an epoch may be smaller."""
     filling = any(teacher.fills_cache for teacher in config.all_teachers.values() if teacher.caches)
-    pace = Seconds(taken.last_step - (taken.teacher if filling else 0.0), taken.last_step)
+    faster = min(taken.first_step, taken.last_step)
+    pace = Seconds(faster - (taken.teacher if filling else 0.0), taken.last_step)
     longer = size.pace.longer
-    steps = pace.times(size.facts["steps"]).times(min(1.0, longer), max(1.0, longer))
+    full = size.facts["prompts"] / (size.facts["steps_in_an_epoch"] * config.train.batch_size)
+    steps = pace.times(size.facts["steps"] * full).times(min(1.0, longer), max(1.0, longer))
     return steps + exactly(max(0.0, taken.first_step - taken.last_step))
 
 
@@ -157,7 +174,14 @@ def _evaluation(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> Seco
     responses = size.facts["held_out_prompts"] * len(config.evaluate.seeds)
     most = max_tokens(config, config.evaluate)
     found = exactly(0.0)
-    for one in taken.evaluations:
-        low = one.seconds / one.responses * responses
-        found += Seconds(low, low * max(1.0, most * one.responses / max(1.0, one.tokens)))
+    for n, one in enumerate(taken.evaluations, start=1):
+        seconds = one.seconds / one.responses * responses
+        low = seconds * (_shortest(taken) if n == len(taken.evaluations) else 1.0)
+        found += Seconds(low, seconds * max(1.0, most * one.responses / max(1.0, one.tokens)))
     return found
+
+
+def _shortest(taken: MeasuredPhases) -> float:
+    """The mean length of the responses of the system that writes shortest, over that of the student's."""
+    lengths = [one.tokens / one.responses for one in taken.evaluations]
+    return min(lengths) / lengths[-1] if lengths and lengths[-1] else 1.0
