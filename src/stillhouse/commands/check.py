@@ -95,7 +95,7 @@ class Shown:
 
 def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine, measure: bool) -> None:
     """One run."""
-    from stillhouse.commands import check_output
+    from stillhouse.runs import check_text
     from stillhouse.runs.checks import check_length, preflight
     from stillhouse.runs.estimate import run_size
     from stillhouse.runs.resolve import resolve
@@ -120,21 +120,21 @@ def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine,
         return
     if size is not None:
         name, unknown = resolved.config.name, "unknown; --measure trains two steps to find out"
-        check_output.print_summary(name, size.facts, measured.time, REMEDY, unknown)
+        check_text.print_summary(name, size.facts, measured.time, REMEDY, unknown)
     if measured.taken is not None:
-        check_output.print_comparison(measured.taken, measured.predicted, measured.memory)
+        check_text.print_comparison(measured.taken, measured.predicted, measured.memory)
     if measured.time is not None:
-        check_output.print_times(measured.time)
+        check_text.print_times(measured.time)
     if size is not None:
-        check_output.print_phases(size.memory)
+        check_text.print_phases(size.memory)
         console.print_table(("quantity", "value"), list(size.rows.items()))
     if shown.values:
-        check_output.print_values(resolved.provenance, shown.everything)
+        check_text.print_values(resolved.provenance, shown.everything)
 
 
 def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machine, measure: bool) -> None:
     """Every stage of a chain, those with the students of others by stand-ins for these."""
-    from stillhouse.commands import check_output
+    from stillhouse.runs import check_text
     from stillhouse.runs.chains.check import check_chain
     from stillhouse.runs.chains.record import ChainFolder
     from stillhouse.runs.chains.resolve import resolve_chain
@@ -165,13 +165,13 @@ def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machin
         for stage in chain.stages
     }
     times = {name: measured.get(name, TwoSteps()).time for name in stages} if measure else {}
-    total = check_output.chain_total(sizes, times)
+    total = check_text.chain_total(sizes, times)
     if shown.as_json:
         more = {"total": total} if shown.sizes else {}
         shown.json({"kind": "chain", "notes": list(chain.notes), "stages": stages, **more})
         return
     if shown.sizes:
-        check_output.print_chain(stages, total, REMEDY)
+        check_text.print_chain(stages, total, REMEDY)
     rows = [(one.name, one.what, ", ".join(one.after), str(one.folder)) for one in chain.stages]
     console.print_table(("stage", "does", "from", "folder"), rows)
     for stage in chain.stages:
@@ -179,12 +179,12 @@ def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machin
             details = list(found[stage.name].rows.items())
             console.print_table(("quantity", "value"), details, title=f"{stage.name}: size")
         if shown.values:
-            check_output.print_values(stage.provenance, shown.everything, f"{stage.name}: values")
+            check_text.print_values(stage.provenance, shown.everything, f"{stage.name}: values")
 
 
 def _check_reward(file: Path, overrides: list[str], shown: Shown, machine: Machine) -> None:
     """The training of a reward model."""
-    from stillhouse.commands import check_output
+    from stillhouse.runs import check_text
     from stillhouse.runs.memory import ALONE
     from stillhouse.runs.reward import reward_run
     from stillhouse.runs.reward_size import reward_size, reward_values
@@ -203,11 +203,11 @@ def _check_reward(file: Path, overrides: list[str], shown: Shown, machine: Machi
         return
     if size is not None:
         unknown = "unknown: it is not measured for reward models"
-        check_output.print_summary(config.name, size.facts, None, REWARD_REMEDY, unknown)
-        check_output.print_phases(size.facts["memory_bytes"]["phases"])
+        check_text.print_summary(config.name, size.facts, None, REWARD_REMEDY, unknown)
+        check_text.print_phases(size.facts["memory_bytes"]["phases"])
         console.print_table(("quantity", "value"), list(size.rows.items()))
     if shown.values:
-        check_output.print_values(values, shown.everything)
+        check_text.print_values(values, shown.everything)
 
 
 def _gpu(memory: str | None) -> GpuSize | None:
@@ -267,7 +267,7 @@ def _measured_keys(measured: TwoSteps) -> dict[str, Any]:
 
 def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> TwoSteps:
     """Train two steps aside; what was predicted of them and what they took."""
-    from stillhouse.commands.check_output import steps_facts, time_facts
+    from stillhouse.runs.check_text import steps_facts, time_facts
     from stillhouse.runs.estimate import peak_of_steps
     from stillhouse.runs.measure import measure, predict
     from stillhouse.runs.wall_time import time_of_run
