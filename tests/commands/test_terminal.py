@@ -32,8 +32,9 @@ def test_a_terminal_shows_phases_rates_time_left_and_the_course_of_the_loss(work
     last = screens[-1]
     at = [next(n for n, line in enumerate(last) if line.startswith(f"✓ {title}")) for title in PHASES]
     assert at == sorted(at)
-    (trained,) = [line for line in last if "Training kd" in line]
-    assert re.search(r"48/48 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained)
+    trained = [line for line in last if "Training kd" in line]
+    assert len(trained) == 1, "\n".join(last)
+    assert re.search(r"48/48 \(100%\)  [\d.]+/s  \d+ s  loss [\d.]+  [▁▂▃▄▅▆▇█]{2,8}", trained[0])
     assert any(
         re.search(r"^. Training kd +[━╸╺]+ +\d+/48 .* \d+ s left  loss", line)
         for screen in screens
