@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.commands.check_output import chain_total
 from stillhouse.files import write_jsonl
+from stillhouse.runs.check_text import chain_total
 from tests.workshop import Workshop
 
 RUN_KEYS = {
