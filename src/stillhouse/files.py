@@ -233,6 +233,14 @@ STAGE = "stillhouse"
 """The one key of the first line of a stage file, whose value says how the rows came to be."""
 
 
+_SHARD = re.compile(r"\.shard-\d+-of-\d+(\.part-\d+)?\.jsonl$")
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard of a stage file, to which a process may be appending."""
+    return _SHARD.search(path.name) is not None
+
+
 def shards_beside(path: Path) -> list[Path]:
     """The shards of a stage file by name; `NAME.shard-0-of-4.jsonl` is one of `NAME.jsonl`.
 
@@ -240,8 +248,8 @@ def shards_beside(path: Path) -> list[Path]:
     """
     if not path.parent.is_dir():
         return []
-    name = re.compile(rf"{re.escape(path.stem)}\.shard-\d+-of-\d+(\.part-\d+)?\.jsonl")
-    return sorted((one for one in path.parent.iterdir() if name.fullmatch(one.name)), key=str)
+    found = [one for one in path.parent.iterdir() if _SHARD.sub("", one.name) == path.stem and is_shard(one)]
+    return sorted(found, key=str)
 
 
 PACKAGE = "package:"

@@ -48,6 +48,11 @@ def test_generate_is_idempotent_and_refuses_what_was_made_otherwise(workshop: Wo
     assert "sampling.temperature is 1.0, not 0.5" in message
     assert "model is" in workshop.refused(*GENERATE, "teacher.path=student")
     assert (workshop.listing(), (workshop.folder / "teacher.jsonl").read_bytes()) == before
+    cut = b"".join(before[1].splitlines(keepends=True)[:-1])
+    (workshop.folder / "teacher.jsonl").write_bytes(cut)
+    assert "has 23 responses in place of 24" in workshop.refused(*GENERATE)
+    (workshop.folder / "teacher.jsonl").write_bytes(cut[:-9])
+    assert "is damaged" in workshop.refused("curate", "teacher.jsonl", "-o", "kept.jsonl", "-f", "empty")
 
 
 def test_generate_goes_on_after_a_kill_to_the_same_bytes(workshop: Workshop) -> None:

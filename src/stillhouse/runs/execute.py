@@ -292,7 +292,7 @@ def _changes(folder: RunFolder, resolved: Resolved) -> history.Changes:
     Raises:
         ConfigError: a run in its state does not take them over.
     """
-    changes = history.changed_values(folder.read("provenance.json"), resolved.provenance)
+    changes = history.changed_values(folder.facts("provenance.json"), resolved.provenance)
     history.check_changes(changes, folder.path, folder.saved_state().get("state") == "done")
     if changes:
         told = ", ".join(
@@ -313,7 +313,7 @@ def _inputs(parts: Parts, folder: RunFolder, changes: history.Changes, resume: b
         return {}
     found = input_digests(parts)
     if resume:
-        check_inputs(folder.read(INPUTS), found, folder.path, changes)
+        check_inputs(folder.facts(INPUTS), found, folder.path, changes)
     return found
 
 

@@ -111,6 +111,11 @@ class RunFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def facts(self, name: str) -> dict[str, dict[str, Any]]:
+        """A JSON file of mappings by name; empty if there is none that can be read."""
+        found = self.read(name)
+        return found if all(isinstance(one, dict) for one in found.values()) else {}
+
     def start(
         self, name: str, recipe: str | None, from_step: int = 0, changes: history.Changes | None = None
     ) -> None:

@@ -13,7 +13,7 @@ from stillhouse.data import Data, load_data
 from stillhouse.data.text_tokens import response_text
 from stillhouse.data.translate import Translator
 from stillhouse.engines import Engine, Sampling, ServerConfig, TokenizerInfo
-from stillhouse.errors import ConfigError, Fault
+from stillhouse.errors import ConfigError, DataError, Fault
 from stillhouse.models import TeacherModel, fingerprint, load_student, load_teacher, local_device
 from stillhouse.models.pruning.plan import with_tokens
 from stillhouse.rollouts.generator import ResponseGenerator
@@ -102,11 +102,21 @@ def generate(config: RunConfig, arguments: GenerateArguments) -> GenerateResult:
 
 
 def written_result(output: Path, total: int, resumed: int) -> GenerateResult:
-    """The result of a file that is complete."""
-    tokens = truncated = 0
+    """The result of a file that is complete.
+
+    Raises:
+        DataError: it is not: rows are missing.
+    """
+    rows = tokens = truncated = 0
     for row in read_rows(output):
+        rows += 1
         tokens += len(row["token_ids"])
         truncated += not row["finished"]
+    if rows != total:
+        raise DataError(
+            f"{output}: has {rows:,} responses in place of {total:,}: it was cut off, or rows were taken "
+            "out. Delete the file to generate it again, or choose another one."
+        )
     return GenerateResult(total, total, total, resumed, True, tokens, truncated)
 
 

@@ -62,7 +62,7 @@ def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes
         old, new = before.get(path), now.get(path)
         if None in (old, new) and (old or new or {}).get("origin") == "default":
             continue
-        values = [None if fact is None else fact["value"] for fact in (old, new)]
+        values = [None if fact is None else fact.get("value") for fact in (old, new)]
         if values[0] != values[1]:
             found[path] = values
     return found

@@ -114,8 +114,8 @@ def parent_of(path: str | None, digest: str | None) -> dict[str, Any] | None:
 def _told(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     if before is None or now is None:
         return "was not part of the run" if before is None else "is no longer part of the run"
-    old, new = str(before["digest"])[:SHOWN], str(now["digest"])[:SHOWN]
-    what = f"is not what the run was started with: digest {old}, now {new} ({now['path'] or 'no path'})"
+    old, new = str(before.get("digest"))[:SHOWN], str(now.get("digest"))[:SHOWN]
+    what = f"is not what the run was started with: digest {old}, now {new} ({now.get('path') or 'no path'})"
     if before.get("file") is not None and before.get("file") == now.get("file"):
         return f"{what}; the file is the same, but its rows are read as other tokens"
     return what

@@ -6,6 +6,7 @@ One callback each. They read the step, which `StepDriver` alone drives; only val
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 
 from stillhouse import console
 from stillhouse.core.types import Progress
-from stillhouse.files import append_jsonl, read_jsonl, write_jsonl
+from stillhouse.files import append_jsonl, read_jsonl_leniently, write_jsonl
 from stillhouse.models import copy_processor_of
 from stillhouse.train import checkpoints
 from stillhouse.train.config import TrainConfig, due
@@ -26,6 +27,8 @@ from stillhouse.train.driver import progress_of, prompts_in_step
 from stillhouse.train.interrupt import Interrupt
 from stillhouse.train.metrics import over_processes
 from stillhouse.train.step import Step
+
+logger = logging.getLogger("stillhouse")
 
 Validate = Callable[[], dict[str, float]]
 
@@ -50,9 +53,12 @@ class MetricsLog(TrainerCallback):
 
     def cut(self, after: int) -> None:
         """Remove rows after optimiser step `after`, which a resumed run will write again."""
-        rows = read_jsonl(self._path)
-        kept = [row for row in rows if row["step"] <= after]
-        if len(kept) < len(rows) or not rows:
+        rows, damaged = read_jsonl_leniently(self._path)
+        numbered = [row for row in rows if isinstance(row.get("step"), int)]
+        if damaged := damaged + len(rows) - len(numbered):
+            logger.warning("%s: %d damaged lines are left out", self._path, damaged)
+        kept = [row for row in numbered if row["step"] <= after]
+        if len(kept) < len(rows) or damaged or not rows:
             write_jsonl(self._path, kept)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

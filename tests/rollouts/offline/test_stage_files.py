@@ -47,6 +47,19 @@ def test_torn_at_any_byte_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
         stage.path.unlink()
 
 
+def test_a_finished_file_that_is_cut_is_never_taken_for_whole(tmp_path: Path) -> None:
+    wanted = whole(tmp_path)
+    stage = StageFile(tmp_path / "whole.jsonl", HEAD)
+    ends = [at for at, byte in enumerate(wanted) if byte == ord("\n")]
+    for cut in range(len(wanted)):
+        stage.path.write_bytes(wanted[:cut])
+        if cut in ends[1:]:  # an editor took the last end of line alone away
+            assert len(list(read_rows(stage.path))) == ends.index(cut)
+        elif cut - 1 not in ends and cut not in ends:
+            with pytest.raises(DataError, match=r"is damaged|is no stage file"):
+                stage.rows()
+
+
 def test_parts_of_several_processes_join_to_the_same_bytes(tmp_path: Path) -> None:
     wanted = whole(tmp_path)
     stages = [StageFile(tmp_path / "shared.jsonl", HEAD, rank, 3) for rank in range(3)]

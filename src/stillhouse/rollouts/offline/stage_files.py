@@ -19,7 +19,7 @@ from stillhouse.config import flatten
 from stillhouse.core.stage_tables import table_header, table_rows, write_table
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, append_jsonl, atomic, shards_beside, write_jsonl
+from stillhouse.files import STAGE, append_jsonl, atomic, is_shard, shards_beside, write_jsonl
 from stillhouse.rollouts.offline.indexed_rows import IndexedRows, Row, parsed
 from stillhouse.urls import is_remote
 
@@ -186,10 +186,10 @@ def write_rows(path: Path, header: Mapping[str, Any], rows: Iterable[Row]) -> No
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header of a stage file; None if the file ends within its header.
+    """The header of a stage file; None for a shard that ends within its header.
 
     Raises:
-        DataError: the file has no header.
+        DataError: the file has no header, or a finished one is cut off within it.
     """
     if path.suffix == ".parquet":
         header = table_header(path)
@@ -198,7 +198,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return header
     with path.open("rb") as handle:
         line = handle.readline()
-    if not line.endswith(b"\n"):
+    if not line.endswith(b"\n") and is_shard(path):
         return None
     try:
         found = json.loads(line)[STAGE]
@@ -210,7 +210,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a stage file after its header, without a torn last line.
+    """The rows of a stage file after its header, of a shard without a torn last line.
 
     Raises:
         DataError: another line cannot be read.
@@ -224,10 +224,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def located_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """The rows of JSON Lines under a header, each with the offset of its line."""
-    offset = 0
+    offset, growing = 0, is_shard(path)
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
-            if number > 1 and line.endswith(b"\n"):
+            if number > 1 and (line.endswith(b"\n") or not growing):
                 yield offset, parsed(line, path, number)
             offset += len(line)
 

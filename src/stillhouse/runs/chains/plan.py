@@ -119,7 +119,7 @@ def _changed(stage: Stage, finished: bool) -> list[Fault]:
 
 
 def _changes(stage: Stage) -> history.Changes:
-    before = RunFolder(stage.folder).read("provenance.json")
+    before = RunFolder(stage.folder).facts("provenance.json")
     return history.changed_values(before, stage.provenance)
 
 

@@ -156,7 +156,7 @@ def _tell_changes(folder: SweepFolder, known: Mapping[str, Any], members: Sequen
 def _changes(member: Member) -> history.Changes:
     """The values that differ from those that a run had, but for what the sweep sets itself."""
     resolved = member.resolved
-    before = RunFolder(default_folder(resolved.config)).read("provenance.json")
+    before = RunFolder(default_folder(resolved.config)).facts("provenance.json")
     changes = history.changed_values(before, resolved.provenance)
     own = {path for path, fact in resolved.provenance.items() if fact["origin"] == OF_THE_SWEEP}
     return {path: pair for path, pair in changes.items() if path not in own}

@@ -12,7 +12,7 @@ from stillhouse.config.layers import OF_THE_SWEEP
 from stillhouse.console.format import setting_text
 from stillhouse.core.seeds import derived_seed
 from stillhouse.errors import EnvironmentFault, StillhouseError
-from stillhouse.files import read_jsonl
+from stillhouse.files import read_jsonl_leniently
 from stillhouse.runs.sweep.config import OptunaConfig, SweepConfig
 from stillhouse.runs.sweep.plan import (
     Choice,
@@ -54,7 +54,8 @@ class Validated:
 def validations(member: Member, metric: str) -> list[Validated]:
     """What a run has been validated with so far, but for the one before its training."""
     path = Path(str(member.resolved.config.output.folder)) / "metrics.jsonl"
-    rows = [row for row in read_jsonl(path) if row.get("phase") == "valid" and row["step"] > 0]
+    found, _ = read_jsonl_leniently(path)
+    rows = [row for row in found if row.get("phase") == "valid" and row.get("step", 0) > 0]
     return [Validated(row["step"], float(row[metric])) for row in rows if row.get(metric) is not None]
 
 
