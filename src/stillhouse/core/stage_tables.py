@@ -26,7 +26,9 @@ def write_table(handle: IO[bytes], header: Mapping[str, Any], rows: Iterable[Map
     import pyarrow.parquet
 
     schema = _schema().with_metadata({STAGE: json.dumps(header, ensure_ascii=False, default=str)})
-    with pyarrow.parquet.ParquetWriter(handle, schema, compression="zstd") as writer:
+    with pyarrow.parquet.ParquetWriter(
+        handle, schema, compression="zstd", write_page_checksum=True
+    ) as writer:
         group: list[dict[str, Any]] = []
         size = 0
         for row in rows:
@@ -51,22 +53,31 @@ def table_header(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as handle:
             found = (pyarrow.parquet.read_schema(handle).metadata or {}).get(STAGE.encode())
-    except (pyarrow.ArrowException, OSError) as error:
+        header: dict[str, Any] | None = None if found is None else json.loads(found)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
-    header: dict[str, Any] | None = None if found is None else json.loads(found)
     return header
 
 
 def table_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a stage file in Parquet, as they were written."""
+    """The rows of a stage file in Parquet, as they were written.
+
+    Raises:
+        DataError: the file is damaged; each page has a checksum.
+    """
+    import pyarrow
     import pyarrow.parquet
 
     with path.open("rb") as handle:
-        for batch in pyarrow.parquet.ParquetFile(handle).iter_batches(_BATCH):
-            for cells in batch.to_pylist():
-                yield row_of(cells)
+        try:
+            file = pyarrow.parquet.ParquetFile(handle, page_checksum_verification=True)
+            for batch in file.iter_batches(_BATCH):
+                for cells in batch.to_pylist():
+                    yield row_of(cells)
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
+            raise DataError(f"{path}: is damaged ({error}). Delete the file to make it again.") from error
 
 
 def row_of(cells: Mapping[str, Any]) -> dict[str, Any]:

@@ -139,3 +139,18 @@ def test_shards_that_hold_a_row_twice_are_not_joined(tmp_path: Path) -> None:
         StageFile(tmp_path / "all.jsonl", HEAD, index, 2).append(rows, share=len(rows))
     with pytest.raises(DataError, match="hold some rows twice"):
         finished_shards(tmp_path / "all.jsonl")
+
+
+def test_a_damaged_page_of_a_parquet_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{"number": n, "response": f"text {n} " * 20} for n in range(200)]
+    write_rows(path, HEAD, rows)
+    whole = path.read_bytes()
+    assert list(read_rows(path)) == rows
+    at = whole.index(b"\x28\xb5\x2f\xfd") + 30  # within a page compressed by zstd
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(DataError, match=r"a\.parquet: is damaged \(.*checksum"):
+        list(read_rows(path))
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_header(path)
