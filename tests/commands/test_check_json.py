@@ -67,6 +67,7 @@ def test_a_run_that_does_not_fit_says_first_what_to_change(workshop: Workshop) -
 
 
 def test_measured_steps(workshop: Workshop) -> None:
+    assert "in one process" in workshop.refused("check", "run.yaml", "--measure", "--devices", "2")
     found = asked(workshop, "run.yaml", "--measure", "--no-values", "recipe=sft", "teacher=null")
     steps = found["two_steps"]
     assert set(steps) == {"predicted", "measured", "share_of_processor"}

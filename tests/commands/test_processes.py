@@ -172,7 +172,7 @@ def command_alone(folder: Path, words: list[str]) -> None:
 
 
 def test_commands_for_one_process_say_so_once(folder: Path) -> None:
-    assert in_two(folder, "check", str(folder / "run.yaml")) == [2, 2]
+    assert in_two(folder, "check", str(folder / "run.yaml"), "--measure") == [2, 2]
     first, second = said(folder)
     assert "runs in one process" in first
     assert "torchrun" in first

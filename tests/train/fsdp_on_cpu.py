@@ -1,8 +1,16 @@
-"""Turns on accelerate's FSDP2 on a CPU, where accelerate itself leaves FSDP out."""
+"""Turns on accelerate's FSDP2 on a CPU, where accelerate itself leaves FSDP out.
+
+As a module it is the command line of Stillhouse with that switch turned, for `accelerate launch`:
+
+    ACCELERATE_USE_CPU=true accelerate launch --config_file accelerate-fsdp2.yaml --num_processes 2 \
+        -m tests.train.fsdp_on_cpu run run.yaml
+"""
 
 from __future__ import annotations
 
 from typing import Any
+
+from stillhouse.commands import main
 
 ASKED = {
     "ACCELERATE_USE_FSDP": "true",
@@ -29,3 +37,8 @@ def switch_on() -> None:
             self.distributed_type = DistributedType.FSDP
 
     AcceleratorState.__init__ = with_fsdp
+
+
+if __name__ == "__main__":
+    switch_on()
+    main()

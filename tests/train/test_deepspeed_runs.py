@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.children import ranks
+from tests.children import ranks, write_to
 from tests.conftest import ROOT
 from tests.small_runs import STUDENT, TEACHER, announce, nth, rows_of, tree_of_recipe, write_data
 from tests.train import deepspeed_on_cpu
@@ -40,6 +40,13 @@ def run(tree: dict[str, Any], kind: str = "", resume: bool = False, dies: bool =
     stillhouse.run(tree, resume=resume)
 
 
+def resume_alone(tree: dict[str, Any], folder: Path) -> None:
+    """Resume as the one process of a launcher, and leave what it says in a file."""
+    os.environ.update(RANK="0", LOCAL_RANK="0")
+    write_to(folder / "alone.out", folder / "alone.err")
+    run(tree, "zero3", resume=True)
+
+
 def all_runs(folder: Path) -> None:
     """In the Python that has DeepSpeed."""
     codes = {
@@ -47,6 +54,7 @@ def all_runs(folder: Path) -> None:
         "one-lora": ranks(1, run, short(folder, "one-lora", "kd", lora={"rank": 2, "merge": False})),
         "zero2": ranks(2, run, short(folder, "zero2", "kd", lora={"rank": 2, "merge": False}), "zero2"),
         "zero3, killed": ranks(2, run, short(folder, "zero3", "gkd"), "zero3", False, True),
+        "zero3, in one": ranks(1, resume_alone, short(folder, "zero3", "gkd"), folder),
         "zero3, resumed": ranks(2, run, short(folder, "zero3", "gkd"), "zero3", True),
     }
     (folder / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
@@ -77,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_process_ends_as_it_should(folder: Path) -> None:
     codes = json.loads((folder / "codes.json").read_text())
     assert 0 not in codes.pop("zero3, killed")
+    assert 0 not in codes.pop("zero3, in one")
     assert {code for found in codes.values() for code in found} == {0}
 
 
@@ -104,3 +113,10 @@ def test_adapters_are_those_of_one_process(folder: Path) -> None:
     assert any(weight.abs().sum() > 0 for name, weight in sharded.items() if "lora_B" in name)
     for name, weight in one.items():
         torch.testing.assert_close(sharded[name], weight, rtol=1e-5, atol=1e-7)
+
+
+def test_another_number_of_processes_is_refused_with_both(folder: Path) -> None:
+    said = (folder / "alone.err").read_text(encoding="utf-8")
+    assert "2 processes wrote it under DeepSpeed ZeRO-3" in said
+    assert "cannot deal them out to one process. Resume it in 2 processes" in said
+    assert "damaged" not in said

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.children import ranks
+from tests.children import ranks, write_to
 from tests.small_runs import STUDENT, TEACHER, announce, nth, rows_of, tree_of_recipe, write_data
 from tests.train import fsdp_on_cpu
 from transformers import AutoModelForCausalLM
@@ -34,6 +34,13 @@ def run(
     if dies:  # while the second checkpoint is sealed
         announce(nth(2, "os.rename", "complete.json"), 9)
     stillhouse.run(tree, resume=resume)
+
+
+def resume_whole(tree: dict[str, Any], said: Path) -> None:
+    """Resume under DDP, and leave what it says in a file for each process."""
+    rank = os.environ["RANK"]
+    write_to(said.with_suffix(f".{rank}.out"), said.with_suffix(f".{rank}.err"))
+    run(tree, fsdp=False, resume=True)
 
 
 def in_two(tree: dict[str, Any], **options: bool) -> list[int]:
@@ -101,6 +108,26 @@ def test_checkpoints_of_shards_resume_a_killed_run(folder: Path) -> None:
     straight, resumed = saved
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
     assert [*(folder / "shards/checkpoints/checkpoint-3").glob("*/*.distcp")]
+
+
+def test_checkpoints_of_shards_go_on_in_more_processes_but_not_under_ddp(folder: Path) -> None:
+    """Without dropout, which draws other numbers there; the weights are those of a run that stayed in two."""
+    still = STUDENT | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    student = {"tokenizer": TEACHER, "from_config": still}
+    trees = [short(folder, name, "kd", student=student) for name in ("stayed", "grown")]
+    for tree in trees:
+        tree["train"] |= {"micro_batch_size": 1, "lr": 0.1, "hf": {"optim": "sgd"}}
+    stayed, grown = trees
+    assert in_two(stayed, fsdp=True, shards=True) == [0, 0]
+    assert 0 not in in_two(grown, fsdp=True, shards=True, dies=True)
+    assert 0 not in ranks(2, resume_whole, grown, folder / "whole")
+    said = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("whole.*.err")))
+    assert "written under FSDP with SHARDED_STATE_DICT, and this run is under DDP" in said
+    assert "damaged" not in said
+    assert ranks(4, run, grown, True, True, False, True) == [0] * 4
+    expected, found = (load_file(folder / name / "student/model.safetensors") for name in ("stayed", "grown"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
 def test_what_a_sharded_teacher_cannot_do_is_refused(folder: Path) -> None:

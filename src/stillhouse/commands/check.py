@@ -60,10 +60,16 @@ def check(
 
     What is wrong is said before anything else.
     """
+    from stillhouse.runs.memory import ALONE
     from stillhouse.runs.resolve import is_chain, is_reward_run
     from stillhouse.runs.size_facts import Machine
 
     machine = Machine(_gpu(gpu_memory), _devices(devices, parallel))
+    if measure and machine.devices != ALONE:
+        hint = "Ask for one of them: the time of several processes is that of a run of theirs."
+        raise ConfigError(
+            Fault("--measure", "trains two steps in one process, and --devices is about several", hint=hint)
+        )
     shown = Shown(values, everything, sizes, as_json)
     texts = list(overrides or ())
     if is_chain(file):

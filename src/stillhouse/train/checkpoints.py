@@ -50,7 +50,7 @@ def load_state(folder: Path, dealt_out: Callable[[list[dict[str, Any]]], dict[st
         TrainingError: a file cannot be read.
     """
     rank, size = rank_and_size()
-    files = [folder / STATE, *sorted(folder.glob("stillhouse-*.pt"), key=_rank_of)]
+    files = _states(folder)
     if len(files) == size:
         return _read_state(files[rank])
     if rank == 0:
@@ -58,11 +58,76 @@ def load_state(folder: Path, dealt_out: Callable[[list[dict[str, Any]]], dict[st
             "%s is of %s, and goes on in %d: the prompts of each step, their order and the batch stay the "
             "same, replayed responses are dealt out anew, and dropout draws other numbers.",
             folder,
-            "one process" if len(files) == 1 else f"{len(files)} processes",
+            _processes(len(files)),
             size,
         )
     states = [_read_state(path) for path in files]
     return {**states[0], "step": dealt_out([state["step"] for state in states])}
+
+
+def check_readable(folder: Path, state: Any) -> None:
+    """Refuse a checkpoint that is whole and yet not to be read by these processes.
+
+    Args:
+        folder: the checkpoint.
+        state: accelerate's, of the trainer.
+
+    Raises:
+        TrainingError: another parallelism wrote it; or DeepSpeed in more or fewer processes, which keeps a
+            part of the optimiser for each of them.
+    """
+    before, now = _written_under(folder), _parallelism(state)
+    if before != now:
+        raise TrainingError(
+            f"{folder}: it was written under {before}, and this run is under {now}, which does not read its "
+            "weights and optimiser. Resume it with the launcher and the configuration that it had, or start "
+            "a new run from its weights."
+        )
+    saved, (_, size) = len(_states(folder)), rank_and_size()
+    if saved != size and before.startswith("DeepSpeed"):
+        raise TrainingError(
+            f"{folder}: {_processes(saved)} wrote it under {before}, which keeps a part of the optimiser for "
+            f"each and cannot deal them out to {_processes(size)}. Resume it in {_processes(saved)}, or "
+            "start a new run from its weights."
+        )
+
+
+def _written_under(folder: Path) -> str:
+    """The parallelism of the run that wrote a checkpoint, by its files."""
+    if any(folder.glob("global_step*/*_model_states.pt")):
+        return _deepspeed(3 if any(folder.glob("global_step*/zero_pp_*_model_states.pt")) else 2)
+    if (folder / "pytorch_model_fsdp.bin").is_file():
+        return _fsdp("FULL_STATE_DICT")
+    if any(folder.glob("pytorch_model_fsdp_*/*.distcp")):
+        return _fsdp("SHARDED_STATE_DICT")
+    return "DDP or in one process"
+
+
+def _parallelism(state: Any) -> str:
+    """That of these processes, in the words of `_written_under`."""
+    if (plugin := getattr(state, "deepspeed_plugin", None)) is not None:
+        return _deepspeed(plugin.deepspeed_config["zero_optimization"]["stage"])
+    if (plugin := getattr(state, "fsdp_plugin", None)) is not None:
+        return _fsdp(plugin.state_dict_type.name)
+    return "DDP or in one process"
+
+
+def _deepspeed(stage: int) -> str:
+    """Stages below 3 have the same files."""
+    return "DeepSpeed ZeRO-3" if stage == 3 else "DeepSpeed ZeRO-2"
+
+
+def _fsdp(state_dict: str) -> str:
+    return f"FSDP with {state_dict}"
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
+
+
+def _states(folder: Path) -> list[Path]:
+    """The states that processes have written, by rank."""
+    return [folder / STATE, *sorted(folder.glob("stillhouse-*.pt"), key=_rank_of)]
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from stillhouse.core.types import Prompt
 from stillhouse.errors import TrainingError
 from stillhouse.models import unwrap
 from stillhouse.models.sharding import TrainedStudent
-from stillhouse.train.checkpoints import load_renamed, load_state, reading
+from stillhouse.train.checkpoints import check_readable, load_renamed, load_state, reading
 from stillhouse.train.driver import StepDriver, progress_of, prompts_in_step
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.parallelism import (
@@ -118,9 +118,11 @@ class StepTrainer(CheckpointLoading):
         """Put the step back to where it was, and return all that was saved beside it.
 
         Raises:
-            TrainingError: the checkpoint cannot be used, or its steps have another number of prompts.
+            TrainingError: the checkpoint cannot be used, or not by these processes, or its steps have another
+                number of prompts.
         """
         step, args = self.driver.step, self.args
+        check_readable(checkpoint, self.accelerator.state)
         saved = load_state(checkpoint, step.dealt_out)
         batch, now = saved["batch_size"], prompts_in_step(args)
         if batch != now:
