@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import importlib.util
 import json
 import os
@@ -186,6 +187,16 @@ def read_jsonl_leniently(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             damaged += 1
     return rows, damaged
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, which is read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def existing_ancestor(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.stored_prompts import StoredPrompts
-from stillhouse.files import existing_ancestor, write_json
+from stillhouse.files import existing_ancestor, sha256_of, write_json
 from stillhouse.locks import in_turn, is_held
 
 log = logging.getLogger(__name__)
@@ -124,7 +123,6 @@ def _dataset(files: Iterable[Path]) -> Any:
 
 def _digest(path: Path) -> str | None:
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stillhouse.errors import ModelError
-from stillhouse.files import write_json
+from stillhouse.files import sha256_of, write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import model_files, resolve_path
@@ -144,8 +144,7 @@ def _hash(file: Path, known: dict[str, Any]) -> str:
     entry = known.get(name)
     if isinstance(entry, list) and entry[:-1] == stamp:
         return str(entry[-1])
-    with open(file, "rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = sha256_of(file)
     known[name] = [*stamp, digest]
     return digest
 

@@ -55,10 +55,11 @@ class MetricsLog(TrainerCallback):
         """Remove rows after optimiser step `after`, which a resumed run will write again."""
         rows, damaged = read_jsonl_leniently(self._path)
         numbered = [row for row in rows if isinstance(row.get("step"), int)]
-        if damaged := damaged + len(rows) - len(numbered):
+        damaged += len(rows) - len(numbered)
+        if damaged:
             logger.warning("%s: %d damaged lines are left out", self._path, damaged)
         kept = [row for row in numbered if row["step"] <= after]
-        if len(kept) < len(rows) or damaged or not rows:
+        if damaged or len(kept) < len(numbered) or not rows:
             write_jsonl(self._path, kept)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -22,7 +22,7 @@ from stillhouse.data.datasets import base
 from stillhouse.data.datasets.base import DATASETS, DatasetConfig, LocatedRow
 from stillhouse.data.reading import Reading
 from stillhouse.errors import DataError
-from stillhouse.files import locate, require_regular
+from stillhouse.files import locate, require_regular, sha256_of
 from stillhouse.urls import is_remote, matching
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -113,8 +113,7 @@ def _state(path: Path) -> str:
 @lru_cache
 def _digest(path: Path, state: str) -> str:
     """The SHA-256 of a file, which is asked for several times while it is in this state."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 @contextmanager
