@@ -294,7 +294,9 @@ def test_files_of_rows_that_curate_show_and_judge_cannot_read(workshop: Workshop
     assert "rows.xls: rows are read from" in workshop.refused(*curate, "empty")
     assert "--output: is a folder" in workshop.refused("curate", "train.jsonl", "-o", ".", "-f", "empty")
     (workshop.folder / "none.jsonl").write_text("", encoding="utf-8")
-    assert "no responses are there" in workshop.refused("show", "responses", "none.jsonl")
+    assert "none.jsonl: is no stage file: it is empty" in workshop.refused("show", "responses", "none.jsonl")
+    (workshop.folder / "header.jsonl").write_text(json.dumps({"stillhouse": {}}) + "\n", encoding="utf-8")
+    assert "no responses are there" in workshop.refused("show", "responses", "header.jsonl")
     answer = {"id": 1, "question": "q", "response": "a"}
     (workshop.folder / "a.jsonl").write_text(json.dumps(answer), encoding="utf-8")
     (workshop.folder / "b.jsonl").write_bytes(b"\xff\xfe")

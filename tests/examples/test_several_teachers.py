@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 RESULT = ROOT / "benchmarks" / "results" / "several_teachers.json"
 
 
-def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("several", ROOT / "benchmarks" / "several_teachers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_commands_are_scans() -> None:
     """Sentences of the paper, and of the file that its authors published."""
-    known = {row["prompt"]: (row["response"], row["domain"]) for row in benchmark().commands()}
+    several = script(ROOT / "benchmarks" / "several_teachers.py")
+    known = {row["prompt"]: (row["response"], row["domain"]) for row in several.commands()}
     assert known["look opposite left twice"] == ("LEFT LEFT LOOK LEFT LEFT LOOK", "left")
     assert known["turn around right"] == ("RIGHT RIGHT RIGHT RIGHT", "right")
     assert known["walk left after jump thrice"] == ("JUMP JUMP JUMP LEFT WALK", "left")

@@ -205,7 +205,8 @@ def read_header(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         found = None
     if not isinstance(found, dict):
-        raise DataError(f"{path}: is no stage file: its first line is no header such as {{{STAGE!r}: ...}}.")
+        what = "its first line is no header" if line else "it is empty, and has no header"
+        raise DataError(f"{path}: is no stage file: {what} such as {{{STAGE!r}: ...}}.")
     return found
 
 
