@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -117,10 +118,11 @@ def test_a_gpu_takes_larger_chunks_of_logits_and_no_process(workshop: Workshop) 
 def test_check_estimates_for_a_gpu_that_is_not_there(workshop: Workshop) -> None:
     said = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "24GB").out
     assert "a GPU of 24GB" in said
-    assert "does not fit" not in said
+    assert "lower train.micro_batch_size" not in said
+    assert re.search(r"memory of the GPU \(GB\) +24 *$", said, flags=re.MULTILINE), said
+    assert re.search(r"estimated \(GB\) +0\.0*[1-9]\d? *$", said, flags=re.MULTILINE), "no tail of zeros"
     said = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "1MB").out
-    assert "does not fit" in said
-    assert "lower train.micro_batch_size" in said
+    assert said.count("lower train.micro_batch_size") == 1, "what to do is said once"
     assert "--gpu-memory: is a size such as 500MB" in workshop.refused(
         "check", "run.yaml", "--gpu-memory", "x"
     )

@@ -133,7 +133,7 @@ def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine,
         check_text.print_times(measured.time)
     if size is not None:
         check_text.print_phases(size.memory)
-        console.print_table(("quantity", "value"), list(size.rows.items()))
+        check_text.print_details(size.rows)
     if shown.values:
         check_text.print_values(resolved.provenance, shown.everything)
 
@@ -182,8 +182,7 @@ def _check_chain(file: Path, overrides: list[str], shown: Shown, machine: Machin
     console.print_table(("stage", "does", "from", "folder"), rows)
     for stage in chain.stages:
         if shown.sizes:
-            details = list(found[stage.name].rows.items())
-            console.print_table(("quantity", "value"), details, title=f"{stage.name}: size")
+            check_text.print_details(found[stage.name].rows, f"{stage.name}: size")
         if shown.values:
             check_text.print_values(stage.provenance, shown.everything, f"{stage.name}: values")
 
@@ -211,7 +210,7 @@ def _check_reward(file: Path, overrides: list[str], shown: Shown, machine: Machi
         unknown = "unknown: it is not measured for reward models"
         check_text.print_summary(config.name, size.facts, None, REWARD_REMEDY, unknown)
         check_text.print_phases(size.facts["memory_bytes"]["phases"])
-        console.print_table(("quantity", "value"), list(size.rows.items()))
+        check_text.print_details(size.rows)
     if shown.values:
         check_text.print_values(values, shown.everything)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillhouse import console
-from stillhouse.console.format import MISSING, byte_size, count, duration
+from stillhouse.console.format import MISSING, byte_size, compact_number, count, duration, is_number
 
 if TYPE_CHECKING:
     from stillhouse.runs.measure import MeasuredCost, StepCost
@@ -84,6 +84,12 @@ def print_phases(memory: Mapping[str, Mapping[str, float]]) -> None:
         ]
         rows.append((phase, _in_gigabytes(sum(parts.values())), ", ".join(told)))
     console.print_table(("phase", "memory (GB)", "of which"), rows, title="Memory by phase, estimated")
+
+
+def print_details(rows: Mapping[str, Any], title: str = "") -> None:
+    """The rows of a size, with numbers to the digits that they have."""
+    table = [(name, compact_number(value) if is_number(value) else value) for name, value in rows.items()]
+    console.print_table(("quantity", "value"), table, title=title)
 
 
 def print_comparison(taken: MeasuredCost, predicted: StepCost | None, memory: float | None) -> None:

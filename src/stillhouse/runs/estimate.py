@@ -30,7 +30,7 @@ from stillhouse.runs.memory import (
     most_memory,
 )
 from stillhouse.runs.model_sizes import ModelSize, model_size, student_size, without_weights
-from stillhouse.runs.size_facts import EVALUATION, REMEDY, Writing, memory_facts, writing_facts, writings
+from stillhouse.runs.size_facts import EVALUATION, Writing, memory_facts, writing_facts, writings
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import describe, format_notes, tokenizers
 from stillhouse.runs.towers import image_rows
@@ -254,16 +254,13 @@ def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Mo
 
 
 def _memory_rows(memory: float, gpu: GpuSize | None, devices: Devices) -> dict[str, Any]:
-    """The device and the memory that a run takes of it, and what to do where that is too much."""
+    """The device and the memory that a run takes of it."""
     rows: dict[str, Any] = {"device": "cpu" if gpu is None else gpu.name}
     if devices.count > 1:
         rows["devices"] = f"{devices.count}, {devices.parallel}; memory is that of each"
     rows[PEAK_MEMORY] = _gigabytes(memory)
-    if gpu is None:
-        return rows
-    rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)
-    if memory > gpu.memory:
-        rows["does not fit"] = REMEDY
+    if gpu is not None:
+        rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)
     return rows
 
 
