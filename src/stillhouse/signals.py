@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Kubernetes and Slurm send SIGTERM before they kill; `sbatch --signal=USR1@120` warns by SIGUSR1."""
+SECONDS_TO_END = 10.0
+"""Seconds that the interpreter has for its end after a signal; a scheduler kills 30 s after its SIGTERM."""
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -58,3 +63,29 @@ def name_of(error: KeyboardInterrupt) -> str:
 def exit_code_of(error: KeyboardInterrupt) -> int:
     """The exit code of a program that this has stopped."""
     return error.exit_code if isinstance(error, Stopped) else 128 + signal.SIGINT
+
+
+def broke_off(error: BaseException) -> bool:
+    """Whether an error goes back to a signal that has broken something off, in the midst of what it did."""
+    causes: BaseException | None = error
+    while causes is not None and not isinstance(causes, KeyboardInterrupt):
+        causes = causes.__cause__ or causes.__context__
+    return causes is not None
+
+
+def end_soon(code: int) -> None:
+    """End the process with an exit code, unless it ends by itself within `SECONDS_TO_END`, once all is said.
+
+    At its end Python waits for every thread of every library. One that a signal has met at its start is
+    known to no pool, so nobody tells it to end, and others go on with their queue: transformers reads all
+    weights that it was asked for.
+    """
+
+    def end() -> None:
+        time.sleep(SECONDS_TO_END)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    threading.Thread(target=end, name="end soon", daemon=True).start()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+from stillhouse import signals
 from stillhouse.train.checkpoints import fault_of, newest_whole
+from tests.children import end, start, write_to
 from tests.workshop import Workshop, sends
 
 RUN = ("run", "run.yaml", "train.max_steps=12", "train.save_every=100", "train.validate_every=never")
@@ -64,6 +67,25 @@ def test_ctrl_c_while_loading_leaves_nothing(workshop: Workshop) -> None:
     assert "stillhouse run run.yaml" in said.err
     assert "--resume" not in said.err
     assert workshop.listing() == before
+
+
+def run_beside_a_thread(out: Path, err: Path) -> None:
+    """A run that a signal ends, with a thread of a library that nobody will ever tell to end."""
+    from stillhouse.commands import main
+
+    write_to(out, err)
+    signals.SECONDS_TO_END = 0.1
+    threading.Thread(target=threading.Event().wait, daemon=False).start()
+    interrupt = sends(("valid.jsonl", 1))
+    sys.addaudithook(lambda event, args: interrupt(str(args[0])) if event == "open" else None)
+    sys.argv = ["stillhouse", *RUN]
+    main()
+
+
+def test_a_thread_that_never_ends_keeps_no_process_from_ending(workshop: Workshop) -> None:
+    out, err = workshop.folder / ".out", workshop.folder / ".err"
+    assert end(start(run_beside_a_thread, out, err)) == 130
+    assert "Interrupted by Ctrl-C. Continue with:" in err.read_text()
 
 
 def test_killed_in_the_evaluation_and_resumed(workshop: Workshop) -> None:

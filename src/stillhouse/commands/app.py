@@ -106,6 +106,8 @@ def main() -> None:
         _run_command()
     except SystemExit as error:
         other_processes.leave(other_processes.DONE if error.code in (0, None) else f"exit code {error.code}")
+        if signals.broke_off(error):
+            signals.end_soon(int(error.code or 0))
         raise
     except BaseException as error:
         others = other_processes.current()

@@ -76,22 +76,22 @@ def run(
 
     parent = ["--from", str(start_from)] if start_from is not None else []
     folder = resolved.folder if isinstance(resolved, Chain) else default_folder(resolved.config)
-    stopped: KeyboardInterrupt | None = None
     try:
         if isinstance(resolved, Chain):
             result = run_chain(resolved, resume=resume, redo=redo, until=until)
         else:
             result = execute(resolved, resume=resume)
-        stopped = signals.Stopped(result.signal) if result.signal is not None else None
         other_processes.leave()  # all have come to the same end
     except KeyboardInterrupt as error:
         if (fault := other_processes.fault_before_signal()) is not None:
             raise fault from error
-        stopped = error
         other_processes.leave(f"{other_processes.STOPPED} {signals.name_of(error)}")
-    if stopped is not None:
+        _tell_how_to_go_on(error, file, [*given, *parent], folder)
+        raise typer.Exit(signals.exit_code_of(error)) from error
+    if result.signal is not None:
+        stopped = signals.Stopped(result.signal)
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)
-        raise typer.Exit(signals.exit_code_of(stopped))
+        raise typer.Exit(stopped.exit_code)
     _tell_result(result)
 
 

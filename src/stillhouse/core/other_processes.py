@@ -87,8 +87,8 @@ class OtherProcesses:
         store.set(f"place/{rank}", f"{socket.gethostname()} {os.getpid()}")
         store.add("joined", 1)
         self._thread = threading.Thread(target=self._watch, name="other processes", daemon=True)
-        self._thread.start()
         _current.append(self)
+        self._thread.start()
 
     @classmethod
     def join(cls) -> OtherProcesses | None:
@@ -150,16 +150,16 @@ class OtherProcesses:
             failed = self._failed()
             if len(self._places) < len(self._others):  # it has not looked round since the last one came
                 self._arrivals(time.monotonic())
-            for one, (host, process) in self._places.items():
+            for one in self._places:
                 told = one in self._done or failed is not None or self._store.check([f"end/{one}"])
-                if host == socket.gethostname() and not told and not _lives(process):
+                if not told and not self._may_live(one):
                     return f"{self._name(one)} has died. {ITS_OUTPUT}"
         except RuntimeError:
             return f"process 0 of {self._size} has ended. {ITS_OUTPUT}"
         return None if failed is None or f": {STOPPED}" in failed else failed
 
     def leave(self, how: str = DONE) -> None:
-        """Tell the others that this process ends, and how; the first one waits until they know."""
+        """Tell the others that this process ends, and how; the first one waits until those that live know."""
         if self._left.is_set():
             return
         self._left.set()
@@ -168,12 +168,22 @@ class OtherProcesses:
             self._store.set(f"end/{self._rank}", how)
             self._store.add("ended", 1)
             deadline = time.monotonic() + 2 * GRACE
-            while self._rank == 0 and self._store.add("ended", 0) < self._size:
+            while self._rank == 0 and self._store.add("ended", 0) < self._size and self._any_lives():
                 if time.monotonic() > deadline:
                     return
                 time.sleep(INTERVAL / 10)
         except RuntimeError:
             return
+
+    def _any_lives(self) -> bool:
+        """Whether one of the others that has not said that it ends may still ask for what this one knows."""
+        self._arrivals(time.monotonic())
+        unheard = [one for one in self._others if not self._store.check([f"end/{one}"])]
+        return any(one not in self._places or self._may_live(one) for one in unheard)
+
+    def _may_live(self, one: int) -> bool:
+        host, process = self._places[one]
+        return host != socket.gethostname() or _lives(process)
 
     def _watch(self) -> None:
         ended = 0
@@ -209,10 +219,10 @@ class OtherProcesses:
         now = time.monotonic()
         if len(self._places) < len(self._others):
             return self._arrivals(now)
-        for one, (host, process) in self._places.items():
+        for one in self._places:
             if one in self._done:
                 continue
-            if host == socket.gethostname() and not _lives(process):
+            if not self._may_live(one):
                 failed = self._failed()  # it may have said so since
                 if failed or one not in self._done:
                     return failed or f"{self._name(one)} has died. {ITS_OUTPUT}"
