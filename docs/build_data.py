@@ -88,10 +88,12 @@ files (not their paths), the rules under `data`, the tokenizers with their chat 
 asks of a row, the versions of transformers and tokenizers, and the code of Stillhouse that reads rows.
 Templates that write the date hold for one day. data.json and warnings are the same, from the cache or not.
 `true` means the folder `stillhouse-tokens` in `HF_DATASETS_CACHE` (by default
-`~/.cache/huggingface/datasets`): some 430 bytes for a row of 50 tokens, which nothing deletes; any entry
-may be deleted at any time. An entry is written in a folder of its own and renamed when it is whole, so a
-killed process leaves none; its digests are checked when it is read, and what is damaged is made again.
-Entries hold data and nothing that could run, so a cache may be shared.
+`~/.cache/huggingface/datasets`): some 430 bytes for a row of 50 tokens. `stillhouse cache info --tokens
+[FOLDER]` shows what is there, of which files, how large and when it was last read; `cache prune --tokens
+--limit 20GB` deletes what was read longest ago, and never what a running job reads; `cache verify --tokens`
+reads it all. Nothing is deleted by itself. An entry is written in a folder of its own and renamed when it
+is whole, so a killed process leaves none; its digests are checked when it is read, and what is damaged is
+made again. Entries hold data and nothing that could run, so a cache may be shared.
 
 Not kept are: small sets, sets with images (which are in memory, as images may change: rows hold them by
 reference and never by pixels), rows in a Python list, and rows with values that are no data,

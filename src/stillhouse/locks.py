@@ -22,6 +22,8 @@ FILE = ".lock"
 """The file that is locked in a folder; whoever holds it writes there who it is."""
 _NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS})
 _held: set[int] = set()
+_used: dict[tuple[int, int], int] = {}
+"""The open files of `use`, by device and inode."""
 
 logger = logging.getLogger("stillhouse")
 
@@ -97,6 +99,48 @@ def is_held(file: Path) -> bool:
     return False
 
 
+def use(file: Path) -> bool:
+    """Note that this process uses a file, until it ends; False if the file is not there.
+
+    Any number of processes may. Where the file system has no locks, nothing is noted.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    found = os.fstat(handle)
+    there = _is_at(handle, file)  # `if_unused` may have let it go meanwhile
+    if not there or (found.st_dev, found.st_ino) in _used:
+        os.close(handle)
+    else:
+        _used[found.st_dev, found.st_ino] = handle
+    return there
+
+
+@contextlib.contextmanager
+def if_unused(file: Path) -> Iterator[bool]:
+    """Whether no process uses a file, and none begins to in the block; see `use`.
+
+    Where the file system has no locks, any may.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unused = True
+        except OSError:
+            unused = False
+        yield unused
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def in_turn(file: Path) -> Iterator[bool]:
     """Let one process at a time into the block; others wait for their turn.
@@ -148,10 +192,16 @@ def _locked(file: Path, place: Path) -> int | None:
                 error.strerror,
             )
             return handle
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(file)):
-                return handle
+        if _is_at(handle, file):
+            return handle
         _close(handle)  # the holder before has deleted this file: another one counts by now
+
+
+def _is_at(handle: int, file: Path) -> bool:
+    """Whether an open file is the one of this name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    return False
 
 
 def _close(handle: int) -> None:

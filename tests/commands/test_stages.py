@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,23 @@ def test_a_run_on_prompts_that_stay_on_disk_is_the_same(
     assert len(found[0]) >= 3
     assert found[0] == found[1] == found[2]
     assert reports[0] == reports[1] == reports[2]
-    assert len(list((workshop.folder / "tokens").glob("*/tokens.json"))) == 2
+    entries = sorted(path.parent for path in (workshop.folder / "tokens").glob("*/tokens.json"))
+    assert len(entries) == 2
+    shutil.copytree(entries[0], entries[0].with_name("0" * 32))  # which no process has read
+    cache = ("--tokens", "tokens")
+    assert workshop.stillhouse("cache", "info", *cache).out.count(" yes ") == 2
+    said = workshop.stillhouse("cache", "prune", *cache, "--limit", "0")
+    assert said.code == 0
+    assert "MB freed in tokens" in said.out
+    assert "MB more are kept: running jobs use them" in said.err
+    assert sorted(path.parent for path in (workshop.folder / "tokens").glob("*/tokens.json")) == entries
+    assert "tokens of 2 sets are sound" in workshop.stillhouse("cache", "verify", *cache).out
+    shutil.copytree(entries[0], entries[0].with_name("0" * 32))
+    (entries[0].with_name("0" * 32) / "tokens.json").write_text("{}")
+    assert "1 damaged" in workshop.refused("cache", "verify", *cache)
+    assert "deleted" in workshop.stillhouse("cache", "verify", *cache, "--repair").out
+    assert "needs --limit alone" in workshop.refused("cache", "prune", *cache, "--teacher", "ab")
+    assert "Add --tokens" in workshop.refused("cache", "info", "tokens")
 
 
 def test_curate_keeps_drops_counts_and_does_nothing_twice(workshop: Workshop) -> None:

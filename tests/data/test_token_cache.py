@@ -23,6 +23,7 @@ from stillhouse.data.chunks import ChunkEncoder
 from stillhouse.data.datasets import base
 from stillhouse.data.load import encoder_of
 from stillhouse.data.stored_prompts import StoredPrompts
+from stillhouse.data.token_cache import TokenCache
 from stillhouse.data.token_key import token_key
 from stillhouse.errors import EnvironmentFault
 
@@ -255,6 +256,43 @@ def test_a_killed_process_leaves_nothing_and_of_two_one_makes_the_tokens(tmp_pat
     assert (found, made) == ([alone, alone], calls())
 
 
+def _load_and_stay(path: Path, cache: Path, pipe: Any) -> None:
+    found = loaded(path, cache).train
+    pipe.send(len(found))
+    pipe.recv()
+    pipe.send(repr(tuple(found)))
+
+
+def test_pruning_takes_what_was_used_longest_ago_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+    fork, cache = multiprocessing.get_context("fork"), TokenCache(tmp_path / "cache")
+    paths = [write(tmp_path / f"{n}.jsonl", ROWS[n:]) for n in range(4)]
+    with fork.Pool(1) as pool:
+        texts = pool.map(_load, [(path, cache.folder, -1) for path in paths])
+    made = {one.told[1]: one for one in cache.entries()}
+    assert [made[str(path)].prompts for path in paths] == [40, 39, 38, 37]
+    assert not any(one.in_use for one in made.values())
+    for age, path in enumerate(paths):
+        os.utime(made[str(path)].folder / "tokens.json", (1e9 - age, 1e9 - age))
+    here, there = fork.Pipe()
+    user = fork.Process(target=_load_and_stay, args=(paths[3], cache.folder, there))
+    user.start()
+    here.recv()
+    assert [one.told[1] for one in cache.entries()] == [str(paths[n]) for n in (3, 0, 1, 2)]
+    (cache.folder / f".{'0' * 32}.killed.tmp").mkdir()
+    (cache.folder / f".{'0' * 32}.killed.tmp" / "half").write_bytes(b"x" * 1000)
+    whole = sum(one.bytes for one in made.values())
+    freed, used = cache.prune(whole - made[str(paths[2])].bytes)
+    assert (freed, used) == (made[str(paths[2])].bytes + 1000, [])
+    assert [one.told[1] for one in cache.entries()] == [str(paths[n]) for n in (3, 0, 1)]
+    freed, used = cache.prune(0)
+    assert [(one.told[1], one.in_use) for one in used] == [(str(paths[3]), True)]
+    assert [one.folder for one in cache.entries()] == [used[0].folder]
+    here.send("read them")
+    assert here.recv() == texts[3]
+    user.join()
+    assert cache.prune(0)[1] == cache.entries() == []
+
+
 def test_where_there_are_no_locks_the_work_of_others_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +309,7 @@ def test_where_there_are_no_locks_the_work_of_others_is_left_alone(
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "flock", refuse)
         assert len(loaded(path, cache).train) == 40
+        assert [one.folder for one in TokenCache(cache).prune(0)[1]] == [entry]  # nobody knows who uses it
     assert others.exists()
     shutil.rmtree(entry)
     loaded(path, cache)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.data.stored_prompts import StoredPrompts
 from stillhouse.files import existing_ancestor, sha256_of, write_json
-from stillhouse.locks import in_turn, is_held
+from stillhouse.locks import if_unused, in_turn, is_held, use
 
 log = logging.getLogger(__name__)
 
 _MANIFEST = "tokens.json"
-"""The file of an entry that is written last: names, sizes and digests of the others."""
+"""The file of an entry that is written last: digests of the others, how many prompts, and of what. Its time
+is when the entry was last used; whoever uses the entry has a lock on it."""
+_KEY = re.compile("[0-9a-f]{32}")
 
 
 def default_folder() -> Path:
@@ -26,6 +31,21 @@ def default_folder() -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "stillhouse-tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """The tokens of one set."""
+
+    folder: Path
+    told: Sequence[str]
+    """Name of the set, places of its rows, tokenizer; none if its manifest cannot be read."""
+    prompts: int | None
+    bytes: int
+    last_used: float
+    """Seconds since 1970."""
+    in_use: bool
+    """By a process that is running."""
 
 
 class TokenCache:
@@ -55,7 +75,7 @@ class TokenCache:
                 they would show the same.
         """
         place = self.folder / key
-        if not place.is_dir():
+        if not use(place / _MANIFEST) and not place.is_dir():
             return None
         manifest = _manifest(place)
         files = {place / file: digest for file, digest in manifest.get("files", {}).items()}
@@ -65,6 +85,8 @@ class TokenCache:
         found = StoredPrompts(name, _dataset(files))
         if found.account.first_unread and manifest.get("told") != list(told):
             return None
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            os.utime(place / _MANIFEST)
         log.info("data.%s: %d prompts read from %s", name, len(found), place)
         return found
 
@@ -97,12 +119,92 @@ class TokenCache:
                 if not kept:
                     return prompts
                 files = {path.name: _digest(path) for path in sorted(working.glob("*.arrow"))}
-                write_json(working / _MANIFEST, {"told": list(told), "files": files})
+                facts = {"told": list(told), "prompts": len(prompts), "files": files}
+                write_json(working / _MANIFEST, facts)
+                use(working / _MANIFEST)
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 os.replace(working, self.folder / key)
             finally:
                 shutil.rmtree(working, ignore_errors=True)
             return StoredPrompts(name, _dataset([self.folder / key / file for file in files]))
+
+    def entries(self) -> list[TokenEntry]:
+        """What is in the folder, the most recently used first."""
+        found = [_entry(place) for place in self._places()]
+        return sorted(found, key=lambda one: -one.last_used)
+
+    def damaged(self) -> Iterator[tuple[Path, bool]]:
+        """Each entry, and whether its files are not what was written."""
+        for place in self._places():
+            files = _manifest(place).get("files", {})
+            yield place, not files or any(_digest(place / name) != digest for name, digest in files.items())
+
+    def remove(self, place: Path) -> bool:
+        """Delete an entry unless a process uses it; whether it is deleted."""
+        with if_unused(place / _MANIFEST) as unused:
+            if not unused:
+                return False
+            leaving = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it meanwhile
+                os.replace(place, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+        return True
+
+    def prune(self, limit: int) -> tuple[int, list[TokenEntry]]:
+        """Make room; what was not used for longest goes first, what is in use stays.
+
+        Args:
+            limit: bytes that all entries together may keep.
+
+        Returns:
+            Bytes freed, and the entries that would have gone and are in use.
+        """
+        freed, used = self._remove_unfinished(), []
+        entries = self.entries()
+        size = sum(one.bytes for one in entries)
+        for one in reversed(entries):
+            if size <= limit:
+                break
+            if self.remove(one.folder):
+                size, freed = size - one.bytes, freed + one.bytes
+            else:
+                used.append(one)
+        return freed, used
+
+    def _places(self) -> list[Path]:
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(one for one in found if _KEY.fullmatch(one.name) and one.is_dir())
+
+    def _remove_unfinished(self) -> int:
+        """Delete what processes that were killed have left; bytes freed."""
+        freed = 0
+        for left in self.folder.glob(".*.tmp"):
+            if not is_held(self.folder / f".{left.name.split('.')[1]}.lock"):
+                freed += _size(left)
+                shutil.rmtree(left, ignore_errors=True)
+        return freed
+
+
+def _entry(place: Path) -> TokenEntry:
+    manifest, file = _manifest(place), place / _MANIFEST
+    with contextlib.suppress(OSError):
+        return TokenEntry(
+            place,
+            tuple(map(str, manifest["told"])) if manifest else (),
+            manifest.get("prompts"),
+            _size(place),
+            file.stat().st_mtime,
+            is_held(file),
+        )
+    return TokenEntry(place, (), None, _size(place), 0.0, False)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            total += path.stat().st_size
+    return total
 
 
 def _manifest(place: Path) -> dict[str, Any]:
@@ -111,7 +213,7 @@ def _manifest(place: Path) -> dict[str, Any]:
         found = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and isinstance(found.get("files"), dict)
+    whole = isinstance(found, dict) and [type(found.get(name)) for name in ("told", "files")] == [list, dict]
     return found if whole else {}
 
 
