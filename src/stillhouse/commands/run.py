@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from stillhouse import console, signals
 from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 from stillhouse.core import other_processes
+from stillhouse.core.launcher import start_again
 
 if TYPE_CHECKING:
     from stillhouse.runs.result import Result
@@ -107,5 +107,5 @@ def _tell_result(result: Result) -> None:
 
 def _tell_how_to_go_on(stopped: KeyboardInterrupt, file: Path, options: Sequence[str], folder: Path) -> None:
     started = any((folder / name).exists() for name in ("state.json", "chain.json"))
-    command = shlex.join(["stillhouse", "run", str(file), *options, *(["--resume"] if started else [])])
+    command = start_again(["run", str(file), *options, *(["--resume"] if started else [])])
     console.note(f"Interrupted by {signals.name_of(stopped)}. Continue with: {command}")
