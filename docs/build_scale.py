@@ -7,12 +7,13 @@ that and from the sizes of the models, by the functions that `stillhouse check` 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tables import with_tables
 
 from stillhouse.models.config import StudentConfig
-from stillhouse.runs.memory import Devices, GpuSize, Workload, memory_by_phase, sharded_teacher
+from stillhouse.runs.memory import Devices, GpuSize, Workload, memory_by_phase
 from stillhouse.runs.model_sizes import ModelSize, student_size
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.store.codecs import (
@@ -104,9 +105,11 @@ def memory_table(student: ModelSize, teacher: ModelSize) -> str:
     config = resolve(str(RUN)).config
     work = Workload(PROMPT + RESPONSE, evaluated=config.engine.batch_size)
     kinds = {name: Devices(GPUS, name) for name in ("ddp", "zero2", "fsdp2")}  # type: ignore[arg-type]
-    found = {name: memory_by_phase(config, student, (), work, CARD, one) for name, one in kinds.items()}
+    head = float(teacher.vocab * teacher.hidden_size * teacher.dtype_bytes)
+    found = {name: memory_by_phase(config, student, (), work, CARD, one, head) for name, one in kinds.items()}
     columns = {name: phases["student forward and backward"] for name, phases in found.items()}
-    columns["fsdp2, teacher sharded too"] = columns["fsdp2"] | sharded_teacher(teacher, GPUS)
+    alone = memory_by_phase(config, student, (replace(teacher, sharded=True),), work, CARD, kinds["fsdp2"])
+    columns["fsdp2, teacher sharded too"] = alone["student forward and backward"]
     parts = list(dict.fromkeys(part for column in columns.values() for part in column))
     rows = [[part, *(gigabytes(column.get(part)) for column in columns.values())] for part in parts]
     rows.append(["**a step**", *(f"**{gigabytes(sum(column.values()))}**" for column in columns.values())])

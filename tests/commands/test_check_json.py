@@ -11,6 +11,7 @@ import yaml
 
 from stillhouse.files import write_jsonl
 from stillhouse.runs.check_text import chain_total
+from stillhouse.teachers.hidden.protocol import KEY
 from tests.workshop import Workshop
 
 RUN_KEYS = {
@@ -64,6 +65,20 @@ def test_a_run_that_does_not_fit_says_first_what_to_change(workshop: Workshop) -
     fitting = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "80GB").out
     assert re.search(r"^ *fits +yes: ", fitting, flags=re.MULTILINE)
     assert "to make it fit" not in fitting
+
+
+def test_servers_that_are_not_up_yet(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    teacher = "teacher={kind: cache, of: {kind: remote, url: ['http://127.0.0.1:9', 'http://127.0.0.1:10']}}"
+    without_key = workshop.stillhouse("check", "run.yaml", teacher)
+    assert without_key.code != 0
+    assert KEY in without_key.err
+    assert "--no-servers" in without_key.err
+    found = asked(workshop, "run.yaml", teacher, "--no-servers", "--devices", "2", "--gpu-memory", "80GB")
+    assert set(found["size"]) == RUN_KEYS
+    assert found["size"]["cache_bytes"] == {}
+    assert found["details"]["teacher: not asked"].startswith("http://127.0.0.1:9, http://127.0.0.1:10; ")
+    assert "--no-servers" in workshop.refused("check", "run.yaml", teacher, "--no-servers", "--measure")
 
 
 def test_measured_steps(workshop: Workshop) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stillhouse.runs.estimate import run_size
 from stillhouse.runs.execute import execute
+from stillhouse.runs.memory import GpuSize
 from stillhouse.runs.resolve import resolve
 from stillhouse.teachers.hidden.protocol import KEY
 from tests.conftest import ROOT
@@ -42,11 +44,17 @@ def test_the_remote_teacher_trains_the_student_of_the_live_one(
     with teacher_process(tmp_path, **served | {"port": 0}) as process:
         teacher = {"kind": "remote", "url": process.url, "request_tokens": 100}
         teachers = {"live": {"kind": "live", "path": served["path"], "dtype": "float32"}, "remote": teacher}
+        cached = resolve({**tree, "teacher": {"kind": "cache", "of": teacher, "folder": "kept"}}).config
+        size = run_size(cached, GpuSize("H100", 80 * 10**9))
         for name, teacher in teachers.items():
             result = execute(resolve({**tree, "name": name, "teacher": teacher}))
             rows = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             found[name] = [row["loss"] for row in map(json.loads, rows) if "loss" in row]
     assert len(found["live"]) > 0
+    head = 1024 * 192 * 4
+    assert size.memory["loading"]["heads of teachers elsewhere"] == pytest.approx(1.05 * head)
+    states = size.rows["response tokens"] * 192 * 4
+    assert size.facts["cache_bytes"]["teacher"] == pytest.approx(states + head, rel=0.02)
     assert found["remote"] == pytest.approx(found["live"], rel=1e-6)
     facts = json.loads((tmp_path / "runs" / "remote" / "inputs.json").read_text(encoding="utf-8"))
     assert facts["teacher"]["path"] == served["path"]

@@ -51,6 +51,9 @@ def check(
     parallel: Annotated[
         str | None, typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, zero2, zero3.")
     ] = None,
+    servers: Annotated[
+        bool, typer.Option(help="Ask the servers that hold teachers, which have to be up then.")
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of tables; docs/estimates.md has its keys.")
     ] = False,
@@ -64,7 +67,9 @@ def check(
     from stillhouse.runs.resolve import is_chain, is_reward_run
     from stillhouse.runs.size_facts import Machine
 
-    machine = Machine(_gpu(gpu_memory), _devices(devices, parallel))
+    machine = Machine(_gpu(gpu_memory), _devices(devices, parallel), servers)
+    if measure and not servers:
+        raise ConfigError(Fault("--measure", "trains two steps, which ask the servers; got --no-servers too"))
     if measure and machine.devices != ALONE:
         hint = "Ask for one of them: the time of several processes is that of a run of theirs."
         raise ConfigError(
@@ -111,7 +116,7 @@ def _check_run(file: Path, overrides: list[str], shown: Shown, machine: Machine,
     resolved = resolve(file, overrides)
     preflight(resolved.config)
     prompts_in_a_micro_batch(resolved.config, machine.devices.count)
-    size = run_size(resolved.config, machine.gpu, machine.devices) if shown.sizes else None
+    size = run_size(resolved.config, machine.gpu, machine.devices, machine.online) if shown.sizes else None
     notes = [*resolved.notes, *(check_length(resolved.config, size.rows["prompts"]) if size else ())]
     for note in notes:
         console.note(note)

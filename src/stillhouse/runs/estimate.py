@@ -112,19 +112,23 @@ def estimate(config: RunConfig, gpu: GpuSize | None = None) -> dict[str, Any]:
     return run_size(config, gpu).rows
 
 
-def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = ALONE) -> RunSize:
+def run_size(
+    config: RunConfig, gpu: GpuSize | None = None, devices: Devices = ALONE, online: bool = True
+) -> RunSize:
     """The size of a run. Reads tokenizers, data and model configurations; loads no weights.
 
     Args:
         config: the run.
         gpu: what it is to run on; default: the GPU of this machine, or its CPU.
         devices: the processes that train together.
+        online: whether servers that hold teachers are asked whether these fit.
 
     Raises:
-        StillhouseError: something cannot be read, or the longest sequence does not fit a model's context.
+        StillhouseError: something cannot be read, a server does not answer, or the longest sequence does
+            not fit a model's context.
     """
     teacher_model = config.teacher.model_to_load() if config.teacher is not None else None
-    found = tokenizers(config)
+    found = tokenizers(config, online)
     tokenizer = found.student
     began = time.perf_counter()
     data = load_data(config.data, tokenizer, needs=config.responses.requirements().data, teacher=found.reads)
@@ -148,14 +152,17 @@ def run_size(config: RunConfig, gpu: GpuSize | None = None, devices: Devices = A
     if "teacher" in teachers:
         rows["tokenizers"] = describe(found, config, data)
     rows |= format_notes(found, data)
-    caches = _teacher_caches(config, data, teachers)
+    heads = _remote_heads(config) if online else {}
+    rows |= {} if online else _not_asked(config)
+    caches = _teacher_caches(config, data, teachers, heads)
     rows |= {f"{path} cache, expected (GB)": _gigabytes(size) for path, size in caches.items()}
     rows |= image_rows(data.train, reader)
     work = workload(config, data, len(prompts))
     rows["longest sequence (tokens)"] = work.length
     gpu = gpu or this_gpu()
     held = (*teachers.values(), *_copies(config, student))
-    memory = memory_by_phase(config, student, held, work, gpu, devices)
+    fetched = float(sum(math.prod(head) for head in heads.values()))
+    memory = memory_by_phase(config, student, held, work, gpu, devices, fetched)
     rows |= _memory_rows(most_memory(memory), gpu, devices)
     facts = {
         **_facts(rows, {"student": student, **teachers}),
@@ -253,6 +260,24 @@ def _teacher_sizes(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Mo
     }
 
 
+def _remote_heads(config: RunConfig) -> dict[str, tuple[int, int, int]]:
+    """Rows, width and bytes of a number of each head that is fetched from a server, by its teacher's path."""
+    found = {teacher_path(name): one.remote_head() for name, one in config.all_teachers.items()}
+    return {path: head for path, head in found.items() if head is not None}
+
+
+def _not_asked(config: RunConfig) -> dict[str, str]:
+    """What is not known of teachers whose servers were not asked."""
+    return {
+        f"{teacher_path(name)}: not asked": (
+            f"{', '.join(one.addresses)}; whether its tokenizer is the student's, the memory of its head and "
+            "the size of its cache are unknown"
+        )
+        for name, one in config.all_teachers.items()
+        if one.addresses
+    }
+
+
 def _memory_rows(memory: float, gpu: GpuSize | None, devices: Devices) -> dict[str, Any]:
     """The device and the memory that a run takes of it."""
     rows: dict[str, Any] = {"device": "cpu" if gpu is None else gpu.name}
@@ -318,20 +343,33 @@ def _gigabytes(size: float) -> float:
     return float(f"{size / 1e9:.2g}")
 
 
-def _teacher_caches(config: RunConfig, data: Data, teachers: Mapping[str, ModelSize]) -> dict[str, int]:
+def _teacher_caches(
+    config: RunConfig,
+    data: Data,
+    teachers: Mapping[str, ModelSize],
+    remote: Mapping[str, tuple[int, int, int]],
+) -> dict[str, int]:
     """The expected bytes of each teacher's cache, of those that have one, by its path."""
-    found = {}
-    for name in config.all_teachers:
-        size = teachers.get(teacher_path(name))
-        if size is not None and (cached := teacher_cache_bytes(config, data, size, name)) is not None:
-            found[teacher_path(name)] = cached
-    return found
+    heads = {path: (size.vocab, size.hidden_size, size.dtype_bytes) for path, size in teachers.items()}
+    heads |= remote
+    found = {
+        teacher_path(name): teacher_cache_bytes(config, data, heads[teacher_path(name)], name)
+        for name in config.all_teachers
+        if teacher_path(name) in heads
+    }
+    return {path: size for path, size in found.items() if size is not None}
 
 
-def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize, name: str) -> int | None:
+def teacher_cache_bytes(config: RunConfig, data: Data, head: tuple[int, int, int], name: str) -> int | None:
     """Bytes of a teacher's cache for the responses that are known, at their length or its limit.
 
     None if the teacher has no cache. Responses that the student generates anew at each step come on top.
+
+    Args:
+        config: the run.
+        data: its prompts.
+        head: rows, width and bytes of a number of the teacher's head.
+        name: of the teacher.
     """
     tokens, sequences = 0, 0
     for prompt in data.train:
@@ -342,9 +380,7 @@ def teacher_cache_bytes(config: RunConfig, data: Data, teacher: ModelSize, name:
         ]
         tokens += sum(_response_tokens(prompt, one, config.data.max_response) for one in needed)
         sequences += bool(needed)
-    return config.all_teachers[name].cache_bytes(
-        tokens, sequences, teacher.vocab, teacher.hidden_size, teacher.dtype_bytes
-    )
+    return config.all_teachers[name].cache_bytes(tokens, sequences, *head)
 
 
 def _response_tokens(prompt: Prompt, source: str, limit: int) -> int:

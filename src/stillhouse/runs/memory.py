@@ -92,6 +92,7 @@ def memory_by_phase(
     work: Workload,
     gpu: GpuSize | None = None,
     devices: Devices = ALONE,
+    heads: float = 0.0,
 ) -> dict[str, MemoryParts]:
     """An estimate of the bytes that each phase of a run takes on one device, by part: of the whole process on
     a CPU, of the device on a GPU.
@@ -111,8 +112,11 @@ def memory_by_phase(
         work: what it has in work at the same time.
         gpu: where models are; None: on a CPU.
         devices: the processes that train together.
+        heads: bytes of the heads of teachers that are elsewhere and send their hidden states.
     """
     held = _held(config, student, teachers, work, gpu, devices)
+    if heads:
+        held["heads of teachers elsewhere"] = heads
     optimiser, gradients = _trained(student, devices)
     tokens = work.tokens or _tokens_in_a_micro_batch(config, work.length)
     evaluated = min(work.evaluated, config.evaluate.batch_size) * work.length
@@ -121,7 +125,7 @@ def memory_by_phase(
     beside: MemoryParts = {} if gpu is None else read  # a GPU runs teachers beside the student
     free = None if gpu is None else gpu.memory - sum(during.values())
     step = _student_step(config, student, tokens, work.length)
-    step |= {"logits": _logits(config, student, len(teachers), tokens, free)}
+    step |= {"logits": _logits(config, student, bool(teachers or heads), tokens, free)}
     if _casts(config, student, devices):
         step["weights cast for the products"] = 2.0 * student.parameters
     step |= {"freed, kept by malloc": 0.0 if gpu is not None else _kept_by_malloc(student, step)}
@@ -308,7 +312,7 @@ def _images(models: Sequence[ModelSize], sequences: float) -> float:
     )
 
 
-def _logits(config: RunConfig, student: ModelSize, teachers: int, tokens: int, free: float | None) -> float:
+def _logits(config: RunConfig, student: ModelSize, teachers: bool, tokens: int, free: float | None) -> float:
     """Bytes of a chunk of the loss over the head."""
     head = student.vocab * student.hidden_size * 4 if student.trainable is None else 0
     if free is None:

@@ -49,6 +49,8 @@ class Machine:
     gpu: GpuSize | None = None
     """None: the GPU of this machine, or its CPU."""
     devices: Devices = ALONE
+    online: bool = True
+    """Whether the servers that a run names can be reached from here, and are asked."""
 
 
 HERE = Machine()

@@ -134,8 +134,12 @@ class Tokenizers:
         )
 
 
-def tokenizers(config: RunConfig) -> Tokenizers:
+def tokenizers(config: RunConfig, online: bool = True) -> Tokenizers:
     """Load them, and refuse what needs them to be one where they are not.
+
+    Args:
+        config: the run.
+        online: whether servers of teachers are asked for theirs.
 
     Raises:
         ModelError: a tokenizer cannot be had, or the method compares or mixes single tokens of two that
@@ -148,13 +152,14 @@ def tokenizers(config: RunConfig) -> Tokenizers:
     images = None if model is None else model_reader(model)
     ours = load_tokenizer(config.student, model)
     with_expander(ours, student_reader(config.student, ours, images))
-    _check_further_teachers(config, ours)
+    _check_further_teachers(config, ours, online)
     initial = model if config.student.from_teacher is not None else config.student
     found = Tokenizers(ours, student_ends=() if initial is None else generation_ends(initial, ours))
     if model is None:
         if config.teacher is None:
             return found
-        config.teacher.check_tokenizer(ours)
+        if online or not config.teacher.addresses:
+            config.teacher.check_tokenizer(ours)
         if config.teacher.of_student:
             found = replace(found, context=student_context(config, ours))
         theirs = _readers_tokenizer(config, ours)
@@ -330,13 +335,14 @@ def _check_two(config: RunConfig, ours: Any, theirs: Any, difference: str) -> No
         )
 
 
-def _check_further_teachers(config: RunConfig, ours: Any) -> None:
+def _check_further_teachers(config: RunConfig, ours: Any, online: bool) -> None:
     """Refuse teachers other than the main one that lack ids of the student's: they read its tokens. What they
     have more, behind all of these, is not compared."""
     for name, teacher in config.teachers.items():
         model = teacher.model_to_load()
         if model is None:
-            teacher.check_tokenizer(ours)
+            if online or not teacher.addresses:
+                teacher.check_tokenizer(ours)
             continue
         theirs = load_tokenizer(model)
         found = tokenizer_difference(ours, theirs)

@@ -203,6 +203,19 @@ class TeacherConfig(StrictConfig):
         """The server that it is on; None if it is on none."""
         return None
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the servers that it asks; () where it asks none."""
+        return ()
+
+    def remote_head(self) -> tuple[int, int, int] | None:
+        """Rows, width and bytes of a number of the head that is fetched from a server; None where none is.
+
+        Raises:
+            TeacherError: the server does not answer.
+        """
+        return None
+
     def cache_bytes(
         self, tokens: int, sequences: int, vocab: int, width: int, dtype_bytes: int
     ) -> int | None:

@@ -228,6 +228,15 @@ class CacheTeacherConfig(TeacherConfig):
         """See the teacher behind it."""
         return self.of.server()
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those of the teacher behind it, where it is asked."""
+        return self.of.addresses if self.on_miss == "fill" else ()
+
+    def remote_head(self) -> tuple[int, int, int] | None:
+        """See the teacher behind it, where it is asked."""
+        return self.of.remote_head() if self.on_miss == "fill" else None
+
     def cache_bytes(self, tokens: int, sequences: int, vocab: int, width: int, dtype_bytes: int) -> int:
         """See `TeacherConfig`."""
         codec = self.codec(vocab, {4: "float32", 2: "bfloat16"}[dtype_bytes])

@@ -25,7 +25,7 @@ from stillhouse.remote import check_url
 from stillhouse.teachers.base import REGISTRY, MetricSums, TeacherConfig
 from stillhouse.teachers.hidden.protocol import KEY, ServedFacts
 from stillhouse.teachers.read_through import content_keys
-from stillhouse.teachers.store.codecs import HiddenCodec
+from stillhouse.teachers.store.codecs import DTYPES, HiddenCodec
 
 
 @REGISTRY.register
@@ -80,7 +80,7 @@ class RemoteTeacherConfig(TeacherConfig):
         if not found:
             raise EnvironmentFault(
                 f"teacher.key_env: the environment variable {self.key_env} is not set. `stillhouse serve` "
-                "says which key it wants."
+                "says which key it wants; `stillhouse check --no-servers` needs none."
             )
         return found
 
@@ -133,6 +133,16 @@ class RemoteTeacherConfig(TeacherConfig):
                 f"teacher.url: the longest sequence has {tokens} tokens, and {self.facts().path} takes "
                 f"{context}. Lower data.max_prompt or data.max_response."
             )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its servers'."""
+        return tuple(self.url)
+
+    def remote_head(self) -> tuple[int, int, int]:
+        """As the servers say."""
+        facts = self.facts()
+        return facts.rows, facts.width, DTYPES[facts.dtype].itemsize
 
     def served_model(self) -> dict[str, str | None]:
         """As the servers say."""

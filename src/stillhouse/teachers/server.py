@@ -76,6 +76,11 @@ class ServerTeacherConfig(TeacherConfig, ServerConnection):
         """Itself."""
         return self
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its server's."""
+        return (self.url,)
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Compare the server's tokenisation with the student's; with `retokenise` nothing needs to agree.
 

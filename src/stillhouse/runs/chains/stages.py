@@ -150,7 +150,7 @@ class TrainingStage(Stage):
     ) -> StageSize:
         assert config is not None
         preflight(config)
-        found = run_size(config, machine.gpu, machine.devices)
+        found = run_size(config, machine.gpu, machine.devices, machine.online)
         check_length(config, found.rows["prompts"])
         return StageSize(found.rows, found.facts, found)
 

@@ -127,7 +127,7 @@ class HiddenClient:
         except httpx.HTTPError as error:
             raise TeacherError(
                 f"{server.url}: does not answer ({type(error).__name__} {error}). Start it with `stillhouse "
-                "serve TEACHER.yaml`, or mend teacher.url."
+                "serve TEACHER.yaml`, or mend teacher.url; `stillhouse check --no-servers` asks none."
             ) from None
         if answer.status != 200:
             raise TeacherError(_refusal(server.url, answer))
