@@ -29,7 +29,7 @@ PAGE = DOCS / "scale.md"
 ROWS = DOCS.parent / "benchmarks" / "results" / "rows.json"
 RUN = DOCS.parent / "examples" / "scale" / "run.yaml"
 
-GPUS = 64
+GPUS, GPUS_OF_A_MACHINE = 64, 8
 PROMPT, RESPONSE = 1024, 1024
 TOKENS = 10**9
 """Response tokens of the training; as many of prompts are read with them."""
@@ -104,17 +104,23 @@ def memory_table(student: ModelSize, teacher: ModelSize) -> str:
     """By part, of one GPU in the step that trains, and below it the phase that takes most."""
     config = resolve(str(RUN)).config
     work = Workload(PROMPT + RESPONSE, evaluated=config.engine.batch_size)
-    kinds = {name: Devices(GPUS, name) for name in ("ddp", "zero2", "fsdp2")}  # type: ignore[arg-type]
+    kinds = {
+        "ddp": Devices(GPUS, "ddp"),
+        "zero2": Devices(GPUS, "zero2"),
+        "fsdp2": Devices(GPUS, "fsdp2"),
+        "hsdp, 8 x 8": Devices(GPUS, "hsdp", GPUS_OF_A_MACHINE),
+    }
     head = float(teacher.vocab * teacher.hidden_size * teacher.dtype_bytes)
     found = {name: memory_by_phase(config, student, (), work, CARD, one, head) for name, one in kinds.items()}
     columns = {name: phases["student forward and backward"] for name, phases in found.items()}
-    alone = memory_by_phase(config, student, (replace(teacher, sharded=True),), work, CARD, kinds["fsdp2"])
-    columns["fsdp2, teacher sharded too"] = alone["student forward and backward"]
+    for name in ("fsdp2", "hsdp, 8 x 8"):
+        here = memory_by_phase(config, student, (replace(teacher, sharded=True),), work, CARD, kinds[name])
+        columns[f"{name}, teacher sharded too"] = here["student forward and backward"]
     parts = list(dict.fromkeys(part for column in columns.values() for part in column))
     rows = [[part, *(gigabytes(column.get(part)) for column in columns.values())] for part in parts]
     rows.append(["**a step**", *(f"**{gigabytes(sum(column.values()))}**" for column in columns.values())])
     for phase in ("evaluation", "checkpoint"):
-        rows.append([phase, *(gigabytes(sum(found[name][phase].values())) for name in kinds), "–"])
+        rows.append([phase, *(gigabytes(sum(found[name][phase].values())) for name in kinds), "–", "–"])
     return markdown(["GB on each GPU", *columns], rows)
 
 
@@ -197,12 +203,15 @@ def network_table(student: ModelSize, teacher: ModelSize) -> str:
     many, ring = "es" if micro > 1 else "", (GPUS - 1) / GPUS
     gathered = 2 * student.parameters * ring
     gradient = 4 * student.parameters * ring
+    machines = GPUS // GPUS_OF_A_MACHINE
+    exchanged = 2 * 4 * student.parameters / GPUS_OF_A_MACHINE * (machines - 1) / machines
     responses = each * RESPONSE / (PROMPT + RESPONSE)
     sent = stores(teacher)
     rows = []
     for what, volume in {
         f"fsdp2: weights in bf16, forward and backward of {micro} micro-batch{many}": 2 * micro * gathered,
-        f"fsdp2: gradients in fp32 of {micro} micro-batch{many}": micro * gradient,
+        "fsdp2: gradients in fp32, once": gradient,
+        "hsdp, 8 x 8: gradients in fp32 of a GPU's eighth, once": exchanged,
         "ddp: gradients in fp32, once": 2 * gradient,
         "remote teacher: hidden states in bfloat16": sent["hidden, bfloat16"] * responses,
         "remote teacher: hidden states in int8": sent["hidden, int8"] * responses,

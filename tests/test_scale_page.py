@@ -30,8 +30,10 @@ def test_what_the_page_says_of_its_tables_is_so(builder: ModuleType) -> None:
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     row = re.search(r"\| \*\*a step\*\* (.*)\|", page)
     assert row is not None
-    ddp, zero2, fsdp2, with_teacher = (float(cell.strip(" *")) for cell in row[1].split("|")[1:])
-    assert ddp > zero2 > 80 > with_teacher > fsdp2, "what fits an H100, and what does not"
+    ddp, zero2, fsdp2, hsdp, with_teacher, hybrid = (
+        float(cell.strip(" *")) for cell in row[1].split("|")[1:]
+    )
+    assert ddp > zero2 > hybrid > 80 > hsdp > with_teacher > fsdp2, "what fits an H100, and what does not"
     held = builder.stores(builder.size("70B", "bfloat16"))
     assert held["full logits, float32 (no such store)"] / held["hidden, bfloat16"] == pytest.approx(31, abs=1)
     assert held["hidden, bfloat16"] / held["topk, k = 64, uint8"] == pytest.approx(49, abs=1)

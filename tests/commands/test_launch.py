@@ -12,19 +12,24 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_extend_env_parallelism_config
 from torch.distributed.run import get_args_parser
 
 from stillhouse.commands import main
+from stillhouse.core.distributed import GROUPS, group_sizes
 from stillhouse.runs.resolve import resolve
+from stillhouse.train.parallelism import check_launcher
 from tests.children import ranks, write_to
 from tests.conftest import ROOT
 from tests.workshop import Workshop
 
-KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "hsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_accelerate_loads_the_configuration(workshop: Workshop, kind: str) -> None:
+def test_accelerate_loads_the_configuration(
+    workshop: Workshop, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = workshop.stillhouse("init", "kd", "-o", f"of-{kind}.yaml", "--launch", kind)
     assert said.code == 0, said.err
     file = f"accelerate-{kind}.yaml"
@@ -32,14 +37,21 @@ def test_accelerate_loads_the_configuration(workshop: Workshop, kind: str) -> No
     assert command in " ".join(said.err.split())
     found = load_config_from_file(str(workshop.folder / file))
     assert found.distributed_type.value == KINDS[kind]
-    assert found.num_processes == 8
+    assert found.num_processes == 8 * found.num_machines
     given = ["--config_file", str(workshop.folder / file), *command.split()[4:]]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
     assert (arguments.module, arguments.training_script) == (True, "stillhouse")
     assert arguments.training_script_args == ["run", f"of-{kind}.yaml"]
-    assert (arguments.use_fsdp, arguments.use_deepspeed) == (kind == "fsdp2", kind.startswith("zero"))
-    if kind == "fsdp2":
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (KINDS[kind] == "FSDP", kind.startswith("zero"))
+    if arguments.use_fsdp:
         assert (arguments.fsdp_version, arguments.fsdp_cpu_ram_efficient_loading) == (2, False)
+    assert arguments.use_parallelism_config == (kind == "hsdp")
+    if kind == "hsdp":
+        said = prepare_extend_env_parallelism_config(arguments, {"WORLD_SIZE": str(found.num_processes)})
+        for name, value in {**said, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+            monkeypatch.setenv(name, value)
+        check_launcher({})
+        assert group_sizes() == {**dict.fromkeys(GROUPS, 1), "dp_replicate_size": 2, "dp_shard_size": 8}
     if kind.startswith("zero"):
         assert (arguments.zero_stage, arguments.zero3_init_flag) == (int(kind[-1]), False)
 
@@ -51,7 +63,9 @@ def test_the_configuration_alone(workshop: Workshop) -> None:
 
 
 def test_what_it_refuses(workshop: Workshop) -> None:
-    assert "ddp, fsdp2, zero2, zero3" in workshop.refused("init", "kd", "-o", "x.yaml", "--launch", "fsdp")
+    assert "ddp, fsdp2, hsdp, zero2, zero3" in workshop.refused(
+        "init", "kd", "-o", "x.yaml", "--launch", "fsdp"
+    )
     assert "--output" in workshop.refused("init", "kd", "--launch", "ddp")
     assert "Name a method" in workshop.refused("init")
     assert not (workshop.folder / "x.yaml").exists()

@@ -27,7 +27,7 @@ def phases(parallel: Parallelism, count: int = 8, generated: int = 0) -> dict[st
 
 @pytest.mark.parametrize("parallel", SHARDED)
 def test_each_parallelism_cuts_what_it_cuts(workshop: Workshop, parallel: Parallelism) -> None:
-    alone, shared = phases(parallel, 1)["optimiser"], phases(parallel)["optimiser"]
+    alone, shared = phases("ddp", 1)["optimiser"], phases(parallel)["optimiser"]
     cut = SHARDED[parallel]
     assert shared["student weights"] * (8 if "weights" in cut else 1) == pytest.approx(
         alone["student weights"]
@@ -50,6 +50,15 @@ def test_a_sharded_teacher_counts_as_a_share_with_what_is_gathered_of_it(worksho
     alone = phases("ddp", 1)["optimiser"]["teacher weights"]
     assert of_the_teacher(1) == alone
     assert alone / 8 < of_the_teacher(8) < alone / 4
+
+
+def test_hybrid_sharding_divides_by_the_shards_of_a_replica(workshop: Workshop) -> None:
+    config, work, teacher = resolve("run.yaml").config, Workload(512, 8), replace(TEACHER, sharded=True)
+    hybrid, sharded = (
+        memory_by_phase(config, STUDENT, (teacher,), work, CARD, devices)
+        for devices in (Devices(64, "hsdp", 8), Devices(8, "fsdp2"))
+    )
+    assert hybrid == sharded
 
 
 def test_the_more_is_cut_the_less_a_device_holds(workshop: Workshop) -> None:
@@ -89,6 +98,10 @@ def test_check_prints_the_phases_of_one_device_of_several(workshop: Workshop) ->
     ).out
     assert "2, fsdp2; memory is that of each" in said
     assert "gathered weights" in said
+    asked = ("--devices", "4", "--parallel", "hsdp", "--shard-size", "2", "--gpu-memory", "24GB")
+    said = workshop.stillhouse("check", "run.yaml", "train.micro_batch_size=1", "--no-values", *asked).out
+    assert "4, hsdp over 2; memory is that of each" in said
+    assert "on each of 4 (hsdp over 2)" in said
 
 
 def test_check_refuses_processes_that_cannot_be(workshop: Workshop) -> None:
@@ -96,6 +109,16 @@ def test_check_refuses_processes_that_cannot_be(workshop: Workshop) -> None:
     assert "--parallel: is no parallelism that is known; got fsdp; allowed: ddp" in refused
     refused = workshop.refused("check", "run.yaml", "--parallel", "zero2")
     assert "--parallel: has no effect for one process" in refused
+    refused = workshop.refused("check", "run.yaml", "--devices", "8", "--parallel", "hsdp")
+    assert "--parallel: needs a --shard-size; got hsdp" in refused
+    refused = workshop.refused("check", "run.yaml", "--devices", "8", "--shard-size", "4")
+    assert "--shard-size: has no effect; got 4" in refused
+    for size in ("3", "8", "16"):
+        refused = workshop.refused(
+            "check", "run.yaml", "--devices", "8", "--parallel", "hsdp", "--shard-size", size
+        )
+        assert "does not divide 8 devices into two replicas or more" in refused
+        assert "allowed: 2, 4" in refused
     refused = workshop.refused("check", "run.yaml", "--devices", "3")
     assert "train.batch_size: must be a multiple of train.micro_batch_size times" in refused
 

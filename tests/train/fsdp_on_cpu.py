@@ -20,6 +20,12 @@ ASKED = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
 """What `accelerate launch` sets for the configuration of `init --launch fsdp2`."""
+GROUPS = {
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
+"""What it adds for that of `init --launch hsdp`, with four processes."""
 
 
 def switch_on() -> None:

@@ -20,6 +20,7 @@ from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import StepTrainer
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+GROUPS = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
 
 
 def make(folder: Path, launcher: dict[str, str], hf: dict[str, Any]) -> None:
@@ -43,6 +44,8 @@ def make(folder: Path, launcher: dict[str, str], hf: dict[str, Any]) -> None:
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP of version 1 is asked for"),
         (FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading lets"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision: bf16, and train.precision of the run"),
+        (GROUPS | {"ACCELERATE_USE_PARALLELISM_CONFIG": "1"}, {}, "it takes no other word than true"),
+        (GROUPS | FSDP2, {}, "dp_shard_size: 1, and for FSDP, which would have nothing to shard over"),
         ({}, {}, "trains"),
     ],
 )
@@ -70,18 +73,42 @@ def test_deepspeed_without_its_package_or_a_launcher_is_refused(monkeypatch: pyt
         ({"TP_SIZE": "2"}, "tp_size: 2, which is tensor parallelism"),
         ({"CP_SIZE": "4"}, "context parallelism"),
         ({"SP_SIZE": "2"}, "sequence parallelism"),
-        ({"DP_REPLICATE_SIZE": "2", "DP_SHARD_SIZE": "2"}, "hybrid sharding"),
+        ({"DP_SHARD_SIZE": "two"}, "PARALLELISM_CONFIG_DP_SHARD_SIZE is 'two'"),
+        ({"DP_REPLICATE_SIZE": "4"}, "16 processes, and 8 were started. Set dp_replicate_size: 2"),
+        ({"DP_SHARD_SIZE": "3"}, "6 processes, and 8 were started. Set sizes that do"),
+        ({"DP_REPLICATE_SIZE": "8", "DP_SHARD_SIZE": "1"}, "FSDP, which would have nothing to shard over"),
     ],
 )
-def test_groups_of_processes_are_refused_by_name(
+def test_groups_that_are_not_data_parallel_over_all_processes_are_refused(
     sizes: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
-    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "4")
-    check_launcher({})  # all processes in one group
-    for name, size in sizes.items():
-        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", size)
+    launcher = {**GROUPS, **FSDP2, "WORLD_SIZE": "8", **in_groups(DP_REPLICATE_SIZE="2", DP_SHARD_SIZE="4")}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    check_launcher({})
+    for name, value in in_groups(**sizes).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(EnvironmentFault, match=words):
         check_launcher({})
     with pytest.raises(EnvironmentFault, match=r"train\.hf\.parallelism_config cannot be given"):
         check_launcher({"parallelism_config": {"tp_size": 2}})
+
+
+def in_groups(**sizes: str) -> dict[str, str]:
+    return {f"PARALLELISM_CONFIG_{name}": size for name, size in sizes.items()}
+
+
+def test_groups_that_nothing_shards_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate would make the groups and train by DDP."""
+    for name, value in {**GROUPS, "WORLD_SIZE": "8", **in_groups(DP_SHARD_SIZE="8")}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EnvironmentFault, match=r"and not for FSDP.*each process would hold the whole model"):
+        check_launcher({})
+
+
+def test_hybrid_sharding_where_accelerate_has_no_fsdp_is_refused_in_words(tmp_path: Path) -> None:
+    launcher = {**GROUPS, **FSDP2, **in_groups(DP_REPLICATE_SIZE="2", DP_SHARD_SIZE="2")}
+    assert ranks(4, make, tmp_path, launcher, {}) == [0] * 4
+    assert (
+        "accelerate does not run the sizes of its parallelism_config here" in (tmp_path / "said").read_text()
+    )

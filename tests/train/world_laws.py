@@ -1,4 +1,5 @@
-"""What each of several processes does: steps of recipes under DDP and FSDP2 against those of one process.
+"""What each of several processes does: steps of recipes under DDP, FSDP2 and, of four, HSDP against those of
+one process.
 
 All methods and both parallelisms in one start of the processes. Models and loss are float64, token counts of
 the processes differ, and gradients are accumulated over two micro-batches.
@@ -7,16 +8,19 @@ the processes differ, and gradients are accumulated over two micro-batches.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import random
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from tests import tiny
+from tests.train import fsdp_on_cpu
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -85,17 +89,25 @@ def make_student(more: dict[str, Any]) -> nn.Module:
     return student.double().train()
 
 
-def sharded(student: nn.Module) -> nn.Module:
-    """In the groups of accelerate's FSDP2: layers, [norm, head] with a tied embedding, the rest."""
+def sharded(student: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    """In the groups of accelerate's FSDP2: layers, [norm, head] with a tied embedding, the rest.
+
+    Over all processes, or on a mesh of replicas and shards.
+    """
     inner = unwrap(student)
     for layer in inner.model.layers:
-        fully_shard(layer)
+        fully_shard(layer, mesh=mesh)
     tied = inner.config.tie_word_embeddings
     first = [inner.model.embed_tokens] if tied else []
     if not tied:
-        fully_shard(inner.model.embed_tokens)
-    fully_shard([*first, inner.model.norm, inner.lm_head], reshard_after_forward=False)
-    return fully_shard(student)
+        fully_shard(inner.model.embed_tokens, mesh=mesh)
+    fully_shard([*first, inner.model.norm, inner.lm_head], mesh=mesh, reshard_after_forward=False)
+    return fully_shard(student, mesh=mesh)
+
+
+def replicas() -> DeviceMesh:
+    """Of four processes two groups, each with a whole copy of the weights."""
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "dp_shard"))
 
 
 def make_step(name: str, teacher: nn.Module, world: World, chunk_rows: int | None = None) -> Step:
@@ -152,6 +164,16 @@ def compare(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> N
         assert error < 1e-6, f"{what}: {name} differs by {error:.1e}"
 
 
+@contextmanager
+def launched_in_groups(asked: bool) -> Iterator[None]:
+    """What accelerate's launcher says for two replicas of two shards."""
+    if asked:
+        os.environ.update(fsdp_on_cpu.GROUPS)
+    yield
+    for name in fsdp_on_cpu.GROUPS:
+        os.environ.pop(name, None)
+
+
 def check_method(name: str, rank: int, size: int) -> None:
     teacher = tiny.model(7, width=24, dtype=torch.float64)
     prompts, more = tiny.prompts(PROMPTS), METHODS[name]["student"]
@@ -160,10 +182,11 @@ def check_method(name: str, rank: int, size: int) -> None:
     wanted = gradients(alone)
     norm = nn.utils.clip_grad_norm_(alone.parameters(), 1e-3)
     own = prompts[rank * PROMPTS // size : (rank + 1) * PROMPTS // size]
-    for kind in ("ddp", "fsdp2"):
-        student = make_student(more)
-        model = DistributedDataParallel(student) if kind == "ddp" else sharded(student)
-        shared = shard_for_inference(copy.deepcopy(teacher)) if kind == "fsdp2" else teacher
+    for kind in ("ddp", "fsdp2", "hsdp") if size == 4 else ("ddp", "fsdp2"):
+        student, mesh = make_student(more), replicas() if kind == "hsdp" else None
+        model = DistributedDataParallel(student) if kind == "ddp" else sharded(student, mesh)
+        with launched_in_groups(kind == "hsdp"):
+            shared = teacher if kind == "ddp" else shard_for_inference(copy.deepcopy(teacher))
         found = taken(make_step(name, shared, Ranks(rank, size)), model, own, MICRO)
         assert abs(found / loss - 1) < 1e-9, f"{name}, {kind}: loss {found} instead of {loss}"
         compare(gradients(model), wanted, f"{name}, {kind}, {size} processes")
@@ -172,30 +195,35 @@ def check_method(name: str, rank: int, size: int) -> None:
 
 
 class Gathers(TorchDispatchMode):
-    """Counts the gathers of at least so many numbers."""
+    """Counts the gathers of at least so many numbers, and over how many processes they go."""
 
     def __init__(self, least: int) -> None:
         super().__init__()
-        self.least, self.count = least, 0
+        self.least, self.over = least, []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "all_gather" in str(func):
-            sizes = [one.numel() for one in args if isinstance(one, Tensor)]
-            self.count += max(sizes, default=0) >= self.least
+        if "_allgather_base_" in str(func):
+            gathered, own = (one.numel() for one in args[:2])
+            if gathered >= self.least:
+                self.over.append(gathered // own)
         return func(*args, **(kwargs or {}))
 
 
 def check_head_is_gathered_once(rank: int, size: int) -> None:
-    """A step of two micro-batches and many chunks; the head is larger than all other weights together."""
+    """In a step of two micro-batches and many chunks, and from the processes that share a replica alone.
+
+    The head is larger than all other weights together.
+    """
     teacher = tiny.model(7, width=24, dtype=torch.float64, vocab_size=2048)
     own = tiny.prompts(PROMPTS)[rank * PROMPTS // size : (rank + 1) * PROMPTS // size]
-    student = tiny.model(1, dtype=torch.float64, vocab_size=2048, tie_word_embeddings=True)
-    model = sharded(student.train())
-    for rows in (None, 3):
+    meshes = [(None, size), (replicas(), 2)] if size == 4 else [(None, size)]
+    for (mesh, shards), rows in itertools.product(meshes, (None, 3)):
+        student = tiny.model(1, dtype=torch.float64, vocab_size=2048, tie_word_embeddings=True)
+        model = sharded(student.train(), mesh)
         step = make_step("distillm2", teacher, Ranks(rank, size), rows)
         with Gathers(2048 * 16) as gathers:
             taken(step, model, own, MICRO)
-        assert gathers.count == 1, f"{gathers.count} gathers of the head in a step, chunks of {rows} rows"
+        assert gathers.over == [shards], f"gathers of the head over {gathers.over}, chunks of {rows} rows"
 
 
 def check_whole_student(rank: int, size: int) -> None:
@@ -234,6 +262,20 @@ def check_sharded_teacher(rank: int, size: int) -> None:
         teacher.hidden(batch)
 
 
+def check_teacher_sharded_in_a_replica(rank: int, size: int) -> None:
+    """Its processes hold it together, and ask nothing of the others: these need not even read."""
+    if size != 4:
+        return
+    whole = tiny.model(7, width=24, dtype=torch.float64).requires_grad_(False)
+    with launched_in_groups(True):
+        shared = shard_for_inference(copy.deepcopy(whole))
+    assert {w.device_mesh.size() for w in shared.parameters() if isinstance(w, DTensor)} == {2}
+    expected, teacher = LiveTeacher(whole, tiny.VOCAB), LiveTeacher(shared, tiny.VOCAB, in_step=True)
+    if rank < 2:
+        batch = collate(tiny.responses(5, seed=rank), tiny.PAD)
+        torch.testing.assert_close(teacher.hidden(batch), expected.hidden(batch), rtol=1e-12, atol=1e-12)
+
+
 def main() -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
@@ -242,4 +284,5 @@ def main() -> None:
     check_head_is_gathered_once(rank, size)
     check_whole_student(rank, size)
     check_sharded_teacher(rank, size)
+    check_teacher_sharded_in_a_replica(rank, size)
     dist.destroy_process_group()

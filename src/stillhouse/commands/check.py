@@ -49,7 +49,12 @@ def check(
         int, typer.Option(metavar="N", min=1, help="Estimate for one of N processes that train together.")
     ] = 1,
     parallel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, zero2, zero3.")
+        str | None,
+        typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, hsdp, zero2, zero3."),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="With hsdp: over how many of them a replica is sharded."),
     ] = None,
     servers: Annotated[
         bool, typer.Option(help="Ask the servers that hold teachers, which have to be up then.")
@@ -67,7 +72,7 @@ def check(
     from stillhouse.runs.resolve import is_chain, is_reward_run
     from stillhouse.runs.size_facts import Machine
 
-    machine = Machine(_gpu(gpu_memory), _devices(devices, parallel), servers)
+    machine = Machine(_gpu(gpu_memory), _devices(devices, parallel, shard_size), servers)
     if measure and not servers:
         raise ConfigError(Fault("--measure", "trains two steps, which ask the servers; got --no-servers too"))
     if measure and machine.devices != ALONE:
@@ -237,15 +242,18 @@ def _gpu(memory: str | None) -> GpuSize | None:
         raise ConfigError(Fault("--gpu-memory", str(error), got=memory)) from error
 
 
-def _devices(count: int, parallel: str | None) -> Devices:
-    """The processes that --devices and --parallel describe.
+def _devices(count: int, parallel: str | None, shard_size: int | None) -> Devices:
+    """The processes that --devices, --parallel and --shard-size describe.
 
     Raises:
-        ConfigError: there is no such parallelism, or only one process.
+        ConfigError: there is no such parallelism, or only one process, or it does not come to whole replicas.
     """
     from stillhouse.core.sharding import SHARDED
     from stillhouse.runs.memory import ALONE, Devices
 
+    if shard_size is not None and parallel != "hsdp":
+        hint = "Leave it out, or say --parallel hsdp: the others shard over all devices."
+        raise ConfigError(Fault("--shard-size", "has no effect", got=str(shard_size), hint=hint))
     if parallel is None:
         return Devices(count)
     if parallel not in SHARDED:
@@ -254,7 +262,15 @@ def _devices(count: int, parallel: str | None) -> Devices:
     if count == ALONE.count:
         hint = "Say how many processes train together: --devices 8."
         raise ConfigError(Fault("--parallel", "has no effect for one process", got=parallel, hint=hint))
-    return Devices(count, cast("Parallelism", parallel))
+    if parallel == "hsdp" and shard_size is None:
+        hint = "Say how many devices hold a replica together, as a rule those of a machine: --shard-size 8."
+        raise ConfigError(Fault("--parallel", "needs a --shard-size", got=parallel, hint=hint))
+    if shard_size is not None and (count % shard_size or count == shard_size):
+        problem = f"does not divide {count} devices into two replicas or more"
+        allowed = ", ".join(str(size) for size in range(2, count) if count % size == 0) or "none"
+        hint = "Over all of them it is --parallel fsdp2."
+        raise ConfigError(Fault("--shard-size", problem, got=str(shard_size), allowed=allowed, hint=hint))
+    return Devices(count, cast("Parallelism", parallel), shard_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+YES = frozenset({"1", "true", "yes", "y", "on", "t"})
+"""What accelerate's launcher says in a variable that switches something on."""
+GROUPS = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+"""Of accelerate's ParallelismConfig; their product is the number of processes."""
+
 
 def rank_and_size() -> tuple[int, int]:
     """This process's number and how many there are, as the launcher says."""
     return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def group_sizes() -> dict[str, int] | None:
+    """The sizes of accelerate's `parallelism_config`, as its launcher says; None where that gives none.
+
+    Raises:
+        EnvironmentFault: one is no number.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() not in YES:
+        return None
+    sizes = {}
+    for name in GROUPS:
+        given = os.environ.get(variable := f"PARALLELISM_CONFIG_{name.upper()}") or "1"
+        if not given.isdecimal() or int(given) < 1:
+            raise EnvironmentFault(f"{variable} is {given!r}, and has to be a number of processes.")
+        sizes[name] = int(given)
+    return sizes
 
 
 def processes_here() -> int:

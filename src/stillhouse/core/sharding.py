@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-Parallelism = Literal["ddp", "fsdp2", "zero2", "zero3"]
+Parallelism = Literal["ddp", "fsdp2", "hsdp", "zero2", "zero3"]
 Part = Literal["weights", "gradients", "optimizer"]
 
 SHARDED: Mapping[Parallelism, frozenset[Part]] = {
     "ddp": frozenset(),
     "zero2": frozenset({"gradients", "optimizer"}),
     "fsdp2": frozenset({"weights", "gradients", "optimizer"}),
+    "hsdp": frozenset({"weights", "gradients", "optimizer"}),
     "zero3": frozenset({"weights", "gradients", "optimizer"}),
 }
 """Of the student. What else a process has is whole in each of them: activations, the chunk of the loss over
@@ -28,7 +29,7 @@ def share(parallelism: Parallelism, part: Part, processes: int) -> float:
     Args:
         parallelism: of the run; a single process is "ddp" over one.
         part: weights, their gradients, or the states of the optimiser.
-        processes: over which is sharded: all of the run, on all its machines.
+        processes: over which is sharded: all of the run, on all its machines; with "hsdp" those of a replica.
 
     Example:
         >>> share("zero2", "optimizer", 8)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.distributed import group_sizes
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.load import local_device
 
 
 def shard_for_inference(model: nn.Module) -> nn.Module:
-    """Shard the weights of a frozen model over all processes by FSDP2, in place.
+    """Shard the weights of a frozen model over all processes by FSDP2, in place; with hybrid sharding over
+    those that share a replica of the student.
 
     Each process keeps its share of every layer, and gathers one layer at a time while it reads. The head, and
     an input embedding that is tied to it, stays whole: the loss of each micro-batch needs all of it.
@@ -27,13 +29,26 @@ def shard_for_inference(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     head = unwrap(model).get_output_embeddings().to(local_device())
-    whole = set(head.parameters())
+    whole, mesh = set(head.parameters()), _shard_group()
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in kinds and whole.isdisjoint(module.parameters()):
-            fully_shard(module)
-    fully_shard(model, ignored_params=whole, reshard_after_forward=True)
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
     return model
+
+
+def _shard_group() -> Any:
+    """The mesh of the processes that share a replica; None: of all. As accelerate numbers
+    them, the shards of a replica are neighbours."""
+    sizes = group_sizes() or {}
+    groups = {name: sizes.get(f"{name}_size", 1) for name in ("dp_replicate", "dp_shard")}
+    if min(groups.values()) == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(local_device().type, tuple(groups.values()), mesh_dim_names=tuple(groups))
+    return mesh["dp_shard"]
 
 
 def keep_head_whole(model: nn.Module, keep: bool) -> None:

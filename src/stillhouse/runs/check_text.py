@@ -208,7 +208,8 @@ def _fits(facts: Mapping[str, Any]) -> str:
     device, memory = facts["device"], facts["memory_bytes"]
     phases: Mapping[str, Mapping[str, float]] = memory["phases"]
     most = max(phases, key=lambda phase: sum(phases[phase].values()))
-    where = "" if device["count"] == 1 else f" on each of {device['count']} ({device['parallel']})"
+    over = f" over {device['shard_size']}" if "shard_size" in device else ""
+    where = "" if device["count"] == 1 else f" on each of {device['count']} ({device['parallel']}{over})"
     told = f"{byte_size(memory['peak'])} of {byte_size(device['memory_bytes'])}, {device['name']}{where}"
     return f"{'yes' if facts['fits'] else 'NO'}: {told}; most in {most}"
 

@@ -282,7 +282,8 @@ def _memory_rows(memory: float, gpu: GpuSize | None, devices: Devices) -> dict[s
     """The device and the memory that a run takes of it."""
     rows: dict[str, Any] = {"device": "cpu" if gpu is None else gpu.name}
     if devices.count > 1:
-        rows["devices"] = f"{devices.count}, {devices.parallel}; memory is that of each"
+        over = f" over {devices.shard_size}" if devices.shard_size else ""
+        rows["devices"] = f"{devices.count}, {devices.parallel}{over}; memory is that of each"
     rows[PEAK_MEMORY] = _gigabytes(memory)
     if gpu is not None:
         rows["memory of the GPU (GB)"] = _gigabytes(gpu.memory)

@@ -48,6 +48,8 @@ class Devices:
 
     count: int = 1
     parallel: Parallelism = "ddp"
+    shard_size: int | None = None
+    """Over how many of them weights are sharded, as each of several replicas is (HSDP); None: over all."""
 
     @property
     def shares_weights(self) -> bool:
@@ -56,7 +58,12 @@ class Devices:
 
     def share(self, part: Part) -> float:
         """The share of a part of the student's memory that is on one device."""
-        return share(self.parallel, part, self.count)
+        return share(self.parallel, part, self.sharing)
+
+    @property
+    def sharing(self) -> int:
+        """How many processes hold a model together whose weights are sharded."""
+        return self.shard_size or self.count
 
 
 ALONE = Devices()
@@ -232,7 +239,7 @@ def _held(
 
 def _weights(teacher: ModelSize, devices: Devices) -> MemoryParts:
     if teacher.sharded and devices.count > 1:
-        return sharded_teacher(teacher, devices.count)
+        return sharded_teacher(teacher, devices.sharing)
     return {"teacher weights": float(teacher.bytes)}
 
 

@@ -100,6 +100,7 @@ def memory_facts(
             "memory_bytes": there,
             "count": devices.count,
             "parallel": devices.parallel if devices.count > 1 else None,
+            **({"shard_size": devices.shard_size} if devices.shard_size else {}),
         },
         "memory_bytes": {
             "peak": round(peak),

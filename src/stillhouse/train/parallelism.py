@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from stillhouse.core.distributed import rank_and_size
+from stillhouse.core.distributed import GROUPS, YES, group_sizes, rank_and_size
 from stillhouse.errors import EnvironmentFault
 
-YES = frozenset({"1", "true", "yes", "y", "on", "t"})
 KINDS = {
     "FSDP": ("ACCELERATE_USE_FSDP", "fsdp"),
     "DEEPSPEED": ("ACCELERATE_USE_DEEPSPEED", "deepspeed"),
@@ -22,7 +22,6 @@ UNKNOWN = {
     "tp_size": "tensor parallelism",
     "cp_size": "context parallelism",
     "sp_size": "sequence parallelism",
-    "dp_replicate_size": "hybrid sharding (HSDP)",
 }
 """Sizes in accelerate's ParallelismConfig -> the parallelism that they ask for."""
 
@@ -55,6 +54,30 @@ def check_parallelism(accelerator: Any, arguments: Any) -> None:
             f"WORLD_SIZE is {started}, and the process group has {accelerator.num_processes}: each process "
             "would train by itself. Start them with torchrun or accelerate launch."
         )
+    config, asked = accelerator.parallelism_config, _sizes(arguments.parallelism_config)
+    if asked is not None and config is None:
+        raise EnvironmentFault(
+            "ACCELERATE_USE_PARALLELISM_CONFIG asks for groups of processes, and accelerate makes none: it "
+            "takes no other word than true."
+        )
+
+
+@contextmanager
+def groups_refused_in_words() -> Iterator[None]:
+    """Inside of it accelerate's refusal of a ParallelismConfig is a message for the user.
+
+    Raises:
+        EnvironmentFault: it refuses one, as on a CPU, where it leaves FSDP out.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "ParallelismConfig" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"accelerate does not run the sizes of its parallelism_config here: {error} FSDP2 needs GPUs "
+            "that torch sees; without them, train without."
+        ) from error
 
 
 def shards_weights(arguments: Any) -> bool:
@@ -85,12 +108,13 @@ def check_launcher(hf: Mapping[str, Any]) -> None:
 
     Raises:
         EnvironmentFault: weights that the first process alone loads, FSDP of the first version, DeepSpeed
-            where it is not installed or no launcher has started the process, or a parallelism that a run does
-            not know.
+            where it is not installed or no launcher has started the process, a parallelism that a run does
+            not know, or sizes of groups that are not those of the processes.
     """
-    _check_sizes(hf.get("parallelism_config"))
-    if "DEEPSPEED" in dict(asked_for(hf)):
-        _check_deepspeed(dict(asked_for(hf))["DEEPSPEED"])
+    kinds = dict(asked_for(hf))
+    _check_sizes(hf.get("parallelism_config"), "FSDP" in kinds)
+    if "DEEPSPEED" in kinds:
+        _check_deepspeed(kinds["DEEPSPEED"])
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
         return
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in YES:
@@ -106,26 +130,51 @@ def check_launcher(hf: Mapping[str, Any]) -> None:
         )
 
 
-def _check_sizes(given: Any) -> None:
-    """Of accelerate's ParallelismConfig: a run shards over all its processes or over none."""
+def _sizes(given: Any) -> dict[str, int] | None:
+    """The sizes of groups that are asked for, by a ParallelismConfig of TrainingArguments or the launcher."""
+    return group_sizes() if given is None else {name: int(getattr(given, name)) for name in GROUPS}
+
+
+def _check_sizes(given: Any, sharded: bool) -> None:
+    """Of accelerate's ParallelismConfig: they have to be those of data parallelism, and of all processes.
+
+    Args:
+        given: `parallelism_config` of TrainingArguments.
+        sharded: whether FSDP is asked for.
+    """
     if isinstance(given, Mapping):
         raise EnvironmentFault(
             "train.hf.parallelism_config cannot be given in a run: sizes of groups of processes belong to "
-            "accelerate's configuration."
+            "accelerate's configuration. `stillhouse init --launch hsdp` writes one."
         )
-    asked = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() in YES
-
-    def size(name: str) -> int:
-        if given is not None:
-            return int(getattr(given, name))
-        return int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) if asked else 1
-
+    sizes, (_, started) = _sizes(given), rank_and_size()
+    if sizes is None:
+        return
     for name, kind in UNKNOWN.items():
-        if size(name) > 1 and (name != "dp_replicate_size" or size("dp_shard_size") > 1):
+        if sizes[name] > 1:
             raise EnvironmentFault(
-                f"accelerate's parallelism_config asks for {name}: {size(name)}, which is {kind}, and a run "
-                "is data-parallel alone: DDP, or weights sharded over all processes (FSDP2, ZeRO)."
+                f"accelerate's parallelism_config asks for {name}: {sizes[name]}, which is {kind}, and a run "
+                "is data-parallel alone: DDP, or weights sharded over all processes (FSDP2, ZeRO) or over "
+                "those of a replica (HSDP)."
             )
+    replicas, shards = sizes["dp_replicate_size"], sizes["dp_shard_size"]
+    asks = f"accelerate's parallelism_config asks for dp_replicate_size: {replicas}, dp_shard_size: {shards}"
+    if shards > 1 and not sharded:
+        raise EnvironmentFault(
+            f"{asks}, and not for FSDP, which would shard: each process would hold the whole model. Set "
+            "distributed_type: FSDP, as `stillhouse init --launch hsdp` does, or leave the sizes out."
+        )
+    if shards == 1 and sharded:
+        raise EnvironmentFault(
+            f"{asks}, and for FSDP, which would have nothing to shard over. Set dp_shard_size to the number "
+            "of processes on a machine, or leave the sizes out to shard over all."
+        )
+    if replicas * shards not in (1, started):
+        hint = f"dp_replicate_size: {started // shards}" if started % shards == 0 else "sizes that do"
+        raise EnvironmentFault(
+            f"{asks}, which makes {replicas * shards} processes, and {started} were started. Set {hint}, in "
+            "its file or by --parallelism_config_dp_replicate_size of accelerate launch."
+        )
 
 
 def _check_deepspeed(source: str) -> None:

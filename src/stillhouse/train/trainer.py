@@ -31,6 +31,7 @@ from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.parallelism import (
     check_launched,
     check_parallelism,
+    groups_refused_in_words,
     let_models_be_whole,
     shards_weights,
 )
@@ -106,7 +107,8 @@ class StepTrainer(CheckpointLoading):
             model = TrainedStudent(model, shards_weights(options["args"]))
         self.student = model
         """The student, whole for whatever reads it beside the training."""
-        super().__init__(data_collator=list, model=model.trained, **options)
+        with groups_refused_in_words():
+            super().__init__(data_collator=list, model=model.trained, **options)
         check_parallelism(self.accelerator, self.args)
         let_models_be_whole()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
