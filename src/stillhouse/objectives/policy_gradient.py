@@ -206,7 +206,8 @@ class PolicyGradient(Objective):
         of_response = torch.zeros_like(reward)
         if rows.rewards is not None and self.reward_weight != 0:
             of_response = float(self.reward_weight) * rows.rewards.to(reward.dtype)
-            gain = gain + of_response * float(self.discount) ** left_of(ids, reward.device)
+            left = left_of(ids, reward.device).to(reward.dtype)  # of integers a power would be one of fp32
+            gain = gain + of_response * float(self.discount) ** left
         if self.whiten:
             gain = (gain - gain.mean()) * (gain.var(correction=0) + 1e-8).rsqrt()
         weight = self.sampling_weight(rows)
