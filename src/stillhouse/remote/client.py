@@ -194,14 +194,14 @@ class Client:
         """Close the connections; the next request opens new ones."""
         if self._http is not None:
             http, self._http = self._http, None
-            _in_background(http.aclose()).result()
+            in_background(http.aclose()).result()
 
     def _results(
         self, path: str, bodies: Sequence[RequestBody | None], read: Reader[T]
     ) -> Iterator[tuple[int, T]]:
         url = f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
         results: queue.SimpleQueue[tuple[int, Any] | Future[None]] = queue.SimpleQueue()
-        running = _in_background(self._run_workers(url, bodies, read, results.put))
+        running = in_background(self._run_workers(url, bodies, read, results.put))
         running.add_done_callback(results.put)
         try:
             while not isinstance(item := results.get(), Future):
@@ -366,7 +366,7 @@ def is_loopback(url: str) -> bool:
     return False
 
 
-def _in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
+def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
     """Run a coroutine in the background thread; cancelling the future cancels it and closes what it holds."""
     return asyncio.run_coroutine_threadsafe(work, _event_loop(os.getpid()))
 

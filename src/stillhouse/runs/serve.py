@@ -30,6 +30,12 @@ from stillhouse.teachers.hidden.protocol import KEY, VERSION, ServedFacts
 
 logger = logging.getLogger("stillhouse")
 
+KEEP_ALIVE = 60
+"""Seconds for which a connection without a request stays open: longer than a client keeps one, so that none
+is closed at the moment at which it is used."""
+GRACE = 5
+"""Seconds that requests under way have when the server is asked to end."""
+
 
 class ServeConfig(TeacherModel):
     """A teacher, and where it answers.
@@ -82,10 +88,17 @@ def serve(config: ServeConfig) -> None:
         facts = served_facts(config, model)
         app = HiddenServer(model, facts, key, config.batch_tokens).app()
         host, port = listening.getsockname()[:2]
-        console.say(f"{facts.path} ({facts.fingerprint}, {facts.dtype}) at http://{host}:{port}")
+        console.say(f"{facts.path} ({facts.fingerprint}, {facts.dtype}) at http://{_in_url(host)}:{port}")
         if new:
             console.say(f"Key of this server: export {KEY}={key}")
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
         uvicorn.Server(settings).run(sockets=[listening])
 
 
@@ -113,7 +126,7 @@ def _key(config: ServeConfig) -> tuple[str, bool]:
         return found, False
     if config.key_env is not None:
         raise EnvironmentFault(f"key_env: the environment variable {config.key_env} is not set.")
-    if not is_loopback(f"http://{config.host}"):
+    if not is_loopback(f"http://{_in_url(config.host)}"):
         raise ConfigError(
             Fault(
                 "key_env",
@@ -123,6 +136,10 @@ def _key(config: ServeConfig) -> tuple[str, bool]:
             )
         )
     return secrets.token_urlsafe(24), True
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(config: ServeConfig) -> socket.socket:

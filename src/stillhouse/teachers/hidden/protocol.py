@@ -27,6 +27,10 @@ FINGERPRINT = "x-stillhouse-teacher"
 """The header that names the teacher of an answer, and in a request the one that is meant."""
 DTYPE = "x-stillhouse-dtype"
 """The header of a request that says as what the states are sent: a name of `HiddenCodec`."""
+MAX_PADDED = 1 << 24
+"""Most tokens of a request, padding included."""
+CLIENT = "x-stillhouse-client"
+"""The header that tells clients apart, so that each is answered in turn."""
 KEY = "STILLHOUSE_TEACHER_KEY"
 """The environment variable that holds the key on both sides, unless a configuration names another."""
 
@@ -140,13 +144,20 @@ def unpack_request(body: bytes, rows: int, context: int | None) -> TokenBatch:
         raise BadBody("each prompt needs a token, and is no longer than its sequence")
     if bool((ids < 0).any()) or bool((ids >= rows).any()):
         raise BadBody(f"an id is not below {rows}: the student has another tokenizer than this teacher")
+    if len(lengths) * int(lengths.max()) > MAX_PADDED:
+        raise BadBody(
+            f"{len(lengths):,} sequences of up to {int(lengths.max()):,} tokens are more than {MAX_PADDED:,} "
+            "with padding: lower teacher.request_tokens"
+        )
     if context is not None and int(lengths.max()) > context:
         raise BadBody(f"a sequence has {int(lengths.max())} tokens, and the teacher takes {context}")
     bounds = [0, *accumulate(lengths.tolist())]
     pieces = list(zip(bounds, bounds[1:], starts.tolist(), strict=False))
     flags = tensors.get("trained")
-    if flags is not None and (flags.dtype != torch.uint8 or flags.shape != ids.shape):
-        raise BadBody("trained must have a byte for each id")
+    if flags is not None and (
+        flags.dtype != torch.uint8 or flags.shape != ids.shape or bool((flags > 1).any())
+    ):
+        raise BadBody("trained must have a byte for each id, 0 or 1")
     listed, marked = ids.tolist(), None if flags is None else flags.tolist()
     return TokenBatch.of(
         [listed[start:end] for start, end, _ in pieces],

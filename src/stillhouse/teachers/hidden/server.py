@@ -1,23 +1,26 @@
-"""A small HTTP server of a teacher's hidden states; see `hidden_protocol` for what it answers."""
+"""A small HTTP server of a teacher's hidden states; see `protocol.py` for what it answers."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from torch import nn
 
 from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import TeacherError
 from stillhouse.teachers.hidden.protocol import (
+    CLIENT,
     DTYPE,
     FINGERPRINT,
     BadBody,
@@ -25,20 +28,34 @@ from stillhouse.teachers.hidden.protocol import (
     pack_tensors,
     unpack_request,
 )
+from stillhouse.teachers.hidden.turns import Room, Turns
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.store.codecs import DTYPES, HiddenCodec
 
 logger = logging.getLogger("stillhouse")
 
-MAX_BODY = 64 << 20
-"""Bytes of a request; 16 million token ids."""
+MAX_BODY = 16 << 20
+"""Bytes of a request; 4 million token ids."""
+MAX_WAITING = 256 << 20
+"""Bytes of all requests that are received or wait."""
+MAX_SENDING = 4 << 30
+"""Bytes of all answers that are computed or sent."""
+BODY_SECONDS = 60.0
+"""Within which a request has to arrive."""
+PIECE, PIECE_SECONDS = 1 << 20, 60.0
+"""Bytes of an answer that a client has to take, and within which time."""
 SENT_AS = (*DTYPES, "int8")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class HiddenServer:
-    """The routes over one teacher. Requests wait for each other: the model runs on one at a time."""
+    """The routes over one teacher. The model runs on one request at a time, and each client has its turn.
+
+    What is held is bounded: beyond `MAX_WAITING` a request is told to come again (503, Retry-After), and
+    nothing is computed before there is room for its answer. Who has gone meanwhile is not computed for, and
+    who sends or takes too slowly is cut off.
+    """
 
     def __init__(self, model: nn.Module, facts: ServedFacts, key: str, batch_tokens: int) -> None:
         """Around a loaded teacher.
@@ -54,7 +71,8 @@ class HiddenServer:
         self._key = key
         self._batch_tokens = batch_tokens
         self._device = self._teacher.head.weight.device
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
+        self._requests, self._answers = Room(MAX_WAITING), Room(MAX_SENDING)
         self.sequences = 0
         """Sequences that were answered."""
 
@@ -77,7 +95,10 @@ class HiddenServer:
             meant = request.headers.get(FINGERPRINT)
             if meant is not None and meant != self._facts.fingerprint:
                 raise HTTPException(409, f"this is teacher {self._facts.fingerprint}, not {meant}")
-            response = await handler(request)
+            try:
+                response = await handler(request)
+            except asyncio.CancelledError:
+                raise HTTPException(503, "the server ends", headers={"Retry-After": "1"}) from None
             response.headers[FINGERPRINT] = self._facts.fingerprint
             return response
 
@@ -92,26 +113,61 @@ class HiddenServer:
         packed = await asyncio.to_thread(
             lambda: pack_tensors({name: one.detach().cpu() for name, one in tensors.items()})
         )
-        return _binary(packed)
+        return _Tensors(packed, self._answers)
 
     async def _hidden(self, request: Request) -> Response:
         dtype = request.headers.get(DTYPE, "")
         if dtype not in SENT_AS:
             raise HTTPException(400, f"{DTYPE} is {dtype!r}; allowed: {', '.join(SENT_AS)}")
+        body = bytearray()
         try:
-            batch = unpack_request(await _body(request), self._facts.rows, self._facts.context)
+            await self._receive(request, body)
+            async with self._turns.of(
+                request.headers.get(CLIENT) or str(request.client and request.client.host)
+            ):
+                if await request.is_disconnected():
+                    raise HTTPException(408, "the client has gone")
+                return await self._answer(bytes(body), HiddenCodec(dtype))
+        finally:
+            self._requests.take(-len(body))
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        """Add what a client sends to `body`, as long as there is room for it."""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > MAX_BODY:
+                        raise HTTPException(413, f"a request is at most {MAX_BODY >> 20} MiB")
+                    if not self._requests.has(len(chunk)):
+                        raise HTTPException(503, "too many requests wait", headers={"Retry-After": "1"})
+                    body += chunk
+                    self._requests.take(len(chunk))
+        except TimeoutError:
+            raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise HTTPException(408, "the client has gone") from None
+
+    async def _answer(self, body: bytes, codec: HiddenCodec) -> Response:
+        """The states that a request asks for; its turn has come."""
+        try:
+            batch = await asyncio.to_thread(unpack_request, body, self._facts.rows, self._facts.context)
         except BadBody as error:
             raise HTTPException(400, str(error)) from None
-        async with self._turn:
-            try:
-                packed = await asyncio.to_thread(self._computed, batch, HiddenCodec(dtype))
-            except torch.OutOfMemoryError as error:
-                logger.warning("out of memory with %d tokens: lower batch_tokens", batch.num_tokens)
-                raise HTTPException(507, "the teacher is out of memory: lower its batch_tokens") from error
-            except TeacherError as error:
-                raise HTTPException(400, str(error)) from None
+        size = math.ceil(batch.num_rows * codec.row_bytes(self._facts.width))
+        if size > MAX_SENDING:
+            raise HTTPException(
+                413, f"its answer would have {size:,} bytes, and an answer has at most {MAX_SENDING:,}"
+            )
+        await self._answers.wait_for(size)
+        try:
+            packed = await asyncio.to_thread(self._computed, batch, codec)
+        except torch.OutOfMemoryError as error:
+            logger.warning("out of memory with %d tokens: lower batch_tokens", batch.num_tokens)
+            raise HTTPException(507, "the teacher is out of memory: lower its batch_tokens") from error
+        except TeacherError as error:
+            raise HTTPException(400, str(error)) from None
         self.sequences += len(batch)
-        return _binary(packed)
+        return _Tensors(packed, self._answers)
 
     def _computed(self, batch: TokenBatch, codec: HiddenCodec) -> bytes:
         """The states of all rows, in the order of the sequences."""
@@ -135,19 +191,33 @@ def _passes(batch: TokenBatch, limit: int) -> list[list[int]]:
     return found
 
 
-async def _body(request: Request) -> bytes:
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY:
-            raise HTTPException(413, f"a request is at most {MAX_BODY >> 20} MiB")
-    return bytes(content)
+class _Tensors(Response):
+    """A body of tensors, sent in pieces; a client that does not take them is cut off."""
 
+    media_type = "application/octet-stream"
 
-def _binary(content: bytes) -> Response:
-    return Response(content, media_type="application/octet-stream")
+    def __init__(self, content: bytes, room: Room) -> None:
+        super().__init__(content)
+        self._room = room
+        room.take(len(content))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content, end = memoryview(self.body), len(self.body)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            for start in range(0, end, PIECE):
+                async with asyncio.timeout(PIECE_SECONDS):
+                    piece = bytes(content[start : start + PIECE])
+                    more = start + PIECE < end
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+        except TimeoutError:
+            logger.warning(
+                "a client took no more than %d of %d bytes of its answer, and is cut off", start, end
+            )
+        finally:
+            self._room.take(-end)
 
 
 async def _as_json(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
