@@ -163,8 +163,8 @@ class HiddenClient:
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise TeacherError(
                     f"{server.url}: does not answer ({type(error).__name__} {error}). Start it with "
-                    "`stillhouse serve TEACHER.yaml`, or mend teacher.url; `stillhouse check --no-servers` asks "
-                    "none."
+                    "`stillhouse serve TEACHER.yaml`, or mend teacher.url; `stillhouse check --no-servers` "
+                    "asks none."
                 ) from None
             if answer.status == 200:
                 return answer
