@@ -46,8 +46,3 @@ def test_every_command_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"^stillhouse (\w+)", "\n".join(blocks("console")), flags=re.MULTILINE))
     assert named
     assert named <= verbs
-
-
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -36,8 +36,9 @@ def value(number: Any, step: int) -> float:
 
 def test_branches_are_those_of_the_algorithm(tmp_path: Path) -> None:
     config = AdaptiveConfig(student_share=0.7, capacity=12)
-    size = 0
-    for seen in steps_of(tmp_path, config):
+    size, steps = 0, steps_of(tmp_path, config)
+    assert {seen["responses/on_policy"] for seen in steps} == {True, False}
+    for seen in steps:
         u = derived_uniform(5, "adaptive", seen["step"])
         on_policy = u < 0.7
         fresh = u < 0.7 * (1 - seen["step"] / STEPS) or (on_policy and size < 4)
@@ -65,8 +66,9 @@ def test_released_code_writes_until_the_buffer_is_full_and_trains_on_that(
     config = AdaptiveConfig(
         student_share=0.6, capacity=20, minimum_fill=20, train_on_fresh=True, skip_first_token=True
     )
-    size = 0
-    for seen in steps_of(tmp_path, config):
+    size, steps = 0, steps_of(tmp_path, config)
+    assert {seen["responses/fresh"] for seen in steps} == {True, False}
+    for seen in steps:
         u = derived_uniform(5, "adaptive", seen["step"])
         fresh = u < 0.6 * (1 - seen["step"] / STEPS) or (u < 0.6 and size < 20)
         assert seen["responses/fresh"] == fresh

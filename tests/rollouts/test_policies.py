@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from tests import tiny
 from tests.rollouts.contexts import FACTS, Clock, at, context
@@ -13,6 +15,7 @@ from stillhouse.data.collate import collate
 from stillhouse.engines import Sampling
 from stillhouse.engines.mixture import MixtureEngine, MixtureModel
 from stillhouse.models import head_of, hidden_rows
+from stillhouse.rollouts import REGISTRY
 from stillhouse.rollouts.on_policy import BatchedConfig, OnPolicyConfig
 from stillhouse.rollouts.speculative import SpeculativeConfig
 
@@ -173,3 +176,35 @@ def test_mixture_leaves_the_student_in_training(tmp_path: Path) -> None:
     OnPolicyConfig(teacher_share=0.3).build(around).draw(None, around.prompts[:2], at(0))
     assert around.models.student.training
     assert not around.models.teacher.training
+
+
+@pytest.mark.parametrize(
+    ("policy", "written"),
+    [
+        ({"kind": "fixed"}, {}),
+        ({"kind": "on_policy"}, {"student": 40}),
+        ({"kind": "batched", "generate_batches": 3, "epochs": 2}, {"student": 2 * 3 * 4}),
+        ({"kind": "mixed", "student_share": 0.25}, {"student": 3 * 4}),
+        ({"kind": "mixed", "student_share": 0.0}, {}),
+        ({"kind": "mixed", "student_share": {"kind": "linear", "start": 0.0, "end": 1.0}}, {"student": 40}),
+        (
+            {"kind": "mixed", "student_share": 0.5, "base": {"kind": "generated", "by": "teacher"}},
+            {"teacher": 12, "student": 20},
+        ),
+        ({"kind": "adaptive", "student_share": 0.5}, {"student": 20}),
+    ],
+    ids=str,
+)
+def test_responses_that_a_run_will_write_are_foretold(
+    policy: dict[str, Any], written: dict[str, int]
+) -> None:
+    """Ten steps of four prompts out of twelve."""
+    found = REGISTRY.parse(policy).generated_responses(prompts=12, steps=10, batch_size=4)
+    assert {name: count for name, count in found.items() if count} == written
+
+
+def test_a_share_of_all_or_nothing_tells_what_it_leaves_without_effect() -> None:
+    for share, name in ((0.0, "sampling"), (1.0, "base")):
+        given = {"kind": "mixed", "student_share": share, "sampling": {"max_tokens": 8}}
+        assert list(REGISTRY.parse(given).options_without_effect()) == [name]
+    assert REGISTRY.parse({"kind": "mixed", "student_share": 0.5}).options_without_effect() == {}

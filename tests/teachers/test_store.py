@@ -175,9 +175,10 @@ def test_keys_are_told_apart_though_their_hashes_are_alike(
         with Store(tmp_path, MANIFEST) as store:
             store.put({key(number): record(number)})
     store = Store(tmp_path, MANIFEST)
-    for number in range(4):
-        one = store.get(key(number))
-        assert one is None or same(one, record(number))
+    found = [store.get(key(number)) for number in range(4)]
+    for number, one in enumerate(found):
+        assert one is None or same(one, record(number)), "a record under the key of another"
+    assert sum(one is not None for one in found) == 2, "of keys of one hash the latest is found"
 
 
 def test_large_shards_are_not_written_twice(tmp_path: Path) -> None:

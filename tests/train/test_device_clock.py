@@ -75,4 +75,4 @@ def test_on_a_cpu_the_programs_clock_is_the_works() -> None:
     metrics = MetricAccumulator()
     with pytest.raises(ZeroDivisionError), metrics.seconds("student"):
         _ = 1 / 0
-    assert metrics.row()["seconds/student"] >= 0
+    assert "seconds/student" in metrics.row(), "what failed has taken its time too"
