@@ -45,8 +45,8 @@ def footing(found: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "logit_precision": ("logit_precision", logit_precision),
     "training_step": ("training_step", training_step),
-    "kernels": ("kernels", kernels),
-    "losses without kernel": ("kernels", without_kernel),
+    "kernels": ("compiled_kernels", kernels),
+    "losses without kernel": ("compiled_kernels", without_kernel),
 }
 """The name of a table -> the result that it is made of, and how."""
 

@@ -11,6 +11,8 @@ import yaml
 
 from stillhouse.files import write_jsonl
 from stillhouse.runs.check_text import chain_total
+from stillhouse.runs.resolve import resolve
+from stillhouse.runs.teacher_cache import fill_cache
 from stillhouse.teachers.hidden.protocol import KEY
 from tests.workshop import Workshop
 
@@ -83,13 +85,19 @@ def test_servers_that_are_not_up_yet(workshop: Workshop, monkeypatch: pytest.Mon
 
 def test_measured_steps(workshop: Workshop) -> None:
     assert "in one process" in workshop.refused("check", "run.yaml", "--measure", "--devices", "2")
-    found = asked(workshop, "run.yaml", "--measure", "--no-values", "recipe=sft", "teacher=null")
+    cached = {"kind": "cache", "of": "teacher"}
+    fill_cache(resolve("run.yaml", {"teacher": cached}).config)
+    tree = yaml.safe_load((workshop.folder / "run.yaml").read_text(encoding="utf-8"))
+    cached_only = {**tree, "teacher": {**cached, "on_miss": "error"}}
+    (workshop.folder / "cached.yaml").write_text(yaml.safe_dump(cached_only), encoding="utf-8")
+    found = asked(workshop, "cached.yaml", "--measure", "--no-values")
     steps = found["two_steps"]
     assert set(steps) == {"predicted", "measured", "share_of_processor"}
     for one in (steps["predicted"], steps["measured"]):
         assert set(one) == {"memory_bytes", "seconds", "processor_seconds", "phases"}
         assert one["memory_bytes"] > 1e8
-        assert one["seconds"] > 0
+    assert steps["measured"]["seconds"] > 0
+    assert steps["predicted"]["seconds"] is None, "a cache cannot be probed"
     low, high = found["time"]["seconds"]
     assert 0 < low <= high
     assert found["time"]["unknown"] == []

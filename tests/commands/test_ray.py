@@ -50,7 +50,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         deadline = time.monotonic() + 300
         while self._found() <= self._rows and time.monotonic() < deadline:
-            time.sleep(0.002)
+            time.sleep(0.01)
         self.worker = json.loads(self._lock.read_text())["process"]
         if self._interrupt is None:
             os.kill(self.worker, signal.SIGKILL)

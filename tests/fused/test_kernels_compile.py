@@ -12,7 +12,7 @@ from typing import Any
 from tests.conftest import ROOT
 from tests.fused.test_triton import kernel_cases
 
-RECORDED = ROOT / "benchmarks" / "results" / "kernels.json"
+RECORDED = ROOT / "benchmarks" / "results" / "compiled_kernels.json"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_every_kernel_compiles_for_both_architectures_without_spills_and_as_recorded(tmp_path: Path) -> None:
     """In a process of its own: in this one kernels are interpreted."""
-    out = tmp_path / "kernels.json"
-    command = [sys.executable, "benchmarks/kernels.py", "--small", "--out", str(out)]
+    out = tmp_path / "compiled_kernels.json"
+    command = [sys.executable, "benchmarks/compiled_kernels.py", "--small", "--out", str(out)]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
     compiled, recorded = read(out), read(RECORDED)
@@ -33,4 +33,4 @@ def test_every_kernel_compiles_for_both_architectures_without_spills_and_as_reco
         assert {row["objective"] for row in compiled["rows"] if row["target"] == target} == wanted
     if recorded["versions"]["triton"] == compiled["versions"]["triton"]:  # another compiler counts otherwise
         stale = [row for row in compiled["rows"] if row not in recorded["rows"]]
-        assert stale == [], "run python benchmarks/kernels.py"
+        assert stale == [], "run python benchmarks/compiled_kernels.py"

@@ -1,8 +1,8 @@
 """Compiles the Triton kernels of the objectives for the GPUs that people have, and says what each takes.
 Needs no GPU.
 
-    python benchmarks/kernels.py            # two minutes: every kernel, for sm_80 and sm_90
-    python benchmarks/kernels.py --small    # half a minute: one or two for each function of an objective
+    python benchmarks/compiled_kernels.py            # two minutes: every kernel, for sm_80 and sm_90
+    python benchmarks/compiled_kernels.py --small    # half a minute: one or two for each function of a loss
 
 Each form is compiled as a call with plain heads, fp32 products, a bf16 gradient and rows filled up to a
 multiple of 16 takes it; one of them also with what a call may bring besides. Registers and spilled bytes are
@@ -37,7 +37,7 @@ from stillhouse.objectives import REGISTRY, build
 from stillhouse.objectives.combined import ObjectiveHolder
 from stillhouse.objectives.kernels import KernelTerm
 
-RESULT = Path(__file__).parent / "results" / "kernels.json"
+RESULT = Path(__file__).parent / "results" / "compiled_kernels.json"
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a"}
 ROWS, HEIGHT, BANDWIDTH = 8192, 151_936, 3e12
 VARIANTS: dict[str, list[dict[str, Any]]] = {
