@@ -18,6 +18,7 @@ from torch.distributed.run import get_args_parser
 from stillhouse.commands import main
 from stillhouse.core.distributed import GROUPS, group_sizes
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train.parallelism import check_launcher
 from tests.children import ranks, write_to
 from tests.conftest import ROOT
@@ -111,9 +112,12 @@ def test_the_page_on_scale_launches_and_shards_as_it_says(workshop: Workshop) ->
     options = get_args_parser().parse_args(torch_line[1:])
     assert (options.module, options.training_script, options.nproc_per_node) == (True, "stillhouse", "8")
     sharding = page.split("## What is sharded")[1].split("\n## ")[0]
-    (block,) = re.findall(r"```yaml\n(.*?)```", sharding, flags=re.DOTALL)
+    each, block = re.findall(r"```yaml\n(.*?)```", sharding, flags=re.DOTALL)
     given = yaml.safe_load(block)
     given["teacher"]["path"] = yaml.safe_load((workshop.folder / "run.yaml").read_text())["teacher"]["path"]
     tree = yaml.safe_load((workshop.folder / "run.yaml").read_text())
     tree["evaluate"] = {**tree.get("evaluate", {}), **given["evaluate"]}
     assert resolve({**tree, "teacher": given["teacher"]}).config.teacher.sharded
+    tree["train"] = {**tree.get("train", {}), **yaml.safe_load(each)["train"]}
+    arguments = training_arguments(resolve(tree).config, workshop.folder)
+    assert arguments.accelerator_config.gradient_accumulation_kwargs == {"sync_each_batch": True}

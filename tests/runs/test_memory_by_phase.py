@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -59,6 +60,25 @@ def test_hybrid_sharding_divides_by_the_shards_of_a_replica(workshop: Workshop) 
         for devices in (Devices(64, "hsdp", 8), Devices(8, "fsdp2"))
     )
     assert hybrid == sharded
+
+
+def test_fsdp2_has_whole_gradients_while_a_step_has_several_micro_batches(workshop: Workshop) -> None:
+    """Unless each shards its own; DeepSpeed does so anyway."""
+    each = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+
+    def of_a_step(parallel: Parallelism, **train: Any) -> MemoryParts:
+        given = {f"train.{name}": value for name, value in train.items()}
+        config = resolve("run.yaml", {"train.precision": "bfloat16", **given}).config
+        devices = Devices(8, parallel, 4 if parallel == "hsdp" else None)
+        parts = memory_by_phase(config, STUDENT, (), Workload(512), CARD, devices)
+        return parts["student forward and backward"]
+
+    name, one = "whole gradients of earlier micro-batches", {"batch_size": 8, "micro_batch_size": 1}
+    for parallel in ("fsdp2", "hsdp"):
+        assert of_a_step(parallel, **one | {"batch_size": 16})[name] == pytest.approx(1.05 * 4 * 8e9)
+        assert name not in of_a_step(parallel, **one)
+        assert name not in of_a_step(parallel, **one | {"batch_size": 16, "hf": each})
+    assert name not in of_a_step("zero3", **one | {"batch_size": 16})
 
 
 def test_the_more_is_cut_the_less_a_device_holds(workshop: Workshop) -> None:

@@ -39,6 +39,8 @@ def switch_on() -> None:
         plain(self, *args, fsdp_plugin=fsdp_plugin, **options)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
         if getattr(self, "fsdp_plugin", None) is not None:  # later calls read the state that all share
             self.distributed_type = DistributedType.FSDP
 

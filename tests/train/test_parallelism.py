@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests import tiny
 from tests.children import ranks
+from tests.train import fsdp_on_cpu
 from transformers import TrainingArguments
 
 from stillhouse.errors import EnvironmentFault
@@ -26,14 +28,18 @@ GROUPS = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
 def make(folder: Path, launcher: dict[str, str], hf: dict[str, Any]) -> None:
     os.environ.update(launcher)
     arguments = TrainingArguments(str(folder), use_cpu=True, report_to=[], remove_unused_columns=False, **hf)
-    teachers = {"main": LiveTeacher(tiny.model(7), tiny.VOCAB)}
-    step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teachers, 0, tiny.VOCAB)
     said = "trains"
     try:
-        StepTrainer(step=step, model=tiny.model(1), args=arguments, train_dataset=tiny.prompts(4))
+        trainer_of(arguments)
     except EnvironmentFault as error:
         said = str(error)
     (folder / "said").write_text(said)
+
+
+def trainer_of(arguments: TrainingArguments) -> StepTrainer:
+    teachers = {"main": LiveTeacher(tiny.model(7), tiny.VOCAB)}
+    step = Step(Method(FixedConfig(), build("forward_kl"), "token"), FixedPolicy(), teachers, 0, tiny.VOCAB)
+    return StepTrainer(step=step, model=tiny.model(1), args=arguments, train_dataset=tiny.prompts(4))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,19 @@ def test_what_is_asked_for_and_not_active_is_refused(
 ) -> None:
     assert ranks(1, make, tmp_path, launcher, hf) == [0]
     assert words in (tmp_path / "said").read_text()
+
+
+def sees_the_precision_of_sums(folder: Path) -> None:
+    os.environ.update(fsdp_on_cpu.ASKED)
+    fsdp_on_cpu.switch_on()
+    trainer = trainer_of(TrainingArguments(str(folder), use_cpu=True, report_to=[], bf16=True))
+    policy = trainer.accelerator.state.fsdp_plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_fsdp2_adds_gradients_up_in_fp32(tmp_path: Path) -> None:
+    """accelerate would, with mixed precision, over micro-batches and processes in bf16."""
+    assert ranks(2, sees_the_precision_of_sums, tmp_path) == [0, 0]
 
 
 def test_deepspeed_without_its_package_or_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

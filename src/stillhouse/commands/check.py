@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the keys that --json prints; a key that changes its meaning or goes makes it one more."""
 
+Parallel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, hsdp, zero2, zero3."),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=2, help="With hsdp: over how many of them a replica is sharded."),
+]
+
 
 @app.command("check", rich_help_panel=RUN)
 def check(
@@ -48,14 +57,8 @@ def check(
     devices: Annotated[
         int, typer.Option(metavar="N", min=1, help="Estimate for one of N processes that train together.")
     ] = 1,
-    parallel: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, hsdp, zero2, zero3."),
-    ] = None,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="With hsdp: over how many of them a replica is sharded."),
-    ] = None,
+    parallel: Parallel = None,
+    shard_size: ShardSize = None,
     servers: Annotated[
         bool, typer.Option(help="Ask the servers that hold teachers, which have to be up then.")
     ] = True,

@@ -23,6 +23,11 @@ is gathered meanwhile; the head, from the first forward pass of a step to its la
 weights while the student writes or is evaluated."""
 
 
+ADDED_UP_WHOLE: frozenset[Parallelism] = frozenset({"fsdp2", "hsdp"})
+"""Where the gradients of several micro-batches are whole in each process until the last one, which shards
+them: once a step over the network. accelerate's `sync_each_batch` shards those of each."""
+
+
 def share(parallelism: Parallelism, part: Part, processes: int) -> float:
     """The share of a part of the student's memory that one process keeps.
 

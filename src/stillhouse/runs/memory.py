@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stillhouse.core.sharding import Parallelism, Part, share
+from stillhouse.core.sharding import ADDED_UP_WHOLE, Parallelism, Part, share
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.model_sizes import ModelSize
 
@@ -104,7 +104,8 @@ def memory_by_phase(
     """An estimate of the bytes that each phase of a run takes on one device, by part: of the whole process on
     a CPU, of the device on a GPU.
 
-    Gradients are there from the first backward pass of a step to the end of the step, Adam's two moments from
+    Gradients are there from the first backward pass of a step to the end of the step, under FSDP2 whole until
+    the last one, Adam's two moments from
     the first step on. A step keeps about 28 numbers of the hidden size for each token and layer, or 2 and one
     layer's 56 with gradient checkpointing, a chunk of logits and the head's gradient before it is added;
     generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
@@ -122,12 +123,12 @@ def memory_by_phase(
         heads: bytes of the heads of teachers that are elsewhere and send their hidden states.
     """
     held = _held(config, student, teachers, work, gpu, devices)
-    if heads:
-        held["heads of teachers elsewhere"] = heads
+    held |= {"heads of teachers elsewhere": heads} if heads else {}
     optimiser, gradients = _trained(student, devices)
     tokens = work.tokens or _tokens_in_a_micro_batch(config, work.length)
     evaluated = min(work.evaluated, config.evaluate.batch_size) * work.length
     during = held | optimiser | gradients
+    before = _gradients_of_earlier(config, student, devices)
     read = {"teacher activations": _read(teachers, tokens) + _images(teachers, tokens / work.length)}
     beside: MemoryParts = {} if gpu is None else read  # a GPU runs teachers beside the student
     free = None if gpu is None else gpu.memory - sum(during.values())
@@ -140,8 +141,8 @@ def memory_by_phase(
     found = {
         "loading": held,
         "generation": writing | optimiser | _written(student, teachers, work.length, work.generated),
-        "teacher forward": during | read,
-        "student forward and backward": during | beside | step | _gathered(config, student, devices),
+        "teacher forward": during | before | read,
+        "student forward and backward": during | before | beside | step | _gathered(config, student, devices),
         "optimiser": during,
         "evaluation": writing
         | {"activations": _read((student, *teachers), evaluated)}
@@ -212,6 +213,20 @@ def _trained(student: ModelSize, devices: Devices) -> tuple[MemoryParts, MemoryP
     if devices.count > 1 and devices.share("gradients") == 1:
         gradients["buckets of gradients"] = float(trained)  # DistributedDataParallel reduces copies of them
     return optimiser, gradients
+
+
+def _gradients_of_earlier(config: RunConfig, student: ModelSize, devices: Devices) -> MemoryParts:
+    """Those of a step's micro-batches but the last, where they are not sharded before it."""
+    train = config.train
+    several = train.batch_size > train.micro_batch_size * devices.count
+    options = (train.hf.get("accelerator_config") or {}).get("gradient_accumulation_kwargs") or {}
+    if devices.parallel not in ADDED_UP_WHOLE or options.get("sync_each_batch"):
+        return {}
+    if not several and train.micro_batch_tokens is None:
+        return {}
+    trained = student.parameters if student.trainable is None else student.trainable
+    size = 4 if train.precision == "bfloat16" else student.dtype_bytes
+    return {"whole gradients of earlier micro-batches": float(trained * size)}
 
 
 def _held(

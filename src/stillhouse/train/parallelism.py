@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from stillhouse.core.distributed import GROUPS, YES, group_sizes, rank_and_size
@@ -78,6 +79,21 @@ def groups_refused_in_words() -> Iterator[None]:
             f"accelerate does not run the sizes of its parallelism_config here: {error} FSDP2 needs GPUs "
             "that torch sees; without them, train without."
         ) from error
+
+
+def add_gradients_up_in_fp32(accelerator: Any) -> None:
+    """Have FSDP2 do so over micro-batches and processes, as DDP and one process do.
+
+    With mixed precision accelerate has it keep and send gradients in that precision.
+
+    Args:
+        accelerator: of the trainer, which has not wrapped the model yet.
+    """
+    import torch
+
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and (policy := plugin.mixed_precision_policy) is not None:
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
 
 
 def shards_weights(arguments: Any) -> bool:

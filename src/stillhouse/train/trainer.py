@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stillhouse.train.checkpoints import check_readable, load_renamed, load_stat
 from stillhouse.train.driver import StepDriver, progress_of, prompts_in_step
 from stillhouse.train.micro_batch import MicroBatch, MicroBatches
 from stillhouse.train.parallelism import (
+    add_gradients_up_in_fp32,
     check_launched,
     check_parallelism,
     groups_refused_in_words,
@@ -110,6 +112,7 @@ class StepTrainer(CheckpointLoading):
         with groups_refused_in_words():
             super().__init__(data_collator=list, model=model.trained, **options)
         check_parallelism(self.accelerator, self.args)
+        add_gradients_up_in_fp32(self.accelerator)
         let_models_be_whole()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.driver = StepDriver(step, not sharded, self.student)
@@ -163,9 +166,10 @@ class StepTrainer(CheckpointLoading):
             return super().training_step(model, inputs, num_items_in_batch)
         *before, last = inputs.parts
         losses = []
+        each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         for micro in before:
             self.accelerator.gradient_state._set_sync_gradients(False)
-            with self.accelerator.no_sync(model=model):
+            with nullcontext() if each else self.accelerator.no_sync(model=model):
                 losses.append(super().training_step(model, micro, num_items_in_batch))
             self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
         self.accelerator.gradient_state._set_sync_gradients(True)
