@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -61,6 +62,17 @@ def test_the_yaml_of_the_card_makes_the_same_student_again(workshop: Workshop) -
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(same_tensors(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_card_warns_of_what_concerns_its_student(workshop: Workshop) -> None:
+    card = card_of(workshop, "evaluate.before=false")
+    assert "learns from its teacher's outputs and from the data: their terms" in card.content
+    assert "are shortened" not in card.content
+    shutil.rmtree(workshop.folder / "runs")
+    alone = ("recipe=sft", "teacher=null", "evaluate.teacher=false")
+    card = card_of(workshop, "evaluate.before=false", *alone, f"data.train={workshop.folder}/train.jsonl")
+    assert "learns from the data: their terms" in card.content
+    assert "absolute paths are shortened" in card.content
 
 
 def test_a_licence_of_ones_own_is_named(workshop: Workshop) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import EngineError, ModelError
@@ -113,6 +114,7 @@ def test_a_run_leaves_a_folder_that_llama_cpp_answers_from(run: Path, tmp_path: 
     card = (folder / "README.md").read_text("utf-8")
     assert "llama-server -m apart-F32.gguf" in card
     assert "word for word" in card
+    assert metadata_load(folder / "README.md")["library_name"] == "gguf"
     assert "from_pretrained(folder" not in card, "the usage of another format"
 
 

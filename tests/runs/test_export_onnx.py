@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError
@@ -25,6 +26,7 @@ def test_a_folder_answers_in_onnx_runtime_with_any_batch_and_cache(tmp_path: Pat
     found = {path.name for path in folder.iterdir()}
     assert {"model.onnx", "model.onnx.data", "README.md", "smoke_test.py", "config.json"} <= found
     assert {"generation_config.json", "tokenizer.json"} <= found
+    assert metadata_load(folder / "README.md")["library_name"] == "onnx", "also where there was no card"
     assert not [name for name in found if name.endswith((".safetensors", ".bin"))]
     assert b".py" not in (folder / "model.onnx").read_bytes(), "stack traces, with paths of the machine"
     assert str(tmp_path) not in "".join(path.read_text("utf-8") for path in folder.glob("*.json"))

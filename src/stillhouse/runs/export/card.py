@@ -46,6 +46,7 @@ def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = N
         usage: how the student is called, with an answer of it.
     """
     recipe = next((one for one in recipes.all_recipes() if one.name == config.recipe), None)
+    chosen = _chosen(run, shipped=recipe is not None)
     return ModelCard.from_template(
         _metadata(config, run),
         template_path=str(TEMPLATE),
@@ -61,8 +62,10 @@ def model_card(config: RunConfig, run: RunRecord, usage: UsageExample | None = N
         data=_data_table(run),
         results=task_results(gather([run])),
         training=_training(config, run),
-        settings=_settings(run, shipped=recipe is not None),
+        settings=dump(_tree(chosen)).rstrip() if chosen else "",
+        shortened=any(isinstance(value, str) and _short(value) != value for value in chosen.values()),
         history=history_lines(run.state),
+        taught=bool(config.all_teachers),
         licences=find_licences(config),
         versions=_versions(run),
     )
@@ -225,14 +228,14 @@ def _training(config: RunConfig, run: RunRecord) -> dict[str, str]:
     }
 
 
-def _settings(run: RunRecord, shipped: bool) -> str:
-    """What somebody chose, as a YAML file that gives the student again.
+def _chosen(run: RunRecord, shipped: bool) -> dict[str, Any]:
+    """The settings that somebody chose, by their path: those that give the student again.
 
     Args:
         run: has the origin of each setting.
         shipped: whether a shipped recipe gives the rest.
     """
-    given = {
+    return {
         path: setting.value
         for path, setting in run.config.items()
         if setting.origin != "default"
@@ -240,7 +243,6 @@ def _settings(run: RunRecord, shipped: bool) -> str:
         and not (shipped and setting.origin.startswith("recipe "))
         and not path.startswith("output.")
     }
-    return dump(_tree(given)).rstrip() if given else ""
 
 
 def _tree(given: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,16 @@ from stillhouse.files import atomic
 from stillhouse.runs.export.student import FinishedStudent
 
 FILE = "README.md"
+LIBRARY = re.compile(r"^library_name: .*$", re.MULTILINE)
 FENCE = re.compile(r"^(`{3,})", re.MULTILINE)
 
 
 def write_description(
-    folder: Path, student: FinishedStudent, usage: str | None, facts: dict[str, str]
+    folder: Path,
+    student: FinishedStudent,
+    usage: str | None,
+    facts: dict[str, str],
+    library: str = "transformers",
 ) -> None:
     """Write the card of an exported folder.
 
@@ -23,13 +28,15 @@ def write_description(
         student: has a card in its own folder, or gets a short one.
         usage: takes the place of the card's usage; None keeps that.
         facts: what the folder holds, in a section of its own behind the usage.
+        library: what loads the folder, by the hub's name; a hub shows how that one is called.
     """
     card = student.folder / FILE
-    parts = sections(card.read_text(encoding="utf-8")) if card.is_file() else {"": f"# {student.name}\n\n"}
+    short = f"---\nlibrary_name: {library}\n---\n\n# {student.name}\n\n"
+    parts = sections(card.read_text(encoding="utf-8")) if card.is_file() else {"": short}
     listed = "".join(f"- {title}: {text}\n" for title, text in facts.items())
     usage = parts.get("Usage") if usage is None else f"## Usage\n\n{usage.strip()}\n\n"
     about = f"## Export\n\nWritten by Stillhouse {__version__}.\n\n{listed}\n"
-    opening = parts.pop("")
+    opening = LIBRARY.sub(f"library_name: {library}", parts.pop(""), count=1)
     rest = "".join(text for title, text in parts.items() if title not in ("Usage", "Export"))
     with atomic(folder / FILE) as handle:
         handle.write((opening + (usage or "") + about + rest).rstrip() + "\n")

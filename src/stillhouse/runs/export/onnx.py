@@ -81,7 +81,7 @@ def write_onnx(student: FinishedStudent, config: ExportConfig, folder: Path) -> 
     write_smoke_test(
         folder, SmokeTest("onnxruntime and transformers' tokenizers", _IMPORTS, code), student.example
     )
-    write_description(folder, student, _USAGE, facts(student, f"`{FILE}`, for ONNX Runtime"))
+    write_description(folder, student, _USAGE, facts(student, f"`{FILE}`, for ONNX Runtime"), library="onnx")
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def write_gguf(student: FinishedStudent, config: ExportConfig, folder: Path) -> 
         prompts=prompts,
     )
     found = facts(student, f"`{path.name}`, for llama.cpp and what builds on it")
-    write_description(folder, student, usage, found | {"Beside transformers": beside})
+    write_description(folder, student, usage, found | {"Beside transformers": beside}, library="gguf")
 
 
 def compared(expected: str, answer: str, dtype: str) -> str:
