@@ -64,6 +64,21 @@ def test_a_started_process_knows_its_launcher(tmp_path: Path) -> None:
     assert said == {"1": command, "2": f"(on every machine with the launcher's options there) {command}"}
 
 
+def test_a_started_process_knows_the_options_of_its_launcher(tmp_path: Path) -> None:
+    """Those of the launcher, not of its own."""
+    launcher, script = tmp_path / "accelerate", tmp_path / "train.py"
+    launcher.write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[4:]], check=True)\n"
+    )
+    script.write_text(
+        "from stillhouse.core.launcher import launched_with\n"
+        "print([launched_with(one) for one in ('parallelism_config_', 'num_', 'own')])"
+    )
+    words = ["launch", "--parallelism-config-dp-shard-size", "2", script, "run", "--own"]
+    said = subprocess.run([sys.executable, launcher, *words], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[True, False, False]"
+
+
 def test_without_a_launcher_the_number_of_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert start_again(RUN) == "stillhouse run run.yaml train.seed=1"

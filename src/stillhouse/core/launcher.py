@@ -36,6 +36,15 @@ def start_again(words: Sequence[str]) -> str:
     return remark + shlex.join([*launcher, *words])
 
 
+def launched_with(option: str) -> bool:
+    """Whether the launcher's command line, where it is seen, has an option that begins so, with "-" or "_".
+
+    Example: `launched_with("parallelism_config_")`
+    """
+    words = launcher_words(_command_line_above(), sys.argv[1:]) or ()
+    return any(word.replace("-", "_").startswith(f"__{option}") for word in words)
+
+
 def launcher_words(above: Sequence[str], own: Sequence[str]) -> list[str] | None:
     """What of a launcher's command line stands before the words of the command that it has started.
 

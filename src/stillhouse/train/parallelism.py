@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from stillhouse.core.distributed import GROUPS, YES, group_sizes, rank_and_size
+from stillhouse.core.launcher import launched_with
 from stillhouse.errors import EnvironmentFault
 
 KINDS = {
@@ -165,6 +166,12 @@ def _check_sizes(given: Any, sharded: bool) -> None:
         )
     sizes, (_, started) = _sizes(given), rank_and_size()
     if sizes is None:
+        if launched_with("parallelism_config_"):
+            raise EnvironmentFault(
+                "accelerate launch was given sizes of groups, --parallelism_config_..., and leaves them out: "
+                "it reads them only where its file has a section parallelism_config. `stillhouse init --launch "
+                "hsdp` writes one; give it as --config_file."
+            )
         return
     for name, kind in UNKNOWN.items():
         if sizes[name] > 1:
