@@ -8,6 +8,7 @@ import glob
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from typing import IO, Any
 
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.urls import is_remote, is_url, path_at, uploaded
+
+logger = logging.getLogger("stillhouse")
 
 
 @contextlib.contextmanager
@@ -187,6 +190,27 @@ def read_jsonl_leniently(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             damaged += 1
     return rows, damaged
+
+
+def read_object(path: Path, lost: str | None = None) -> dict[str, Any]:
+    """The object of a JSON file that may be missing or damaged; empty if it holds none.
+
+    Args:
+        path: the file.
+        lost: what follows where it is there and cannot be used; None: nothing that is worth a word.
+    """
+    problem = "holds no JSON object"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"cannot be read ({str(error)[:200]})"
+    if lost is not None:
+        logger.warning("%s: %s; %s", path, problem, lost)
+    return {}
 
 
 def sha256_of(path: Path) -> str:

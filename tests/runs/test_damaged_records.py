@@ -9,10 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from stillhouse.files import read_jsonl
+from stillhouse.errors import ConfigError
+from stillhouse.files import read_jsonl, read_object
+from stillhouse.report.record import load_run
+from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs.folder import RunFolder
-from stillhouse.runs.history import changed_values
+from stillhouse.runs.history import changed_values, ended
+from stillhouse.runs.inputs import parent_of
+from stillhouse.runs.result import headline
 from stillhouse.train.callbacks import MetricsLog
+from stillhouse.train.checkpoints import MANIFEST, fault_of, remove, seal
 
 
 def test_damaged_lines_of_the_metrics_are_left_out_and_told(
@@ -38,3 +44,82 @@ def test_an_entry_without_its_value_is_a_change(tmp_path: Path) -> None:
     assert changed_values(before, {"train.lr": {"value": 0.1, "origin": "run.yaml:3"}}) == {
         "train.lr": [None, 0.1]
     }
+
+
+NO_OBJECT = ["", "[]", "null", "3", "[" * 5000, '{"a": ' + "9" * 5000 + "}", '{"a', "\0\0\0"]
+"""What a JSON file holds after a bad disk, a bad copy, or a hand."""
+
+
+@pytest.mark.parametrize("text", NO_OBJECT, ids=lambda text: repr(text)[:9])
+def test_a_json_file_without_an_object_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with caplog.at_level(logging.WARNING, logger="stillhouse"):
+        assert read_object(path, "nothing is lost") == {}
+        assert read_object(tmp_path, "nothing is lost") == {}, "a folder in its place"
+    assert f"{path}: " in caplog.text
+    assert caplog.text.count("nothing is lost") == 2
+    (tmp_path / "student").mkdir()
+    assert parent_of(str(tmp_path / "student"), "5f0c") in (
+        None,
+        {"run": None, "folder": str(tmp_path), "digest": "5f0c"},
+    )
+    (tmp_path / "curation.json").write_text(text)
+    assert curation_totals(tmp_path) == []
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "student-after.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "phase": "train"}\n[1]\n{"st\n')
+    assert headline(RunFolder(tmp_path)) == {"step": 3}
+
+
+@pytest.mark.parametrize("text", [*NO_OBJECT, "{}", '{"files": []}', '{"files": {}}', '{"files": null}'])
+def test_a_checkpoint_whose_manifest_says_nothing_is_damaged(tmp_path: Path, text: str) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("1")
+    seal(checkpoint)
+    assert fault_of(checkpoint) is None
+    (checkpoint / MANIFEST).write_text(text)
+    assert fault_of(checkpoint) == f"has a damaged {MANIFEST}"
+    (checkpoint / MANIFEST).unlink()
+    (checkpoint / MANIFEST).mkdir()
+    assert fault_of(checkpoint) == f"has a damaged {MANIFEST}"
+    remove(checkpoint)
+    assert not checkpoint.exists()
+
+
+SEGMENT = {"from_step": 0, "started": "2026-01-02T03:04:05+00:00", "seconds": 1.5, "changed": {}}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None, {}, "x", {**SEGMENT, "seconds": "x"}, {**SEGMENT, "started": "x"}, {**SEGMENT, "changed": [1]},
+        {**SEGMENT, "changed": {"train.lr": 1}}, {**SEGMENT, "from_step": None},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_damaged_part_of_the_state_costs_no_other(tmp_path: Path, damaged: Any) -> None:
+    state = {"state": "done", "name": [], "parent": "x", "seconds": "x", "segments": [SEGMENT, damaged]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    folder = RunFolder(tmp_path)
+    assert folder.saved_state() == {"state": "done", "segments": [SEGMENT]} == load_run(tmp_path).state
+    folder.start("again", None)
+    folder.end("done")
+    assert len(folder.saved_state()["segments"]) == 2
+    assert ended(folder.saved_state(), "done", None, 1.0)["seconds"] >= 2.5
+
+
+def test_a_resumption_says_what_it_does_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("state.json", "provenance.json", "inputs.json"):
+        (tmp_path / name).write_text("{")
+    with caplog.at_level(logging.WARNING, logger="stillhouse"):
+        RunFolder(tmp_path).check(resume=True)
+    for words in ("when the run was started", "its values have changed", "its data and models are those"):
+        assert words in caplog.text
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"state\.json is gone, but there are checkpoints: put it back"):
+        RunFolder(tmp_path).check(resume=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.stored_prompts import StoredPrompts
-from stillhouse.files import existing_ancestor, sha256_of, write_json
+from stillhouse.files import existing_ancestor, read_object, sha256_of, write_json
 from stillhouse.locks import if_unused, in_turn, is_held, use
 
 log = logging.getLogger(__name__)
@@ -209,11 +208,8 @@ def _size(folder: Path) -> int:
 
 def _manifest(place: Path) -> dict[str, Any]:
     """The manifest of an entry; empty if it cannot be read."""
-    try:
-        found = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(found, dict) and [type(found.get(name)) for name in ("told", "files")] == [list, dict]
+    found = read_object(place / _MANIFEST)
+    whole = [type(found.get(name)) for name in ("told", "files")] == [list, dict]
     return found if whole else {}
 
 

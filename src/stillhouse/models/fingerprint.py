@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stillhouse.errors import ModelError
-from stillhouse.files import sha256_of, write_json
+from stillhouse.files import read_object, sha256_of, write_json
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import unwrap
 from stillhouse.models.paths import model_files, resolve_path
@@ -174,7 +174,4 @@ def verify_remembered(cache_dir: Path) -> tuple[int, list[str]]:
 
 
 def _read_cache(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
+    return read_object(path)

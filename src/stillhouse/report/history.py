@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,39 @@ from stillhouse.console.format import setting_text
 
 Since = tuple[int, Any]
 """(the last step before it, value): the value holds from the step behind that one on."""
+
+
+def sound(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A state.json without what no run writes into it: values that are damaged, or of another program."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "name": str, "state": str, "started": str, "message": str, "host": str, "parent": dict,
+        "max_steps": int, "process": int, "seconds": (int, float),
+    }  # fmt: skip
+    found = {
+        name: one for name, one in saved.items() if one is None or isinstance(one, kinds.get(name, object))
+    }
+    if "segments" in found:
+        segments = found["segments"]
+        found["segments"] = (
+            [one for one in segments if _is_segment(one)] if isinstance(segments, list) else []
+        )
+    return found
+
+
+def _is_segment(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("changed", {}), dict):
+        return False
+    whole = isinstance(found.get("from_step"), int) and _is_time(found.get("started"))
+    pairs = all(isinstance(one, list) and len(one) == 2 for one in found.get("changed", {}).values())
+    return whole and pairs and isinstance(found.get("seconds"), int | float | None)
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def spans(state: Mapping[str, Any]) -> dict[str, list[Since]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from stillhouse.errors import DataError
+from stillhouse.report.history import sound
 
 MARKERS = ("state.json", "resolved.yaml", "metrics.jsonl", "data.json", "models.json", "evaluation")
 """A folder that holds one of these is a run folder."""
@@ -179,7 +180,7 @@ def load_run(folder: Path, *, rows: EvaluationRows = "responses") -> RunRecord:
     sets, warnings = data.get("sets"), data.get("warnings")
     return RunRecord(
         folder=folder,
-        state=_read_json(folder / "state.json", problems),
+        state=sound(_read_json(folder / "state.json", problems)),
         config=_read_config(folder, problems),
         environment=_read_json(folder / "environment.json", problems),
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],

@@ -6,6 +6,7 @@ everything that reads run folders reads them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -231,11 +232,20 @@ def _evaluate(student: NamedModel, resolved: Resolved, folder: RunFolder) -> Non
         folder.end("done")
 
 
+def _weights_of(kept: Path) -> str:
+    """The digest of the weights that were evaluated; of a damaged file one that no weights have."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(found, str) and found.isalnum():
+            return found
+    return "unknown"
+
+
 def _move_stale_results(folder: RunFolder, weights: str) -> None:
     """Move results of other weights under the same name away: those of tasks that are not evaluated now would
     stay next to the new ones."""
     kept = folder.path / "weights.json"
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else weights
+    before = _weights_of(kept) if kept.is_file() else weights
     old = sorted((folder.path / "evaluation").glob("student-after*")) if before != weights else []
     if old:
         away = folder.path / f".evaluation-{before[:8]}"

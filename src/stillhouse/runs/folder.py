@@ -18,8 +18,9 @@ from stillhouse.core.distributed import rank_and_size
 from stillhouse.core.versions import installed_version
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault
 from stillhouse.evaluate.shown_images import with_images_beside
-from stillhouse.files import atomic, check_writable, existing_ancestor, write_json, write_jsonl
+from stillhouse.files import atomic, check_writable, existing_ancestor, read_object, write_json, write_jsonl
 from stillhouse.locks import only_one
+from stillhouse.report.history import sound
 from stillhouse.report.record import running_process
 from stillhouse.runs import history
 from stillhouse.train.checkpoints import MANIFEST, numbered
@@ -28,6 +29,13 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenize
 """Packages whose versions can change a result."""
 NO_RUN_YET = frozenset({locks.FILE, "responses"})
 """What may lie in the folder of a run that has not started: `cache build` leaves the teacher's responses."""
+
+LOST = {
+    "state.json": "when the run was started and with which changes is not known any more",
+    "provenance.json": "whether its values have changed since it was started is not checked",
+    "inputs.json": "whether its data and models are those that it began with is not checked",
+}
+"""Records that a resumption needs, and what it does without where one is damaged."""
 
 
 class RunFolder:
@@ -82,9 +90,19 @@ class RunFolder:
                 )
             )
         if resume and not is_run:
-            raise ConfigError(Fault("--resume", f"there is no run in {self.path} to resume"))
+            left = ""
+            if any(numbered(self.checkpoints)):
+                left = (
+                    "Its state.json is gone, but there are checkpoints: put it back, or write {} into it to "
+                    "go on without the record of when it ran."
+                )
+            raise ConfigError(
+                Fault("--resume", f"there is no run in {self.path} to resume", hint=left or None)
+            )
         if is_run and (process := self.running()):
             raise ConfigError(Fault("--resume", f"process {process} is still running in {self.path}"))
+        for name, lost in LOST.items() if resume else ():
+            read_object(self.path / name, lost)
         inside = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         if not is_run and (foreign := sorted(inside - NO_RUN_YET)):
             raise ConfigError(
@@ -100,16 +118,12 @@ class RunFolder:
         return running_process(self.saved_state())
 
     def saved_state(self) -> dict[str, Any]:
-        """The content of state.json; empty if it cannot be read."""
-        return self.read("state.json")
+        """The content of state.json, without what no run writes there; empty if it cannot be read."""
+        return sound(self.read("state.json"))
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder; empty if there is none that can be read."""
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / name)
 
     def facts(self, name: str) -> dict[str, dict[str, Any]]:
         """A JSON file of mappings by name; empty if there is none that can be read."""

@@ -17,6 +17,7 @@ import numpy as np
 from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt, Response
 from stillhouse.errors import ConfigError, Fault
+from stillhouse.files import read_object
 from stillhouse.models import vocab_digest, weights_digest
 from stillhouse.models.paths import is_run, resolve_path
 from stillhouse.runs.build import Parts
@@ -107,7 +108,7 @@ def parent_of(path: str | None, digest: str | None) -> dict[str, Any] | None:
     above = folder.parent
     if folder.name != "student" or not is_run(above):
         return None
-    state = json.loads((above / "state.json").read_text(encoding="utf-8"))
+    state = read_object(above / "state.json")
     return {"run": state.get("name"), "folder": str(above), "digest": digest}
 
 

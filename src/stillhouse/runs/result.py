@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
-from typing import Any
 
+from stillhouse.files import read_jsonl_leniently, read_object
 from stillhouse.runs.folder import RunFolder
 
 
@@ -33,9 +32,6 @@ class Result:
 def headline(folder: RunFolder) -> dict[str, float]:
     """The evaluation of the student after training; the last row of the log if nothing was evaluated."""
     after = folder.path / "evaluation" / "student-after.json"
-    if after.exists():
-        metrics: dict[str, float] = json.loads(after.read_text(encoding="utf-8"))["metrics"]
-        return metrics
-    rows = folder.metrics.read_text(encoding="utf-8").splitlines() if folder.metrics.exists() else []
-    last: dict[str, Any] = json.loads(rows[-1]) if rows else {}
+    rows, _ = read_jsonl_leniently(folder.metrics)
+    last = read_object(after).get("metrics") or (rows[-1] if rows else {})
     return {name: value for name, value in last.items() if isinstance(value, int | float)}

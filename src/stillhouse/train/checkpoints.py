@@ -7,7 +7,6 @@ is written last and atomically. A kill during a save therefore leaves the one be
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import zlib
@@ -20,7 +19,7 @@ from safetensors import safe_open
 
 from stillhouse.core.distributed import rank_and_size
 from stillhouse.errors import StillhouseError, TrainingError
-from stillhouse.files import atomic, follow_umask, os_errors_as_faults, write_json
+from stillhouse.files import atomic, follow_umask, os_errors_as_faults, read_object, write_json
 
 MANIFEST = "complete.json"
 STATE = "stillhouse.pt"
@@ -202,11 +201,10 @@ def seal(folder: Path) -> None:
 def fault_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole."""
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not manifest.exists():
         return "was cut short while it was written"
-    try:
-        files: dict[str, list[int]] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    files = read_object(manifest).get("files")
+    if not isinstance(files, dict) or not files:
         return f"has a damaged {MANIFEST}"
     for name, facts in files.items():
         if not (folder / name).is_file():
@@ -247,7 +245,8 @@ def drop_after(folder: Path, step: int) -> None:
 
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint; at no moment does half of it look whole."""
-    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    with contextlib.suppress(IsADirectoryError, PermissionError):  # a folder in its place looks like none
+        (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from stillhouse.core.requirements import Requirements
 from stillhouse.core.seeds import derived_seed
 from stillhouse.core.types import Response
 from stillhouse.errors import DataError
-from stillhouse.files import STAGE, drop_unfinished, write_json, write_jsonl
+from stillhouse.files import STAGE, drop_unfinished, read_object, write_json, write_jsonl
 from stillhouse.rollouts.base import RolloutContext
 from stillhouse.rollouts.offline.filters import Drop, Filter, FilterContext
 from stillhouse.rollouts.offline.generation import RoundGenerator
@@ -89,11 +88,22 @@ def requirements_of(filters: Sequence[Filter]) -> Requirements:
 def curation_totals(folder: Path) -> list[dict[str, Any]]:
     """The counts of every curated round in a folder of responses, without the examples."""
     path = folder / _SUMMARY
-    if not path.exists():
-        return []
-    rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
     names = ("round", "prompts", "kept", "sources")
-    return [{name: one[name] for name in names} for one in rounds.values()]
+    return [{name: one[name] for name in names} for one in _rounds(path).values()]
+
+
+def _rounds(path: Path) -> dict[str, Row]:
+    """The counts of each round by its number, from a summary that may be damaged."""
+    rounds = read_object(path, "what its filters dropped is not known any more").get("rounds")
+    if not isinstance(rounds, dict):
+        return {}
+    return {
+        number: one
+        for number, one in rounds.items()
+        if number.isdecimal()
+        and isinstance(one, dict)
+        and {"round", "prompts", "kept", "sources"} <= one.keys()
+    }
 
 
 @dataclass(frozen=True)
@@ -289,8 +299,7 @@ class _CurationLog:
             },
             "examples": list(_examples(samples, last)),
         }
-        before = json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else {}
-        rounds = {**before.get("rounds", {}), str(self._number): summary}
+        rounds = {**_rounds(self.summary), str(self._number): summary}
         ordered = {number: rounds[number] for number in sorted(rounds, key=int)}
         write_json(self.summary, {"format": _SUMMARY_FORMAT, "rounds": ordered})
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse import locks
 from stillhouse.errors import ConfigError, Fault
-from stillhouse.files import atomic, check_writable, write_json
+from stillhouse.files import atomic, check_writable, read_object, write_json
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import now
 
@@ -62,17 +61,18 @@ class SweepFolder:
 
     def read(self) -> dict[str, Any]:
         """The content of sweep.json; empty if there is none that can be read."""
-        try:
-            found = json.loads((self.path / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / FILE)
 
     def start(self, yaml: str, facts: Mapping[str, Any]) -> None:
         """Write down what the sweep is."""
         before = self.read()
         self._facts = {"started": before.get("started") or now(), **facts}
-        self.lines = dict(before.get("runs", {}))
+        lines = before.get("runs")
+        self.lines = (
+            {name: line for name, line in lines.items() if isinstance(line, dict)}
+            if isinstance(lines, dict)
+            else {}
+        )
         with atomic(self.path / "sweep.yaml") as handle:
             handle.write(yaml)
         self.write()
