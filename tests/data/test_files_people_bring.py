@@ -61,6 +61,7 @@ def test_every_ending_gives_the_same_rows(tmp_path: Path) -> None:
         "bom.json": b"\xef\xbb\xbf" + listed.encode(),
         "wrapped.json": json.dumps({"version": 1, "data": ROWS}),
         "pretty.json": json.dumps({"examples": ROWS}, indent=2),
+        "broken.json": '{"examples": [\n' + ",\n".join(map(json.dumps, ROWS)) + "]}\n",
         "a.csv": table(","),
         "bom.csv": b"\xef\xbb\xbf" + table(",").encode(),
         "semicolons.csv": table(";"),

@@ -261,6 +261,21 @@ def test_verdicts_on_disk_stand(tmp_path: Path) -> None:
     assert saved in {group[0].prompt.id for group in drawn(again, where)}
 
 
+def test_a_round_of_which_less_than_half_is_left_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shares = []
+    for number, pattern in enumerate((r"w20\b", r"w2[0-4]\b")):
+        where = around(tmp_path / str(number))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "stillhouse"):
+            drawn(policy({"filters": [{"kind": "format", "forbid": pattern}]}, where), where)
+        kept = summary(tmp_path / str(number))["kept"]
+        assert (f"filters dropped {12 - kept} of 12 prompts" in caplog.text) == (kept < 6), kept
+        shares.append(kept / 12)
+    assert min(shares) < 0.5 < max(shares)
+
+
 def test_a_round_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     where = around(tmp_path)
     running = policy({"filters": [{"kind": "format", "match": "never"}]}, where)
