@@ -12,6 +12,7 @@ from stillhouse import console
 from stillhouse.commands.app import RESULTS, app
 from stillhouse.commands.options import TemplateOption, faults_as_options, template_choice
 from stillhouse.core.distributed import rank_and_size
+from stillhouse.core.lost_peers import lost_peers_as_faults
 from stillhouse.errors import ConfigError, Fault
 
 OWN = "Default: that of the run which made the model, else"
@@ -87,10 +88,11 @@ def evaluate(
         raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
     settings = _settings(tasks or [], sampling, seeds, limit)
-    if len(models) > 1 or tasks:
-        _evaluate_several(models, data, teacher, template_choice(template), settings, output)
-    elif data is not None:
-        _evaluate_one(models[0], data, teacher, template_choice(template), settings, output)
+    with lost_peers_as_faults():
+        if len(models) > 1 or tasks:
+            _evaluate_several(models, data, teacher, template_choice(template), settings, output)
+        elif data is not None:
+            _evaluate_one(models[0], data, teacher, template_choice(template), settings, output)
 
 
 def _settings(

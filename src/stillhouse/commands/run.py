@@ -13,6 +13,7 @@ from stillhouse.commands.app import RUN, app
 from stillhouse.commands.options import Overrides, RunFile
 from stillhouse.core import other_processes
 from stillhouse.core.launcher import start_again
+from stillhouse.core.lost_peers import lost_peers_as_faults
 
 if TYPE_CHECKING:
     from stillhouse.runs.result import Result
@@ -77,10 +78,11 @@ def run(
     parent = ["--from", str(start_from)] if start_from is not None else []
     folder = resolved.folder if isinstance(resolved, Chain) else default_folder(resolved.config)
     try:
-        if isinstance(resolved, Chain):
-            result = run_chain(resolved, resume=resume, redo=redo, until=until)
-        else:
-            result = execute(resolved, resume=resume)
+        with lost_peers_as_faults():
+            if isinstance(resolved, Chain):
+                result = run_chain(resolved, resume=resume, redo=redo, until=until)
+            else:
+                result = execute(resolved, resume=resume)
         other_processes.leave()  # all have come to the same end
     except KeyboardInterrupt as error:
         if (fault := other_processes.fault_before_signal()) is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from stillhouse import signals
 from stillhouse.core import other_processes
-from stillhouse.core.distributed import rank_and_size
+from stillhouse.core.lost_peers import lost_peer_fault
 from stillhouse.errors import EnvironmentFault, StillhouseError
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import Changes
@@ -25,16 +25,6 @@ DISK_FULL_MESSAGES = (
     "unexpected pos",
 )
 """Parts of the messages of torch and safetensors, which raise no OSError when the disk is full."""
-PROCESS_GONE_MESSAGES = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "NCCL",
-    "Timed out waiting",
-    "Socket closed",
-    "Connection refused",
-)
-"""Parts of the messages of gloo and NCCL where another process of the run has died."""
 
 
 @contextlib.contextmanager
@@ -72,7 +62,7 @@ def recorded(
         raise
     except Exception as error:
         try:
-            fault = _disk_fault(error, folder) or _process_fault(error, folder)
+            fault = _disk_fault(error, folder) or lost_peer_fault(error, f"{folder.path}: ")
         except KeyboardInterrupt as stopped:  # torchrun ends the others while they ask which one has died
             _end_by_signal(folder, stopped)
             raise
@@ -105,22 +95,6 @@ def _disk_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | N
     if number in NOT_WRITABLE:
         return EnvironmentFault(f"{getattr(error, 'filename', None) or folder.path}: is not writable.")
     return None
-
-
-def _process_fault(error: BaseException, folder: RunFolder) -> EnvironmentFault | None:
-    """The message for an error of a process whose peer has gone; None for other errors."""
-    rank, processes = rank_and_size()
-    if processes == 1 or not any(text in str(error) for text in PROCESS_GONE_MESSAGES):
-        return None
-    others = other_processes.current()
-    if others is not None and (lost := others.why()) is not None:
-        return EnvironmentFault(f"{folder.path}: {lost}. {other_processes.GO_ON}")
-    told = str(error).strip().splitlines()[0][:200]
-    return EnvironmentFault(
-        f"{folder.path}: another of the {processes} processes of the run has died or cannot be reached, as "
-        f"process {rank} sees ({told}). Its own output says why; if it has none, the "
-        "kernel may have killed it for memory. Continue with --resume from the last checkpoint."
-    )
 
 
 def _end(folder: RunFolder, state: str, message: str) -> None:
