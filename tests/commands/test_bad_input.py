@@ -84,6 +84,15 @@ OVERRIDES = {
     (f"data.max_response={CONTEXT}",): ["data.max_response", f"{CONTEXT}, the context of the student"],
     ("output.folder=train.jsonl",): ["output.folder", "not a folder"],
     ("output.folder=train.jsonl/run",): ["output.folder", "train.jsonl is not a folder"],
+    ("data.token_cache=train.jsonl",): ["data.token_cache", "train.jsonl is a file, not a folder"],
+    ("data.workers=100000",): ["data.workers", "must be at most 1024"],
+    ("teacher={kind: cache, of: {kind: live, path: teacher}, folder: train.jsonl}",): [
+        "teacher.folder",
+        "train.jsonl is a file, not a folder",
+    ],
+    ("teacher={kind: remote, url: http://127.0.0.1:99999}",): ["teacher.url", "ort out of range"],
+    ("teacher={kind: remote, url: http://127.0.0.1:1, key_env: sk-1}",): ["never the key itself (got 4 char"],
+    ("teacher={kind: remote, url: [http://127.0.0.1:1, http://127.0.0.1:1/]}",): ["each once"],
     ("--resume",): ["there is no run in runs/kd"],
 }
 

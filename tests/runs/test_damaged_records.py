@@ -11,12 +11,14 @@ import pytest
 
 from stillhouse.errors import ConfigError
 from stillhouse.files import read_jsonl, read_object
-from stillhouse.report.record import load_run
+from stillhouse.report.chains import chain_line
+from stillhouse.report.record import find_runs, load_run, read_chain
 from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import changed_values, ended
 from stillhouse.runs.inputs import parent_of
 from stillhouse.runs.result import headline
+from stillhouse.runs.sweep.folder import SweepFolder
 from stillhouse.train.callbacks import MetricsLog
 from stillhouse.train.checkpoints import MANIFEST, fault_of, remove, seal
 
@@ -123,3 +125,27 @@ def test_a_resumption_says_what_it_does_without(tmp_path: Path, caplog: pytest.L
     (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"state\.json is gone, but there are checkpoints: put it back"):
         RunFolder(tmp_path).check(resume=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_OBJECT, "{}", '{"stages": 3, "known": [1], "seconds": "x", "state": [], "runs": "x"}',
+        '{"stages": [3, {"name": "a"}], "known": {"a": "x"}, "started": 3, "runs": {"a": [1]}}',
+    ],
+    ids=lambda text: repr(text)[:60],
+)  # fmt: skip
+def test_chains_and_sweeps_are_read_as_far_as_they_are_sound(tmp_path: Path, text: str) -> None:
+    for name in ("chain.json", "sweep.json"):
+        (tmp_path / name).write_text(text)
+    chain = read_chain(tmp_path)
+    assert chain["stages"] in ([], [{"name": "a"}])
+    assert chain["known"] == {}
+    assert "seconds" not in chain
+    assert f"{tmp_path}: the chain" in chain_line(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "state.json").write_text("{}")
+    assert find_runs([tmp_path]) == [tmp_path / "a"]
+    folder = SweepFolder(tmp_path)
+    folder.start("", {})
+    assert folder.lines == {}

@@ -68,7 +68,7 @@ class DataConfig(StrictConfig):
     text_block: Annotated[int, Field(ge=2)] = 512
     """Number of tokens of each block that plain text is split into."""
 
-    workers: PositiveInt | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes that tokenise a large set of data.train or data.valid. null: as many as there are processors,
     at most 16; a small set is tokenised by one."""
     token_cache: bool | FilePath = True

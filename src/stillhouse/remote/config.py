@@ -23,7 +23,8 @@ def check_url(value: str, example: str) -> str:
         PydanticCustomError: it is none, or holds one.
     """
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    _ = parts.port  # which raises a ValueError of its own where it is none
+    if value.split() != [value] or parts.scheme not in ("http", "https") or not parts.hostname:
         raise PydanticCustomError("url", "must look like {example}", {"example": example})
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise PydanticCustomError(
@@ -31,6 +32,23 @@ def check_url(value: str, example: str) -> str:
             "must hold no user, password or query, because run folders keep it; put the key into an "
             "environment variable and name that in key_env (got {it})",
             {"it": f"{parts.scheme}://{parts.hostname}/..."},
+        )
+    return value
+
+
+def check_key_env(value: str | None) -> str | None:
+    """The name of an environment variable; for validators of configurations, which run folders keep.
+
+    Raises:
+        PydanticCustomError: it is none.
+    """
+    if value is not None and not (value.isidentifier() and value.isupper()):
+        # Somebody may have put the key itself here, so the message does not repeat it.
+        raise PydanticCustomError(
+            "key_env",
+            "must be the name of an environment variable in capitals, such as OPENAI_API_KEY, and never "
+            "the key itself (got {it})",
+            {"it": f"{len(value)} characters that are none"},
         )
     return value
 
@@ -65,15 +83,7 @@ class ServerConnection(StrictConfig):
     @field_validator("key_env")
     @classmethod
     def _check_key_env(cls, value: str | None) -> str | None:
-        if value is not None and not (value.isidentifier() and value.isupper()):
-            # Somebody may have put the key itself here, so the message does not repeat it.
-            raise PydanticCustomError(
-                "key_env",
-                "must be the name of an environment variable in capitals, such as OPENAI_API_KEY, and never "
-                "the key itself (got {it})",
-                {"it": f"{len(value)} characters that are none"},
-            )
-        return value
+        return check_key_env(value)
 
     def client(self) -> Client:
         """A client with these settings; nothing is sent yet.

@@ -23,7 +23,7 @@ def stage_tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def _stages(folder: Path, chain: Mapping[str, Any], runs: Sequence[RunRecord]) -> Table:
-    stages = [one for one in chain.get("stages") or () if isinstance(one, Mapping)]
+    stages = chain["stages"]
     records = {run.folder.name: run for run in runs}
     for name in (str(one.get("name")) for one in stages):
         if name not in records and (folder / name).is_dir():

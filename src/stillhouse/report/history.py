@@ -33,7 +33,7 @@ def sound(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _is_segment(found: Any) -> bool:
     if not isinstance(found, dict) or not isinstance(found.get("changed", {}), dict):
         return False
-    whole = isinstance(found.get("from_step"), int) and _is_time(found.get("started"))
+    whole = isinstance(found.get("from_step", 0), int) and _is_time(found.get("started"))
     pairs = all(isinstance(one, list) and len(one) == 2 for one in found.get("changed", {}).values())
     return whole and pairs and isinstance(found.get("seconds"), int | float | None)
 

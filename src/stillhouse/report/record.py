@@ -140,13 +140,22 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
 
 def read_chain(folder: Path) -> Row:
     """The content of chain.json; empty if the folder is not that of a chain, or the file cannot be read."""
-    return _read_json(folder / CHAIN_FILE, [])
+    found = sound(_read_json(folder / CHAIN_FILE, []))
+    stages, known = found.get("stages"), found.get("known")
+    return {
+        **found,
+        "stages": [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else [],
+        "known": _mappings(known) if isinstance(known, dict) else {},
+    }
+
+
+def _mappings(found: Mapping[str, Any]) -> dict[str, Row]:
+    return {name: one for name, one in found.items() if isinstance(one, dict)}
 
 
 def _in_order(folder: Path, runs: Sequence[Path]) -> list[Path]:
     """Runs below a folder in the order in which they began; stages of a chain in that of the chain."""
-    stages = read_chain(folder).get("stages")
-    listed = [one.get("name") for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
+    listed = [one.get("name") for one in read_chain(folder)["stages"]]
     places = {folder / str(name): place for place, name in enumerate(listed)}
     return sorted(runs, key=lambda run: (places.get(run, len(places)), _started(run)))
 
@@ -184,7 +193,7 @@ def load_run(folder: Path, *, rows: EvaluationRows = "responses") -> RunRecord:
         config=_read_config(folder, problems),
         environment=_read_json(folder / "environment.json", problems),
         data=[entry for entry in sets if isinstance(entry, dict)] if isinstance(sets, list) else [],
-        models={name: model for name, model in models.items() if isinstance(model, dict)},
+        models=_mappings(models),
         log=_latest(_read_lines(folder / "metrics.jsonl", problems)),
         evaluations=_read_evaluations(folder / "evaluation", problems, rows),
         curation=_read_json(folder / "responses" / "curation.json", problems),

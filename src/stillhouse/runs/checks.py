@@ -13,6 +13,7 @@ from stillhouse.core.requirements import teacher_path
 from stillhouse.core.types import Prompt
 from stillhouse.data.datasets import DatasetConfig
 from stillhouse.errors import ConfigError, DataError, Fault, ModelError
+from stillhouse.files import existing_ancestor
 from stillhouse.models import ModelConfig
 from stillhouse.models.paths import model_files, resolve_adapter
 from stillhouse.runs.config import RunConfig
@@ -43,13 +44,24 @@ def preflight(config: RunConfig, engine_here: bool = True) -> None:
         faults += _unfit_teachers(config, training_arguments(config, default_folder(config)))
     except ConfigError as error:
         faults += error.faults
-    faults += _unfit_dtypes(config)
+    faults += [*_unfit_dtypes(config), *_files_for_folders(config)]
     if faults:
         raise ConfigError(*faults)
     if engine_here:
         config.engine.check_installed()
     config.train.fused.check_installed()
     check_loggers(config.train.report_to)
+
+
+def _files_for_folders(config: RunConfig) -> Iterator[Fault]:
+    """Caches that could not be written to, because a file is where their folder should be."""
+    places = {"data.token_cache": config.data.token_cache}
+    for name, teacher in config.all_teachers.items():
+        if teacher.caches:
+            places[f"{teacher_path(name)}.folder"] = getattr(teacher, "folder", False)
+    for name, place in places.items():
+        if isinstance(place, Path) and not (above := existing_ancestor(place)).is_dir():
+            yield Fault(name, f"{above} is a file, not a folder", got=str(place))
 
 
 def _unfit_teachers(config: RunConfig, arguments: Any) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stillhouse import console
 from stillhouse.config import read_config
@@ -24,6 +24,7 @@ from stillhouse.models import (
 )
 from stillhouse.models.config import TeacherModel
 from stillhouse.models.hidden import head_of
+from stillhouse.remote import check_key_env
 from stillhouse.remote.client import is_loopback
 from stillhouse.runs.checks import context_length
 from stillhouse.teachers.hidden.protocol import KEY, VERSION, ServedFacts
@@ -53,6 +54,11 @@ class ServeConfig(TeacherModel):
     STILLHOUSE_TEACHER_KEY, and without that a new one, which is printed."""
     batch_tokens: int = Field(16_384, ge=1)
     """Most tokens of a forward pass, padding included; a longer sequence goes alone."""
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return check_key_env(value)
 
 
 def serve_config(file: Path, overrides: list[str]) -> ServeConfig:

@@ -21,7 +21,7 @@ from stillhouse.core.head import ModelHead
 from stillhouse.core.host import carried
 from stillhouse.errors import EnvironmentFault, TeacherError
 from stillhouse.models import local_device, vocab_digest
-from stillhouse.remote import check_url
+from stillhouse.remote import check_key_env, check_url
 from stillhouse.teachers.base import REGISTRY, MetricSums, TeacherConfig
 from stillhouse.teachers.hidden.protocol import KEY, ServedFacts
 from stillhouse.teachers.read_through import content_keys
@@ -58,6 +58,11 @@ class RemoteTeacherConfig(TeacherConfig):
     provides: ClassVar[frozenset[str]] = frozenset({"distribution"})
     in_process: ClassVar[bool] = False
 
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str | None:
+        return check_key_env(value)
+
     @field_validator("url", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -66,7 +71,7 @@ class RemoteTeacherConfig(TeacherConfig):
     @field_validator("url")
     @classmethod
     def _are_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value):
+        if not value or len({one.rstrip("/") for one in value}) < len(value):
             raise ValueError("needs at least one server, and each once")
         return tuple(check_url(one, "http://HOST:PORT") for one in value)
 

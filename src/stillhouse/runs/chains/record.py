@@ -13,10 +13,10 @@ from typing import Any
 
 from stillhouse import locks, signals
 from stillhouse.errors import ConfigError, EnvironmentFault, Fault, StillhouseError
-from stillhouse.files import ROWS_FILE
+from stillhouse.files import ROWS_FILE, read_object
 from stillhouse.models.fingerprint import HASH_CACHE
 from stillhouse.report.record import CHAIN_FILE as FILE
-from stillhouse.report.record import running_process
+from stillhouse.report.record import read_chain, running_process
 from stillhouse.runs import history
 from stillhouse.runs.chains.resolve import Chain
 from stillhouse.runs.folder import RunFolder
@@ -37,7 +37,7 @@ class ChainFolder(RunFolder):
         self.chain = chain
         self.stopped = ""
         """Why it ends before its last stage."""
-        self._record = self.read(FILE)
+        self._record = read_chain(self.path)
 
     @property
     def exists(self) -> bool:
@@ -56,7 +56,14 @@ class ChainFolder(RunFolder):
             hint = "Resume it (--resume), choose another name (name=...), or delete the folder."
             raise ConfigError(Fault("output.folder", f"{self.path} already contains a chain", hint=hint))
         if resume and not self.exists:
-            raise ConfigError(Fault("--resume", f"there is no chain in {self.path} to resume"))
+            begun = any(self.started(one.name) for one in self.chain.stages)
+            hint = f"Its {FILE} is gone, but stages have begun: put it back, or write {{}} into it to go on."
+            problem = f"there is no chain in {self.path} to resume"
+            raise ConfigError(Fault("--resume", problem, hint=hint if begun else None))
+        if resume:
+            read_object(
+                self.path / FILE, "which stages came to their end, and from what, is not known any more"
+            )
         if process := running_process(self._record):
             raise ConfigError(Fault("--resume", f"process {process} is still running in {self.path}"))
         inside = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
@@ -72,12 +79,12 @@ class ChainFolder(RunFolder):
 
     def stage(self, name: str) -> dict[str, Any]:
         """What is recorded of a stage: the digests of its `inputs` and of its `output`."""
-        found: dict[str, Any] = self._record.get("known", {}).get(name, {})
+        found: dict[str, Any] = self._record["known"].get(name, {})
         return found
 
     def note_stage(self, name: str, **facts: Any) -> None:
         """Record something of a stage; with no facts, forget all."""
-        known = dict(self._record.get("known", {}))
+        known = dict(self._record["known"])
         known[name] = {**known.get(name, {}), **facts} if facts else {}
         self._write(known=known)
 
@@ -99,7 +106,7 @@ class ChainFolder(RunFolder):
         )
 
         def end(state: str, message: str | None = None) -> None:
-            seconds = round(self._record.get("seconds", 0.0) + time.monotonic() - start, 3)
+            seconds = round((self._record.get("seconds") or 0.0) + time.monotonic() - start, 3)
             self._write(state=state, message=message, ended=history.now(), seconds=seconds)
 
         try:

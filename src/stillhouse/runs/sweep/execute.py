@@ -106,13 +106,13 @@ def checked_members(plan: SweepPlan) -> tuple[list[Member], Refusals]:
 def _search(plan: SweepPlan) -> tuple[Search, Refusals]:
     """Where the runs come from, after every check."""
     members, refused = checked_members(plan)
-    before = plan.folder.read()
+    before = plan.folder.read(tell=True)
     if plan.config.search.kind != "grid":
         refused = Refusals()
         plan.folder.start(plan.as_yaml(), _facts(plan, refused))
         return OptunaSearch(plan, refused), refused
     _check_unchanged(members)
-    known = dict(before.get("runs", {}))
+    known = before["runs"]
     plan.folder.start(plan.as_yaml(), _facts(plan, refused))
     _tell_changes(plan.folder, known, members)
     finished = []

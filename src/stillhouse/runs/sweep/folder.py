@@ -59,20 +59,23 @@ class SweepFolder:
         with locks.only_one_in(self.path, "folder"):
             yield
 
-    def read(self) -> dict[str, Any]:
-        """The content of sweep.json; empty if there is none that can be read."""
-        return read_object(self.path / FILE)
+    def read(self, tell: bool = False) -> dict[str, Any]:
+        """The content of sweep.json, its `runs` mappings by name; what cannot be read is left out.
+
+        Args:
+            tell: say so where the file is there and cannot be read.
+        """
+        lost = "how its runs stood is seen in their folders alone" if tell else None
+        found = read_object(self.path / FILE, lost)
+        runs = found.get("runs")
+        lines = runs.items() if isinstance(runs, dict) else ()
+        return {**found, "runs": {name: line for name, line in lines if isinstance(line, dict)}}
 
     def start(self, yaml: str, facts: Mapping[str, Any]) -> None:
         """Write down what the sweep is."""
         before = self.read()
         self._facts = {"started": before.get("started") or now(), **facts}
-        lines = before.get("runs")
-        self.lines = (
-            {name: line for name, line in lines.items() if isinstance(line, dict)}
-            if isinstance(lines, dict)
-            else {}
-        )
+        self.lines = before["runs"]
         with atomic(self.path / "sweep.yaml") as handle:
             handle.write(yaml)
         self.write()
