@@ -19,7 +19,7 @@ from stillhouse.runs.training_arguments import prompts_in_a_micro_batch
 SCALE = ROOT / "examples" / "scale"
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "generate.yaml"])
+@pytest.mark.parametrize("name", ["run.yaml", "generate.yaml", "one-node.yaml"])
 def test_a_run_is_a_configuration(name: str) -> None:
     assert resolve(str(SCALE / name)).config.data.max_response == 1024
 
@@ -54,6 +54,60 @@ def test_the_job_starts_as_many_processes_as_it_has_gpus() -> None:
     assert f"--num_machines {spec['completions']} --num_processes {gpus}" in script
     assert f"{job['metadata']['name']}-0.{service['metadata']['name']}" in script
     check_bash(script)
+    (waits,) = spec["template"]["spec"]["initContainers"][0]["args"]
+    check_bash(waits)
+    servers = re.search(r"for server in (.*); do", waits)
+    assert servers is not None
+    urls = [f"http://{server}:8600" for server in servers[1].split()]
+    assert urls == list(resolve(str(SCALE / "run.yaml")).config.teacher.of.url)
+    assert all(f"/dev/tcp/$server/{url.rpartition(':')[2]}" in waits for url in urls)
+
+
+def test_a_checkpoint_has_the_time_that_the_schedulers_give() -> None:
+    """Launchers kill after TORCH_ELASTIC_SHUTDOWN_TIMEOUT, schedulers after their own, longer time."""
+    _, job = documents("train.k8s.yaml")
+    (launcher,) = [one for one in container(job)["env"] if one["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    slurm = (SCALE / "train.sbatch").read_text(encoding="utf-8")
+    warned, kills = (
+        int(re.search(pattern, slurm)[1])  # type: ignore[index]
+        for pattern in (r"--signal=B:TERM@(\d+)", r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)")
+    )
+    assert 30 < kills < warned
+    assert 30 < int(launcher["value"]) < grace
+    assert '"$launched"\' TERM' not in slurm, "srun answers SIGTERM by SIGKILL to its tasks"
+
+
+def test_scripts_that_are_signalled_pass_it_on_and_are_queued_again(tmp_path: Path) -> None:
+    """The scheduler's commands are stand-ins that write what they were called with."""
+    text = (SCALE / "train.sbatch").read_text(encoding="utf-8").replace("/shared", str(tmp_path))
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers" / "0").write_text("http://a:1\n", encoding="utf-8")
+    (tmp_path / "teachers" / "1").write_text("http://b:1\n", encoding="utf-8")
+    bodies = {
+        "scontrol": 'if [[ $1 == show ]]; then echo node7; else echo "$@" >> calls; fi',
+        "srun": 'trap "exit 1" USR1; echo $$ > step; echo "$@" >> calls; while :; do sleep 0.1; done',
+        "scancel": 'echo "$@" >> calls; kill -USR1 "$(cat step)"',
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NUM_NODES": "8",
+        "SLURM_JOB_NODELIST": "node[7-14]",
+        "SLURM_CPUS_PER_TASK": "64",
+        "STILLHOUSE_TEACHER_KEY": "key",
+    }
+    running = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, env=job)
+    while not (tmp_path / "calls").exists():
+        assert running.poll() is None
+    running.terminate()
+    assert running.wait(60) == 0
+    step, cancelled, requeued = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()[-3:]
+    assert step.rstrip().endswith("-m stillhouse run run.yaml 'teacher.of.url=[http://a:1,http://b:1]'")
+    assert (cancelled, requeued) == ("--signal=TERM 4711.0", "requeue 4711")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SCALE.glob("*.s*")))

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from stillhouse.core.batch import TokenBatch
 from stillhouse.errors import ConfigError, EnvironmentFault, TeacherError
 from stillhouse.models import load_teacher
 from stillhouse.models.config import TeacherModel
-from stillhouse.runs.serve import ServeConfig, serve
+from stillhouse.runs.serve import ServeConfig, serve, taken_socket
 from stillhouse.teachers.cached import CacheTeacherConfig
 from stillhouse.teachers.hidden.protocol import (
     DTYPE,
@@ -197,6 +198,14 @@ def test_what_a_user_gets_wrong_is_told(
     taken = int(shared.url.rpartition(":")[2])
     with pytest.raises(EnvironmentFault, match="cannot be listened on"):
         serve(ServeConfig(path=TEACHER, port=taken))
+
+
+def test_nobody_connects_before_the_teacher_is_loaded() -> None:
+    with taken_socket(ServeConfig(path=TEACHER, port=0)) as taken:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(taken.getsockname(), timeout=5)
+        taken.listen()
+        socket.create_connection(taken.getsockname(), timeout=5).close()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,12 +89,13 @@ def serve(config: ServeConfig) -> None:
             "'stillhouse[serve]'"
         ) from error
     key, new = _key(config)
-    listening = _listen(config)
-    with listening, console.phase("Loading the teacher", quiet=True):
+    taken = taken_socket(config)
+    with taken, console.phase("Loading the teacher", quiet=True):
         model = load_teacher(config).to(local_device())
         facts = served_facts(config, model)
         app = HiddenServer(model, facts, key, config.batch_tokens).app()
-        host, port = listening.getsockname()[:2]
+        host, port = taken.getsockname()[:2]
+        _checked(taken.listen, host, port)  # who connects before is refused, and asks another server at once
         console.say(f"{facts.path} ({facts.fingerprint}, {facts.dtype}) at http://{_in_url(host)}:{port}")
         if new:
             console.say(f"Key of this server: export {KEY}={key}")
@@ -105,7 +107,7 @@ def serve(config: ServeConfig) -> None:
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,
         )
-        uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[taken])
 
 
 def served_facts(config: ServeConfig, model: Any) -> ServedFacts:
@@ -148,17 +150,28 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _listen(config: ServeConfig) -> socket.socket:
-    """The socket, taken before the model is loaded."""
+def taken_socket(config: ServeConfig) -> socket.socket:
+    """The address, taken before the model is loaded; nobody can connect yet."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((config.host, config.port))
-        listening.listen(128)
+        _checked(lambda: taken.bind((config.host, config.port)), config.host, config.port)
+    except EnvironmentFault:
+        taken.close()
+        raise
+    return taken
+
+
+def _checked(use: Callable[[], None], host: str, port: int) -> None:
+    """Bind or listen.
+
+    Raises:
+        EnvironmentFault: another program has the address, or there is none such.
+    """
+    try:
+        use()
     except (OSError, OverflowError) as error:
-        listening.close()
         raise EnvironmentFault(
-            f"{config.host}:{config.port} cannot be listened on ({error}). Choose another host or port."
+            f"{host}:{port} cannot be listened on ({error}). Choose another host or port."
         ) from error
-    return listening
