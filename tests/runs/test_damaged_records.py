@@ -17,6 +17,7 @@ from stillhouse.rollouts.offline.curation import curation_totals
 from stillhouse.runs.folder import RunFolder
 from stillhouse.runs.history import changed_values, ended
 from stillhouse.runs.inputs import parent_of
+from stillhouse.runs.own_settings import SETTINGS_FILE, own_settings
 from stillhouse.runs.result import headline
 from stillhouse.runs.sweep.folder import SweepFolder
 from stillhouse.train.callbacks import MetricsLog
@@ -149,3 +150,17 @@ def test_chains_and_sweeps_are_read_as_far_as_they_are_sound(tmp_path: Path, tex
     folder = SweepFolder(tmp_path)
     folder.start("", {})
     assert folder.lines == {}
+
+
+@pytest.mark.parametrize("text", [*NO_OBJECT, '{"data": 3}', '{"evaluate": ["x"]}'])
+def test_settings_of_a_student_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=f"{SETTINGS_FILE}: cannot be read .*give --template"):
+        own_settings(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["data: 3", "evaluate: [x]"])
+def test_a_resolved_file_that_no_run_wrote_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "resolved.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"resolved\.yaml: cannot be read .*put back"):
+        own_settings(str(tmp_path))

@@ -49,17 +49,33 @@ def own_settings(model: str) -> OwnSettings:
         if path.is_file():
             try:
                 return _own(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}: cannot be read ({error}); give --template and remove it"
                 ) from None
     for run in (place, place.parent):
         if (run / "resolved.yaml").is_file() and (run == place or place.name == "student"):
-            return _own(read(run / "resolved.yaml")[0])
+            file = run / "resolved.yaml"
+            try:
+                return _own(read(file)[0])
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"{file}: cannot be read ({error}); put back what the run wrote") from None
     return OwnSettings()
 
 
-def _own(tree: Mapping[str, Any]) -> OwnSettings:
+def _own(tree: Any) -> OwnSettings:
+    """The settings in what a file holds.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    sections = (
+        [tree, *(tree.get(name) or {} for name in ("data", "evaluate"))] if isinstance(tree, dict) else []
+    )
+    if not sections or not all(isinstance(one, dict) for one in sections):
+        raise ValueError("it holds other things than a run writes")
     parts = _parts(tree)
     return OwnSettings(parts["data"], parts["evaluate"])
 
