@@ -207,20 +207,35 @@ def network_table(student: ModelSize, teacher: ModelSize) -> str:
     exchanged = 2 * 4 * student.parameters / GPUS_OF_A_MACHINE * (machines - 1) / machines
     responses = each * RESPONSE / (PROMPT + RESPONSE)
     sent = stores(teacher)
+    inner = (
+        1 / GPUS_OF_A_MACHINE
+    )  # a ring over all GPUs enters a machine once, by one of its eight interfaces
     rows = []
-    for what, volume in {
-        f"fsdp2: weights in bf16, forward and backward of {micro} micro-batch{many}": 2 * micro * gathered,
-        "fsdp2: gradients in fp32, once": gradient,
-        "hsdp, 8 x 8: gradients in fp32 of a GPU's eighth, once": exchanged,
-        "ddp: gradients in fp32, once": 2 * gradient,
-        "remote teacher: hidden states in bfloat16": sent["hidden, bfloat16"] * responses,
-        "remote teacher: hidden states in int8": sent["hidden, int8"] * responses,
-        "if log-probabilities in bfloat16 were sent": 2 * VOCAB * responses,
+    for what, (volume, crossing) in {
+        f"fsdp2: weights in bf16, forward and backward of {micro} micro-batch{many}": (
+            2 * micro * gathered,
+            inner,
+        ),
+        "fsdp2: gradients in fp32, once": (gradient, inner),
+        "hsdp, 8 x 8: gradients in fp32 of a GPU's eighth, once": (exchanged, 1),
+        "ddp: gradients in fp32, once": (2 * gradient, inner),
+        "remote teacher: hidden states in bfloat16": (sent["hidden, bfloat16"] * responses, 1),
+        "remote teacher: hidden states in int8": (sent["hidden, int8"] * responses, 1),
+        "if log-probabilities in bfloat16 were sent": (2 * VOCAB * responses, 1),
     }.items():
-        seconds = volume / NETWORK
-        rows.append([what, size_of(volume), f"{seconds:.2f}", f"{seconds / compute:.0%}"])
-    rows.append(["for comparison: the step's products", "", f"{compute:.1f}", "100%"])
-    return markdown(["one step, one GPU", "volume", "seconds at 400 Gb/s", "of the products"], rows)
+        eight = volume * crossing / NETWORK
+        one = eight * GPUS_OF_A_MACHINE
+        cells = [f"{eight:.2f}, {eight / compute:.0%}", f"{one:.2f}, {one / compute:.0%}"]
+        rows.append([what, size_of(volume), size_of(volume * crossing), *cells])
+    rows.append(["for comparison: the step's products", "", "", f"{compute:.1f}", f"{compute:.1f}"])
+    head = [
+        "one step, one GPU",
+        "received",
+        "from other machines",
+        "seconds, 8 x 400 Gb/s",
+        "seconds, 1 x 400 Gb/s",
+    ]
+    return markdown(head, rows)
 
 
 def tenfold_table(student: ModelSize, teacher: ModelSize) -> str:

@@ -169,8 +169,8 @@ def _check_sizes(given: Any, sharded: bool) -> None:
         if launched_with("parallelism_config_"):
             raise EnvironmentFault(
                 "accelerate launch was given sizes of groups, --parallelism_config_..., and leaves them out: "
-                "it reads them only where its file has a section parallelism_config. `stillhouse init --launch "
-                "hsdp` writes one; give it as --config_file."
+                "it reads them only where its file has a section parallelism_config. `stillhouse init "
+                "--launch hsdp` writes one; give it as --config_file."
             )
         return
     for name, kind in UNKNOWN.items():
