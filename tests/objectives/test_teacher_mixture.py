@@ -138,3 +138,8 @@ def test_draws_of_one_teacher_are_no_mixture() -> None:
         WEIGHTS, frozenset({"distribution", "topk"})
     )
     assert found.same_tokenizer == set(WEIGHTS)
+
+
+def test_every_teacher_of_a_mixture_is_asked() -> None:
+    mixture = build("teacher_mixture", weights=WEIGHTS, objective={"kind": "forward_kl"})
+    assert mixture.teachers_of("student") == set(WEIGHTS)
