@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests import tiny
 from tests.children import ranks
 from tests.train import fsdp_on_cpu
@@ -34,6 +35,8 @@ def make(folder: Path, launcher: dict[str, str], hf: dict[str, Any]) -> None:
     except EnvironmentFault as error:
         said = str(error)
     (folder / "said").write_text(said)
+    if dist.is_initialized():
+        dist.barrier()  # the others may still be making groups, through the first one
 
 
 def trainer_of(arguments: TrainingArguments) -> StepTrainer:
