@@ -424,7 +424,7 @@ def test_a_run_whose_process_died_says_so(tmp_path: Path) -> None:
     assert codes[1] == -9
     state = json.loads((tmp_path / "two/state.json").read_text(encoding="utf-8"))
     assert state["state"] == "failed"
-    assert "another of the 2 processes of the run has died" in state["message"]
+    assert "another of the 2 processes has died" in state["message"]
     assert "--resume" in state["message"]
     assert in_two(run, resume=True) == [0, 0]
 

@@ -88,11 +88,10 @@ def evaluate(
         raise ConfigError(Fault("--data", "is missing", hint="Give held-out rows (--data), or --tasks."))
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "no_repeat_ngram_size": no_repeat_ngram}
     settings = _settings(tasks or [], sampling, seeds, limit)
-    with lost_peers_as_faults():
-        if len(models) > 1 or tasks:
-            _evaluate_several(models, data, teacher, template_choice(template), settings, output)
-        elif data is not None:
-            _evaluate_one(models[0], data, teacher, template_choice(template), settings, output)
+    if len(models) > 1 or tasks:
+        _evaluate_several(models, data, teacher, template_choice(template), settings, output)
+    elif data is not None:
+        _evaluate_one(models[0], data, teacher, template_choice(template), settings, output)
 
 
 def _settings(
@@ -106,6 +105,7 @@ def _settings(
     return settings | ({} if limit is None else {"limit": limit})
 
 
+@lost_peers_as_faults()
 def _evaluate_one(
     model: str,
     data: Path,
@@ -145,6 +145,7 @@ def _evaluate_one(
     console.print_table(("metric", "value", "95% interval"), lines, title=title)
 
 
+@lost_peers_as_faults()
 def _evaluate_several(
     models: list[str],
     data: Path | None,
