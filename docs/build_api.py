@@ -115,8 +115,19 @@ def documented_fields(one: type) -> Iterator[tuple[str, str, str]]:
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = _one_line(str(following.value.value))
+        text = text or _inherited(one, item.target.id)
         default = "" if item.value is None else f"`{ast.unparse(item.value)}`".replace("|", "\\|")
         yield item.target.id, default.replace("`field(default_factory=dict)`", "`{}`"), text
+
+
+def _inherited(one: type, name: str) -> str:
+    """What a parent class in this package says of a field that the class gives another default."""
+    for parent in one.__mro__[1:]:
+        if parent.__module__.startswith("stillhouse") and dataclasses.is_dataclass(parent):
+            for found, _, text in documented_fields(parent):
+                if found == name and text:
+                    return text
+    return ""
 
 
 def methods(one: type) -> str:

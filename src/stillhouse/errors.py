@@ -24,10 +24,15 @@ class Fault:
     """
 
     path: str
+    """Of the field, such as "train.lr", or the option of a command."""
     problem: str
+    """What is wrong."""
     got: str | None = None
+    """What was given."""
     allowed: str | None = None
+    """What may be given."""
     hint: str | None = None
+    """What to do, as a sentence."""
     origin: str | None = None
     """Where the value was given, such as "run.yaml:12"."""
 

@@ -46,6 +46,7 @@ class GKDConfig(_AsInTrl):
     """
 
     learning_rate: float = 2e-5
+    """Of the optimiser, as in TrainingArguments."""
     lmbda: float | None = 0.5
     beta: float | None = 0.5
     temperature: float | None = 0.9
@@ -69,6 +70,7 @@ class DistillationConfig(_AsInTrl):
     """
 
     learning_rate: float = 1e-6
+    """Of the optimiser, as in TrainingArguments."""
     lmbda: float | None = 1.0
     beta: float | None = 1.0
     temperature: float | None = 1.0

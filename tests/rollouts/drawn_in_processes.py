@@ -45,7 +45,7 @@ def draw(folder: Path) -> None:
         for step in range(STEPS):
             clock.step = step
             count = BATCH if step < STEPS - 1 else 3
-            places = [one for one in world.places(BATCH // size) if one < count]
+            places = [one for one in world.local_indices(BATCH // size) if one < count]
             prompts = [around.prompts[(step * BATCH + place) % 40] for place in places]
             drawn = policy.draw(config, prompts, at(step))
             answers = {

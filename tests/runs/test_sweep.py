@@ -47,7 +47,7 @@ def test_a_grid_has_every_combination_and_names_that_seeds_share(tmp_path: Path)
     members, _ = checked_members(SweepPlan(made(tmp_path, variants=variants)))
     assert [one.name for one in members] == ["KD-seed-1", "KD-seed-2", "SKL-seed-1", "SKL-seed-2"]
     assert members[2].resolved.config.objective.alpha == 0.2
-    assert members[2].told == {"method": "SKL", "train.seed": "1"}
+    assert members[2].labels == {"method": "SKL", "train.seed": "1"}
 
 
 def test_what_one_combination_sets_is_as_the_run_has_it_in_the_others(tmp_path: Path) -> None:

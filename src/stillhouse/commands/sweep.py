@@ -70,13 +70,13 @@ def _show_plan(plan: SweepPlan) -> None:
     shown = [name for name in SHOWN if any(name in one for one in sizes)]
     states = [plan.folder.state_of(member.name)[0] for member in members]
     rows = [
-        (member.name, *member.told.values(), *(size.get(name) for name in shown), state)
+        (member.name, *member.labels.values(), *(size.get(name) for name in shown), state)
         for member, size, state in zip(members, sizes, states, strict=True)
     ]
     several = plan.config.search.kind != "grid"
     title = f"{len(members)} combinations with each value once" if several else f"{len(members)} runs"
     console.print_table(
-        ("run", *members[0].told, *shown, "state"), rows, title=title, note=_refused(refused.names)
+        ("run", *members[0].labels, *shown, "state"), rows, title=title, note=_refused(refused.names)
     )
     steps = sum(size.get("optimiser steps", 0) for size in sizes)
     if not several:

@@ -59,8 +59,8 @@ class World(Protocol):
     rank: int
     size: int
 
-    def places(self, count: int) -> Sequence[int]:
-        """The places of this process's prompts, of which there are `count`, among all prompts of the step."""
+    def local_indices(self, count: int) -> Sequence[int]:
+        """The indices of this process's `count` prompts among all prompts of the step."""
         ...
 
     def add(self, counts: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class SingleProcess:
 
     rank, size = 0, 1
 
-    def places(self, count: int) -> Sequence[int]:
-        """All places."""
+    def local_indices(self, count: int) -> Sequence[int]:
+        """All indices."""
         return range(count)
 
     def add(self, counts: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Ranks:
     """The processes of a distributed run.
 
     A step's prompts are dealt out in micro-batches: with two processes and micro-batches of 2, the first has
-    places 0, 1, 4, 5, ... and the second 2, 3, 6, 7, ..., so that any number of processes trains on the same
+    indices 0, 1, 4, 5, ... and the second 2, 3, 6, 7, ..., so that any number of processes trains on the same
     prompts at each step.
     """
 
@@ -123,7 +123,7 @@ class Ranks:
         size = arguments.per_device_train_batch_size
         return cls(arguments.process_index, arguments.world_size, arguments.device, size)
 
-    def places(self, count: int) -> Sequence[int]:
+    def local_indices(self, count: int) -> Sequence[int]:
         """Micro-batch after micro-batch of the step, every `size`-th of them."""
         size = self._micro_batch_size
         rounds = (divmod(number, size) for number in range(count))

@@ -43,8 +43,8 @@ class Share:
         """The share in what a model completes."""
         return cls(world, is_sharded(model))
 
-    def places(self, count: int) -> range:
-        """Those of this process."""
+    def local_indices(self, count: int) -> range:
+        """The indices of the prompts, of `count` in all, that this process completes."""
         return range(count) if self.in_step else range(count)[self.world.rank :: self.world.size]
 
     def of_first(self, value: Any) -> Any:
@@ -134,7 +134,7 @@ def _generate_block(
     advance: Callable[[int], object],
     share: Share,
 ) -> dict[str, Any]:
-    start, shown, own = time.perf_counter(), 0, share.places(len(prompts))
+    start, shown, own = time.perf_counter(), 0, share.local_indices(len(prompts))
 
     def progress(finished: int, _total: int) -> None:
         nonlocal shown

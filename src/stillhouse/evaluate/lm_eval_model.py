@@ -109,7 +109,7 @@ class HarnessModel(TemplateLM):
         with console.progress(f"{self._context.title or 'lm-eval'}, {what}", total=len(found)) as bar:
             bar.advance(len(found) - len(missing))
             for some in _batches(missing, self._context.world.size):
-                mine = [compute[some[own]]() for own in self._share.places(len(some))]
+                mine = [compute[some[own]]() for own in self._share.local_indices(len(some))]
                 for place, piece in zip(some, self._share.of_all(mine, len(some)), strict=True):
                     found[place] = piece
                     if self._context.world.rank == 0:

@@ -173,7 +173,7 @@ class AdaptivePolicy:
         choice = random.Random(derived_seed(self._seed, "adaptive-prompts", step, 0))
         further = choice.sample(list(self._prompts), num_further)[world.rank :: world.size]
         behind = range(batch, batch + num_further)[world.rank :: world.size]
-        places, purpose = [*world.places(len(prompts)), *behind], ("adaptive-text", step)
+        places, purpose = [*world.local_indices(len(prompts)), *behind], ("adaptive-text", step)
         chosen = [*prompts, *further]
         responses = self._context.write(self._student, chosen, now.sampling, *purpose, places=places)
         if now.skip_first_token:

@@ -95,7 +95,7 @@ class RolloutContext:
             *purpose: what they are for, and at which step.
             places: of the prompts among those of all processes; default: those of a step's prompts.
         """
-        ids = self.world.places(len(prompts)) if places is None else places
+        ids = self.world.local_indices(len(prompts)) if places is None else places
         return generator.generate(prompts, derived_seed(self.seed, *purpose), sampling, sample_ids=ids)
 
 

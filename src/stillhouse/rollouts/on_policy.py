@@ -168,7 +168,7 @@ class BatchedPolicy:
                 order = random.Random(derived_seed(self._seed, "batched-again", progress.step, epoch))
                 self._queue.extend(order.sample(responses, len(responses)))
         batch = [self._queue.popleft() for _ in range(count)]
-        return [[batch[place]] for place in world.places(here)]
+        return [[batch[place]] for place in world.local_indices(here)]
 
     def metrics(self) -> dict[str, float]:
         """How many generated responses are left."""

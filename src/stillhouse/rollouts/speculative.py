@@ -104,7 +104,7 @@ class SpeculativePolicy(StatelessPolicy):
 
     def draw(self, now: Any, prompts: Sequence[Prompt], progress: Progress) -> list[list[Response]]:
         """One response to each prompt."""
-        places = self._world.places(len(prompts))
+        places = self._world.local_indices(len(prompts))
         drafts = [_Draft(place, prompt) for place, prompt in zip(places, prompts, strict=True)]
         self._proposed = self._accepted = 0
         block = 0

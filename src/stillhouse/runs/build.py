@@ -36,7 +36,7 @@ from stillhouse.models.sharding import shard_for_inference
 from stillhouse.objectives import Objective
 from stillhouse.runs.checks import context_length, longest_sequence
 from stillhouse.runs.config import RunConfig
-from stillhouse.runs.pruning import pruning_plan, told
+from stillhouse.runs.pruning import describe_pruning, pruning_plan
 from stillhouse.runs.servers import teacher_text_server
 from stillhouse.runs.teacher_import import with_known_rows
 from stillhouse.runs.tokenizers import Translation, format_notes, tokenizers
@@ -140,7 +140,7 @@ class Parts:
         """What the run folder keeps about the models."""
         student = {"path": self.config.student.path, **parameter_counts(self.student), "vocab": self.vocab}
         if self.pruning is not None:
-            student["kept"] = told(self.pruning)
+            student["kept"] = describe_pruning(self.pruning)
         if vision := vision_facts(self.student):
             student["vision"] = vision
         teachers: dict[str, Any] = {"teacher": None}

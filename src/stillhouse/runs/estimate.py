@@ -401,7 +401,7 @@ def _student(
         smaller = pruned_without_weights(student.from_teacher, empty, vocab)
         found, whole = sizes_of(smaller.config), sizes_of(empty.config)
         which = "; which parts stay is measured when the run starts" if student.from_teacher.measures else ""
-        rows["student's sizes"] = f"{found.told()}; the teacher's: {whole.told()}{which}"
+        rows["student's sizes"] = f"{found.describe()}; the teacher's: {whole.describe()}{which}"
     if size.trainable is not None:
         rows["trainable parameters"] = size.trainable
     return rows

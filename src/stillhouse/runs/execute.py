@@ -35,7 +35,7 @@ from stillhouse.runs.inputs import FILE as INPUTS
 from stillhouse.runs.inputs import check_inputs, input_digests, parent_of
 from stillhouse.runs.make_step import make_step
 from stillhouse.runs.pruning import FILE as PRUNING
-from stillhouse.runs.pruning import told
+from stillhouse.runs.pruning import describe_pruning
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.result import Result, headline
@@ -67,7 +67,7 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
             questions = held_out_prompts(config, parts.data, parts.tokenizer)
             check_tasks(config, parts.tokenizer)
         if parts.pruning is not None and folder.main:
-            console.note(f"The student starts as the teacher with {told(parts.pruning)}")
+            console.note(f"The student starts as the teacher with {describe_pruning(parts.pruning)}")
         check_context_lengths(config, parts.data.train, questions, parts.contexts)
         for note in check_length(config, len(parts.data.train)):
             logger.warning(note)

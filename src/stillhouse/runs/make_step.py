@@ -230,7 +230,9 @@ def _running_teachers(parts: Parts) -> dict[str, AnyTeacher]:
 def _text(blocks: tuple[Response, ...], seed: int, world: World) -> Callable[[int, int], list[Response]]:
     def draw(step: int, count: int) -> list[Response]:
         # the 0 was a rank once: numbers of runs stay as they are
-        picks = [derived_seed(seed, "text", step, 0, place) % len(blocks) for place in world.places(count)]
+        picks = [
+            derived_seed(seed, "text", step, 0, place) % len(blocks) for place in world.local_indices(count)
+        ]
         return [blocks[pick] for pick in picks]
 
     return draw

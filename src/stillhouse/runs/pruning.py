@@ -92,7 +92,7 @@ def _batches(prune: Prune, prompts: Sequence[Prompt], pad_id: int) -> Iterator[T
             bar.advance(len(some))
 
 
-def told(facts: Mapping[str, Any]) -> str:
+def describe_pruning(facts: Mapping[str, Any]) -> str:
     """What was kept, in words, for terminal and page."""
     kept, whole = ({name: pair[index] for name, pair in facts["sizes"].items()} for index in (0, 1))
     parts = []

@@ -19,6 +19,7 @@ class Result:
     """
 
     folder: Path
+    """Of the run, or of the chain: weights, log, evaluations, report."""
     state: str
     """"done", or "interrupted" after Ctrl-C or another signal."""
     metrics: dict[str, float]

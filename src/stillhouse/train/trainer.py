@@ -187,7 +187,7 @@ class StepTrainer(CheckpointLoading):
         left = total - self.state.global_step % steps_in_epoch(args, total) * batch
         if args.world_size == 1 or left >= batch:
             return None
-        return sum(place < left for place in self.driver.step.world.places(count))
+        return sum(place < left for place in self.driver.step.world.local_indices(count))
 
     def save_given_up_step(self) -> None:
         """Write the checkpoint of the last finished step, after a signal has broken off the one behind it."""

@@ -52,7 +52,7 @@ def cut(teacher: nn.Module, layout: Layout, kept: Kept) -> nn.Module:
         found = _sliced(name, tensor, layout, kept, number) if kept.narrows else tensor
         if target not in shapes or found.shape != shapes[target]:
             raise ModelError(
-                f"{FIELD}: {layout.family} cannot be cut to {kept.sizes.told()}: {target} would be "
+                f"{FIELD}: {layout.family} cannot be cut to {kept.sizes.describe()}: {target} would be "
                 f"{tuple(found.shape)}, and the family has {tuple(shapes.get(target, ()))}. Its layers can "
                 f"be cut: {FIELD}.layers."
             )

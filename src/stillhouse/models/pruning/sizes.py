@@ -34,7 +34,7 @@ class Sizes:
         """Query heads that read one key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         return (
             f"{self.layers} layers, hidden size {self.hidden_size}, MLP {self.intermediate_size}, "

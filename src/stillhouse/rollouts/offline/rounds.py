@@ -124,7 +124,7 @@ class RoundsPolicy:
         if len(current.kept) == len(self._context.prompts):
             return [current.groups[prompt.id] for prompt in prompts]
         world, ids = self._context.world, [prompt.id for prompt in prompts]
-        places = world.places(len(ids))
+        places = world.local_indices(len(ids))
         dealt = sorted(one for share in world.gather([*zip(places, ids, strict=True)]) for one in share)
         taken = {id for _, id in dealt}
         found = {place: current.group(id, taken, self._seed) for place, id in dealt}

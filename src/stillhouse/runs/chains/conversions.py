@@ -62,7 +62,7 @@ class Conversion:
     """From a source, with the section's values, to a new folder."""
     loads: bool
     """Whether the result is a model that can be evaluated here."""
-    told: Callable[[Any], str]
+    summary: Callable[[Any], str]
     """Its values in a word or two."""
     check: Callable[[Any], None] = lambda _: None
     """Refuses what is not installed."""
@@ -93,7 +93,7 @@ class ConversionStage(SectionStage):
 
     @property
     def what(self) -> str:
-        return self.conversion.told(self.options)
+        return self.conversion.summary(self.options)
 
     @property
     def notes(self) -> Sequence[str]:

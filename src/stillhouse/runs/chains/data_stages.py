@@ -70,7 +70,7 @@ class DataStage(SectionStage):
 
     @property
     def what(self) -> str:
-        return self.options.told
+        return self.options.summary
 
     @property
     def notes(self) -> Sequence[str]:

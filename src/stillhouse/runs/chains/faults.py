@@ -19,15 +19,15 @@ def in_stage(name: str, meant: Mapping[str, str] | None = None) -> Iterator[None
         meant: texts in messages, such as the folder of a stand-in -> what the user calls it.
     """
 
-    def told(text: str) -> str:
+    def reworded(text: str) -> str:
         for found, word in (meant or {}).items():
             text = text.replace(found, word)
         return text
 
     def with_stage(fault: Fault | str) -> Fault | str:
         if isinstance(fault, str):
-            return f"{STAGES}.{name}.{told(fault)}"
-        texts = {key: told(text) for key in ("problem", "got", "hint") if (text := getattr(fault, key))}
+            return f"{STAGES}.{name}.{reworded(fault)}"
+        texts = {key: reworded(text) for key in ("problem", "got", "hint") if (text := getattr(fault, key))}
         return replace(fault, path=f"{STAGES}.{name}.{fault.path}", **texts)
 
     try:
@@ -36,4 +36,4 @@ def in_stage(name: str, meant: Mapping[str, str] | None = None) -> Iterator[None
         raise ConfigError(*map(with_stage, error.faults)) from error
     except StillhouseError as error:
         kind = DataError if isinstance(error, RowError) else type(error)
-        raise kind(f"{STAGES}.{name}: {told(str(error))}") from error
+        raise kind(f"{STAGES}.{name}: {reworded(str(error))}") from error

@@ -54,7 +54,7 @@ class DataSection(StrictConfig):
 
     @property
     @abstractmethod
-    def told(self) -> str:
+    def summary(self) -> str:
         """What it does, in a word or two."""
 
     @abstractmethod
@@ -110,7 +110,7 @@ class GenerateSection(DataSection):
     """Responses between two saves."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"generate by {self.by}"
 
     def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:
@@ -187,7 +187,7 @@ class CurateSection(DataSection):
         return self
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         if self.best is not None:
             return f"curate, best by {self.best.kind}"
         return "curate into drafts" if self.drafts else "curate"
@@ -238,7 +238,7 @@ class PairsSection(DataSection):
     """A pair needs a greater difference of scores."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"pairs by {self.rank.kind}"
 
     def check(self, config: RunConfig | None, machine: Machine = HERE) -> StageSize:

@@ -18,7 +18,7 @@ from stillhouse.runs import history
 from stillhouse.runs.folder import RunFolder, default_folder
 from stillhouse.runs.sweep.folder import SweepFolder
 from stillhouse.runs.sweep.plan import Member, Refusals, SweepPlan, metric_of
-from stillhouse.runs.sweep.processes import Place, RunProcess, places, wait_for, wait_until_free
+from stillhouse.runs.sweep.processes import RunProcess, WorkerSlot, wait_for, wait_until_free, worker_slots
 from stillhouse.runs.sweep.search import GridSearch, OptunaSearch, Search, validations
 from stillhouse.runs.sweep.sharing import shared_texts_key
 
@@ -37,6 +37,7 @@ class SweepResult:
     """
 
     folder: Path
+    """Of the sweep: the runs, under `runs`, and the page that compares them."""
     states: dict[str, str]
     """Run -> "done", "stopped early", "failed", "interrupted" or "to do"."""
     refused: dict[str, dict[str, str]]
@@ -81,7 +82,7 @@ def execute_sweep(plan: SweepPlan, workers: int = 1) -> SweepResult:
             logger.warning(note)
         search, refused = _search(plan)
         try:
-            stopped = _Sweep(plan, search, refused, places(workers)).run()
+            stopped = _Sweep(plan, search, refused, worker_slots(workers)).run()
         finally:
             _write_report(plan.folder)
         if stopped is not None:
@@ -129,12 +130,12 @@ def _facts(plan: SweepPlan, refused: Refusals) -> dict[str, Any]:
         "name": plan.config.name,
         "search": plan.config.search.kind,
         "axes": [*plan.axes, *plan.ranges],
-        "refused": [{"name": name, "values": told} for name, told in refused.names.items()],
+        "refused": [{"name": name, "values": labels} for name, labels in refused.names.items()],
     }
 
 
 def _line(member: Member) -> dict[str, Any]:
-    return {"folder": f"runs/{member.name}", "values": member.told}
+    return {"folder": f"runs/{member.name}", "values": member.labels}
 
 
 def _tell_changes(folder: SweepFolder, known: Mapping[str, Any], members: Sequence[Member]) -> None:
@@ -182,7 +183,7 @@ def _check_unchanged(members: Sequence[Member]) -> None:
 class _Sweep:
     """Starts runs while there are free places, and looks after those that run."""
 
-    def __init__(self, plan: SweepPlan, search: Search, refused: Refusals, free: list[Place]) -> None:
+    def __init__(self, plan: SweepPlan, search: Search, refused: Refusals, free: list[WorkerSlot]) -> None:
         self.plan, self.search, self.refused = plan, search, refused
         self.folder = plan.folder
         self._free = free
@@ -228,7 +229,7 @@ class _Sweep:
             began = True
         return began
 
-    def _prepare(self, member: Member, place: Place) -> bool:
+    def _prepare(self, member: Member, place: WorkerSlot) -> bool:
         """Have the teacher say what is known beforehand, once for all runs that ask the same."""
         key = shared_texts_key(member.resolved.config)
         if key is None or key in self._prepared:
@@ -244,7 +245,7 @@ class _Sweep:
             self.folder.note(member.name, state="to do")
             return False
         if not worker.succeeded:
-            self._failed_run(member, worker.told())
+            self._failed_run(member, worker.failure())
             return False
         self._prepared.add(key)
         return True
@@ -279,7 +280,7 @@ class _Sweep:
         elif self._stop is not None and not worker.crashed:
             self.folder.note(name, state="interrupted" if state == "interrupted" else "to do")
         else:
-            self._failed_run(member, message if state == "failed" and message else worker.told())
+            self._failed_run(member, message if state == "failed" and message else worker.failure())
 
     def _failed_run(self, member: Member, message: str) -> None:
         first = message.splitlines()[0] if message else "for an unknown reason"

@@ -69,8 +69,8 @@ class Combination:
         return "-".join(choice.short for choice in ordered)[:LONGEST_NAME].rstrip("-._")
 
     @property
-    def told(self) -> dict[str, str]:
-        """Axis -> what it is."""
+    def labels(self) -> dict[str, str]:
+        """Axis -> its value, as tables and records show it."""
         return {choice.axis: choice.label for choice in self.choices}
 
 
@@ -79,8 +79,8 @@ class Member:
     """One run of a sweep."""
 
     name: str
-    told: dict[str, str]
-    """Axis -> what it is."""
+    labels: dict[str, str]
+    """Axis -> its value, as tables and records show it."""
     resolved: Resolved
     size: Mapping[str, Any] = field(default_factory=dict)
     """What `stillhouse check` says of it."""
@@ -94,9 +94,9 @@ class Refusals:
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     """Run -> its choices."""
 
-    def add(self, name: str, told: dict[str, str], error: StillhouseError) -> None:
+    def add(self, name: str, labels: dict[str, str], error: StillhouseError) -> None:
         """Note what is wrong with one run."""
-        self.names[name] = told
+        self.names[name] = labels
         faults = error.faults if isinstance(error, ConfigError) else (error,)
         for fault in faults:
             self.by_fault.setdefault(str(fault), []).append(name)
@@ -177,7 +177,7 @@ class SweepPlan:
             resolved = with_shared_signal(resolved, self.folder.shared / "teacher-cache")
         preflight(resolved.config)
         _judged(self.config, resolved.config)
-        return Member(name, combination.told, resolved, self._size(resolved.config))
+        return Member(name, combination.labels, resolved, self._size(resolved.config))
 
     def members(self, combinations: Iterable[Combination]) -> tuple[list[Member], Refusals]:
         """The runs of all combinations, and what the checks refused.
@@ -192,7 +192,7 @@ class SweepPlan:
                 try:
                     found.append(self.member(combination, name))
                 except StillhouseError as error:
-                    refused.add(name, combination.told, error)
+                    refused.add(name, combination.labels, error)
         _all_different(found)
         return found, refused
 
@@ -283,7 +283,7 @@ def _all_different(members: Sequence[Member]) -> None:
             configuration_key(member.resolved.config, ("name", "output", "recipe")), member
         )
         if same is not member:
-            axes = [axis for axis, label in member.told.items() if same.told[axis] != label]
+            axes = [axis for axis, label in member.labels.items() if same.labels[axis] != label]
             raise ConfigError(
                 Fault(
                     " and ".join(axes),

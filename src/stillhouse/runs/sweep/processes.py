@@ -31,8 +31,8 @@ PATIENCE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one of several processes works."""
+class WorkerSlot:
+    """What one of several worker processes has for itself: its number, its threads, its device."""
 
     slot: int
     """Its number, from 0."""
@@ -42,7 +42,7 @@ class Place:
     """What CUDA_VISIBLE_DEVICES is for it; None: as it is."""
 
 
-def places(workers: int) -> list[Place]:
+def worker_slots(workers: int) -> list[WorkerSlot]:
     """Where so many processes work: cores are divided evenly, GPUs are taken in turn."""
     import torch
 
@@ -50,13 +50,13 @@ def places(workers: int) -> list[Place]:
     given = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
     threads = None if workers == 1 else max(1, torch.get_num_threads() // workers)
     several = workers > 1 and len(given) > 1
-    return [Place(n, threads, given[n % len(given)] if several else None) for n in range(workers)]
+    return [WorkerSlot(n, threads, given[n % len(given)] if several else None) for n in range(workers)]
 
 
 class RunProcess:
     """A process that runs one function and logs what it prints."""
 
-    def __init__(self, task: Callable[[], None], log: Path, place: Place) -> None:
+    def __init__(self, task: Callable[[], None], log: Path, place: WorkerSlot) -> None:
         """Start it.
 
         Args:
@@ -100,7 +100,7 @@ class RunProcess:
         if self._process.pid is not None and self._process.is_alive():
             os.kill(self._process.pid, number)
 
-    def told(self) -> str:
+    def failure(self) -> str:
         """Why the task has not come to its end: what it raised, else by its exit code, with the last line of
         its log."""
         code = self._process.exitcode
@@ -130,7 +130,7 @@ class _Surroundings:
     folder: str
     environment: dict[str, str]
     log: str
-    place: Place
+    place: WorkerSlot
 
 
 def _enter(task: Callable[[], None], around: _Surroundings, fault: Connection) -> None:

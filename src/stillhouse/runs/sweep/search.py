@@ -132,7 +132,7 @@ class OptunaSearch:
                 self._trials.fail(trial)
                 if not self._plan.config.skip_refused:
                     raise
-                self._refused.add(name, combination.told, error)
+                self._refused.add(name, combination.labels, error)
                 continue
             self._of_member[name] = trial
             return member
