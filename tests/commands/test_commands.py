@@ -162,6 +162,9 @@ def test_run_eval_and_report_on_a_whole_run(workshop: Workshop) -> None:
     assert workshop.stillhouse("run", "run.yaml", "train.max_steps=1", "name=two").code == 0
     said = workshop.stillhouse("report", "runs", "-o", "both.html", "--title", "One against two")
     assert said.out.strip() == "both.html"
+    assert workshop.stillhouse("report", "runs/one", "runs/two").code == 0
+    assert [path.name for path in workshop.folder.rglob("report.html")] == ["report.html"]
+    assert (workshop.folder / "runs/report.html").exists()
     page = (workshop.folder / "both.html").read_text(encoding="utf-8")
     assert "One against two" in page
     assert "<script src" not in page
