@@ -21,7 +21,7 @@ from stillhouse.runs.own_settings import SETTINGS_FILE, own_settings
 from stillhouse.runs.result import headline
 from stillhouse.runs.sweep.folder import SweepFolder
 from stillhouse.train.callbacks import MetricsLog
-from stillhouse.train.checkpoints import MANIFEST, fault_of, remove, seal
+from stillhouse.train.checkpoints import MANIFEST, fault_of, newest_whole, remove, seal
 
 
 def test_damaged_lines_of_the_metrics_are_left_out_and_told(
@@ -78,7 +78,9 @@ def test_a_json_file_without_an_object_is_named(
 
 
 @pytest.mark.parametrize("text", [*NO_OBJECT, "{}", '{"files": []}', '{"files": {}}', '{"files": null}'])
-def test_a_checkpoint_whose_manifest_says_nothing_is_damaged(tmp_path: Path, text: str) -> None:
+def test_a_checkpoint_whose_manifest_says_nothing_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
     (checkpoint / "weights").write_text("1")
@@ -89,6 +91,8 @@ def test_a_checkpoint_whose_manifest_says_nothing_is_damaged(tmp_path: Path, tex
     (checkpoint / MANIFEST).unlink()
     (checkpoint / MANIFEST).mkdir()
     assert fault_of(checkpoint) == f"has a damaged {MANIFEST}"
+    assert newest_whole(tmp_path) is None
+    assert "no checkpoint in it is whole; training begins again at its first step" in caplog.text
     remove(checkpoint)
     assert not checkpoint.exists()
 

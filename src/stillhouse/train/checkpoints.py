@@ -216,11 +216,14 @@ def fault_of(folder: Path) -> str | None:
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is whole. Damaged ones are named in a warning and passed over."""
-    for checkpoint in sorted(numbered(folder), key=step_of, reverse=True):
+    found = sorted(numbered(folder), key=step_of, reverse=True)
+    for checkpoint in found:
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint
         logger.warning("%s %s; going back to the checkpoint before it.", checkpoint, fault)
+    if found:
+        logger.warning("%s: no checkpoint in it is whole; training begins again at its first step.", folder)
     return None
 
 

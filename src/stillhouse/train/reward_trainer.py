@@ -69,5 +69,6 @@ def train_on_pairs(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     newest = checkpoints.newest_whole(folder)
+    checkpoints.drop_after(folder, -1 if newest is None else checkpoints.step_of(newest))
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return [row for row in trainer.state.log_history if "loss" in row]
