@@ -101,7 +101,8 @@ def filter_files(
         teacher=scorer,
     )
     stage = StageFile(output, header, *shard)
-    prompts = Prompts(np.concatenate([samples.keys_hashed for samples in by_source.values()]))
+    keys = np.concatenate([samples.keys_hashed for samples in by_source.values()])
+    prompts = Prompts(keys)
     if stage.is_finished():
         stage.remove_shards()
         return FilterResult(len(prompts), *written_counts(output, len(prompts)), True)
@@ -109,15 +110,17 @@ def filter_files(
     check = _Check(by_source, filters, held_out, tuple(scored), score)
     own = blocks(len(prompts), BLOCK, *shard)
     _check_shard(prompts, own, check, stage)
+    sources, count, total = list(by_source), len(prompts), len(prompts.of_row)
+    del by_source, scored, check, prompts  # what is joined is indexed anew, and either takes its memory
     written: list[tuple[int, list[Count]]] = []
-    if stage.merge(len(prompts.of_row), lambda rows: written.append(write_filtered(output, header, rows))):
-        result = written[0] if written else written_counts(output, len(prompts))
-        return FilterResult(len(prompts), *result, False)
-    here = stage.partial_rows()
+    if stage.merge(total, lambda rows: written.append(write_filtered(output, header, rows))):
+        result = written[0] if written else written_counts(output, count)
+        return FilterResult(count, *result, False)
+    here, prompts = stage.partial_rows(), Prompts(keys)
     units = [prompts.rows_of(prompt) for block in own for prompt in block]
-    reasons = (reasons_of((Checked.of_row(here[n]) for n in rows), list(by_source)) for rows in units)
+    reasons = (reasons_of((Checked.of_row(here[n]) for n in rows), sources) for rows in units)
     pending = tuple(one.kind for one in filters if one.compares_responses())
-    return FilterResult(len(units), *counts_of(reasons, list(by_source)), False, False, pending)
+    return FilterResult(len(units), *counts_of(reasons, sources), False, False, pending)
 
 
 def check_filters(

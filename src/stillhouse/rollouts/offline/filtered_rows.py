@@ -57,8 +57,8 @@ def _drop_fields(drop: Drop) -> dict[str, str]:
 
 
 class Prompts:
-    """Which rows belong to the same prompt; prompts are in the order of their first rows. In memory are 16
-    bytes a row.
+    """Which rows belong to the same prompt; prompts are in the order of their first rows. In memory are 12
+    bytes a row, and 32 while it is made.
 
     Example:
         >>> Prompts(np.array([7, 9, 7])).rows_of(0)
@@ -67,13 +67,21 @@ class Prompts:
 
     def __init__(self, keys: NDArray[np.int64]) -> None:
         """Group rows by the hash of their key."""
-        _, first, prompt = np.unique(keys, return_index=True, return_inverse=True)
-        place = np.empty_like(first)
-        place[np.argsort(first)] = np.arange(len(first))
-        self.of_row = place[prompt]
+        places = np.int32 if len(keys) < 2**31 else np.int64
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        begins = np.ones(len(keys), dtype=bool)
+        begins[1:] = ordered[1:] != ordered[:-1]
+        del ordered
+        first = order[begins].astype(places)
+        prompt = np.empty_like(first)
+        prompt[np.argsort(first)] = np.arange(len(first), dtype=places)
+        self.of_row = np.empty(len(keys), dtype=places)
         """The prompt of each row."""
-        self._rows = np.argsort(self.of_row, kind="stable")
-        self._starts = np.searchsorted(self.of_row[self._rows], np.arange(len(first) + 1))
+        self.of_row[order] = prompt[np.cumsum(begins, dtype=places) - 1]
+        del order, begins, first, prompt
+        self._rows = np.argsort(self.of_row, kind="stable").astype(places)
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self.of_row))]).astype(places)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -163,6 +171,7 @@ class _Verdicts:
             self._places[number] = row["checked"]["place"]
             keys[number] = key_hash((row["row"]["id"], row["row"].get("sample", 0)))
         self.prompts = Prompts(keys)
+        del keys
         self._compared: dict[int, Checked] = {}
         for place, one in enumerate(filters):
             if one.compares_responses():
@@ -174,10 +183,10 @@ class _Verdicts:
                 continue
             left = np.flatnonzero((self._sources == index) & (self._places > place))
             verdicts = one.apply(_SomeSamples(self._rows, left), FilterContext())
-            for number, drop in zip(left.tolist(), verdicts, strict=True):
+            for number, drop in zip(left, verdicts, strict=True):
                 if drop is not None:
                     self._places[number] = place
-                    self._compared[number] = Checked(source, place, replace(drop, filter=one.kind))
+                    self._compared[int(number)] = Checked(source, place, replace(drop, filter=one.kind))
 
     def reasons(self, prompt: int) -> list[Checked]:
         """Why a prompt is dropped; none if it is kept."""

@@ -94,9 +94,12 @@ class IndexedRows(Mapping[int, Row]):
                 numbers.append(number)
                 offsets.append(offset)
             sizes.append(len(numbers) - before)
-        self._numbers, order = np.unique(np.array(numbers, dtype=np.int64), return_index=True)
-        self._offsets: NDArray[np.int64] = np.array(offsets, dtype=np.int64)[order]
-        self._files = np.repeat(np.arange(len(sizes), dtype=np.min_scalar_type(len(sizes))), sizes)[order]
+        self._numbers = np.frombuffer(numbers, dtype=np.int64)  # the arrays' own memory
+        self._offsets: NDArray[np.int64] = np.frombuffer(offsets, dtype=np.int64)
+        self._files = np.repeat(np.arange(len(sizes), dtype=np.min_scalar_type(len(sizes))), sizes)
+        if not (self._numbers[1:] > self._numbers[:-1]).all():  # of one shard they are in order
+            self._numbers, order = np.unique(self._numbers, return_index=True)
+            self._offsets, self._files = self._offsets[order], self._files[order]
 
     @property
     def nbytes(self) -> int:

@@ -87,6 +87,10 @@ class StoredSamples(SamplesOnDisk):
             DataError: there are two.
         """
         keys = self.keys_hashed
+        ordered = np.sort(keys)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return
+        del ordered
         found, first, counts = np.unique(keys, return_index=True, return_counts=True)
         for key, place, count in zip(found[counts > 1], first[counts > 1], counts[counts > 1], strict=True):
             if len({self[int(one)].key for one in np.flatnonzero(keys == key)}) < count:
