@@ -13,7 +13,7 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Kubernetes and Slurm send SIGTERM before they kill; `sbatch --signal=USR1@120` warns by SIGUSR1."""
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = 5.0
 """Seconds that the interpreter has for its end after a signal; a scheduler kills 30 s after its SIGTERM."""
 Handler = Callable[[int, FrameType | None], None]
 
@@ -74,18 +74,27 @@ def broke_off(error: BaseException) -> bool:
 
 
 def end_soon(code: int) -> None:
-    """End the process with an exit code, unless it ends by itself within `SECONDS_TO_END`, once all is said.
+    """End the process with an exit code, and those that it has started, unless it ends by itself within
+    `SECONDS_TO_END`, once all is said. A further signal changes nothing any more.
 
-    At its end Python waits for every thread of every library. One that a signal has met at its start is
-    known to no pool, so nobody tells it to end, and others go on with their queue: transformers reads all
-    weights that it was asked for.
+    At its end Python waits for every thread and process of every library. A thread that a signal has met at
+    its start is known to no pool, so nobody tells it to end; others go on with their queue: transformers
+    reads all weights that it was asked for.
     """
+    import psutil
+
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:  # one more Ctrl-C would break off what ends the process
+            signal.signal(number, signal.SIG_IGN)
 
     def end() -> None:
         time.sleep(SECONDS_TO_END)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         os._exit(code)
 
     threading.Thread(target=end, name="end soon", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,16 +71,29 @@ def test_ctrl_c_while_loading_leaves_nothing(workshop: Workshop) -> None:
 
 
 def run_beside_a_thread(out: Path, err: Path) -> None:
-    """A run that a signal ends, with a thread of a library that nobody will ever tell to end."""
+    """A run that signals end, with a thread of a library that nobody will ever tell to end."""
     from stillhouse.commands import main
 
     write_to(out, err)
     signals.SECONDS_TO_END = 0.1
     threading.Thread(target=threading.Event().wait, daemon=False).start()
-    interrupt = sends(("valid.jsonl", 1))
+    interrupt, ended = sends(("valid.jsonl", 1)), signals.end_soon
+
+    def end_under_more_signals(code: int) -> None:
+        threading.Thread(target=press_ctrl_c, daemon=True).start()
+        ended(code)
+
+    signals.end_soon = end_under_more_signals
     sys.addaudithook(lambda event, args: interrupt(str(args[0])) if event == "open" else None)
     sys.argv = ["stillhouse", *RUN]
     main()
+
+
+def press_ctrl_c() -> None:
+    """Again and again."""
+    while True:
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_thread_that_never_ends_keeps_no_process_from_ending(workshop: Workshop) -> None:

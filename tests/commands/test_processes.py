@@ -79,6 +79,29 @@ def test_what_is_wrong_for_one_ends_all_and_only_it_says_so(folder: Path) -> Non
     assert "Traceback" not in first + second
 
 
+def test_other_values_in_one_process_are_refused_before_anything_is_trained(folder: Path) -> None:
+    run = ["run", str(folder / "run.yaml"), "name=differs", f"output.folder={folder / 'differs'}"]
+    words = {0: run, 1: [*run, "train.lr=0.25", "train.max_steps=7"]}
+    assert ranks(2, command, folder, words, {}, seconds=200) == [2, 2]
+    together = "".join(said(folder))
+    assert sum(line.startswith("error") for line in together.splitlines()) == 1
+    assert "train.max_steps: is not the same in all processes of the run; got 6 in process 0, 7" in together
+    assert "train.lr: is not the same" in together
+
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("train.jsonl", "valid.jsonl"):
+        (elsewhere / name).write_bytes((folder / name).read_bytes())
+    own = [f"data.train={elsewhere / 'train.jsonl'}", f"data.valid={elsewhere / 'valid.jsonl'}"]
+    assert ranks(2, command, folder, {0: run, 1: [*run, *own]}, {}, seconds=200) == [0, 0]
+    (elsewhere / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes().partition(b"\n")[2])
+    words = {0: [*run, "name=rows", f"output.folder={folder / 'rows'}"]}
+    words[1] = [*words[0], *own]
+    assert ranks(2, command, folder, words, {}, seconds=200) == [2, 2]
+    assert "data.train: is not the same" in "".join(said(folder))
+    assert not (folder / "rows").exists()
+
+
 def test_killed_and_stopped_it_is_said_which_and_goes_on(folder: Path) -> None:
     run = ["run", str(folder / "run.yaml")]
     assert in_two(folder, *run, dies={1: nth(1, "os.rename", "checkpoint-4/stillhouse-1.pt")})[1] == -9

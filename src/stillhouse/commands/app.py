@@ -109,6 +109,9 @@ def main() -> None:
         if signals.broke_off(error):
             signals.end_soon(int(error.code or 0))
         raise
+    except KeyboardInterrupt as again:  # while the first one was being told
+        signals.end_soon(signals.exit_code_of(again))
+        sys.exit(signals.exit_code_of(again))
     except BaseException as error:
         others = other_processes.current()
         told_by_another = others is not None and not others.tells()

@@ -39,6 +39,7 @@ from stillhouse.runs.pruning import describe_pruning
 from stillhouse.runs.recording import recorded
 from stillhouse.runs.resolve import Resolved
 from stillhouse.runs.result import Result, headline
+from stillhouse.runs.same_values import check_same_rows, check_same_values
 from stillhouse.runs.servers import report_server_usage
 from stillhouse.runs.training_arguments import training_arguments
 from stillhouse.train import checkpoints
@@ -59,10 +60,12 @@ def execute(resolved: Resolved, resume: bool = False) -> Result:
         folder.check(resume)
         changes = _changes(folder, resolved) if resume else {}
         preflight(config)
+        check_same_values(config)
         for note in resolved.notes:
             logger.warning(note)
         with console.phase("Loading models and data"):
             parts = assemble(config, folder.read(PRUNING) if resume else None)
+            check_same_rows(parts)
             _check_trainable(parts)
             questions = held_out_prompts(config, parts.data, parts.tokenizer)
             check_tasks(config, parts.tokenizer)
