@@ -152,6 +152,8 @@ def train(parts: Parts, folder: RunFolder, interrupt: Interrupt, checkpoint: Pat
     bar = ProgressBar(f"Training {config.name}", step)
     callbacks = [log, *([validation] if validation else []), saver, bar, StopOnSignal(interrupt)]
     trainer = make_trainer(parts, step, student, arguments, callbacks)
+    if validation is not None:
+        validation.report = trainer.report
     if checkpoint is not None:
         saved = trainer.load_step(checkpoint)
         if validation is not None:

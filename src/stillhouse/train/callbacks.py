@@ -78,7 +78,13 @@ class MetricsLog(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Add the step's metrics to the trainer's log row, also for TensorBoard and others, and write it."""
+        """Add the step's metrics to the trainer's log row, also for TensorBoard and others, and write it.
+
+        The row that ends a training loses its mean loss: of steps behind the last row, which only a signal
+        leaves, it would have this process's part, and the others' not.
+        """
+        if logs is not None:
+            logs.pop("train_loss", None)
         if logs is None or "learning_rate" not in logs:
             return
         row = measured(self._step)
@@ -118,7 +124,14 @@ class Validation(TrainerCallback):
         self._measure = measure
         self._keep_best = keep_best
         self._steps_per_epoch = steps_per_epoch
+        self._unreported: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self.report: Callable[[dict[str, float]], None] | None = None
+        """Passes values on to the loggers of `train.report_to`."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report what was measured before the training began, and with it the loggers."""
+        self._report()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Validate when due; before a checkpoint of the same step, so that it is part of it."""
@@ -129,6 +142,12 @@ class Validation(TrainerCallback):
             state.global_step >= state.max_steps,
         ):
             self.now(progress_of(state, self._steps_per_epoch), state.is_world_process_zero)
+            self._report()
+
+    def _report(self) -> None:
+        if self.report is not None and self._unreported:
+            self.report(self._unreported)
+        self._unreported = {}
 
     def now(self, progress: Progress, main: bool = True) -> None:
         """Measure, log, update the schedules, keep the weights if they are the best so far."""
@@ -142,6 +161,7 @@ class Validation(TrainerCallback):
         spent = time.perf_counter() - start
         self._log.pause(spent)
         self._step.observe("dev_loss", values["loss"], progress)
+        self._unreported = values
         if main:
             self._log.write("valid", step, {**values, "seconds/evaluate": spent})
         name = self._config.best_by if self._config.best_by in values else "loss"

@@ -78,7 +78,8 @@ class TrainConfig(StrictConfig):
     fused: FusedConfig = FusedConfig()
     """Memory budget and precision of the loss over the language-model head."""
     report_to: ListOf[str] = ()
-    """Loggers of Hugging Face: tensorboard, wandb, trackio, ..."""
+    """Loggers of Hugging Face: tensorboard, wandb, trackio, ... The first process alone reports, the rows of
+    metrics.jsonl; of validation as eval/loss and so on."""
     hf: dict[str, Any] = Field(default_factory=dict)
     """Further fields of transformers.TrainingArguments, passed through as they are."""
 

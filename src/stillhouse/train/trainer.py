@@ -189,6 +189,13 @@ class StepTrainer(CheckpointLoading):
             return None
         return sum(place < left for place in self.driver.step.world.local_indices(count))
 
+    def report(self, measured: dict[str, float]) -> None:
+        """Pass what was measured on held-out prompts on to the loggers of `report_to`, and leave the row of
+        the step to come as it is due."""
+        due = self.control.should_log
+        self.log({f"eval_{name}": value for name, value in measured.items()})
+        self.control.should_log = due
+
     def save_given_up_step(self) -> None:
         """Write the checkpoint of the last finished step, after a signal has broken off the one behind it."""
         self.model.zero_grad()
