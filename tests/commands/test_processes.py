@@ -122,6 +122,7 @@ def test_killed_and_stopped_it_is_said_which_and_goes_on(folder: Path) -> None:
     assert (state["state"], "SIGTERM" in state["message"]) == ("interrupted", True)
 
     assert in_two(folder, *run, "--resume") == [0, 0]
+    assert "missing keys" not in (folder / "0.err").read_text()  # the head is the embedding
     assert "Student:" in (folder / "0.out").read_text()
     assert (folder / "1.out").read_text() == ""
     assert outcome(folder / "together")["rows"][-1]["step"] == 6

@@ -104,14 +104,14 @@ def memory_by_phase(
     """An estimate of the bytes that each phase of a run takes on one device, by part: of the whole process on
     a CPU, of the device on a GPU.
 
-    Gradients are there from the first backward pass of a step to the end of the step, under FSDP2 whole until
-    the last one, Adam's two moments from
-    the first step on. A step keeps about 28 numbers of the hidden size for each token and layer, or 2 and one
-    layer's 56 with gradient checkpointing, a chunk of logits and the head's gradient before it is added;
-    generation keeps keys and values, on a GPU also between its calls. Quantised weights are dequantised a
-    layer at a time. Vision towers keep what `TowerSize` says. Of sharded weights two layers are whole at a
-    time in a step, the one that runs and the one that is fetched, and the head; all of them while the student
-    writes or is evaluated. docs/estimates.md compares it with measured runs.
+    Gradients are there from the first backward pass of a step to the end of the step, under FSDP2 whole
+    until the last one, Adam's two moments from the first step on. A step keeps about 28 numbers of the
+    hidden size for each token and layer, or 2 and one layer's 56 with gradient checkpointing, a chunk of
+    logits and the head's gradient before it is added; generation keeps keys and values, on a GPU also
+    between its calls. Quantised weights are dequantised a layer at a time. Vision towers keep what
+    `TowerSize` says. Of sharded weights two layers are whole at a time in a step, the one that runs and
+    the one that is fetched, and the head; all of them while the student writes or is evaluated.
+    docs/estimates.md compares it with measured runs.
 
     Args:
         config: the run.

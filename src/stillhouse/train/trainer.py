@@ -51,6 +51,12 @@ class CheckpointLoading(Trainer):
             if not self.is_fsdp_enabled:  # which has a file of its own, with the names of the model
                 load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Not of weights that are tied to others, such as a head to the embedding: no file holds them twice."""
+        tied = getattr(unwrap(self.model), "all_tied_weights_keys", None) or ()
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The random states of this process; the file has one for each device.
 
