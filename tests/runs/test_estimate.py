@@ -123,6 +123,11 @@ def test_check_estimates_for_a_gpu_that_is_not_there(workshop: Workshop) -> None
     assert re.search(r"estimated \(GB\) +0\.0*[1-9]\d? *$", said, flags=re.MULTILINE), "no tail of zeros"
     said = workshop.stillhouse("check", "run.yaml", "--gpu-memory", "1MB").out
     assert said.count("lower train.micro_batch_size") == 1, "what to do is said once"
+    for value in ("80", "0GB"):
+        assert "Say the unit" in workshop.refused("check", "run.yaml", "--gpu-memory", value)
+    assert "data.token_cache (command line): is empty" in workshop.refused(
+        "check", "run.yaml", "data.token_cache=''"
+    )
     assert "--gpu-memory: is a size such as 500MB" in workshop.refused(
         "check", "run.yaml", "--gpu-memory", "x"
     )

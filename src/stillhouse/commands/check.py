@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the keys that --json prints; a key that changes its meaning or goes makes it one more."""
 
+SMALLEST_GPU = 10**6
+"""Bytes; what is less was meant in another unit."""
+
 Parallel = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="How they share the student: ddp, fsdp2, hsdp, zero2, zero3."),
@@ -232,7 +235,7 @@ def _gpu(memory: str | None) -> GpuSize | None:
     """The GPU that --gpu-memory describes.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: it is no size, or a number of bytes that was meant to be one of gigabytes.
     """
     from stillhouse.config.sizes import parse_bytes
     from stillhouse.runs.memory import GpuSize
@@ -240,9 +243,13 @@ def _gpu(memory: str | None) -> GpuSize | None:
     if memory is None:
         return None
     try:
-        return GpuSize(f"a GPU of {memory}", parse_bytes(memory))
+        size = parse_bytes(memory)
     except ValueError as error:
         raise ConfigError(Fault("--gpu-memory", str(error), got=memory)) from error
+    if size < SMALLEST_GPU:
+        hint = "Say the unit: 80GB."
+        raise ConfigError(Fault("--gpu-memory", f"is {size} bytes, which no GPU has", got=memory, hint=hint))
+    return GpuSize(f"a GPU of {memory}", size)
 
 
 def _devices(count: int, parallel: str | None, shard_size: int | None) -> Devices:

@@ -14,7 +14,7 @@ def parse_bytes(value: Any) -> Any:
     """A number of bytes, or text such as `500MB`, `20 GB` or `1.5GiB`."""
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", value.upper())
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", value.upper())
     if found is None or found[2] not in UNITS:
         raise ValueError("is a size such as 500MB, 20GB or 1.5GiB")
     return int(float(found[1]) * UNITS[found[2]])

@@ -62,7 +62,13 @@ def _possible(path: Path) -> Path:
     return path
 
 
-FilePath = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
+def _given(path: Any) -> Any:
+    if path == "":  # which would be the working directory
+        raise PydanticCustomError("path", "is empty; a path is needed, . for the working directory")
+    return path
+
+
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_given), AfterValidator(_possible)]
 """A path, given as a string."""
 
 ListOf = Annotated[tuple[T, ...], Field(strict=False)]

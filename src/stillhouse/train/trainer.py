@@ -52,7 +52,7 @@ class CheckpointLoading(Trainer):
                 load_renamed(unwrap(self.model if model is None else model), Path(resume_from_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Not of weights that are tied to others, such as a head to the embedding: no file holds them twice."""
+        """Not of weights that are tied to others, as a head to the embedding: no file holds them twice."""
         tied = getattr(unwrap(self.model), "all_tied_weights_keys", None) or ()
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
