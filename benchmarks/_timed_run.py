@@ -2,31 +2,24 @@
 
     python benchmarks/_timed_run.py RUN.yaml TIMES.json
 
-TIMES.json has seconds by the clock by phase, and of the whole run from when its configuration was read.
+TIMES.json has seconds by phase, by the clock and of the processor, and those of the whole run from when its
+configuration was read.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from stillhouse.commands import main
 from stillhouse.files import write_json
-from stillhouse.runs import execute
-from stillhouse.runs.measured_steps import Stopwatch
-from stillhouse.train.trainer import StepTrainer
+from stillhouse.runs.run_watch import RunWatch, minus
 
 
 def timed(file: str, times: Path) -> None:
     """Run, and write what it took."""
-    watch, whole = Stopwatch(), Stopwatch()
-    with (
-        watch.on(execute, assemble="loading", evaluate_system="evaluation", export="export"),
-        watch.on(execute, _write_report="report"),
-        watch.on(StepTrainer, _save_checkpoint="checkpoints"),
-        whole.on(execute, execute="run"),
-    ):
+    watch = RunWatch()
+    with watch.on():
         command, sys.argv = sys.argv, ["stillhouse", "run", file]
         try:
             main()
@@ -35,17 +28,15 @@ def timed(file: str, times: Path) -> None:
                 raise
         finally:
             sys.argv = command
-    (metrics,) = Path(file).parent.rglob("metrics.jsonl")
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    names = ("loading", "evaluation", "export", "report", "checkpoints")
-    between = sum(watch.of("checkpoints")[:-1])  # which the next row of the metrics counts as its own
+    names = ("loading", "evaluation", "export", "report", "checkpoints", "validation")
+    clock, processor = (sum(one[by] for one in watch.training.steps) for by in (0, 1))
     write_json(
         times,
         {
-            "run": sum(whole.of("run")),
-            **{name: sum(watch.of(name)) for name in names},
-            "training": sum(row["seconds"] for row in rows if row["phase"] == "train") - between,
-            "validation": sum(row["seconds/evaluate"] for row in rows if row["phase"] == "valid"),
+            "run": watch.whole.together(),
+            **{name: watch.phases.together(name) for name in names},
+            "generation": watch.writing.spent,
+            "training": minus((clock, processor), watch.writing.spent),
         },
     )
 

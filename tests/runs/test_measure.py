@@ -11,9 +11,10 @@ import yaml
 from transformers import AutoConfig
 
 from stillhouse.runs.measure import PROBE, StepCost, aside, predict, with_layers
-from stillhouse.runs.measured_steps import StepWatch, measured
+from stillhouse.runs.measured_steps import measured
 from stillhouse.runs.model_sizes import without_weights
 from stillhouse.runs.resolve import resolve
+from stillhouse.runs.run_watch import StepWatch
 from stillhouse.runs.teacher_cache import fill_cache
 from stillhouse.train.step import Step
 from tests.workshop import Workshop

@@ -314,5 +314,7 @@ def _measured(config: RunConfig, size: RunSize | None, gpu: GpuSize | None) -> T
         taken = measure(config)
     predicted = predicted and predicted.for_tokens(taken.step.tokens)
     memory = None if size is None else peak_of_steps(config, size, taken.tokens, gpu)
-    time = None if size is None else time_facts(time_of_run(config, size, taken.run))
+    time = None
+    if size is not None:
+        time = time_facts(*(time_of_run(config, size, one) for one in (taken.run, taken.run_processor)))
     return TwoSteps(taken, predicted, memory, steps_facts(taken, predicted, memory), time)

@@ -217,6 +217,10 @@ class ResponsesConfig(StrictConfig):
         """
         return {"student": steps * batch_size} if "student" in self.sources() else {}
 
+    def follows_schedule(self) -> bool:
+        """Whether a schedule may let the student write less than `generated_responses` says."""
+        return False
+
     @abstractmethod
     def sources(self) -> frozenset[str]:
         """The sources of the responses that it provides; each needs an objective."""

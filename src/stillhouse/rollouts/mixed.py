@@ -56,6 +56,10 @@ class StudentShareConfig(ResponsesConfig):
         base: dict[str, int] = self.base.generated_responses(prompts, steps, batch_size)
         return base | ({"student": own * batch_size} if own else {})
 
+    def follows_schedule(self) -> bool:
+        """Whether the share of the steps is one."""
+        return not isinstance(getattr(self, "student_share", 1.0), int | float)
+
     def sequences_per_prompt(self) -> int:
         """As many as `base`, if that is more than one."""
         return int(self.base.sequences_per_prompt())

@@ -10,7 +10,7 @@ from stillhouse.console.format import MISSING, byte_size, compact_number, count,
 
 if TYPE_CHECKING:
     from stillhouse.runs.measure import MeasuredCost, StepCost
-    from stillhouse.runs.wall_time import Seconds
+    from stillhouse.runs.wall_time import Range
 
 Row = tuple[str, str]
 
@@ -63,12 +63,13 @@ def print_chain(stages: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any
 
 def print_times(time: Mapping[str, Any]) -> None:
     """Each phase of the whole run."""
-    rows = [(phase, _range(seconds)) for phase, seconds in time["phases"].items()]
+    processor = time["processor_phases"]
+    rows = [(phase, _range(seconds), _range(processor[phase])) for phase, seconds in time["phases"].items()]
     console.print_table(
-        ("phase", "time"),
-        rows,
+        ("phase", "time", "of the processor"),
+        [*rows, ("all", _range(time["seconds"]), _range(time["processor_seconds"]))],
         title="Time by phase, from the two steps",
-        note="From responses and rows like the measured ones to the longest.",
+        note="From the shortest responses that the trained student may come to write to the longest.",
     )
 
 
@@ -140,16 +141,26 @@ def print_values(provenance: Mapping[str, Mapping[str, Any]], everything: bool, 
     console.print_table(("value", "is", "from"), [*chosen, *defaults], title=title, note=note)
 
 
-def time_facts(phases: Mapping[str, Seconds | None]) -> dict[str, Any]:
-    """Plain values of the time of a whole run, under names that stay."""
+def time_facts(phases: Mapping[str, Range | None], processor: Mapping[str, Range | None]) -> dict[str, Any]:
+    """Plain values of the time of a whole run, under names that stay.
+
+    Args:
+        phases: by the clock.
+        processor: the same in seconds of the processor.
+    """
     from stillhouse.runs.wall_time import whole
 
-    together = whole(phases)
     return {
-        "seconds": [together.low, together.high],
+        "seconds": _ends(whole(phases)),
+        "processor_seconds": _ends(whole(processor)),
         "unknown": [phase for phase, one in phases.items() if one is None],
-        "phases": {phase: None if one is None else [one.low, one.high] for phase, one in phases.items()},
+        "phases": {phase: _ends(one) for phase, one in phases.items()},
+        "processor_phases": {phase: _ends(one) for phase, one in processor.items()},
     }
+
+
+def _ends(one: Range | None) -> list[float] | None:
+    return None if one is None else [one.low, one.high]
 
 
 def steps_facts(taken: MeasuredCost, predicted: StepCost | None, memory: float | None) -> dict[str, Any]:

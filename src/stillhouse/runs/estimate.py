@@ -61,13 +61,15 @@ def this_gpu() -> GpuSize | None:
 class DataPace:
     """How the training data of a run compares with the first rows of it, which `check --measure` trains on.
 
-    Example: `DataPace(reading=1.2, longer=1.05)`
+    Example: `DataPace(reading=1.2, longer=1.05, response=24.5)`
     """
 
     reading: float
     """Seconds that it took to read and tokenise all data."""
     longer: float
     """Mean length of its prompts and responses, over that of the first rows."""
+    response: float | None
+    """Mean length of its responses in tokens; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def run_size(
         "cache_bytes": caches,
         **memory_facts(memory, gpu, devices),
     }
-    pace = DataPace(reading, _longer(data.train, config.train.batch_size))
+    pace = DataPace(reading, _longer(data.train, config.train.batch_size), _mean_response(data.train))
     return RunSize(rows, memory, facts, writes, pace, student, held, work)
 
 
@@ -211,6 +213,12 @@ def _longer(prompts: Sequence[Prompt], batch_size: int) -> float:
         return sum(lengths) / len(lengths)
 
     return mean(prompts) / mean(prompts[: 2 * batch_size])
+
+
+def _mean_response(prompts: Sequence[Prompt]) -> float | None:
+    """Tokens of a response of the data in the mean; None where it has none."""
+    lengths = [len(prompt.response_ids) for prompt in prompts if prompt.response_ids]
+    return sum(lengths) / len(lengths) if lengths else None
 
 
 def peak_of_steps(config: RunConfig, size: RunSize, tokens: int, gpu: GpuSize | None = None) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,8 +31,9 @@ from stillhouse.models.readers import auto_class
 from stillhouse.runs.config import RunConfig
 from stillhouse.runs.measured_steps import MARK
 from stillhouse.runs.model_sizes import empty_student, without_weights
+from stillhouse.runs.run_watch import CLOCK, PROCESSOR, Spent, minus
 from stillhouse.runs.tokenizers import tokenizers
-from stillhouse.runs.wall_time import MeasuredEvaluation, MeasuredPhases
+from stillhouse.runs.wall_time import MeasuredPhases, MeasuredStep, MeasuredWriting
 
 STEPS = 2
 REPEATS = 2
@@ -87,7 +89,7 @@ class StepCost:
 class MeasuredCost:
     """What two steps took.
 
-    Example: `MeasuredCost(1.21e9, tokens=1024, step=StepCost(0.84, 0.83, {...}), threads=1, run=...)`
+    Example: `MeasuredCost(1.21e9, tokens=1024, step=StepCost(0.84, 0.83, {...}), threads=1, ...)`
     """
 
     peak_memory: float
@@ -98,7 +100,9 @@ class MeasuredCost:
     """The second one; the first one also pays for what is set up once."""
     threads: int
     run: MeasuredPhases
-    """What the run of these steps took besides."""
+    """What the run of these steps took, by the clock."""
+    run_processor: MeasuredPhases
+    """The same in seconds of the processor."""
 
     @property
     def share_of_processor(self) -> float:
@@ -116,11 +120,20 @@ def measure(config: RunConfig) -> MeasuredCost:
         TrainingError: the run failed; the message ends with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="stillhouse-measure-") as folder:
-        began = time.perf_counter()
+        began = spent_on_processes()
         (found,) = _run(config, [{}], Path(folder))
-        process = time.perf_counter() - began
-    cost, phases = _step_cost(found), _phases(found, starting=max(0.0, process - found["took"]))
-    return MeasuredCost(found["memory"], found["tokens"], cost, found["threads"], phases)
+        process = minus(spent_on_processes(), began)
+    phases = [
+        _phases(found[name], starting=max(0.0, process[by] - found["took"][by]))
+        for by, name in ((CLOCK, "run"), (PROCESSOR, "run_processor"))
+    ]
+    return MeasuredCost(found["memory"], found["tokens"], _step_cost(found), found["threads"], *phases)
+
+
+def spent_on_processes() -> Spent:
+    """The clock, and the processor's seconds of all processes that this one started and that have ended."""
+    times = os.times()
+    return time.perf_counter(), times.children_user + times.children_system, times.children_system
 
 
 def predict(config: RunConfig, repeats: int = REPEATS) -> StepCost | None:
@@ -317,8 +330,15 @@ def _step_cost(found: Mapping[str, Any]) -> StepCost:
 
 
 def _phases(found: Mapping[str, Any], starting: float) -> MeasuredPhases:
-    evaluations = [MeasuredEvaluation(**one) for one in found["run"]["evaluations"]]
-    return MeasuredPhases(starting=starting, **{**found["run"], "evaluations": evaluations})
+    return MeasuredPhases(
+        starting,
+        **{
+            **found,
+            "steps": [MeasuredStep(**one) for one in found["steps"]],
+            "writings": {name: MeasuredWriting(**one) for name, one in found["writings"].items()},
+            "evaluations": [MeasuredWriting(**one) for one in found["evaluations"]],
+        },
+    )
 
 
 def _fastest(found: Sequence[Mapping[str, Any]]) -> StepCost:
