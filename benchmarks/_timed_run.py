@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stillhouse.commands import main
 from stillhouse.files import write_json
-from stillhouse.runs.run_watch import RunWatch, minus
+from stillhouse.runs.run_watch import RunWatch, minus, plus
 
 
 def timed(file: str, times: Path) -> None:
@@ -29,14 +29,13 @@ def timed(file: str, times: Path) -> None:
         finally:
             sys.argv = command
     names = ("loading", "evaluation", "export", "report", "checkpoints", "validation")
-    clock, processor = (sum(one[by] for one in watch.training.steps) for by in (0, 1))
     write_json(
         times,
         {
             "run": watch.whole.together(),
             **{name: watch.phases.together(name) for name in names},
             "generation": watch.writing.spent,
-            "training": minus((clock, processor), watch.writing.spent),
+            "training": minus(plus(*watch.training.steps), watch.writing.spent),
         },
     )
 
