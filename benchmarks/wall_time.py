@@ -44,7 +44,6 @@ CASES: dict[str, dict[str, Any]] = {
     "kd, 0.6M": {**TINY, "recipe": "kd", "batch": 32, "limit": None},
     "gkd, 0.6M": {**TINY, "recipe": "gkd"},
     "csd, 0.6M": {**TINY, "recipe": "csd"},
-    "distillm2, 0.6M": {**TINY, "recipe": "distillm2"},
     "kd, 9M": {**TINY, "recipe": "kd", "model": llama(256, 6, 8192), "steps": 40},
 }
 TRY: dict[str, Any] = {**TINY, "recipe": "kd", "steps": 4, "batch": 8, "limit": 8}

@@ -33,24 +33,40 @@ def two_steps() -> str:
 
 
 def whole_runs() -> str:
-    """One row for each phase, with the prediction and the truth of each run."""
+    """One row for each run, and one for each phase with the seconds of the processor of each run."""
     found = _read("wall_time")
     runs = found["rows"]
     head = [
-        "| seconds | " + " | ".join(f"{run['case']}: predicted | measured" for run in runs) + " |",
-        "|---|" + "--:|--:|" * len(runs),
+        "| run | steps | processor: predicted (s) | measured (s) | ratio "
+        "| clock: predicted (s) | measured (s) | ratio | share of the processor |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     rows = [
-        f"| {phase} | " + " | ".join(_pair(run["phases"][phase]) for run in runs) + " |"
-        for phase in runs[0]["phases"]
+        f"| {run['case']} | {run['steps']} | {_compared(run['processor'])} | {_compared(run['clock'])} | "
+        f"{_shares(run['share of the processor'])} |"
+        for run in runs
     ]
-    rows.append("| **whole run** | " + " | ".join(map(_pair, runs)) + " |")
-    rows.append("| ratio | " + " | ".join(f"{_range(run['ratio'], 2)} |" for run in runs) + " |")
-    return "\n".join([*head, *rows, "", _how(found)])
+    by_phase = [
+        "| processor, predicted (measured), in s | " + " | ".join(run["case"] for run in runs) + " |",
+        "|---|" + "--:|" * len(runs),
+    ]
+    phases = [
+        f"| {phase} | " + " | ".join(_pair(run["processor"]["phases"][phase]) for run in runs) + " |"
+        for phase in runs[0]["processor"]["phases"]
+    ]
+    return "\n".join([*head, *rows, "", *by_phase, *phases, "", _how(found)])
+
+
+def _compared(one: Mapping[str, Any]) -> str:
+    return f"{_range(one['predicted'], 1)} | {one['measured']:.1f} | {_range(one['ratio'], 2)}"
+
+
+def _shares(one: Mapping[str, float]) -> str:
+    return f"{one['two steps']:.0%}, then {one['run']:.0%}"
 
 
 def _pair(one: Mapping[str, Any]) -> str:
-    return f"{_range(one['predicted'], 1)} | {one['measured']:.1f}"
+    return f"{_range(one['predicted'], 1)} ({one['measured']:.1f})"
 
 
 def _range(ends: Sequence[float], digits: int) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from transformers import AutoConfig
 
+from stillhouse.engines.base import Engine, Sampling
+from stillhouse.rollouts.generator import ResponseGenerator
 from stillhouse.runs.measure import PROBE, StepCost, aside, predict, with_layers
 from stillhouse.runs.measured_steps import measured
 from stillhouse.runs.model_sizes import without_weights
 from stillhouse.runs.resolve import resolve
-from stillhouse.runs.run_watch import StepWatch
+from stillhouse.runs.run_watch import StepWatch, WritingWatch
 from stillhouse.runs.teacher_cache import fill_cache
 from stillhouse.train.step import Step
 from tests.workshop import Workshop
@@ -98,6 +101,13 @@ def test_a_run_is_watched_and_the_step_is_itself_again(workshop: Workshop, tmp_p
     with pytest.raises(ZeroDivisionError), StepWatch().on(Step):
         raise ZeroDivisionError
     assert (Step.prepare, Step.loss, Step.finish) == methods
+
+
+def test_a_model_that_is_asked_for_nothing_has_not_written() -> None:
+    watch, unused = WritingWatch(), cast(Engine, None)
+    with watch.on(ResponseGenerator):
+        assert ResponseGenerator(unused, "student", Sampling(), lambda: 0).generate([], seed=1) == []
+    assert watch.by_source == {}, "seconds a response would divide by none"
 
 
 def test_a_cost_in_proportion_to_tokens() -> None:

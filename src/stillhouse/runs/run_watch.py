@@ -155,6 +155,8 @@ class WritingWatch:
         def watched(itself: Any, *args: Any, **options: Any) -> Any:
             began = now()
             responses = generate(itself, *args, **options)
+            if not responses:
+                return responses
             written = self.by_source.setdefault(itself.source, Written())
             written.spent = plus(written.spent, since(began))
             written.responses += len(responses)

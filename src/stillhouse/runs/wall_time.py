@@ -160,7 +160,7 @@ def _training(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> Range:
     first, last = taken.steps[0], taken.steps[-1]
     saved = [max(one.kernel, one.teacher if filling else 0.0) for one in taken.steps]
     low = min(
-        (one.seconds - one.optimiser - less) / one.tokens
+        max(0.0, one.seconds - one.optimiser - less) / one.tokens
         for one, less in zip(taken.steps, saved, strict=True)
     )
     high = (last.seconds - last.optimiser) / last.tokens
@@ -215,21 +215,23 @@ def _generation(config: RunConfig, size: RunSize, taken: MeasuredPhases) -> Rang
     for name, most in size.writes.items():
         if name == EVALUATION or not most.responses:
             continue
-        one = taken.writings.get(name)
-        if one is not None:
-            all_of_them = exactly(one.seconds / one.responses * most.responses)
-            if name == "student":
-                all_of_them = all_of_them.times(lengths.low / one.length, lengths.high / one.length)
-        elif (
-            taken.evaluations
-        ):  # none in these two steps, as a schedule may have it: as fast as in evaluation
-            seconds = sum(each.seconds for each in taken.evaluations)
-            all_of_them = exactly(seconds / sum(each.tokens for each in taken.evaluations) * most.responses)
-            all_of_them = all_of_them.times(lengths.low, lengths.high)
-        else:
+        one = taken.writings.get(name) or _in_evaluation(taken)
+        if one is None:
             return None
-        found += all_of_them.times(_sure(config) if name == "student" else 1.0, 1.0)
+        responses = exactly(one.seconds / one.responses * most.responses)
+        if name == "student" or name not in taken.writings:
+            responses = responses.times(lengths.low / one.length, lengths.high / one.length)
+        found += responses.times(_sure(config) if name == "student" else 1.0, 1.0)
     return found
+
+
+def _in_evaluation(taken: MeasuredPhases) -> MeasuredWriting | None:
+    """Of all systems together: stands for a model that wrote nothing in these steps, as a schedule may."""
+    responses = sum(one.responses for one in taken.evaluations)
+    if not responses:
+        return None
+    every = taken.evaluations
+    return MeasuredWriting(sum(one.seconds for one in every), responses, sum(one.tokens for one in every))
 
 
 def _validation(taken: MeasuredPhases, later: int, lengths: Range) -> Range:
