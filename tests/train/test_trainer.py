@@ -19,11 +19,12 @@ from stillhouse.train.step import Method, Step
 from stillhouse.train.trainer import CheckpointLoading, StepTrainer
 
 
-def test_the_adapter_shadows_three_methods_of_the_loop_and_three_that_load_a_checkpoint() -> None:
+def test_the_adapter_shadows_three_methods_of_the_loop_and_four_that_load_a_checkpoint() -> None:
     own = {**vars(CheckpointLoading), **vars(StepTrainer)}
     ours = {name for name in own if not name.startswith("__")}
     loop = {"get_batch_samples", "training_step", "compute_loss"}
     loading = {"_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"}
+    loading |= {"_issue_warnings_after_load"}
     assert ours & set(dir(Trainer)) == loop | loading
 
 
