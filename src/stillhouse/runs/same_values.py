@@ -25,7 +25,7 @@ def check_same_values(config: RunConfig) -> None:
     Raises:
         ConfigError: on all of them, with every value that is not the same.
     """
-    _compare({path: _without_places(value) for path, value in flatten(config).items()})
+    _compare({path: _without_absolute_paths(value) for path, value in flatten(config).items()})
 
 
 def check_same_rows(parts: Parts) -> None:
@@ -38,9 +38,9 @@ def check_same_rows(parts: Parts) -> None:
     _compare({**sets, "data.train (rows)": len(parts.data.train)})
 
 
-def _without_places(value: Any) -> Any:
+def _without_absolute_paths(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [_without_absolute_paths(item) for item in value]
     return "an absolute path" if isinstance(value, str) and os.path.isabs(value) else value
 
 
