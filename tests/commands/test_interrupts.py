@@ -65,7 +65,8 @@ def test_ctrl_c_while_loading_leaves_nothing(workshop: Workshop) -> None:
     before = workshop.listing()
     said = workshop.in_child(*RUN, hook=sends(("valid.jsonl", 1)))
     assert said.code == 130
-    assert "stillhouse run run.yaml" in said.err
+    assert "stillhouse run run.yaml" in said.err.splitlines()[-1]
+    assert said.err.count("Interrupted by") == 1
     assert "--resume" not in said.err
     assert workshop.listing() == before
 

@@ -41,6 +41,10 @@ app = typer.Typer(
 )
 
 
+class Interrupted(typer.Exit):
+    """A signal has ended the command, which has said so itself."""
+
+
 TOGETHER = frozenset({"run", "eval"})
 """Commands that several processes run together (torchrun, accelerate launch)."""
 BY_SHARES = frozenset({"generate", "curate", "cache"})
@@ -150,10 +154,9 @@ def _run_command() -> None:
         _show(error)
         sys.exit(error.exit_code)
     except SystemExit as error:
-        stopped = getattr(
-            error.__context__, "__cause__", None
-        )  # typer turns every interruption into exit code 130, without a word
-        if not isinstance(stopped, KeyboardInterrupt):
+        ended = error.__context__  # typer turns every interruption into exit code 130, without a word
+        stopped = getattr(ended, "__cause__", None)
+        if isinstance(ended, Interrupted) or not isinstance(stopped, KeyboardInterrupt):
             raise
         if (fault := other_processes.fault_before_signal()) is not None:
             _show(fault)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse import console, signals
-from stillhouse.commands.app import RUN, app
+from stillhouse.commands.app import RUN, Interrupted, app
 from stillhouse.commands.options import Overrides, RunFile
 from stillhouse.core import other_processes
 from stillhouse.core.launcher import start_again
@@ -89,7 +89,7 @@ def run(
             raise fault from error
         other_processes.leave(f"{other_processes.STOPPED} {signals.name_of(error)}")
         _tell_how_to_go_on(error, file, [*given, *parent], folder)
-        raise typer.Exit(signals.exit_code_of(error)) from error
+        raise Interrupted(signals.exit_code_of(error)) from error
     if result.signal is not None:
         stopped = signals.Stopped(result.signal)
         _tell_how_to_go_on(stopped, file, [*given, *parent], folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse import console, signals
-from stillhouse.commands.app import RUN, app
+from stillhouse.commands.app import RUN, Interrupted, app
 from stillhouse.commands.options import Overrides
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def sweep(
         more = [*(overrides or ()), *(["--workers", str(workers)] if workers > 1 else [])]
         command = shlex.join(["stillhouse", "sweep", str(file), *more])
         console.note(f"Interrupted by {signals.name_of(error)}. Continue with: {command}")
-        raise typer.Exit(signals.exit_code_of(error)) from error
+        raise Interrupted(signals.exit_code_of(error)) from error
     _show_result(plan, result)
     if result.count("failed"):
         raise typer.Exit(3)
